@@ -1,0 +1,74 @@
+"""Which errors can a user meet? One family, each built from one string.
+
+A message says what is wrong, the value, what was expected and what to do, and starts with the place:
+``shard train-000012.tar, key 'n0144_77', field 'jpg': not an image (starts with b'<html>')``.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+
+class AdqError(Exception):
+    """Base of everything this package raises on purpose about data, files and state.
+
+    Wrong arguments raise `ValueError` or `TypeError` instead: they are the program's, not the data's.
+    """
+
+
+class SampleError(AdqError):
+    """One sample cannot be used: no image, no label, damaged bytes, a NaN embedding."""
+
+
+class ShardError(AdqError):
+    """A shard cannot be trusted as a whole: truncated, bad header, duplicate key, changed since the plan."""
+
+
+class FeaturesError(AdqError):
+    """Features are damaged, incomplete, or do not belong together."""
+
+
+class PlanError(AdqError):
+    """A plan is damaged, cannot be met, or does not belong to these shards."""
+
+
+class CodebookError(AdqError):
+    """A codebook is damaged or does not belong to these embeddings."""
+
+
+class StateError(AdqError):
+    """A saved state does not belong to this stream."""
+
+
+class LoaderClosed(AdqError):  # noqa: N818 - it says what is, as StopIteration does
+    """The stream has already ended with an error; it must be made anew."""
+
+
+E = TypeVar("E", bound=AdqError)
+
+
+def located(error: E, *, shard: str, key: str | None = None, field: str | None = None) -> E:
+    """The same kind of error with its place put in front of its text.
+
+    >>> located(SampleError("empty file"), shard="a.tar", key="x", field="jpg")
+    SampleError("shard a.tar, key 'x', field 'jpg': empty file")
+    """
+    place = f"shard {shard if shard.isprintable() else shorten(shard)}"
+    if key is not None:
+        place += f", key {shorten(key)}"
+    if field is not None:
+        place += f", field {shorten(field)}"
+    return type(error)(f"{place}: {error}")
+
+
+def shorten(value: object, limit: int = 80) -> str:
+    """`repr` of a value on one line, cut in the middle when it is long (keys come from strangers).
+
+    >>> shorten("a" * 100, limit=20)
+    "'aaaaaaa...aaaaaaaa'"
+    """
+    text = repr(value)
+    if len(text) <= limit:
+        return text
+    head = (limit - 3) // 2
+    return text[:head] + "..." + text[-(limit - 3 - head) :]

@@ -1,0 +1,189 @@
+"""Which shards? Patterns expanded, one short unique name for each, and the way back from a URL to a name."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from pathlib import PurePosixPath
+
+import braceexpand
+
+from adq_wds.errors import PlanError, shorten
+
+MAX_SHARDS = 10_000_000
+_TAR_IN_COMMAND = re.compile(r"[^/\s'\"|<>?#&=:@]+\.(?:tar|tgz)[.\w]*")
+
+
+def expand_urls(urls: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[str]:
+    """The shards that a pattern, or several, stand for, in the order written.
+
+    Braces (``train-{000000..000146}.tar``) and ``::`` are read as WebDataset reads them; ``*`` and ``?`` match
+    local files, sorted; a folder means the ``*.tar`` files in it, sorted.
+
+    Raises:
+        ValueError: nothing is named, a local pattern matches nothing, or a shard is named twice.
+
+    >>> expand_urls("a-{000..002}.tar::b.tar")
+    ['a-000.tar', 'a-001.tar', 'a-002.tar', 'b.tar']
+    """
+    patterns = [urls] if isinstance(urls, (str, os.PathLike)) else list(urls)
+    found: list[str] = []
+    for pattern in patterns:
+        for part in os.fspath(pattern).split("::"):
+            found.extend(_expand_one(part))
+        if len(found) > MAX_SHARDS:
+            raise ValueError(f"shards {shorten(pattern)}: more than {MAX_SHARDS:,} shards")
+    if not found:
+        raise ValueError("no shards given; name tar files, a pattern in quotes, or a folder")
+    twice = [url for url, count in Counter(found).items() if count > 1]
+    if twice:
+        raise ValueError(
+            f"shard {shorten(twice[0])} is listed {found.count(twice[0])} times; name each shard once"
+        )
+    return found
+
+
+def _expand_one(part: str) -> list[str]:
+    if os.path.exists(part) and not os.path.isdir(part):
+        return [part]  # a file whose own name has braces or stars
+    try:
+        names = list(islice(braceexpand.braceexpand(part), MAX_SHARDS + 1)) if part else []
+    except ValueError as error:
+        raise ValueError(f"shards {shorten(part)}: {error}") from error
+    found = []
+    for name in names:
+        if "://" in name:
+            found.append(name)
+        elif os.path.isdir(name):
+            found.extend(_matches(os.path.join(glob.escape(name), "*.tar"), name))
+        elif any(c in name for c in "*?[") and not os.path.exists(name):
+            found.extend(_matches(name, name))
+        else:
+            found.append(name)
+    return found
+
+
+def _matches(pattern: str, shown: str) -> list[str]:
+    names = sorted(glob.glob(pattern))
+    if not names:
+        raise ValueError(f"no shards match {shorten(shown)}")
+    return names
+
+
+def path_of(url: str) -> str:
+    """The path in a URL: no scheme or host, no query, no fragment, no ``pipe:`` command before it.
+
+    >>> path_of("https://host/data/train-000001.tar?token=s3cret")
+    'host/data/train-000001.tar'
+    >>> path_of("pipe:curl -s http://host/a.tar")
+    'a.tar'
+    """
+    if url.lower().lstrip().startswith("pipe:"):
+        names = _TAR_IN_COMMAND.findall(url)  # a command may hold secrets: nothing else of it is passed on
+        return names[-1] if names else "pipe"
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return scheme
+    return rest.split("?", 1)[0].split("#", 1)[0]
+
+
+def base_name(shard: str) -> str:
+    """The file's name, which draws use: moving the data, or adding a folder to the name, changes no draw."""
+    return PurePosixPath(path_of(shard)).name
+
+
+def shard_names(urls: Sequence[str]) -> list[str]:
+    """A name for each shard: the file's name, with as much of its folder as makes it unique.
+
+    Raises:
+        ValueError: two of the URLs are the same file.
+
+    >>> shard_names(["/data/a/train.tar", "/data/b/train.tar", "/data/b/val.tar"])
+    ['a/train.tar', 'b/train.tar', 'val.tar']
+    """
+    parts = [[p for p in path_of(url).replace(os.sep, "/").split("/") if p not in ("", ".")] for url in urls]
+    depth = [1] * len(urls)
+    while True:
+        names = ["/".join(p[-d:]) for p, d in zip(parts, depth, strict=True)]
+        groups = Counter(names)
+        same = [i for i, name in enumerate(names) if groups[name] > 1]
+        if not same:
+            return names
+        stuck = [i for i in same if depth[i] >= len(parts[i])]
+        if len(stuck) > 1:
+            raise ValueError(f"shard {shorten(urls[stuck[0]])} is listed twice; name each shard once")
+        for i in same:
+            depth[i] = min(depth[i] + 1, len(parts[i]))
+
+
+class ShardNames:
+    """The way back from a sample's `__url__` to the shard's name in a plan.
+
+    A URL belongs to the name that shares its longest path suffix, so data may move as a whole. A tie is an
+    error, and `root` settles it: then the name is the path below `root`.
+    """
+
+    def __init__(self, names: Iterable[str], *, root: str | None = None) -> None:
+        self._by_base: dict[str, list[str]] = {}
+        for name in names:
+            self._by_base.setdefault(name.rsplit("/", 1)[-1], []).append(name)
+        self._root = root
+
+    def find(self, url: str) -> str:
+        """The name for `url`.
+
+        Raises:
+            PlanError: no name fits, or several fit equally well.
+        """
+        path = path_of(url).replace(os.sep, "/")
+        known = self._by_base.get(path.rsplit("/", 1)[-1], [])
+        if self._root is not None:
+            below = path.removeprefix(path_of(self._root).rstrip("/") + "/")
+            if below in known:
+                return below
+            raise PlanError(f"shard {shorten(below)} below root {shorten(self._root)} is not in the plan")
+        if len(known) == 1:
+            return known[0]
+        if not known:
+            raise PlanError(
+                f"shard {shorten(base_name(url))} is not in the plan; plan again with it, or leave it out"
+            )
+        shared = [_shared_suffix(name.split("/"), path.split("/")) for name in known]
+        best = max(shared)
+        if shared.count(best) > 1:
+            fits = [name for name, n in zip(known, shared, strict=True) if n == best]
+            raise PlanError(f"shard {shorten(path)} may be {fits[0]!r} or {fits[1]!r}; say which with root=")
+        return known[shared.index(best)]
+
+
+def _shared_suffix(a: list[str], b: list[str]) -> int:
+    shared = 0
+    for x, y in zip(reversed(a), reversed(b), strict=False):
+        if x != y:
+            break
+        shared += 1
+    return shared
+
+
+def check_shard_name(name: object) -> str:
+    """`name`, if it is a plain relative file name: a plan comes from a stranger and must not name more.
+
+    Raises:
+        PlanError: empty, absolute, ``..``, a scheme, a command, or a character that a shell or a pattern reads.
+
+    >>> check_shard_name("train/a-000001.tar")
+    'train/a-000001.tar'
+    """
+    if not isinstance(name, str) or not name:
+        raise PlanError(f"shard name {shorten(name)} is not a name")
+    parts = name.split("/")
+    hostile = set(name) & set("{}[]*?$|`<>\\:;&\"'!")
+    if hostile or not name.isprintable() or name != name.strip() or name[0] in "-~":
+        raise PlanError(f"shard name {shorten(name)} is refused: it is not a plain file name")
+    if any(part in ("", ".", "..") for part in parts):
+        raise PlanError(f"shard name {shorten(name)} is refused: it must be a relative path without '..'")
+    return name
