@@ -1,0 +1,280 @@
+"""What is a sample, which of its fields holds the image and which the label, and who may look at it?"""
+
+from __future__ import annotations
+
+import json
+import operator
+import re
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from adq_wds.errors import SampleError, located, shorten
+from adq_wds.image import MAX_PIXELS, decode_image
+from adq_wds.shards import base_name
+
+Sample = dict[str, Any]
+"""WebDataset's dict: `__key__`, `__url__`, sometimes `__local_path__`, and fields by lower-case extension.
+
+Fields named `__adq_*` are ours. A tar may not bring them: `clean_fields` drops them where a tar is read.
+"""
+
+FieldSpec = str | Callable[[Sample], Any]
+"""Which field: alternatives as WebDataset writes them ("jpg;png"), or a function of the sample."""
+
+Label = int | str | None
+
+IMAGE_FIELDS = "jpg;jpeg;png;webp;gif;bmp;tif;tiff;avif;ppm;pgm;pbm;pnm;pfm"
+INTEGER_FIELDS = frozenset({"cls", "cls2", "class", "count", "index", "inx", "id"})  # as WebDataset has them
+JSON_FIELDS = frozenset({"json", "jsn"})
+PICKLE_FIELDS = frozenset({"pickle", "pkl", "pyd", "pth", "pt"})
+MAX_LABEL = 2**31 - 1
+"""Integer labels are 0 ... MAX_LABEL - 1."""
+MAX_JSON_BYTES = 4 * 1024 * 1024
+
+
+class Encoder(Protocol):
+    """Images to embeddings. Its three names go into every file of features, so that two are never mixed."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def revision(self) -> str: ...
+    @property
+    def preprocessing_hash(self) -> str: ...
+    def __call__(
+        self, images: Sequence[Image.Image]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Embeddings (B, D), and logits (B, C) where there is a head, of B upright RGB images of any size."""
+
+
+class Importance(Protocol):
+    """Images to the importance of their patches."""
+
+    def __call__(
+        self, images: Sequence[Image.Image], labels: Sequence[Label], seeds: Sequence[int]
+    ) -> NDArray[np.float32]:
+        """(B, L): of each of L patches, row by row from the top left; B upright RGB images of one size."""
+
+
+def image_bytes(sample: Sample, spec: FieldSpec = IMAGE_FIELDS) -> tuple[str, bytes]:
+    """Name and content of the one field of `sample` that `spec` names.
+
+    Raises:
+        SampleError: none of the alternatives is there, or several are, or the field does not hold bytes.
+        ValueError: `spec` is malformed.
+
+    >>> image_bytes({"__key__": "a", "png": b"...", "cls": b"3"})
+    ('png', b'...')
+    """
+    if callable(spec):
+        field, data = _name_of(spec), _call(spec, sample, "image")
+    else:
+        field, _ = _present(sample, spec, "image")
+        data = sample[field]
+    if not isinstance(data, bytes | bytearray | memoryview):
+        kind = type(data).__name__
+        hint = "the bytes of a file; put this stage before .decode()"
+        raise place_error(SampleError(f"holds {kind}, expected {hint}"), sample, field)
+    return field, bytes(data)
+
+
+def read_image(
+    sample: Sample,
+    spec: FieldSpec = IMAGE_FIELDS,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    background: tuple[int, int, int] = (255, 255, 255),
+) -> Image.Image:
+    """The image of `sample`, as `image.decode_image` gives it; the error names shard, key and field."""
+    field, data = image_bytes(sample, spec)
+    try:
+        return decode_image(data, max_pixels=max_pixels, background=background)
+    except SampleError as error:
+        raise place_error(error, sample, field) from error
+
+
+def read_label(sample: Sample, spec: FieldSpec | None) -> Label:
+    """The label of `sample`: an integer, a name, or None for unlabelled data.
+
+    Args:
+        sample: fields as bytes, or as WebDataset decodes them (an int in "cls", a dict in "json").
+        spec: None or "none" for no label. Else alternatives separated by ";", each read by its last
+            extension: `INTEGER_FIELDS` as an ASCII integer from 0; "json:label", "json:a.b" as the entry
+            at that path, an integer or a name by its JSON type; every other one ("txt") as a name, UTF-8
+            with white space around it taken off. Or a function of the sample, giving int, str or None.
+
+    Raises:
+        SampleError: no such field, several of them, or a value that is no label. Located.
+        ValueError: `spec` is malformed, or names a field that would have to be unpickled.
+
+    >>> read_label({"cls": b"7\\n"}, "cls"), read_label({"json": b'{"a": {"b": "cat"}}'}, "cls;json:a.b")
+    (7, 'cat')
+    """
+    if spec is None or spec == "none":
+        return None
+    field = _name_of(spec) if callable(spec) else None
+    try:
+        if callable(spec):
+            value = _call(spec, sample, "label")
+            return None if value is None else _plain_label(value)
+        field, path = _present(sample, spec, "label")
+        kind = field.rpartition(".")[2]
+        if kind in INTEGER_FIELDS:
+            return _integer_label(sample[field])
+        if kind in JSON_FIELDS:
+            return _plain_label(_json_entry(sample[field], path))
+        return _name_label(sample[field])
+    except _LabelError as error:
+        raise place_error(SampleError(str(error)), sample, field) from error.__cause__
+
+
+def clean_fields(sample: Sample) -> Sample:
+    """`sample` without the `__adq_*` fields, which only this package may set; for what a tar brings.
+
+    >>> clean_fields({"__key__": "a", "jpg": b"", "__adq_keep__": b"1"})
+    {'__key__': 'a', 'jpg': b''}
+    """
+    return {field: value for field, value in sample.items() if not field.startswith("__adq_")}
+
+
+def place_error(error: SampleError, sample: Sample, field: str | None = None) -> SampleError:
+    """The same error with the sample's shard and key, and the field, put in front."""
+    shard = base_name(str(sample.get("__url__", "?")))
+    return located(error, shard=shard, key=sample.get("__key__"), field=field)
+
+
+class _LabelError(Exception):
+    """A value that is no label; `read_label` knows where it was."""
+
+
+@lru_cache(maxsize=256)
+def _alternatives(spec: str) -> tuple[tuple[str, str], ...]:
+    """(field, path inside it) of each alternative of "jpg;json:a.b"."""
+    found: dict[str, str] = {}
+    for part in spec.split(";"):
+        field, _, path = part.strip().partition(":")
+        field = field.lower().removeprefix(".")
+        last = field.rpartition(".")[2]
+        if not field or field in found:
+            raise ValueError(
+                f"field spec {spec!r}: {part!r} is empty or named twice; expected like 'jpg;png'"
+            )
+        if PICKLE_FIELDS & set(field.split(".")):
+            raise ValueError(
+                f"field spec {spec!r}: {field!r} would run what a pickle says; never decoded here"
+            )
+        if path and last not in JSON_FIELDS:
+            raise ValueError(f"field spec {spec!r}: a path, {path!r}, only leads into a json field")
+        found[field] = path
+    return tuple(found.items())
+
+
+def _present(sample: Sample, spec: str, what: str) -> tuple[str, str]:
+    """The one alternative of `spec` that `sample` has."""
+    if not isinstance(spec, str):
+        raise ValueError(f"{what}={spec!r} names no field; expected a string like 'jpg;png', or a function")
+    wanted = _alternatives(spec)
+    found = [pair for pair in wanted if pair[0] in sample]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        first, second = found[0][0], found[1][0]
+        trouble = f"fields {first!r} and {second!r} are both there; name one, such as {what}={first!r}"
+    else:
+        names = [shorten(field, 40) for field in sorted(sample) if not field.startswith("__")]
+        listed = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+        remedy = "; for unlabelled data, label=None" if what == "label" else ""
+        looked = ", ".join(field for field, _ in wanted)
+        trouble = f"no {what} field: looked for {looked}; the sample has {listed or 'no field'}{remedy}"
+    raise place_error(SampleError(trouble), sample)
+
+
+def _call(function: Callable[[Sample], Any], sample: Sample, what: str) -> Any:
+    try:
+        return function(sample)
+    except Exception as error:
+        trouble = f"{what} function raised {type(error).__name__}: {shorten(str(error), 200)}"
+        raise place_error(SampleError(trouble), sample, _name_of(function)) from error
+
+
+def _name_of(function: Callable[[Sample], Any]) -> str:
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+def _plain_label(value: Any) -> Label:
+    """An integer or a name by its Python type."""
+    return _name_label(value) if isinstance(value, str) else _integer_label(value)
+
+
+def _integer_label(value: Any) -> int:
+    if isinstance(value, str):
+        value = value.encode("utf-8", "replace")
+    if isinstance(value, bytes | bytearray | memoryview):
+        text = bytes(value).strip()
+        if not re.fullmatch(rb"-?[0-9]{1,20}", text):
+            raise _LabelError(
+                f"{shorten(text)} is no integer label; expected digits, or read a name from 'txt'"
+            )
+        number = int(text)
+    else:
+        number = _as_integer(value)
+    if not 0 <= number < MAX_LABEL:
+        raise _LabelError(f"label {number} is out of range; expected 0 to {MAX_LABEL - 1}")
+    return number
+
+
+def _as_integer(value: Any) -> int:
+    try:
+        if isinstance(value, bool | np.bool_):
+            raise TypeError
+        return operator.index(value)
+    except (TypeError, ValueError):
+        kind = "null" if value is None else type(value).__name__
+        raise _LabelError(
+            f"label {shorten(value)} is of type {kind}, expected an integer or a name; "
+            "for several labels, a regression or none, use label=None"
+        ) from None
+
+
+def _name_label(value: Any) -> str:
+    if isinstance(value, bytes | bytearray | memoryview):
+        try:
+            value = bytes(value).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise _LabelError(f"label {shorten(bytes(value))} is not UTF-8 text") from error
+    if not isinstance(value, str):
+        raise _LabelError(f"label {shorten(value)} is of type {type(value).__name__}, expected text")
+    name = str(value.strip())
+    if not name:
+        raise _LabelError("the label is empty; for unlabelled data, label=None")
+    if not name.isascii() and any("\ud800" <= letter <= "\udfff" for letter in name):
+        raise _LabelError(f"label {shorten(name)} is not valid Unicode (half a surrogate pair)")
+    return name
+
+
+def _json_entry(value: Any, path: str) -> Any:
+    """What stands at `path` ("a.b") of a JSON document, given as bytes, as text or already parsed."""
+    if isinstance(value, bytes | bytearray | memoryview | str):
+        if len(value) > MAX_JSON_BYTES:
+            raise _LabelError(f"{len(value)} bytes of JSON, at most {MAX_JSON_BYTES} are read")
+        try:
+            value = json.loads(value if isinstance(value, str) else bytes(value))
+        except (ValueError, RecursionError) as error:
+            raise _LabelError(f"not JSON that can be read: {shorten(str(error), 200)}") from error
+    for step in path.split(".") if path else ():
+        if not isinstance(value, dict) or step not in value:
+            has = (
+                f"has {shorten(sorted(map(str, value)))}"
+                if isinstance(value, dict)
+                else f"is {shorten(value)}"
+            )
+            raise _LabelError(f"no entry {step!r} on the way to {path!r}: the document there {has}")
+        value = value[step]
+    if isinstance(value, dict):
+        raise _LabelError("the entry is an object; name one inside it, such as 'json:label'")
+    return value
