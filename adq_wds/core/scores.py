@@ -1,0 +1,133 @@
+"""What is each bin worth? Representativeness, diversity, and the importance they add up to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Normalise = str  # "sum" | "minmax"
+DECIMALS = 12  # importances are rounded to it, so that a last bit of a machine's sums cannot move a pick
+
+
+@dataclass
+class BinSums:
+    """Running sums over the samples of each of K bins; whole classes are added one after another.
+
+    The embedding sums are exact (rounded unit rows), so their order never matters.
+    """
+
+    n: NDArray[np.int64]  # (K,)
+    texture: NDArray[np.float64]  # (K,)
+    embedding: NDArray[np.float64]  # (K, D) Σz
+    squares: NDArray[np.float64]  # (K,) Σ‖z‖²
+
+    @classmethod
+    def empty(cls, n_bins: int, width: int) -> BinSums:
+        """Sums over no samples."""
+        return cls(np.zeros(n_bins, np.int64), np.zeros(n_bins), np.zeros((n_bins, width)), np.zeros(n_bins))
+
+    def add(self, bin: NDArray[np.int16], rows: NDArray[np.float64], texture: NDArray[np.float32]) -> None:
+        """Add samples.
+
+        Args:
+            bin: (n,) int16, each sample's bin.
+            rows: (n, D) float64, their rounded unit embeddings.
+            texture: (n,) float32, their texture levels.
+        """
+        n_bins = len(self.n)
+        self.n += np.bincount(bin, minlength=n_bins)
+        self.texture += np.bincount(bin, weights=texture.astype(np.float64), minlength=n_bins)
+        squares = np.einsum("nd,nd->n", rows, rows)
+        self.squares += np.bincount(bin, weights=squares, minlength=n_bins)
+        order = np.argsort(bin, kind="stable")
+        ends = np.searchsorted(bin[order], np.arange(n_bins + 1))
+        for k in range(n_bins):
+            self.embedding[k] += rows[order[ends[k] : ends[k + 1]]].sum(axis=0)
+
+
+def representativeness(sums: BinSums) -> NDArray[np.float64]:
+    """Mean texture level of each bin: (K,) float64, NaN where a bin is empty.
+
+    Source: Li et al. 2024 (arXiv 2412.16895).
+    """
+    with np.errstate(invalid="ignore"):
+        return sums.texture / sums.n
+
+
+def diversity(sums: BinSums) -> NDArray[np.float64]:
+    """Diversity of each bin: 1 over the mean similarity 0.5 + 0.5·cos of its pairs of distinct samples.
+
+    About 1 (all alike) to 2 (orthogonal). From running sums, Σ over pairs of cos = (‖Σz‖² − Σ‖z‖²) / 2, in O(M·D)
+    instead of O(M²·D). A bin with one sample, or one whose mean similarity is not positive, has no value of its
+    own and takes the mean of the others.
+
+    Returns:
+        (K,) float64, NaN where a bin is empty; all 1 when no bin has a value of its own.
+
+    Source: Li et al. 2024 (arXiv 2412.16895), diversity; this bounded form without pairs of an image with
+    itself is ours.
+    """
+    pairs = sums.n.astype(np.float64) * (sums.n - 1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean_cos = (np.einsum("kd,kd->k", sums.embedding, sums.embedding) - sums.squares) / pairs
+        value = 1.0 / (0.5 + 0.5 * mean_cos)
+    own = (pairs > 0) & np.isfinite(value) & (value > 0)
+    fill = value[own].mean() if own.any() else 1.0
+    value = np.where(own, value, fill)
+    known: NDArray[np.float64] = np.where(sums.n > 0, value, np.nan)
+    return known
+
+
+def importance(scores: list[NDArray[np.float64]], *, normalise: Normalise = "sum") -> NDArray[np.float64]:
+    """Importance of each bin: the scores, normalised over the bins, added, and scaled to sum 1.
+
+    Args:
+        scores: each (K,) float64, >= 0, NaN for an empty bin.
+        normalise: "sum" (each score's values sum to 1) or "minmax" (its least is 0, its largest 1). A score
+            that is the same in all bins counts the same for all.
+
+    Returns:
+        (K,) float64, sums to 1 up to the rounding to 12 decimals; 0 for an empty bin.
+
+    Raises:
+        ValueError: no scores, unknown name, shapes differ, or a value is negative or infinite.
+
+    Source: Li et al. 2024 (arXiv 2412.16895), Î = R̂ep + D̂iv; the paper says only "normalised", sum is ours.
+
+    >>> importance([np.array([1.0, 3.0]), np.array([2.0, 2.0])])
+    array([0.375, 0.625])
+    """
+    if normalise not in ("sum", "minmax"):
+        raise ValueError(f"normalise must be 'sum' or 'minmax', got {normalise!r}")
+    if not scores or any(score.shape != scores[0].shape for score in scores):
+        raise ValueError(
+            f"scores must be one or more arrays of one shape (K,), got {[s.shape for s in scores]}"
+        )
+    total = np.zeros_like(scores[0], dtype=np.float64)
+    for score in scores:
+        filled = ~np.isnan(score)
+        if not np.isfinite(score[filled]).all() or (score[filled] < 0).any():
+            raise ValueError(f"a bin's score must be finite and >= 0, got {score.tolist()}")
+        total += _normalised(np.where(filled, score, 0.0), filled, normalise)
+    if total.sum() > 0.0:
+        total = np.round(total / total.sum(), DECIMALS)
+    return total
+
+
+def _normalised(
+    value: NDArray[np.float64], filled: NDArray[np.bool_], normalise: Normalise
+) -> NDArray[np.float64]:
+    """One score over the bins that hold samples; uniform where it does not tell them apart."""
+    share: NDArray[np.float64] = np.zeros_like(value)
+    if not filled.any():
+        return share
+    low, high = value[filled].min(), value[filled].max()
+    if high == low:
+        share[filled] = 1.0 / filled.sum()
+    elif normalise == "minmax":
+        share[filled] = (value[filled] - low) / (high - low)
+    else:
+        share[filled] = value[filled] / value[filled].sum()
+    return share
