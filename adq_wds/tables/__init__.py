@@ -1,0 +1,1 @@
+"""Features, Bins, Plan: checked when made, when loaded, when saved."""

@@ -1,0 +1,102 @@
+"""Which bin is each sample in, and what are the bins like? Made once per set, used by plans of every ratio."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from adq_wds.errors import PlanError, shorten
+from adq_wds.tables.parquet import GroupFile, Header, column_hashes, write_groups
+
+VERSION = 1
+_SCHEMA = pa.schema(
+    [
+        pa.field("label", pa.int32(), nullable=False),
+        pa.field("bin", pa.int16(), nullable=False),
+        pa.field("pick", pa.int32(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Bins:
+    """The bins of a whole set, rows as in the features: by (shard name, index).
+
+    Attributes:
+        shards: (name, rows) of each shard, in row order.
+        label: (N,) int32, class of each sample over the whole set; -1 for unlabelled data.
+        bin: (N,) int16, 0 … K−1 in the order filled; -1 for a sample left out.
+        pick: (N,) int32, position in which its bin took it, from 0; -1 for a sample left out.
+        header: n_bins, kernel, features hash, classes, names, and `scores`: one list of K values per score,
+            None for an empty bin.
+    """
+
+    shards: list[tuple[str, int]]
+    label: NDArray[np.int32]
+    bin: NDArray[np.int16]
+    pick: NDArray[np.int32]
+    header: Header
+
+    def __post_init__(self) -> None:
+        n = sum(rows for _, rows in self.shards)
+        if not len(self.label) == len(self.bin) == len(self.pick) == n:
+            raise PlanError(f"bins of {len(self.bin)} rows for {n} samples")
+        if n and (self.bin.min() < -1 or self.bin.max() >= self.n_bins or self.pick.min() < -1):
+            raise PlanError(
+                f"bins must lie in 0 … {self.n_bins - 1}, got {self.bin.min()} … {self.bin.max()}"
+            )
+
+    @property
+    def n_bins(self) -> int:
+        """K."""
+        return int(self.header["n_bins"])
+
+    @property
+    def classes(self) -> list[int]:
+        """The classes that were binned, ascending."""
+        return [int(label) for label in self.header["classes"]]
+
+    def scores(self) -> dict[str, NDArray[np.float64]]:
+        """(K,) float64 per score, NaN for an empty bin."""
+        return {
+            name: np.array([np.nan if v is None else v for v in values], dtype=np.float64)
+            for name, values in self.header["scores"].items()
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write to one Parquet file, whole or not at all."""
+        groups, entries, start = [], [], 0
+        for name, rows in self.shards:
+            part = slice(start, start + rows)
+            columns = {"label": self.label[part], "bin": self.bin[part], "pick": self.pick[part]}
+            groups.append(pa.table(columns, schema=_SCHEMA))
+            entries.append({"name": name, "n": rows, "columns": column_hashes(groups[-1])})
+            start += rows
+        header = {**self.header, "format": "adq_wds.bins", "version": VERSION, "shards": entries}
+        write_groups(path, _SCHEMA, groups, header)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Bins:
+        """Read bins back.
+
+        Raises:
+            PlanError: the file is damaged or of another kind.
+        """
+        file = GroupFile(path, kind="bins", version=VERSION, error=PlanError)
+        groups = [file.group(i, _SCHEMA) for i in range(len(file.header["shards"]))]
+        table = pa.concat_tables(groups) if groups else _SCHEMA.empty_table()
+        try:
+            shards = [(str(entry["name"]), int(entry["n"])) for entry in file.header["shards"]]
+            label, bin, pick = (table[name].to_numpy() for name in _SCHEMA.names)
+            return cls(shards, label, bin, pick, _own(file.header))
+        except (KeyError, TypeError) as cause:
+            raise PlanError(f"{Path(path)}: damaged: {shorten(str(cause))}") from cause
+
+
+def _own(header: Header) -> Header:
+    return {name: value for name, value in header.items() if name not in ("format", "version", "shards")}

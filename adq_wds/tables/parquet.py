@@ -1,0 +1,174 @@
+"""How is a checked table stored? Parquet, one row group per shard, and a header that vouches for every column.
+
+The header is a JSON text under the key ``adq_wds`` of the file's metadata, its SHA-256 under
+``adq_wds.sha256``. It names the format, the version, and for every row group the shard, the number of rows and
+one SHA-256 per column, over values and not over file bytes: another pyarrow may pack the same table
+otherwise, and the header's hash stays. A row group is compared with the header when it is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from adq_wds.errors import AdqError, shorten
+from adq_wds.files import atomic_path, canonical_json, sha256_text
+
+HEADER_KEY = b"adq_wds"
+HASH_KEY = b"adq_wds.sha256"
+MAX_HEADER_BYTES = 1 << 28
+
+Header = dict[str, Any]
+ErrorClass = Callable[[str], AdqError]
+
+
+def column_hash(column: pa.ChunkedArray | pa.Array) -> str:
+    """SHA-256 over a column's values, whatever its chunks and encoding.
+
+    Numbers are hashed as little-endian bytes, booleans as one byte each, strings as their int64 lengths and then
+    their UTF-8 bytes, fixed-size lists as their flat values; nulls are refused.
+    """
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if array.null_count:
+        raise ValueError(f"{array.null_count} empty values in a column of {array.type}")
+    digest = hashlib.sha256(f"{array.type}\n{len(array)}\n".encode())
+    if pa.types.is_string(array.type):
+        text = array.cast(pa.large_string())
+        ends = np.frombuffer(text.buffers()[1], dtype="<i8")[text.offset : text.offset + len(text) + 1]
+        digest.update(np.diff(ends).astype("<i8").tobytes())
+        if len(text) and text.buffers()[2] is not None:
+            digest.update(memoryview(text.buffers()[2])[int(ends[0]) : int(ends[-1])])
+        return digest.hexdigest()
+    if pa.types.is_fixed_size_list(array.type):
+        array = array.flatten()
+    values = array.to_numpy(zero_copy_only=False)
+    if values.dtype == np.bool_:
+        values = values.astype(np.uint8)
+    digest.update(np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<")).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def column_hashes(table: pa.Table) -> dict[str, str]:
+    """`column_hash` of every column of a table, by name."""
+    return {name: column_hash(table.column(name)) for name in table.column_names}
+
+
+def write_groups(
+    path: str | os.PathLike[str],
+    schema: pa.Schema,
+    groups: Iterable[pa.Table],
+    header: Header,
+    *,
+    compression: str = "zstd",
+) -> None:
+    """Write tables of one schema as the row groups of one file, whole or not at all.
+
+    Raises:
+        AdqError: the file cannot be written; the old one, if any, is intact.
+    """
+    text = canonical_json(header)
+    metadata = {HEADER_KEY: text.encode("utf-8"), HASH_KEY: sha256_text(text).encode("ascii")}
+    options = {"compression": compression, "use_dictionary": False, "write_statistics": False}
+    with atomic_path(path) as partial, pq.ParquetWriter(partial, schema, **options) as writer:
+        for group in groups:
+            writer.write_table(group, row_group_size=max(1, group.num_rows))
+        writer.add_key_value_metadata(metadata)
+
+
+class GroupFile:
+    """A file that `write_groups` made: its header at once, its row groups when asked for.
+
+    Reads by position (no shared file offset), so it may be used from threads and forked workers.
+
+    Attributes:
+        header: the header, already compared with its hash.
+        hash: the header's SHA-256.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, kind: str, version: int, error: ErrorClass) -> None:
+        self.path = Path(path)
+        self._error = error
+        try:
+            self._file = pq.ParquetFile(self.path, pre_buffer=False)
+            metadata = self._file.metadata.metadata or {}
+        except FileNotFoundError:
+            raise error(f"{self.path}: no such file") from None
+        except (pa.ArrowException, OSError, ValueError, KeyError, RuntimeError) as cause:
+            raise error(f"{self.path}: not a readable Parquet file ({shorten(str(cause))})") from cause
+        self.header, self.hash = self._checked_header(metadata, kind, version)
+        if [g.get("n") for g in self.header["shards"]] != [
+            self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)
+        ]:
+            raise error(f"{self.path}: damaged: its row groups are not those its header lists")
+
+    def _checked_header(self, metadata: dict[bytes, bytes], kind: str, version: int) -> tuple[Header, str]:
+        raw, digest = metadata.get(HEADER_KEY), metadata.get(HASH_KEY)
+        if raw is None or digest is None:
+            raise self._error(f"{self.path}: not made by adq_wds (no header); expected a file of {kind}")
+        if len(raw) > MAX_HEADER_BYTES:
+            raise self._error(f"{self.path}: header of {len(raw):,} bytes, at most {MAX_HEADER_BYTES:,}")
+        if hashlib.sha256(raw).hexdigest().encode("ascii") != digest:
+            raise self._error(f"{self.path}: damaged: the header does not match its hash; make it again")
+        header = json.loads(raw)
+        if not isinstance(header, dict) or header.get("format") != f"adq_wds.{kind}":
+            found = header.get("format") if isinstance(header, dict) else header
+            raise self._error(f"{self.path}: holds {shorten(found)}, expected adq_wds.{kind}")
+        if header.get("version") not in range(1, version + 1):
+            raise self._error(
+                f"{self.path}: version {shorten(header.get('version'))} of the {kind} format; "
+                f"this adq_wds reads versions 1 to {version}, so a newer one is needed"
+            )
+        shards = header.get("shards")
+        if not isinstance(shards, list) or not all(isinstance(shard, dict) for shard in shards):
+            raise self._error(f"{self.path}: damaged: the header lists no shards")
+        return header, digest.decode("ascii")
+
+    def group(self, i: int, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
+        """Row group `i`, or some of its columns, checked against the header.
+
+        Raises:
+            the error class given: the columns are not those of `schema`, or a value changed.
+        """
+        entry = self.header["shards"][i]
+        wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
+        place = f"{self.path}, shard {shorten(entry.get('name'))}"
+        try:
+            table = self._file.read_row_group(i, columns=wanted.names, use_threads=False)
+            table.validate(full=True)
+            table = table.select(wanted.names).replace_schema_metadata(None)
+            found = column_hashes(table)
+        except (pa.ArrowException, OSError, ValueError, KeyError, RuntimeError, MemoryError) as cause:
+            raise self._error(f"{place}: damaged: {shorten(str(cause))}; make it again") from cause
+        if table.schema != wanted:
+            raise self._error(f"{place}: damaged: columns {table.schema.names} of types {table.schema.types}")
+        listed = entry.get("columns")
+        for name, digest in found.items():
+            if not isinstance(listed, dict) or listed.get(name) != digest:
+                raise self._error(f"{place}: damaged: column {name!r} does not match its hash; make it again")
+        return table
+
+
+def embedding_type(width: int) -> pa.DataType:
+    """The Arrow type of a column of embeddings, with the element's name that Parquet gives it."""
+    return pa.list_(pa.field("element", pa.float16(), nullable=False), width)
+
+
+def embedding_array(rows: np.ndarray[Any, Any]) -> pa.FixedSizeListArray:
+    """(n, D) float16 as an Arrow column of fixed-size lists."""
+    flat = pa.array(np.ascontiguousarray(rows).ravel())
+    return pa.FixedSizeListArray.from_arrays(flat, type=embedding_type(rows.shape[1]))
+
+
+def embedding_rows(column: pa.ChunkedArray, width: int) -> np.ndarray[Any, Any]:
+    """The way back from `embedding_array`: (n, D) float16."""
+    flat = column.combine_chunks().flatten() if column.num_chunks != 1 else column.chunk(0).flatten()
+    rows: np.ndarray[Any, Any] = flat.to_numpy(zero_copy_only=False).reshape(-1, width)
+    return rows
