@@ -1,0 +1,353 @@
+"""The command `adq`: arguments in, exit codes out.
+
+Exit codes: 0 ok; 1 data differ or are damaged; 2 wrong usage; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import adq_wds
+from adq_wds.errors import AdqError
+from adq_wds.pipe import MAX_BAD_FRACTION
+from adq_wds.registry import ALLOCATIONS, SCORES
+from adq_wds.sample import IMAGE_FIELDS
+
+Run = Callable[[argparse.Namespace], None]
+_SHARDS_HELP = "tar shards: a pattern in quotes (braces, ::, *), a folder, or several paths"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; gives the exit code."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("adq_wds").setLevel(logging.WARNING if arguments.quiet else logging.INFO)
+    run: Run = arguments.run
+    try:
+        run(arguments)
+        sys.stdout.flush()
+    except AdqError as error:
+        return _fail(error, 1)
+    except (ValueError, TypeError, FileNotFoundError) as error:
+        return _fail(error, 2)
+    except BrokenPipeError:  # `adq show plan.parquet | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        print("adq: interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _fail(error: Exception, code: int) -> int:
+    kind = f"{type(error).__name__}: " if isinstance(error, AdqError) else ""
+    print(f"adq: {kind}{error}", file=sys.stderr)
+    return code
+
+
+# ---- Commands
+
+
+def _embed(a: argparse.Namespace) -> None:
+    from adq_wds.jobs.embed import embed_shards
+    from adq_wds.jobs.estimate import estimate
+
+    if a.dry_run:
+        _print(
+            a,
+            estimate(
+                a.shards,
+                adq_wds.encoder(**_encoder(a)),
+                **_pick(a, *_EMBED, leave="on_error max_bad_fraction workers"),
+            ),
+        )
+        return
+    features = embed_shards(
+        a.shards, adq_wds.encoder(**_encoder(a)), a.out, progress=a.progress, **_pick(a, *_EMBED)
+    )
+    shown = {
+        "features": str(features.folder),
+        "samples": len(features),
+        "shards": len(features.files),
+        "hash": features.hash,
+    }
+    _print(a, shown, f"{len(features):,} samples of {len(features.files)} shards in {features.folder}")
+
+
+def _plan(a: argparse.Namespace) -> None:
+    plan = adq_wds.build_plan(a.features, out=a.out, progress=a.progress, **_plan_options(a))
+    _show_plan(a, plan)
+
+
+def _show(a: argparse.Namespace) -> None:
+    _show_plan(a, adq_wds.load_plan(a.plan))
+
+
+def _show_plan(a: argparse.Namespace, plan: adq_wds.Plan) -> None:
+    from adq_wds.jobs.show import describe_plan, show_plan
+
+    _print(a, describe_plan(plan), show_plan(plan))
+
+
+def _write(a: argparse.Namespace) -> None:
+    from dataclasses import asdict
+
+    from adq_wds.jobs.write import write_kept
+
+    options = _pick(a, "max_samples", "max_bytes", "split", "overwrite", "progress")
+    report = write_kept(a.shards, a.plan, a.out, **options)
+    share = 100 * report.bytes / max(1, report.source_bytes or 0)
+    text = (
+        f"{report.samples:,} samples in {report.shards} shards: {report.bytes:,} bytes on disk "
+        f"({report.payload_bytes:,} of them payload), {share:.1f} % of the source's {report.source_bytes:,}"
+    )
+    _print(a, asdict(report), text)
+
+
+def _run(a: argparse.Namespace) -> None:
+    from adq_wds.jobs.estimate import estimate
+    from adq_wds.jobs.run import load_run, run_job
+    from adq_wds.jobs.show import show_plan
+
+    if bool(a.shards) == bool(a.from_run):
+        raise ValueError("give SHARDS, or --from run.json")
+    options: dict[str, Any] = (
+        load_run(a.from_run)
+        if a.from_run
+        else {
+            "urls": a.shards,
+            "encoder": _encoder(a),
+            "embed": _pick(a, *_EMBED),
+            "plan": _plan_options(a),
+            "write": a.write,
+        }
+    )
+    if a.dry_run:
+        embed = {
+            k: v
+            for k, v in options["embed"].items()
+            if k in ("image", "label", "batch_size", "limit", "embeddings")
+        }
+        source = adq_wds.encoder(**options["encoder"])
+        _print(a, estimate(options["urls"], source, plan=options["plan"], **embed))
+        return
+    result = run_job(out=a.out, progress=a.progress, **options)
+    plan = adq_wds.load_plan(Path(a.out) / "plan.parquet")
+    text = "nothing to do: the same run is here already\n" if result["nothing_to_do"] else ""
+    _print(a, result, text + show_plan(plan) + f"\n\nplan: {Path(a.out) / 'plan.parquet'}")
+
+
+def _print(a: argparse.Namespace, value: dict[str, Any], text: str | None = None) -> None:
+    if a.json:
+        print(json.dumps(value, indent=1))
+    elif text is not None:
+        print(text)
+    else:
+        for name, entry in value.items():
+            print(
+                f"{name.replace('_', ' ')}: {entry:,}"
+                if isinstance(entry, int)
+                else f"{name.replace('_', ' ')}: {entry}"
+            )
+
+
+# ---- Arguments
+
+_EMBED = ("image", "label", "embeddings", "batch_size", "workers", "on_error", "max_bad_fraction", "limit")
+_PLAN = (
+    "bins",
+    "keep",
+    "seed",
+    "alpha",
+    "allocation",
+    "balance",
+    "draw",
+    "scores",
+    "normalise",
+    "classes",
+    "memory_bytes",
+)
+
+
+def _pick(a: argparse.Namespace, *names: str, leave: str = "") -> dict[str, Any]:
+    return {name: getattr(a, name) for name in names if name not in leave.split()}
+
+
+def _encoder(a: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `adq_wds.encoder`: those that were given."""
+    names = ("checkpoint", "device", "image_size", "pretrained", "head", "allow_pickle", "cache_dir")
+    return {"spec": a.encoder, **{name: getattr(a, name) for name in names if getattr(a, name) is not None}}
+
+
+def _plan_options(a: argparse.Namespace) -> dict[str, Any]:
+    options = _pick(a, *_PLAN)
+    options["must_include"] = [] if a.must_include is None else _keys_in(a.must_include)
+    return options
+
+
+def _keys_in(path: str) -> list[Any]:
+    """Keys from a file: one a line, or shard and key with a tab between."""
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    return [tuple(line.split("\t", 1)) if "\t" in line else line for line in lines if line]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="adq",
+        description="Adaptive Dataset Quantization: choose a part of your tar shards, and train on it.",
+        epilog="Exit codes: 0 ok, 1 data differ or are damaged, 2 wrong usage, 130 interrupted.",
+    )
+    parser.add_argument("--version", action="version", version=f"adq {adq_wds.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_run(commands)
+    _add_embed(commands)
+    _add_plan(commands)
+    _add_show(commands)
+    _add_write(commands)
+    return parser
+
+
+def _command(commands: Any, name: str, run: Run, text: str) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    command.set_defaults(run=run)
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.add_argument("-q", "--quiet", action="store_true", help="warnings only")
+    command.add_argument(
+        "--progress",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="progress bars; only on a terminal unless said",
+    )
+    return command
+
+
+def _add_run(commands: Any) -> None:
+    command = _command(
+        commands, "run", _run, "embed, bin, score and plan in one go; what is done already is not done again"
+    )
+    command.add_argument("shards", nargs="*", metavar="SHARDS", help=_SHARDS_HELP)
+    command.add_argument(
+        "-o", "--out", required=True, help="folder for features/, bins.parquet, plan.parquet, run.json"
+    )
+    command.add_argument("--write", action="store_true", help="also write the kept samples to OUT/shards/")
+    command.add_argument(
+        "--from", dest="from_run", metavar="RUN.JSON", help="use the shards and arguments of an earlier run"
+    )
+    _encoder_flags(command)
+    _embed_flags(command)
+    _plan_flags(command)
+
+
+def _add_embed(commands: Any) -> None:
+    command = _command(commands, "embed", _embed, "embed shards: one features file per shard; resumable")
+    command.add_argument("shards", nargs="+", metavar="SHARDS", help=_SHARDS_HELP)
+    command.add_argument("-o", "--out", default="features", help="folder for the features")
+    _encoder_flags(command)
+    _embed_flags(command)
+
+
+def _add_plan(commands: Any) -> None:
+    command = _command(commands, "plan", _plan, "turn features into a plan: bins, scores, quotas, ranks")
+    command.add_argument("features", metavar="FEATURES", help="folder that `adq embed` wrote")
+    command.add_argument("-o", "--out", default="plan.parquet", help="file for the plan")
+    _plan_flags(command)
+
+
+def _add_show(commands: Any) -> None:
+    command = _command(commands, "show", _show, "what a plan keeps, per bin and per class")
+    command.add_argument("plan", metavar="PLAN", help="a plan file")
+
+
+def _add_write(commands: Any) -> None:
+    command = _command(commands, "write", _write, "write the kept samples to new shards, bytes untouched")
+    command.add_argument("shards", nargs="+", metavar="SHARDS", help=_SHARDS_HELP)
+    command.add_argument("--plan", help="the plan; all samples without one")
+    command.add_argument(
+        "-o", "--out", required=True, metavar="PATTERN", help="pattern for the new shards, such as small/%%06d.tar"
+    )
+    command.add_argument("--max-samples", type=int, default=10_000, help="samples in a shard, at most")
+    command.add_argument("--max-bytes", type=int, default=1 << 30, help="payload bytes in a shard, at most")
+    command.add_argument("--split", default="train", help="name of the split in _info.json")
+    command.add_argument(
+        "--overwrite", action="store_true", help="replace another run's shards in the folder"
+    )
+
+
+def _encoder_flags(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("encoder")
+    group.add_argument(
+        "--encoder", default="thumbnail", help="thumbnail (8x8 mean colours), or any timm name"
+    )
+    group.add_argument("--checkpoint", help="weights for it, .safetensors")
+    group.add_argument("--device", help="cpu, cuda, or auto")
+    group.add_argument(
+        "--image-size", type=int, help="input side, where the model allows another than its own"
+    )
+    group.add_argument(
+        "--pretrained",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="fetch timm's weights when there is no checkpoint",
+    )
+    group.add_argument(
+        "--head", action=argparse.BooleanOptionalAction, default=None, help="keep the classifier, for logits"
+    )
+    group.add_argument(
+        "--allow-pickle", action="store_true", default=None, help="also read .pth checkpoints (weights only)"
+    )
+    group.add_argument("--cache-dir", help="where fetched weights are kept")
+
+
+def _embed_flags(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("embedding")
+    group.add_argument(
+        "--image", default=IMAGE_FIELDS, help="field with the image, alternatives separated by ;"
+    )
+    group.add_argument(
+        "--label", default="cls", help="field with the label: cls, txt, json:label; none for unlabelled data"
+    )
+    group.add_argument(
+        "--embeddings", help="Parquet or .npy file with embeddings made elsewhere, instead of an encoder"
+    )
+    group.add_argument("--batch-size", type=int, default=64, help="images per call of the encoder")
+    group.add_argument("--workers", type=int, help="threads; as many as cores unless said")
+    group.add_argument(
+        "--on-error", choices=("raise", "skip"), default="raise", help="what to do with a bad sample"
+    )
+    group.add_argument(
+        "--max-bad-fraction", type=float, default=MAX_BAD_FRACTION, help="of a shard, when skipping"
+    )
+    group.add_argument("--limit", type=int, help="only the first samples, this many")
+    group.add_argument("--dry-run", action="store_true", help="say samples, memory, time and bytes, and stop")
+
+
+def _plan_flags(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("plan")
+    group.add_argument("--keep", type=float, default=0.3, help="ratio of samples kept, in [0, 1]")
+    group.add_argument("--bins", type=int, default=10, help="bins per class")
+    group.add_argument("--seed", type=int, default=0, help="of the keyed draw")
+    group.add_argument(
+        "--alpha", type=float, default=0.65, help="share of the importance in a bin's rate; 0 is uniform"
+    )
+    group.add_argument("--allocation", default="adaptive", help=f"one of {', '.join(ALLOCATIONS)}")
+    group.add_argument(
+        "--balance", choices=("class", "none"), default="class", help="keep the classes' proportions?"
+    )
+    group.add_argument(
+        "--draw", choices=("random", "ordered"), default="random", help="how samples of a bin are ranked"
+    )
+    group.add_argument("--scores", nargs="+", default=list(SCORES), help="which add up to a bin's importance")
+    group.add_argument(
+        "--normalise", choices=("sum", "minmax"), default="sum", help="of each score over the bins"
+    )
+    group.add_argument("--classes", nargs="+", help="plan these classes only")
+    group.add_argument("--must-include", metavar="FILE", help="keys that are kept in any case, one a line")
+    group.add_argument("--memory-bytes", type=int, default=1 << 30, help="for one class's similarity matrix")

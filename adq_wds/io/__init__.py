@@ -1,0 +1,1 @@
+"""Hosts and networks: where samples are read from and written to."""

@@ -1,0 +1,132 @@
+"""How do samples become tar shards? Untouched bytes, equal input to equal files, final names only when complete."""
+
+from __future__ import annotations
+
+import io
+import re
+import tarfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from adq_wds.errors import SampleError
+from adq_wds.files import atomic_path
+from adq_wds.sample import Sample, place_error
+
+_NUMBER = re.compile(r"%0?(\d*)d")
+
+
+@dataclass(frozen=True)
+class WrittenShard:
+    """One finished shard.
+
+    Attributes:
+        path: its file.
+        n: samples in it.
+        payload_bytes: bytes of its members, without headers and padding.
+    """
+
+    path: Path
+    n: int
+    payload_bytes: int
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes on the disk, container included."""
+        return self.path.stat().st_size
+
+
+class ShardPattern:
+    """A pattern such as ``DIR/small-%06d.tar``: one number, in the file's name.
+
+    Raises:
+        ValueError: no number, several, or one in the folder's name.
+    """
+
+    def __init__(self, pattern: str) -> None:
+        self.folder = Path(pattern).parent
+        self._name = Path(pattern).name
+        if (
+            len(_NUMBER.findall(self._name)) != 1
+            or _NUMBER.search(str(self.folder))
+            or self._name.count("%") != 1
+        ):
+            raise ValueError(
+                f"pattern {pattern!r} must hold one number in its file name, such as small-%06d.tar"
+            )
+        if not self._name.endswith(".tar"):
+            raise ValueError(f"pattern {pattern!r} must end in .tar")
+
+    def path(self, i: int) -> Path:
+        """The `i`-th shard's path."""
+        return self.folder / (self._name % i)
+
+    def existing(self) -> list[Path]:
+        """Files that this pattern could have made, sorted."""
+        match = _NUMBER.search(self._name)
+        assert match is not None
+        head, tail = re.escape(self._name[: match.start()]), re.escape(self._name[match.end() :])
+        same = re.compile(head + r"\d+" + tail)
+        return sorted(path for path in self.folder.glob("*.tar") if same.fullmatch(path.name))
+
+
+def write_tars(
+    samples: Iterable[Sample], pattern: ShardPattern, *, max_samples: int, max_bytes: int
+) -> Iterator[WrittenShard]:
+    """Write samples to one shard after another, each given out once it stands under its final name.
+
+    A shard ends before it would exceed `max_samples` or `max_bytes` of payload, and before a key that it holds
+    already (the same key in two source shards is normal): keys are never changed.
+
+    Raises:
+        SampleError: a sample holds something else than bytes, or nothing.
+        AdqError: the disk is full or the folder read-only.
+    """
+    stream = iter(samples)
+    carried: list[Sample] = []
+    i = 0
+    while True:
+        path = pattern.path(i)
+        shard: list[int] = []
+        first = carried.pop() if carried else next(stream, None)
+        if first is None:
+            return
+        with atomic_path(path) as partial, tarfile.open(partial, "w", format=tarfile.PAX_FORMAT) as tar:
+            keys: set[str] = set()
+            sample: Sample | None = first
+            total = 0
+            while sample is not None:
+                size = sum(len(data) for _, data in _members(sample))
+                key = str(sample["__key__"])
+                if keys and (key in keys or len(keys) == max_samples or total + size > max_bytes):
+                    carried.append(sample)
+                    break
+                _add(tar, key, sample)
+                keys.add(key)
+                total += size
+                sample = next(stream, None)
+            shard = [len(keys), total]
+        yield WrittenShard(path, *shard)
+        i += 1
+
+
+def _members(sample: Sample) -> list[tuple[str, bytes]]:
+    """A sample's own fields, in their order."""
+    members = [(name, data) for name, data in sample.items() if name[:2] != "__"]
+    for name, data in members:
+        if not isinstance(data, bytes):
+            kind = type(data).__name__
+            raise place_error(
+                SampleError(f"holds {kind}, only bytes can be stored; encode it first"), sample, name
+            )
+    if not members:
+        raise place_error(SampleError("nothing to store: it has no fields"), sample)
+    return members
+
+
+def _add(tar: tarfile.TarFile, key: str, sample: Sample) -> None:
+    for name, data in _members(sample):
+        member = tarfile.TarInfo(f"{key}.{name}")
+        member.size = len(data)
+        member.mode = 0o444
+        tar.addfile(member, io.BytesIO(data))

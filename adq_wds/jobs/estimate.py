@@ -1,0 +1,72 @@
+"""What will a run take? Samples, bytes, memory and time, told before it starts."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from adq_wds.jobs.embed import cores
+from adq_wds.jobs.embed_shard import texture_of
+from adq_wds.models.stored import open_embeddings
+from adq_wds.sample import IMAGE_FIELDS, Encoder, FieldSpec, read_image, read_label
+from adq_wds.shards import expand_urls
+from adq_wds.tar import iter_spans, open_shard, read_sample
+
+_TRIED = 64  # samples that are really embedded, to time them
+
+
+def estimate(
+    urls: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    encoder: Encoder,
+    *,
+    image: FieldSpec = IMAGE_FIELDS,
+    label: FieldSpec | None = "cls",
+    embeddings: str | os.PathLike[str] | None = None,
+    batch_size: int = 64,
+    limit: int | None = None,
+    plan: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Walk the headers of all shards and embed a few samples; write nothing.
+
+    Returns:
+        shards, samples, bytes of the shards, bytes of the features, seconds for embedding (on this machine, from
+        64 samples), and with `plan` the samples kept and bytes of memory for binning, for classes of equal size.
+    """
+    paths = expand_urls(urls)
+    counts, tried, labels = [], 0, set()
+    started = 0.0
+    width = 0 if embeddings is None else open_embeddings(embeddings).width
+    for path in paths:
+        with open_shard(path) as buffer:
+            spans = list(iter_spans(buffer, shard=os.path.basename(path)))
+            samples = [read_sample(buffer, span, url=path) for span in spans[: _TRIED - tried]]
+        before = time.perf_counter()
+        if samples:
+            images = [read_image(sample, image) for sample in samples]
+            labels |= {read_label(sample, label) for sample in samples}
+            texture_of(images)
+            if embeddings is None:
+                for start in range(0, len(images), batch_size):
+                    width = int(np.asarray(encoder(images[start : start + batch_size])[0]).shape[1])
+        tried += len(samples)
+        started += time.perf_counter() - before
+        counts.append(len(spans))
+    n = sum(counts) if limit is None else min(limit, sum(counts))
+    said: dict[str, Any] = {
+        "shards": len(paths),
+        "samples": n,
+        "shard_bytes": sum(os.path.getsize(path) for path in paths),
+        "features_bytes": n * (width * 2 + 64),
+        "embed_seconds": round(n * started / max(1, tried) / cores(), 1),
+    }
+    if plan is not None:
+        largest = -(-n // max(1, len(labels)))
+        matrix = largest * largest * 8
+        said["kept"] = round(plan["keep"] * n)
+        said["plan_memory_bytes"] = largest * width * 10 + min(matrix, plan["memory_bytes"])
+        said["classes_seen"] = len(labels)
+    return said

@@ -1,0 +1,138 @@
+"""How does a folder of features become a plan file?"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+from adq_wds.core.allocation import adaptive, check_alpha
+from adq_wds.errors import PlanError
+from adq_wds.files import lock, make_folder
+from adq_wds.planner import Allocation, PlanSettings, SampleId, bin_features, plan_bins
+from adq_wds.registry import SCORES, look_up
+from adq_wds.registry import allocation as named_allocation
+from adq_wds.tables.bins import Bins
+from adq_wds.tables.features import Features
+from adq_wds.tables.plan import Plan, load_plan
+
+logger = logging.getLogger("adq_wds")
+
+
+def build_plan(
+    features: Features | str | os.PathLike[str],
+    *,
+    bins: int | Bins = 10,
+    keep: float = 0.3,
+    seed: int = 0,
+    alpha: float = 0.65,
+    allocation: str | Allocation = "adaptive",
+    balance: str = "class",
+    draw: str = "random",
+    scores: Iterable[str] = SCORES,
+    normalise: str = "sum",
+    must_include: Iterable[SampleId] = (),
+    classes: Iterable[int | str] | None = None,
+    memory_bytes: int = 1 << 30,
+    out: str | os.PathLike[str] | None = None,
+    progress: bool | None = None,
+) -> Plan:
+    """Decide for every sample whether it is kept.
+
+    The set is cut into bins, class by class (exact GraphCut); the bins are scored; the budget of keep · N samples is
+    split over classes and bins; inside a bin a keyed draw ranks the samples. Equal features, settings and seed give
+    an equal plan, and a plan of a smaller `keep` lies inside one of a larger.
+
+    Args:
+        features: a folder that `embed_shards` wrote, or the `Features` it gave.
+        bins: K, bins per class; or `Bins` made before, from the same features.
+        keep: ratio of samples kept, in [0, 1].
+        seed: of the keyed draw.
+        alpha: share of the importance in a bin's rate, in [0, 1]; 0 is uniform, which is DQ.
+        allocation: "adaptive" (ADQ), "uniform" (DQ), or a function (size, importance, keep) → weights.
+        balance: "class" keeps the classes' proportions; "none" lets all cells compete.
+        draw: "random" (keyed draw) or "ordered" (GraphCut's pick order).
+        scores: which add up to the importance: "texture" (representativeness), "diversity".
+        normalise: "sum" or "minmax".
+        must_include: keys kept in any case; (shard, key) where a key stands in several shards.
+        classes: plan these only; other samples are not kept.
+        memory_bytes: what one class's similarity matrix may take; larger classes need none, and more time.
+        out: file to write the plan to; a plan without one stays in memory.
+        progress: show a bar; only on a terminal by default.
+
+    Returns:
+        the plan, opened.
+
+    Raises:
+        ValueError: an argument is out of range, or a name unknown.
+        FeaturesError: damaged features, or features that do not belong together.
+        PlanError: what is asked for cannot be met; the message says by how much.
+
+    Source: Zhou et al. 2023 (arXiv 2308.10524) for bins, Li et al. 2024 (arXiv 2412.16895) for scores and rates;
+    budget, nesting and balance are ours.
+    """
+    chosen = tuple(scores)
+    if not chosen or len(set(chosen)) != len(chosen):
+        raise ValueError(f"scores must name one or more of {SCORES}, each once, got {chosen}")
+    for name in chosen:
+        look_up("score", name, dict.fromkeys(SCORES))
+    check_alpha(alpha)
+    rule, rule_name = _allocation(allocation, alpha)
+    settings = PlanSettings(keep, seed, alpha, rule_name, balance, draw, chosen, normalise)
+    if out is not None and Path(out).is_dir():
+        raise PlanError(f"{out}: a folder; give the plan a file name, such as {Path(out) / 'plan.parquet'}")
+    if not isinstance(features, Features):
+        features = Features(features)
+    if not isinstance(bins, Bins):
+        scratch = make_folder(Path(out).parent) if out is not None else None
+        bins = find_bins(
+            features,
+            bins=bins,
+            classes=classes,
+            memory_bytes=memory_bytes,
+            scratch=scratch,
+            progress=progress,
+        )
+    elif classes is not None:
+        raise ValueError("classes= is chosen when bins are made; leave it out, or give bins= as a number")
+    plan = plan_bins(features, bins, settings, rule, must_include=must_include)
+    if out is None:
+        return plan
+    with lock(make_folder(Path(out).parent)):
+        plan.save(out)
+    return load_plan(out)
+
+
+def find_bins(
+    features: Features,
+    *,
+    bins: int,
+    classes: Iterable[int | str] | None = None,
+    memory_bytes: int = 1 << 30,
+    scratch: Path | None = None,
+    progress: bool | None = None,
+) -> Bins:
+    """`planner.bin_features` with a progress bar: half of it reading, half picking."""
+    total = 2 * len(features)
+    with tqdm(
+        total=total, unit=" samples", desc="bins", disable=None if progress is None else not progress
+    ) as bar:
+        return bin_features(
+            features,
+            bins=bins,
+            classes=classes,
+            memory_bytes=memory_bytes,
+            scratch=scratch,
+            progress=bar.update,
+        )
+
+
+def _allocation(allocation: str | Allocation, alpha: float) -> tuple[Allocation, str]:
+    if callable(allocation):
+        return allocation, f"function:{getattr(allocation, '__qualname__', type(allocation).__qualname__)}"
+    rule = named_allocation(allocation)
+    return (partial(adaptive, alpha=alpha) if rule is adaptive else rule), allocation

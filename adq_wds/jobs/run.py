@@ -1,0 +1,160 @@
+"""How do shards become a plan in one command? Embed, bin, plan, write, each only where something changed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from adq_wds.errors import AdqError, PlanError
+from adq_wds.files import canonical_json, lock, make_folder, write_text
+from adq_wds.jobs.embed import embed_shards
+from adq_wds.jobs.embed_shard import source_stamp
+from adq_wds.jobs.plan import build_plan, find_bins
+from adq_wds.jobs.write import write_kept
+from adq_wds.registry import encoder as named_encoder
+from adq_wds.shards import expand_urls, shard_names
+from adq_wds.tables.bins import Bins
+from adq_wds.tables.features import Features
+from adq_wds.tables.plan import Plan, load_plan
+
+VERSION = 1
+logger = logging.getLogger("adq_wds")
+
+
+def run_job(
+    urls: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    *,
+    encoder: dict[str, Any],
+    embed: dict[str, Any],
+    plan: dict[str, Any],
+    write: bool = False,
+    progress: bool | None = None,
+) -> dict[str, Any]:
+    """Make ``OUT/features/``, ``OUT/bins.parquet``, ``OUT/plan.parquet``, with `write` ``OUT/shards/``, and ``OUT/run.json``.
+
+    A second run with equal arguments on the same shards does nothing; with others it reuses what still holds:
+    features while shards and encoder are the same, bins while features and number of bins are.
+
+    Args:
+        urls: local shards.
+        out: the run's folder.
+        encoder: arguments of `adq_wds.encoder`, its name under "spec".
+        embed: further arguments of `embed_shards`.
+        plan: arguments of `build_plan` except `out`.
+        write: also write the kept samples to new shards.
+        progress: show bars; only on a terminal by default.
+
+    Returns:
+        what ``run.json`` holds, and `nothing_to_do`.
+    """
+    paths = expand_urls(urls)
+    folder = make_folder(out)
+    asked = {
+        "format": "adq_wds.run",
+        "version": VERSION,
+        "arguments": {"encoder": encoder, "embed": embed, "plan": plan, "write": write},
+        "shards": [
+            {"path": os.path.abspath(path), "name": name, **source_stamp(path)}
+            for path, name in zip(paths, shard_names(paths), strict=True)
+        ],
+    }
+    with lock(folder):
+        done = _done(folder, asked)
+        if done is not None:
+            return {**done, "nothing_to_do": True}
+        (folder / "run.json").unlink(missing_ok=True)
+        source = named_encoder(**encoder)
+        features = embed_shards(paths, source, folder / "features", progress=progress, **embed)
+        made = _plan(folder, features, plan, progress)
+        result = {**asked, **_summary(features, made)}
+        if write:
+            target = folder / "shards" / "%06d.tar"
+            result["written"] = asdict(write_kept(paths, made, target, overwrite=True, progress=progress))
+        write_text(folder / "run.json", canonical_json(result) + "\n")
+    return {**result, "nothing_to_do": False}
+
+
+def _plan(folder: Path, features: Features, options: dict[str, Any], progress: bool | None) -> Plan:
+    bins = _bins(folder, features, options, progress)
+    settled = {
+        name: value for name, value in options.items() if name not in ("bins", "classes", "memory_bytes")
+    }
+    made = build_plan(features, bins=bins, progress=progress, **settled)
+    made.save(folder / "plan.parquet")
+    return load_plan(folder / "plan.parquet")
+
+
+def _bins(folder: Path, features: Features, options: dict[str, Any], progress: bool | None) -> Bins:
+    """The run's bins: those of an earlier run where they still hold."""
+    path = folder / "bins.parquet"
+    if path.exists():
+        try:
+            old = Bins.load(path)
+            same_set = old.header["features"] == features.hash and old.n_bins == options["bins"]
+            if same_set and old.header["asked_classes"] == options.get("classes"):
+                return old
+        except (PlanError, KeyError) as error:
+            logger.warning("%s; binning again", error)
+    bins = find_bins(
+        features,
+        bins=options["bins"],
+        classes=options.get("classes"),
+        memory_bytes=options.get("memory_bytes", 1 << 30),
+        scratch=folder,
+        progress=progress,
+    )
+    bins.header["asked_classes"] = options.get("classes")
+    bins.save(path)
+    return bins
+
+
+def _summary(features: Features, plan: Plan) -> dict[str, Any]:
+    return {
+        "features": features.hash,
+        "plan": plan.hash,
+        "samples": plan.n_samples,
+        "kept": plan.n_kept,
+        "bad": plan.header["bad"],
+        "bytes": plan.header["bytes"],
+    }
+
+
+def _done(folder: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
+    """The result of an equal run before this one, if its plan and shards are still there."""
+    try:
+        old = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(old, dict) or any(
+        old.get(name) != json.loads(canonical_json(value)) for name, value in asked.items()
+    ):
+        return None
+    try:
+        if load_plan(folder / "plan.parquet").hash != old["plan"]:
+            return None
+        if "written" in old and not (folder / "shards" / "_info.json").exists():
+            return None
+    except (AdqError, KeyError):
+        return None
+    return old
+
+
+def load_run(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The arguments in a ``run.json``, to run them again.
+
+    Raises:
+        ValueError: not a run.json, or of a newer version.
+    """
+    try:
+        old = json.loads(Path(path).read_text(encoding="utf-8"))
+        if old["format"] != "adq_wds.run" or old["version"] > VERSION:
+            raise ValueError(f"format {old['format']!r}, version {old['version']!r}")
+        return {"urls": [shard["path"] for shard in old["shards"]], **old["arguments"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a run.json that this adq_wds can read ({error})") from error

@@ -1,0 +1,109 @@
+"""What does a plan say? Its counts per bin and per class, and what they save."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from adq_wds.tables.plan import Plan
+
+_SHOWN_CLASSES = 20
+
+
+def describe_plan(plan: Plan) -> dict[str, Any]:
+    """Everything `adq show` prints, as JSON values: settings, bins, classes, bytes, texture, hash."""
+    header = plan.header
+    described = {
+        "hash": plan.hash,
+        "path": None if plan.path is None else str(plan.path),
+        "shards": len(plan.shards),
+        "n_samples": plan.n_samples,
+        "n_kept": plan.n_kept,
+    }
+    for name in ("settings", "features", "bins", "classes", "bytes", "texture", "bad"):
+        if name in header:
+            described[name] = header[name]
+    return described
+
+
+def show_plan(plan: Plan) -> str:
+    """The same as a text for people."""
+    about = describe_plan(plan)
+    share = 100 * plan.n_kept / max(1, plan.n_samples)
+    lines = [
+        f"keeps {plan.n_kept:,} of {plan.n_samples:,} samples ({share:.1f} %) in {about['shards']} shards",
+    ]
+    if about.get("bytes"):
+        all_bytes, kept = about["bytes"]["all"], about["bytes"]["kept"]
+        lines.append(
+            f"bytes {kept:,} of {all_bytes:,} ({100 * kept / max(1, all_bytes):.1f} %), tar headers included"
+        )
+    if about.get("texture"):
+        lines.append(
+            f"mean texture {about['texture']['all']:.4f} of all, {about['texture']['kept']:.4f} of kept"
+        )
+    if about.get("bad"):
+        lines.append(f"{about['bad']} samples could not be used and are not kept")
+    settings = ", ".join(f"{k} {_short(v)}" for k, v in sorted(about["settings"].items()) if v is not None)
+    lines += [f"settings: {settings}"]
+    if about.get("features"):
+        lines.append(f"features: {about['features']['encoder']}, D = {about['features']['width']}")
+    lines += [f"hash {plan.hash}", ""]
+    lines += [*_bin_table(about["bins"]), "", *_class_table(about["classes"])]
+    return "\n".join(lines).rstrip()
+
+
+def _bin_table(bins: list[dict[str, Any]]) -> list[str]:
+    if not bins:
+        return ["no bins: the keys were given"]
+    scores = [name for name in bins[0] if name not in ("size", "kept", "rate", "importance")]
+    columns = ["bin", "size", *scores, "importance", "rate", "kept"]
+    rows = [
+        [
+            str(i),
+            f"{row['size']:,}",
+            *(_number(row[name]) for name in (*scores, "importance", "rate")),
+            f"{row['kept']:,}",
+        ]
+        for i, row in enumerate(bins)
+    ]
+    return _aligned([columns, *rows])
+
+
+def _class_table(classes: list[dict[str, Any]]) -> list[str]:
+    if not classes:
+        return []
+    rows = [
+        [
+            "all" if c["label"] < 0 else str(c["label"]),
+            c["name"] or "",
+            f"{c['n']:,}",
+            f"{c['kept']:,}",
+            _must(c),
+        ]
+        for c in classes[:_SHOWN_CLASSES]
+    ]
+    table = _aligned([["class", "name", "samples", "kept", "must include"], *rows])
+    hidden = len(classes) - len(rows)
+    return [*table, f"… and {hidden} more classes (--json lists them)"] if hidden else table
+
+
+def _must(entry: dict[str, Any]) -> str:
+    return f"{entry['must_include']:,}" if entry["must_include"] else ""
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _short(value: Any) -> str:
+    return "+".join(map(str, value)) if isinstance(value, list) else str(value)[:40]
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    """Columns to the right, headers above; a column without any value is left out."""
+    columns = [column for column in zip(*rows, strict=True) if any(cell for cell in column[1:])]
+    widths = [max(len(cell) for cell in column) for column in columns]
+    return [
+        "  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True))
+        for row in zip(*columns, strict=True)
+    ]

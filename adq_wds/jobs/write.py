@@ -1,0 +1,223 @@
+"""How does a stream become new, smaller shards?"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from adq_wds.errors import AdqError, PlanError, ShardError, located, shorten
+from adq_wds.files import canonical_json, lock, make_folder, write_text
+from adq_wds.io.writer import ShardPattern, WrittenShard, write_tars
+from adq_wds.sample import Sample
+from adq_wds.shards import expand_urls, shard_names
+from adq_wds.tables.plan import Plan, PlanShard, as_plan
+from adq_wds.tables.spans import save_index, scan_spans
+from adq_wds.tar import open_shard, payload_crc32, read_sample, span_at
+
+MAX_SAMPLES = 10_000
+MAX_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class WriteReport:
+    """What was written.
+
+    Attributes:
+        shards: new shards.
+        samples: samples in them.
+        payload_bytes: bytes of their members.
+        bytes: bytes on the disk, tar headers and padding included.
+        source_bytes: bytes of the shards they came from; None for a stream.
+    """
+
+    shards: int
+    samples: int
+    payload_bytes: int
+    bytes: int
+    source_bytes: int | None = None
+
+
+def write_shards(
+    samples: Iterable[Sample],
+    pattern: str | os.PathLike[str],
+    *,
+    plan: Plan | str | os.PathLike[str] | None = None,
+    max_samples: int = MAX_SAMPLES,
+    max_bytes: int = MAX_BYTES,
+    split: str = "train",
+    overwrite: bool = False,
+    progress: bool | None = None,
+) -> WriteReport:
+    """Write a stream of samples to new tar shards, bytes untouched.
+
+    Beside the shards come ``_info.json`` (as timm reads it), ``index.parquet`` (where every sample lies, with
+    checksums read back from the new files), and ``plan.parquet`` where a plan is given. Equal input gives equal
+    bytes. A shard takes its final name when it is complete, and ``_info.json`` is written last: while it is
+    missing, the set is not complete.
+
+    Args:
+        samples: WebDataset-like dicts of bytes with `__key__`.
+        pattern: such as ``small/%06d.tar``; its folder is made if missing.
+        plan: the plan that chose the samples; copied beside them.
+        max_samples: samples in a shard, at most.
+        max_bytes: payload bytes in a shard, at most (a larger sample has a shard of its own).
+        split: name of the split in ``_info.json``.
+        overwrite: replace the shards of another run in the folder.
+        progress: show a bar; only on a terminal by default.
+
+    Raises:
+        AdqError: the folder holds another run's shards, or cannot be written.
+        SampleError: a field that is not bytes.
+    """
+    shards = ShardPattern(os.fspath(pattern))
+    for name, value in (("max_samples", max_samples), ("max_bytes", max_bytes)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+    chosen = None if plan is None else as_plan(plan)
+    folder = make_folder(shards.folder)
+    with lock(folder):
+        _clear(shards, overwrite)
+        total = None if chosen is None else chosen.n_kept
+        bar = tqdm(
+            total=total, unit=" samples", desc="write", disable=None if progress is None else not progress
+        )
+        written = []
+        with bar:
+            for shard in write_tars(samples, shards, max_samples=max_samples, max_bytes=max_bytes):
+                written.append(shard)
+                bar.update(shard.n)
+        _describe(folder, written, chosen, split)
+    return WriteReport(
+        len(written),
+        sum(shard.n for shard in written),
+        sum(shard.payload_bytes for shard in written),
+        sum(shard.n_bytes for shard in written),
+    )
+
+
+def write_kept(
+    urls: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    plan: Plan | str | os.PathLike[str] | None,
+    pattern: str | os.PathLike[str],
+    *,
+    max_samples: int = MAX_SAMPLES,
+    max_bytes: int = MAX_BYTES,
+    split: str = "train",
+    overwrite: bool = False,
+    progress: bool | None = None,
+) -> WriteReport:
+    """Write the samples of local shards that a plan keeps (all without a plan); see `write_shards`.
+
+    Only kept samples are read, and each is compared with the plan's key and checksum.
+
+    Raises:
+        PlanError: a shard of the plan is not among `urls`, or the other way round.
+        ShardError: a shard changed since it was planned.
+    """
+    paths = expand_urls(urls)
+    chosen = Plan.from_keys(paths, _all_keys(paths)) if plan is None else as_plan(plan)
+    sources = _match(paths, chosen)
+    report = write_shards(
+        _kept_samples(sources),
+        pattern,
+        plan=None if plan is None else chosen,
+        max_samples=max_samples,
+        max_bytes=max_bytes,
+        split=split,
+        overwrite=overwrite,
+        progress=progress,
+    )
+    if report.samples != chosen.n_kept:
+        raise AdqError(
+            f"{shorten(os.fspath(pattern))}: {report.samples} samples written, the plan keeps {chosen.n_kept}"
+        )
+    return WriteReport(**{**asdict(report), "source_bytes": sum(os.path.getsize(path) for path in paths)})
+
+
+def _all_keys(paths: list[str]) -> list[tuple[str, str]]:
+    return [
+        (name, key)
+        for name, path in zip(shard_names(paths), paths, strict=True)
+        for key in scan_spans(path, shard=name).keys
+    ]
+
+
+def _match(paths: list[str], plan: Plan) -> list[tuple[str, PlanShard]]:
+    """Each shard of the plan with its file, in the plan's order."""
+    names = plan.names()
+    found: dict[str, str] = {}
+    for path in paths:
+        name = names.find(path)
+        if name in found:
+            raise PlanError(
+                f"shards {shorten(found[name])} and {shorten(path)} both match {name!r} of the plan"
+            )
+        found[name] = path
+    missing = [name for name in plan.shards if name not in found]
+    if missing:
+        raise PlanError(
+            f"shard {shorten(missing[0])} of the plan is not among the {len(paths)} shards given "
+            f"({len(missing)} missing in all); name them all"
+        )
+    return [(found[name], plan.shard(name)) for name in plan.shards]
+
+
+def _kept_samples(sources: list[tuple[str, PlanShard]]) -> Iterator[Sample]:
+    for path, shard in sources:
+        with open_shard(path) as buffer:
+            for row in shard.kept.nonzero()[0].tolist():
+                yield read_kept(buffer, shard, row, path)
+
+
+def read_kept(buffer: memoryview, shard: PlanShard, row: int, url: str) -> Sample:
+    """One sample by its offset, compared with the plan.
+
+    Raises:
+        ShardError: the bytes there are not the sample that was planned.
+    """
+    spans = shard.spans
+    start, key = int(spans.byte_offset[row]), spans.keys[row]
+    data = buffer[start : start + int(spans.n_bytes[row])]
+    try:
+        span = span_at(data, shard=shard.name)
+    except ShardError as error:
+        raise ShardError(f"{error}; key {shorten(key)} was planned at byte {start}") from None
+    found = payload_crc32(data, span)
+    if span.key != key or found != spans.crc32[row]:
+        text = f"the shard changed since it was planned (found key {shorten(span.key)}, crc32 {found:08x}); plan again"
+        raise located(ShardError(text), shard=shard.name, key=key)
+    return read_sample(data, span, url=url)
+
+
+def _clear(shards: ShardPattern, overwrite: bool) -> None:
+    """Refuse, or remove, what another run left."""
+    old = [path for path in (shards.folder / "_info.json", *shards.existing()) if path.exists()]
+    if old and not overwrite:
+        raise AdqError(
+            f"{shards.folder} holds {old[0].name} of another run; give another folder, or overwrite"
+        )
+    for path in old:  # _info.json goes first: from here on the set is not complete
+        path.unlink()
+
+
+def _describe(folder: Path, written: list[WrittenShard], plan: Plan | None, split: str) -> None:
+    """Write the index, read back from the new files; the plan's copy; and last `_info.json`."""
+    save_index(
+        folder / "index.parquet",
+        [(shard.path.name, scan_spans(shard.path, shard=shard.path.name)) for shard in written],
+    )
+    if plan is not None:
+        plan.save(folder / "plan.parquet")
+    info = {
+        "name": split,
+        "num_samples": sum(shard.n for shard in written),
+        "filenames": [shard.path.name for shard in written],
+        "shard_lengths": [shard.n for shard in written],
+    }
+    names = plan.header.get("names") if plan is not None else None
+    text = canonical_json({"splits": {split: info}, **({"classes": names} if names else {})})
+    write_text(folder / "_info.json", text + "\n")

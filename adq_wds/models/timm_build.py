@@ -1,0 +1,116 @@
+"""How does a timm network get its weights? From a local checkpoint that must fit, or through timm's own loading."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+
+from adq_wds.errors import AdqError
+from adq_wds.models.checkpoints import State, load_state, misfit
+from adq_wds.models.timm_names import pretrained_config
+
+log = logging.getLogger("adq_wds")
+
+
+def load_pretrained(
+    name: str, *, pretrained: bool, image_size: int | None, cache_dir: str | Path | None
+) -> torch.nn.Module:
+    """A timm network with the weights timm knows for it, or with random ones.
+
+    Raises:
+        AdqError: the weights cannot be fetched; says what was tried and what to do.
+    """
+    config = _config(name, cache_dir)
+    if not pretrained:
+        log.warning("encoder %s has random weights (pretrained=False): for trying things out only", name)
+    try:
+        return _create(name, config, pretrained=pretrained, image_size=image_size, cache_dir=cache_dir)
+    except Exception as error:  # hub clients, sockets and timm each fail in their own ways
+        if not pretrained:
+            raise
+        raise _unfetched(name, config, error) from error
+
+
+def load_checkpoint(
+    name: str, path: Path, *, image_size: int | None, allow_pickle: bool, cache_dir: str | Path | None
+) -> torch.nn.Module:
+    """A timm network with all its weights from a file, and as many classes as the file's classifier has.
+
+    Weights in timm's own layout are taken as they are. Others (the authors' original files), and position
+    embeddings when `image_size` asks for another grid, go through the network's converter in timm.
+
+    Raises:
+        ValueError: the file is missing, of a refused kind, or of another network; lists the differences.
+        AdqError: the file is damaged.
+    """
+    state = load_state(path, allow_pickle=allow_pickle)
+    config = _config(name, cache_dir)
+
+    def create(n_classes: int | None) -> torch.nn.Module:
+        return _create(name, config, image_size=image_size, cache_dir=cache_dir, num_classes=n_classes)
+
+    n_classes = _count_classes(state, config)
+    model = create(n_classes)
+    if state.keys() != model.state_dict().keys() or (image_size is not None and misfit(model, state)):
+        converted = _convert(state, model)
+        if (n_converted := _count_classes(converted, config)) != n_classes:
+            model = create(n_converted)
+        if not misfit(model, converted):
+            state = converted
+    if difference := misfit(model, state):
+        raise ValueError(
+            f"checkpoint {path} does not fit {name!r}: {difference}; name the network it was made for"
+        )
+    model.load_state_dict(state)
+    return model
+
+
+def _create(name: str, config: dict[str, Any], *, image_size: int | None, **options: Any) -> torch.nn.Module:
+    # only networks built for one size (position embeddings, windows) take a size when they are made
+    fixed = {"img_size": image_size} if image_size is not None and config.get("fixed_input_size") else {}
+    create: Any = timm.create_model
+    model: torch.nn.Module = create(name, **fixed, **options)
+    return model
+
+
+def _config(name: str, cache_dir: str | Path | None) -> dict[str, Any]:
+    try:
+        return pretrained_config(name, cache_dir=cache_dir)
+    except Exception as error:  # as in load_pretrained: names with a hub prefix fetch their configuration
+        raise _unfetched(name, {}, error) from error
+
+
+def _unfetched(name: str, config: dict[str, Any], error: Exception) -> AdqError:
+    source = config.get("hf_hub_id") or config.get("url") or name.partition(":")[2] or "no known source"
+    text = " ".join(str(error).split())[:200]
+    return AdqError(
+        f"timm model {name!r}: its weights or configuration cannot be loaded; tried {source} and the local cache "
+        f"({type(error).__name__}: {text}); with the weights in a local file give checkpoint=FILE.safetensors"
+    )
+
+
+def _count_classes(state: State, config: dict[str, Any]) -> int | None:
+    """Rows of the classifier in a state; 0 when it is not there, None (timm's default) when its name is unknown."""
+    names = config.get("classifier")
+    if not names:
+        return None
+    first = names if isinstance(names, str) else names[0]
+    weight = state.get(f"{first}.weight")
+    return 0 if weight is None else weight.shape[0]
+
+
+def _convert(state: State, model: torch.nn.Module) -> State:
+    """A state in timm's layout, by the converter that timm keeps beside each family of networks."""
+    converter = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if converter is None:
+        return state
+    try:
+        return dict(converter(dict(state), model))
+    except Exception as error:  # a converter met with another network's weights fails anywhere
+        log.debug("timm's converter for %s: %s: %s", type(model).__name__, type(error).__name__, error)
+        return state  # the caller lists how it differs

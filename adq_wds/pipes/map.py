@@ -1,0 +1,61 @@
+"""How does a user's own function join the stream? As a pipe, with randomness that can be repeated."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from adq_wds.core.rng import check_seed, generator
+from adq_wds.pipe import Pipe
+from adq_wds.sample import Sample
+from adq_wds.shards import base_name
+
+EPOCH_FIELD = "__adq_epoch__"  # set by a source that counts epochs; absent elsewhere, then epoch 0
+
+
+@dataclass(frozen=True, eq=False)
+class Map(Pipe):
+    """Apply a function to every sample.
+
+    A function that takes a parameter named ``rng`` is given a numpy generator of the sample's own, keyed by
+    seed, epoch, shard and key: what it draws is the same on any worker, and another one in every epoch.
+
+    Args:
+        function: gets a shallow copy of the sample, gives a sample. Must pickle to run in spawned workers.
+        seed: of the generators.
+
+    Raises (while streaming):
+        SampleError: the function raised, or did not give a sample; names shard and key.
+    """
+
+    function: Callable[..., Sample]
+    seed: int = field(default=0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+        if not callable(self.function):
+            raise ValueError(f"Map needs a function of a sample, got {self.function!r}")
+        object.__setattr__(self, "_takes_rng", _takes_rng(self.function))
+
+    def apply(self, samples: list[Sample]) -> list[Sample]:
+        """What the function makes of each sample."""
+        return [self._mapped(sample) for sample in samples]
+
+    def _mapped(self, sample: Sample) -> Sample:
+        options: dict[str, Any] = {}
+        if self._takes_rng:  # type: ignore[attr-defined]
+            shard, key = base_name(str(sample["__url__"])), str(sample["__key__"])
+            options["rng"] = generator(self.seed, int(sample.get(EPOCH_FIELD, 0)), shard, key)
+        out = self.function(dict(sample), **options)
+        if not isinstance(out, dict):
+            raise TypeError(f"the function gave {type(out).__name__}, expected a sample (a dict)")
+        return out
+
+
+def _takes_rng(function: Callable[..., Any]) -> bool:
+    try:
+        return "rng" in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # some builtins have no signature
+        return False

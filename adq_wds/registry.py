@@ -1,0 +1,88 @@
+"""What does a name stand for? Encoders, allocations and pipes; a new one is a function and a line here."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from adq_wds.core.allocation import adaptive, uniform
+from adq_wds.pipe import Pipe
+from adq_wds.pipes.decode import Decode
+from adq_wds.pipes.map import Map
+from adq_wds.pipes.subsample import Subsample
+from adq_wds.planner import Allocation
+from adq_wds.sample import Encoder
+
+ALLOCATIONS: dict[str, Allocation] = {"adaptive": adaptive, "uniform": uniform}
+PIPES: dict[str, type[Pipe]] = {"decode": Decode, "map": Map, "subsample": Subsample}
+SCORES = ("texture", "diversity")
+
+
+def encoder(spec: str | Encoder | Callable[..., Any] = "thumbnail", **options: Any) -> Encoder:
+    """The encoder that a name, an object or a function stands for.
+
+    Args:
+        spec: ``thumbnail`` (8×8 mean colours, no weights), any timm name (``resnet18.a1_in1k``,
+            ``hf_hub:…``), an object that is an `Encoder` already, or a function of a list of PIL images that
+            gives embeddings (B, D), or embeddings and logits.
+        options: for timm: checkpoint, pretrained, head, device, image_size, allow_pickle, cache_dir. For a
+            function: name (required), revision, preprocessing_hash, transform.
+
+    Raises:
+        ValueError: an unknown name (close ones are listed), or options that do not fit.
+        AdqError: a checkpoint is damaged, does not fit, or cannot be fetched.
+    """
+    if not isinstance(spec, str):
+        return _encoder_object(spec, options)
+    if spec == "thumbnail":
+        from adq_wds.models.thumbnail import Thumbnail
+
+        set_options = {name: value for name, value in options.items() if name not in ("device",)}
+        if set_options:
+            raise ValueError(f"encoder 'thumbnail' takes no options, got {sorted(set_options)}")
+        return Thumbnail()
+    from adq_wds.models.timm_names import close_timm_names, is_timm_name
+
+    if not is_timm_name(spec):
+        close = difflib.get_close_matches(spec, ["thumbnail"]) + close_timm_names(spec)
+        raise ValueError(unknown("encoder", spec, close or ["thumbnail", "any timm model"]))
+    from adq_wds.models.encoders import timm_encoder
+
+    return timm_encoder(spec, **options)
+
+
+def _encoder_object(spec: Any, options: dict[str, Any]) -> Encoder:
+    if all(hasattr(spec, name) for name in ("name", "revision", "preprocessing_hash")) and callable(spec):
+        if options:
+            raise ValueError(f"encoder {spec.name!r} is ready made; options {sorted(options)} do not apply")
+        return spec  # type: ignore[no-any-return]
+    if callable(spec):
+        from adq_wds.models.callables import callable_encoder
+
+        if "name" not in options:
+            raise ValueError("a function as encoder needs name=, which tells its features from others")
+        return callable_encoder(spec, **options)
+    raise ValueError(f"encoder must be a name, an encoder or a function, got {spec!r}")
+
+
+def allocation(name: str) -> Allocation:
+    """The allocation rule of this name.
+
+    Raises:
+        ValueError: unknown; close names are listed.
+    """
+    rule: Allocation = look_up("allocation", name, ALLOCATIONS)
+    return rule
+
+
+def look_up(kind: str, name: str, known: dict[str, Any]) -> Any:
+    """`known[name]`, or a `ValueError` that lists close names."""
+    if name not in known:
+        raise ValueError(unknown(kind, name, difflib.get_close_matches(str(name), known) or list(known)))
+    return known[name]
+
+
+def unknown(kind: str, name: object, close: Iterable[str]) -> str:
+    """The text for a name nobody knows."""
+    return f"unknown {kind} {name!r}; did you mean {', '.join(close)}?"

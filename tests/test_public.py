@@ -1,0 +1,60 @@
+"""Which names are public? This list; a name leaves it only with a line in the changelog."""
+
+import subprocess
+import sys
+
+import pytest
+
+import adq_wds
+
+PUBLIC = [
+    "AdqError",
+    "Bins",
+    "CodebookError",
+    "Decode",
+    "Encoder",
+    "Features",
+    "FeaturesError",
+    "Importance",
+    "LoaderClosed",
+    "Map",
+    "Pipe",
+    "Plan",
+    "PlanError",
+    "Sample",
+    "SampleError",
+    "ShardError",
+    "StateError",
+    "Subsample",
+    "build_plan",
+    "embed_shards",
+    "encoder",
+    "load_plan",
+    "write_shards",
+]
+
+
+def test_the_public_names_are_these() -> None:
+    assert sorted(n for n in adq_wds.__all__ if not n.startswith("_")) == sorted(PUBLIC)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_name_loads_and_is_documented(name: str) -> None:
+    value = getattr(adq_wds, name)
+    assert name == "Sample" or (value.__doc__ and len(value.__doc__) > 20)
+
+
+def test_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = adq_wds.nothing
+
+
+@pytest.mark.parametrize("command", ["", "run", "embed", "plan", "show", "write"])
+def test_every_command_has_help(command: str) -> None:
+    out = subprocess.run(
+        [sys.executable, "-m", "adq_wds", *command.split(), "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "usage: adq" in out.stdout
