@@ -118,7 +118,7 @@ def timm_encoder(
         AdqError: weights that cannot be fetched, or a damaged checkpoint.
     """
     check_timm_name(name)
-    if image_size is not None and not (isinstance(image_size, int) and image_size > 0):
+    if image_size is not None and (type(image_size) is not int or image_size < 1):
         raise ValueError(f"image_size={image_size!r}: expected a number of pixels >= 1")
     place = pick_device(device)
     if checkpoint is not None:
@@ -138,9 +138,8 @@ def timm_encoder(
     model.eval().requires_grad_(False).to(place).to(memory_format=torch.channels_last)
     timm_data: Any = timm.data
     config = timm_data.resolve_model_data_config(model, args={"img_size": image_size})
-    resize = timm_data.create_transform(
-        **config, is_training=False, use_prefetcher=True
-    )  # ends before scaling
+    # "prefetcher" is timm's word for: end with whole grey levels, they are scaled on the device
+    resize = timm_data.create_transform(**config, is_training=False, use_prefetcher=True)
     weights = file_sha256(checkpoint) if checkpoint else state_sha256(model.state_dict().items())
     return TimmEncoder(
         name=name,

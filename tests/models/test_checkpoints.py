@@ -1,0 +1,190 @@
+"""Are weights read from any of the usual files, and is nothing run or believed on a file's word?"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from adq_wds.errors import AdqError
+from adq_wds.models.checkpoints import load_state, misfit, state_sha256
+
+STATE = {"layer.weight": torch.arange(6.0).reshape(2, 3), "layer.bias": torch.tensor([1.0, -1.0])}
+WRAPPED = {f"module.{k}": v for k, v in STATE.items()}
+
+
+def assert_same(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor]) -> None:
+    assert got.keys() == want.keys()
+    assert all(torch.equal(got[k], want[k]) for k in want)
+
+
+def test_safetensors_come_back_as_they_were(tmp_path: Path) -> None:
+    save_file(STATE, tmp_path / "a.safetensors")
+    assert_same(load_state(tmp_path / "a.safetensors"), STATE)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_prefixes_of_wrappers_are_taken_off(tmp_path: Path, prefix: str) -> None:
+    save_file({prefix + k: v for k, v in STATE.items()}, tmp_path / "a.safetensors")
+    assert_same(load_state(tmp_path / "a.safetensors"), STATE)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        STATE,
+        {"state_dict": WRAPPED, "epoch": 3},
+        {"model": STATE, "args": argparse.Namespace(lr=0.1)},  # as timm's training script saves it
+        {"state_dict": {"other": torch.zeros(1)}, "state_dict_ema": STATE},
+        {"model": {"other": torch.zeros(1)}, "model_ema": STATE, "optimizer": {"lr": 1.0}},
+    ],
+)
+@pytest.mark.parametrize("suffix", [".pth", ".pth.tar"])
+def test_a_pickle_is_opened_down_to_its_weights_averaged_ones_first(
+    tmp_path: Path, content: Any, suffix: str
+) -> None:
+    torch.save(content, tmp_path / f"a{suffix}")
+    assert_same(load_state(tmp_path / f"a{suffix}", allow_pickle=True), STATE)
+
+
+def test_a_pickle_needs_allow_pickle(tmp_path: Path) -> None:
+    torch.save(STATE, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r"a\.pth: a pickle, read only with allow_pickle=True"):
+        load_state(tmp_path / "a.pth")
+
+
+class Hostile:
+    """A pickle that makes a folder when it is read carelessly."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_hostile_pickle_is_refused_and_not_run(tmp_path: Path, zipped: bool) -> None:
+    trace = tmp_path / "it-ran"
+    torch.save(
+        {"state_dict": STATE, "x": Hostile(trace)}, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped
+    )
+    with pytest.raises(AdqError, match=r"a\.pth: not a whole file of tensors: UnpicklingError"):
+        load_state(tmp_path / "a.pth", allow_pickle=True)
+    assert not trace.exists()
+    torch.load(tmp_path / "a.pth", weights_only=False)  # the trap works
+    assert trace.exists()
+
+
+@pytest.mark.parametrize(
+    "content", [{}, {"epoch": 3}, [torch.zeros(2)], {"w": torch.zeros(1), "n": 3}, {1: torch.zeros(1)}]
+)
+def test_a_file_without_weights_says_what_it_holds(tmp_path: Path, content: Any) -> None:
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(AdqError, match=rf"a\.pt: holds no weights \(a {type(content).__name__} with keys: "):
+        load_state(tmp_path / "a.pt", allow_pickle=True)
+
+
+def test_a_missing_file_and_an_unknown_suffix_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nowhere\.safetensors: no such file"):
+        load_state(tmp_path / "nowhere.safetensors")
+    (tmp_path / "a.npz").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"a\.npz: expected a name in \.safetensors"):
+        load_state(tmp_path / "a.npz")
+
+
+def damaged_files() -> dict[str, bytes]:
+    def with_header(header: bytes, body: bytes = b"", length: int | None = None) -> bytes:
+        return (len(header) if length is None else length).to_bytes(8, "little") + header + body
+
+    huge = b'{"w":{"dtype":"F32","shape":[17179869184],"data_offsets":[0,68719476736]}}'
+    return {
+        "empty": b"",
+        "web page": b"<!DOCTYPE html><html>not found</html>",
+        "git lfs pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n",
+        "header of 2^62 bytes": with_header(b"{}", length=1 << 62),
+        "header longer than the file": with_header(b"{}", length=5000),
+        "64 GiB of numbers": with_header(huge, b"\0" * 64),
+        "overlapping tensors": with_header(
+            b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}}',
+            b"\0" * 12,
+        ),
+        "shape larger than its bytes": with_header(
+            b'{"a":{"dtype":"F32","shape":[1000],"data_offsets":[0,8]}}', b"\0" * 8
+        ),
+        "header not json": with_header(b"{{{{", b"\0" * 8),
+        "unknown number type": with_header(
+            b'{"a":{"dtype":"Q9","shape":[1],"data_offsets":[0,4]}}', b"\0" * 4
+        ),
+    }
+
+
+@pytest.mark.parametrize("what", damaged_files())
+def test_a_damaged_safetensors_file_is_refused_before_allocation(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(damaged_files()[what])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(AdqError, match=r"a\.safetensors: not a whole safetensors file: .*starts with b'"):
+        load_state(path)
+    assert (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024
+    )  # KiB on Linux, bytes on macOS
+
+
+def test_every_truncation_of_a_safetensors_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file(STATE, path)
+    whole = path.read_bytes()
+    for n_bytes in range(len(whole)):
+        path.write_bytes(whole[:n_bytes])
+        with pytest.raises(AdqError, match="not a whole safetensors file"):
+            load_state(path)
+
+
+@pytest.mark.parametrize("n_bytes", [0, 1, 100, 600, -1])
+def test_a_truncated_pickle_is_refused(tmp_path: Path, n_bytes: int) -> None:
+    path = tmp_path / "a.pth"
+    torch.save(STATE, path)
+    path.write_bytes(path.read_bytes()[:n_bytes])
+    with pytest.raises(AdqError, match=r"a\.pth: not a whole file of tensors"):
+        load_state(path, allow_pickle=True)
+
+
+def test_misfit_counts_what_is_missing_unexpected_and_reshaped_and_names_the_first() -> None:
+    model = torch.nn.Sequential(*[torch.nn.Linear(2, 2) for _ in range(5)])
+    assert misfit(model, model.state_dict()) == ""
+    state = {k: v for k, v in model.state_dict().items() if not k.endswith("bias")}
+    state["0.weight"] = torch.zeros(2, 3)
+    state["extra"] = torch.zeros(1)
+    assert misfit(model, state) == (
+        "5 missing ('0.bias', '1.bias', '2.bias', ...); 1 unexpected ('extra'); "
+        "1 of another shape ('0.weight' is (2, 3), expected (2, 2))"
+    )
+
+
+def test_a_state_without_batch_counters_fits() -> None:
+    model = torch.nn.BatchNorm1d(2)
+    state = {k: v for k, v in model.state_dict().items() if k != "num_batches_tracked"}
+    assert misfit(model, state) == ""
+
+
+def test_the_hash_of_a_state_follows_its_names_types_shapes_and_values() -> None:
+    variants = [
+        {"a": torch.zeros(2)},
+        {"b": torch.zeros(2)},
+        {"a": torch.zeros(2, dtype=torch.float64)},
+        {"a": torch.zeros(1, 2)},
+        {"a": torch.tensor([0.0, 1.0])},
+        {"a": torch.zeros(2, dtype=torch.bfloat16)},
+        {"a": torch.tensor(0)},
+        {"a": torch.zeros(2, dtype=torch.int32)},
+    ]
+    assert len({state_sha256(variant.items()) for variant in variants}) == len(variants)
+    column = torch.arange(6.0).reshape(2, 3).T
+    assert state_sha256([("a", column)]) == state_sha256([("a", column.contiguous())])
