@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from adq_wds.errors import AdqError
 
@@ -111,33 +111,42 @@ def lock(folder: str | os.PathLike[str]) -> Iterator[None]:
     """Hold `folder` for one job: a second one is refused, with the holder's name.
 
     The operating system drops the lock when its process ends, however it ends, so nothing is ever stale;
-    the text in ``.adq.lock`` only says who holds it.
+    the text in ``.adq.lock`` only says who holds it. The file goes with the lock.
 
     Raises:
         AdqError: another process holds the folder; names its pid, host, command and start.
     """
     path = Path(folder) / ".adq.lock"
-    try:
-        handle = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - closed below, with the lock
-    except OSError as error:
-        raise AdqError(f"cannot lock {folder}: {_reason(error)}") from error
+    handle = _locked(path)
     with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            handle.seek(0)
-            holder = handle.read(500).strip() or "a process that has not said its name"
-            raise AdqError(
-                f"{folder} is in use by {holder}; wait for it, or choose another folder"
-            ) from error
-        handle.seek(0)
-        handle.truncate()
         started = time.strftime("%Y-%m-%d %H:%M:%S")
         command = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python"
+        handle.truncate(0)
         handle.write(f"pid {os.getpid()} on {socket.gethostname()} ({command}, since {started})")
         handle.flush()
         try:
             yield
         finally:
-            handle.seek(0)
-            handle.truncate()
+            path.unlink(missing_ok=True)  # while it is held: `_locked` sees to those who wait with it open
+
+
+def _locked(path: Path) -> TextIO:
+    """The open lock file, locked, and still the one that `path` names."""
+    while True:
+        try:
+            handle = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - the caller closes it, and the lock with it
+        except OSError as error:
+            raise AdqError(f"cannot lock {path.parent}: {_reason(error)}") from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            with handle:
+                handle.seek(0)
+                holder = handle.read(500).strip() or "a process that has not said its name"
+            raise AdqError(
+                f"{path.parent} is in use by {holder}; wait for it, or choose another folder"
+            ) from error
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle.fileno()), path.stat()):
+                return handle
+        handle.close()  # its holder removed it between our two calls

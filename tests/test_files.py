@@ -1,6 +1,7 @@
 """Files are whole or not there; folders have one writer."""
 
 import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -111,11 +112,31 @@ def test_a_second_job_is_told_who_holds_the_folder(tmp_path: Path) -> None:
         pass
 
 
-def test_a_folder_is_free_again_after_an_error(tmp_path: Path) -> None:
+def test_a_folder_is_free_and_clean_again_after_an_error(tmp_path: Path) -> None:
     with pytest.raises(KeyError), lock(tmp_path):
         raise KeyError
     with lock(tmp_path):
         pass
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_lock_whose_file_went_meanwhile_is_taken_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its holder may remove the file between our opening and our locking it; the old file protects nothing."""
+    real, calls = fcntl.flock, []
+
+    def flock(handle: int, flags: int) -> None:
+        calls.append(flags)
+        if len(calls) == 1:
+            (tmp_path / ".adq.lock").unlink()
+        real(handle, flags)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with lock(tmp_path):
+        assert len(calls) == 2
+        with pytest.raises(AdqError, match=rf"in use by pid {os.getpid()}"), lock(tmp_path):
+            pass
 
 
 def test_canonical_json_is_one_text_per_value() -> None:
