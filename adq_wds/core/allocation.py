@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+_SMALL = 4096  # samples in all cells: so few rounds are sorted as they are
+
 
 def split_budget(size: NDArray[np.int64], weight: NDArray[np.float64], budget: int) -> NDArray[np.int64]:
     """Split `budget` picks over K cells in proportion to their weights.
@@ -44,7 +46,7 @@ def split_budget(size: NDArray[np.int64], weight: NDArray[np.float64], budget: i
         return np.zeros_like(size)
     if budget == total:
         return size.copy()
-    quota = _surely_won(size, weight, budget)
+    quota = _surely_won(size, weight, budget) if total > _SMALL else np.zeros_like(size)
     missing = budget - int(quota.sum())
     # The remaining candidates, each with its quotient; one stable sort plays all remaining rounds at once,
     # since quotients fall with every seat and so a cell's seats come in order.
@@ -117,7 +119,8 @@ def uniform(size: NDArray[np.int64], importance: NDArray[np.float64], keep: floa
 
 def check_alpha(alpha: float) -> None:
     """Raise `ValueError` unless alpha is a number in [0, 1]."""
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0.0 <= alpha <= 1.0:
+    number = isinstance(alpha, (int, float, np.integer, np.floating)) and not isinstance(alpha, bool)
+    if not number or not 0.0 <= alpha <= 1.0:
         raise ValueError(f"alpha must be a number in [0, 1], got {alpha!r}")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,7 +29,10 @@ FIRST_BREAK, LONGEST_BREAK = (
     8,
     4096,
 )  # picks by rows on demand before the pool is tried again; doubles each time
-TOLD_BREAK = 256  # from this length on the fall-back is worth a line in the log
+TOLD_BREAK, TOLD_SECONDS = (
+    256,
+    10.0,
+)  # from this length and expected time on, falling back is worth a line in the log
 _COPY_ROWS = 4096
 
 
@@ -129,7 +133,7 @@ class _Pace:
         self.largest = largest
         self._break = FIRST_BREAK
         self._wait = 0
-        self._on_demand_s = 0.0  # what one pick by rows on demand took last
+        self._on_demand_s: list[float] = []  # what each pick of the last break took
         self._said = False
 
     def pool_size(self, n_left: int) -> int:
@@ -139,10 +143,10 @@ class _Pace:
             return 0
         if n_left <= min(WHOLE_POOL, self.largest):
             return n_left
-        return min(POOL_FACTOR * math.isqrt(n_left), self.largest)
+        return min(POOL_FACTOR * math.isqrt(n_left), self.largest, n_left)
 
     def on_demand(self, seconds: float) -> None:
-        self._on_demand_s = seconds
+        self._on_demand_s.append(seconds)
 
     def pooled(self, n_picks: int, n_left: int) -> None:
         """Learn from a pool that ran until an outsider might have been better."""
@@ -151,14 +155,17 @@ class _Pace:
             return
         self._wait = self._break
         self._break = min(2 * self._break, LONGEST_BREAK)
-        if self._wait >= TOLD_BREAK and not self._said:
+        # A pick costs less as rows leave: half of today's on average.
+        seconds = statistics.median(self._on_demand_s or [0.0]) * n_left / 2
+        self._on_demand_s.clear()
+        if self._wait >= TOLD_BREAK and seconds >= TOLD_SECONDS and not self._said:
             self._said = True
             logger.warning(
-                "GraphCut: gains lie too close together for a pool (%d picks from the last one), so rows are taken on "
-                "demand; %s samples are left, which takes about %.0f s. Splitting by class makes it quadratically cheaper",
+                "GraphCut: gains lie too close together for a pool (%d picks from the last one), so rows are taken "
+                "on demand: %s samples are left, about %.0f s. Bins per class take far less",
                 n_picks,
                 f"{n_left:,}",
-                self._on_demand_s * n_left / 2,  # a pick costs less as rows leave
+                seconds,
             )
 
 

@@ -19,8 +19,8 @@ _BLOCK_BYTES = 32 << 20  # float64 scratch of one block of rows
 def unit_rows(embedding: NDArray[Any]) -> NDArray[np.float64]:
     """Rows of length 1, rounded half to even to multiples of 2^-16; zero rows stay zero.
 
-    A rounded row is up to sqrt(D) * 2^-17 longer or shorter than 1. Squares are added column by column, elementwise,
-    so the order of the sum, and with it every bit of the result, does not depend on the machine.
+    A rounded row is up to sqrt(D) * 2^-17 longer or shorter than 1. Squares are added in the order of the columns,
+    one by one, so no bit of the result depends on the machine or on the rows around.
 
     Args:
         embedding: (N, D) float16, float32 or float64, finite; rows need not have length 1.
@@ -43,11 +43,13 @@ def unit_rows(embedding: NDArray[Any]) -> NDArray[np.float64]:
         raise ValueError(f"embedding has dtype {embedding.dtype}, expected float16, float32 or float64")
     N, D = embedding.shape
     rows = np.empty((N, D), dtype=np.float64)
-    step = max(1, _BLOCK_BYTES // (8 * max(1, D)))
+    if D == 0:
+        return rows
+    step = max(1, _BLOCK_BYTES // (8 * D))
     for start in range(0, N, step):
         block = rows[start : start + step]
         block[:] = embedding[start : start + step]
-        peak = np.abs(block).max(axis=1, initial=0.0)
+        peak = np.abs(block).max(axis=1)
         if not np.isfinite(peak).all():
             bad = start + int(np.argmin(np.isfinite(peak)))
             raise ValueError(
@@ -55,9 +57,10 @@ def unit_rows(embedding: NDArray[Any]) -> NDArray[np.float64]:
             )
         if embedding.dtype == np.float64:  # squares of 1e200 or 1e-200 would overflow or vanish
             np.ldexp(block, -np.frexp(peak)[1][:, None], out=block)
-        columns = np.ascontiguousarray(block.T)  # (D, b)
-        np.square(columns, out=columns)
-        norm = np.sqrt(np.add.reduce(columns, axis=0))  # (b,)
+        squares = np.square(block.T, order="C")  # (D, b)
+        norm = np.sqrt(
+            np.add.accumulate(squares, axis=0, out=squares)[-1]
+        )  # (b,), added in the order of columns
         norm[norm == 0] = 1.0
         block /= norm[:, None]
         block /= ROW_STEP
