@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import math
 import os
 import re
 from collections import Counter
@@ -14,7 +15,8 @@ import braceexpand
 
 from adq_wds.errors import PlanError, shorten
 
-MAX_SHARDS = 10_000_000
+MAX_SHARDS = 1_000_000
+_RANGE = re.compile(r"\{(-?\d{1,18})\.\.(-?\d{1,18})[.}]")
 _TAR_IN_COMMAND = re.compile(r"[^/\s'\"|<>?#&=:@]+\.(?:tar|tgz)[.\w]*")
 
 
@@ -35,8 +37,6 @@ def expand_urls(urls: str | os.PathLike[str] | Iterable[str | os.PathLike[str]])
     for pattern in patterns:
         for part in os.fspath(pattern).split("::"):
             found.extend(_expand_one(part))
-        if len(found) > MAX_SHARDS:
-            raise ValueError(f"shards {shorten(pattern)}: more than {MAX_SHARDS:,} shards")
     if not found:
         raise ValueError("no shards given; name tar files, a pattern in quotes, or a folder")
     twice = [url for url, count in Counter(found).items() if count > 1]
@@ -50,8 +50,11 @@ def expand_urls(urls: str | os.PathLike[str] | Iterable[str | os.PathLike[str]])
 def _expand_one(part: str) -> list[str]:
     if os.path.exists(part) and not os.path.isdir(part):
         return [part]  # a file whose own name has braces or stars
+    many = math.prod(abs(int(last) - int(first)) + 1 for first, last in _RANGE.findall(part))
+    if many > MAX_SHARDS:  # counted first: the ranges would be written out in memory
+        raise ValueError(f"shards {shorten(part)}: {many:,} shards, at most {MAX_SHARDS:,}")
     try:
-        names = list(islice(braceexpand.braceexpand(part), MAX_SHARDS + 1)) if part else []
+        names = list(islice(braceexpand.braceexpand(part), MAX_SHARDS)) if part else []
     except ValueError as error:
         raise ValueError(f"shards {shorten(part)}: {error}") from error
     found = []
