@@ -24,7 +24,10 @@ class ClassBuckets:
         label: (N,) int32, class of each row over the whole set, rows in the order of `features`.
         classes: the classes wanted; other rows are skipped.
         scratch: folder for the scratch file; the system's temporary folder when None.
-        progress: called with the number of rows sorted so far added.
+        progress: called with the number of rows read since its last call; they sum to N.
+
+    Raises:
+        FeaturesError: damaged features, a NaN, or no space for the scratch file.
     """
 
     def __init__(
@@ -60,12 +63,12 @@ class ClassBuckets:
             rows = file.embedding()
             mine = label[first : first + file.n]
             order = np.argsort(mine, kind="stable")
-            present, starts = np.unique(mine[order], return_index=True)
-            for c, part in zip(present.tolist(), np.split(order, starts[1:]), strict=True):
+            present, starts, counts = np.unique(mine[order], return_index=True, return_counts=True)
+            for c, start, n in zip(present.tolist(), starts.tolist(), counts.tolist(), strict=True):
                 if c in filled:
                     self._file.seek(filled[c] * row_bytes)
-                    self._file.write(rows[part].data)
-                    filled[c] += len(part)
+                    self._file.write(rows[order[start : start + n]].data)
+                    filled[c] += n
             first += file.n
             if progress is not None:
                 progress(file.n)

@@ -1,9 +1,8 @@
-"""How do features become a plan? Bins class by class, scores per bin, quotas per cell, ranks per sample."""
+"""How do bins become a plan? Importance per bin, quotas per class and bin, ranks per sample."""
 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,13 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adq_wds.buckets import ClassBuckets
-from adq_wds.core.allocation import budget_for, split_budget
-from adq_wds.core.graphcut import graphcut_bins
-from adq_wds.core.kernel import unit_rows
+from adq_wds.binning import listed
+from adq_wds.core.allocation import budget_for, check_alpha, split_budget
 from adq_wds.core.rng import check_seed, draws
-from adq_wds.core.scores import DECIMALS, BinSums, diversity, importance, representativeness
-from adq_wds.errors import FeaturesError, PlanError, shorten
+from adq_wds.core.scores import DECIMALS, importance
+from adq_wds.errors import PlanError, shorten
 from adq_wds.files import canonical_json, sha256_text
 from adq_wds.shards import base_name
 from adq_wds.tables.bins import Bins
@@ -26,145 +23,11 @@ from adq_wds.tables.plan import ALWAYS, NEVER, Plan, PlanShard
 from adq_wds.tables.spans import Spans
 
 Allocation = Callable[[NDArray[np.int64], NDArray[np.float64], float], NDArray[np.float64]]
-Progress = Callable[[int], object]
 SampleId = str | tuple[str, str]  # a key, or (shard, key) where the key stands in several shards
 
 logger = logging.getLogger("adq_wds")
 
-
-# ---- Features -> Bins
-
-
-def bin_features(
-    features: Features,
-    *,
-    bins: int,
-    classes: Iterable[int | str] | None = None,
-    memory_bytes: int = 1 << 30,
-    scratch: str | os.PathLike[str] | None = None,
-    progress: Progress | None = None,
-) -> Bins:
-    """Bin every class by exact GraphCut and score the bins.
-
-    Args:
-        features: the set; N samples of width D.
-        bins: K, bins per class. A class with fewer samples gets fewer bins, said in a warning.
-        classes: classes to bin, by number or name; the others are left out of the plan. All by default.
-        memory_bytes: what one class's similarity matrix may take; larger classes are binned without one.
-        scratch: folder for a scratch file of N·D·2 bytes.
-        progress: called with numbers of samples done, which add up to 2·N.
-
-    Returns:
-        Bins of all N samples, with the mean texture and the diversity of each bin over all classes.
-
-    Raises:
-        ValueError: `bins` is not a positive integer below 32,768, or a class is unknown.
-        FeaturesError: damaged features, or a NaN.
-    """
-    if isinstance(bins, bool) or not isinstance(bins, (int, np.integer)) or not 1 <= bins < 2**15:
-        raise ValueError(f"bins must be an integer in 1 … 32767, got {bins!r}")
-    if len(features) == 0:
-        raise FeaturesError(f"{features.folder}: no usable samples in {len(features.files)} shards")
-    label, names = global_labels(features)
-    chosen = _chosen_classes(label, names, classes)
-    counts = [int((label == c).sum()) for c in chosen]
-    _say_what_it_takes(features, chosen, counts, int(bins), memory_bytes)
-    texture = np.concatenate([file.read(["texture"])["texture"].to_numpy() for file in features])
-    bin = np.full(len(label), -1, dtype=np.int16)
-    pick = np.full(len(label), -1, dtype=np.int32)
-    sums = BinSums.empty(int(bins), features.width)
-    buckets = ClassBuckets(features, label, chosen, scratch=scratch, progress=progress)
-    try:
-        for c in chosen:
-            where, embedding = buckets.read(c)
-            rows = unit_rows(embedding)
-            binning = graphcut_bins(rows, int(bins), memory_bytes=memory_bytes, progress=progress)
-            bin[where], pick[where] = binning.bin, binning.pick
-            sums.add(binning.bin, rows, texture[where])
-    finally:
-        buckets.close()
-    header = {
-        "n_bins": int(bins),
-        "kernel": "features",
-        "features": features.hash,
-        "classes": chosen,
-        "names": names,
-        "scores": {
-            "texture": _listed(representativeness(sums)),
-            "diversity": _listed(diversity(sums)),
-        },
-    }
-    return Bins([(file.shard, file.n) for file in features], label, bin, pick, header)
-
-
-def global_labels(features: Features) -> tuple[NDArray[np.int32], list[str] | None]:
-    """(N,) int32 class of every sample over the whole set, and the names of string labels, sorted."""
-    kinds = {file.names is None for file in features if file.n}
-    if len(kinds) > 1:
-        raise FeaturesError(f"{features.folder}: some shards have integer labels and some string labels")
-    labels = [file.read(["label"])["label"].to_numpy() for file in features]
-    names = None
-    if kinds == {False}:
-        names = sorted({name for file in features for name in file.names or []})
-        number = {name: i for i, name in enumerate(names)}
-        for i, file in enumerate(features):
-            known = np.array([number[name] for name in file.names or []], dtype=np.int32)
-            if file.n and not 0 <= labels[i].min() <= labels[i].max() < len(known):
-                raise FeaturesError(f"{file.path}: a label is not one of its {len(known)} names")
-            labels[i] = known[labels[i]] if file.n else labels[i]
-    return np.concatenate(labels), names
-
-
-def _chosen_classes(
-    label: NDArray[np.int32], names: list[str] | None, classes: Iterable[int | str] | None
-) -> list[int]:
-    present = np.unique(label).tolist()
-    if classes is None:
-        return [int(c) for c in present]
-    number = {name: i for i, name in enumerate(names or [])}
-    chosen = set()
-    for c in classes:
-        value = number.get(c) if isinstance(c, str) else c
-        if value is None and isinstance(c, str) and names is None and c.lstrip("-").isdigit():
-            value = int(c)
-        if value is None or value not in present:
-            known = names if names is not None else present
-            raise ValueError(f"class {c!r} has no samples here; the classes are {shorten(known, 200)}")
-        chosen.add(int(value))
-    return sorted(chosen)
-
-
-def _say_what_it_takes(
-    features: Features, classes: list[int], counts: list[int], bins: int, memory_bytes: int
-) -> None:
-    """Memory and disk, before the work starts; and what will not be as asked."""
-    largest = max(counts, default=0)
-    rows = largest * features.width * 10  # float16 as read, float64 as used
-    matrix = largest * largest * 8
-    gram = (
-        f"{matrix / 2**30:.2f} GiB"
-        if matrix <= memory_bytes
-        else f"up to {memory_bytes / 2**30:.2f} GiB (pooled)"
-    )
-    logger.info(
-        "binning %d samples in %d classes, largest %d: embeddings %.2f GiB, similarities %s, scratch file %.2f GiB",
-        sum(counts), len(classes), largest, rows / 2**30, gram, len(features) * features.width * 2 / 2**30,
-    )  # fmt: skip
-    if classes == [NO_LABEL]:
-        logger.info("no labels: all samples are one class")
-    few = [(c, n) for c, n in zip(classes, counts, strict=True) if n < bins]
-    if few:
-        logger.warning(
-            "%d classes have fewer samples than bins (class %d has %d): fewer bins there", len(few), *few[0]
-        )
-
-
-def _listed(score: NDArray[np.float64]) -> list[float | None]:
-    """For a header: rounded, so that equal features give equal headers on any machine; None for NaN."""
-    return [None if np.isnan(v) else round(float(v), DECIMALS) for v in score]
-
-
-# ---- Bins -> Plan
+_CHOICES = {"balance": ("class", "none"), "draw": ("random", "ordered"), "normalise": ("sum", "minmax")}
 
 
 @dataclass(frozen=True)
@@ -194,7 +57,10 @@ class PlanSettings:
     def __post_init__(self) -> None:
         budget_for(self.keep, 0)
         check_seed(self.seed)
-        for name, known in (("balance", ("class", "none")), ("draw", ("random", "ordered"))):
+        check_alpha(self.alpha)
+        if not self.scores or len(set(self.scores)) != len(self.scores):
+            raise ValueError(f"scores must name one or more, each once, got {self.scores}")
+        for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
 
@@ -220,21 +86,30 @@ def plan_bins(
         a plan in memory, over all samples, usable or not.
 
     Raises:
+        ValueError: the bins lack a score, or the allocation gives weights that cannot be used.
         PlanError: bins of other features, a must-include sample that is not there or not usable, or more of
             them in a class than its budget.
     """
-    if bins.header["features"] != features.hash:
+    if bins.header["features"] != features.hash or bins.shards != [(file.shard, file.n) for file in features]:
         raise PlanError(f"{features.folder}: the bins were made from other features; bin these again")
-    draw, must = _draws_and_musts(features, settings.seed, must_include)
-    if (must & (bins.bin < 0)).any():
-        raise PlanError("a must-include sample is of a class that is left out; add its class")
+    scores = bins.scores()
+    for name in settings.scores:
+        if name not in scores:
+            raise ValueError(f"the bins have no score {name!r}, only {sorted(scores)}")
+    draw, asked = _draws_and_asked(features, settings.seed, must_include)
+    for sample, i in asked.items():
+        if bins.bin[i] < 0:
+            raise PlanError(
+                f"must-include sample {shorten(sample)} is of class {bins.label[i]}, which is left out; add its class"
+            )
+    must = np.zeros(len(draw), dtype=bool)
+    must[list(asked.values())] = True
     classes, n_bins = bins.classes, bins.n_bins
     free = (bins.bin >= 0) & ~must
     class_row = np.searchsorted(classes, bins.label)
     size = _counts(class_row[free], bins.bin[free], len(classes), n_bins)
     n_must = np.bincount(class_row[must], minlength=len(classes))
-    chosen = {name: score for name, score in bins.scores().items() if name in settings.scores}
-    value = importance(list(chosen.values()), normalise=settings.normalise)
+    value = importance([scores[name] for name in sorted(settings.scores)], normalise=settings.normalise)
     quota = _quotas(size, n_must, classes, value, settings, allocation)
     rank = _ranks(class_row, bins, free, draw if settings.draw == "random" else bins.pick)
     rank[must] = ALWAYS
@@ -257,30 +132,29 @@ def _counts(
     return np.bincount(cells, minlength=n_classes * n_bins).reshape(n_classes, n_bins)
 
 
-def _draws_and_musts(
+def _draws_and_asked(
     features: Features, seed: int, must_include: Iterable[SampleId]
-) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
-    """(N,) uint64 keyed draws, and (N,) bool: is this sample asked for by name?"""
-    asked = set(must_include)
-    found: dict[SampleId, int] = dict.fromkeys(asked, 0)
-    all_draws, all_musts = [], []
+) -> tuple[NDArray[np.uint64], dict[SampleId, int]]:
+    """(N,) uint64 keyed draws, and the position of every must-include sample."""
+    asked = [tuple(name) if isinstance(name, list) else name for name in listed("must_include", must_include)]
+    places: dict[SampleId, list[int]] = {name: [] for name in asked}
+    all_draws, first = [], 0
     for file in features:
         keys = file.read(["key"])["key"].to_pylist()
         all_draws.append(draws(seed, 0, base_name(file.shard), keys))
-        must = np.zeros(len(keys), dtype=bool)
-        if asked:
-            for i, key in enumerate(keys):
-                for name in {key, (file.shard, key)} & asked:
-                    found[name] += 1
-                    must[i] = True
-        all_musts.append(must)
-    for name, count in found.items():
-        if count != 1:
+        if places:
+            for i, key in enumerate(keys, first):
+                for name in (key, (file.shard, key)):
+                    if name in places:
+                        places[name].append(i)
+        first += file.n
+    for name, found in places.items():
+        if len(found) != 1:
             problem = (
-                "is not among the usable samples" if count == 0 else "is in several shards; give (shard, key)"
+                "is in several shards; give (shard, key)" if found else "is not among the usable samples"
             )
             raise PlanError(f"must-include sample {shorten(name)} {problem}")
-    return np.concatenate(all_draws), np.concatenate(all_musts)
+    return np.concatenate(all_draws), {name: i for name, (i,) in places.items()}
 
 
 def _quotas(
@@ -318,7 +192,8 @@ def _quotas(
 def _weights(
     allocation: Allocation, size: NDArray[np.int64], value: NDArray[np.float64], settings: PlanSettings
 ) -> NDArray[np.float64]:
-    weight = np.asarray(allocation(size, value, settings.keep), dtype=np.float64)
+    given = allocation(size.copy(), value.copy(), settings.keep)  # copies: a rule may work in place
+    weight = np.asarray(given, dtype=np.float64)
     if weight.shape != size.shape or not np.isfinite(weight).all() or (weight < 0).any():
         raise ValueError(
             f"allocation {settings.allocation!r} must give {size.shape} weights, finite and >= 0, got {shorten(weight)}"
@@ -352,7 +227,7 @@ def _rows(
     shards, first, total, total_kept = [], 0, 0.0, 0.0
     for file in features:
         part = slice(first, first + file.n)
-        texture = file.read(["texture"])["texture"].to_numpy().astype(np.float64)
+        texture = file.texture().astype(np.float64)
         total += float(texture.sum())
         total_kept += float(texture[kept[part]].sum())
         columns = [bins.label[part], bins.bin[part], bins.pick[part], rank[part], kept[part]]
@@ -395,8 +270,10 @@ def _header(
     return {
         "settings": {
             **{name: getattr(settings, name) for name in settings.__dataclass_fields__},
-            "scores": list(settings.scores),
+            "scores": sorted(settings.scores),
+            "seed": int(settings.seed),  # as plain numbers, so that 1 and 1.0 make one plan
             "keep": float(settings.keep),
+            "alpha": float(settings.alpha),
             "n_bins": bins.n_bins,
             "kernel": bins.header["kernel"],
         },

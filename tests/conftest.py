@@ -3,14 +3,20 @@
 import io
 import os
 import tarfile
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from adq_wds.tables.features import ShardFeatures, file_name
+from adq_wds.tables.spans import Spans
+
 MakeShard = Callable[..., Path]
+MakeFeatures = Callable[..., ShardFeatures]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -78,5 +84,71 @@ def make_shard(tmp_path: Path) -> MakeShard:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return write_tar(path, members)
+
+    return make
+
+
+def synthetic_features(
+    shard: str,
+    label: Sequence[int],
+    *,
+    names: list[str] | None = None,
+    embedding: Any = None,
+    bad: Sequence[int] = (),
+    width: int = 6,
+    signed: bool = False,
+    first: int = 0,
+    **header: str,
+) -> ShardFeatures:
+    """Features without images: random unit rows that depend on the shard's name alone, one row per label.
+
+    `bad` are positions in the shard of samples that could not be used, between the usable ones; keys count
+    from `first`, bad samples included.
+    """
+    n = len(label)
+    rng = np.random.default_rng(zlib.crc32(shard.encode()))
+    if embedding is None:
+        embedding = rng.normal(size=(n, width))
+        embedding = embedding if signed else np.maximum(embedding, 0)
+        embedding /= np.maximum(np.linalg.norm(embedding, axis=1, keepdims=True), 1e-9)
+    total = n + len(bad)
+    spans = Spans.from_rows(
+        [(i, f"k{first + i:04d}", i * 2048, 1024 + i % 1000, i + 7) for i in range(total)]
+    )
+    good = np.setdiff1d(np.arange(total), bad)
+    return ShardFeatures(
+        shard=shard,
+        spans=spans.take(good),
+        label=np.array(label, dtype=np.int32).reshape(n),
+        embedding=np.asarray(embedding).astype(np.float16),
+        norm=np.ones(n, dtype=np.float32),
+        texture=(0.1 + rng.random(n)).astype(np.float32),
+        header={
+            "encoder": "synthetic",
+            "revision": "1",
+            "preprocessing_hash": "0",
+            "image": "jpg",
+            "label": "cls",
+            "complete": True,
+            "source": {"bytes": 1, "mtime_ns": 1},
+            **header,
+        },
+        names=names,
+        bad=spans.take(np.array(sorted(bad), dtype=np.int64)),
+        bad_reasons=["not an image"] * len(bad),
+    )
+
+
+@pytest.fixture
+def make_features(tmp_path: Path) -> MakeFeatures:
+    """make_features("a.tar", labels, folder=None, …): `synthetic_features`, saved to a folder, tmp_path/features."""
+
+    def make(
+        shard: str, label: Sequence[int], *, folder: Path = tmp_path / "features", **options: Any
+    ) -> ShardFeatures:
+        features = synthetic_features(shard, label, **options)
+        folder.mkdir(parents=True, exist_ok=True)
+        features.save(folder / file_name(shard))
+        return features
 
     return make

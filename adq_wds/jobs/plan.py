@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
-from adq_wds.core.allocation import adaptive, check_alpha
+from adq_wds.binning import bin_features, listed
+from adq_wds.core.allocation import adaptive
 from adq_wds.errors import PlanError
 from adq_wds.files import lock, make_folder
-from adq_wds.planner import Allocation, PlanSettings, SampleId, bin_features, plan_bins
+from adq_wds.planner import Allocation, PlanSettings, SampleId, plan_bins
 from adq_wds.registry import SCORES, look_up
 from adq_wds.registry import allocation as named_allocation
 from adq_wds.tables.bins import Bins
@@ -45,7 +47,8 @@ def build_plan(
 
     The set is cut into bins, class by class (exact GraphCut); the bins are scored; the budget of keep · N samples is
     split over classes and bins; inside a bin a keyed draw ranks the samples. Equal features, settings and seed give
-    an equal plan, and a plan of a smaller `keep` lies inside one of a larger.
+    an equal plan, and a plan of a smaller `keep` lies inside one of a larger (unless a function of yours as
+    `allocation` looks at `keep`).
 
     Args:
         features: a folder that `embed_shards` wrote, or the `Features` it gave.
@@ -53,7 +56,8 @@ def build_plan(
         keep: ratio of samples kept, in [0, 1].
         seed: of the keyed draw.
         alpha: share of the importance in a bin's rate, in [0, 1]; 0 is uniform, which is DQ.
-        allocation: "adaptive" (ADQ), "uniform" (DQ), or a function (size, importance, keep) → weights.
+        allocation: "adaptive" (ADQ), "uniform" (DQ), or a function (size (K,), importance (K,), keep) → weights
+            (K,), finite and >= 0, called for each class.
         balance: "class" keeps the classes' proportions; "none" lets all cells compete.
         draw: "random" (keyed draw) or "ordered" (GraphCut's pick order).
         scores: which add up to the importance: "texture" (representativeness), "diversity".
@@ -71,40 +75,68 @@ def build_plan(
         ValueError: an argument is out of range, or a name unknown.
         FeaturesError: damaged features, or features that do not belong together.
         PlanError: what is asked for cannot be met; the message says by how much.
+        AdqError: `out` cannot be written, or another job works in its folder.
 
     Source: Zhou et al. 2023 (arXiv 2308.10524) for bins, Li et al. 2024 (arXiv 2412.16895) for scores and rates;
     budget, nesting and balance are ours.
     """
-    chosen = tuple(scores)
-    if not chosen or len(set(chosen)) != len(chosen):
-        raise ValueError(f"scores must name one or more of {SCORES}, each once, got {chosen}")
-    for name in chosen:
-        look_up("score", name, dict.fromkeys(SCORES))
-    check_alpha(alpha)
-    rule, rule_name = _allocation(allocation, alpha)
-    settings = PlanSettings(keep, seed, alpha, rule_name, balance, draw, chosen, normalise)
+    settings, rule = plan_settings(
+        keep=keep,
+        seed=seed,
+        alpha=alpha,
+        allocation=allocation,
+        balance=balance,
+        draw=draw,
+        scores=scores,
+        normalise=normalise,
+    )
+    must = listed("must_include", must_include)
     if out is not None and Path(out).is_dir():
         raise PlanError(f"{out}: a folder; give the plan a file name, such as {Path(out) / 'plan.parquet'}")
     if not isinstance(features, Features):
         features = Features(features)
-    if not isinstance(bins, Bins):
-        scratch = make_folder(Path(out).parent) if out is not None else None
-        bins = find_bins(
-            features,
-            bins=bins,
-            classes=classes,
-            memory_bytes=memory_bytes,
-            scratch=scratch,
-            progress=progress,
-        )
-    elif classes is not None:
+    if isinstance(bins, Bins) and classes is not None:
         raise ValueError("classes= is chosen when bins are made; leave it out, or give bins= as a number")
-    plan = plan_bins(features, bins, settings, rule, must_include=must_include)
-    if out is None:
-        return plan
-    with lock(make_folder(Path(out).parent)):
+    folder = None if out is None else make_folder(Path(out).parent)
+    # locked before the work, so that of two jobs one learns it at once
+    with nullcontext() if folder is None else lock(folder):
+        if not isinstance(bins, Bins):
+            bins = find_bins(
+                features,
+                bins=bins,
+                classes=classes,
+                memory_bytes=memory_bytes,
+                scratch=folder,
+                progress=progress,
+            )
+        plan = plan_bins(features, bins, settings, rule, must_include=must)
+        if out is None:
+            return plan
         plan.save(out)
     return load_plan(out)
+
+
+def plan_settings(
+    *,
+    keep: float = 0.3,
+    seed: int = 0,
+    alpha: float = 0.65,
+    allocation: str | Allocation = "adaptive",
+    balance: str = "class",
+    draw: str = "random",
+    scores: Iterable[str] = SCORES,
+    normalise: str = "sum",
+) -> tuple[PlanSettings, Allocation]:
+    """The checked settings that arguments of `build_plan` stand for, and the allocation rule.
+
+    Raises:
+        ValueError: an argument is out of range, or a name unknown.
+    """
+    chosen = tuple(listed("scores", scores))
+    for name in chosen:
+        look_up("score", name, dict.fromkeys(SCORES))
+    rule, rule_name = _allocation(allocation, alpha)
+    return PlanSettings(keep, seed, alpha, rule_name, balance, draw, chosen, normalise), rule
 
 
 def find_bins(
@@ -116,7 +148,7 @@ def find_bins(
     scratch: Path | None = None,
     progress: bool | None = None,
 ) -> Bins:
-    """`planner.bin_features` with a progress bar: half of it reading, half picking."""
+    """`binning.bin_features` with a progress bar: half of it reading, half picking."""
     total = 2 * len(features)
     with tqdm(
         total=total, unit=" samples", desc="bins", disable=None if progress is None else not progress

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from adq_wds.errors import PlanError, shorten
 from adq_wds.tables.plan import Plan
 
 _SHOWN_CLASSES = 20
@@ -26,8 +27,18 @@ def describe_plan(plan: Plan) -> dict[str, Any]:
 
 
 def show_plan(plan: Plan) -> str:
-    """The same as a text for people."""
-    about = describe_plan(plan)
+    """The same as a text for people.
+
+    Raises:
+        PlanError: the header lacks what every plan of ours says.
+    """
+    try:
+        return _text(plan, describe_plan(plan))
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as cause:
+        raise PlanError(f"{plan.path or 'plan'}: damaged header: {shorten(str(cause))}") from cause
+
+
+def _text(plan: Plan, about: dict[str, Any]) -> str:
     share = 100 * plan.n_kept / max(1, plan.n_samples)
     lines = [
         f"keeps {plan.n_kept:,} of {plan.n_samples:,} samples ({share:.1f} %) in {about['shards']} shards",
@@ -46,7 +57,7 @@ def show_plan(plan: Plan) -> str:
     settings = ", ".join(f"{k} {_short(v)}" for k, v in sorted(about["settings"].items()) if v is not None)
     lines += [f"settings: {settings}"]
     if about.get("features"):
-        lines.append(f"features: {about['features']['encoder']}, D = {about['features']['width']}")
+        lines.append(f"features: {_plain(about['features']['encoder'])}, D = {about['features']['width']}")
     lines += [f"hash {plan.hash}", ""]
     lines += [*_bin_table(about["bins"]), "", *_class_table(about["classes"])]
     return "\n".join(lines).rstrip()
@@ -55,7 +66,7 @@ def show_plan(plan: Plan) -> str:
 def _bin_table(bins: list[dict[str, Any]]) -> list[str]:
     if not bins:
         return ["no bins: the keys were given"]
-    scores = [name for name in bins[0] if name not in ("size", "kept", "rate", "importance")]
+    scores = sorted(set(bins[0]) - {"size", "kept", "rate", "importance"})
     columns = ["bin", "size", *scores, "importance", "rate", "kept"]
     rows = [
         [
@@ -75,7 +86,7 @@ def _class_table(classes: list[dict[str, Any]]) -> list[str]:
     rows = [
         [
             "all" if c["label"] < 0 else str(c["label"]),
-            c["name"] or "",
+            _plain(c["name"] or ""),
             f"{c['n']:,}",
             f"{c['kept']:,}",
             _must(c),
@@ -96,7 +107,13 @@ def _number(value: float | None) -> str:
 
 
 def _short(value: Any) -> str:
-    return "+".join(map(str, value)) if isinstance(value, list) else str(value)[:40]
+    return "+".join(map(_short, value)) if isinstance(value, list) else _plain(value)
+
+
+def _plain(value: object) -> str:
+    """One short line of printable characters: names in a plan come from strangers."""
+    text = str(value)
+    return text if text.isprintable() and len(text) <= 40 else shorten(text, 40)
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:

@@ -46,9 +46,20 @@ class Bins:
         n = sum(rows for _, rows in self.shards)
         if not len(self.label) == len(self.bin) == len(self.pick) == n:
             raise PlanError(f"bins of {len(self.bin)} rows for {n} samples")
-        if n and (self.bin.min() < -1 or self.bin.max() >= self.n_bins or self.pick.min() < -1):
+        missing = {"n_bins", "kernel", "features", "classes", "names", "scores"} - self.header.keys()
+        if missing:
+            raise PlanError(f"bins: the header lacks {sorted(missing)}")
+        if self.classes != sorted(set(self.classes)) or any(
+            len(s) != self.n_bins for s in self.scores().values()
+        ):
+            raise PlanError("bins: the header's classes or scores contradict it")
+        if n and (self.bin.min() < -1 or self.bin.max() >= self.n_bins):
             raise PlanError(
                 f"bins must lie in 0 … {self.n_bins - 1}, got {self.bin.min()} … {self.bin.max()}"
+            )
+        if ((self.pick < 0) | ~np.isin(self.label, self.classes))[self.bin >= 0].any():
+            raise PlanError(
+                "bins: a binned sample has no pick, or is of a class that the header does not list"
             )
 
     @property
@@ -94,8 +105,8 @@ class Bins:
             shards = [(str(entry["name"]), int(entry["n"])) for entry in file.header["shards"]]
             label, bin, pick = (table[name].to_numpy() for name in _SCHEMA.names)
             return cls(shards, label, bin, pick, _own(file.header))
-        except (KeyError, TypeError) as cause:
-            raise PlanError(f"{Path(path)}: damaged: {shorten(str(cause))}") from cause
+        except (PlanError, AttributeError, KeyError, TypeError, ValueError) as cause:
+            raise PlanError(f"{Path(path)}: damaged: {shorten(str(cause), 200)}") from cause
 
 
 def _own(header: Header) -> Header:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from adq_wds.errors import FeaturesError, shorten
+from adq_wds.errors import AdqError, FeaturesError, shorten
 from adq_wds.files import canonical_json, sha256_text
 from adq_wds.shards import check_shard_name
 from adq_wds.tables.parquet import (
@@ -93,13 +93,33 @@ class ShardFeatures:
         shapes = [len(self.label), len(self.embedding), len(self.norm), len(self.texture)]
         if shapes != [n] * 4:
             raise FeaturesError(f"shard {self.shard}: columns of {shapes} rows for {n} samples")
+        if self.embedding.ndim != 2 or self.embedding.shape[1] == 0 or self.embedding.dtype != np.float16:
+            found = f"{self.embedding.shape} {self.embedding.dtype}"
+            raise FeaturesError(f"shard {self.shard}: embeddings are {found}, expected (n, D) float16")
         for name, values in (("embedding", self.embedding), ("norm", self.norm), ("texture", self.texture)):
-            finite = np.isfinite(values).reshape(n, -1).all(axis=1)
-            if not finite.all():
-                key = self.spans.keys[int(np.argmin(finite))]
-                raise FeaturesError(f"shard {self.shard}, key {shorten(key)}: {name} holds NaN or infinity")
-        if n and self.label.min() < NO_LABEL:
-            raise FeaturesError(f"shard {self.shard}: label {self.label.min()}, expected >= {NO_LABEL}")
+            _check_finite(self.shard, name, values, lambda: self.spans.keys)
+        least, most = (NO_LABEL, np.inf) if self.names is None else (0, len(self.names) - 1)
+        if n and not least <= self.label.min() <= self.label.max() <= most:
+            raise FeaturesError(
+                f"shard {self.shard}: labels {self.label.min()} … {self.label.max()}, expected {least} … {most}"
+            )
+        if len(self.bad or []) != len(self.bad_reasons):
+            raise FeaturesError(
+                f"shard {self.shard}: {len(self.bad_reasons)} reasons for {len(self.bad or [])} bad samples"
+            )
+
+
+def _check_finite(
+    shard: str, name: str, values: NDArray[np.floating[Any]], keys: Callable[[], list[str]]
+) -> None:
+    """Raise `FeaturesError` with the key of the first row, (n, …), that holds NaN or infinity."""
+    # float16 by its exponent bits: six times as fast as isfinite
+    wrong = (
+        (values.view(np.uint16) & 0x7C00) == 0x7C00 if values.dtype == np.float16 else ~np.isfinite(values)
+    )
+    if wrong.any():
+        row = int(np.argwhere(wrong)[0][0])
+        raise FeaturesError(f"shard {shard}, key {shorten(keys()[row])}: {name} holds NaN or infinity")
 
 
 def _schema(width: int) -> pa.Schema:
@@ -143,11 +163,12 @@ class FeaturesFile:
             (entry,) = self.header["shards"]
             self.shard = check_shard_name(entry["name"])
             self.n = int(entry["n"])
-            self.width = int(self.header["width"])
-            self.names: list[str] | None = self.header["label_names"]
+            self.width = _checked_width(self.header["width"])
+            self.names = _checked_names(self.header["label_names"])
             self.bad = [tuple(row) for row in self.header["bad"]]
-        except (KeyError, TypeError, ValueError) as cause:
-            raise FeaturesError(f"{self.path}: damaged: the header lacks {shorten(str(cause))}") from cause
+            self.bad_spans()
+        except (AdqError, KeyError, TypeError, ValueError, OverflowError) as cause:
+            raise FeaturesError(f"{self.path}: damaged header: {shorten(str(cause))}") from cause
         if limit is not None and limit < self.n + len(self.bad):
             self.bad = [row for row in self.bad if row[0] < limit]
             self.n = int(np.searchsorted(self.read(["index"])["index"].to_numpy(), limit))
@@ -166,8 +187,28 @@ class FeaturesFile:
         return Spans.from_rows([row[:5] for row in self.bad])
 
     def embedding(self) -> NDArray[np.float16]:
-        """(n, D) float16 unit rows."""
-        return embedding_rows(self.read(["embedding"])["embedding"], self.width)
+        """(n, D) float16 unit rows, all finite."""
+        rows = embedding_rows(self.read(["embedding"])["embedding"], self.width)
+        _check_finite(self.shard, "embedding", rows, lambda: self.spans().keys)
+        return rows
+
+    def texture(self) -> NDArray[np.float32]:
+        """(n,) float32 texture levels, all finite."""
+        levels: NDArray[np.float32] = self.read(["texture"])["texture"].to_numpy()
+        _check_finite(self.shard, "texture", levels, lambda: self.spans().keys)
+        return levels
+
+
+def _checked_width(width: object) -> int:
+    if type(width) is not int or not 1 <= width < 2**31:
+        raise ValueError(f"width {width!r}")
+    return width
+
+
+def _checked_names(names: object) -> list[str] | None:
+    if names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        return names
+    raise ValueError(f"label names {names!r}")
 
 
 class Features:
@@ -176,20 +217,26 @@ class Features:
     Args:
         folder: where `embed_shards` wrote one file per shard.
         shards: use only these; every one must be there. All by default.
-        limit: use only the first samples, this many, over the shards in the order of `shards`.
+        limit: use only the first samples, this many, over the shards in the order of `shards` (of file names,
+            without it).
 
     Attributes:
         files: one `FeaturesFile` per shard, sorted by shard name: the order of samples in every plan.
 
     Raises:
+        ValueError: `limit` is not a positive integer.
         FeaturesError: no files, a damaged one, a shard missing, or files of different encoders or settings.
     """
 
     def __init__(
         self, folder: str | os.PathLike[str], *, shards: Sequence[str] | None = None, limit: int | None = None
     ) -> None:
+        if limit is not None and (
+            type(limit) is bool or not isinstance(limit, (int, np.integer)) or limit < 1
+        ):
+            raise ValueError(f"limit must be an integer >= 1, got {limit!r}")
         self.folder = Path(folder)
-        self.limit = limit
+        self.limit = None if limit is None else int(limit)
         if shards is None:
             paths = sorted(self.folder.glob("*.parquet"))
         else:
@@ -199,7 +246,7 @@ class Features:
                 f"{self.folder}: no features here (no *.parquet); make them with embed_shards"
             )
         files = []
-        left = limit
+        left = self.limit
         for path in paths:
             if left is not None and left <= 0:
                 break
@@ -210,6 +257,13 @@ class Features:
 
     def _compare(self) -> None:
         first = self.files[0]
+        names = {file.shard for file in self.files}
+        for file in self.files:
+            short = file.shard.partition("/")[2]
+            if short in names:
+                raise FeaturesError(
+                    f"{self.folder}: {file.shard} and {short} may be one shard, embedded in two runs; remove the older file"
+                )
         for before, file in zip(self.files, self.files[1:], strict=False):
             if before.shard == file.shard:
                 raise FeaturesError(

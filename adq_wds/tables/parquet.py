@@ -144,11 +144,11 @@ class GroupFile:
             table = self._file.read_row_group(i, columns=wanted.names, use_threads=False)
             table.validate(full=True)
             table = table.select(wanted.names).replace_schema_metadata(None)
+            if table.schema != wanted:  # before the hashes, which know the formats' types only
+                raise ValueError(f"columns {table.schema.names} of types {table.schema.types}")
             found = column_hashes(table)
         except (pa.ArrowException, OSError, ValueError, KeyError, RuntimeError, MemoryError) as cause:
             raise self._error(f"{place}: damaged: {shorten(str(cause))}; make it again") from cause
-        if table.schema != wanted:
-            raise self._error(f"{place}: damaged: columns {table.schema.names} of types {table.schema.types}")
         listed = entry.get("columns")
         for name, digest in found.items():
             if not isinstance(listed, dict) or listed.get(name) != digest:

@@ -132,7 +132,9 @@ class Plan:
             self.shards = [check_shard_name(entry["name"]) for entry in header["shards"]]
             self._kept = [int(entry["kept"]) for entry in header["shards"]]
             self._classes = [int(entry["label"]) for entry in header["classes"]]
-            self._quota = np.array(header["cells"]["quota"], dtype=np.int64).reshape(len(self._classes) or 1, -1)
+            self._quota = np.array(header["cells"]["quota"], dtype=np.int64).reshape(
+                len(self._classes) or 1, -1
+            )
             self.n_samples = sum(int(entry["n"]) for entry in header["shards"])
             self.n_kept = sum(self._kept)
             agrees = (header["n_samples"], header["n_kept"]) == (self.n_samples, self.n_kept)
@@ -172,12 +174,12 @@ class Plan:
         return plan
 
     @classmethod
-    def from_keys(cls, urls: str | Iterable[str], keys: Iterable[str | tuple[str, str]]) -> Plan:
+    def from_keys(cls, urls: str | Iterable[str], keys: Iterable[str | tuple[str, str]] | None) -> Plan:
         """A plan that keeps the samples you name, for a selection made elsewhere.
 
         Args:
             urls: the shards, as `expand_urls` reads them; every one is scanned once.
-            keys: the keys to keep; (shard, key) where a key stands in several shards.
+            keys: the keys to keep; (shard, key) where a key stands in several shards; None keeps all.
 
         Raises:
             PlanError: a key is in no shard, or in several and given without its shard.
@@ -187,10 +189,10 @@ class Plan:
         paths = expand_urls(urls)
         names = shard_names(paths)
         spans = {name: scan_spans(path, shard=name) for name, path in zip(names, paths, strict=True)}
-        wanted = _find_keys(spans, keys)
+        wanted = None if keys is None else _find_keys(spans, keys)
         shards = []
         for name, found in spans.items():
-            kept = np.array([(name, key) in wanted for key in found.keys], dtype=bool)
+            kept = np.array([wanted is None or (name, key) in wanted for key in found.keys], dtype=bool)
             nowhere = np.full(len(found), -1, dtype=np.int32)
             rank = np.where(kept, ALWAYS, NEVER).astype(np.int32)
             shards.append(PlanShard(name, found, nowhere, nowhere.astype(np.int16), nowhere, rank, kept))

@@ -1,0 +1,173 @@
+"""How do features become bins? Class by class, by exact GraphCut, and scored over all classes together."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adq_wds.buckets import ClassBuckets
+from adq_wds.core.graphcut import graphcut_bins
+from adq_wds.core.kernel import unit_rows
+from adq_wds.core.scores import DECIMALS, BinSums, diversity, representativeness
+from adq_wds.errors import FeaturesError, shorten
+from adq_wds.tables.bins import Bins
+from adq_wds.tables.features import NO_LABEL, Features
+
+Progress = Callable[[int], object]
+
+logger = logging.getLogger("adq_wds")
+
+
+def bin_features(
+    features: Features,
+    *,
+    bins: int,
+    classes: Iterable[int | str] | None = None,
+    memory_bytes: int = 1 << 30,
+    scratch: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> Bins:
+    """Bin every class by exact GraphCut and score the bins.
+
+    Args:
+        features: the set; N samples of width D.
+        bins: K, bins per class. A class with fewer samples gets fewer bins, said in a warning.
+        classes: classes to bin, by number or name; the others are left out of the plan. All by default.
+        memory_bytes: what one class's similarity matrix may take; larger classes are binned without one.
+        scratch: folder for a scratch file of N·D·2 bytes.
+        progress: called with numbers of samples done, which add up to 2·N: N read, N binned or left out.
+
+    Returns:
+        Bins of all N samples, with the mean texture and the diversity of each bin over all classes.
+
+    Raises:
+        ValueError: `bins` is not a positive integer below 32,768, `memory_bytes` is not a number >= 0, or a
+            class is unknown.
+        FeaturesError: damaged features, or a NaN.
+    """
+    if isinstance(bins, bool) or not isinstance(bins, (int, np.integer)) or not 1 <= bins < 2**15:
+        raise ValueError(f"bins must be an integer in 1 … 32767, got {bins!r}")
+    if isinstance(memory_bytes, bool) or not isinstance(memory_bytes, (int, float)) or not memory_bytes >= 0:
+        raise ValueError(f"memory_bytes must be a number >= 0, got {memory_bytes!r}")
+    if len(features) == 0:
+        raise FeaturesError(f"{features.folder}: no usable samples in {len(features.files)} shards")
+    label, names = global_labels(features)
+    present, counts = np.unique(label, return_counts=True)
+    n_of = dict(zip(present.tolist(), counts.tolist(), strict=True))
+    chosen = _chosen_classes(list(n_of), names, classes)
+    n_chosen = [n_of[c] for c in chosen]
+    _say_what_it_takes(features, chosen, n_chosen, int(bins), memory_bytes)
+    if progress is not None:
+        progress(len(label) - sum(n_chosen))
+    texture = np.concatenate([file.texture() for file in features])
+    bin = np.full(len(label), -1, dtype=np.int16)
+    pick = np.full(len(label), -1, dtype=np.int32)
+    sums = BinSums.empty(int(bins), features.width)
+    buckets = ClassBuckets(features, label, chosen, scratch=scratch, progress=progress)
+    try:
+        for c in chosen:
+            where, embedding = buckets.read(c)
+            rows = unit_rows(embedding)
+            binning = graphcut_bins(rows, int(bins), memory_bytes=memory_bytes, progress=progress)
+            bin[where], pick[where] = binning.bin, binning.pick
+            sums.add(binning.bin, rows, texture[where])
+    finally:
+        buckets.close()
+    header = {
+        "n_bins": int(bins),
+        "kernel": "features",
+        "features": features.hash,
+        "classes": chosen,
+        "names": names,
+        "scores": {
+            "texture": _listed(representativeness(sums)),
+            "diversity": _listed(diversity(sums)),
+        },
+    }
+    return Bins([(file.shard, file.n) for file in features], label, bin, pick, header)
+
+
+def global_labels(features: Features) -> tuple[NDArray[np.int32], list[str] | None]:
+    """(N,) int32 class of every sample over the whole set, and the names of string labels, sorted."""
+    kinds = {file.names is None for file in features if file.n}
+    if len(kinds) > 1:
+        raise FeaturesError(f"{features.folder}: some shards have integer labels and some string labels")
+    labels = [file.read(["label"])["label"].to_numpy() for file in features]
+    names = None
+    if kinds == {False}:
+        names = sorted({name for file in features for name in file.names or []})
+        number = {name: i for i, name in enumerate(names)}
+        for i, file in enumerate(features):
+            known = np.array([number[name] for name in file.names or []], dtype=np.int32)
+            if file.n and not 0 <= labels[i].min() <= labels[i].max() < len(known):
+                raise FeaturesError(f"{file.path}: a label is not one of its {len(known)} names")
+            labels[i] = known[labels[i]] if file.n else labels[i]
+    label = np.concatenate(labels)
+    if len(label) and label.min() == NO_LABEL and label.max() != NO_LABEL:
+        raise FeaturesError(
+            f"{features.folder}: some samples have labels and some have none; give all of them one"
+        )
+    return label, names
+
+
+def _chosen_classes(
+    present: list[int], names: list[str] | None, classes: Iterable[int | str] | None
+) -> list[int]:
+    """Those of the classes `present` that are asked for, ascending."""
+    if classes is None:
+        return present
+    by_name = {names[c] if names is not None else str(c): c for c in present}  # "7" is class 7 without names
+    known = set(present)
+    chosen = set()
+    for c in listed("classes", classes):
+        number = by_name.get(c) if isinstance(c, str) else c
+        if isinstance(number, bool) or not isinstance(number, (int, np.integer)) or number not in known:
+            raise ValueError(
+                f"class {c!r} has no samples here; the classes are {shorten(list(by_name) if names else present, 200)}"
+            )
+        chosen.add(int(number))
+    if not chosen:
+        raise ValueError("classes must name one or more, got none")
+    return sorted(chosen)
+
+
+def _say_what_it_takes(
+    features: Features, classes: list[int], counts: list[int], bins: int, memory_bytes: int
+) -> None:
+    """Memory and disk, before the work starts; and what will not be as asked."""
+    largest = max(counts, default=0)
+    rows = largest * features.width * 10  # float16 as read, float64 as used
+    matrix = largest * largest * 8
+    gram = (
+        f"{matrix / 2**30:.2f} GiB"
+        if matrix <= memory_bytes
+        else f"up to {memory_bytes / 2**30:.2f} GiB (pooled)"
+    )
+    logger.info(
+        "binning %d samples in %d classes, largest %d: embeddings %.2f GiB, similarities %s, scratch file %.2f GiB",
+        sum(counts), len(classes), largest, rows / 2**30, gram, len(features) * features.width * 2 / 2**30,
+    )  # fmt: skip
+    if classes == [NO_LABEL]:
+        logger.info("no labels: all samples are one class")
+    few = [(c, n) for c, n in zip(classes, counts, strict=True) if n < bins]
+    if few:
+        logger.warning(
+            "%d classes have fewer samples than bins (class %d has %d): fewer bins there", len(few), *few[0]
+        )
+
+
+def _listed(score: NDArray[np.float64]) -> list[float | None]:
+    """For a header: rounded, so that equal features give equal headers on any machine; None for NaN."""
+    return [None if np.isnan(v) else round(float(v), DECIMALS) for v in score]
+
+
+def listed(name: str, values: Iterable[Any]) -> list[Any]:
+    """`values` as a list; a bare string, which would be read letter by letter, is refused."""
+    if isinstance(values, str):
+        raise ValueError(f"{name} must be a list, got the text {values!r}; write [{values!r}]")
+    return list(values)

@@ -1,0 +1,406 @@
+"""Features are read as they were written or not at all, and never mixed."""
+
+import hashlib
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import adq_wds as adq
+from adq_wds.files import canonical_json, sha256_text
+from adq_wds.tables.features import Features, FeaturesFile, ShardFeatures
+from adq_wds.tables.parquet import (
+    HASH_KEY,
+    HEADER_KEY,
+    column_hash,
+    embedding_array,
+    embedding_type,
+)
+
+MakeFeatures = Callable[..., ShardFeatures]
+BAD = [2, 7]
+
+
+@pytest.fixture
+def made(make_features: MakeFeatures) -> ShardFeatures:
+    """Eight usable samples and two bad ones."""
+    return make_features("deep/a.tar", [0, 1, 1, 0, 2, 2, 0, 1], bad=BAD, names=["cat", "dog", "öwl"])
+
+
+@pytest.fixture
+def path(made: ShardFeatures, tmp_path: Path) -> Path:
+    return tmp_path / "features" / "deep--a.parquet"
+
+
+def everything(path: Path) -> tuple[Any, ...]:
+    """All that a file says, as comparable values."""
+    file = FeaturesFile(path)
+    table = file.read(["index", "key", "byte_offset", "n_bytes", "crc32", "label", "norm", "texture"])
+    rest = (file.shard, file.n, file.n_read, file.width, file.names, file.bad)
+    return (canonical_json(file.header), file.embedding().tobytes(), *table.to_pylist(), *rest)
+
+
+# ---- There and back
+
+
+def test_writing_and_reading_changes_nothing(made: ShardFeatures, path: Path) -> None:
+    file = FeaturesFile(path)
+    assert (file.shard, file.n, file.n_read, file.width) == ("deep/a.tar", 8, 10, 6)
+    assert file.names == ["cat", "dog", "öwl"]
+    assert file.embedding().dtype == np.float16
+    assert file.embedding().tobytes() == made.embedding.tobytes()
+    assert file.texture().tobytes() == made.texture.tobytes()
+    columns = file.read(["label", "norm", "shard"])
+    assert columns["label"].to_pylist() == made.label.tolist()
+    assert columns["norm"].to_pylist() == made.norm.tolist()
+    assert set(columns["shard"].to_pylist()) == {"deep/a.tar"}
+    assert file.spans().rows() == made.spans.rows()
+    assert made.bad is not None
+    assert file.bad_spans().rows() == made.bad.rows()
+    assert [row[5] for row in file.bad] == ["not an image"] * 2
+    assert {name: file.header[name] for name in made.header} == made.header
+
+
+def test_an_empty_shard_is_written_and_read(make_features: MakeFeatures, tmp_path: Path) -> None:
+    make_features("a.tar", [], bad=[0, 1, 2], width=5)
+    file = FeaturesFile(tmp_path / "features" / "a.parquet")
+    assert (file.n, file.n_read, file.embedding().shape, len(file.spans())) == (0, 3, (0, 5), 0)
+
+
+def test_equal_features_are_equal_bytes(make_features: MakeFeatures, path: Path, tmp_path: Path) -> None:
+    before = path.read_bytes()
+    make_features(
+        "deep/a.tar", [0, 1, 1, 0, 2, 2, 0, 1], bad=BAD, names=["cat", "dog", "öwl"], folder=tmp_path
+    )
+    assert (tmp_path / "deep--a.parquet").read_bytes() == before
+
+
+GOLDEN = {
+    "int16": (pa.array([1, -2], pa.int16()), struct.pack("<2h", 1, -2)),
+    "int32": (pa.array([1, -2], pa.int32()), struct.pack("<2i", 1, -2)),
+    "int64": (pa.array([1, -(2**40)], pa.int64()), struct.pack("<2q", 1, -(2**40))),
+    "uint32": (pa.array([1, 2**32 - 1], pa.uint32()), struct.pack("<2I", 1, 2**32 - 1)),
+    "bool": (pa.array([True, False], pa.bool_()), b"\x01\x00"),
+    "float": (pa.array([0.5, -1.25], pa.float32()), struct.pack("<2f", 0.5, -1.25)),
+    "string": (pa.array(["a", "öö"], pa.string()), struct.pack("<2q", 1, 4) + "aöö".encode()),
+    "fixed_size_list<element: halffloat not null>[2]": (
+        embedding_array(np.array([[0.5, 1], [-2, 0]], np.float16)),
+        struct.pack("<4e", 0.5, 1, -2, 0),
+    ),
+}
+# Written down once: `column_hash` of the arrays above. A change here makes every file in the world unreadable.
+GOLDEN_HASH = {
+    "int16": "a41c5359aae5ee4f9e23c0a72fc38f6bc456186e100099dadf1a208efc3fadd9",
+    "int32": "1cfc883423910e2efcbaf6a2cd8a1a2ea7b163a9b993ffed2733ee6863834328",
+    "int64": "c04469e11c2075ad2ffbac6c45f6d34858b805fddd9ec666f9af6fd549c7af13",
+    "uint32": "93536fae4dd085ef2d5241aeb8285185bf37c2d92bc006c244003774b338ec28",
+    "bool": "0ac1bb49964f289be9540f187687d525c3cc8d00f4155536841392140a5c9991",
+    "float": "b9e476e96c53e4aaa88faf92e577cee23732cc29ff151461478971f23ddf6cf9",
+    "string": "0d2f1dc6f8cf42153cb341cfb4dd317c120a73db9e4a23c947357a71ea991416",
+    "fixed_size_list<element: halffloat not null>[2]": "bba9b332638a5b61f02adcc5763f9ab075c07440209ff362c90f53c2f7091a0f",
+}
+
+
+@pytest.mark.parametrize("kind", GOLDEN)
+def test_a_columns_hash_is_what_the_format_says(kind: str) -> None:
+    array, payload = GOLDEN[kind]
+    expected = hashlib.sha256(f"{kind}\n2\n".encode() + payload).hexdigest()
+    assert column_hash(array) == expected == GOLDEN_HASH[kind]
+    parts = pa.chunked_array([array.slice(0, 1), array.slice(1)])
+    assert column_hash(parts) == expected
+    padded = pa.concat_arrays([array.slice(1), array, array.slice(0, 1)])
+    assert column_hash(padded.slice(1, 2)) == expected, "a slice hashes as its own values"
+
+
+def test_empty_values_have_no_hash() -> None:
+    with pytest.raises(ValueError, match="1 empty values in a column of int32"):
+        column_hash(pa.array([1, None], pa.int32()))
+
+
+def test_strings_that_join_alike_hash_apart() -> None:
+    assert column_hash(pa.array(["ab", "c"])) != column_hash(pa.array(["a", "bc"]))
+    assert column_hash(pa.array([], pa.string())) != column_hash(pa.array([""]))
+
+
+# ---- Checked when saved (F31)
+
+
+@pytest.mark.parametrize("column", ["embedding", "norm", "texture"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_number_that_is_none_is_not_saved(
+    column: str, value: float, made: ShardFeatures, tmp_path: Path
+) -> None:
+    array = getattr(made, column)
+    array[5 if array.ndim == 1 else (5, 3)] = value
+    text = rf"shard deep/a\.tar, key 'k0006': {column} holds NaN or infinity"
+    with pytest.raises(adq.FeaturesError, match=text):
+        made.save(tmp_path / "x.parquet")
+    assert not (tmp_path / "x.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"label": np.zeros(7, np.int32)}, r"columns of \[7, 8, 8, 8\] rows for 8 samples"),
+        ({"label": np.full(8, -2, np.int32), "names": None}, "labels -2 … -2, expected -1 …"),
+        ({"label": np.full(8, 3, np.int32)}, "labels 3 … 3, expected 0 … 2"),
+        ({"label": np.full(8, -1, np.int32)}, "labels -1 … -1, expected 0 … 2"),
+        ({"embedding": np.ones((8, 4), np.float32)}, r"are \(8, 4\) float32, expected \(n, D\) float16"),
+        ({"embedding": np.ones((8, 0), np.float16)}, r"are \(8, 0\) float16"),
+        ({"embedding": np.ones(8, np.float16)}, r"are \(8,\) float16"),
+        ({"bad_reasons": []}, "0 reasons for 2 bad samples"),
+    ],
+)
+def test_columns_that_do_not_fit_are_not_saved(
+    change: dict[str, Any], text: str, made: ShardFeatures, tmp_path: Path
+) -> None:
+    for name, value in change.items():
+        object.__setattr__(made, name, value)
+    with pytest.raises(adq.FeaturesError, match=text):
+        made.save(tmp_path / "x.parquet")
+
+
+# ---- Damage
+
+
+def test_no_truncation_is_ever_loaded(path: Path) -> None:
+    data = path.read_bytes()
+    for length in np.random.default_rng(0).choice(len(data), 100, replace=False):
+        path.write_bytes(data[:length])
+        with pytest.raises(adq.FeaturesError, match=r"deep--a\.parquet"):
+            everything(path)
+
+
+def test_no_bit_flip_is_ever_loaded_as_other_features(path: Path) -> None:
+    expected, data, refused = everything(path), path.read_bytes(), 0
+    for bit in np.random.default_rng(1).choice(len(data) * 8, 100, replace=False):
+        damaged = bytearray(data)
+        damaged[bit // 8] ^= 1 << (bit % 8)
+        path.write_bytes(damaged)
+        try:
+            assert everything(path) == expected, f"flipped bit {bit} went through"
+        except adq.FeaturesError:
+            refused += 1
+    assert refused > 50
+
+
+Change = Callable[[dict[str, Any], list[pa.Table]], None]
+
+
+def vouched(table: pa.Table) -> list[str]:
+    """The columns that have a hash at all."""
+    nested = [field.name for field in table.schema if pa.types.is_list(field.type)]
+    return [name for name in table.column_names if name not in nested and not table[name].null_count]
+
+
+def rewritten(path: Path, change: Change) -> None:
+    """The file with something changed and all hashes made to agree, as an attacker would."""
+    file = pq.ParquetFile(path)
+    header = json.loads(file.metadata.metadata[HEADER_KEY])
+    tables = [file.read_row_group(0).replace_schema_metadata(None)]
+    change(header, tables)
+    if isinstance(header.get("shards"), list):
+        for entry in header["shards"]:
+            if entry.get("columns"):
+                entry["columns"] |= {name: column_hash(tables[0][name]) for name in vouched(tables[0])}
+    text = json.dumps(header, sort_keys=True, separators=(",", ":"))
+    with pq.ParquetWriter(path, tables[0].schema) as writer:
+        for table in tables:
+            writer.write_table(table)
+        writer.add_key_value_metadata({HEADER_KEY: text, HASH_KEY: sha256_text(text)})
+
+
+def put(name: str, value: Any) -> Change:
+    return lambda header, tables: header.__setitem__(name, value)
+
+
+def put_entry(name: str, value: Any) -> Change:
+    return lambda header, tables: header["shards"][0].__setitem__(name, value)
+
+
+def drop(name: str) -> Change:
+    return lambda header, tables: header.pop(name)
+
+
+def lose_column(header: dict[str, Any], tables: list[pa.Table]) -> None:
+    tables[0] = tables[0].drop_columns(["texture"])
+
+
+def variable_width(header: dict[str, Any], tables: list[pa.Table]) -> None:
+    i = tables[0].schema.get_field_index("embedding")
+    tables[0] = tables[0].set_column(i, "embedding", tables[0]["embedding"].cast(pa.list_(pa.float16())))
+
+
+def other_width(header: dict[str, Any], tables: list[pa.Table]) -> None:
+    i = tables[0].schema.get_field_index("embedding")
+    field = pa.field("embedding", embedding_type(3), nullable=False)
+    tables[0] = tables[0].set_column(i, field, embedding_array(np.ones((8, 3), np.float16)))
+
+
+def null_label(header: dict[str, Any], tables: list[pa.Table]) -> None:
+    i = tables[0].schema.get_field_index("label")
+    values = pa.array([None, *[0] * 7], pa.int32())
+    tables[0] = tables[0].set_column(i, pa.field("label", pa.int32()), values)
+
+
+def two_shards(header: dict[str, Any], tables: list[pa.Table]) -> None:
+    header["shards"] *= 2
+    tables *= 2
+
+
+TAMPERED: dict[str, tuple[Change, str]] = {
+    "other format": (put("format", "adq_wds.plan"), "expected adq_wds.features"),
+    "newer version": (put("version", 2), "reads versions 1 to 1"),
+    "hostile shard name": (put_entry("name", "../../a.tar"), r"shard name '../../a.tar' is refused"),
+    "shard name of another type": (put_entry("name", 5), "shard name 5 is not a name"),
+    "no width": (drop("width"), "damaged header: \"'width'\""),
+    "width of text": (put("width", "6"), "damaged header: .*width"),
+    "width too small": (put("width", 5), "damaged"),
+    "width too large": (put("width", 2**20), "damaged"),
+    "width beyond types": (put("width", 2**40), "damaged header: .*width"),
+    "width 0": (put("width", 0), "damaged header: .*width"),
+    "width -1": (put("width", -1), "damaged header: .*width"),
+    "width true": (put("width", True), "damaged header: .*width"),
+    "width 6.0": (put("width", 6.0), "damaged header: .*width"),
+    "fewer rows": (put_entry("n", 7), "row groups are not those its header lists"),
+    "rows of text": (put_entry("n", "8"), "row groups are not those its header lists"),
+    "no shards": (put("shards", []), "row groups are not those"),
+    "two shards": (two_shards, "damaged header: .*too many values"),
+    "no hashes": (put_entry("columns", None), "does not match its hash"),
+    "names of numbers": (put("label_names", [1, 2, 3]), "damaged header: .*label names"),
+    "names as text": (put("label_names", "abc"), "damaged header: .*label names"),
+    "bad rows too short": (put("bad", [[1, "k"]]), "damaged header"),
+    "bad rows of text": (put("bad", [["1", "k", "x", "y", "z", "why"]]), "damaged header"),
+    "bad rows out of range": (put("bad", [[2**40, "k", 0, 1, 2, "why"]]), "damaged header"),
+    "bad no list": (put("bad", 5), "damaged header"),
+    "column lost": (lose_column, "damaged"),
+    "embedding of variable width": (variable_width, "damaged"),
+    "embedding of another width": (other_width, "damaged"),
+    "empty label": (null_label, "damaged"),
+}
+
+
+@pytest.mark.parametrize("name", TAMPERED)
+def test_a_header_that_lies_is_refused(name: str, path: Path) -> None:
+    change, text = TAMPERED[name]
+    rewritten(path, change)
+    with pytest.raises(adq.FeaturesError, match=text) as caught:
+        everything(path)
+    assert "deep--a.parquet" in str(caught.value)
+
+
+def test_the_rewriting_above_is_not_itself_the_damage(path: Path) -> None:
+    expected = everything(path)
+    rewritten(path, lambda header, tables: None)
+    assert everything(path) == expected
+
+
+# ---- A folder
+
+
+def test_files_are_ordered_by_shard_name(make_features: MakeFeatures, tmp_path: Path) -> None:
+    for shard in ("b.tar", "a/z.tar", "a-b.tar", "B.tar"):
+        make_features(shard, [0, 1])
+    features = Features(tmp_path / "features")
+    assert [file.shard for file in features] == ["B.tar", "a-b.tar", "a/z.tar", "b.tar"]
+    assert len(features) == 8
+    assert features.width == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("encoder", "encoder 'synthetic' and 'other'"),
+        ("revision", "revision '1' and 'other'"),
+        ("preprocessing_hash", "preprocessing_hash '0' and 'other'"),
+        ("image", "image 'jpg' and 'other'"),
+        ("label", "label 'cls' and 'other'"),
+        ("width", "width 6 and 7"),
+    ],
+)
+def test_features_made_otherwise_are_not_mixed(
+    name: str, text: str, make_features: MakeFeatures, tmp_path: Path
+) -> None:
+    """F29."""
+    make_features("a.tar", [0, 1])
+    odd = make_features("b.tar", [0, 1], width=7 if name == "width" else 6)
+    if name != "width":
+        odd.header[name] = "other"
+        odd.save(tmp_path / "features" / "b.parquet")
+    with pytest.raises(
+        adq.FeaturesError, match=rf"a\.parquet and .*b\.parquet do not belong together: {text}"
+    ):
+        Features(tmp_path / "features")
+
+
+def test_two_files_for_one_shard_are_refused(path: Path) -> None:
+    path.with_name("copy.parquet").write_bytes(path.read_bytes())
+    text = (
+        r"(copy|deep--a)\.parquet and .*(copy|deep--a)\.parquet both describe shard deep/a\.tar; remove one"
+    )
+    with pytest.raises(adq.FeaturesError, match=text):
+        Features(path.parent)
+
+
+def test_a_foreign_file_among_features_is_named(path: Path) -> None:
+    pq.write_table(pa.table({"a": [1]}), path.with_name("z.parquet"))
+    with pytest.raises(adq.FeaturesError, match=r"z\.parquet: not made by adq_wds"):
+        Features(path.parent)
+
+
+def test_only_the_shards_asked_for_are_opened(make_features: MakeFeatures, tmp_path: Path) -> None:
+    for shard in ("a.tar", "b.tar", "c.tar"):
+        make_features(shard, [0, 1, 2])
+    (tmp_path / "features" / "b.parquet").write_bytes(b"damaged")
+    features = Features(tmp_path / "features", shards=["c.tar", "a.tar"])
+    assert [file.shard for file in features] == ["a.tar", "c.tar"]
+    with pytest.raises(adq.FeaturesError, match=r"d\.parquet: no such file"):
+        Features(tmp_path / "features", shards=["a.tar", "d.tar"])
+
+
+def test_a_view_of_other_shards_or_samples_has_another_hash(
+    make_features: MakeFeatures, tmp_path: Path
+) -> None:
+    for shard in ("a.tar", "b.tar"):
+        make_features(shard, [0, 1, 2], bad=[1])
+    folder = tmp_path / "features"
+    views = [Features(folder), Features(folder, shards=["a.tar"])]
+    views += [Features(folder, limit=limit) for limit in (1, 2, 3, 5, 7)]
+    assert len({view.hash for view in views}) == len(views)
+    assert Features(folder).hash == Features(folder, limit=8).hash == Features(folder, limit=1000).hash
+
+
+@pytest.mark.parametrize("limit", range(1, 16))
+def test_a_limit_counts_usable_and_bad_samples_in_order(
+    limit: int, make_features: MakeFeatures, tmp_path: Path
+) -> None:
+    make_features("a.tar", [0, 1, 2, 0], bad=[0, 1, 3])  # positions 2 4 5 6
+    make_features("b.tar", [1, 1, 1, 1, 1], bad=[5], first=50)
+    features = Features(tmp_path / "features", shards=["b.tar", "a.tar"], limit=limit)
+    everyone = [("b.tar", i, i != 5) for i in range(6)] + [("a.tar", i, i in (2, 4, 5, 6)) for i in range(7)]
+    expected = everyone[:limit]
+    for file in features:
+        mine = [(i, good) for shard, i, good in expected if shard == file.shard]
+        assert file.spans().index.tolist() == [i for i, good in mine if good]
+        assert file.bad_spans().index.tolist() == [i for i, good in mine if not good]
+        assert file.n_read == len(mine)
+        assert file.embedding().shape == (file.n, 6)
+        assert len(file.texture()) == file.n
+    assert len(features) == sum(good for _, _, good in expected)
+    assert {file.shard for file in features} == {shard for shard, _, _ in expected}
+
+
+@pytest.mark.parametrize("limit", [0, -1, True, 1.5, "3"])
+def test_a_limit_that_is_none_is_refused_with_its_value(limit: Any, path: Path) -> None:
+    with pytest.raises(ValueError, match=f"limit must be an integer >= 1, got {limit!r}"):
+        Features(path.parent, limit=limit)
+
+
+def test_features_say_what_they_are(path: Path) -> None:
+    assert repr(Features(path.parent)) == "<Features 8 samples in 1 shards, synthetic, D = 6>"
