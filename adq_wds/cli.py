@@ -20,34 +20,49 @@ from adq_wds.pipe import MAX_BAD_FRACTION
 from adq_wds.registry import ALLOCATIONS, SCORES
 from adq_wds.sample import IMAGE_FIELDS
 
+logger = logging.getLogger("adq_wds")
+
 Run = Callable[[argparse.Namespace], None]
 _SHARDS_HELP = "tar shards: a pattern in quotes (braces, ::, *), a folder, or several paths"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; gives the exit code."""
-    arguments = _parser().parse_args(argv)
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
-    logging.getLogger("adq_wds").setLevel(logging.WARNING if arguments.quiet else logging.INFO)
-    run: Run = arguments.run
     try:
+        arguments = _parse(argv)
+        logging.getLogger("adq_wds").setLevel(logging.WARNING if arguments.quiet else logging.INFO)
+        run: Run = arguments.run
         run(arguments)
         sys.stdout.flush()
     except AdqError as error:
         return _fail(error, 1)
-    except (ValueError, TypeError, FileNotFoundError) as error:
-        return _fail(error, 2)
     except BrokenPipeError:  # `adq show plan.parquet | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ValueError, TypeError, OSError) as error:
+        return _fail(error, 2)
     except KeyboardInterrupt:
         print("adq: interrupted; run the same command again to go on", file=sys.stderr)
         return 130
     return 0
 
 
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments; ``--from run.json`` sets defaults, which flags override."""
+    arguments = _parser().parse_args(argv)
+    if getattr(arguments, "from_run", None) is None:
+        return arguments
+    from adq_wds.jobs.run import load_run
+
+    old = load_run(arguments.from_run)
+    encoder = {"encoder" if name == "spec" else name: value for name, value in old["encoder"].items()}
+    earlier = {"shards": old["urls"], "write": old["write"], **encoder, **old["embed"], **old["plan"]}
+    return _parser({name: earlier[name] for name in earlier if hasattr(arguments, name)}).parse_args(argv)
+
+
 def _fail(error: Exception, code: int) -> int:
     kind = f"{type(error).__name__}: " if isinstance(error, AdqError) else ""
-    print(f"adq: {kind}{error}", file=sys.stderr)
+    print(f"adq: {kind}{' '.join(str(error).split())}", file=sys.stderr)  # one line, whatever a library says
     return code
 
 
@@ -59,14 +74,7 @@ def _embed(a: argparse.Namespace) -> None:
     from adq_wds.jobs.estimate import estimate
 
     if a.dry_run:
-        _print(
-            a,
-            estimate(
-                a.shards,
-                adq_wds.encoder(**_encoder(a)),
-                **_pick(a, *_EMBED, leave="on_error max_bad_fraction workers"),
-            ),
-        )
+        _print(a, estimate(a.shards, adq_wds.encoder(**_encoder(a)), **_pick(a, *_ESTIMATE)))
         return
     features = embed_shards(
         a.shards, adq_wds.encoder(**_encoder(a)), a.out, progress=a.progress, **_pick(a, *_EMBED)
@@ -112,32 +120,26 @@ def _write(a: argparse.Namespace) -> None:
 
 def _run(a: argparse.Namespace) -> None:
     from adq_wds.jobs.estimate import estimate
-    from adq_wds.jobs.run import load_run, run_job
+    from adq_wds.jobs.run import check_plan_options, run_job
     from adq_wds.jobs.show import show_plan
 
-    if bool(a.shards) == bool(a.from_run):
-        raise ValueError("give SHARDS, or --from run.json")
-    options: dict[str, Any] = (
-        load_run(a.from_run)
-        if a.from_run
-        else {
-            "urls": a.shards,
-            "encoder": _encoder(a),
-            "embed": _pick(a, *_EMBED),
-            "plan": _plan_options(a),
-            "write": a.write,
-        }
-    )
+    if not a.shards:
+        raise ValueError("no shards given: name SHARDS, or --from run.json")
+    plan_options = _plan_options(a)
     if a.dry_run:
-        embed = {
-            k: v
-            for k, v in options["embed"].items()
-            if k in ("image", "label", "batch_size", "limit", "embeddings")
-        }
-        source = adq_wds.encoder(**options["encoder"])
-        _print(a, estimate(options["urls"], source, plan=options["plan"], **embed))
+        check_plan_options(plan_options)
+        source = adq_wds.encoder(**_encoder(a))
+        _print(a, estimate(a.shards, source, plan=plan_options, **_pick(a, *_ESTIMATE)))
         return
-    result = run_job(out=a.out, progress=a.progress, **options)
+    result = run_job(
+        a.shards,
+        a.out,
+        encoder=_encoder(a),
+        embed=_pick(a, *_EMBED),
+        plan=plan_options,
+        write=a.write,
+        progress=a.progress,
+    )
     plan = adq_wds.load_plan(Path(a.out) / "plan.parquet")
     text = "nothing to do: the same run is here already\n" if result["nothing_to_do"] else ""
     _print(a, result, text + show_plan(plan) + f"\n\nplan: {Path(a.out) / 'plan.parquet'}")
@@ -160,6 +162,7 @@ def _print(a: argparse.Namespace, value: dict[str, Any], text: str | None = None
 # ---- Arguments
 
 _EMBED = ("image", "label", "embeddings", "batch_size", "workers", "on_error", "max_bad_fraction", "limit")
+_ESTIMATE = tuple(name for name in _EMBED if name != "max_bad_fraction")
 _PLAN = (
     "bins",
     "keep",
@@ -175,19 +178,22 @@ _PLAN = (
 )
 
 
-def _pick(a: argparse.Namespace, *names: str, leave: str = "") -> dict[str, Any]:
-    return {name: getattr(a, name) for name in names if name not in leave.split()}
+def _pick(a: argparse.Namespace, *names: str) -> dict[str, Any]:
+    return {name: getattr(a, name) for name in names}
 
 
 def _encoder(a: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `adq_wds.encoder`: those that were given."""
+    if a.encoder == "thumbnail":
+        logger.info("encoder: thumbnail (8x8 mean colours, no weights); --encoder NAME for a network")
     names = ("checkpoint", "device", "image_size", "pretrained", "head", "allow_pickle", "cache_dir")
     return {"spec": a.encoder, **{name: getattr(a, name) for name in names if getattr(a, name) is not None}}
 
 
 def _plan_options(a: argparse.Namespace) -> dict[str, Any]:
     options = _pick(a, *_PLAN)
-    options["must_include"] = [] if a.must_include is None else _keys_in(a.must_include)
+    asked = a.must_include  # a file's name; keys, where an earlier run read them
+    options["must_include"] = _keys_in(asked) if isinstance(asked, str) else list(asked or [])
     return options
 
 
@@ -197,7 +203,7 @@ def _keys_in(path: str) -> list[Any]:
     return [tuple(line.split("\t", 1)) if "\t" in line else line for line in lines if line]
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(earlier_run: dict[str, Any] | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="adq",
         description="Adaptive Dataset Quantization: choose a part of your tar shards, and train on it.",
@@ -205,7 +211,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"adq {adq_wds.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_run(commands)
+    _add_run(commands).set_defaults(**earlier_run or {})
     _add_embed(commands)
     _add_plan(commands)
     _add_show(commands)
@@ -229,7 +235,7 @@ def _command(commands: Any, name: str, run: Run, text: str) -> argparse.Argument
     return command
 
 
-def _add_run(commands: Any) -> None:
+def _add_run(commands: Any) -> argparse.ArgumentParser:
     command = _command(
         commands, "run", _run, "embed, bin, score and plan in one go; what is done already is not done again"
     )
@@ -239,11 +245,15 @@ def _add_run(commands: Any) -> None:
     )
     command.add_argument("--write", action="store_true", help="also write the kept samples to OUT/shards/")
     command.add_argument(
-        "--from", dest="from_run", metavar="RUN.JSON", help="use the shards and arguments of an earlier run"
+        "--from",
+        dest="from_run",
+        metavar="RUN.JSON",
+        help="the shards and arguments of an earlier run; what is given beside it goes before",
     )
     _encoder_flags(command)
     _embed_flags(command)
     _plan_flags(command)
+    return command
 
 
 def _add_embed(commands: Any) -> None:
@@ -271,7 +281,11 @@ def _add_write(commands: Any) -> None:
     command.add_argument("shards", nargs="+", metavar="SHARDS", help=_SHARDS_HELP)
     command.add_argument("--plan", help="the plan; all samples without one")
     command.add_argument(
-        "-o", "--out", required=True, metavar="PATTERN", help="pattern for the new shards, such as small/%%06d.tar"
+        "-o",
+        "--out",
+        required=True,
+        metavar="PATTERN",
+        help="pattern for the new shards, such as small/%%06d.tar",
     )
     command.add_argument("--max-samples", type=int, default=10_000, help="samples in a shard, at most")
     command.add_argument("--max-bytes", type=int, default=1 << 30, help="payload bytes in a shard, at most")

@@ -9,11 +9,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from adq_wds.errors import SampleError
+from adq_wds.errors import SampleError, shorten
 from adq_wds.files import atomic_path
 from adq_wds.sample import Sample, place_error
+from adq_wds.tar import split_name
 
-_NUMBER = re.compile(r"%0?(\d*)d")
+_NUMBER = re.compile(r"%(0\d{1,2})?d")
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,8 @@ class ShardPattern:
     def __init__(self, pattern: str) -> None:
         self.folder = Path(pattern).parent
         self._name = Path(pattern).name
-        if (
-            len(_NUMBER.findall(self._name)) != 1
-            or _NUMBER.search(str(self.folder))
-            or self._name.count("%") != 1
-        ):
+        one_number = _NUMBER.search(self._name) is not None and self._name.count("%") == 1
+        if not one_number or _NUMBER.search(str(self.folder)):
             raise ValueError(
                 f"pattern {pattern!r} must hold one number in its file name, such as small-%06d.tar"
             )
@@ -79,7 +77,7 @@ def write_tars(
     already (the same key in two source shards is normal): keys are never changed.
 
     Raises:
-        SampleError: a sample holds something else than bytes, or nothing.
+        SampleError: a sample has no key, holds something else than bytes, or would not be read back as it is.
         AdqError: the disk is full or the folder read-only.
     """
     stream = iter(samples)
@@ -88,7 +86,7 @@ def write_tars(
     while True:
         path = pattern.path(i)
         shard: list[int] = []
-        first = carried.pop() if carried else next(stream, None)
+        first = carried.pop() if carried else _next(stream)
         if first is None:
             return
         with atomic_path(path) as partial, tarfile.open(partial, "w", format=tarfile.PAX_FORMAT) as tar:
@@ -96,22 +94,38 @@ def write_tars(
             sample: Sample | None = first
             total = 0
             while sample is not None:
-                size = sum(len(data) for _, data in _members(sample))
-                key = str(sample["__key__"])
+                members = _members(sample)
+                size = sum(len(data) for _, data in members)
+                key = sample["__key__"]
                 if keys and (key in keys or len(keys) == max_samples or total + size > max_bytes):
                     carried.append(sample)
                     break
-                _add(tar, key, sample)
+                _add(tar, key, members)
                 keys.add(key)
                 total += size
-                sample = next(stream, None)
+                sample = _next(stream)
             shard = [len(keys), total]
         yield WrittenShard(path, *shard)
         i += 1
 
 
+def _next(stream: Iterator[Sample]) -> Sample | None:
+    """The next sample; an `OSError` of the stream is told from one of the disk that is written to."""
+    try:
+        return next(stream, None)
+    except OSError as error:
+        raise SampleError(f"the stream to be written failed: {type(error).__name__}: {error}") from error
+
+
 def _members(sample: Sample) -> list[tuple[str, bytes]]:
-    """A sample's own fields, in their order."""
+    """A sample's own fields, in their order.
+
+    Raises:
+        SampleError: it would not be read back as it is.
+    """
+    key = sample.get("__key__")
+    if not isinstance(key, str):
+        raise place_error(SampleError(f"no key to store it under, __key__ is {shorten(key)}"), sample)
     members = [(name, data) for name, data in sample.items() if name[:2] != "__"]
     for name, data in members:
         if not isinstance(data, bytes):
@@ -119,13 +133,16 @@ def _members(sample: Sample) -> list[tuple[str, bytes]]:
             raise place_error(
                 SampleError(f"holds {kind}, only bytes can be stored; encode it first"), sample, name
             )
+        if split_name(f"{key}.{name}") != (key, name):
+            text = "would not be read back under this key and field (dots, capitals or '__' in the name); rename it"
+            raise place_error(SampleError(text), sample, name)
     if not members:
         raise place_error(SampleError("nothing to store: it has no fields"), sample)
     return members
 
 
-def _add(tar: tarfile.TarFile, key: str, sample: Sample) -> None:
-    for name, data in _members(sample):
+def _add(tar: tarfile.TarFile, key: str, members: list[tuple[str, bytes]]) -> None:
+    for name, data in members:
         member = tarfile.TarInfo(f"{key}.{name}")
         member.size = len(data)
         member.mode = 0o444

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -14,13 +17,22 @@ from tqdm import tqdm
 
 from adq_wds.errors import FeaturesError
 from adq_wds.files import lock, make_folder
-from adq_wds.jobs.embed_shard import EmbedSettings, ShardJob, embed_all, open_job, source_stamp
+from adq_wds.jobs.embed_batch import embed_batch
+from adq_wds.jobs.embed_shard import (
+    Batch,
+    EmbedSettings,
+    ShardJob,
+    finished,
+    open_job,
+    source_stamp,
+    take_batch,
+)
 from adq_wds.models.stored import StoredEmbeddings, open_embeddings
 from adq_wds.pipe import MAX_BAD_FRACTION, OnError
 from adq_wds.registry import encoder as named_encoder
 from adq_wds.sample import IMAGE_FIELDS, Encoder, FieldSpec
 from adq_wds.shards import check_shard_name, expand_urls, shard_names
-from adq_wds.tables.features import Features, FeaturesFile, file_name
+from adq_wds.tables.features import Features, FeaturesFile, ShardFeatures, file_name
 from adq_wds.tables.spans import Spans
 from adq_wds.tar import iter_spans, open_shard, payload_crc32
 
@@ -51,16 +63,18 @@ def embed_shards(
         urls: local tar shards: a pattern (braces, ``::``, stars), a folder, or several of them.
         encoder: a name (``thumbnail``, any timm name) or an `Encoder`; see `encoder`.
         out: folder for the features; made if missing.
-        image: field with the image, alternatives separated by ``;``, or a function of the sample.
+        image: field with the image, alternatives separated by ``;``, or a function of the sample. A function is
+            known by its name only: give it another name, or another `out`, when it changes.
         label: field with the label (``cls``, ``txt``, ``json:label``), a function, or None for unlabelled data.
         embeddings: a Parquet file (columns key, embedding) or .npy file with embeddings made elsewhere,
             instead of an encoder.
         batch_size: images per call of the encoder; batches are cut inside a shard.
         workers: threads, each decoding and embedding whole batches with one intra-op thread, so that results
             do not depend on their number. As many as cores by default.
-        on_error: what to do with a bad sample: "raise", "skip" or a function. Skipped samples are listed in
-            the file and never kept by a plan.
-        max_bad_fraction: more than this in a shard is an error even so.
+        on_error: what to do with a bad sample (no image, no label, an encoder that fails on it): "raise", "skip"
+            or a function of the error. Skipped samples are listed in the file and never kept by a plan.
+        max_bad_fraction: more than this among the samples of a shard is an error even so, once 100 were read;
+            so are 100 bad ones in a row.
         limit: only the first samples, this many, over all shards.
         progress: show a bar; only on a terminal by default.
 
@@ -70,19 +84,22 @@ def embed_shards(
     Raises:
         ValueError: an argument is out of range, or nothing matches `urls`.
         ShardError, SampleError: damaged data, with shard and key.
+        FeaturesError: the folder holds features of these shards made with other settings, or the embeddings given
+            do not fit the samples.
         AdqError: the folder cannot be written, or another job works in it.
     """
-    settings = EmbedSettings(image, label, _positive("batch_size", batch_size), on_error, max_bad_fraction)
-    n_workers = _positive("workers", cores() if workers is None else workers)
-    left = None if limit is None else _positive("limit", limit)
+    settings = EmbedSettings(image, label, positive("batch_size", batch_size), on_error, max_bad_fraction)
+    n_workers = positive("workers", cores() if workers is None else workers)
+    left = None if limit is None else positive("limit", limit)
     paths = expand_urls(urls)
     names = [check_shard_name(name) for name in shard_names(paths)]
+    _check_files(names)
     source = open_embeddings(embeddings) if embeddings is not None else named_encoder(encoder)
     folder = make_folder(out)
     with lock(folder), ExitStack() as stack:
-        bar = stack.enter_context(_Bar(paths, progress))
+        bar = stack.enter_context(_Bar(paths, limit, progress))
         todo = _shards_to_do(paths, names, folder, settings, source, left, bar)
-        for features in embed_all(todo, settings, source, n_workers, bar.update):
+        for features in _embed_all(todo, settings, source, n_workers, bar.update):
             features.save(folder / file_name(features.shard))
     return Features(folder, shards=names, limit=limit)
 
@@ -92,7 +109,17 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _positive(name: str, value: int) -> int:
+def _check_files(names: list[str]) -> None:
+    """Raise `ValueError` when two shards would have one file (`a/b.tar` and `a--b.tar`)."""
+    shard_of: dict[str, str] = {}
+    for name in names:
+        other = shard_of.setdefault(file_name(name), name)
+        if other != name:
+            raise ValueError(f"shards {other!r} and {name!r} would both be {file_name(name)}; rename one")
+
+
+def positive(name: str, value: int) -> int:
+    """`value`, if it is an integer of at least 1; a `ValueError` with its name otherwise."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
         raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
     return int(value)
@@ -112,7 +139,8 @@ def _shards_to_do(
     for path, name in zip(paths, names, strict=True):
         if left is not None and left <= 0:
             return
-        n_read = _already_done(path, folder / file_name(name), settings.header(source), left)
+        header = settings.header(source, first)
+        n_read = _already_done(path, folder / file_name(name), header, left)
         if n_read is None:
             job = open_job(path, name, settings, first, left)
             n_read = len(job.spans)
@@ -121,7 +149,9 @@ def _shards_to_do(
             bar.skip(path, n_read)
         first += n_read
         left = None if left is None else left - n_read
-    if isinstance(source, StoredEmbeddings) and left is None and source.n_rows != first and source.positional:
+    if not isinstance(source, StoredEmbeddings) or source.path.suffix != ".npy" or left is not None:
+        return
+    if source.n_rows != first:
         raise FeaturesError(
             f"{source.name}: {source.n_rows:,} rows for {first:,} samples; one row per sample, in order"
         )
@@ -133,6 +163,7 @@ def _already_done(path: str, file: Path, header: dict[str, Any], left: int | Non
         return None
     try:
         old = FeaturesFile(file)
+        old.read(old.header["columns"])  # every column is held against its hash
     except FeaturesError as error:
         logger.warning("%s; embedding the shard again", error)
         return None
@@ -160,13 +191,78 @@ def _same_samples(path: str, old: FeaturesFile) -> bool:
             (span.key, span.byte_offset, span.n_bytes, payload_crc32(buffer, span))
             for span in iter_spans(buffer, shard=old.shard)
         ]
-    return found[: len(spans)] == [row[1:] for row in spans.rows()]
+    if not old.header["complete"]:
+        found = found[: len(spans)]
+    return found == [row[1:] for row in spans.rows()]
+
+
+def _embed_all(
+    jobs: Iterator[ShardJob],
+    settings: EmbedSettings,
+    source: Encoder | StoredEmbeddings,
+    workers: int,
+    done: Callable[[str, int, int], None],
+) -> Iterator[ShardFeatures]:
+    """Run batches in threads, a few ahead, and give each shard's features when its last batch is in.
+
+    At most `workers` shards are open at a time, so that a job that is killed loses no more than those.
+    `done` is called with a shard's path, the samples just done, and all its samples.
+    """
+    flying: deque[tuple[ShardJob, range, Future[Batch]]] = deque()
+    todo: deque[tuple[ShardJob, range]] = deque()
+    n_open = 0
+    threads_before = _torch_threads()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="adq-embed", initializer=_use_one_thread)
+    try:
+        while True:
+            while len(flying) < workers + 2:
+                if not todo and n_open < workers and (opened := next(jobs, None)) is not None:
+                    todo.extend((opened, rows) for rows in _cut(opened, settings.batch_size))
+                    n_open += 1
+                if not todo:
+                    break
+                job, rows = todo.popleft()
+                flying.append((job, rows, pool.submit(embed_batch, job, rows, settings, source)))
+            if not flying:
+                return
+            job, rows, future = flying.popleft()
+            take_batch(job, rows, future.result())
+            done(job.path, len(rows), len(job.spans))
+            if job.waiting == 0:
+                yield finished(job, settings, source)  # the caller saves it before it asks for the next
+                job.close.close()
+                n_open -= 1
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        if threads_before is not None:
+            _torch_threads(threads_before)
+
+
+def _cut(job: ShardJob, batch_size: int) -> list[range]:
+    cuts = [range(i, min(i + batch_size, len(job.spans))) for i in range(0, len(job.spans), batch_size)]
+    job.waiting = len(cuts)
+    return cuts
+
+
+def _torch_threads(n: int | None = None) -> int | None:
+    """Torch's intra-op threads, set to `n` when given; None while nobody has imported torch."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return None
+    if n is not None:
+        torch.set_num_threads(n)
+    return int(torch.get_num_threads())
+
+
+def _use_one_thread() -> None:
+    _torch_threads(1)
 
 
 class _Bar:
     """A progress bar over samples; their total is estimated from the bytes of the shards still to come."""
 
-    def __init__(self, paths: list[str], progress: bool | None) -> None:
+    def __init__(self, paths: list[str], limit: int | None, progress: bool | None) -> None:
+        self._limit = limit
         sizes = {path: os.path.getsize(path) if os.path.isfile(path) else 0 for path in paths}
         self._sizes, self._all = sizes, sum(sizes.values())
         self._bytes = 0.0
@@ -182,7 +278,8 @@ class _Bar:
         """`n` samples done, of `of` in this shard."""
         self._bytes += self._sizes[path] * n / of
         if self._bytes:
-            self._bar.total = round((self._bar.n + n) * self._all / self._bytes)
+            total = round((self._bar.n + n) * self._all / self._bytes)
+            self._bar.total = total if self._limit is None else min(total, self._limit)
         self._bar.update(n)
 
     def skip(self, path: str, n: int) -> None:

@@ -1,35 +1,31 @@
-"""How is one shard embedded? Cut into batches that run in threads, put together in the shard's order."""
+"""What is known of a shard while it is embedded? Its samples, what the batches bring, and the features at the end."""
 
 from __future__ import annotations
 
 import logging
 import os
-import sys
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from adq_wds.core.texture import SHORT_SIDE, texture
 from adq_wds.errors import AdqError, FeaturesError, SampleError, ShardError, located
 from adq_wds.models.stored import StoredEmbeddings
 from adq_wds.pipe import OnError, Tally, check_on_error
-from adq_wds.sample import Encoder, FieldSpec, Label, place_error, read_image, read_label
+from adq_wds.sample import Encoder, FieldSpec, Label
 from adq_wds.tables.features import NO_LABEL, ShardFeatures
 from adq_wds.tables.spans import Spans
-from adq_wds.tar import Ignored, Span, iter_spans, open_shard, payload_crc32, read_sample
+from adq_wds.tar import Ignored, Span, iter_spans, open_shard, payload_crc32
 
 logger = logging.getLogger("adq_wds")
 
 
 @dataclass(frozen=True)
 class EmbedSettings:
+    """How samples are read and what happens to bad ones; see `embed_shards`."""
+
     image: FieldSpec
     label: FieldSpec | None
     batch_size: int
@@ -41,9 +37,11 @@ class EmbedSettings:
         if not 0.0 <= self.max_bad_fraction <= 1.0:
             raise ValueError(f"max_bad_fraction must lie in [0, 1], got {self.max_bad_fraction!r}")
 
-    def header(self, source: Encoder | StoredEmbeddings) -> dict[str, Any]:
-        """What a file must agree in to be used again."""
+    def header(self, source: Encoder | StoredEmbeddings, first: int) -> dict[str, Any]:
+        """What a file must agree in to be used again; `first` is its first sample's position in the set."""
+        by_position = isinstance(source, StoredEmbeddings) and source.path.suffix == ".npy"
         return {
+            **({"first_row": first} if by_position else {}),
             "encoder": source.name,
             "revision": source.revision,
             "preprocessing_hash": getattr(source, "preprocessing_hash", ""),
@@ -54,7 +52,7 @@ class EmbedSettings:
 
 def _spec_name(spec: FieldSpec | None) -> str:
     if callable(spec):
-        return f"function:{getattr(spec, '__qualname__', type(spec).__qualname__)}"
+        return f"function:{spec.__module__}.{getattr(spec, '__qualname__', type(spec).__qualname__)}"
     return "none" if spec is None else spec
 
 
@@ -70,6 +68,7 @@ class ShardJob:
     crc32: list[int]
     first: int  # position of its first sample in the whole set
     complete: bool
+    stamp: dict[str, int]
     tally: Tally
     waiting: int = 0
     good: list[int] = field(default_factory=list)
@@ -79,8 +78,10 @@ class ShardJob:
 
 
 def open_job(path: str, name: str, settings: EmbedSettings, first: int, left: int | None) -> ShardJob:
+    """Map a shard into memory and scan it, or its first `left` samples."""
     close = ExitStack()
     ignored = Ignored()
+    stamp = source_stamp(path)  # before it is read: a shard replaced meanwhile is seen to differ
     buffer = close.enter_context(open_shard(path))
     spans: list[Span] = []
     crc32: list[int] = []
@@ -96,19 +97,22 @@ def open_job(path: str, name: str, settings: EmbedSettings, first: int, left: in
     if not spans:
         raise ShardError(f"shard {name}: no samples (no member has a name with an extension)")
     tally = Tally(f"embed {name}", settings.on_error, settings.max_bad_fraction)
-    return ShardJob(path, name, buffer, close, spans, crc32, first, complete, tally)
+    return ShardJob(path, name, buffer, close, spans, crc32, first, complete, stamp, tally)
 
 
 def source_stamp(path: str) -> dict[str, int]:
-    status = os.stat(path)
+    """Size and date of a shard, by which a change is noticed."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise ShardError(
+            f"shard {path}: cannot be opened: {error.strerror}; local tar files are read"
+        ) from error
     return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
 
 
-# ---- Batches
-
-
 @dataclass(frozen=True)
-class _Batch:
+class Batch:
     """What one batch brought: rows for the good samples, an error for each bad one."""
 
     good: list[int]
@@ -118,150 +122,12 @@ class _Batch:
     bad: dict[int, AdqError]
 
 
-def embed_all(
-    jobs: Iterator[ShardJob],
-    settings: EmbedSettings,
-    source: Encoder | StoredEmbeddings,
-    workers: int,
-    done: Callable[[str, int, int], None],
-) -> Iterator[ShardFeatures]:
-    """Run batches in threads, a few ahead, and give each shard's features when its last batch is in.
-
-    `done` is called with a shard's path, the samples just done, and all its samples.
-    """
-    flying: deque[tuple[ShardJob, range, Future[_Batch]]] = deque()
-    todo = ((job, rows) for job in jobs for rows in _cut(job, settings.batch_size))
-    threads_before = _torch_threads()
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="adq-embed", initializer=_use_one_thread)
-    try:
-        while True:
-            while len(flying) < workers + 2 and (task := next(todo, None)) is not None:
-                job, rows = task
-                flying.append((job, rows, pool.submit(_embed_batch, job, rows, settings, source)))
-            if not flying:
-                return
-            job, rows, future = flying.popleft()
-            _take(job, rows, future.result())
-            done(job.path, len(rows), len(job.spans))
-            if job.waiting == 0:
-                yield _finished(job, settings, source)
-                job.close.close()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        if threads_before is not None:
-            _torch_threads(threads_before)
+def unlike(job: ShardJob, a: int, b: int) -> FeaturesError:
+    """Embeddings of two widths."""
+    return FeaturesError(f"shard {job.name}: embeddings of {a} and of {b} numbers; they must be alike")
 
 
-def _cut(job: ShardJob, batch_size: int) -> list[range]:
-    cuts = [range(i, min(i + batch_size, len(job.spans))) for i in range(0, len(job.spans), batch_size)]
-    job.waiting = len(cuts)
-    return cuts
-
-
-def _torch_threads(n: int | None = None) -> int | None:
-    """Torch's intra-op threads, set to `n` when given; None while nobody has imported torch."""
-    torch = sys.modules.get("torch")
-    if torch is None:
-        return None
-    if n is not None:
-        torch.set_num_threads(n)
-    return int(torch.get_num_threads())
-
-
-def _use_one_thread() -> None:
-    _torch_threads(1)
-
-
-def _embed_batch(
-    job: ShardJob, rows: range, settings: EmbedSettings, source: Encoder | StoredEmbeddings
-) -> _Batch:
-    good: list[int] = []
-    labels: list[Label] = []
-    images: list[Image.Image] = []
-    bad: dict[int, AdqError] = {}
-    for i in rows:
-        try:
-            sample = _read(job, job.spans[i])
-            labels.append(read_label(sample, settings.label))
-            try:
-                images.append(read_image(sample, settings.image))
-            except BaseException:
-                labels.pop()
-                raise
-            good.append(i)
-        except SampleError as error:
-            bad[i] = error
-    if not good:
-        return _Batch([], [], np.zeros((0, 0), np.float32), np.zeros(0, np.float32), bad)
-    h = _embed_images(job, good, images, source)
-    finite = np.isfinite(h).all(axis=1)
-    for row in np.flatnonzero(~finite):
-        bad[good[row]] = located(
-            SampleError("its embedding holds NaN or infinity"), shard=job.name, key=job.spans[good[row]].key
-        )
-    levels = texture_of(images)
-    keep = np.flatnonzero(finite)
-    return _Batch([good[k] for k in keep], [labels[k] for k in keep], h[keep], levels[keep], bad)
-
-
-def _read(job: ShardJob, span: Span) -> dict[str, Any]:
-    try:
-        return read_sample(job.buffer, span, url=job.name)
-    except SampleError as error:
-        raise place_error(error, {"__url__": job.name, "__key__": span.key}) from None
-
-
-def _embed_images(
-    job: ShardJob, good: list[int], images: list[Image.Image], source: Encoder | StoredEmbeddings
-) -> NDArray[np.float32]:
-    """(B, D) float32; an encoder that fails is tried again image by image, to name the one it fails on."""
-    if isinstance(source, StoredEmbeddings):
-        keys = [job.spans[i].key for i in good]
-        return np.concatenate(
-            [source.rows(job.name, [k], job.first + i) for i, k in zip(good, keys, strict=True)]
-        )
-    try:
-        return _checked(source(images)[0], len(images))
-    except AdqError:
-        raise
-    except Exception as first_error:
-        for i, image in zip(good, images, strict=True):
-            try:
-                _checked(source([image])[0], 1)
-            except Exception as error:
-                text = f"encoder {source.name!r} fails on it: {type(error).__name__}: {error}"
-                raise located(SampleError(text), shard=job.name, key=job.spans[i].key) from error
-        raise first_error
-
-
-def _checked(h: Any, n: int) -> NDArray[np.float32]:
-    rows = np.asarray(h, dtype=np.float32)
-    if rows.ndim != 2 or len(rows) != n or rows.shape[1] == 0:
-        raise ValueError(f"gave embeddings of shape {rows.shape} for {n} images, expected ({n}, D)")
-    return rows
-
-
-def texture_of(images: list[Image.Image]) -> NDArray[np.float32]:
-    """(B,) float32 texture of RGB images of any sizes, scaled down to a short side of 256 first."""
-    by_size: dict[tuple[int, int], list[int]] = {}
-    small = [_scaled_down(image) for image in images]
-    for i, image in enumerate(small):
-        by_size.setdefault(image.size, []).append(i)
-    levels = np.empty(len(images), dtype=np.float32)
-    for members in by_size.values():
-        levels[members] = texture(np.stack([np.asarray(small[i]) for i in members]))
-    return levels
-
-
-def _scaled_down(image: Image.Image) -> Image.Image:
-    scale = SHORT_SIDE / min(image.size)
-    if scale >= 1.0:
-        return image
-    width, height = (max(SHORT_SIDE, round(side * scale)) for side in image.size)
-    return image.resize((width, height), Image.Resampling.BILINEAR)
-
-
-def _take(job: ShardJob, rows: range, batch: _Batch) -> None:
+def take_batch(job: ShardJob, rows: range, batch: Batch) -> None:
     """Add a batch to its shard; bad samples are counted, or raised, in the shard's order."""
     good = dict(zip(batch.good, batch.labels, strict=True))
     for i in rows:
@@ -271,10 +137,7 @@ def _take(job: ShardJob, rows: range, batch: _Batch) -> None:
             job.tally.failed(batch.bad[i])
             job.bad.append((i, str(batch.bad[i])))
     if job.parts and batch.good and batch.h.shape[1] != job.parts[0][0].shape[1]:
-        widths = job.parts[0][0].shape[1], batch.h.shape[1]
-        raise FeaturesError(
-            f"shard {job.name}: embeddings of {widths[0]} and of {widths[1]} numbers; they must be alike"
-        )
+        raise unlike(job, job.parts[0][0].shape[1], batch.h.shape[1])
     job.good += batch.good
     job.labels += batch.labels
     if batch.good:
@@ -282,7 +145,8 @@ def _take(job: ShardJob, rows: range, batch: _Batch) -> None:
     job.waiting -= 1
 
 
-def _finished(job: ShardJob, settings: EmbedSettings, source: Encoder | StoredEmbeddings) -> ShardFeatures:
+def finished(job: ShardJob, settings: EmbedSettings, source: Encoder | StoredEmbeddings) -> ShardFeatures:
+    """The shard's features, from all its batches."""
     job.tally.close()
     if not job.good:
         raise ShardError(
@@ -293,9 +157,9 @@ def _finished(job: ShardJob, settings: EmbedSettings, source: Encoder | StoredEm
     unit = np.divide(h, norm[:, None], out=np.zeros_like(h), where=norm[:, None] > 0)
     label, names = _numbered(job)
     header = {
-        **settings.header(source),
+        **settings.header(source, job.first),
         "complete": job.complete,
-        "source": source_stamp(job.path),
+        "source": job.stamp,
     }
     return ShardFeatures(
         shard=job.name,

@@ -8,10 +8,13 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from adq_wds.jobs.embed import cores
-from adq_wds.jobs.embed_shard import texture_of
+from adq_wds.errors import AdqError, SampleError
+from adq_wds.jobs.embed import cores, positive
+from adq_wds.jobs.embed_batch import texture_of
 from adq_wds.models.stored import open_embeddings
+from adq_wds.pipe import OnError
 from adq_wds.sample import IMAGE_FIELDS, Encoder, FieldSpec, read_image, read_label
 from adq_wds.shards import expand_urls
 from adq_wds.tar import iter_spans, open_shard, read_sample
@@ -27,6 +30,8 @@ def estimate(
     label: FieldSpec | None = "cls",
     embeddings: str | os.PathLike[str] | None = None,
     batch_size: int = 64,
+    workers: int | None = None,
+    on_error: OnError = "raise",
     limit: int | None = None,
     plan: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -34,9 +39,12 @@ def estimate(
 
     Returns:
         shards, samples, bytes of the shards, bytes of the features, seconds for embedding (on this machine, from
-        64 samples), and with `plan` the samples kept and bytes of memory for binning, for classes of equal size.
+        at most 64 samples), and with `plan` the samples kept and bytes of memory for binning, for classes of equal size.
     """
     paths = expand_urls(urls)
+    n_workers = positive("workers", cores() if workers is None else workers)
+    positive("batch_size", batch_size)
+    n_wanted = None if limit is None else positive("limit", limit)
     counts, tried, labels = [], 0, set()
     started = 0.0
     width = 0 if embeddings is None else open_embeddings(embeddings).width
@@ -46,22 +54,27 @@ def estimate(
             samples = [read_sample(buffer, span, url=path) for span in spans[: _TRIED - tried]]
         before = time.perf_counter()
         if samples:
-            images = [read_image(sample, image) for sample in samples]
-            labels |= {read_label(sample, label) for sample in samples}
+            images = []
+            for sample in samples:
+                try:
+                    labels.add(read_label(sample, label))
+                    images.append(read_image(sample, image))
+                except SampleError:
+                    if on_error == "raise":
+                        raise
             texture_of(images)
             if embeddings is None:
-                for start in range(0, len(images), batch_size):
-                    width = int(np.asarray(encoder(images[start : start + batch_size])[0]).shape[1])
+                width = _embed(encoder, images, batch_size)
         tried += len(samples)
         started += time.perf_counter() - before
         counts.append(len(spans))
-    n = sum(counts) if limit is None else min(limit, sum(counts))
+    n = sum(counts) if n_wanted is None else min(n_wanted, sum(counts))
     said: dict[str, Any] = {
         "shards": len(paths),
         "samples": n,
         "shard_bytes": sum(os.path.getsize(path) for path in paths),
         "features_bytes": n * (width * 2 + 64),
-        "embed_seconds": round(n * started / max(1, tried) / cores(), 1),
+        "embed_seconds": round(n * started / max(1, tried) / n_workers, 1),
     }
     if plan is not None:
         largest = -(-n // max(1, len(labels)))
@@ -70,3 +83,14 @@ def estimate(
         said["plan_memory_bytes"] = largest * width * 10 + min(matrix, plan["memory_bytes"])
         said["classes_seen"] = len(labels)
     return said
+
+
+def _embed(encoder: Encoder, images: list[Image.Image], batch_size: int) -> int:
+    """Embed images for the time it takes; gives D."""
+    width = 0
+    try:
+        for start in range(0, len(images), batch_size):
+            width = int(np.asarray(encoder(images[start : start + batch_size])[0]).shape[1])
+    except Exception as error:
+        raise AdqError(f"encoder {encoder.name!r} fails: {type(error).__name__}: {error}") from error
+    return width

@@ -12,10 +12,11 @@ from typing import Any
 
 from adq_wds.errors import AdqError, PlanError
 from adq_wds.files import canonical_json, lock, make_folder, write_text
-from adq_wds.jobs.embed import embed_shards
+from adq_wds.io.writer import ShardPattern
+from adq_wds.jobs.embed import embed_shards, positive
 from adq_wds.jobs.embed_shard import source_stamp
-from adq_wds.jobs.plan import build_plan, find_bins
-from adq_wds.jobs.write import write_kept
+from adq_wds.jobs.plan import build_plan, find_bins, plan_settings
+from adq_wds.jobs.write import refuse_sources, write_kept
 from adq_wds.registry import encoder as named_encoder
 from adq_wds.shards import expand_urls, shard_names
 from adq_wds.tables.bins import Bins
@@ -52,9 +53,14 @@ def run_job(
 
     Returns:
         what ``run.json`` holds, and `nothing_to_do`.
+
+    Raises:
+        ValueError: an argument is out of range, a name unknown, or a source lies where shards are to be written.
+        AdqError: damaged data, another job in the folder, shards in ``OUT/shards/`` that no run here has made.
     """
     paths = expand_urls(urls)
-    folder = make_folder(out)
+    check_plan_options(plan)  # before hours of embedding, not after
+    source = named_encoder(**encoder)
     asked = {
         "format": "adq_wds.run",
         "version": VERSION,
@@ -64,20 +70,48 @@ def run_job(
             for path, name in zip(paths, shard_names(paths), strict=True)
         ],
     }
+    folder = make_folder(out)
     with lock(folder):
         done = _done(folder, asked)
         if done is not None:
             return {**done, "nothing_to_do": True}
+        if write:
+            _refuse_foreign_shards(folder, paths)
         (folder / "run.json").unlink(missing_ok=True)
-        source = named_encoder(**encoder)
         features = embed_shards(paths, source, folder / "features", progress=progress, **embed)
         made = _plan(folder, features, plan, progress)
         result = {**asked, **_summary(features, made)}
         if write:
-            target = folder / "shards" / "%06d.tar"
+            target = _shards_of(folder)
             result["written"] = asdict(write_kept(paths, made, target, overwrite=True, progress=progress))
+        elif ShardPattern(str(_shards_of(folder))).existing():
+            logger.warning(
+                "%s was written for an earlier plan; add --write to write it again", folder / "shards"
+            )
         write_text(folder / "run.json", canonical_json(result) + "\n")
     return {**result, "nothing_to_do": False}
+
+
+def check_plan_options(options: dict[str, Any]) -> None:
+    """Raise `ValueError` when arguments of `build_plan` are out of range, as far as they alone can tell."""
+    others = ("bins", "classes", "memory_bytes", "must_include")
+    plan_settings(**{name: value for name, value in options.items() if name not in others})
+    positive("bins", options["bins"])
+
+
+def _shards_of(folder: Path) -> Path:
+    return folder / "shards" / "%06d.tar"
+
+
+def _refuse_foreign_shards(folder: Path, paths: list[str]) -> None:
+    """A run replaces what an earlier run wrote, and nothing else."""
+    pattern = ShardPattern(str(_shards_of(folder)))
+    refuse_sources(paths, pattern)
+    if pattern.existing() and not (folder / "features").exists():
+        raise AdqError(
+            f"{pattern.folder} holds {pattern.existing()[0].name}, and no run was made in {folder}: "
+            "give another folder"
+        )
 
 
 def _plan(folder: Path, features: Features, options: dict[str, Any], progress: bool | None) -> Plan:
@@ -136,13 +170,22 @@ def _done(folder: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
     ):
         return None
     try:
-        if load_plan(folder / "plan.parquet").hash != old["plan"]:
-            return None
-        if "written" in old and not (folder / "shards" / "_info.json").exists():
-            return None
-    except (AdqError, KeyError):
+        plan = load_plan(folder / "plan.parquet")
+        for _ in plan:  # every row is held against the header
+            pass
+        whole = plan.hash == old["plan"] and ("written" not in old or _is_written(folder, old["written"]))
+    except (AdqError, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        logger.warning("the earlier run in %s cannot be used (%s); running again", folder, error)
         return None
-    return old
+    return old if whole else None
+
+
+def _is_written(folder: Path, report: dict[str, Any]) -> bool:
+    """Are the shards of an earlier run all there, in their sizes?"""
+    info = json.loads((folder / "shards" / "_info.json").read_text(encoding="utf-8"))
+    names = [name for split in info["splits"].values() for name in split["filenames"]]
+    n_bytes = sum((folder / "shards" / name).stat().st_size for name in names)
+    return bool(len(names) == report["shards"] and n_bytes == report["bytes"])
 
 
 def load_run(path: str | os.PathLike[str]) -> dict[str, Any]:

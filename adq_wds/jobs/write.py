@@ -13,7 +13,7 @@ from adq_wds.errors import AdqError, PlanError, ShardError, located, shorten
 from adq_wds.files import canonical_json, lock, make_folder, write_text
 from adq_wds.io.writer import ShardPattern, WrittenShard, write_tars
 from adq_wds.sample import Sample
-from adq_wds.shards import expand_urls, shard_names
+from adq_wds.shards import expand_urls
 from adq_wds.tables.plan import Plan, PlanShard, as_plan
 from adq_wds.tables.spans import save_index, scan_spans
 from adq_wds.tar import open_shard, payload_crc32, read_sample, span_at
@@ -71,7 +71,7 @@ def write_shards(
 
     Raises:
         AdqError: the folder holds another run's shards, or cannot be written.
-        SampleError: a field that is not bytes.
+        SampleError: a sample without key, a field that is not bytes, a name that would be read back as another.
     """
     shards = ShardPattern(os.fspath(pattern))
     for name, value in (("max_samples", max_samples), ("max_bytes", max_bytes)):
@@ -80,16 +80,11 @@ def write_shards(
     chosen = None if plan is None else as_plan(plan)
     folder = make_folder(shards.folder)
     with lock(folder):
-        _clear(shards, overwrite)
+        _clear(shards, overwrite, keep_plan=chosen is not None)
         total = None if chosen is None else chosen.n_kept
-        bar = tqdm(
-            total=total, unit=" samples", desc="write", disable=None if progress is None else not progress
-        )
-        written = []
-        with bar:
-            for shard in write_tars(samples, shards, max_samples=max_samples, max_bytes=max_bytes):
-                written.append(shard)
-                bar.update(shard.n)
+        quiet = None if progress is None else not progress
+        with tqdm(samples, total=total, unit=" samples", desc="write", disable=quiet) as stream:
+            written = list(write_tars(stream, shards, max_samples=max_samples, max_bytes=max_bytes))
         _describe(folder, written, chosen, split)
     return WriteReport(
         len(written),
@@ -115,14 +110,16 @@ def write_kept(
     Only kept samples are read, and each is compared with the plan's key and checksum.
 
     Raises:
+        ValueError: the pattern would replace one of `urls`.
         PlanError: a shard of the plan is not among `urls`, or the other way round.
         ShardError: a shard changed since it was planned.
     """
     paths = expand_urls(urls)
-    chosen = Plan.from_keys(paths, _all_keys(paths)) if plan is None else as_plan(plan)
+    refuse_sources(paths, ShardPattern(os.fspath(pattern)))
+    chosen = Plan.from_keys(paths, None) if plan is None else as_plan(plan)
     sources = _match(paths, chosen)
     report = write_shards(
-        _kept_samples(sources),
+        _kept_samples(sources, chosen),
         pattern,
         plan=None if plan is None else chosen,
         max_samples=max_samples,
@@ -138,16 +135,19 @@ def write_kept(
     return WriteReport(**{**asdict(report), "source_bytes": sum(os.path.getsize(path) for path in paths)})
 
 
-def _all_keys(paths: list[str]) -> list[tuple[str, str]]:
-    return [
-        (name, key)
-        for name, path in zip(shard_names(paths), paths, strict=True)
-        for key in scan_spans(path, shard=name).keys
-    ]
+def refuse_sources(paths: list[str], shards: ShardPattern) -> None:
+    """Raise `ValueError` when a source could be written over: overwriting begins by removing."""
+    targets = {path.resolve() for path in shards.existing()}
+    for path in paths:
+        if Path(path).resolve() in targets:
+            raise ValueError(
+                f"shard {shorten(path)} would be written over by {shorten(str(shards.path(0)))}; "
+                "write to another folder"
+            )
 
 
-def _match(paths: list[str], plan: Plan) -> list[tuple[str, PlanShard]]:
-    """Each shard of the plan with its file, in the plan's order."""
+def _match(paths: list[str], plan: Plan) -> list[tuple[str, str]]:
+    """(path, name) of each shard of the plan, in the plan's order."""
     names = plan.names()
     found: dict[str, str] = {}
     for path in paths:
@@ -163,11 +163,12 @@ def _match(paths: list[str], plan: Plan) -> list[tuple[str, PlanShard]]:
             f"shard {shorten(missing[0])} of the plan is not among the {len(paths)} shards given "
             f"({len(missing)} missing in all); name them all"
         )
-    return [(found[name], plan.shard(name)) for name in plan.shards]
+    return [(found[name], name) for name in plan.shards]
 
 
-def _kept_samples(sources: list[tuple[str, PlanShard]]) -> Iterator[Sample]:
-    for path, shard in sources:
+def _kept_samples(sources: list[tuple[str, str]], plan: Plan) -> Iterator[Sample]:
+    for path, name in sources:
+        shard = plan.shard(name)
         with open_shard(path) as buffer:
             for row in shard.kept.nonzero()[0].tolist():
                 yield read_kept(buffer, shard, row, path)
@@ -193,8 +194,8 @@ def read_kept(buffer: memoryview, shard: PlanShard, row: int, url: str) -> Sampl
     return read_sample(data, span, url=url)
 
 
-def _clear(shards: ShardPattern, overwrite: bool) -> None:
-    """Refuse, or remove, what another run left."""
+def _clear(shards: ShardPattern, overwrite: bool, *, keep_plan: bool) -> None:
+    """Refuse, or remove, what another run left; `keep_plan`: its plan will be replaced, and may be in use."""
     old = [path for path in (shards.folder / "_info.json", *shards.existing()) if path.exists()]
     if old and not overwrite:
         raise AdqError(
@@ -202,6 +203,8 @@ def _clear(shards: ShardPattern, overwrite: bool) -> None:
         )
     for path in old:  # _info.json goes first: from here on the set is not complete
         path.unlink()
+    if old and not keep_plan:
+        (shards.folder / "plan.parquet").unlink(missing_ok=True)
 
 
 def _describe(folder: Path, written: list[WrittenShard], plan: Plan | None, split: str) -> None:

@@ -1,0 +1,295 @@
+"""Bad input to the embedding job: named, counted, never half-written."""
+
+import gzip
+import io
+import json
+import logging
+import os
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import adq_wds as adq
+from adq_wds.files import lock
+from adq_wds.tables.features import FeaturesFile
+
+MakeShard = Callable[..., Path]
+
+
+def png(i: int) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(np.random.default_rng(i).integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(out, "PNG")
+    return out.getvalue()
+
+
+def write(path: Path, members: list[tuple[str, bytes]]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+def shard_of(path: Path, n: int, bad: dict[int, dict[str, bytes | None]]) -> Path:
+    """n samples k0, k1, …; `bad` replaces (or with None takes away) fields of some."""
+    members = []
+    for i in range(n):
+        fields: dict[str, bytes | None] = {"png": png(i), "cls": b"%d" % (i % 2), **bad.get(i, {})}
+        members += [(f"k{i}.{name}", data) for name, data in fields.items() if data is not None]
+    return write(path, members)
+
+
+# ---- Samples
+
+BAD_SAMPLES: list[tuple[dict[str, bytes | None], str]] = [
+    ({"png": None}, r"shard a.tar, key 'k4': no image field: looked for jpg, .*; the sample has 'cls'"),
+    ({"png": b""}, r"shard a.tar, key 'k4', field 'png': "),
+    ({"png": b"<html>404"}, r"shard a.tar, key 'k4', field 'png': not an image .*<html>"),
+    ({"png": png(4)[:60]}, r"shard a.tar, key 'k4', field 'png': "),
+    ({"jpg": png(4)}, r"shard a.tar, key 'k4': fields 'jpg' and 'png' are both there; name one"),
+    ({"cls": None}, r"shard a.tar, key 'k4': no label field: looked for cls; .*label=None"),
+    ({"cls": b"cat"}, r"shard a.tar, key 'k4', field 'cls': b'cat' is no integer label"),
+    ({"cls": b"-1"}, r"shard a.tar, key 'k4', field 'cls': label -1 is out of range"),
+    ({"__bad__": b""}, r"shard a.tar, key 'k4', field '__bad__': reserved"),
+]
+
+
+@pytest.mark.parametrize(("fields", "text"), BAD_SAMPLES)
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_bad_sample_ends_a_strict_run_by_name(
+    tmp_path: Path, fields: dict[str, bytes | None], text: str, workers: int
+) -> None:
+    path = shard_of(tmp_path / "a.tar", 10, {4: fields, 8: {"png": b"later"}})
+    with pytest.raises(adq.SampleError, match=text):
+        adq.embed_shards(path, out=tmp_path / "f", workers=workers, batch_size=3)
+    assert not list((tmp_path / "f").glob("*.parquet"))
+
+
+@pytest.mark.parametrize(("fields", "text"), BAD_SAMPLES)
+def test_a_skipped_sample_is_logged_listed_and_never_planned(
+    tmp_path: Path, fields: dict[str, bytes | None], text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = shard_of(tmp_path / "a.tar", 10, {4: fields})
+    features = adq.embed_shards(path, out=tmp_path / "f", on_error="skip", batch_size=3)
+    (file,) = features
+    assert (len(features), file.n_read, len(file.bad)) == (9, 10, 1)
+    (line,) = [r.message for r in caplog.records if r.message.startswith("{")]
+    said = json.loads(line)
+    assert said["skipped_by"] == "embed a.tar"
+    assert file.bad[0][:2] == (4, "k4")
+    assert file.bad[0][5] == said["error"]
+    with pytest.raises(adq.SampleError, match=text):
+        raise adq.SampleError(said["error"])
+    assert "read 10 = kept 9 + dropped 0 + bad 1" in caplog.text
+    plan = adq.build_plan(features, bins=2, keep=1.0)
+    (rows,) = plan
+    assert rows.spans.keys == [f"k{i}" for i in range(10)]
+    assert rows.kept.tolist() == [i != 4 for i in range(10)]
+
+
+def test_a_function_decides_what_is_skipped(tmp_path: Path) -> None:
+    seen = []
+
+    def skip_images(error: adq.AdqError) -> bool:
+        seen.append(str(error))
+        return "field 'png'" in str(error)
+
+    path = shard_of(tmp_path / "a.tar", 20, {4: {"png": b"x"}, 9: {"png": b"y"}})
+    assert len(adq.embed_shards(path, out=tmp_path / "f", on_error=skip_images)) == 18
+    path = shard_of(tmp_path / "b.tar", 20, {4: {"png": b"x"}, 9: {"cls": b"y"}})
+    with pytest.raises(adq.SampleError, match=r"b.tar, key 'k9'"):
+        adq.embed_shards(path, out=tmp_path / "f", on_error=skip_images)
+    assert len(seen) == 4
+
+
+def test_too_many_bad_samples_are_an_error_even_so(tmp_path: Path) -> None:
+    bad: dict[int, dict[str, bytes | None]] = {i: {"png": b"x"} for i in range(0, 120, 7)}
+    path = shard_of(tmp_path / "a.tar", 120, bad)
+    with pytest.raises(
+        adq.SampleError,
+        match=r"16 of 106 samples are bad, more than max_bad_fraction=0.1; the last: .*key 'k105'",
+    ):
+        adq.embed_shards(path, out=tmp_path / "f", on_error="skip")
+    assert len(adq.embed_shards(path, out=tmp_path / "f", on_error="skip", max_bad_fraction=0.2)) == 120 - 18
+
+
+def test_a_hundred_bad_samples_in_a_row_are_an_error_even_so(tmp_path: Path) -> None:
+    bad: dict[int, dict[str, bytes | None]] = {i: {"png": b"x"} for i in range(10, 115)}
+    path = shard_of(tmp_path / "a.tar", 120, bad)
+    with pytest.raises(adq.SampleError, match=r"100 bad samples in a row; the last: .*key 'k109'"):
+        adq.embed_shards(path, out=tmp_path / "f", on_error="skip", max_bad_fraction=1.0)
+
+
+def test_a_shard_without_one_usable_sample_is_an_error_even_so(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tar", [("k0.txt", b"x"), ("k1.txt", b"y")])
+    with pytest.raises(
+        adq.ShardError, match=r"shard a.tar: none of its 2 samples can be used; the first: .*'k0'"
+    ):
+        adq.embed_shards(path, out=tmp_path / "f", on_error="skip")
+
+
+def test_labels_of_two_kinds_in_a_shard_are_refused(tmp_path: Path) -> None:
+    odd: dict[str, bytes | None] = {"json": b'{"y": "b"}'}
+    path = shard_of(tmp_path / "a.tar", 4, {i: odd if i == 2 else {"json": b'{"y": 1}'} for i in range(4)})
+    with pytest.raises(
+        adq.SampleError, match=r"shard a.tar, key 'k2': label 'b', but the shard's first is 1"
+    ):
+        adq.embed_shards(path, out=tmp_path / "f", label="json:y")
+
+
+# ---- Shards
+
+
+def gzipped(path: Path) -> None:
+    path.write_bytes(gzip.compress(path.read_bytes()))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def twice(path: Path) -> None:
+    write(path, [("k0.png", png(0)), ("k0.cls", b"0"), ("k1.png", png(1)), ("k0.txt", b"")])
+
+
+def no_samples(path: Path) -> None:
+    write(path, [("README", b"hello")])
+
+
+def garbage(path: Path) -> None:
+    path.write_bytes(b"x" * 10240)
+
+
+def gone(path: Path) -> None:
+    path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "text"),
+    [
+        (gzipped, r"b.tar: gzip: unpack it"),
+        (cut, r"shard b.tar"),
+        (emptied, r"b.tar: empty file"),
+        (twice, r"shard b.tar, key 'k0': key twice"),
+        (no_samples, r"shard b.tar: no samples"),
+        (garbage, r"shard b.tar"),
+        (gone, r"b.tar: cannot be opened: No such file"),
+    ],
+)
+def test_a_damaged_shard_is_named_and_the_others_are_kept(
+    tmp_path: Path, damage: Callable[[Path], None], text: str
+) -> None:
+    paths = [shard_of(tmp_path / f"{name}.tar", 20, {}) for name in "abc"]
+    damage(paths[1])
+    with pytest.raises(adq.ShardError, match=text):
+        adq.embed_shards(paths, out=tmp_path / "f", on_error="skip", workers=1)
+    assert [path.name for path in (tmp_path / "f").glob("*.parquet")] == ["a.parquet"]
+    shard_of(paths[1], 20, {})
+    assert len(adq.embed_shards(paths, out=tmp_path / "f")) == 60
+
+
+@pytest.mark.parametrize(
+    ("urls", "text"),
+    [
+        ("none-*.tar", r"no shards match '.*none-\*.tar'"),
+        (["a.tar", "a.tar"], r"shard '.*a.tar' is listed 2 times"),
+        (["a.tar", "./a.tar"], r"is listed twice"),
+        ([], r"no shards given"),
+        (["a/b.tar", "c/b.tar", "a--b.tar"], r"shards 'a/b.tar' and 'a--b.tar' would both be a--b.parquet"),
+    ],
+)
+def test_shards_that_cannot_be_named_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, urls: Any, text: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shard_of(tmp_path / "a.tar", 3, {})
+    with pytest.raises(ValueError, match=text):
+        adq.embed_shards(urls, out=tmp_path / "f")
+    assert not (tmp_path / "f").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"batch_size": 0}, r"batch_size must be an integer >= 1, got 0"),
+        ({"batch_size": 2.5}, r"batch_size must be an integer >= 1, got 2.5"),
+        ({"workers": 0}, r"workers must be an integer >= 1, got 0"),
+        ({"workers": True}, r"workers must be an integer >= 1, got True"),
+        ({"limit": 0}, r"limit must be an integer >= 1, got 0"),
+        ({"limit": -5}, r"limit must be an integer >= 1, got -5"),
+        ({"max_bad_fraction": 1.5}, r"max_bad_fraction must lie in \[0, 1\], got 1.5"),
+        ({"max_bad_fraction": float("nan")}, r"max_bad_fraction must lie in \[0, 1\], got nan"),
+        ({"on_error": "ignore"}, r"on_error must be 'raise', 'skip' or a function, got 'ignore'"),
+        ({"encoder": "tumbnail"}, r"unknown encoder 'tumbnail'; did you mean thumbnail"),
+        ({"encoder": 7}, r"encoder must be a name, an encoder or a function, got 7"),
+        ({"label": "pyd"}, r"would run what a pickle says"),
+        ({"image": ""}, r"field spec ''"),
+    ],
+)
+def test_wrong_arguments_are_value_errors(tmp_path: Path, options: dict[str, Any], text: str) -> None:
+    path = shard_of(tmp_path / "a.tar", 3, {})
+    with pytest.raises(ValueError, match=text):
+        adq.embed_shards(path, out=tmp_path / "f", **options)
+    assert not list(tmp_path.glob("f/*.parquet"))
+
+
+# ---- The folder
+
+
+def test_of_two_jobs_in_a_folder_the_second_hears_who_works_there(tmp_path: Path) -> None:
+    path = shard_of(tmp_path / "a.tar", 3, {})
+    (tmp_path / "f").mkdir()
+    with lock(tmp_path / "f"), pytest.raises(adq.AdqError, match=rf"is in use by pid {os.getpid()} on "):
+        adq.embed_shards(path, out=tmp_path / "f")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder_is_named(tmp_path: Path) -> None:
+    path = shard_of(tmp_path / "a.tar", 3, {})
+    (tmp_path / "f").mkdir(mode=0o555)
+    with pytest.raises(adq.AdqError, match=r"cannot write into the folder .*f: permission denied"):
+        adq.embed_shards(path, out=tmp_path / "f")
+
+
+def test_a_file_in_the_folders_place_is_named(tmp_path: Path) -> None:
+    path = shard_of(tmp_path / "a.tar", 3, {})
+    (tmp_path / "f").write_text("")
+    with pytest.raises(adq.AdqError, match=r"cannot make the folder .*f: "):
+        adq.embed_shards(path, out=tmp_path / "f")
+
+
+@pytest.mark.parametrize("n_bytes", [100, 20_000, 60_000])
+def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path: Path, n_bytes: int) -> None:
+    """F27, by a limit on the size of a file in a process of its own."""
+    path = shard_of(tmp_path / "a.tar", 200, {})
+    code = (
+        "import resource, adq_wds\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({n_bytes}, {n_bytes}))\n"
+        f"adq_wds.embed_shards({str(path)!r}, out={str(tmp_path / 'f')!r})\n"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    last = out.stderr.strip().splitlines()[-1]
+    assert last.startswith("adq_wds.errors.AdqError: cannot write ")
+    assert "f/a.parquet: no space left" in last
+    assert set(os.listdir(tmp_path / "f")) <= {".adq.lock"}
+    assert len(adq.embed_shards(path, out=tmp_path / "f")) == 200
+
+
+def test_a_skip_is_one_line_even_for_a_hostile_key(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    write(tmp_path / "a.tar", [("k\n1.png", b"x"), ("k\n1.cls", b"1"), ("k2.png", png(2)), ("k2.cls", b"1")])
+    adq.embed_shards(tmp_path / "a.tar", out=tmp_path / "f", on_error="skip")
+    assert all("\n" not in record.getMessage() for record in caplog.records)
+    assert FeaturesFile(tmp_path / "f" / "a.parquet").bad[0][1] == "k\n1"

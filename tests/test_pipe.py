@@ -1,0 +1,156 @@
+"""A stream loses exactly its bad samples, by name, and not without end."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+import adq_wds as adq
+from adq_wds.pipe import MAX_BAD_IN_A_ROW, Tally, check_on_error
+
+Samples = list[dict[str, Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Half(adq.Pipe):
+    """Keeps even numbers; raises what `bad` says for others."""
+
+    bad: Any = None
+
+    def apply(self, samples: Samples) -> Samples:
+        for sample in samples:
+            if self.bad is not None and (error := self.bad(sample["n"])) is not None:
+                raise error
+        return [dict(sample) for sample in samples if sample["n"] % 2 == 0]
+
+
+def stream(n: int) -> Samples:
+    return [{"__key__": f"k{i}", "__url__": "data/a.tar", "n": i} for i in range(n)]
+
+
+def at(
+    *bad: int, error: Callable[[int], Exception] = lambda n: adq.SampleError(f"shard a.tar, key 'k{n}': no")
+) -> Any:
+    return lambda n: error(n) if n in bad else None
+
+
+def numbers(samples: Any) -> list[int]:
+    return [sample["n"] for sample in samples]
+
+
+def test_a_bad_sample_raises_by_default_after_all_good_ones_before_it() -> None:
+    out: Samples = []
+    with pytest.raises(adq.SampleError, match=r"^shard a.tar, key 'k37': no$"):
+        out.extend(Half(bad=at(37))(stream(100)))
+    assert numbers(out) == list(range(0, 37, 2))
+
+
+def test_a_skip_drops_exactly_the_bad_samples(caplog: pytest.LogCaptureFixture) -> None:
+    out = numbers(Half(bad=at(3, 16, 31, 32), on_error="skip")(stream(100)))
+    assert out == [i for i in range(0, 100, 2) if i not in (16, 32)]
+    lines = [json.loads(r.message) for r in caplog.records if r.message.startswith("{")]
+    assert lines == [{"skipped_by": "Half", "error": f"shard a.tar, key 'k{n}': no"} for n in (3, 16, 31, 32)]
+    assert caplog.records[-1].message == "Half: read 100 = kept 48 + dropped 48 + bad 4"
+
+
+def test_nothing_is_said_of_a_stream_without_bad_samples(caplog: pytest.LogCaptureFixture) -> None:
+    assert len(list(Half(on_error="skip")(stream(100)))) == 50
+    assert caplog.text == ""
+
+
+def test_a_function_gets_each_error_and_decides() -> None:
+    seen: list[str] = []
+
+    def decide(error: adq.AdqError) -> bool:
+        seen.append(str(error))
+        return "k3'" in str(error)
+
+    with pytest.raises(adq.SampleError, match="k16'"):
+        list(Half(bad=at(3, 16), on_error=decide)(stream(100)))
+    assert seen == ["shard a.tar, key 'k3': no", "shard a.tar, key 'k16': no"]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [adq.PlanError, adq.ShardError, adq.StateError, adq.FeaturesError, adq.CodebookError, adq.AdqError],
+)
+def test_only_errors_of_samples_are_skipped(kind: type[adq.AdqError]) -> None:
+    for on_error in ("skip", lambda error: True):
+        with pytest.raises(kind, match="plan is wrong"):
+            list(Half(bad=at(5, error=lambda n: kind("plan is wrong")), on_error=on_error)(stream(20)))
+
+
+def test_an_error_of_anybodys_code_gets_shard_and_key_and_keeps_its_cause() -> None:
+    pipe = Half(bad=at(5, error=lambda n: ZeroDivisionError("by zero")))
+    with pytest.raises(
+        adq.SampleError, match=r"^shard a.tar, key 'k5': Half: ZeroDivisionError: by zero$"
+    ) as caught:
+        list(pipe(stream(20)))
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+def test_a_sample_without_key_or_url_is_still_a_sample_error() -> None:
+    with pytest.raises(adq.SampleError, match=r"^shard \?: Half: KeyError: 'n'$"):
+        list(Half()([{"jpg": b""}]))
+
+
+def test_an_error_of_the_source_is_not_ours_to_skip() -> None:
+    def source() -> Any:
+        yield from stream(20)
+        raise adq.SampleError("the source broke")
+
+    with pytest.raises(adq.SampleError, match="the source broke"):
+        list(Half(on_error="skip")(source()))
+
+
+def test_a_hundred_bad_samples_in_a_row_end_the_stream() -> None:
+    pipe = Half(bad=at(*range(1000, 1200)), on_error="skip")
+    with pytest.raises(
+        adq.SampleError, match=r"^100 bad samples in a row; the last: shard a.tar, key 'k1099': no$"
+    ):
+        list(pipe(stream(2000)))
+
+
+def test_bad_samples_with_a_good_one_between_are_not_in_a_row() -> None:
+    bad = [n for n in range(5000, 5180) if n % 90]
+    assert len(list(Half(bad=at(*bad), on_error="skip")(stream(6000)))) == 3000 - sum(n % 2 == 0 for n in bad)
+
+
+def test_more_than_a_tenth_bad_ends_the_stream() -> None:
+    pipe = Half(bad=lambda n: adq.SampleError(f"no {n}") if n % 9 == 0 else None, on_error="skip")
+    text = r"^12 of 100 samples are bad, more than max_bad_fraction=0.1; the last: no 99$"
+    with pytest.raises(adq.SampleError, match=text):
+        list(pipe(stream(1000)))
+
+
+def test_a_tenth_bad_is_borne() -> None:
+    pipe = Half(bad=lambda n: adq.SampleError("no") if n % 10 == 9 else None, on_error="skip")
+    assert len(list(pipe(stream(1000)))) == 500
+
+
+def test_an_unknown_policy_is_refused_before_the_first_sample() -> None:
+    with pytest.raises(ValueError, match="on_error must be 'raise', 'skip' or a function, got 'warn'"):
+        next(iter(Half(on_error="warn")(stream(1))))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="got None"):
+        check_on_error(None)  # type: ignore[arg-type]
+
+
+def test_the_counts_of_a_tally_add_up() -> None:
+    tally = Tally("x", "skip", max_bad_fraction=1.0)
+    tally.good(10, 4)
+    for _ in range(MAX_BAD_IN_A_ROW - 1):
+        tally.failed(adq.SampleError("no"))
+    tally.good(1, 1)
+    tally.failed(adq.SampleError("no"))
+    assert (tally.read, tally.kept, tally.dropped, tally.bad) == (111, 5, 6, 100)
+
+
+def test_two_passes_over_one_pipe_count_apart(caplog: pytest.LogCaptureFixture) -> None:
+    pipe = Half(bad=at(3), on_error="skip")
+    for _ in range(2):
+        list(pipe(stream(20)))
+    assert [r.message for r in caplog.records if "read" in r.message] == [
+        "Half: read 20 = kept 10 + dropped 9 + bad 1"
+    ] * 2
