@@ -14,12 +14,10 @@ Then n = 100,000, ours only: the 50,000 CIFAR-10 training images and their mirro
 seeded random weights at 32 x 32 (D = 512), signed features (rank-64 mixture around a mean) and isotropic Gaussian
 ones, each in a fresh process. Memory is the growth of the peak over the process that holds the float16 features.
 
-Last measured on two cores of an AMD EPYC (numpy 2.4.6, OpenBLAS with one thread) that other programs kept busy
-(load 4 to 7; wall times are about twice the processor times): 50 times faster than naive, 29 times than the released
-form (one run each), 301 times in the selection alone (41 to 61 ms). Network features: median 51 s of three runs, 51 to
-52 s (22.5 s of processor time), 783 MiB at the peak beyond the float16 features. Signed features: 20 s, 808 MiB.
-Gaussian features give a pool nothing to hold on to (1.0 picks a refresh): 20,000 took 43 s (22 s of processor time), and
-100,000, quadratic in n, were not run to the end (about 10 minutes of processor time).
+Last measured on two cores of an AMD EPYC (numpy 2.4.6, OpenBLAS, two threads; ours three runs, the others once): 105 times
+faster than naive, 50 times than the released form, 348 times in the selection alone (18 ms). Network features: 13.5 s
+(13.4 to 14.7), 794 MiB at the peak beyond the float16 features. Signed features: 8.5 s, 793 MiB. Gaussian features give
+a pool nothing to hold on to (one pick a refresh), so rows are taken on demand: quadratic in n, minutes at 100,000.
 """
 
 from __future__ import annotations
