@@ -1,0 +1,427 @@
+"""Does the encoder that comes with the package give what its weights say, and does its training script make such weights?"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from adq_wds.errors import AdqError
+from adq_wds.models import builtin
+from adq_wds.models.builtin import (
+    BUILTIN_NAMES,
+    SmallNet,
+    builtin_encoder,
+    resized,
+    weights_header,
+    weights_path,
+)
+
+ROOT = Path(__file__).parents[2]
+MAX_WEIGHTS_BYTES = 3_000_000
+
+all_names = pytest.mark.parametrize("name", BUILTIN_NAMES)
+
+
+def pictures(n: int, side: int = 32, seed: int = 0) -> list[PIL.Image.Image]:
+    coarse = np.random.default_rng(seed).integers(0, 256, (n, 6, 5, 3), dtype=np.uint8)
+    return [PIL.Image.fromarray(c).resize((side, side), PIL.Image.Resampling.BICUBIC) for c in coarse]
+
+
+def step_by_step(name: str, image: PIL.Image.Image) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+    """The slow oracle: one image, the stored numbers, plain convolutions in float64."""
+    w = {k: v.double() for k, v in safetensors.torch.load_file(weights_path(name)).items()}
+    x = torch.tensor(np.asarray(image.resize((32, 32), PIL.Image.Resampling.BILINEAR))).double()
+    x = (x / 255 - torch.tensor([0.4914, 0.4822, 0.4465])) / torch.tensor([0.2470, 0.2435, 0.2616])
+    x = x.permute(2, 0, 1)[None]
+    for down, mix in (("stem", "mix1"), ("down2", "mix2"), ("down3", "mix3")):
+        x = F.conv2d(x, w[f"{down}.0.weight"], w[f"{down}.0.bias"], stride=2, padding=1).clamp(min=0)
+        x = x + F.conv2d(x, w[f"{mix}.0.weight"], w[f"{mix}.0.bias"], padding=1).clamp(min=0)
+    h = x.sum((2, 3))[0] / 16
+    logits = (w["head.weight"] @ h + w["head.bias"]).numpy() if "head.weight" in w else None
+    return h.numpy(), logits
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Work this small is slower in several threads, far slower where other processes want the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+# The encoder
+
+
+@all_names
+@pytest.mark.parametrize("side", [1, 32, 75])
+def test_an_answer_is_that_of_the_stored_numbers(name: str, side: int) -> None:
+    images = pictures(3, side)
+    h, logits = builtin_encoder(name)(images)
+    for i, image in enumerate(images):
+        expected_h, expected_logits = step_by_step(name, image)
+        np.testing.assert_allclose(h[i], expected_h, rtol=1e-4, atol=1e-5)
+        if expected_logits is None:
+            assert logits is None
+        else:
+            assert logits is not None
+            np.testing.assert_allclose(logits[i], expected_logits, rtol=1e-4, atol=1e-4)
+
+
+@all_names
+def test_shapes_are_those_announced_and_h_is_not_negative(name: str) -> None:
+    encoder = builtin_encoder(name)
+    sizes = [(32, 32), (500, 20), (1, 1), (33, 31)]
+    for batch in ([PIL.Image.new("RGB", size, (90, 160, 40)) for size in sizes], []):
+        h, logits = encoder(batch)
+        assert (h.shape, h.dtype) == ((len(batch), encoder.width), np.float32)
+        assert (h >= 0).all()
+        assert (logits is None) == (encoder.n_classes is None)
+        if logits is not None:
+            assert (logits.shape, logits.dtype) == ((len(batch), encoder.n_classes), np.float32)
+
+
+def test_only_the_one_trained_with_labels_has_a_head_and_says_so() -> None:
+    with_labels, without = (builtin_encoder(name) for name in ("builtin", "builtin-free"))
+    assert (with_labels.n_classes, without.n_classes) == (10, None)
+    assert (with_labels.saw_labels, without.saw_labels) == (True, False)
+    assert with_labels.trained_on == without.trained_on == "CIFAR-10 train"
+    assert with_labels.revision != without.revision
+    assert with_labels.preprocessing_hash == without.preprocessing_hash
+
+
+@all_names
+def test_an_image_gets_the_same_answer_in_any_batch(name: str) -> None:
+    encoder, images = builtin_encoder(name), pictures(70)
+    whole, _ = encoder(images)
+    for size in (1, 7, 64):
+        parts = [encoder(images[i : i + size])[0] for i in range(0, len(images), size)]
+        np.testing.assert_allclose(np.concatenate(parts), whole, rtol=1e-5, atol=1e-5)
+
+
+def test_threads_side_by_side_give_what_one_gives() -> None:
+    encoder = builtin_encoder()
+    batches = [pictures(9, seed=seed) for seed in range(12)]
+    expected = [encoder(batch) for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        for (h, logits), (expected_h, expected_logits) in zip(
+            pool.map(encoder, batches), expected, strict=True
+        ):
+            np.testing.assert_allclose(h, expected_h, rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(logits, expected_logits, rtol=1e-5, atol=1e-5)
+
+
+def test_the_network_is_frozen_and_leaves_the_callers_random_state_alone() -> None:
+    before = torch.get_rng_state()
+    encoder = builtin_encoder()
+    encoder(pictures(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not encoder.network.training
+    assert not any(p.requires_grad for p in encoder.network.parameters())
+    assert {p.dtype for p in encoder.network.parameters()} == {torch.float32}
+
+
+@all_names
+def test_a_pickle_is_small_and_comes_back_as_the_same_encoder(name: str) -> None:
+    encoder, images = builtin_encoder(name), pictures(3)
+    data = pickle.dumps(encoder)
+    again = pickle.loads(data)  # noqa: S301 - our own
+    assert len(data) < 1000
+    assert (again.name, again.revision, again.device) == (encoder.name, encoder.revision, encoder.device)
+    np.testing.assert_array_equal(again(images)[0], encoder(images)[0])
+
+
+def test_importing_brings_no_timm() -> None:
+    code = "import sys, adq_wds.models.builtin; sys.exit('timm' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_image_of_the_right_size_is_not_touched_and_a_larger_one_is_averaged() -> None:
+    (image,) = pictures(1)
+    assert resized(image) is image
+    stripes = np.zeros((320, 640, 3), dtype=np.uint8)
+    stripes[:, ::2] = 200  # finer than the filter is wide: only an average over all columns gives 100
+    inner = np.asarray(resized(PIL.Image.fromarray(stripes)))[:, 1:-1]
+    assert inner.shape == (32, 30, 3)
+    assert np.abs(inner.astype(int) - 100).max() <= 1
+
+
+# What is refused
+
+
+def test_an_image_that_is_not_rgb_is_refused() -> None:
+    with pytest.raises(ValueError, match="image 1 of the batch has mode 'L'"):
+        builtin_encoder()([PIL.Image.new("RGB", (32, 32)), PIL.Image.new("L", (32, 32))])
+
+
+def test_an_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(
+        ValueError, match=r"built-in encoder 'buildin'; expected one of builtin, builtin-free"
+    ):
+        builtin_encoder("buildin")
+
+
+def test_a_device_that_is_none_is_refused_and_auto_is_one() -> None:
+    with pytest.raises(ValueError, match="device='tpu-ish'"):
+        builtin_encoder(device="tpu-ish")
+    assert builtin_encoder(device="auto").device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture
+def own_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the weights' folder in place of the package's."""
+    for name in BUILTIN_NAMES:
+        (tmp_path / f"{name}.safetensors").write_bytes(weights_path(name).read_bytes())
+    monkeypatch.setattr(builtin, "WEIGHTS", tmp_path)
+    return tmp_path
+
+
+def test_a_missing_file_is_a_broken_installation(own_weights: Path) -> None:
+    (own_weights / "builtin.safetensors").unlink()
+    with pytest.raises(AdqError, match=r"builtin\.safetensors: no such file, .* install it again"):
+        builtin_encoder()
+
+
+@pytest.mark.parametrize("n_bytes", [0, 5, 300, 100_000])
+def test_a_cut_file_is_refused(own_weights: Path, n_bytes: int) -> None:
+    path = own_weights / "builtin.safetensors"
+    path.write_bytes(path.read_bytes()[:n_bytes])
+    with pytest.raises(AdqError, match=r"builtin\.safetensors: damaged .* install the package again"):
+        builtin_encoder()
+
+
+def test_another_networks_weights_are_refused(own_weights: Path) -> None:
+    state = {"stem.0.weight": torch.zeros(64, 3, 3, 3)}
+    header = dict.fromkeys(("script", "trained_on", "settings", "accuracy"), "x")
+    safetensors.torch.save_file(state, own_weights / "builtin.safetensors", header)
+    with pytest.raises(
+        AdqError, match=r"do not fit encoder 'builtin': 11 missing .*\(64, 3, 3, 3\), expected"
+    ):
+        builtin_encoder()
+
+
+def test_weights_that_do_not_say_how_they_were_made_are_refused(own_weights: Path) -> None:
+    path = own_weights / "builtin.safetensors"
+    safetensors.torch.save_file(safetensors.torch.load_file(path), path, {"script": "x", "accuracy": "x"})
+    with pytest.raises(AdqError, match="the header lacks trained_on, settings; install the package again"):
+        builtin_encoder()
+
+
+def test_weights_that_change_between_processes_are_refused(own_weights: Path) -> None:
+    data = pickle.dumps(builtin_encoder())
+    (own_weights / "builtin-free.safetensors").replace(own_weights / "builtin.safetensors")
+    with pytest.raises(AdqError, match="encoder 'builtin' changed while it was handed to another process"):
+        pickle.loads(data)  # noqa: S301 - our own
+
+
+# The files
+
+
+@all_names
+def test_a_file_is_small_half_precision_and_finite(name: str) -> None:
+    assert weights_path(name).stat().st_size <= MAX_WEIGHTS_BYTES
+    state = safetensors.torch.load_file(weights_path(name))
+    assert {v.dtype for v in state.values()} == {torch.float16}
+    assert all(torch.isfinite(v).all() for v in state.values())
+
+
+@all_names
+def test_a_header_names_script_data_settings_and_accuracy(name: str) -> None:
+    header = weights_header(name)
+    assert (ROOT / header["script"]).is_file()
+    assert header["trained_on"] == "CIFAR-10 train"
+    settings, accuracy = json.loads(header["settings"]), json.loads(header["accuracy"])
+    assert settings["name"] == name
+    assert settings["max_steps"] is None  # not the weights of a trial run
+    assert {"epochs", "rate", "batch", "seed"} <= set(settings)
+    assert ("head" in accuracy) == (name == "builtin")
+    assert 0.85 <= accuracy["nearest_20"] < 1 or name != "builtin"
+
+
+@pytest.mark.slow
+@all_names
+def test_the_accuracy_in_the_header_is_what_the_files_reach(name: str, cifar10: Path, tmp_path: Path) -> None:
+    script = load_script()
+    sets = [
+        script.read_shards(str(cifar10 / f"cifar10-{part}-*.tar"), tmp_path) for part in ("train", "test")
+    ]
+    reached = script.accuracies(builtin_encoder(name).network, *sets)
+    assert reached == pytest.approx(json.loads(weights_header(name)["accuracy"]), abs=5e-4)
+
+
+# The training script
+
+
+def load_script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("train_builtin", ROOT / "examples" / "train_builtin.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def script() -> Iterator[ModuleType]:
+    """The training script; the random state is put back after it."""
+    state = torch.get_rng_state()
+    yield load_script()
+    torch.set_rng_state(state)
+
+
+def run(script: ModuleType, name: str, shard: Path, scratch: Path, **more: object) -> dict[str, torch.Tensor]:
+    """Two epochs of one step; gives the stored weights."""
+    options: dict[str, object] = {"scratch": scratch, "epochs": 2, "max-steps": 1, "batch": 8, "threads": 1}
+    options |= {"warmup": 0, "decay": 1, "average": 0.5, "trained-on": "noise", **more}
+    given = [word for option, value in options.items() for word in (f"--{option}", str(value))]
+    script.main([name, str(shard), str(shard), *given])
+    return safetensors.torch.load_file(scratch / f"{name}.safetensors")
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@all_names
+def test_stopped_training_goes_on_to_the_same_weights(
+    name: str, script: ModuleType, make_shard: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = make_shard("a.tar", 20, classes=3)
+    whole = run(script, name, shard, tmp_path / "whole")
+    one_epoch, epochs = script.one_epoch, []
+
+    def stops_once(epoch: int, *rest: Any) -> Any:
+        epochs.append(epoch)
+        if epochs == [0, 1]:
+            raise KeyboardInterrupt
+        return one_epoch(epoch, *rest)
+
+    monkeypatch.setattr(script, "one_epoch", stops_once)
+    with pytest.raises(KeyboardInterrupt):
+        run(script, name, shard, tmp_path / "broken")
+    assert equal(run(script, name, shard, tmp_path / "broken"), whole)
+    assert epochs == [0, 1, 1]
+    assert not equal(run(script, name, shard, tmp_path / "other", seed=1), whole)
+
+
+def test_labels_move_the_weights_of_one_and_not_of_the_other(
+    script: ModuleType, make_shard: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard, read = make_shard("a.tar", 20, classes=3), script.read_shards
+    true = {name: run(script, name, shard, tmp_path / "true") for name in BUILTIN_NAMES}
+
+    def other_labels(*arguments: Any) -> Any:
+        images, labels = read(*arguments)
+        return images, (labels + 1) % 3
+
+    monkeypatch.setattr(script, "read_shards", other_labels)
+    other = {name: run(script, name, shard, tmp_path / "other") for name in BUILTIN_NAMES}
+    assert [equal(true[name], other[name]) for name in ("builtin", "builtin-free")] == [False, True]
+
+
+def test_every_epoch_draws_anew(script: ModuleType, make_shard: Any, tmp_path: Path) -> None:
+    run(script, "builtin", make_shard("a.tar", 20, classes=3), tmp_path, rate=0)  # only the draws can differ
+    first, second = json.loads((tmp_path / "builtin.json").read_text())["history"]
+    assert first["loss"] != second["loss"]
+
+
+def test_what_the_script_stores_can_be_loaded_and_tells_how_it_was_made(
+    script: ModuleType, make_shard: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(script, "builtin", make_shard("a.tar", 20, classes=3), tmp_path)
+    monkeypatch.setattr(builtin, "WEIGHTS", tmp_path)
+    encoder, header = builtin_encoder(), weights_header("builtin")
+    assert (encoder.n_classes, encoder.trained_on) == (3, "noise")
+    written = json.loads((tmp_path / "builtin.json").read_text())
+    assert json.loads(header["settings"]) == written["settings"]
+    assert json.loads(header["accuracy"]) == written["accuracy"]
+    assert [entry["epoch"] for entry in written["history"]] == [1, 2]
+    assert "a.tar" not in json.dumps(header)  # no path of the machine it was made on
+
+
+def test_folding_the_normalisation_changes_no_answer(script: ModuleType) -> None:
+    torch.manual_seed(0)
+    net = SmallNet(4, norm=True)
+    for _ in range(3):
+        net.train()(torch.randn(8, 3, 32, 32) * 2 + 1)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+        net.get_buffer("mix2.1.running_var").fill_(1e-5)  # as small as what is added to it
+        x = torch.randn(3, 3, 32, 32)
+        for folded, plain in zip(script.folded(net)(x), net.eval()(x), strict=True):
+            torch.testing.assert_close(folded, plain, rtol=1e-4, atol=1e-4)
+
+
+def test_a_shifted_image_is_a_window_of_the_mirrored_surroundings(script: ModuleType) -> None:
+    x = torch.rand(6, 3, 32, 32)
+    out = script.flip_and_shift(x, torch.Generator().manual_seed(0))
+    drawn = set()
+    for before, after in zip(x, out, strict=True):
+        found = []
+        for mirrored in (False, True):
+            around = F.pad((before.flip(2) if mirrored else before)[None], (4, 4, 4, 4), mode="reflect")[0]
+            found += [
+                (mirrored, top, left)
+                for top in range(9)
+                for left in range(9)
+                if torch.equal(around[:, top : top + 32, left : left + 32], after)
+            ]
+        assert len(found) == 1
+        drawn.add(found[0])
+    assert len({(top, left) for _, top, left in drawn}) > 1
+    assert {mirrored for mirrored, _, _ in drawn} == {False, True}
+
+
+def test_views_differ_and_keep_to_colours(script: ModuleType) -> None:
+    (image,) = pictures(1)
+    x = (
+        torch.from_numpy(np.asarray(image).copy())
+        .permute(2, 0, 1)[None]
+        .float()
+        .div(255)
+        .expand(64, -1, -1, -1)
+    )
+    views = script.crop_and_colour(x, torch.Generator().manual_seed(0))
+    assert views.shape == x.shape
+    assert 0 <= views.min() < views.max() <= 1
+    assert len({view.numpy().tobytes() for view in views}) == 64
+    n_grey = sum(bool((view.amax(0) - view.amin(0) < 1e-4).all()) for view in views)
+    assert 4 <= n_grey <= 25  # 20 % of 64
+
+
+def test_turning_a_hue_by_a_third_exchanges_the_colours_and_grey_stays(script: ModuleType) -> None:
+    colour = torch.rand(2, 3, 4, 4)
+    third = torch.full((2,), 2 * np.pi / 3)
+    torch.testing.assert_close(script._turned(colour, third), colour.roll(1, dims=1))
+    grey = torch.rand(2, 1, 4, 4).expand(-1, 3, -1, -1)
+    torch.testing.assert_close(script._turned(grey, torch.tensor([0.3, 2.0])), grey)
+
+
+def test_neighbours_vote_by_cosine(script: ModuleType) -> None:
+    known = torch.tensor([[9.0, 8.0], [1.0, 0.1], [0.0, 5.0], [0.1, 1.0], [0.2, 1.0]])
+    labels = np.array([0, 1, 1, 2, 2])
+    asked = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    for k, answers in (
+        (1, [1, 1]),  # rows 1 and 2; row 0 is longer than row 1, but not nearer
+        (3, [0, 2]),  # rows 1, 0, 4 tie, and the lowest label wins; rows 2, 3, 4
+        (9, [1, 1]),  # everybody votes: 1 and 2 tie
+    ):
+        assert script.neighbour_accuracy(known, labels, asked, np.array(answers), k=k) == 1
+        assert script.neighbour_accuracy(known, labels, asked, np.array([answers[0], 9]), k=k) == 0.5
