@@ -52,8 +52,7 @@ def bin_features(
     """
     if isinstance(bins, bool) or not isinstance(bins, (int, np.integer)) or not 1 <= bins < 2**15:
         raise ValueError(f"bins must be an integer in 1 … 32767, got {bins!r}")
-    if isinstance(memory_bytes, bool) or not isinstance(memory_bytes, (int, float)) or not memory_bytes >= 0:
-        raise ValueError(f"memory_bytes must be a number >= 0, got {memory_bytes!r}")
+    check_memory(memory_bytes)
     if len(features) == 0:
         raise FeaturesError(f"{features.folder}: no usable samples in {len(features.files)} shards")
     label, names = global_labels(features)
@@ -90,6 +89,12 @@ def bin_features(
         },
     }
     return Bins([(file.shard, file.n) for file in features], label, bin, pick, header)
+
+
+def check_memory(memory_bytes: float) -> None:
+    """Raise `ValueError` unless it is a number >= 0."""
+    if isinstance(memory_bytes, bool) or not isinstance(memory_bytes, (int, float)) or not memory_bytes >= 0:
+        raise ValueError(f"memory_bytes must be a number >= 0, got {memory_bytes!r}")
 
 
 def global_labels(features: Features) -> tuple[NDArray[np.int32], list[str] | None]:

@@ -20,10 +20,10 @@ from adq_wds.pipe import MAX_BAD_FRACTION
 from adq_wds.registry import ALLOCATIONS, SCORES
 from adq_wds.sample import IMAGE_FIELDS
 
-logger = logging.getLogger("adq_wds")
-
 Run = Callable[[argparse.Namespace], None]
-_SHARDS_HELP = "tar shards: a pattern in quotes (braces, ::, *), a folder, or several paths"
+_SHARDS_HELP = (
+    "tar shards, before the options: a pattern in quotes (braces, ::, *), a folder, or several paths"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,10 +74,10 @@ def _embed(a: argparse.Namespace) -> None:
     from adq_wds.jobs.estimate import estimate
 
     if a.dry_run:
-        _print(a, estimate(a.shards, adq_wds.encoder(**_encoder(a)), **_pick(a, *_ESTIMATE)))
+        _print(a, estimate(a.shards, _source(a), **_pick(a, *_ESTIMATE)))
         return
     features = embed_shards(
-        a.shards, adq_wds.encoder(**_encoder(a)), a.out, progress=a.progress, **_pick(a, *_EMBED)
+        a.shards, _source(a), a.out, progress=a.progress, **_pick(a, *_EMBED)
     )
     shown = {
         "features": str(features.folder),
@@ -108,7 +108,7 @@ def _write(a: argparse.Namespace) -> None:
 
     from adq_wds.jobs.write import write_kept
 
-    options = _pick(a, "max_samples", "max_bytes", "split", "overwrite", "progress")
+    options = _pick(a, "root", "max_samples", "max_bytes", "split", "overwrite", "progress")
     report = write_kept(a.shards, a.plan, a.out, **options)
     share = 100 * report.bytes / max(1, report.source_bytes or 0)
     text = (
@@ -128,7 +128,7 @@ def _run(a: argparse.Namespace) -> None:
     plan_options = _plan_options(a)
     if a.dry_run:
         check_plan_options(plan_options)
-        source = adq_wds.encoder(**_encoder(a))
+        source = _source(a)
         _print(a, estimate(a.shards, source, plan=plan_options, **_pick(a, *_ESTIMATE)))
         return
     result = run_job(
@@ -182,10 +182,13 @@ def _pick(a: argparse.Namespace, *names: str) -> dict[str, Any]:
     return {name: getattr(a, name) for name in names}
 
 
+def _source(a: argparse.Namespace) -> adq_wds.Encoder:
+    """The encoder asked for; one that costs nothing where embeddings are given, which go before it."""
+    return adq_wds.encoder("thumbnail") if a.embeddings is not None else adq_wds.encoder(**_encoder(a))
+
+
 def _encoder(a: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `adq_wds.encoder`: those that were given."""
-    if a.encoder == "thumbnail":
-        logger.info("encoder: thumbnail (8x8 mean colours, no weights); --encoder NAME for a network")
     names = ("checkpoint", "device", "image_size", "pretrained", "head", "allow_pickle", "cache_dir")
     return {"spec": a.encoder, **{name: getattr(a, name) for name in names if getattr(a, name) is not None}}
 
@@ -199,7 +202,7 @@ def _plan_options(a: argparse.Namespace) -> dict[str, Any]:
 
 def _keys_in(path: str) -> list[Any]:
     """Keys from a file: one a line, or shard and key with a tab between."""
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     return [tuple(line.split("\t", 1)) if "\t" in line else line for line in lines if line]
 
 
@@ -287,6 +290,9 @@ def _add_write(commands: Any) -> None:
         metavar="PATTERN",
         help="pattern for the new shards, such as small/%%06d.tar",
     )
+    command.add_argument(
+        "--root", help="folder that the plan's shard names are relative to, where a path fits several"
+    )
     command.add_argument("--max-samples", type=int, default=10_000, help="samples in a shard, at most")
     command.add_argument("--max-bytes", type=int, default=1 << 30, help="payload bytes in a shard, at most")
     command.add_argument("--split", default="train", help="name of the split in _info.json")
@@ -298,7 +304,9 @@ def _add_write(commands: Any) -> None:
 def _encoder_flags(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("encoder")
     group.add_argument(
-        "--encoder", default="thumbnail", help="thumbnail (8x8 mean colours), or any timm name"
+        "--encoder",
+        default="builtin",
+        help="builtin, builtin-free, thumbnail (8x8 mean colours), or any timm name",
     )
     group.add_argument("--checkpoint", help="weights for it, .safetensors")
     group.add_argument("--device", help="cpu, cuda, or auto")

@@ -16,18 +16,20 @@ from adq_wds.sample import Encoder
 
 ALLOCATIONS: dict[str, Allocation] = {"adaptive": adaptive, "uniform": uniform}
 PIPES: dict[str, type[Pipe]] = {"decode": Decode, "map": Map, "subsample": Subsample}
+SHIPPED_ENCODERS = ("builtin", "builtin-free", "thumbnail")
 SCORES = ("texture", "diversity")
 
 
-def encoder(spec: str | Encoder | Callable[..., Any] = "thumbnail", **options: Any) -> Encoder:
+def encoder(spec: str | Encoder | Callable[..., Any] = "builtin", **options: Any) -> Encoder:
     """The encoder that a name, an object or a function stands for.
 
     Args:
-        spec: ``thumbnail`` (8×8 mean colours, no weights), any timm name (``resnet18.a1_in1k``,
-            ``hf_hub:…``), an object that is an `Encoder` already, or a function of a list of PIL images that
-            gives embeddings (B, D), or embeddings and logits.
-        options: for timm: checkpoint, pretrained, head, device, image_size, allow_pickle, cache_dir. For a
-            function: name (required), revision, preprocessing_hash, transform.
+        spec: ``builtin`` (a small network that comes with the package, trained with labels on CIFAR-10 train),
+            ``builtin-free`` (the same, trained without labels), ``thumbnail`` (8×8 mean colours, no weights),
+            any timm name (``resnet18.a1_in1k``, ``hf_hub:…``), an object that is an `Encoder` already, or a
+            function of a list of PIL images that gives embeddings (B, D), or embeddings and logits.
+        options: for the built-in ones: device. For timm: checkpoint, pretrained, head, device, image_size,
+            allow_pickle, cache_dir. For a function: name (required), revision, preprocessing_hash, transform.
 
     Raises:
         ValueError: an unknown name (close ones are listed), or options that do not fit.
@@ -35,21 +37,30 @@ def encoder(spec: str | Encoder | Callable[..., Any] = "thumbnail", **options: A
     """
     if not isinstance(spec, str):
         return _encoder_object(spec, options)
-    if spec == "thumbnail":
-        from adq_wds.models.thumbnail import Thumbnail
-
-        set_options = {name: value for name, value in options.items() if name not in ("device",)}
-        if set_options:
-            raise ValueError(f"encoder 'thumbnail' takes no options, got {sorted(set_options)}")
-        return Thumbnail()
+    if spec in SHIPPED_ENCODERS:
+        return _shipped(spec, options)
     from adq_wds.models.timm_names import close_timm_names, is_timm_name
 
     if not is_timm_name(spec):
-        close = difflib.get_close_matches(spec, ["thumbnail"]) + close_timm_names(spec)
-        raise ValueError(unknown("encoder", spec, close or ["thumbnail", "any timm model"]))
+        close = difflib.get_close_matches(spec, SHIPPED_ENCODERS) + close_timm_names(spec)
+        raise ValueError(unknown("encoder", spec, close or [*SHIPPED_ENCODERS, "any timm model"]))
     from adq_wds.models.encoders import timm_encoder
 
     return timm_encoder(spec, **options)
+
+
+def _shipped(name: str, options: dict[str, Any]) -> Encoder:
+    """An encoder that needs nothing from outside the package."""
+    surplus = sorted(set(options) - {"device"})
+    if surplus:
+        raise ValueError(f"encoder {name!r} takes no options, got {surplus}; they are for timm names")
+    if name == "thumbnail":
+        from adq_wds.models.thumbnail import Thumbnail
+
+        return Thumbnail()
+    from adq_wds.models.builtin import builtin_encoder
+
+    return builtin_encoder(name, **options)
 
 
 def _encoder_object(spec: Any, options: dict[str, Any]) -> Encoder:

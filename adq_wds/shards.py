@@ -62,7 +62,7 @@ def _expand_one(part: str) -> list[str]:
         if "://" in name:
             found.append(name)
         elif os.path.isdir(name):
-            found.extend(_matches(os.path.join(glob.escape(name), "*.tar"), name))
+            found.extend(_matches(os.path.join(glob.escape(name), "*.tar"), f"{name}/*.tar"))
         elif any(c in name for c in "*?[") and not os.path.exists(name):
             found.extend(_matches(name, name))
         else:
@@ -108,7 +108,8 @@ def shard_names(urls: Sequence[str]) -> list[str]:
     >>> shard_names(["/data/a/train.tar", "/data/b/train.tar", "/data/b/val.tar"])
     ['a/train.tar', 'b/train.tar', 'val.tar']
     """
-    parts = [[p for p in path_of(url).replace(os.sep, "/").split("/") if p not in ("", ".")] for url in urls]
+    paths = [path_of(url if "://" in url or "pipe:" in url else os.path.abspath(url)) for url in urls]
+    parts = [[p for p in path.replace(os.sep, "/").split("/") if p not in ("", ".")] for path in paths]
     depth = [1] * len(urls)
     while True:
         names = ["/".join(p[-d:]) for p, d in zip(parts, depth, strict=True)]

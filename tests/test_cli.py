@@ -327,7 +327,9 @@ def test_an_error_of_many_lines_is_put_on_one(
         raise RuntimeError("first\n  second")
 
     monkeypatch.setattr("adq_wds.models.thumbnail.Thumbnail.__call__", broken)
-    code, line = ends_with(capsys, ["embed", *shards, "-q", "-o", str(tmp_path / "f")])
+    code, line = ends_with(
+        capsys, ["embed", *shards, "--encoder", "thumbnail", "-q", "-o", str(tmp_path / "f")]
+    )
     assert code == 1
     assert line.endswith("key 's00000': encoder 'thumbnail' fails on it: RuntimeError: first second")
 

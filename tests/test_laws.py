@@ -135,6 +135,14 @@ def test_a_stage_is_lazy(pipe: Pipe, samples: Samples) -> None:
     assert len(taken) <= pipe.chunk
 
 
+def test_a_pipe_is_a_torchdata_mapper(pipe: Pipe, samples: Samples) -> None:
+    from torchdata import nodes
+
+    batches = nodes.Batcher(nodes.IterableWrapper(samples), batch_size=7, drop_last=False)
+    node = nodes.Unbatcher(nodes.Mapper(batches, pipe.apply))
+    assert same(list(nodes.Loader(node)), pipe.apply(samples))
+
+
 def test_a_pipe_has_no_settable_field(pipe: Pipe) -> None:
     with pytest.raises(AttributeError):
         pipe.on_error = "skip"  # type: ignore[misc]

@@ -1,5 +1,6 @@
 """Patterns, names, and the way back from a URL."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -63,9 +64,15 @@ def test_names_take_as_much_folder_as_they_need() -> None:
     assert shard_names(urls) == ["a/x/t.tar", "b/x/t.tar", "y/t.tar", "u.tar"]
 
 
-def test_the_same_file_under_two_spellings_is_refused() -> None:
+@pytest.mark.parametrize("other", ["d/./a.tar", os.path.abspath("d/a.tar"), "d/e/../a.tar"])
+def test_the_same_file_under_two_spellings_is_refused(other: str) -> None:
     with pytest.raises(ValueError, match="is listed twice"):
-        shard_names(["d/a.tar", "d/./a.tar"])
+        shard_names(["d/a.tar", other])
+
+
+def test_a_shard_below_another_has_a_name_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert shard_names(["t.tar", "sub/t.tar"]) == [f"{tmp_path.name}/t.tar", "sub/t.tar"]
 
 
 def test_moving_the_data_changes_no_name_and_no_base_name() -> None:

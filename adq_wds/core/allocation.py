@@ -136,5 +136,5 @@ def budget_for(keep: float, n_samples: int) -> int:
     if isinstance(keep, bool) or not isinstance(keep, (int, float, np.integer, np.floating)):
         raise ValueError(f"keep must be a number in [0, 1], got {keep!r}")
     if not 0.0 <= keep <= 1.0:  # NaN fails too
-        raise ValueError(f"keep must be a number in [0, 1], got {keep!r}")
+        raise ValueError(f"keep must be a number in [0, 1], got {keep!r} (0.2 keeps 20 %)")
     return round(float(keep) * n_samples)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from adq_wds.errors import FeaturesError
+from adq_wds.errors import FeaturesError, SampleError
 from adq_wds.files import lock, make_folder
 from adq_wds.jobs.embed_batch import embed_batch
 from adq_wds.jobs.embed_shard import (
@@ -28,7 +28,7 @@ from adq_wds.jobs.embed_shard import (
     take_batch,
 )
 from adq_wds.models.stored import StoredEmbeddings, open_embeddings
-from adq_wds.pipe import MAX_BAD_FRACTION, OnError
+from adq_wds.pipe import MAX_BAD_FRACTION, OnError, Tally
 from adq_wds.registry import encoder as named_encoder
 from adq_wds.sample import IMAGE_FIELDS, Encoder, FieldSpec
 from adq_wds.shards import check_shard_name, expand_urls, shard_names
@@ -41,7 +41,7 @@ logger = logging.getLogger("adq_wds")
 
 def embed_shards(
     urls: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
-    encoder: str | Encoder = "thumbnail",
+    encoder: str | Encoder = "builtin",
     out: str | os.PathLike[str] = "features",
     *,
     image: FieldSpec = IMAGE_FIELDS,
@@ -61,7 +61,7 @@ def embed_shards(
 
     Args:
         urls: local tar shards: a pattern (braces, ``::``, stars), a folder, or several of them.
-        encoder: a name (``thumbnail``, any timm name) or an `Encoder`; see `encoder`.
+        encoder: a name (``builtin``, ``thumbnail``, any timm name) or an `Encoder`; see `encoder`.
         out: folder for the features; made if missing.
         image: field with the image, alternatives separated by ``;``, or a function of the sample. A function is
             known by its name only: give it another name, or another `out`, when it changes.
@@ -73,7 +73,7 @@ def embed_shards(
             do not depend on their number. As many as cores by default.
         on_error: what to do with a bad sample (no image, no label, an encoder that fails on it): "raise", "skip"
             or a function of the error. Skipped samples are listed in the file and never kept by a plan.
-        max_bad_fraction: more than this among the samples of a shard is an error even so, once 100 were read;
+        max_bad_fraction: more than this among all samples is an error even so, once 100 were read, and at the end;
             so are 100 bad ones in a row.
         limit: only the first samples, this many, over all shards.
         progress: show a bar; only on a terminal by default.
@@ -95,13 +95,26 @@ def embed_shards(
     names = [check_shard_name(name) for name in shard_names(paths)]
     _check_files(names)
     source = open_embeddings(embeddings) if embeddings is not None else named_encoder(encoder)
+    _say_what_it_saw(source, names)
     folder = make_folder(out)
     with lock(folder), ExitStack() as stack:
         bar = stack.enter_context(_Bar(paths, limit, progress))
-        todo = _shards_to_do(paths, names, folder, settings, source, left, bar)
-        for features in _embed_all(todo, settings, source, n_workers, bar.update):
+        tally = Tally("embed", settings.on_error, settings.max_bad_fraction)
+        todo = _shards_to_do(paths, names, folder, settings, source, left, bar, tally)
+        for features in _embed_all(todo, settings, source, n_workers, bar.update, tally):
             features.save(folder / file_name(features.shard))
+        tally.close()
     return Features(folder, shards=names, limit=limit)
+
+
+def _say_what_it_saw(source: Encoder | StoredEmbeddings, names: list[str]) -> None:
+    """An encoder that has seen the labels of these very images flatters what is measured on them."""
+    if getattr(source, "saw_labels", False) and any("cifar" in name.lower() for name in names):
+        logger.warning(
+            "encoder %s was trained with the labels of %s: for numbers on that set take builtin-free",
+            source.name,
+            getattr(source, "trained_on", "its set"),
+        )
 
 
 def cores() -> int:
@@ -133,19 +146,27 @@ def _shards_to_do(
     source: Encoder | StoredEmbeddings,
     left: int | None,
     bar: _Bar,
+    tally: Tally,
 ) -> Iterator[ShardJob]:
-    """The shards that have no usable file yet, each opened and scanned when its turn comes."""
+    """The shards that have no usable file yet, each opened and scanned when its turn comes.
+
+    Samples of the others count too, so that a strict job does not take over what an earlier one skipped.
+    """
     first = 0
     for path, name in zip(paths, names, strict=True):
         if left is not None and left <= 0:
             return
         header = settings.header(source, first)
-        n_read = _already_done(path, folder / file_name(name), header, left)
-        if n_read is None:
-            job = open_job(path, name, settings, first, left)
+        old = _already_done(path, folder / file_name(name), header, left)
+        if old is None:
+            job = open_job(path, name, first, left)
             n_read = len(job.spans)
             yield job
         else:
+            n_read = old.n_read
+            tally.good(old.n, old.n)
+            for row in old.bad:
+                tally.failed(SampleError(f"{row[5]} (skipped when {old.path} was made)"))
             bar.skip(path, n_read)
         first += n_read
         left = None if left is None else left - n_read
@@ -157,8 +178,8 @@ def _shards_to_do(
         )
 
 
-def _already_done(path: str, file: Path, header: dict[str, Any], left: int | None) -> int | None:
-    """Samples in a features file that need not be made again, or None."""
+def _already_done(path: str, file: Path, header: dict[str, Any], left: int | None) -> FeaturesFile | None:
+    """The features of a shard that need not be made again, its first `left` samples; or None."""
     if not file.exists():
         return None
     try:
@@ -179,7 +200,7 @@ def _already_done(path: str, file: Path, header: dict[str, Any], left: int | Non
         return None
     if old.header["source"] != stamp and not _same_samples(path, old):
         return None
-    return old.n_read if left is None else min(left, old.n_read)
+    return FeaturesFile(file, limit=left)
 
 
 def _same_samples(path: str, old: FeaturesFile) -> bool:
@@ -202,6 +223,7 @@ def _embed_all(
     source: Encoder | StoredEmbeddings,
     workers: int,
     done: Callable[[str, int, int], None],
+    tally: Tally,
 ) -> Iterator[ShardFeatures]:
     """Run batches in threads, a few ahead, and give each shard's features when its last batch is in.
 
@@ -226,7 +248,7 @@ def _embed_all(
             if not flying:
                 return
             job, rows, future = flying.popleft()
-            take_batch(job, rows, future.result())
+            take_batch(job, rows, future.result(), tally)
             done(job.path, len(rows), len(job.spans))
             if job.waiting == 0:
                 yield finished(job, settings, source)  # the caller saves it before it asks for the next

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,35 +15,89 @@ from adq_wds.errors import AdqError, SampleError, located
 from adq_wds.jobs.embed_shard import Batch, EmbedSettings, ShardJob, unlike
 from adq_wds.models.stored import StoredEmbeddings
 from adq_wds.sample import Encoder, Label, place_error, read_image, read_label
+from adq_wds.shards import base_name
 from adq_wds.tar import Span, read_sample
+
+PART_PIXELS = 1 << 25  # decoded at once by one thread: 128 MiB, as Pillow takes four bytes a pixel
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Decoded samples of a batch: as many as fit into `PART_PIXELS`, or one."""
+
+    rows: list[int]
+    labels: list[Label]
+    images: list[Image.Image]
 
 
 def embed_batch(
     job: ShardJob, rows: range, settings: EmbedSettings, source: Encoder | StoredEmbeddings
 ) -> Batch:
-    """Embed some samples of a shard; runs in a thread of its own."""
-    good: list[int] = []
-    labels: list[Label] = []
-    images: list[Image.Image] = []
+    """Embed some samples of a shard; runs in a thread of its own.
+
+    Large images are embedded a part of the batch at a time; where it is cut depends on their sizes alone.
+    """
     bad: dict[int, AdqError] = {}
+    done = [_embed_part(job, part, source, bad) for part in _decoded(job, rows, settings, bad)]
+    done = [part for part in done if part.good]
+    widths = sorted({part.h.shape[1] for part in done})
+    if len(widths) > 1:
+        raise unlike(job, widths[0], widths[1])
+    return Batch(
+        [i for part in done for i in part.good],
+        [label for part in done for label in part.labels],
+        np.concatenate([part.h for part in done]) if done else np.zeros((0, 0), np.float32),
+        np.concatenate([part.texture for part in done]) if done else np.zeros(0, np.float32),
+        bad,
+    )
+
+
+def _decoded(
+    job: ShardJob, rows: range, settings: EmbedSettings, bad: dict[int, AdqError]
+) -> Iterator[_Part]:
+    """The samples of a batch that can be read, in parts; the others go into `bad`."""
+    part = _Part([], [], [])
+    n_pixels = 0
     for i in rows:
         try:
             sample = _read(job, job.spans[i])
             label = read_label(sample, settings.label)
             image = read_image(sample, settings.image)
         except SampleError as error:
-            bad[i] = error
+            bad[i] = _with_whole_name(job, error)
             continue
-        good.append(i)
-        labels.append(label)
-        images.append(image)
-    h, failed = _embed_images(job, good, images, source)
+        size = image.size[0] * image.size[1]
+        if part.rows and n_pixels + size > PART_PIXELS:
+            yield part
+            part, n_pixels = _Part([], [], []), 0
+        part.rows.append(i)
+        part.labels.append(label)
+        part.images.append(image)
+        n_pixels += size
+    if part.rows:
+        yield part
+
+
+def _embed_part(
+    job: ShardJob, part: _Part, source: Encoder | StoredEmbeddings, bad: dict[int, AdqError]
+) -> Batch:
+    """Embedding and texture of one part; what fails goes into `bad`."""
+    h, failed = _embed_images(job, part.rows, part.images, source)
     bad |= failed
     for row in np.flatnonzero(~np.isfinite(h).all(axis=1)):
-        bad.setdefault(good[row], _bad_sample(job, good[row], "its embedding holds NaN or infinity"))
-    keep = [k for k, i in enumerate(good) if i not in bad]
-    levels = texture_of([images[k] for k in keep])
-    return Batch([good[k] for k in keep], [labels[k] for k in keep], h[keep], levels, bad)
+        i = part.rows[row]
+        bad.setdefault(i, _bad_sample(job, i, "its embedding holds NaN or infinity"))
+    keep = [k for k, i in enumerate(part.rows) if i not in bad]
+    levels = texture_of([part.images[k] for k in keep])
+    return Batch([part.rows[k] for k in keep], [part.labels[k] for k in keep], h[keep], levels, {})
+
+
+def _with_whole_name(job: ShardJob, error: SampleError) -> SampleError:
+    """The error with the shard's name as the plan has it: its folder too, where base names are alike."""
+    text = str(error).replace(f"shard {base_name(job.path)}", f"shard {job.name}", 1)
+    renamed = SampleError(text)
+    renamed.__cause__ = error.__cause__
+    return renamed
 
 
 def _bad_sample(job: ShardJob, i: int, text: str) -> SampleError:
@@ -59,8 +115,6 @@ def _embed_images(
     job: ShardJob, good: list[int], images: list[Image.Image], source: Encoder | StoredEmbeddings
 ) -> tuple[NDArray[np.float32], dict[int, AdqError]]:
     """(B, D) float32, and an error for each image that the encoder fails on (its row is NaN)."""
-    if not images:
-        return np.zeros((0, 0), np.float32), {}
     if isinstance(source, StoredEmbeddings):
         rows = [source.rows(job.name, [job.spans[i].key], job.first + i) for i in good]
         return np.concatenate(rows), {}
@@ -83,7 +137,7 @@ def _one_by_one(
             rows[i] = _checked(source([image]), 1)
         except Exception as error:
             bad[i] = _bad_sample(
-                job, i, f"encoder {source.name!r} fails on it: {type(error).__name__}: {error}"
+                job, i, f"encoder {source.name!r} fails on it: {type(error).__name__}: {_one_line(error)}"
             )
             bad[i].__cause__ = error
     widths = sorted({row.shape[1] for row in rows.values()})
@@ -92,10 +146,14 @@ def _one_by_one(
     if not bad:
         raise AdqError(
             f"encoder {source.name!r} fails on {len(images)} images at once, and on none of them alone "
-            f"({type(first_error).__name__}: {first_error}); a smaller batch_size may help"
+            f"({type(first_error).__name__}: {_one_line(first_error)}); a smaller batch_size may help"
         ) from first_error
     nowhere = np.full((1, widths[0] if widths else 0), np.nan, dtype=np.float32)
     return np.concatenate([rows.get(i, nowhere) for i in good]), bad
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:500]
 
 
 def _checked(answer: Any, n: int) -> NDArray[np.float32]:

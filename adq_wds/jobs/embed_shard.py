@@ -69,7 +69,6 @@ class ShardJob:
     first: int  # position of its first sample in the whole set
     complete: bool
     stamp: dict[str, int]
-    tally: Tally
     waiting: int = 0
     good: list[int] = field(default_factory=list)
     labels: list[Label] = field(default_factory=list)
@@ -77,7 +76,7 @@ class ShardJob:
     bad: list[tuple[int, str]] = field(default_factory=list)
 
 
-def open_job(path: str, name: str, settings: EmbedSettings, first: int, left: int | None) -> ShardJob:
+def open_job(path: str, name: str, first: int, left: int | None) -> ShardJob:
     """Map a shard into memory and scan it, or its first `left` samples."""
     close = ExitStack()
     ignored = Ignored()
@@ -96,8 +95,7 @@ def open_job(path: str, name: str, settings: EmbedSettings, first: int, left: in
         logger.warning("shard %s: %s", name, ignored)
     if not spans:
         raise ShardError(f"shard {name}: no samples (no member has a name with an extension)")
-    tally = Tally(f"embed {name}", settings.on_error, settings.max_bad_fraction)
-    return ShardJob(path, name, buffer, close, spans, crc32, first, complete, stamp, tally)
+    return ShardJob(path, name, buffer, close, spans, crc32, first, complete, stamp)
 
 
 def source_stamp(path: str) -> dict[str, int]:
@@ -127,14 +125,14 @@ def unlike(job: ShardJob, a: int, b: int) -> FeaturesError:
     return FeaturesError(f"shard {job.name}: embeddings of {a} and of {b} numbers; they must be alike")
 
 
-def take_batch(job: ShardJob, rows: range, batch: Batch) -> None:
+def take_batch(job: ShardJob, rows: range, batch: Batch, tally: Tally) -> None:
     """Add a batch to its shard; bad samples are counted, or raised, in the shard's order."""
     good = dict(zip(batch.good, batch.labels, strict=True))
     for i in rows:
         if i in good:
-            job.tally.good(1, 1)
+            tally.good(1, 1)
         else:
-            job.tally.failed(batch.bad[i])
+            tally.failed(batch.bad[i])
             job.bad.append((i, str(batch.bad[i])))
     if job.parts and batch.good and batch.h.shape[1] != job.parts[0][0].shape[1]:
         raise unlike(job, job.parts[0][0].shape[1], batch.h.shape[1])
@@ -147,7 +145,6 @@ def take_batch(job: ShardJob, rows: range, batch: Batch) -> None:
 
 def finished(job: ShardJob, settings: EmbedSettings, source: Encoder | StoredEmbeddings) -> ShardFeatures:
     """The shard's features, from all its batches."""
-    job.tally.close()
     if not job.good:
         raise ShardError(
             f"shard {job.name}: none of its {len(job.spans)} samples can be used; the first: {job.bad[0][1]}"

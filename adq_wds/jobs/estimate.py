@@ -46,7 +46,7 @@ def estimate(
     positive("batch_size", batch_size)
     n_wanted = None if limit is None else positive("limit", limit)
     counts, tried, labels = [], 0, set()
-    started = 0.0
+    spent = 0.0
     width = 0 if embeddings is None else open_embeddings(embeddings).width
     for path in paths:
         with open_shard(path) as buffer:
@@ -66,7 +66,7 @@ def estimate(
             if embeddings is None:
                 width = _embed(encoder, images, batch_size)
         tried += len(samples)
-        started += time.perf_counter() - before
+        spent += time.perf_counter() - before
         counts.append(len(spans))
     n = sum(counts) if n_wanted is None else min(n_wanted, sum(counts))
     said: dict[str, Any] = {
@@ -74,7 +74,7 @@ def estimate(
         "samples": n,
         "shard_bytes": sum(os.path.getsize(path) for path in paths),
         "features_bytes": n * (width * 2 + 64),
-        "embed_seconds": round(n * started / max(1, tried) / n_workers, 1),
+        "embed_seconds": round(n * spent / max(1, tried) / n_workers, 1),
     }
     if plan is not None:
         largest = -(-n // max(1, len(labels)))

@@ -95,6 +95,10 @@ def build_plan(
         raise PlanError(f"{out}: a folder; give the plan a file name, such as {Path(out) / 'plan.parquet'}")
     if not isinstance(features, Features):
         features = Features(features)
+    if out is not None and Path(out).resolve().parent == features.folder.resolve():
+        raise PlanError(
+            f"{out}: lies among the features, where every file is one shard's; write it elsewhere"
+        )
     if isinstance(bins, Bins) and classes is not None:
         raise ValueError("classes= is chosen when bins are made; leave it out, or give bins= as a number")
     folder = None if out is None else make_folder(Path(out).parent)

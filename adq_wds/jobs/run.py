@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import os
@@ -10,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from adq_wds.binning import check_memory
 from adq_wds.errors import AdqError, PlanError
 from adq_wds.files import canonical_json, lock, make_folder, write_text
 from adq_wds.io.writer import ShardPattern
@@ -24,6 +26,21 @@ from adq_wds.tables.features import Features
 from adq_wds.tables.plan import Plan, load_plan
 
 VERSION = 1
+# What a run.json may set, which may come from a stranger.
+_KNOWN = {
+    "encoder": {
+        "spec",
+        "checkpoint",
+        "device",
+        "image_size",
+        "pretrained",
+        "head",
+        "allow_pickle",
+        "cache_dir",
+    },
+    "embed": set(inspect.signature(embed_shards).parameters) - {"urls", "encoder", "out", "progress"},
+    "plan": set(inspect.signature(build_plan).parameters) - {"features", "out", "progress"},
+}
 logger = logging.getLogger("adq_wds")
 
 
@@ -60,7 +77,7 @@ def run_job(
     """
     paths = expand_urls(urls)
     check_plan_options(plan)  # before hours of embedding, not after
-    source = named_encoder(**encoder)
+    source = None if embed.get("embeddings") is not None else named_encoder(**encoder)
     asked = {
         "format": "adq_wds.run",
         "version": VERSION,
@@ -77,8 +94,7 @@ def run_job(
             return {**done, "nothing_to_do": True}
         if write:
             _refuse_foreign_shards(folder, paths)
-        (folder / "run.json").unlink(missing_ok=True)
-        features = embed_shards(paths, source, folder / "features", progress=progress, **embed)
+        features = embed_shards(paths, source or "thumbnail", folder / "features", progress=progress, **embed)
         made = _plan(folder, features, plan, progress)
         result = {**asked, **_summary(features, made)}
         if write:
@@ -97,6 +113,7 @@ def check_plan_options(options: dict[str, Any]) -> None:
     others = ("bins", "classes", "memory_bytes", "must_include")
     plan_settings(**{name: value for name, value in options.items() if name not in others})
     positive("bins", options["bins"])
+    check_memory(options.get("memory_bytes", 1 << 30))
 
 
 def _shards_of(folder: Path) -> Path:
@@ -120,6 +137,7 @@ def _plan(folder: Path, features: Features, options: dict[str, Any], progress: b
         name: value for name, value in options.items() if name not in ("bins", "classes", "memory_bytes")
     }
     made = build_plan(features, bins=bins, progress=progress, **settled)
+    (folder / "run.json").unlink(missing_ok=True)  # from here on it would describe another plan
     made.save(folder / "plan.parquet")
     return load_plan(folder / "plan.parquet")
 
@@ -198,6 +216,13 @@ def load_run(path: str | os.PathLike[str]) -> dict[str, Any]:
         old = json.loads(Path(path).read_text(encoding="utf-8"))
         if old["format"] != "adq_wds.run" or old["version"] > VERSION:
             raise ValueError(f"format {old['format']!r}, version {old['version']!r}")
-        return {"urls": [shard["path"] for shard in old["shards"]], **old["arguments"]}
+        arguments = old["arguments"]
+        for part, known in _KNOWN.items():
+            if unknown := sorted(set(arguments[part]) - known):
+                raise ValueError(f"unknown arguments {unknown} under {part!r}")
+        if not isinstance(arguments["plan"].get("must_include", []), list):
+            raise ValueError("must_include is not a list")
+        urls = [str(shard["path"]) for shard in old["shards"]]
+        return {"urls": urls, "write": bool(arguments["write"]), **{part: arguments[part] for part in _KNOWN}}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a run.json that this adq_wds can read ({error})") from error

@@ -99,6 +99,7 @@ def write_kept(
     plan: Plan | str | os.PathLike[str] | None,
     pattern: str | os.PathLike[str],
     *,
+    root: str | None = None,
     max_samples: int = MAX_SAMPLES,
     max_bytes: int = MAX_BYTES,
     split: str = "train",
@@ -107,7 +108,8 @@ def write_kept(
 ) -> WriteReport:
     """Write the samples of local shards that a plan keeps (all without a plan); see `write_shards`.
 
-    Only kept samples are read, and each is compared with the plan's key and checksum.
+    Only kept samples are read, and each is compared with the plan's key and checksum. `root` is the folder that the
+    plan's shard names are relative to, where a path fits several of them.
 
     Raises:
         ValueError: the pattern would replace one of `urls`.
@@ -117,7 +119,7 @@ def write_kept(
     paths = expand_urls(urls)
     refuse_sources(paths, ShardPattern(os.fspath(pattern)))
     chosen = Plan.from_keys(paths, None) if plan is None else as_plan(plan)
-    sources = _match(paths, chosen)
+    sources = _match(paths, chosen, root)
     report = write_shards(
         _kept_samples(sources, chosen),
         pattern,
@@ -146,9 +148,9 @@ def refuse_sources(paths: list[str], shards: ShardPattern) -> None:
             )
 
 
-def _match(paths: list[str], plan: Plan) -> list[tuple[str, str]]:
+def _match(paths: list[str], plan: Plan, root: str | None) -> list[tuple[str, str]]:
     """(path, name) of each shard of the plan, in the plan's order."""
-    names = plan.names()
+    names = plan.names(root=root)
     found: dict[str, str] = {}
     for path in paths:
         name = names.find(path)

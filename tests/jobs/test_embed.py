@@ -88,14 +88,21 @@ def test_one_file_for_each_shard_named_after_it(make_shard: MakeShard, tmp_path:
 
 def test_bytes_depend_neither_on_workers_nor_order_nor_batches(shards: list[Path], tmp_path: Path) -> None:
     """F26."""
-    adq.embed_shards(shards, out=tmp_path / "f", workers=1, batch_size=64)
+    adq.embed_shards(shards, "thumbnail", tmp_path / "f", workers=1, batch_size=64)
     expected = files(tmp_path / "f")
     for i, (workers, batch_size) in enumerate([(1, 1), (2, 7), (3, 50), (4, 1000), (8, 33)]):
         out = tmp_path / f"again{i}"
-        adq.embed_shards(
-            shards[::-1] if i % 2 else sorted(shards), out=out, workers=workers, batch_size=batch_size
-        )
+        order = shards[::-1] if i % 2 else sorted(shards)
+        adq.embed_shards(order, "thumbnail", out, workers=workers, batch_size=batch_size)
         assert files(out) == expected
+
+
+def test_a_networks_bytes_depend_neither_on_workers_nor_order(shards: list[Path], tmp_path: Path) -> None:
+    """Batches are cut inside a shard, and each runs in one thread."""
+    adq.embed_shards(shards, "builtin", tmp_path / "f", workers=1, batch_size=16)
+    for workers in (2, 3):
+        adq.embed_shards(shards[::-1], "builtin", tmp_path / f"f{workers}", workers=workers, batch_size=16)
+        assert files(tmp_path / f"f{workers}") == files(tmp_path / "f")
 
 
 def test_images_of_one_pixel_and_of_odd_sizes_have_features(tmp_path: Path, write_members: Any) -> None:
@@ -240,7 +247,7 @@ def test_damaged_features_are_made_again_with_a_warning(
     shards: list[Path], tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     out = tmp_path / "f"
-    adq.embed_shards(shards, out=out)
+    adq.embed_shards(shards, "thumbnail", out)
     whole = files(out)
     path = out / "b.parquet"
     data = bytearray(path.read_bytes())
@@ -255,7 +262,7 @@ def test_damaged_features_are_made_again_with_a_warning(
     else:
         data[data.rindex(b'"thumbnail"') + 2] ^= 1
     path.write_bytes(data)
-    adq.embed_shards(shards, out=out)
+    adq.embed_shards(shards, "thumbnail", out)
     assert files(out) == whole
     assert "b.parquet" in caplog.text
     assert "embedding the shard again" in caplog.text

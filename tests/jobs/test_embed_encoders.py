@@ -136,10 +136,25 @@ def test_an_encoder_that_changes_its_width_is_refused(tmp_path: Path) -> None:
         adq.embed_shards([tmp_path / "b.tar", tmp_path / "c.tar"], by_image, tmp_path / "g")
 
 
+def test_large_images_are_embedded_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def count(images: Sequence[Image.Image]) -> tuple[Any, None]:
+        calls.append(len(images))
+        return Thumbnail()(images)
+
+    path = shard_of(tmp_path / "a.tar", range(10))
+    (whole,) = adq.embed_shards(path, Fake(Thumbnail()), tmp_path / "whole", workers=1, batch_size=8)
+    monkeypatch.setattr("adq_wds.jobs.embed_batch.PART_PIXELS", 3 * 8 * 8)
+    (parts,) = adq.embed_shards(path, Fake(count), tmp_path / "parts", workers=1, batch_size=8)
+    assert calls == [3, 3, 2, 2]
+    assert (whole.embedding() == parts.embedding()).all()
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_encoder_that_fails_on_one_image_names_it(tmp_path: Path, workers: int) -> None:
     path = shard_of(tmp_path / "a.tar", range(10))
-    text = r"shard a.tar, key 'k5': encoder 'fake' fails on it: RuntimeError: no\nmemory"
+    text = r"shard a.tar, key 'k5': encoder 'fake' fails on it: RuntimeError: no memory"
     with pytest.raises(adq.SampleError, match=text):
         adq.embed_shards(path, Fake(raising_at(5)), tmp_path / "f", workers=workers)
 

@@ -83,7 +83,7 @@ def test_a_skipped_sample_is_logged_listed_and_never_planned(
     assert (len(features), file.n_read, len(file.bad)) == (9, 10, 1)
     (line,) = [r.message for r in caplog.records if r.message.startswith("{")]
     said = json.loads(line)
-    assert said["skipped_by"] == "embed a.tar"
+    assert said["skipped_by"] == "embed"
     assert file.bad[0][:2] == (4, "k4")
     assert file.bad[0][5] == said["error"]
     with pytest.raises(adq.SampleError, match=text):
@@ -119,6 +119,35 @@ def test_too_many_bad_samples_are_an_error_even_so(tmp_path: Path) -> None:
     ):
         adq.embed_shards(path, out=tmp_path / "f", on_error="skip")
     assert len(adq.embed_shards(path, out=tmp_path / "f", on_error="skip", max_bad_fraction=0.2)) == 120 - 18
+
+
+def test_a_strict_job_does_not_take_over_what_another_skipped(tmp_path: Path) -> None:
+    path = shard_of(tmp_path / "a.tar", 20, {4: {"png": b"x"}})
+    adq.embed_shards(path, out=tmp_path / "f", on_error="skip")
+    with pytest.raises(
+        adq.SampleError, match=r"shard a.tar, key 'k4', field 'png': .*skipped when .*a.parquet was made"
+    ):
+        adq.embed_shards(path, out=tmp_path / "f")
+    assert len(adq.embed_shards(path, out=tmp_path / "f", on_error="skip")) == 19
+    assert len(adq.embed_shards(path, out=tmp_path / "f", limit=4)) == 4  # the bad one is the fifth
+
+
+def test_bad_samples_are_counted_over_all_shards(tmp_path: Path) -> None:
+    """Ten small shards of which a fifth is bad: none is large enough to be judged alone."""
+    bad: dict[int, dict[str, bytes | None]] = {i: {"png": b"x"} for i in range(0, 20, 5)}
+    paths = [shard_of(tmp_path / f"{i}.tar", 20, bad) for i in range(10)]
+    with pytest.raises(adq.SampleError, match=r"samples are bad, more than max_bad_fraction=0.1"):
+        adq.embed_shards(paths, "thumbnail", tmp_path / "f", on_error="skip")
+    with pytest.raises(adq.SampleError, match=r"samples are bad, more than max_bad_fraction=0.1"):
+        adq.embed_shards(paths, "thumbnail", tmp_path / "f", on_error="skip")  # shards done before count too
+
+
+def test_shards_with_equal_base_names_are_told_apart(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        shard_of(tmp_path / folder / "t.tar", 5, {3: {"png": b"x"}} if folder == "b" else {})
+    with pytest.raises(adq.SampleError, match=r"^shard b/t.tar, key 'k3', field 'png': not an image"):
+        adq.embed_shards([tmp_path / "a" / "t.tar", tmp_path / "b" / "t.tar"], "thumbnail", tmp_path / "f")
 
 
 def test_a_hundred_bad_samples_in_a_row_are_an_error_even_so(tmp_path: Path) -> None:

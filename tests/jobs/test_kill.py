@@ -19,6 +19,7 @@ from adq_wds.tables.plan import load_plan
 MakeShard = Callable[..., Path]
 N_SHARDS, N_IMAGES = 6, 60
 TOTAL = N_SHARDS * N_IMAGES
+CHEAP = ["--encoder", "thumbnail"]
 
 # The command as it is, with an encoder that takes 2 ms an image and writes down each one in the file argv[1].
 SLOW_COMMAND = """
@@ -103,22 +104,22 @@ def kill_and_resume(command: list[str], folder: Path, out: Path, *, n_kills: int
 
 @pytest.mark.parametrize("n_kills", [5, pytest.param(50, marks=pytest.mark.slow)])
 def test_embed_survives_kills(shards: list[str], tmp_path: Path, n_kills: int) -> None:
-    assert main(["embed", *shards, "-o", str(tmp_path / "whole" / "features"), "-q"]) == 0
+    assert main(["embed", *shards, *CHEAP, "-o", str(tmp_path / "whole" / "features"), "-q"]) == 0
     out = tmp_path / "killed" / "features"
-    kill_and_resume(["embed", *shards], tmp_path / "killed", out, n_kills=n_kills, workers=2)
+    kill_and_resume(["embed", *shards, *CHEAP], tmp_path / "killed", out, n_kills=n_kills, workers=2)
     assert everything(tmp_path / "killed") == everything(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("n_kills", [5, pytest.param(50, marks=pytest.mark.slow)])
 def test_run_survives_kills(shards: list[str], tmp_path: Path, n_kills: int) -> None:
-    command = ["run", *shards, "--keep", "0.2", "--bins", "4"]
+    command = ["run", *shards, *CHEAP, "--keep", "0.2", "--bins", "4"]
     assert main([*command, "-o", str(tmp_path / "whole"), "-q"]) == 0
     kill_and_resume(command, tmp_path / "killed", tmp_path / "killed", n_kills=n_kills, workers=1)
     assert everything(tmp_path / "killed") == everything(tmp_path / "whole")
 
 
 def test_ctrl_c_ends_with_130_and_the_next_run_goes_on(shards: list[str], tmp_path: Path) -> None:
-    command = ["run", *shards, "-o", str(tmp_path / "out"), "--workers", "1"]
+    command = ["run", *shards, *CHEAP, "-o", str(tmp_path / "out"), "--workers", "1"]
     log = tmp_path / "log"
     job = start(log, command)
     deadline = time.monotonic() + 60
@@ -135,5 +136,5 @@ def test_ctrl_c_ends_with_130_and_the_next_run_goes_on(shards: list[str], tmp_pa
     job.communicate()
     assert job.returncode == 0
     assert log.stat().st_size <= TOTAL + N_IMAGES
-    assert main(["run", *shards, "-o", str(tmp_path / "whole"), "-q"]) == 0
+    assert main(["run", *shards, *CHEAP, "-o", str(tmp_path / "whole"), "-q"]) == 0
     assert everything(tmp_path / "out") == everything(tmp_path / "whole")

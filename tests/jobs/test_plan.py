@@ -121,6 +121,11 @@ def test_the_plan_is_opened_from_its_file(folder: Path, tmp_path: Path) -> None:
     assert sorted(p.name for p in out.parent.iterdir()) == ["plan.parquet"]
 
 
+def test_a_plan_among_the_features_is_refused(folder: Path) -> None:
+    with pytest.raises(adq.PlanError, match="lies among the features"):
+        adq.build_plan(folder, out=folder / "plan.parquet")
+
+
 def test_a_folder_as_plan_file_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(adq.PlanError, match=r"a folder; give the plan a file name, such as .*plan\.parquet"):
         adq.build_plan(folder, out=tmp_path)

@@ -58,7 +58,7 @@ def test_the_folder_holds_what_it_should(shards: list[Path], tmp_path: Path) -> 
 
 def test_a_run_gives_the_plan_of_the_single_steps(shards: list[Path], tmp_path: Path) -> None:
     run(shards, tmp_path / "out")
-    features = adq.embed_shards(shards, out=tmp_path / "features")
+    features = adq.embed_shards(shards, "thumbnail", out=tmp_path / "features")
     adq.build_plan(features, **PLAN, out=tmp_path / "plan.parquet")
     assert (tmp_path / "plan.parquet").read_bytes() == (tmp_path / "out" / "plan.parquet").read_bytes()
 
@@ -103,8 +103,39 @@ def test_another_label_needs_another_folder_and_leaves_this_one(shards: list[Pat
     before = contents(tmp_path / "out")
     with pytest.raises(adq.FeaturesError, match="made with label 'cls', now 'none'"):
         run(shards, tmp_path / "out", embed={"label": None})
-    del before["run.json"]
     assert contents(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("wrong", [{"limit": 0}, {"workers": 0}, {"max_bad_fraction": 7}, {"label": "txt"}])
+def test_a_failed_run_leaves_the_earlier_one(
+    shards: list[Path], tmp_path: Path, wrong: dict[str, Any]
+) -> None:
+    run(shards, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    with pytest.raises((ValueError, adq.AdqError)):
+        run(shards, tmp_path / "out", embed=wrong)
+    assert contents(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "text"),
+    [
+        ("encoder", {"run": "x"}, "unknown arguments .'run'. under 'encoder'"),
+        ("embed", {"out": "elsewhere"}, "unknown arguments .'out'. under 'embed'"),
+        ("plan", {"out": "elsewhere"}, "unknown arguments .'out'. under 'plan'"),
+        ("plan", {"must_include": "/etc/passwd"}, "must_include is not a list"),
+    ],
+)
+def test_a_strangers_run_json_sets_nothing_but_arguments(
+    shards: list[Path], tmp_path: Path, part: str, change: dict[str, Any], text: str
+) -> None:
+    run(shards, tmp_path / "out")
+    path = tmp_path / "out" / "run.json"
+    hostile = json.loads(path.read_text())
+    hostile["arguments"][part].update(change)
+    path.write_text(json.dumps(hostile))
+    with pytest.raises(ValueError, match=text):
+        load_run(path)
 
 
 def test_a_changed_shard_is_embedded_again_and_binned_again(
@@ -259,7 +290,10 @@ def test_a_limit_plans_the_first_samples_and_completes_later(shards: list[Path],
 def test_cifar10_keeps_ten_thousand_and_a_thousand_of_each_class(cifar10: Path, tmp_path: Path) -> None:
     shards = sorted(map(str, cifar10.glob("cifar10-train-*.tar")))
     assert len(shards) == 10
-    assert main(["run", *shards, "--keep", "0.2", "-o", str(tmp_path / "out"), "-q"]) == 0
+    assert (
+        main(["run", *shards, "--encoder", "thumbnail", "--keep", "0.2", "-o", str(tmp_path / "out"), "-q"])
+        == 0
+    )
     plan = adq.load_plan(tmp_path / "out" / "plan.parquet")
     assert (plan.n_samples, plan.n_kept) == (50_000, 10_000)
     labels = plan.table().filter(plan.table()["kept"])["label"].to_pylist()
