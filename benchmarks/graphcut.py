@@ -17,7 +17,8 @@ ones, each in a fresh process. Memory is the growth of the peak over the process
 Last measured on two cores of an AMD EPYC (numpy 2.4.6, OpenBLAS, two threads; ours three runs, the others once): 105 times
 faster than naive, 50 times than the released form, 348 times in the selection alone (18 ms). Network features: 13.5 s
 (13.4 to 14.7), 794 MiB at the peak beyond the float16 features. Signed features: 8.5 s, 793 MiB. Gaussian features give
-a pool nothing to hold on to (one pick a refresh), so rows are taken on demand: quadratic in n, minutes at 100,000.
+a pool nothing to hold on to (one pick a refresh), so rows are taken on demand, quadratic in n: 669 s at 100,000 in one
+run while other programs kept the cores busy (`--n 0 --large gaussian`, results/graphcut_gaussian.json), 761 MiB.
 """
 
 from __future__ import annotations
