@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import ClassVar, Literal
 
-from adq_wds.errors import AdqError, SampleError, located
-from adq_wds.sample import Sample
+from adq_wds.errors import AdqError, SampleError, located, shorten
+from adq_wds.sample import Sample, SpecError
 from adq_wds.shards import base_name
 
 OnError = Literal["raise", "skip"] | Callable[[AdqError], bool]
@@ -26,9 +26,13 @@ logger = logging.getLogger("adq_wds")
 class Tally:
     """Counts of one pass, and the bounds on skipping: read = kept + dropped + bad, always.
 
+    Skipping ends in a `SampleError` when 100 samples in a row are bad, or more than `max_bad_fraction` of those
+    read: judged at each bad sample once 100 are read, and at the end of a pass of any length. There a single bad
+    sample is borne, however short the pass: one of five says nothing about a tenth, two of five do.
+
     Attributes:
         on_error: "raise", "skip", or a function that gets the error and says whether to skip.
-        max_bad_fraction: above it, after 100 samples, skipping ends in an error; so do 100 bad ones in a row.
+        max_bad_fraction: the largest part of the samples that may be skipped.
     """
 
     name: str
@@ -38,6 +42,7 @@ class Tally:
     kept: int = 0
     bad: int = 0
     _in_a_row: int = 0
+    _last: str = ""  # text of the last bad sample's error; the error itself would keep its sample alive
 
     @property
     def dropped(self) -> int:
@@ -61,26 +66,29 @@ class Tally:
         self.read += 1
         self.bad += 1
         self._in_a_row += 1
+        self._last = str(error)
         logger.warning("%s", json.dumps({"skipped_by": self.name, "error": str(error)}))
         if self._in_a_row >= MAX_BAD_IN_A_ROW:
             raise SampleError(f"{self._in_a_row} bad samples in a row; the last: {error}") from error
-        if self.read >= _MIN_JUDGED and self.bad > self.max_bad_fraction * self.read:
-            raise SampleError(
-                f"{self.bad} of {self.read} samples are bad, more than max_bad_fraction="
-                f"{self.max_bad_fraction}; the last: {error}"
-            ) from error
+        if self.read >= _MIN_JUDGED and self._too_many():
+            raise self._verdict() from error
 
     def close(self) -> None:
-        """Say what was skipped, once, at the end of a pass."""
+        """Say what was skipped, once, at the end of a pass; raise `SampleError` if it was too much of it."""
         if self.bad:
-            logger.warning(
-                "%s: read %d = kept %d + dropped %d + bad %d",
-                self.name,
-                self.read,
-                self.kept,
-                self.dropped,
-                self.bad,
-            )
+            counts = (self.read, self.kept, self.dropped, self.bad)
+            logger.warning("%s: read %d = kept %d + dropped %d + bad %d", self.name, *counts)
+        if self.bad > 1 and self._too_many():
+            raise self._verdict()
+
+    def _too_many(self) -> bool:
+        return self.bad > self.max_bad_fraction * self.read
+
+    def _verdict(self) -> SampleError:
+        return SampleError(
+            f"{self.bad} of {self.read} samples are bad, more than max_bad_fraction={self.max_bad_fraction}; "
+            f"the last: {self._last}"
+        )
 
 
 def check_on_error(on_error: OnError) -> None:
@@ -100,12 +108,18 @@ class Pipe(ABC):
     so how the stream is cut into chunks never changes the answer. Then one object is a WebDataset stage
     (``.compose(pipe)``), a torchdata ``Mapper`` between ``Batcher`` and ``Unbatcher`` (``pipe.apply``), and a plain
     generator (``pipe(stream)``). Composed outside, a pipe cannot say where the stream stands, so such a
-    pipeline does not resume in mid-epoch.
+    pipeline does not resume in mid-epoch. A subclass with a `__post_init__` of its own calls this one's.
 
     Args:
         on_error: "raise" (default), "skip", or a function of the error that says whether to skip. Only
-            `SampleError` is ever skipped, never an error about the plan or a whole shard; each is logged as one
-            JSON line on the logger ``adq_wds``; 100 in a row, or more than a tenth, is an error again.
+            `SampleError` is ever skipped, never an error about the plan, a whole shard or a field spec; each is
+            logged as one JSON line on the logger ``adq_wds``. 100 in a row are an error again, and so is more than
+            a tenth: of what was read, from 100 samples on, or of a whole stream, when that is two or more. Each
+            worker's stream is counted alone, each epoch anew.
+
+    Raises (while streaming):
+        SampleError: a sample is bad, or too many are; whatever else `apply` raises becomes one, with its place.
+        TypeError: what failed is not a sample, or not a stream of them: the stage stands in the wrong place.
     """
 
     on_error: OnError = field(default="raise", kw_only=True)
@@ -115,9 +129,25 @@ class Pipe(ABC):
     def apply(self, samples: list[Sample]) -> list[Sample]:
         """The kept samples, changed or not, as new dicts in their order."""
 
-    def __call__(self, stream: Iterable[Sample]) -> Iterator[Sample]:
-        """Run over a stream; if a chunk raises, its samples are tried one by one to name the bad one."""
+    def __post_init__(self) -> None:
         check_on_error(self.on_error)
+
+    def __call__(self, stream: Iterable[Sample]) -> Iterator[Sample]:
+        """Run over a stream; if a chunk raises, its samples are tried one by one to name the bad one.
+
+        Raises:
+            TypeError: at once, given one sample, as `.map` and `.select` do: a generator would seem to say yes.
+        """
+        if isinstance(stream, dict) or (
+            isinstance(stream, tuple) and not all(isinstance(sample, dict) for sample in stream)
+        ):
+            raise TypeError(
+                f"a pipe takes a stream of samples, got one sample (a {type(stream).__name__}): "
+                f"use .compose({type(self).__name__}(...)), not .map or .select"
+            )
+        return self._stream(stream)
+
+    def _stream(self, stream: Iterable[Sample]) -> Iterator[Sample]:
         tally = Tally(type(self).__name__, self.on_error)
         samples = iter(stream)
         while chunk := list(islice(samples, self.chunk)):
@@ -134,18 +164,29 @@ class Pipe(ABC):
         for sample in chunk:
             try:
                 out = self.apply([sample])
-            except AdqError as error:
-                tally.failed(error)
+            except SpecError:
+                raise
             except Exception as error:
-                tally.failed(self._wrapped(error, sample))
+                self._check_sample(sample, error)
+                tally.failed(error if isinstance(error, AdqError) else self._wrapped(error, sample))
             else:
                 tally.good(1, len(out))
                 yield from out
 
+    def _check_sample(self, sample: object, error: Exception) -> None:
+        """Raise `TypeError` if `error` comes of what is no sample."""
+        found = f"a {type(sample).__name__}"
+        if isinstance(sample, dict):
+            if all(isinstance(sample.get(name), str) for name in ("__key__", "__url__")):
+                return
+            found += f" with {shorten(list(sample))}"
+        raise TypeError(
+            f"{type(self).__name__} got {found}, expected a sample: a dict with text in '__key__' and '__url__'; "
+            "put this stage before to_tuple/batched"
+        ) from error
+
     def _wrapped(self, error: Exception, sample: Sample) -> SampleError:
-        text = f"{type(self).__name__}: {type(error).__name__}: {error}"
-        place = located(
-            SampleError(text), shard=base_name(str(sample.get("__url__", "?"))), key=sample.get("__key__")
-        )
+        text = f"{type(self).__name__}: {type(error).__name__}: {shorten(str(error), 200)}"
+        place = located(SampleError(text), shard=base_name(sample["__url__"]), key=sample["__key__"])
         place.__cause__ = error
         return place

@@ -20,7 +20,7 @@ from adq_wds.shards import base_name
 Sample = dict[str, Any]
 """WebDataset's dict: `__key__`, `__url__`, sometimes `__local_path__`, and fields by lower-case extension.
 
-Fields named `__adq_*` are ours. A tar may not bring them: `clean_fields` drops them where a tar is read.
+Fields named `__adq_*` are ours, and never bytes or text. A tar may not bring them: see `clean_fields`.
 """
 
 FieldSpec = str | Callable[[Sample], Any]
@@ -35,6 +35,10 @@ PICKLE_FIELDS = frozenset({"pickle", "pkl", "pyd", "pth", "pt"})
 MAX_LABEL = 2**31 - 1
 """Integer labels are 0 ... MAX_LABEL - 1."""
 MAX_JSON_BYTES = 4 * 1024 * 1024
+
+
+class SpecError(ValueError):
+    """A field spec is malformed: the program's error, which no pipe may skip as a sample's."""
 
 
 class Encoder(Protocol):
@@ -66,7 +70,7 @@ def image_bytes(sample: Sample, spec: FieldSpec = IMAGE_FIELDS) -> tuple[str, by
 
     Raises:
         SampleError: none of the alternatives is there, or several are, or the field does not hold bytes.
-        ValueError: `spec` is malformed.
+        SpecError: `spec` is malformed.
 
     >>> image_bytes({"__key__": "a", "png": b"...", "cls": b"3"})
     ('png', b'...')
@@ -91,11 +95,23 @@ def read_image(
     background: tuple[int, int, int] = (255, 255, 255),
 ) -> Image.Image:
     """The image of `sample`, as `image.decode_image` gives it; the error names shard, key and field."""
+    return find_image(sample, spec, max_pixels=max_pixels, background=background)[1]
+
+
+def find_image(
+    sample: Sample,
+    spec: FieldSpec = IMAGE_FIELDS,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    background: tuple[int, int, int] = (255, 255, 255),
+) -> tuple[str | None, Image.Image]:
+    """The field that the image is in, None where a function gave it, and what `read_image` gives."""
     field, data = image_bytes(sample, spec)
     try:
-        return decode_image(data, max_pixels=max_pixels, background=background)
+        image = decode_image(data, max_pixels=max_pixels, background=background)
     except SampleError as error:
         raise place_error(error, sample, field) from error
+    return None if callable(spec) else field, image
 
 
 def read_label(sample: Sample, spec: FieldSpec | None) -> Label:
@@ -110,36 +126,60 @@ def read_label(sample: Sample, spec: FieldSpec | None) -> Label:
 
     Raises:
         SampleError: no such field, several of them, or a value that is no label. Located.
-        ValueError: `spec` is malformed, or names a field that would have to be unpickled.
+        SpecError: `spec` is malformed, or names a field that would have to be unpickled.
 
     >>> read_label({"cls": b"7\\n"}, "cls"), read_label({"json": b'{"a": {"b": "cat"}}'}, "cls;json:a.b")
     (7, 'cat')
     """
+    return find_label(sample, spec)[1]
+
+
+def find_label(sample: Sample, spec: FieldSpec | None) -> tuple[str | None, Label]:
+    """The field that the label is in, None where no field was named, and what `read_label` gives.
+
+    >>> find_label({"json": b'{"label": 7}'}, ".JSON:label; txt")
+    ('json', 7)
+    """
     if spec is None or spec == "none":
-        return None
-    field = _name_of(spec) if callable(spec) else None
-    try:
-        if callable(spec):
-            value = _call(spec, sample, "label")
-            return None if value is None else _plain_label(value)
+        return None, None
+    read: Callable[[Any], Label] = _plain_label
+    if callable(spec):
+        value, field = _call(spec, sample, "label"), _name_of(spec)
+        if value is None:
+            return None, None
+    else:
         field, path = _present(sample, spec, "label")
-        kind = field.rpartition(".")[2]
-        if kind in INTEGER_FIELDS:
-            return _integer_label(sample[field])
-        if kind in JSON_FIELDS:
-            return _plain_label(_json_entry(sample[field], path))
-        return _name_label(sample[field])
+        value, read = sample[field], _label_reader(field, path)
+    try:
+        return None if callable(spec) else field, read(value)
     except _LabelError as error:
         raise place_error(SampleError(str(error)), sample, field) from error.__cause__
 
 
-def clean_fields(sample: Sample) -> Sample:
-    """`sample` without the `__adq_*` fields, which only this package may set; for what a tar brings.
+def check_spec(spec: FieldSpec | None, what: str) -> None:
+    """Say at once what `read_image` or `read_label` (`what` "image" or "label") would say of every sample.
 
-    >>> clean_fields({"__key__": "a", "jpg": b"", "__adq_keep__": b"1"})
-    {'__key__': 'a', 'jpg': b''}
+    Raises:
+        SpecError: `spec` is malformed.
     """
-    return {field: value for field, value in sample.items() if not field.startswith("__adq_")}
+    if not callable(spec) and not (what == "label" and (spec is None or spec == "none")):
+        _wanted(spec, what)
+
+
+def clean_fields(sample: Sample) -> Sample:
+    """A new dict without `__adq_*` fields that hold bytes or text: those were brought by a tar, none is ours.
+
+    Text too, since `WebDataset.decode()` turns the bytes of every ``__*`` field into text.
+
+    >>> clean_fields({"__key__": "a", "jpg": b"", "__adq_keep__": b"1", "__adq_epoch__": 3})
+    {'__key__': 'a', 'jpg': b'', '__adq_epoch__': 3}
+    """
+    out = {**sample}  # which, unlike dict(), takes no tuple of pairs for a sample
+    if "__adq_" in "".join(out):  # one search over all names: in every sample, and hardly ever found
+        for name, value in sample.items():
+            if name.startswith("__adq_") and isinstance(value, bytes | str):
+                del out[name]
+    return out
 
 
 def place_error(error: SampleError, sample: Sample, field: str | None = None) -> SampleError:
@@ -161,24 +201,33 @@ def _alternatives(spec: str) -> tuple[tuple[str, str], ...]:
         field = field.lower().removeprefix(".")
         last = field.rpartition(".")[2]
         if not field or field in found:
-            raise ValueError(
-                f"field spec {spec!r}: {part!r} is empty or named twice; expected like 'jpg;png'"
-            )
+            raise SpecError(f"field spec {spec!r}: {part!r} is empty or named twice; expected like 'jpg;png'")
         if PICKLE_FIELDS & set(field.split(".")):
-            raise ValueError(
+            raise SpecError(
                 f"field spec {spec!r}: {field!r} would run what a pickle says; never decoded here"
             )
         if path and last not in JSON_FIELDS:
-            raise ValueError(f"field spec {spec!r}: a path, {path!r}, only leads into a json field")
+            raise SpecError(f"field spec {spec!r}: a path, {path!r}, only leads into a json field")
         found[field] = path
     return tuple(found.items())
 
 
+def _wanted(spec: object, what: str) -> tuple[tuple[str, str], ...]:
+    """`_alternatives` of what may be no spec at all."""
+    if not isinstance(spec, str):
+        raise SpecError(
+            f"{what}={shorten(spec)} names no field; expected a string like 'jpg;png', or a function"
+        )
+    pairs = _alternatives(spec)
+    paths = [path for _, path in pairs if path]
+    if what == "image" and paths:
+        raise SpecError(f"field spec {spec!r}: a path, {paths[0]!r}, leads to a label, never to an image")
+    return pairs
+
+
 def _present(sample: Sample, spec: str, what: str) -> tuple[str, str]:
     """The one alternative of `spec` that `sample` has."""
-    if not isinstance(spec, str):
-        raise ValueError(f"{what}={spec!r} names no field; expected a string like 'jpg;png', or a function")
-    wanted = _alternatives(spec)
+    wanted = _wanted(spec, what)
     found = [pair for pair in wanted if pair[0] in sample]
     if len(found) == 1:
         return found[0]
@@ -197,6 +246,8 @@ def _present(sample: Sample, spec: str, what: str) -> tuple[str, str]:
 def _call(function: Callable[[Sample], Any], sample: Sample, what: str) -> Any:
     try:
         return function(sample)
+    except SpecError:
+        raise
     except Exception as error:
         trouble = f"{what} function raised {type(error).__name__}: {shorten(str(error), 200)}"
         raise place_error(SampleError(trouble), sample, _name_of(function)) from error
@@ -204,6 +255,16 @@ def _call(function: Callable[[Sample], Any], sample: Sample, what: str) -> Any:
 
 def _name_of(function: Callable[[Sample], Any]) -> str:
     return str(getattr(function, "__name__", type(function).__name__))
+
+
+def _label_reader(field: str, path: str) -> Callable[[Any], Label]:
+    """How the last extension of a field says that its value is read."""
+    kind = field.rpartition(".")[2]
+    if kind in INTEGER_FIELDS:
+        return _integer_label
+    if kind in JSON_FIELDS:
+        return lambda value: _plain_label(_json_entry(value, path))
+    return _name_label
 
 
 def _plain_label(value: Any) -> Label:

@@ -1,14 +1,18 @@
 """Does every pipe keep the law? Walked over the registry, so a new pipe is tested the day it is added."""
 
 import copy
+import dataclasses
+import io
 import multiprocessing
 import pickle
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import webdataset as wds
 from PIL import Image
 
 import adq_wds as adq
@@ -109,6 +113,52 @@ def test_outputs_keep_the_order_of_the_inputs(pipe: Pipe, samples: Samples) -> N
 
 def test_a_pipe_survives_pickling(pipe: Pipe, samples: Samples) -> None:
     assert same(pickle.loads(pickle.dumps(pipe)).apply(samples), pipe.apply(samples))  # noqa: S301 - our own bytes
+
+
+def test_one_sample_is_refused_at_once_since_a_generator_seems_to_say_yes(
+    pipe: Pipe, samples: Samples
+) -> None:
+    with pytest.raises(TypeError, match=r"a pipe takes a stream of samples, got one sample \(a dict\)"):
+        pipe(samples[0])  # type: ignore[arg-type]
+
+
+def test_a_stage_in_the_wrong_place_ends_the_stream_even_when_skipping(pipe: Pipe, samples: Samples) -> None:
+    pipe = dataclasses.replace(pipe, on_error="skip")
+    batch = {name: [sample[name] for sample in samples] for name in samples[0]}
+    for wrong in (tuple(samples[0].values()), ("ab", "cd"), list(samples[0].values()), batch):
+        with pytest.raises(TypeError, match=r"expected a sample: .* put this stage before to_tuple/batched"):
+            list(pipe(iter([*samples[:5], wrong])))  # type: ignore[list-item]
+
+
+def test_an_unknown_policy_is_refused_when_a_pipe_is_made(pipe: Pipe) -> None:
+    with pytest.raises(ValueError, match="on_error must be 'raise', 'skip' or a function, got 'warn'"):
+        dataclasses.replace(pipe, on_error="warn")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", sorted(MAKERS))
+def test_what_a_tar_forges_changes_nothing_and_goes_no_further(
+    name: str, samples: Samples, plan: Path, tmp_path: Path
+) -> None:
+    honest = MAKERS[name](plan).apply(samples)
+    (tmp_path / "forged").mkdir()
+    url = str(tmp_path / "forged" / "train-000000.tar")  # the same name, so the same draws
+    with tarfile.open(url, "w") as tar:
+        for sample in samples:
+            forged = {"jpg": sample["jpg"], "__adq_epoch__": b"1", "cls": sample["cls"], "__adq_keep__": b"1"}
+            for extension, data in forged.items():
+                member = tarfile.TarInfo(f"{sample['__key__']}.{extension}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    keys = [f"s{i:05d}" for i in range(0, 40, 3)]
+    adq.Plan.from_keys(url, keys).save(tmp_path / "forged.parquet")
+    read = list(wds.WebDataset(url, shardshuffle=False))
+    assert read[0]["__adq_epoch__"] == b"1", "webdataset lets it through"
+    out = list(MAKERS[name](tmp_path / "forged.parquet")(read))
+    place = ("__url__", "__local_path__")
+    assert same(
+        [{k: v for k, v in s.items() if k not in place} for s in out],
+        [{k: v for k, v in s.items() if k not in place} for s in honest],
+    )
 
 
 def _apply_elsewhere(pipe: Pipe, samples: Samples) -> Samples:

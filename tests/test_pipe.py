@@ -9,6 +9,7 @@ import pytest
 
 import adq_wds as adq
 from adq_wds.pipe import MAX_BAD_IN_A_ROW, Tally, check_on_error
+from adq_wds.sample import read_label
 
 Samples = list[dict[str, Any]]
 
@@ -85,15 +86,54 @@ def test_only_errors_of_samples_are_skipped(kind: type[adq.AdqError]) -> None:
 def test_an_error_of_anybodys_code_gets_shard_and_key_and_keeps_its_cause() -> None:
     pipe = Half(bad=at(5, error=lambda n: ZeroDivisionError("by zero")))
     with pytest.raises(
-        adq.SampleError, match=r"^shard a.tar, key 'k5': Half: ZeroDivisionError: by zero$"
+        adq.SampleError, match=r"^shard a.tar, key 'k5': Half: ZeroDivisionError: 'by zero'$"
     ) as caught:
         list(pipe(stream(20)))
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
-def test_a_sample_without_key_or_url_is_still_a_sample_error() -> None:
-    with pytest.raises(adq.SampleError, match=r"^shard \?: Half: KeyError: 'n'$"):
-        list(Half()([{"jpg": b""}]))
+def test_an_error_of_many_lines_is_told_on_one_and_not_at_length(caplog: pytest.LogCaptureFixture) -> None:
+    pipe = Half(bad=at(5, error=lambda n: RuntimeError("first\nsecond\r\x1b[31m\u2028" + "x" * 10_000)))
+    with pytest.raises(adq.SampleError, match=r"Half: RuntimeError: 'first\\nsecond") as caught:
+        list(pipe(stream(20)))
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("item", "found"),
+    [
+        ((b"jpg", 3), "a tuple"),
+        ([b"jpg", 3], "a list"),
+        (None, "a NoneType"),
+        ({"jpg": b""}, r"a dict with \['jpg'\]"),
+        ({"__key__": ["k0", "k1"], "__url__": ["a.tar", "a.tar"]}, r"a dict with \['__key__', '__url__'\]"),
+        ({"__key__": "k0", "__url__": None}, r"a dict with \['__key__', '__url__'\]"),
+    ],
+)
+def test_what_is_no_sample_ends_the_stream_under_every_policy(item: Any, found: str) -> None:
+    text = rf"^Half got {found}, expected a sample: .*; put this stage before to_tuple/batched$"
+    for on_error in ("raise", "skip", lambda error: True):
+        out: Samples = []
+        with pytest.raises(TypeError, match=text):
+            out.extend(Half(on_error=on_error)([*stream(3), item]))
+        assert numbers(out) == [0, 2]
+
+
+def test_one_sample_is_no_stream_and_a_tuple_of_samples_is() -> None:
+    for one in (stream(1)[0], (b"jpg", 3)):
+        text = (
+            rf"got one sample \(a {type(one).__name__}\): use \.compose\(Half\(...\)\), not \.map or \.select"
+        )
+        with pytest.raises(TypeError, match=text):
+            Half()(one)  # type: ignore[arg-type]
+    assert numbers(Half()(tuple(stream(5)))) == [0, 2, 4]
+
+
+def test_a_malformed_field_spec_is_no_samples_fault() -> None:
+    pipe = Half(bad=lambda n: read_label({"cls": b"1"}, "pkl"), on_error="skip")
+    with pytest.raises(ValueError, match="'pkl' would run what a pickle says"):
+        list(pipe(stream(3)))
 
 
 def test_an_error_of_the_source_is_not_ours_to_skip() -> None:
@@ -130,9 +170,43 @@ def test_a_tenth_bad_is_borne() -> None:
     assert len(list(pipe(stream(1000)))) == 500
 
 
-def test_an_unknown_policy_is_refused_before_the_first_sample() -> None:
+@pytest.mark.parametrize(("n", "bad"), [(2, 2), (5, 2), (20, 3), (99, 10)])
+def test_a_short_stream_with_too_many_bad_ones_is_an_error_at_its_end(n: int, bad: int) -> None:
+    pipe = Half(bad=at(*range(bad)), on_error="skip")
+    out: Samples = []
+    text = rf"^{bad} of {n} samples are bad, more than max_bad_fraction=0.1; the last: .*'k{bad - 1}': no$"
+    with pytest.raises(adq.SampleError, match=text):
+        out.extend(pipe(stream(n)))
+    assert numbers(out) == [i for i in range(bad, n) if i % 2 == 0], "every good sample came first"
+
+
+@pytest.mark.parametrize(("n", "bad"), [(1, 1), (5, 1), (20, 2), (99, 9)])
+def test_one_bad_sample_or_a_tenth_of_a_short_stream_is_borne(n: int, bad: int) -> None:
+    pipe = Half(bad=at(*range(bad)), on_error="skip")
+    assert numbers(pipe(stream(n))) == [i for i in range(bad, n) if i % 2 == 0]
+
+
+def test_bad_samples_before_the_first_hundred_count_when_none_follows() -> None:
+    pipe = Half(bad=at(*range(60, 99)), on_error="skip")
+    with pytest.raises(adq.SampleError, match=r"^39 of 200 samples are bad"):
+        list(pipe(stream(200)))
+
+
+def test_a_tally_says_what_it_skipped_before_it_says_that_it_was_too_much(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tally = Tally("x", "skip", max_bad_fraction=0.5)
+    for name in "abc":
+        tally.failed(adq.SampleError(f"no {name}"))
+    tally.good(2, 1)
+    with pytest.raises(adq.SampleError, match=r"^3 of 5 samples .* max_bad_fraction=0.5; the last: no c$"):
+        tally.close()
+    assert caplog.records[-1].message == "x: read 5 = kept 1 + dropped 1 + bad 3"
+
+
+def test_an_unknown_policy_is_refused_when_a_pipe_is_made() -> None:
     with pytest.raises(ValueError, match="on_error must be 'raise', 'skip' or a function, got 'warn'"):
-        next(iter(Half(on_error="warn")(stream(1))))  # type: ignore[arg-type]
+        Half(on_error="warn")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="got None"):
         check_on_error(None)  # type: ignore[arg-type]
 

@@ -22,7 +22,11 @@ from adq_wds.sample import (
     MAX_JSON_BYTES,
     MAX_LABEL,
     Sample,
+    SpecError,
+    check_spec,
     clean_fields,
+    find_image,
+    find_label,
     image_bytes,
     read_image,
     read_label,
@@ -122,9 +126,50 @@ def test_a_samples_place_may_be_unknown() -> None:
     ],
 )
 def test_a_malformed_spec_is_the_programs_error(spec: Any, text: str) -> None:
-    for read in (image_bytes, read_label):
-        with pytest.raises(ValueError, match=text):
+    for read in (image_bytes, read_image, read_label):
+        with pytest.raises(SpecError, match=text):
             read(make(jpg=b"", cls=b"1"), spec)
+    for what in ("image", "label"):
+        with pytest.raises(ValueError, match=text):
+            check_spec(spec, what)
+
+
+def test_what_can_be_read_passes_the_check_and_an_image_has_no_path() -> None:
+    for spec in (IMAGE_FIELDS, ".PNG; seg.png", lambda sample: b""):
+        check_spec(spec, "image")
+    for spec in ("cls", "CLS; json:a.b", "none", None, lambda sample: 3):
+        check_spec(spec, "label")
+    with pytest.raises(SpecError, match="image=None names no field"):
+        check_spec(None, "image")
+    for read in (image_bytes, check_spec):
+        with pytest.raises(SpecError, match="'jpg;json:a': a path, 'a', leads to a label, never to an image"):
+            read(*((make(jpg=b""), "jpg;json:a") if read is image_bytes else ("jpg;json:a", "image")))  # type: ignore[operator]
+
+
+def test_a_function_with_a_malformed_spec_inside_is_the_programs_error_too() -> None:
+    with pytest.raises(SpecError, match="would run what a pickle says"):
+        read_label(make(cls=b"1"), lambda sample: read_label(sample, "pkl"))
+
+
+@pytest.mark.parametrize(
+    ("spec", "field", "label"),
+    [
+        (".cls", "cls", 7),
+        ("CLS; missing", "cls", 7),
+        ("json:a.b", "json", "cat"),
+        ("missing;.JSON:a.b", "json", "cat"),
+        (lambda sample: 3, None, 3),
+        (lambda sample: None, None, None),
+        (None, None, None),
+        ("none", None, None),
+    ],
+)
+def test_the_field_that_was_read_is_told_by_its_name_in_the_sample(spec: Any, field: Any, label: Any) -> None:
+    sample = make(cls=b"7", json=b'{"a": {"b": "cat"}}', png=png())
+    assert find_label(sample, spec) == (field, label)
+    assert read_label(sample, spec) == label
+    assert find_image(sample, "JPG; .Png")[0] == "png"
+    assert find_image(sample, lambda s: s["png"])[0] is None
 
 
 # ------------------------------------------------------------------------------------------ labels
@@ -274,7 +319,20 @@ def test_no_pickle_is_ever_loaded(field: str, tmp_path: Path) -> None:
 
 
 def test_forged_fields_are_dropped_and_the_sample_left_alone() -> None:
-    sample = make(jpg=b"j", __adq_keep__=b"1", __adq_=b"", adq=b"2")
+    sample = make(jpg=b"j", __adq_keep__=b"1", __adq_=b"", adq=b"2", __adq_epoch__="1")
     before = dict(sample)
     assert clean_fields(sample) == make(jpg=b"j", adq=b"2")
     assert sample == before
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["jpg", "a__adq_", "__adq_", "__adq_x__", "__ADQ_x__", "_", "_adq_"]),
+        st.sampled_from([b"1", "1", 1, None, 0.5]),
+    )
+)
+def test_only_our_names_with_what_a_tar_can_bring_are_dropped_and_the_order_stays(sample: Sample) -> None:
+    kept = [(k, v) for k, v in sample.items() if not (k.startswith("__adq_") and isinstance(v, (bytes, str)))]
+    out = clean_fields(sample)
+    assert list(out.items()) == kept
+    assert out is not sample

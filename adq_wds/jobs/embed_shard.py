@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from adq_wds.errors import AdqError, FeaturesError, SampleError, ShardError, located
 from adq_wds.models.stored import StoredEmbeddings
 from adq_wds.pipe import OnError, Tally, check_on_error
-from adq_wds.sample import Encoder, FieldSpec, Label
+from adq_wds.sample import Encoder, FieldSpec, Label, check_spec
 from adq_wds.tables.features import NO_LABEL, ShardFeatures
 from adq_wds.tables.spans import Spans
 from adq_wds.tar import Ignored, Span, iter_spans, open_shard, payload_crc32
@@ -34,6 +34,8 @@ class EmbedSettings:
 
     def __post_init__(self) -> None:
         check_on_error(self.on_error)
+        check_spec(self.image, "image")
+        check_spec(self.label, "label")
         if not 0.0 <= self.max_bad_fraction <= 1.0:
             raise ValueError(f"max_bad_fraction must lie in [0, 1], got {self.max_bad_fraction!r}")
 

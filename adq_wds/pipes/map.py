@@ -9,7 +9,7 @@ from typing import Any
 
 from adq_wds.core.rng import check_seed, generator
 from adq_wds.pipe import Pipe
-from adq_wds.sample import Sample
+from adq_wds.sample import Sample, clean_fields
 from adq_wds.shards import base_name
 
 EPOCH_FIELD = "__adq_epoch__"  # set by a source that counts epochs; absent elsewhere, then epoch 0
@@ -23,17 +23,24 @@ class Map(Pipe):
     seed, epoch, shard and key: what it draws is the same on any worker, and another one in every epoch.
 
     Args:
-        function: gets a shallow copy of the sample, gives a sample. Must pickle to run in spawned workers.
+        function: gets a shallow copy of the sample, without `__adq_*` fields that a tar brought, and gives a
+            sample. Must pickle to run in spawned workers.
         seed: of the generators.
 
     Raises (while streaming):
         SampleError: the function raised, or did not give a sample; names shard and key.
+
+    >>> def flip(sample, rng):
+    ...     return {**sample, "flip": bool(rng.random() < 0.5)}
+    >>> [s["flip"] for s in Map(flip, seed=1)({"__key__": k, "__url__": "a.tar"} for k in "abcd")]
+    [False, True, False, False]
     """
 
     function: Callable[..., Sample]
     seed: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_seed(self.seed)
         if not callable(self.function):
             raise ValueError(f"Map needs a function of a sample, got {self.function!r}")
@@ -44,11 +51,12 @@ class Map(Pipe):
         return [self._mapped(sample) for sample in samples]
 
     def _mapped(self, sample: Sample) -> Sample:
+        sample = clean_fields(sample)  # a copy, and no epoch but a source's
         options: dict[str, Any] = {}
         if self._takes_rng:  # type: ignore[attr-defined]
-            shard, key = base_name(str(sample["__url__"])), str(sample["__key__"])
+            shard, key = base_name(sample["__url__"]), sample["__key__"]
             options["rng"] = generator(self.seed, int(sample.get(EPOCH_FIELD, 0)), shard, key)
-        out = self.function(dict(sample), **options)
+        out = self.function(sample, **options)
         if not isinstance(out, dict):
             raise TypeError(f"the function gave {type(out).__name__}, expected a sample (a dict)")
         return out

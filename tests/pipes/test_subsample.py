@@ -2,6 +2,7 @@
 
 import io
 import logging
+import tarfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -140,6 +141,85 @@ def test_selected_fields_need_verify_off_and_the_error_says_so(setup: Setup) -> 
     assert len(list(raw(urls, **options).compose(adq.Subsample(path, verify=False)))) == len(plan)
 
 
+def test_of_shards_with_one_base_name_the_changed_one_is_told_by_its_name_in_the_plan(
+    make_shard: Callable[..., Path], tmp_path: Path
+) -> None:
+    for folder in ("A", "B"):
+        (tmp_path / "two" / folder).mkdir(parents=True)
+    paths = [make_shard(f"two/{folder}/t.tar", 3) for folder in ("A", "B")]
+    plan = adq.Plan.from_keys([str(path) for path in paths], None)
+    data = bytearray(paths[1].read_bytes())
+    data[512 + 30] ^= 1
+    paths[1].write_bytes(data)
+    with pytest.raises(adq.ShardError, match=r"^shard B/t.tar, key 's00000': bytes differ"):
+        list(raw([str(path) for path in paths]).compose(adq.Subsample(plan)))
+
+
+def test_shards_that_take_turns_are_each_held_against_their_own_rows(
+    make_shard: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Two shards of the same keys, one keeping what the other drops, mixed sample by sample."""
+    urls = [str(make_shard("a.tar", 8)), str(make_shard("b.tar", 8))]
+    kept = [(("a.tar", "b.tar")[i % 2], f"s{i:05d}") for i in range(8)]
+    mixed = [sample for pair in zip(raw(urls[:1]), raw(urls[1:]), strict=True) for sample in pair]
+    out = adq.Subsample(adq.Plan.from_keys(urls, kept)).apply(mixed)
+    assert ids(out) == kept
+
+
+def test_a_forged_field_is_dropped_and_counts_in_the_checksum(tmp_path: Path) -> None:
+    def forge(payload: bytes) -> str:
+        with tarfile.open(tmp_path / "f.tar", "w") as tar:
+            for name, data in (("a.jpg", b"j"), ("a.__adq_epoch__", payload), ("a.cls", b"1")):
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+        return str(tmp_path / "f.tar")
+
+    url = forge(b"5")
+    stage = adq.Subsample(adq.Plan.from_keys(url, None))
+    (sample,) = raw([url]).compose(stage)
+    assert set(sample) == {"__key__", "__url__", "__local_path__", "jpg", "cls"}
+    with pytest.raises(adq.ShardError, match="key 'a': bytes differ from the plan's"):
+        list(raw([forge(b"6")]).compose(stage))
+
+
+def test_what_is_no_plan_is_refused_with_the_call_that_was_meant(setup: Setup, tmp_path: Path) -> None:
+    urls, path, plan = setup
+    text = r"^Subsample needs a plan: \.compose\(adq\.Subsample\(plan\)\); got a "
+    for wrong in (3, None, b"plan.parquet", iter([]), raw(urls), {"plan": 1}):
+        with pytest.raises(TypeError, match=text + type(wrong).__name__):
+            adq.Subsample(wrong)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=text + "generator"):
+        list(raw(urls).compose(adq.Subsample))
+    with pytest.raises(adq.PlanError, match="no such file"):
+        adq.Subsample(tmp_path / "none.parquet")
+    with pytest.raises(TypeError, match=r"os\.PathLike object, not int"):
+        adq.Subsample(path, root=3)  # type: ignore[arg-type]
+    assert ids(raw(urls).compose(adq.Subsample(path, root=Path(urls[0]).parent))) == kept_by(plan)
+
+
+def test_a_stage_after_to_tuple_or_batched_is_told_where_to_go(setup: Setup) -> None:
+    urls, path, _ = setup
+    text = r"^Subsample got a (list|tuple|dict with .*), expected a sample: .* before to_tuple/batched$"
+    for stream in (raw(urls).to_tuple("jpg", "cls"), raw(urls).batched(4), raw(urls).batched(4, list)):
+        with pytest.raises(TypeError, match=text):
+            list(stream.compose(adq.Subsample(path, on_error="skip")))
+
+
+def test_select_and_map_are_refused_where_they_let_everything_through(setup: Setup) -> None:
+    urls, path, _ = setup
+    stage = adq.Subsample(path)
+    for stream in (
+        raw(urls).select(stage),
+        raw(urls).map(stage),
+        raw(urls).to_tuple("jpg", "cls").map(stage),
+    ):
+        with pytest.raises(
+            TypeError, match=r"got one sample \(a (dict|tuple)\): use \.compose\(Subsample\(\.\.\.\)\)"
+        ):
+            list(stream)
+
+
 def test_plan_errors_are_never_skipped(setup: Setup, make_shard: Callable[..., Path]) -> None:
     urls, path, _ = setup
     make_shard("t-0.tar", 31)
@@ -176,11 +256,6 @@ def test_decode_gives_the_same_pixels_in_every_form(setup: Setup, to: str) -> No
         assert set(sample) == {"__key__", "__url__", "__local_path__", "image", "label"}
 
 
-def test_decode_without_labels_and_with_unknown_form() -> None:
-    with pytest.raises(ValueError, match=r"to must be one of .* got 'jpeg'"):
-        adq.Decode(to="jpeg")
-
-
 def test_map_draws_are_keyed_by_sample_and_epoch(setup: Setup) -> None:
     urls, _, _ = setup
 
@@ -205,7 +280,7 @@ def test_map_names_the_sample_its_function_fails_on(setup: Setup) -> None:
             raise ZeroDivisionError("no")
         return sample
 
-    with pytest.raises(adq.SampleError, match=r"shard t-0.tar, key 's00007': Map: ZeroDivisionError: no"):
+    with pytest.raises(adq.SampleError, match=r"shard t-0.tar, key 's00007': Map: ZeroDivisionError: 'no'"):
         list(raw(urls).compose(adq.Map(fail)))
     with pytest.raises(adq.SampleError, match=r"the function gave NoneType, expected a sample"):
         list(adq.Map(lambda sample: None)(raw(urls)))  # type: ignore[arg-type,return-value]

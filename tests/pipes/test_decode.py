@@ -1,0 +1,133 @@
+"""Does Decode take exactly the fields it names, and are wrong arguments met before the first sample?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import adq_wds as adq
+from adq_wds.sample import Sample
+
+PPM = b"P6 1 1 255 abc"
+
+
+def make(**fields: Any) -> Sample:
+    return {"__key__": "a", "__url__": "x/a.tar", "ppm": PPM, **fields}
+
+
+def decoded(sample: Sample, **options: Any) -> Sample:
+    (out,) = adq.Decode(to="numpy", **options)([sample])
+    return out
+
+
+@pytest.mark.parametrize(
+    ("label", "image", "left"),
+    [
+        ("cls", "ppm", {"json", "txt"}),
+        (".cls", ".PPM", {"json", "txt"}),
+        ("CLS; missing", "jpg; ppm", {"json", "txt"}),
+        ("json:label", "ppm", {"cls", "txt"}),
+        ("missing;.Json:label", "ppm", {"cls", "txt"}),
+        ("txt", "ppm", {"cls", "json"}),
+        (None, "ppm", {"cls", "json", "txt"}),
+        ("none", "ppm", {"cls", "json", "txt"}),
+        (lambda sample: 7, "ppm", {"cls", "json", "txt"}),
+        ("cls", lambda sample: sample["ppm"], {"ppm", "json", "txt"}),
+    ],
+)
+def test_the_fields_that_were_read_are_dropped_and_all_others_pass(
+    label: Any, image: Any, left: set[str]
+) -> None:
+    out = decoded(make(cls=b"7", json=b'{"label": 7}', txt=b"7"), label=label, image=image)
+    read = {"image"} if label in (None, "none") else {"image", "label"}
+    assert set(out) == {"__key__", "__url__"} | left | read
+    assert out["image"].tolist() == [[[97, 98, 99]]]
+    assert int(out.get("label", 7)) == 7
+
+
+def test_a_function_named_like_a_field_drops_nothing() -> None:
+    def cls(sample: Sample) -> int:
+        return 3
+
+    def ppm(sample: Sample) -> bytes:
+        return bytes(sample["jpg"])
+
+    out = decoded(make(cls=b"7", jpg=PPM), label=cls, image=ppm)
+    assert set(out) == {"__key__", "__url__", "ppm", "jpg", "cls", "image", "label"}
+    assert (out["cls"], out["label"]) == (b"7", 3)
+
+
+def test_a_function_that_changes_its_sample_changes_no_input_and_sees_nothing_forged() -> None:
+    def label(sample: Sample) -> int:
+        assert "__adq_keep__" not in sample
+        return int(sample.pop("cls"))
+
+    sample = make(cls=b"7", __adq_keep__=b"1")
+    before = dict(sample)
+    assert decoded(sample, label=label)["label"] == 7
+    assert sample == before
+
+
+def test_a_users_functions_are_called_once_a_sample() -> None:
+    calls: list[str] = []
+
+    def image(sample: Sample) -> bytes:
+        calls.append("image")
+        return PPM
+
+    def label(sample: Sample) -> int:
+        calls.append("label")
+        return 3
+
+    list(adq.Decode(image=image, label=label)([make(), make(), make()]))
+    assert sorted(calls) == ["image"] * 3 + ["label"] * 3
+
+
+def test_fields_named_image_and_label_can_be_what_is_read() -> None:
+    out = decoded(
+        {"__key__": "a", "__url__": "a.tar", "image": PPM, "label": b"cat"}, image="image", label="label"
+    )
+    assert (out["image"].shape, out["label"]) == ((1, 1, 3), "cat")
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"to": "jpeg"}, r"to must be one of .* got 'jpeg'"),
+        ({"image": "pkl"}, "would run what a pickle says"),
+        ({"image": 3}, "image=3 names no field"),
+        ({"image": None}, "image=None names no field"),
+        ({"image": "json:a"}, "a path, 'a', leads to a label, never to an image"),
+        ({"label": "cls;CLS"}, "is empty or named twice"),
+        ({"label": "cls:a"}, "only leads into a json field"),
+        ({"label": ["cls"]}, r"label=\['cls'\] names no field"),
+        ({"label": "x.pth"}, "would run what a pickle says"),
+        ({"max_pixels": 0}, "max_pixels must be an integer >= 1, got 0"),
+        ({"max_pixels": 1.5}, "max_pixels must be an integer >= 1, got 1.5"),
+        ({"max_pixels": True}, "max_pixels must be an integer >= 1, got True"),
+        ({"max_pixels": "9"}, "max_pixels must be an integer >= 1, got '9'"),
+        ({"background": (300, 0, 0)}, r"background must be .* 0 to 255, got \(300, 0, 0\)"),
+        ({"background": (-1, 0, 0)}, r"got \(-1, 0, 0\)"),
+        ({"background": (0, 0)}, r"got \(0, 0\)"),
+        ({"background": (0.5, 0, 0)}, r"got \(0.5, 0, 0\)"),
+        ({"background": "red"}, "got 'red'"),
+        ({"background": 7}, "got 7"),
+        ({"on_error": "ignore"}, "on_error must be 'raise', 'skip' or a function, got 'ignore'"),
+    ],
+)
+def test_a_wrong_argument_is_met_when_the_stage_is_made(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        adq.Decode(**{"on_error": "skip", **options})
+
+
+def test_bounds_that_are_just_right_are_taken() -> None:
+    options = {"max_pixels": np.int64(1), "background": (0, 255, np.uint8(7))}
+    assert decoded(make(cls=b"1"), **options)["image"].shape == (1, 1, 3)
+
+
+def test_a_class_used_as_a_stage_is_no_silent_stage(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"image=<list_iterator .* names no field"):
+        adq.Decode(iter([make()]))  # type: ignore[arg-type]
