@@ -76,9 +76,7 @@ def _embed(a: argparse.Namespace) -> None:
     if a.dry_run:
         _print(a, estimate(a.shards, _source(a), **_pick(a, *_ESTIMATE)))
         return
-    features = embed_shards(
-        a.shards, _source(a), a.out, progress=a.progress, **_pick(a, *_EMBED)
-    )
+    features = embed_shards(a.shards, _source(a), a.out, progress=a.progress, **_pick(a, *_EMBED))
     shown = {
         "features": str(features.folder),
         "samples": len(features),

@@ -53,11 +53,13 @@ def _text(plan: Plan, about: dict[str, Any]) -> str:
             f"mean texture {about['texture']['all']:.4f} of all, {about['texture']['kept']:.4f} of kept"
         )
     if about.get("bad"):
-        lines.append(f"{about['bad']} samples could not be used and are not kept")
-    settings = ", ".join(f"{k} {_short(v)}" for k, v in sorted(about["settings"].items()) if v is not None)
+        lines.append(f"{about['bad']:,} samples could not be used and are not kept")
+    settings = ", ".join(
+        f"{_plain(k)} {_short(v)}" for k, v in sorted(about["settings"].items()) if v is not None
+    )
     lines += [f"settings: {settings}"]
     if about.get("features"):
-        lines.append(f"features: {_plain(about['features']['encoder'])}, D = {about['features']['width']}")
+        lines.append(f"features: {_plain(about['features']['encoder'])}, D = {about['features']['width']:d}")
     lines += [f"hash {plan.hash}", ""]
     lines += [*_bin_table(about["bins"]), "", *_class_table(about["classes"])]
     return "\n".join(lines).rstrip()
@@ -67,7 +69,7 @@ def _bin_table(bins: list[dict[str, Any]]) -> list[str]:
     if not bins:
         return ["no bins: the keys were given"]
     scores = sorted(set(bins[0]) - {"size", "kept", "rate", "importance"})
-    columns = ["bin", "size", *scores, "importance", "rate", "kept"]
+    columns = ["bin", "size", *map(_plain, scores), "importance", "rate", "kept"]
     rows = [
         [
             str(i),

@@ -137,7 +137,10 @@ def _open_npy(path: Path) -> NDArray[np.floating[Any]]:
     ) as error:  # NumPy hands the text to Python's tokenizer and literal reader: any may object
         text = " ".join(str(error).split())[:160]
         raise FeaturesError(f"embeddings {path}: damaged npy header ({text})") from error
-    if dtype.kind != "f" or dtype.itemsize not in (2, 4, 8) or len(shape) != 2 or shape[1] < 1:
+    fits = (
+        len(shape) == 2 and all(type(length) is int for length in shape) and shape[1] >= 1
+    )  # True is an int
+    if dtype.kind != "f" or dtype.itemsize not in (2, 4, 8) or not fits:
         raise FeaturesError(
             f"embeddings {path}: {dtype} of shape {shape}; expected (N, D) float16, float32 or float64"
         )

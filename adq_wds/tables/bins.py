@@ -49,8 +49,11 @@ class Bins:
         missing = {"n_bins", "kernel", "features", "classes", "names", "scores"} - self.header.keys()
         if missing:
             raise PlanError(f"bins: the header lacks {sorted(missing)}")
-        if self.classes != sorted(set(self.classes)) or any(
-            len(s) != self.n_bins for s in self.scores().values()
+        classes = self.classes
+        if (
+            classes != sorted(set(classes))
+            or not all(-1 <= label < 2**31 for label in classes)
+            or any(len(s) != self.n_bins for s in self.scores().values())
         ):
             raise PlanError("bins: the header's classes or scores contradict it")
         if n and (self.bin.min() < -1 or self.bin.max() >= self.n_bins):
@@ -105,7 +108,7 @@ class Bins:
             shards = [(str(entry["name"]), int(entry["n"])) for entry in file.header["shards"]]
             label, bin, pick = (table[name].to_numpy() for name in _SCHEMA.names)
             return cls(shards, label, bin, pick, _own(file.header))
-        except (PlanError, AttributeError, KeyError, TypeError, ValueError) as cause:
+        except (PlanError, AttributeError, KeyError, TypeError, ValueError, OverflowError) as cause:
             raise PlanError(f"{Path(path)}: damaged: {shorten(str(cause), 200)}") from cause
 
 

@@ -165,8 +165,9 @@ class FeaturesFile:
             self.n = int(entry["n"])
             self.width = _checked_width(self.header["width"])
             self.names = _checked_names(self.header["label_names"])
-            self.bad = [tuple(row) for row in self.header["bad"]]
+            self.bad = _checked_bad(self.header["bad"])
             self.bad_spans()
+            _check_origin(self.header, _schema(self.width).names)
         except (AdqError, KeyError, TypeError, ValueError, OverflowError) as cause:
             raise FeaturesError(f"{self.path}: damaged header: {shorten(str(cause))}") from cause
         if limit is not None and limit < self.n + len(self.bad):
@@ -211,8 +212,32 @@ def _checked_names(names: object) -> list[str] | None:
     raise ValueError(f"label names {names!r}")
 
 
+def _checked_bad(rows: object) -> list[tuple[Any, ...]]:
+    """(index, key, byte_offset, n_bytes, crc32, reason) per bad sample, of the types and signs they are written with."""
+    if not isinstance(rows, list):
+        raise ValueError(f"bad samples are a {type(rows).__name__}, expected a list")
+    for row in rows:
+        kinds = [type(value) for value in row] if isinstance(row, list) else None
+        if kinds != [int, str, int, int, int, str] or min(row[0], *row[2:5]) < 0:
+            raise ValueError(f"bad sample {shorten(row)}")
+    return [tuple(row) for row in rows]
+
+
+def _check_origin(header: Header, columns: list[str]) -> None:
+    """Raise unless a header says of which source it is, whether of all of it, and which columns it has."""
+    if header["columns"] != columns:
+        raise ValueError(f"columns {shorten(header['columns'])}")
+    if type(header["complete"]) is not bool:
+        raise ValueError(f"complete {shorten(header['complete'])}, expected true or false")
+    source = header["source"]
+    if not isinstance(source, dict) or any(type(value) is not int for value in source.values()):
+        raise ValueError(f"source {shorten(source)}, expected whole numbers by name")
+
+
 class Features:
     """A folder of features, opened: headers read and compared, rows left on the disk.
+
+    Iterating gives the files of its shards; `len` counts usable samples, not shards.
 
     Args:
         folder: where `embed_shards` wrote one file per shard.
@@ -279,6 +304,7 @@ class Features:
                     )
 
     def __iter__(self) -> Iterator[FeaturesFile]:
+        """The file of each shard, in order."""
         return iter(self.files)
 
     def __len__(self) -> int:

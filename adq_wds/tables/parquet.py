@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -21,10 +22,12 @@ import pyarrow.parquet as pq
 
 from adq_wds.errors import AdqError, shorten
 from adq_wds.files import atomic_path, canonical_json, sha256_text
+from adq_wds.tables import bounds
 
 HEADER_KEY = b"adq_wds"
 HASH_KEY = b"adq_wds.sha256"
-MAX_HEADER_BYTES = 1 << 28
+_NAMES_AT_ONCE = 1024
+_MAX_DEPTH = 32
 
 Header = dict[str, Any]
 ErrorClass = Callable[[str], AdqError]
@@ -72,15 +75,26 @@ def write_groups(
     """Write tables of one schema as the row groups of one file, whole or not at all.
 
     Raises:
-        AdqError: the file cannot be written; the old one, if any, is intact.
+        AdqError: the file cannot be written, or is larger than can be read back; the old one, if any, is intact.
     """
     text = canonical_json(header)
-    metadata = {HEADER_KEY: text.encode("utf-8"), HASH_KEY: sha256_text(text).encode("ascii")}
+    raw = text.encode("utf-8")
     options = {"compression": compression, "use_dictionary": False, "write_statistics": False}
-    with atomic_path(path) as partial, pq.ParquetWriter(partial, schema, **options) as writer:
-        for group in groups:
-            writer.write_table(group, row_group_size=max(1, group.num_rows))
-        writer.add_key_value_metadata(metadata)
+    try:
+        bounds.check_header(raw, len(header["shards"]))
+        with atomic_path(path) as partial:
+            rows = []
+            with pq.ParquetWriter(partial, schema, **options) as writer:
+                for group in groups:
+                    for column in group.schema:
+                        if pa.types.is_string(column.type):
+                            bounds.check_names(column.name, group[column.name].nbytes, group.num_rows)
+                    writer.write_table(group, row_group_size=max(1, group.num_rows))
+                    rows.append(group.num_rows)
+                writer.add_key_value_metadata({HEADER_KEY: raw, HASH_KEY: sha256_text(text).encode("ascii")})
+            bounds.check_rows(rows, bounds.check_footer(partial))
+    except bounds.TooLargeError as cause:
+        raise AdqError(f"cannot write {path}: {cause}; use fewer, larger shards and short keys") from None
 
 
 class GroupFile:
@@ -97,39 +111,64 @@ class GroupFile:
         self.path = Path(path)
         self._error = error
         try:
-            self._file = pq.ParquetFile(self.path, pre_buffer=False)
-            metadata = self._file.metadata.metadata or {}
+            self._size = bounds.check_footer(self.path)
+            self._file = pq.ParquetFile(
+                self.path,
+                pre_buffer=False,
+                thrift_string_size_limit=bounds.MAX_HEADER_BYTES,
+                thrift_container_size_limit=bounds.MAX_GROUPS,
+            )
+            self._metadata, self._schema = self._file.metadata, self._file.schema_arrow.remove_metadata()
+            metadata = self._metadata.metadata or {}
+            rows = [self._metadata.row_group(i).num_rows for i in range(self._metadata.num_row_groups)]
+            bounds.check_rows(rows, self._size)
         except FileNotFoundError:
             raise error(f"{self.path}: no such file") from None
-        except (pa.ArrowException, OSError, ValueError, KeyError, RuntimeError) as cause:
+        except (pa.ArrowException, OSError, ValueError, KeyError, RuntimeError, MemoryError) as cause:
             raise error(f"{self.path}: not a readable Parquet file ({shorten(str(cause))})") from cause
-        self.header, self.hash = self._checked_header(metadata, kind, version)
-        if [g.get("n") for g in self.header["shards"]] != [
-            self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)
-        ]:
+        self.header, self.hash = self._checked_header(metadata, kind, version, len(rows))
+        listed = [shard.get("n") for shard in self.header["shards"]]
+        if listed != rows or any(type(n) is not int for n in listed):
             raise error(f"{self.path}: damaged: its row groups are not those its header lists")
 
-    def _checked_header(self, metadata: dict[bytes, bytes], kind: str, version: int) -> tuple[Header, str]:
+    def _checked_header(
+        self, metadata: dict[bytes, bytes], kind: str, version: int, n_groups: int
+    ) -> tuple[Header, str]:
         raw, digest = metadata.get(HEADER_KEY), metadata.get(HASH_KEY)
         if raw is None or digest is None:
             raise self._error(f"{self.path}: not made by adq_wds (no header); expected a file of {kind}")
-        if len(raw) > MAX_HEADER_BYTES:
-            raise self._error(f"{self.path}: header of {len(raw):,} bytes, at most {MAX_HEADER_BYTES:,}")
+        try:
+            bounds.check_header(raw, n_groups)
+        except bounds.TooLargeError as cause:
+            raise self._error(f"{self.path}: damaged: {cause}") from cause
         if hashlib.sha256(raw).hexdigest().encode("ascii") != digest:
             raise self._error(f"{self.path}: damaged: the header does not match its hash; make it again")
-        header = json.loads(raw)
+        header = self._parsed(raw)
         if not isinstance(header, dict) or header.get("format") != f"adq_wds.{kind}":
-            found = header.get("format") if isinstance(header, dict) else header
-            raise self._error(f"{self.path}: holds {shorten(found)}, expected adq_wds.{kind}")
-        if header.get("version") not in range(1, version + 1):
+            found = header.get("format") if isinstance(header, dict) else None
+            raise self._error(f"{self.path}: holds {_shown(found)}, expected adq_wds.{kind}")
+        if type(header.get("version")) is not int or not 1 <= header["version"] <= version:
             raise self._error(
-                f"{self.path}: version {shorten(header.get('version'))} of the {kind} format; "
+                f"{self.path}: version {_shown(header.get('version'))} of the {kind} format; "
                 f"this adq_wds reads versions 1 to {version}, so a newer one is needed"
             )
         shards = header.get("shards")
         if not isinstance(shards, list) or not all(isinstance(shard, dict) for shard in shards):
             raise self._error(f"{self.path}: damaged: the header lists no shards")
         return header, digest.decode("ascii")
+
+    def _parsed(self, raw: bytes) -> Any:
+        """The header's JSON: finite numbers, few levels, and text that can be written again."""
+        try:
+            header = json.loads(raw, parse_constant=_finite, parse_float=_finite)
+            _check_depth(header)
+            # half a surrogate pair has no UTF-8: the header would have no hash
+            if b"\\ud" in raw or b"\\uD" in raw:
+                canonical_json(header).encode("utf-8")
+        except (ValueError, RecursionError, MemoryError) as cause:
+            reason = shorten(str(cause) or type(cause).__name__)
+            raise self._error(f"{self.path}: damaged: the header is not JSON of ours ({reason})") from cause
+        return header
 
     def group(self, i: int, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
         """Row group `i`, or some of its columns, checked against the header.
@@ -139,21 +178,68 @@ class GroupFile:
         """
         entry = self.header["shards"][i]
         wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
-        place = f"{self.path}, shard {shorten(entry.get('name'))}"
+        place = f"{self.path}, shard {_shown(entry.get('name'))}"
         try:
-            table = self._file.read_row_group(i, columns=wanted.names, use_threads=False)
-            table.validate(full=True)
-            table = table.select(wanted.names).replace_schema_metadata(None)
-            if table.schema != wanted:  # before the hashes, which know the formats' types only
-                raise ValueError(f"columns {table.schema.names} of types {table.schema.types}")
+            table = self._read(i, entry["n"], schema, wanted)
             found = column_hashes(table)
         except (pa.ArrowException, OSError, ValueError, KeyError, RuntimeError, MemoryError) as cause:
-            raise self._error(f"{place}: damaged: {shorten(str(cause))}; make it again") from cause
+            raise self._error(f"{place}: damaged: {shorten(str(cause), 200)}; make it again") from cause
         listed = entry.get("columns")
         for name, digest in found.items():
             if not isinstance(listed, dict) or listed.get(name) != digest:
                 raise self._error(f"{place}: damaged: column {name!r} does not match its hash; make it again")
         return table
+
+    def _read(self, i: int, n: int, schema: pa.Schema, wanted: pa.Schema) -> pa.Table:
+        """Some columns of a row group of `n` rows, of which nothing is read that is not of the format's types."""
+        if not self._schema.equals(schema):
+            raise ValueError(f"columns {self._schema.names} of types {self._schema.types}")
+        for field in wanted:
+            bounds.check_width(field, n, self._size)
+        numbers = [field.name for field in wanted if not pa.types.is_string(field.type)]
+        read = {field.name: self._names(i, n, field.name) for field in wanted if field.name not in numbers}
+        if numbers:
+            table = self._file.read_row_group(i, columns=numbers, use_threads=False)
+            read |= {name: table[name] for name in numbers}
+        table = pa.Table.from_arrays([read[name] for name in wanted.names], schema=wanted)
+        table.validate(full=True)
+        if table.num_rows != n:
+            raise ValueError(f"{table.num_rows} rows, its header lists {n}")
+        return table
+
+    def _names(self, i: int, n: int, name: str) -> pa.ChunkedArray:
+        """A column of text, some rows at a time: a page of some bytes may unfold to any length of text."""
+        chunks, n_bytes = [], 0
+        for batch in self._file.iter_batches(
+            _NAMES_AT_ONCE, row_groups=[i], columns=[name], use_threads=False
+        ):
+            chunks.append(batch.column(0))
+            n_bytes += chunks[-1].nbytes
+            bounds.check_names(name, n_bytes, n)
+        return pa.chunked_array(chunks, type=pa.string())
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"number {text[:20]}")
+    return number
+
+
+def _check_depth(header: Any) -> None:
+    """Raise `ValueError` for lists in lists in lists: to compare or to show them is to recurse."""
+    level: list[Any] = [[header]]
+    for _ in range(_MAX_DEPTH):
+        inner = (value for each in level for value in (each.values() if isinstance(each, dict) else each))
+        level = [value for value in inner if isinstance(value, (dict, list))]
+        if not level:
+            return
+    raise ValueError(f"more than {_MAX_DEPTH} levels")
+
+
+def _shown(value: object) -> str:
+    """A text or number of the header; of a list, which may be deep, its type only."""
+    return shorten(value) if isinstance(value, (str, int, float)) else type(value).__name__
 
 
 def embedding_type(width: int) -> pa.DataType:

@@ -23,7 +23,9 @@ from adq_wds.tables.spans import SPAN_FIELDS, Spans, scan_spans
 VERSION = 1
 ALWAYS = -1  # rank of a sample that is kept whatever the budget
 NEVER = 2**31 - 1  # rank of a sample outside all bins: damaged, or of a class left out
-HELD_SHARDS = 72  # row groups kept open: the 64 lanes of a shuffled stream, and 8 to spare
+HELD_SHARDS = (
+    72  # shards whose rows are held: streams that read several shards in turn read each one's rows once
+)
 _SCHEMA = pa.schema(
     [
         *SPAN_FIELDS,
@@ -113,7 +115,8 @@ class Plan:
     """A selection for a set of shards; opened lazily, one shard at a time.
 
     Make one with `build_plan`, `load_plan` or `Plan.from_keys`. It pickles as its path and hash when it has a
-    file, so that workers read the same file instead of copying it.
+    file, so that workers read the same file instead of copying it. Iterating gives its shards, a `PlanShard` each;
+    `len` counts kept samples, not shards.
 
     Attributes:
         header: settings, counts per shard, class and bin, scores; see `adq show`.
@@ -294,9 +297,11 @@ def _find_keys(spans: dict[str, Spans], keys: Iterable[str | tuple[str, str]]) -
     for name, found in spans.items():
         for key in found.keys:
             holders.setdefault(key, []).append(name)
+    if isinstance(keys, str):
+        raise ValueError(f"keys must be a list, got the text {shorten(keys)}; write [{shorten(keys)}]")
     wanted = set()
     for asked in keys:
-        shard, key = asked if isinstance(asked, tuple) else (None, asked)
+        shard, key = (None, asked) if isinstance(asked, str) else asked
         names = [name for name in holders.get(key, []) if shard in (None, name)]
         if not names:
             place = "any shard" if shard is None else f"shard {shorten(shard)}"

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from adq_wds.errors import ShardError
+from adq_wds.errors import PlanError, ShardError
 from adq_wds.shards import check_shard_name
 from adq_wds.tables.parquet import GroupFile, column_hashes, write_groups
 from adq_wds.tar import Ignored, iter_spans, open_shard, payload_crc32
@@ -155,9 +155,14 @@ def load_index(path: str | os.PathLike[str]) -> dict[str, Spans]:
         ShardError: the file is damaged or of another kind.
     """
     file = GroupFile(path, kind="index", version=VERSION, error=ShardError)
-    entries = file.header["shards"]
     schema = pa.schema(SPAN_FIELDS)
-    return {
-        check_shard_name(entry.get("name")): Spans.from_table(file.group(i, schema))
-        for i, entry in enumerate(entries)
-    }
+    found: dict[str, Spans] = {}
+    for i, entry in enumerate(file.header["shards"]):
+        try:
+            name = check_shard_name(entry.get("name"))
+        except PlanError as cause:
+            raise ShardError(f"{file.path}: damaged header: {cause}") from cause
+        if name in found:
+            raise ShardError(f"{file.path}: damaged header: shard {name} is listed twice")
+        found[name] = Spans.from_table(file.group(i, schema))
+    return found

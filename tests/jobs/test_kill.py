@@ -23,7 +23,8 @@ CHEAP = ["--encoder", "thumbnail"]
 
 # The command as it is, with an encoder that takes 2 ms an image and writes down each one in the file argv[1].
 SLOW_COMMAND = """
-import os, sys, time
+import os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits that it is ignored
 import adq_wds.jobs.run
 from adq_wds.cli import main
 from adq_wds.models.thumbnail import Thumbnail

@@ -131,6 +131,33 @@ def test_a_hostile_name_stays_on_its_line_and_in_plain_letters(
     assert text.count("\n") == plain.count("\n")
 
 
+HOSTILE = ["a\nkeeps 99", "\x1b[31m\n" * 50, "x\u202ey", "\r\x07"]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("place", ["setting", "value", "values", "score", "encoder"])
+def test_whatever_a_plan_names_stays_on_its_line_and_in_plain_letters(
+    place: str, name: str, plan: adq.Plan
+) -> None:
+    """S3."""
+    hostile: dict[str, dict[str, Any]] = {
+        "setting": {"settings": {name: 1}},
+        "value": {"settings": {"a": name}},
+        "values": {"settings": {"a": [name, name]}},
+        "score": {"bins": [{**row, name: 0.5} for row in plan.header["bins"]]},
+        "encoder": {"features": {**plan.header["features"], "encoder": name}},
+    }
+    text = show_plan(adq.Plan.from_shards(list(plan), {**plan.header, **hostile[place]}))
+    assert all(line.isprintable() and len(line) < 250 for line in text.split("\n"))
+    assert text.count("\n") == show_plan(plan).count("\n")
+
+
+@pytest.mark.parametrize("entry", [{"bad": "\x1b[2J"}, {"features": {"encoder": "a", "width": "\x1b[2J"}}])
+def test_a_text_where_a_number_should_be_is_not_shown(entry: dict[str, Any], plan: adq.Plan) -> None:
+    with pytest.raises(adq.PlanError, match="plan: damaged header"):
+        show_plan(adq.Plan.from_shards(list(plan), {**plan.header, **entry}))
+
+
 @pytest.mark.parametrize(
     "header", [{"settings": 5}, {"bins": [{}]}, {"bins": [5]}, {"texture": {"all": "x"}}]
 )

@@ -216,6 +216,8 @@ def header(shape: str, descr: str = "'<f4'") -> str:
         (npy(header("(2, 2)"), version=9), "not an npy file of version 1 or 2"),
         (npy(header("(4,)"), b"\0" * 16), r"float32 of shape \(4,\); expected \(N, D\)"),
         (npy(header("(2, 0)")), r"float32 of shape \(2, 0\)"),
+        (npy(header("(True, 4)"), b"\0" * 16), r"float32 of shape \(True, 4\); expected \(N, D\)"),
+        (npy(header("(4, True)"), b"\0" * 16), r"float32 of shape \(4, True\)"),
         (npy(header("(2, 2)", "'<i4'"), b"\0" * 16), "int32 of shape"),
         (npy(header("(2, 2)", "'|O'"), b"\0" * 16), "object of shape"),
         (npy(header("(-2, -2)"), b"\0" * 16), "damaged npy header|of shape"),

@@ -310,6 +310,13 @@ def test_a_selection_made_elsewhere_becomes_a_plan(make_shard: Callable[..., Pat
     assert set(plan.table()["rank"].to_pylist()) == {ALWAYS, NEVER}
 
 
+def test_pairs_may_be_lists_and_a_bare_text_is_refused(make_shard: Callable[..., Path]) -> None:
+    shard = make_shard("a.tar", 5)
+    assert adq.Plan.from_keys(shard, [["a.tar", "s00001"]]).keys() == ["s00001"]  # type: ignore[list-item]
+    with pytest.raises(ValueError, match=r"keys must be a list, got the text 's00001'"):
+        adq.Plan.from_keys(shard, "s00001")
+
+
 @pytest.mark.parametrize(
     ("keys", "text"),
     [
