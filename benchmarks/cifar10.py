@@ -6,7 +6,7 @@ with `Subsample` reads.
 
     python -m benchmarks.cifar10 --data DATA --out benchmarks/results/cifar10.json
 
-Last measured (two cores of an AMD EPYC, Python 3.11, numpy 2.4; three runs): 5.7 s, and 0.3 s for another ratio. 10,000 of 50,000 samples, 1,000 of each class;
+Last measured (two cores of an AMD EPYC, Python 3.11, numpy 2.4; three runs): 6.0 s (6.0 to 6.4), and 0.4 s for another ratio. 10,000 of 50,000 samples, 1,000 of each class;
 the rates of the bins run from 0.182 to 0.212.
 """
 

@@ -6,9 +6,9 @@ checksums, decoding, texture, the encoder, and the whole job. Weights are random
 
     python -m benchmarks.embedding --data DATA --out benchmarks/results/embedding.json
 
-Last measured (two cores of an AMD EPYC, Python 3.11, numpy 2.4, torch 2.15): 600 photographs take 7.2 s, 0.95 times (0.95 to 1.00) the sum of decoding
-alone (0.33 s) and the network alone (7.2 s): decoding hides behind the network. CIFAR-10 with `thumbnail` takes 125 us a
-sample for the whole job; of that scan and checksum 7.4, decoding 39, texture 8.9, encoder 6.3 when run alone. The rest is
+Last measured (two cores of an AMD EPYC, Python 3.11, numpy 2.4, torch 2.15): 600 photographs take 7.7 s, 0.97 times (0.95 to 0.99) the sum of decoding
+alone (0.34 s) and the network alone (7.6 s): decoding hides behind the network. CIFAR-10 with `thumbnail` takes 106 us a
+sample for the whole job; of that scan and checksum 7.4, decoding 41, texture 9.3, encoder 6.7 when run alone. The rest is
 threads that wait for each other (Pillow holds the interpreter for most of a 32x32 JPEG), labels, hashing and writing.
 """
 

@@ -7,7 +7,7 @@ bins, scores, quotas, ranks and writing plan.parquet.
     python -m benchmarks.planning make --folder /tmp/imagenet-features
     python -m benchmarks.planning time --folder /tmp/imagenet-features --out benchmarks/results/planning.json
 
-Last measured (two cores of an AMD EPYC, Python 3.11, numpy 2.4; three runs, each in a process of its own): 1,281,000 samples planned in 34 s (33 to 35), 0.42 GiB
+Last measured (two cores of an AMD EPYC, Python 3.11, numpy 2.4; three runs, each in a process of its own): 1,281,000 samples planned in 33 s (33 to 34), 0.43 GiB
 at the peak. Nothing is compared in the same run: no other program plans from files on the disk. The greedy itself is
 raced in `benchmarks.graphcut`.
 """
