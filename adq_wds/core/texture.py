@@ -22,7 +22,7 @@ def texture(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         (B,) float32, each the same whatever else is in the batch.
 
     Source: Li et al. 2024 (arXiv 2412.16895), representativeness. The paper averages over 32×32 tiles; taking
-    the whole image at once is ours: it agrees to a correlation of 0.998 at a third of the cost.
+    the whole image at once is ours, and needs no tiles.
 
     >>> step = np.zeros((1, 4, 4, 3), np.uint8); step[:, :, 2:] = 255
     >>> texture(step)

@@ -19,6 +19,7 @@ from adq_wds.jobs.embed import embed_shards, positive
 from adq_wds.jobs.embed_shard import source_stamp
 from adq_wds.jobs.plan import build_plan, find_bins, plan_settings
 from adq_wds.jobs.write import refuse_sources, write_kept
+from adq_wds.models.stored import open_embeddings
 from adq_wds.registry import encoder as named_encoder
 from adq_wds.shards import expand_urls, shard_names
 from adq_wds.tables.bins import Bins
@@ -77,11 +78,16 @@ def run_job(
     """
     paths = expand_urls(urls)
     check_plan_options(plan)  # before hours of embedding, not after
-    source = None if embed.get("embeddings") is not None else named_encoder(**encoder)
+    stored = embed.get("embeddings")
+    source = (
+        named_encoder(**encoder) if stored is None else named_encoder("thumbnail")
+    )  # not used beside `stored`
+    used = source if stored is None else open_embeddings(stored)
     asked = {
         "format": "adq_wds.run",
         "version": VERSION,
         "arguments": {"encoder": encoder, "embed": embed, "plan": plan, "write": write},
+        "source": [used.name, used.revision],  # a file may change under the same path
         "shards": [
             {"path": os.path.abspath(path), "name": name, **source_stamp(path)}
             for path, name in zip(paths, shard_names(paths), strict=True)
@@ -94,7 +100,7 @@ def run_job(
             return {**done, "nothing_to_do": True}
         if write:
             _refuse_foreign_shards(folder, paths)
-        features = embed_shards(paths, source or "thumbnail", folder / "features", progress=progress, **embed)
+        features = embed_shards(paths, source, folder / "features", progress=progress, **embed)
         made = _plan(folder, features, plan, progress)
         result = {**asked, **_summary(features, made)}
         if write:
