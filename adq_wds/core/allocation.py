@@ -81,6 +81,37 @@ def _surely_won(size: NDArray[np.int64], weight: NDArray[np.float64], budget: in
     return seats
 
 
+def fresh_draw(
+    rank: NDArray[np.int32], size: NDArray[np.int64], quota: NDArray[np.int64], epoch: int
+) -> NDArray[np.bool_]:
+    """Which samples does this epoch keep, when every epoch takes the next ones of each cell?
+
+    Epoch e keeps ranks with (rank − e·quota) mod size < quota: exactly `quota` of a cell in each epoch, epoch 0 as a
+    plan without fresh draws, and each sample at least once in ⌈size/quota⌉ epochs. The compute per epoch falls with
+    the keep ratio; the data seen over a training does not.
+
+    Args:
+        rank: (n,) int32, rank of each sample in its cell, 0 … size − 1.
+        size: (n,) int64, samples in that cell, >= 1.
+        quota: (n,) int64, how many of them an epoch keeps.
+        epoch: >= 0.
+
+    Returns:
+        (n,) bool.
+
+    Source: ours.
+
+    >>> rank, size, quota = np.arange(5), np.full(5, 5), np.full(5, 2)
+    >>> [np.flatnonzero(fresh_draw(rank, size, quota, epoch)).tolist() for epoch in range(3)]
+    [[0, 1], [2, 3], [0, 4]]
+    """
+    if epoch < 0:
+        raise ValueError(f"epoch must be >= 0, got {epoch}")
+    place = (rank.astype(np.int64) - (epoch % size) * quota) % size
+    fresh: NDArray[np.bool_] = place < quota
+    return fresh
+
+
 def adaptive(
     size: NDArray[np.int64], importance: NDArray[np.float64], keep: float, *, alpha: float = 0.65
 ) -> NDArray[np.float64]:

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from adq_wds.core.allocation import fresh_draw
 from adq_wds.errors import PlanError, shorten
 from adq_wds.files import canonical_json, sha256_text
 from adq_wds.shards import ShardNames, check_shard_name, expand_urls, shard_names
@@ -138,6 +139,7 @@ class Plan:
             self._quota = np.array(header["cells"]["quota"], dtype=np.int64).reshape(
                 len(self._classes) or 1, -1
             )
+            self._size = np.array(header["cells"]["size"], dtype=np.int64).reshape(self._quota.shape)
             self.n_samples = sum(int(entry["n"]) for entry in header["shards"])
             self.n_kept = sum(self._kept)
             agrees = (header["n_samples"], header["n_kept"]) == (self.n_samples, self.n_kept)
@@ -187,7 +189,7 @@ class Plan:
         Raises:
             PlanError: a key is in no shard, or in several and given without its shard.
 
-        The samples have no bins, so fresh draws and `adq show`'s table do not apply.
+        The samples have no bins: `kept_in` keeps the same ones in every epoch, and `adq show` has no table.
         """
         paths = expand_urls(urls)
         names = shard_names(paths)
@@ -242,6 +244,25 @@ class Plan:
         while len(self._held) > HELD_SHARDS:
             self._held.popitem(last=False)
         return shard
+
+    def kept_in(self, name: str, epoch: int) -> NDArray[np.bool_]:
+        """Which samples of a shard an epoch keeps, with fresh draws: (n,) bool, rows as in `shard(name)`.
+
+        Every epoch takes as many of each class and bin as the plan does, going through them in the order of their
+        ranks; epoch 0 is the plan itself. Must-include samples are kept in all.
+
+        Raises:
+            PlanError: the shard is not in the plan, its rows are damaged, or a rank contradicts its cell's size.
+        """
+        rows = self.shard(name)
+        kept: NDArray[np.bool_] = rows.rank == ALWAYS
+        drawn = np.flatnonzero((rows.bin >= 0) & ~kept)
+        cell = np.searchsorted(self._classes, rows.label[drawn]), rows.bin[drawn]
+        size = self._size[cell]
+        if (rows.rank[drawn] >= size).any():
+            raise PlanError(f"{self._where}: shard {shorten(name)}: a rank is beyond the size of its bin")
+        kept[drawn] = fresh_draw(rows.rank[drawn], size, self._quota[cell], epoch)
+        return kept
 
     def __iter__(self) -> Iterator[PlanShard]:
         """The rows of each shard, in order."""

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adq_wds.core.allocation import adaptive, budget_for, split_budget, uniform
+from adq_wds.core.allocation import adaptive, budget_for, fresh_draw, split_budget, uniform
 
 
 def seat_by_seat(size: Any, weight: Any, budget: int) -> list[int]:
@@ -103,3 +103,21 @@ def test_keep_out_of_range_is_refused_with_its_value(keep: Any) -> None:
     """F34."""
     with pytest.raises(ValueError, match=rf"keep must be a number in \[0, 1\], got {keep!r}"):
         budget_for(keep, 10)
+
+
+@given(st.integers(1, 40), st.data())
+def test_fresh_draws_keep_the_quota_in_every_epoch_and_all_within_a_round(
+    n: int, data: st.DataObject
+) -> None:
+    quota = data.draw(st.integers(1, n))
+    first = data.draw(st.integers(0, 10**12))
+    rank, size, quotas = np.arange(n, dtype=np.int32), np.full(n, n), np.full(n, quota)
+    epochs = [fresh_draw(rank, size, quotas, first + e) for e in range(-(-n // quota))]
+    assert {int(kept.sum()) for kept in epochs} == {quota}
+    assert np.logical_or.reduce(epochs).all()
+
+
+def test_a_negative_epoch_is_refused() -> None:
+    one = np.ones(1, dtype=np.int64)
+    with pytest.raises(ValueError, match="epoch must be >= 0, got -1"):
+        fresh_draw(np.zeros(1, dtype=np.int32), one, one, -1)

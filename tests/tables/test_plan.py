@@ -52,6 +52,37 @@ def plan() -> adq.Plan:
     return adq.Plan.from_shards([shard_of("b.tar", first=100), shard_of("a.tar")], HEADER)
 
 
+def one_cell(ranks: list[int], size: int, quota: int) -> adq.Plan:
+    n = len(ranks)
+    zero, rank = np.zeros(n, dtype=np.int32), np.array(ranks, dtype=np.int32)
+    kept = rank < quota
+    shard = PlanShard("a.tar", spans_of(n), zero, zero.astype(np.int16), zero, rank, kept)
+    header = {**HEADER, "classes": [{"label": 0}], "cells": {"size": [[size]], "quota": [[quota]]}}
+    return adq.Plan.from_shards([shard], header)
+
+
+def test_fresh_draws_start_with_the_plan_and_see_every_sample(plan: adq.Plan) -> None:
+    plan = one_cell([3, 0, 6, 1, 5, 2, 4, ALWAYS, ALWAYS], size=7, quota=3)
+    epochs = [plan.kept_in("a.tar", epoch) for epoch in range(20)]
+    assert epochs[0].tolist() == plan.shard("a.tar").kept.tolist()
+    assert all(kept.sum() == 3 + 2 for kept in epochs)  # the must-include samples are in every one
+    assert np.logical_or.reduce(epochs[:3]).all()
+    assert np.logical_or.reduce(epochs[5:8]).all()
+
+
+def test_fresh_draws_leave_out_what_is_in_no_bin_and_cells_without_a_quota() -> None:
+    assert not one_cell([0, 1, 2], size=3, quota=0).kept_in("a.tar", 1).any()
+    header = {**HEADER, "cells": {"size": [[3, 3], [3, 2]], "quota": [[3, 3], [3, 2]]}}
+    shard = shard_of("a.tar")
+    whole = PlanShard(*[getattr(shard, name) for name in PlanShard.__annotations__][:-1], shard.rank < 3)
+    assert adq.Plan.from_shards([whole], header).kept_in("a.tar", 2).tolist() == [True] * 11 + [False]
+
+
+def test_a_rank_beyond_its_cell_is_refused_when_draws_are_fresh() -> None:
+    with pytest.raises(adq.PlanError, match=r"shard 'a\.tar': a rank is beyond the size of its bin"):
+        one_cell([0, 1, 5], size=3, quota=1).kept_in("a.tar", 1)
+
+
 @pytest.fixture
 def path(plan: adq.Plan, tmp_path: Path) -> Path:
     plan.save(tmp_path / "plan.parquet")
@@ -217,8 +248,13 @@ VIOLATIONS: dict[str, tuple[Callable[[dict[str, Any], list[pa.Table]], None], st
     "wrong total": (set_header("n_samples", 25), "contradict each other"),
     "no cells": (set_header("cells", {}), "damaged header"),
     "quota of text": (set_header("cells", {"quota": [["x", 1], [1, 1]]}), "damaged header"),
+    "no sizes": (set_header("cells", {"quota": [[1, 1], [1, 1]]}), "damaged header"),
+    "sizes of another shape": (
+        set_header("cells", {"size": [[3, 3]], "quota": [[1, 1], [1, 1]]}),
+        "damaged header",
+    ),
     "other quota": (
-        set_header("cells", {"quota": [[2, 1], [1, 1]]}),
+        set_header("cells", {"size": [[3, 3], [3, 2]], "quota": [[2, 1], [1, 1]]}),
         "does not follow from ranks and quotas",
     ),
     "missing column": (drop_column, "damaged"),
