@@ -9,7 +9,8 @@ ties to the lowest position. The last bin takes what is left, in the order of th
 Recomputing the sums is cubic. After a pick u only one row changes the gains, gain -= 2 s(u, .), and because all dot
 products are exact (`core.kernel`), running sums equal recomputed sums bit for bit.
 
-Two evaluators give the same order. Here: a Gram matrix, n * n * 8 bytes. In `core.graphcut_pool`: O(n * D) memory.
+Two evaluators give the same order. Here: a Gram matrix, n * n * 8 bytes. In `core.graphcut_pool`: O(n * D) memory
+(for a similarity that is no dot product of rows, `core.graphcut_rows`).
 The order alone gives back every query: with q = (sum of V) - 2 (sum of S), gain(x) = 0.5 (|V| - 2 |S|) + 0.5 x . q.
 """
 
@@ -107,10 +108,11 @@ def graphcut_bins(
     if memory_bytes < 0:
         raise ValueError(f"memory_bytes is {memory_bytes}, expected 0 or more")
     n = len(rows)
+    warn_above_exact_rows(n)
     if n * n * 8 <= memory_bytes:
         return graphcut_bins_gram(rows @ rows.T, bins, progress=progress)
     sizes = bin_sizes(n, bins)
-    return _binning(pool_order(rows, sizes, memory_bytes=memory_bytes, progress=progress), sizes)
+    return binning_of_order(pool_order(rows, sizes, memory_bytes=memory_bytes, progress=progress), sizes)
 
 
 def graphcut_bins_gram(
@@ -140,7 +142,7 @@ def graphcut_bins_gram(
     if similarity.ndim != 2 or similarity.shape[0] != similarity.shape[1]:
         raise ValueError(f"similarity has shape {similarity.shape}, expected (n, n)")
     sizes = bin_sizes(len(similarity), bins)
-    return _binning(_gram_order(similarity, sizes, progress), sizes)
+    return binning_of_order(_gram_order(similarity, sizes, progress), sizes)
 
 
 def _gram_order(
@@ -164,7 +166,12 @@ def _gram_order(
     return np.array(order, dtype=np.int64)
 
 
-def _binning(order: NDArray[np.int64], sizes: NDArray[np.int64]) -> Binning:
+def binning_of_order(order: NDArray[np.int64], sizes: NDArray[np.int64]) -> Binning:
+    """The bins that an order of picks fills: (n,) int64 positions and (K,) int64 sizes, which sum to n.
+
+    >>> binning_of_order(np.array([2, 0, 1]), np.array([2, 1]))
+    Binning(bin=array([0, 1, 0], dtype=int16), pick=array([1, 0, 0], dtype=int32))
+    """
     n = len(order)
     bins = np.empty(n, dtype=np.int16)
     pick = np.empty(n, dtype=np.int32)
@@ -183,9 +190,13 @@ def _check_rows(rows: NDArray[np.float64]) -> None:
         raise ValueError(
             "rows are not multiples of 2^-16, so sums would round: pass them through unit_rows first"
         )
-    if len(rows) > EXACT_ROWS:
+
+
+def warn_above_exact_rows(n: int) -> None:
+    """Warn the caller's caller when n rows are more than their sums are exact for."""
+    if n > EXACT_ROWS:
         warnings.warn(
-            f"{len(rows):,} rows in one GraphCut, exact up to {EXACT_ROWS:,}: sums may round and near-ties may depend "
+            f"{n:,} rows in one GraphCut, exact up to {EXACT_ROWS:,}: sums may round and near-ties may depend "
             "on the machine; split by class, or fit a codebook on a sample",
             stacklevel=3,
         )

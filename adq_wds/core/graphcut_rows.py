@@ -1,0 +1,123 @@
+"""How does exact GraphCut run on a similarity that is no dot product, when its matrix does not fit in memory?
+
+Rows on demand: the sums over V once, block by block, then one row of similarities per pick. Sums of later bins follow
+from those of the first, and samples that are in a bin leave the rows, so that later picks cost less. Any similarity
+will do whose entries are rounded so that sums are exact; the answer then equals the matrix's bit for bit.
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adq_wds.core.graphcut import Binning, bin_sizes, binning_of_order
+
+logger = logging.getLogger("adq_wds")
+
+F64 = NDArray[np.float64]
+
+TOLD_SECONDS = 10.0  # from this expected time on, rows on demand are worth a line in the log
+_TRIAL_SUMS = 1024  # samples whose sums are timed to know what all of them take
+
+
+class SimilarityRows(Protocol):
+    """A symmetric similarity between n samples, multiples of 2^-33 (so that sums are exact), a row at a time."""
+
+    def __len__(self) -> int: ...
+
+    def sums(self) -> F64:
+        """(n,) float64, the sum of each sample's row."""
+
+    def row(self, u: int) -> F64:
+        """(n,) float64, sample u's similarity with all."""
+
+    def take(self, keep: NDArray[np.int64]) -> SimilarityRows:
+        """The similarity between some of the samples, in the order given."""
+
+
+def graphcut_bins_rows(
+    similarity: SimilarityRows, bins: int, *, progress: Callable[[int], object] | None = None
+) -> Binning:
+    """Split samples into GraphCut bins by rows of similarities on demand: n rows, never more than one at a time.
+
+    Args:
+        similarity: of n samples, in the order that breaks ties (lowest position first); never written.
+        bins: K, 1 to 32,767.
+        progress: called with the number of picks made since its last call; they sum to n.
+
+    Returns:
+        The bin and the pick order of every sample, as `graphcut_bins_gram` gives them for the matrix.
+
+    Raises:
+        ValueError: bins out of range.
+
+    Source: as `graphcut_bins`; rows on demand are ours.
+
+    >>> from adq_wds.core.gradient import GradientKernel
+    >>> grad = np.array([[1.0, -1.0], [-1.0, 1.0], [1.0, -1.0]], dtype=np.float16)
+    >>> kernel = GradientKernel.from_stored(grad, np.ones(3, dtype=np.float32), np.ones((3, 1)))
+    >>> graphcut_bins_rows(kernel, 2)
+    Binning(bin=array([0, 0, 1], dtype=int16), pick=array([0, 1, 0], dtype=int32))
+    """
+    sizes = bin_sizes(len(similarity), bins)
+    _tell(similarity)
+    return binning_of_order(_rows_order(similarity, sizes, progress), sizes)
+
+
+def _rows_order(
+    held: SimilarityRows, sizes: NDArray[np.int64], progress: Callable[[int], object] | None
+) -> NDArray[np.int64]:
+    """(n,) int64, positions in the order picked. Gains are kept halved, as they are with a matrix."""
+    n = len(held)
+    position = np.arange(n)  # (m,) where each held sample stands in the caller's, ascending
+    start: F64 = 0.5 * held.sums()  # halved sums over V
+    order: list[int] = []
+    for size in sizes.tolist():
+        gain = start.copy()
+        for _ in range(size):
+            u = int(gain.argmax())
+            order.append(int(position[u]))
+            gain -= held.row(u)
+            gain[u] = -np.inf
+            if 0 < (n - len(order)) * 8 <= len(gain) * 7:
+                keep = np.flatnonzero(gain > -np.inf)
+                held, position = held.take(keep), position[keep]
+                start, gain = start[keep], gain[keep]
+            if progress is not None:
+                progress(1)
+        start = 0.5 * (start + gain)  # the next V is V without S
+    return np.array(order, dtype=np.int64)
+
+
+def _tell(similarity: SimilarityRows) -> None:
+    """Say how long it will take, where that is long: measured on the sums of a few samples and on one row."""
+    n = len(similarity)
+    if n == 0:
+        return
+    few = similarity.take(np.arange(min(n, _TRIAL_SUMS)))
+    sums_s = _seconds(few.sums) * (n / len(few)) ** 2
+    rows_s = _seconds(lambda: similarity.row(0)) * n / 2  # rows shorten as samples leave: to half, on average
+    if sums_s + rows_s >= TOLD_SECONDS:
+        logger.warning(
+            "GraphCut: a matrix of %s samples takes %.1f GiB, more than the memory budget, so rows are taken on "
+            "demand: about %.0f s. Where there is memory, a larger budget takes far less",
+            f"{n:,}",
+            n * n * 8 / 2**30,
+            sums_s + rows_s,
+        )
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """Median of three: the first call may have to wake threads."""
+    taken = []
+    for _ in range(3):
+        began = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken)

@@ -1,0 +1,460 @@
+"""Are last-layer gradients right however sure the network is, and are their bins exactly the naive greedy's?"""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+import warnings
+from decimal import Decimal, localcontext
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adq_wds.core import gradient, graphcut
+from adq_wds.core.gradient import GradientKernel, gradient_bins, logit_gradients
+from adq_wds.core.graphcut import bin_sizes
+from adq_wds.core.kernel import unit_rows
+
+GRAM = 1 << 30
+
+
+def plain_gradient(z: list[float], y: int, double_softmax: bool) -> list[float]:
+    """The definition in as many digits as it cancels, one row at a time."""
+    with localcontext() as context:
+        context.prec = int(2 * (max(z) - min(z)) / math.log(10)) + 60
+
+        def softmax(values: list[Decimal]) -> list[Decimal]:
+            powers = [(v - max(values)).exp() for v in values]
+            return [power / sum(powers) for power in powers]
+
+        p = softmax([Decimal(v) for v in z])
+        b = [v - (c == y) for c, v in enumerate(softmax(p) if double_softmax else p)]
+        if double_softmax:
+            mean = sum(u * v for u, v in zip(p, b, strict=True))
+            b = [u * (v - mean) for u, v in zip(p, b, strict=True)]
+        length = sum(v * v for v in b).sqrt()
+        return [float(v / length) for v in b]
+
+
+@pytest.mark.parametrize("double_softmax", [False, True])
+@settings(max_examples=40, deadline=None)
+@given(
+    C=st.integers(2, 6),
+    gap=st.sampled_from([0.0, 1e-9, 0.01, 1.0, 30.0, 400.0, 1500.0]),
+    few=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_directions_equal_the_definition_in_many_digits(double_softmax, C, gap, few, seed):
+    rng = np.random.default_rng(seed)
+    z = gap * (rng.integers(0, 3, size=(4, C)) / 2 if few else rng.random((4, C)))  # few values: classes tie
+    labels = rng.integers(0, C, size=4)
+    got = logit_gradients(z, labels, double_softmax=double_softmax)
+    expected = [
+        plain_gradient(row, y, double_softmax) for row, y in zip(z.tolist(), labels.tolist(), strict=True)
+    ]
+    assert np.abs(got - np.array(expected)).max() <= 2e-7  # float32's last bit
+
+
+@pytest.mark.parametrize("label", range(4))
+@pytest.mark.parametrize("gap", [0.0, 1e-12, 3e-7])
+def test_softmax_twice_is_exact_where_two_classes_nearly_tie_and_the_rest_are_far(gap, label):
+    z = [0.0, -gap, -28.0, -50.0]  # e^-28 is about 1e-12: as small as what the tie leaves
+    got = logit_gradients(np.array([z]), np.array([label]), double_softmax=True)
+    assert np.abs(got[0] - plain_gradient(z, label, True)).max() <= 2e-7
+
+
+@pytest.mark.parametrize("double_softmax", [False, True])
+def test_directions_equal_autograd_on_mild_logits(double_softmax):
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(200, 10)) * 3
+    labels = rng.integers(0, 10, size=200)
+    leaf = torch.tensor(z, requires_grad=True)
+    fed = leaf.softmax(dim=1) if double_softmax else leaf
+    torch.nn.functional.cross_entropy(fed, torch.tensor(labels), reduction="sum").backward()
+    expected = torch.nn.functional.normalize(leaf.grad, dim=1).numpy()
+    assert np.abs(logit_gradients(z, labels, double_softmax=double_softmax) - expected).max() < 1e-7
+
+
+@pytest.mark.parametrize("double_softmax", [False, True])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("gap", [1e3, 1e4, 6e4])
+def test_no_row_is_zero_and_rows_sum_to_zero_however_sure_the_network_is(double_softmax, dtype, gap):
+    z = np.array([[gap, 0, 0, 1], [gap, gap, 0, 0], [0, 0, 0, 0], [-gap, gap, 1, 0]], dtype=dtype)
+    z = np.repeat(z, 4, axis=0)
+    labels = np.tile(np.arange(4), 4)
+    with np.errstate(invalid="raise", divide="raise"):
+        b = logit_gradients(z, labels, double_softmax=double_softmax)
+    assert b.dtype == np.float32
+    assert np.abs(np.linalg.norm(b.astype(np.float64), axis=1) - 1).max() < 1e-6
+    assert np.abs(b.astype(np.float64).sum(axis=1)).max() < 1e-6
+    assert (b[np.arange(16), labels] <= 0).all()  # the loss falls as the label's logit rises
+    assert double_softmax or (b[np.arange(16), labels] <= -0.5).all()
+
+
+@pytest.mark.parametrize("double_softmax", [False, True])
+def test_the_widest_float64_logits_are_still_defined(double_softmax):
+    wide = np.finfo(np.float64).max
+    z = np.array([[wide, -wide], [-wide, wide]])
+    b = logit_gradients(z, np.array([1, 1]), double_softmax=double_softmax)
+    assert b == pytest.approx(np.array([[1, -1], [1, -1]]) / math.sqrt(2))
+
+
+def test_a_hand_worked_direction():
+    # p = 1/4 (1, 1, 2): less the label's 1, (1, -3, 2) / 4, of length sqrt(14) / 4.
+    z = np.log(np.array([[1.0, 1.0, 2.0]]))
+    assert logit_gradients(z, np.array([1])) == pytest.approx(np.array([[1, -3, 2]]) / math.sqrt(14))
+
+
+@pytest.mark.parametrize("double_softmax", [False, True])
+def test_directions_do_not_depend_on_the_rows_around_and_the_input_is_not_written(double_softmax):
+    rng = np.random.default_rng(3)
+    z, labels = rng.normal(size=(50, 7)) * 20, rng.integers(0, 7, size=50)
+    before = z.copy()
+    whole = logit_gradients(z, labels, double_softmax=double_softmax)
+    for i in range(50):
+        one = logit_gradients(z[i : i + 1], labels[i : i + 1], double_softmax=double_softmax)
+        assert np.array_equal(one[0], whole[i])
+    assert np.array_equal(z, before)
+    assert logit_gradients(z[:0], labels[:0], double_softmax=double_softmax).shape == (0, 7)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("column", [0, 2])
+def test_logits_with_nan_or_inf_are_refused_with_their_row(bad, column):
+    z = np.zeros((30, 3), dtype=np.float32)
+    z[17, column] = z[21, 0] = bad
+    with pytest.raises(ValueError, match="logits row 17 holds NaN or Inf, expected finite numbers"):
+        logit_gradients(z, np.zeros(30, dtype=np.int64))
+
+
+@pytest.mark.parametrize("label", [-1, 3, 1000])
+def test_labels_that_are_no_class_of_the_head_are_refused_with_both_numbers(label):
+    with pytest.raises(
+        ValueError, match=f"label {label} of row 2 is not one of the 3 classes .* expected 0 to 2"
+    ):
+        logit_gradients(np.zeros((4, 3)), np.array([0, 1, label, label]))
+
+
+def test_wrong_logits_and_labels_are_refused_with_the_value():
+    labels = np.array([0, 0])
+    with pytest.raises(ValueError, match=r"shape \(3,\) and dtype float64, expected \(n, C\) float16"):
+        logit_gradients(np.zeros(3), labels)
+    with pytest.raises(ValueError, match=r"dtype int64, expected \(n, C\) float16"):
+        logit_gradients(np.zeros((2, 3), dtype=np.int64), labels)
+    for C in (0, 1):
+        with pytest.raises(ValueError, match=f"logits are {C} wide, expected 2 classes or more"):
+            logit_gradients(np.zeros((2, C)), labels)
+    with pytest.raises(
+        ValueError, match=r"labels have shape \(2,\) and dtype int64, expected \(3,\) integers"
+    ):
+        logit_gradients(np.zeros((3, 2)), labels)
+    with pytest.raises(
+        ValueError, match=r"labels have shape \(2,\) and dtype float64, expected \(2,\) integers"
+    ):
+        logit_gradients(np.zeros((2, 2)), labels.astype(np.float64))
+
+
+def stored(kind: str, n: int = 150, C: int = 5, D: int = 24, seed: int = 0):
+    """Logit gradients (n, C) float16, norms (n,) float32 and embeddings (n, D) float16, as features files hold them."""
+    rng = np.random.default_rng(seed)
+    h = rng.normal(size=(n, 5)) @ rng.normal(size=(5, D)) + rng.normal(size=D)
+    h = np.maximum(h, 0) if kind == "relu" else h
+    z = 4 * rng.normal(size=(n, C)) + h[:, :C]
+    labels = np.zeros(n, dtype=np.int64) if kind != "many labels" else rng.integers(0, C, n)
+    source = np.arange(n)
+    if kind == "duplicated":
+        source = rng.integers(0, max(1, n // 5), n)
+    elif kind == "identical":
+        source = np.zeros(n, dtype=np.int64)
+    norm = np.linalg.norm(h, axis=1).astype(np.float32)
+    norm = norm * np.float32({"short": 1e-3, "long": 1e37}.get(kind, 1.0))
+    b = logit_gradients(z, labels)
+    h /= np.maximum(np.linalg.norm(h, axis=1, keepdims=True), 1e-300)
+    if kind == "some zero":
+        b[rng.random(n) < 0.3] = 0
+        flat = rng.random(n) < 0.3
+        h[flat], norm[flat] = 0, 0
+    return b[source].astype(np.float16), norm[source], h[source].astype(np.float16)
+
+
+KINDS = ["relu", "signed", "many labels", "short", "long", "some zero", "duplicated", "identical"]
+
+
+def kernel_of(kind: str, **sizes: int) -> GradientKernel:
+    return GradientKernel.from_stored(*stored(kind, **sizes))
+
+
+def plain_matrix(logit_grad: np.ndarray, norm: np.ndarray, embedding: np.ndarray) -> np.ndarray:
+    """The definition, one entry at a time, in Python's floats and whole numbers."""
+    b, h = unit_rows(logit_grad), unit_rows(embedding)
+    cos_b, cos_h = (
+        np.rint(x * 2**16).astype(np.int64) @ np.rint(x * 2**16).astype(np.int64).T for x in (b, h)
+    )
+    a = [1.0 / math.sqrt(1.0 + x * x) for x in norm.astype(np.float64).tolist()]
+    c = [x * y for x, y in zip(norm.astype(np.float64).tolist(), a, strict=True)]
+    n = len(norm)
+    out = np.empty((n, n))
+    for i in range(n):
+        for j in range(n):
+            features = a[i] * a[j] + c[i] * c[j] * (int(cos_h[i, j]) / 2**32)
+            out[i, j] = round(features * (int(cos_b[i, j]) / 2**32) * 2**32) / 2**32
+    return out
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_cosines_equal_the_plain_definition_bit_for_bit(kind):
+    arrays = stored(kind, n=60)
+    assert np.array_equal(GradientKernel.from_stored(*arrays).matrix(), plain_matrix(*arrays))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_cosines_are_those_of_the_gradients_built_in_full(kind):
+    b, norm, h = stored(kind)
+    kernel = GradientKernel.from_stored(b, norm, h)
+    length = norm.astype(np.float64)[:, None]
+    last_layer = np.concatenate([np.ones_like(length), unit_rows(h) * length], axis=1)
+    last_layer /= np.sqrt(1 + length**2)
+    e = np.einsum("nc,nd->ncd", unit_rows(b), last_layer).reshape(len(b), -1)
+    assert np.abs(kernel.matrix() - e @ e.T).max() <= 2.0**-33 + 1e-14  # half a step
+    lengths = np.linalg.norm(e, axis=1)
+    assert np.abs(lengths[lengths > 0] - 1).max() < 1e-4
+
+
+def test_stored_factors_keep_the_cosines_of_real_gradients():
+    rng = np.random.default_rng(5)
+    z, h = rng.normal(size=(100, 10)) * 8, np.maximum(rng.normal(size=(100, 64)), 0) * 2
+    labels = rng.integers(0, 10, size=100)
+    leaf = torch.tensor(z, requires_grad=True)
+    torch.nn.functional.cross_entropy(leaf, torch.tensor(labels), reduction="sum").backward()
+    e = np.einsum("nc,nd->ncd", leaf.grad.numpy(), np.column_stack([np.ones(100), h])).reshape(100, -1)
+    e /= np.linalg.norm(e, axis=1, keepdims=True)
+    norm = np.linalg.norm(h, axis=1).astype(np.float32)
+    kernel = GradientKernel.from_stored(
+        logit_gradients(z, labels).astype(np.float16), norm, (h / norm[:, None]).astype(np.float16)
+    )
+    assert np.abs(kernel.matrix() - e @ e.T).max() < 5e-4  # float16's share
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_matrix_blocks_and_rows_are_the_same_bits_wherever_they_are_cut(kind, monkeypatch):
+    kernel = kernel_of(kind, n=203)
+    whole = kernel.matrix()
+    assert np.array_equal(whole, whole.T)
+    assert np.array_equal(whole * 2.0**32, np.rint(whole * 2.0**32))
+    assert np.array_equal(whole, [kernel.row(u) for u in range(203)])
+    assert np.array_equal(kernel.block(slice(5, 90), slice(40, 203)), whole[5:90, 40:203])
+    keep = np.random.default_rng(0).permutation(203)[:70]
+    assert np.array_equal(kernel.take(keep).matrix(), whole[np.ix_(keep, keep)])
+    assert np.array_equal(kernel.sums(), whole.sum(axis=1))
+    for rows, columns, tile in ((64, 64, 16), (64, 48, 50), (7, 100, 3), (1, 1, 1), (48, 64, 8192)):
+        monkeypatch.setattr(gradient, "_BLOCK_ROWS", rows)
+        monkeypatch.setattr(gradient, "_BLOCK_COLUMNS", columns)
+        monkeypatch.setattr(gradient, "_TILE_COLUMNS", tile)
+        assert np.array_equal(kernel.matrix(), whole)
+        assert np.array_equal(kernel.sums(), whole.sum(axis=1))
+
+
+def test_matrix_and_rows_are_the_same_bits_even_before_they_are_rounded(monkeypatch):
+    monkeypatch.setattr(gradient, "_TO_STEPS", 0.0)  # rounding hides a last bit nearly always, not always
+    kernel = kernel_of("signed")
+    whole = kernel.matrix()
+    assert np.array_equal(whole, [kernel.row(u) for u in range(150)])
+    assert np.array_equal(kernel.block(slice(0, 150), slice(0, 150)), whole.T)
+
+
+def test_a_class_of_several_blocks_is_the_same_bits():
+    kernel = kernel_of("relu", n=700)
+    whole = kernel.matrix()
+    assert np.array_equal(whole, whole.T)
+    assert np.array_equal(whole[[0, 255, 256, 511, 699]], [kernel.row(u) for u in (0, 255, 256, 511, 699)])
+    assert np.array_equal(kernel.sums(), whole.sum(axis=1))
+
+
+def test_a_sample_without_gradient_has_cosine_zero_with_everything():
+    b, norm, h = stored("relu", n=10)
+    b[4] = 0
+    whole = GradientKernel.from_stored(b, norm, h).matrix()
+    assert not whole[4].any()
+    assert not np.signbit(whole[4]).any()
+    assert np.flatnonzero(~whole.any(axis=0)).tolist() == [4]
+
+
+def test_norms_from_zero_to_the_largest_float32_neither_overflow_nor_vanish():
+    norm = np.array([0, 1e-45, 1e-20, 1e-3, 1, 1e3, 1e20, 1e38, np.finfo(np.float32).max], dtype=np.float32)
+    b = np.tile(np.array([[1, -1]], dtype=np.float16), (9, 1))
+    h = np.tile(np.array([[1, 0]], dtype=np.float16), (9, 1))
+    with np.errstate(over="raise", invalid="raise", divide="raise"):
+        whole = GradientKernel.from_stored(b, norm, h).matrix()
+    angle = np.arctan(norm.astype(np.float64))  # of (1, norm)
+    length = (unit_rows(b)[0] ** 2).sum()  # of a rounded row: not quite 1
+    assert np.abs(whole - length * np.cos(angle[:, None] - angle)).max() < 1e-9
+
+
+def naive_bins(cos: np.ndarray, sizes: list[int]) -> tuple[list[int], list[int]]:
+    """Every gain recomputed from the similarities at every pick, in whole numbers: the definition."""
+    s = 2**32 + np.rint(cos * 2.0**32).astype(np.int64)  # 2^33 times 0.5 + 0.5 cos
+    bins, pick = [-1] * len(cos), [-1] * len(cos)
+    left = list(range(len(cos)))
+    for b, size in enumerate(sizes):
+        V, S = list(left), []
+        for k in range(size):
+            candidates = [x for x in V if x not in S]
+            gain = s[np.ix_(V, candidates)].sum(axis=0) - 2 * s[np.ix_(S, candidates)].sum(axis=0)
+            u = candidates[int(np.argmax(gain))]  # candidates ascend: ties to the lowest position
+            S.append(u)
+            bins[u], pick[u] = b, k
+        left = [x for x in left if x not in S]
+    return bins, pick
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bins", [1, 4, 7])
+def test_bins_and_pick_order_equal_the_naive_greedy_on_both_sides_of_the_budget(kind, bins):
+    kernel = kernel_of(kind)
+    expected = naive_bins(kernel.matrix(), bin_sizes(150, bins).tolist())
+    for memory_bytes in (GRAM, 0):
+        got = gradient_bins(kernel, bins, memory_bytes=memory_bytes)
+        assert (got.bin.tolist(), got.pick.tolist()) == expected
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 3, 5])
+@pytest.mark.parametrize("bins", [1, 2, 10])
+@pytest.mark.parametrize("kind", ["relu", "many labels", "identical"])
+def test_tiny_classes_and_more_bins_than_samples_are_exact(n, bins, kind):
+    kernel = kernel_of(kind, n=n)
+    expected = naive_bins(kernel.matrix(), bin_sizes(n, bins).tolist())
+    for memory_bytes in (GRAM, 0):
+        got = gradient_bins(kernel, bins, memory_bytes=memory_bytes)
+        assert (got.bin.tolist(), got.pick.tolist()) == expected
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(1, 40),
+    C=st.integers(2, 4),
+    D=st.integers(0, 4),
+    bins=st.integers(1, 12),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_any_small_class_is_exact_on_both_sides(n, C, D, bins, seed):
+    rng = np.random.default_rng(seed)
+    b, h = rng.integers(-1, 2, size=(n, C)) / 2, rng.integers(-1, 2, size=(n, D)) / 2  # few values: many ties
+    norm = rng.integers(0, 3, size=n).astype(np.float32)
+    kernel = GradientKernel.from_stored(b, norm, h)
+    expected = naive_bins(kernel.matrix(), bin_sizes(n, bins).tolist())
+    for memory_bytes in (GRAM, 0):
+        got = gradient_bins(kernel, bins, memory_bytes=memory_bytes)
+        assert (got.bin.tolist(), got.pick.tolist()) == expected
+
+
+def test_the_budget_chooses_the_evaluator_at_its_exact_edge(monkeypatch):
+    def no_matrix(*_: object) -> None:
+        raise AssertionError("a matrix was made")
+
+    kernel = kernel_of("relu", n=30)
+    gradient_bins(kernel, 3, memory_bytes=30 * 30 * 8)
+    monkeypatch.setattr(GradientKernel, "matrix", no_matrix)
+    gradient_bins(kernel, 3, memory_bytes=30 * 30 * 8 - 1)
+    with pytest.raises(AssertionError, match="a matrix was made"):
+        gradient_bins(kernel, 3, memory_bytes=30 * 30 * 8)
+
+
+@pytest.mark.parametrize("memory_bytes", [GRAM, 0])
+def test_progress_adds_up_to_n(memory_bytes):
+    steps: list[int] = []
+    gradient_bins(kernel_of("relu"), 7, memory_bytes=memory_bytes, progress=steps.append)
+    assert sum(steps) == 150
+    assert min(steps) > 0
+
+
+THREADS = """
+import hashlib
+import numpy as np
+from adq_wds.core.gradient import GradientKernel, gradient_bins, logit_gradients
+rng = np.random.default_rng(5)
+h = np.maximum(rng.integers(-40, 60, size=(1300, 96)), 0).astype(np.float16)
+b = rng.integers(-9, 10, size=(1300, 10)).astype(np.float16)
+kernel = GradientKernel.from_stored(b, rng.integers(0, 30, size=1300).astype(np.float32), h)
+print(hashlib.sha256(kernel.matrix().tobytes()).hexdigest())
+for memory_bytes in (1 << 30, 0):
+    got = gradient_bins(kernel, 10, memory_bytes=memory_bytes)
+    print(hashlib.sha256(got.bin.tobytes() + got.pick.tobytes()).hexdigest())
+"""
+
+
+def test_one_and_two_blas_threads_give_the_same_bytes():
+    digests = []
+    for threads in ("1", "2"):
+        env = os.environ | dict.fromkeys(
+            ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), threads
+        )
+        out = subprocess.run(
+            [sys.executable, "-c", THREADS], env=env, capture_output=True, text=True, check=True
+        )
+        digests.append(out.stdout.split())
+    assert digests[0] == digests[1]
+    assert len(digests[0]) == 3
+    assert digests[0][1] == digests[0][2]  # matrix and rows on demand
+
+
+@pytest.mark.parametrize("memory_bytes", [GRAM, 0])
+def test_more_samples_than_sums_are_exact_for_are_warned_about(memory_bytes, monkeypatch):
+    monkeypatch.setattr(graphcut, "EXACT_ROWS", 10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gradient_bins(kernel_of("relu", n=10), 2, memory_bytes=memory_bytes)
+    with pytest.warns(UserWarning, match="11 rows in one GraphCut, exact up to 10") as caught:
+        gradient_bins(kernel_of("relu", n=11), 2, memory_bytes=memory_bytes)
+    assert caught[0].filename == __file__  # the line that called
+
+
+@pytest.mark.parametrize("memory_bytes", [GRAM, 0])
+@pytest.mark.parametrize("bins", [0, -1, 32768])
+def test_bins_out_of_range_are_refused_with_the_value(bins, memory_bytes):
+    with pytest.raises(ValueError, match=f"bins is {bins}, expected 1 to 32767"):
+        gradient_bins(kernel_of("relu", n=5), bins, memory_bytes=memory_bytes)
+
+
+def test_a_negative_budget_is_refused_with_the_value():
+    with pytest.raises(ValueError, match="memory_bytes is -5, expected 0 or more"):
+        gradient_bins(kernel_of("relu", n=5), 2, memory_bytes=-5)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -1.0])
+def test_unusable_norms_are_refused_with_row_and_value(bad):
+    b, norm, h = stored("relu", n=9)
+    norm[6] = bad
+    with pytest.raises(ValueError, match=f"norm of row 6 is {bad}, expected a finite number >= 0"):
+        GradientKernel.from_stored(b, norm, h)
+
+
+def test_damaged_and_misshapen_factors_are_refused_with_the_value():
+    b, norm, h = stored("relu", n=9)
+    with pytest.raises(ValueError, match=r"logit_grad has shape \(9,\), expected two axes"):
+        GradientKernel.from_stored(b[:, 0], norm, h)
+    with pytest.raises(ValueError, match="dtype int64, expected float16, float32 or float64"):
+        GradientKernel.from_stored(b.astype(np.int64), norm, h)
+    with pytest.raises(ValueError, match=r"norm has shape \(9,\) and dtype float64, expected \(n,\) float32"):
+        GradientKernel.from_stored(b, norm.astype(np.float64), h)
+    with pytest.raises(ValueError, match=r"norm has shape \(9, 1\) and dtype float32, expected \(n,\)"):
+        GradientKernel.from_stored(b, norm[:, None], h)
+    for count in (
+        (b[:8], norm, h, "8 logit gradients, 9 norms and 9 embeddings"),
+        (b, norm[:8], h, "9 logit gradients, 8 norms and 9 embeddings"),
+        (b, norm, h[:8], "9 logit gradients, 9 norms and 8 embeddings"),
+    ):
+        with pytest.raises(ValueError, match=count[3]):
+            GradientKernel.from_stored(*count[:3])
+    bad = b.copy()
+    bad[3, 1] = bad[5, 0] = np.nan
+    with pytest.raises(ValueError, match="logit_grad row 3 holds NaN or Inf"):
+        GradientKernel.from_stored(bad, norm, h)
+    bad = h.copy()
+    bad[7, 1] = np.inf
+    with pytest.raises(ValueError, match="embedding row 7 holds NaN or Inf"):
+        GradientKernel.from_stored(b, norm, bad)
