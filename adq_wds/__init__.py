@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from adq_wds.pipes.subsample import Subsample
     from adq_wds.registry import encoder
     from adq_wds.sample import Encoder, Importance, Sample
+    from adq_wds.score import Score
     from adq_wds.tables.bins import Bins
     from adq_wds.tables.features import Features
     from adq_wds.tables.plan import Plan, load_plan
@@ -51,6 +52,7 @@ _HOME = {
     "PlanError": "errors",
     "Sample": "sample",
     "SampleError": "errors",
+    "Score": "score",
     "ShardError": "errors",
     "StateError": "errors",
     "Subsample": "pipes.subsample",
@@ -77,6 +79,7 @@ __all__ = [
     "PlanError",
     "Sample",
     "SampleError",
+    "Score",
     "ShardError",
     "StateError",
     "Subsample",

@@ -11,12 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adq_wds.buckets import ClassBuckets
+from adq_wds.core.gradient import GradientKernel, gradient_bins
 from adq_wds.core.graphcut import graphcut_bins
 from adq_wds.core.kernel import unit_rows
 from adq_wds.core.scores import DECIMALS, BinSums, diversity, representativeness
 from adq_wds.errors import FeaturesError, shorten
 from adq_wds.tables.bins import Bins
-from adq_wds.tables.features import NO_LABEL, Features
+from adq_wds.tables.features import Features
+from adq_wds.tables.features_file import NO_LABEL
 
 Progress = Callable[[int], object]
 
@@ -27,6 +29,7 @@ def bin_features(
     features: Features,
     *,
     bins: int,
+    kernel: str = "features",
     classes: Iterable[int | str] | None = None,
     memory_bytes: int = 1 << 30,
     scratch: str | os.PathLike[str] | None = None,
@@ -37,9 +40,11 @@ def bin_features(
     Args:
         features: the set; N samples of width D.
         bins: K, bins per class. A class with fewer samples gets fewer bins, said in a warning.
+        kernel: "features" (cosine of the embeddings) or "gradient" (cosine of the gradients of the loss by the
+            weights of a linear head, from logit gradients, norms and embeddings).
         classes: classes to bin, by number or name; the others are left out of the plan. All by default.
         memory_bytes: what one class's similarity matrix may take; larger classes are binned without one.
-        scratch: folder for a scratch file of N·D·2 bytes.
+        scratch: folder for a scratch file of N·D·2 bytes, N·(2·D + 2·C + 4) with kernel "gradient".
         progress: called with numbers of samples done, which add up to 2·N: N read, N binned or left out.
 
     Returns:
@@ -48,47 +53,74 @@ def bin_features(
     Raises:
         ValueError: `bins` is not a positive integer below 32,768, `memory_bytes` is not a number >= 0, or a
             class is unknown.
-        FeaturesError: damaged features, or a NaN.
+        FeaturesError: damaged features, a NaN, or kernel "gradient" without logit gradients or with a head whose
+            classes are not the labels.
     """
+    if kernel not in ("features", "gradient"):
+        raise ValueError(f"kernel must be 'features' or 'gradient', got {kernel!r}")
     if isinstance(bins, bool) or not isinstance(bins, (int, np.integer)) or not 1 <= bins < 2**15:
         raise ValueError(f"bins must be an integer in 1 … 32767, got {bins!r}")
     check_memory(memory_bytes)
     if len(features) == 0:
         raise FeaturesError(f"{features.folder}: no usable samples in {len(features.files)} shards")
     label, names = global_labels(features)
+    if kernel == "gradient":
+        _check_head(features, label)
     present, counts = np.unique(label, return_counts=True)
     n_of = dict(zip(present.tolist(), counts.tolist(), strict=True))
     chosen = _chosen_classes(list(n_of), names, classes)
     n_chosen = [n_of[c] for c in chosen]
-    _say_what_it_takes(features, chosen, n_chosen, int(bins), memory_bytes)
+    _say_what_it_takes(features, chosen, n_chosen, int(bins), memory_bytes, kernel)
     if progress is not None:
         progress(len(label) - sum(n_chosen))
     texture = np.concatenate([file.texture() for file in features])
     bin = np.full(len(label), -1, dtype=np.int16)
     pick = np.full(len(label), -1, dtype=np.int32)
     sums = BinSums.empty(int(bins), features.width)
-    buckets = ClassBuckets(features, label, chosen, scratch=scratch, progress=progress)
+    gradients = kernel == "gradient"
+    buckets = ClassBuckets(features, label, chosen, gradients=gradients, scratch=scratch, progress=progress)
     try:
         for c in chosen:
             where, embedding = buckets.read(c)
             rows = unit_rows(embedding)
-            binning = graphcut_bins(rows, int(bins), memory_bytes=memory_bytes, progress=progress)
+            if gradients:
+                b, norm = buckets.read_gradients(c)
+                similar = GradientKernel.from_rows(unit_rows(b), norm, rows)
+                binning = gradient_bins(similar, int(bins), memory_bytes=memory_bytes, progress=progress)
+            else:
+                binning = graphcut_bins(rows, int(bins), memory_bytes=memory_bytes, progress=progress)
             bin[where], pick[where] = binning.bin, binning.pick
             sums.add(binning.bin, rows, texture[where])
     finally:
         buckets.close()
     header = {
         "n_bins": int(bins),
-        "kernel": "features",
+        "kernel": kernel,
         "features": features.hash,
         "classes": chosen,
         "names": names,
         "scores": {
-            "texture": _listed(representativeness(sums)),
-            "diversity": _listed(diversity(sums)),
+            "texture": rounded(representativeness(sums)),
+            "diversity": rounded(diversity(sums)),
         },
     }
     return Bins([(file.shard, file.n) for file in features], label, bin, pick, header)
+
+
+def _check_head(features: Features, label: NDArray[np.int32]) -> None:
+    """Raise `FeaturesError` unless the classes of the head are the labels: 0 … C − 1, each of them there."""
+    C = features.n_classes
+    present = np.unique(label)
+    if len(present) == C and present[0] == 0 and present[-1] == C - 1:
+        return
+    partial = features.limit is not None or not all(file.header["complete"] for file in features)
+    if partial and present[0] >= 0 and present[-1] < C:
+        logger.warning("the head has %d classes, the first samples only %d of them", C, len(present))
+        return
+    raise FeaturesError(
+        f"{features.folder}: the encoder's head has {C} classes, the data {len(present)} labels ({present[0]} … "
+        f"{present[-1]}): kernel 'gradient' needs a head trained on these labels; take one, or kernel='features'"
+    )
 
 
 def check_memory(memory_bytes: float) -> None:
@@ -142,11 +174,12 @@ def _chosen_classes(
 
 
 def _say_what_it_takes(
-    features: Features, classes: list[int], counts: list[int], bins: int, memory_bytes: int
+    features: Features, classes: list[int], counts: list[int], bins: int, memory_bytes: int, kernel: str
 ) -> None:
     """Memory and disk, before the work starts; and what will not be as asked."""
     largest = max(counts, default=0)
-    rows = largest * features.width * 10  # float16 as read, float64 as used
+    width = features.width + (features.n_classes + 2 if kernel == "gradient" else 0)  # a norm is two halves
+    rows = largest * width * 10  # float16 as read, float64 as used
     matrix = largest * largest * 8
     gram = (
         f"{matrix / 2**30:.2f} GiB"
@@ -155,7 +188,7 @@ def _say_what_it_takes(
     )
     logger.info(
         "binning %d samples in %d classes, largest %d: embeddings %.2f GiB, similarities %s, scratch file %.2f GiB",
-        sum(counts), len(classes), largest, rows / 2**30, gram, len(features) * features.width * 2 / 2**30,
+        sum(counts), len(classes), largest, rows / 2**30, gram, len(features) * width * 2 / 2**30,
     )  # fmt: skip
     if classes == [NO_LABEL]:
         logger.info("no labels: all samples are one class")
@@ -166,7 +199,7 @@ def _say_what_it_takes(
         )
 
 
-def _listed(score: NDArray[np.float64]) -> list[float | None]:
+def rounded(score: NDArray[np.float64]) -> list[float | None]:
     """For a header: rounded, so that equal features give equal headers on any machine; None for NaN."""
     return [None if np.isnan(v) else round(float(v), DECIMALS) for v in score]
 

@@ -1,33 +1,52 @@
-"""How is one class's embeddings read, when the features lie shard by shard? Sorted once into a scratch file."""
+"""How are one class's rows read, when the features lie shard by shard? Sorted once into a scratch file."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adq_wds.errors import FeaturesError
 from adq_wds.tables.features import Features
+from adq_wds.tables.features_file import FeaturesFile
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column as it lies in the scratch file: N rows of `width` numbers, from byte `base` on."""
+
+    read: Callable[[FeaturesFile], NDArray[Any]]
+    dtype: np.dtype[Any]
+    width: int
+    base: int
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row."""
+        return self.dtype.itemsize * self.width
 
 
 class ClassBuckets:
-    """The embeddings of a set, class by class; at most one shard or one class is in memory.
+    """Columns of a set, class by class; at most one shard or one class is in memory.
 
-    One pass over the features writes each row to its class's place in a scratch file of N·D·2 bytes, which
-    has no name on the disk and vanishes with the process.
+    One pass over the features writes each row to its class's place in a scratch file, N·D·2 bytes for the
+    embeddings, which has no name on the disk and vanishes with the process.
 
     Args:
         features: the set.
         label: (N,) int32, class of each row over the whole set, rows in the order of `features`.
         classes: the classes wanted; other rows are skipped.
+        gradients: also sort `logit_grad` and `norm`, which take N·(C·2 + 4) bytes more.
         scratch: folder for the scratch file; the system's temporary folder when None.
         progress: called with the number of rows read since its last call; they sum to N.
 
     Raises:
-        FeaturesError: damaged features, a NaN, or no space for the scratch file.
+        FeaturesError: damaged features, a NaN, no logit gradients, or no space for the scratch file.
     """
 
     def __init__(
@@ -36,10 +55,11 @@ class ClassBuckets:
         label: NDArray[np.int32],
         classes: list[int],
         *,
+        gradients: bool = False,
         scratch: str | os.PathLike[str] | None = None,
         progress: Callable[[int], object] | None = None,
     ) -> None:
-        self._width = features.width
+        self._columns = _columns(features, len(label), gradients)
         self._order = np.argsort(label, kind="stable")  # within a class, rows stay in their order
         sorted_label = label[self._order]
         self._start = {c: int(np.searchsorted(sorted_label, c)) for c in classes}
@@ -48,26 +68,30 @@ class ClassBuckets:
             self._file = tempfile.TemporaryFile(dir=scratch, prefix=".adq-buckets-")  # noqa: SIM115 - see close()
             self._fill(features, label, progress)
         except OSError as error:
+            n_bytes = sum(len(label) * column.row_bytes for column in self._columns.values())
             raise FeaturesError(
                 f"cannot sort {len(label):,} embeddings by class: {error.strerror or error} in "
-                f"{scratch or tempfile.gettempdir()}, which needs {len(label) * self._width * 2:,} bytes"
+                f"{scratch or tempfile.gettempdir()}, which needs {n_bytes:,} bytes"
             ) from error
 
     def _fill(
         self, features: Features, label: NDArray[np.int32], progress: Callable[[int], object] | None
     ) -> None:
         filled = dict(self._start)
-        row_bytes = self._width * 2
         first = 0
         for file in features:
-            rows = file.embedding()
             mine = label[first : first + file.n]
             order = np.argsort(mine, kind="stable")
             present, starts, counts = np.unique(mine[order], return_index=True, return_counts=True)
-            for c, start, n in zip(present.tolist(), starts.tolist(), counts.tolist(), strict=True):
+            parts = list(zip(present.tolist(), starts.tolist(), counts.tolist(), strict=True))
+            for column in self._columns.values():
+                rows = column.read(file)[order]
+                for c, start, n in parts:
+                    if c in filled:
+                        self._file.seek(column.base + filled[c] * column.row_bytes)
+                        self._file.write(rows[start : start + n].data)
+            for c, _, n in parts:
                 if c in filled:
-                    self._file.seek(filled[c] * row_bytes)
-                    self._file.write(rows[order[start : start + n]].data)
                     filled[c] += n
             first += file.n
             if progress is not None:
@@ -76,14 +100,33 @@ class ClassBuckets:
 
     def read(self, c: int) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
         """One class: positions (n,) int64 in the set, ascending, and embeddings (n, D) float16."""
-        start, end = self._start[c], self._end[c]
-        n_bytes = (end - start) * self._width * 2
-        self._file.seek(start * self._width * 2)
+        return self._order[self._start[c] : self._end[c]], self._read(c, "embedding")
+
+    def read_gradients(self, c: int) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
+        """One class: unit logit gradients (n, C) float16 and norms of the embeddings (n,) float32."""
+        return self._read(c, "logit_grad"), self._read(c, "norm").ravel()
+
+    def _read(self, c: int, name: str) -> NDArray[Any]:
+        column = self._columns[name]
+        n_bytes = (self._end[c] - self._start[c]) * column.row_bytes
+        self._file.seek(column.base + self._start[c] * column.row_bytes)
         data = self._file.read(n_bytes)
         if len(data) != n_bytes:
             raise FeaturesError("the scratch file was cut short while it was in use")
-        return self._order[start:end], np.frombuffer(data, dtype=np.float16).reshape(-1, self._width)
+        return np.frombuffer(data, dtype=column.dtype).reshape(-1, column.width)
 
     def close(self) -> None:
         """Give the disk space back."""
         self._file.close()
+
+
+def _columns(features: Features, n: int, gradients: bool) -> dict[str, Column]:
+    """The columns asked for, one area of the scratch file after another."""
+    half, single = np.dtype(np.float16), np.dtype(np.float32)
+    columns = {"embedding": Column(FeaturesFile.embedding, half, features.width, 0)}
+    if gradients:
+        base = n * columns["embedding"].row_bytes
+        columns["logit_grad"] = Column(FeaturesFile.logit_grad, half, features.n_classes, base)
+        base += n * columns["logit_grad"].row_bytes
+        columns["norm"] = Column(FeaturesFile.norm, single, 1, base)
+    return columns

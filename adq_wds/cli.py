@@ -14,10 +14,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 import adq_wds
 from adq_wds.errors import AdqError
 from adq_wds.pipe import MAX_BAD_FRACTION
-from adq_wds.registry import ALLOCATIONS, SCORES
+from adq_wds.registry import ALLOCATIONS, HEADS, KERNELS, SCORES
 from adq_wds.sample import IMAGE_FIELDS
 
 Run = Callable[[argparse.Namespace], None]
@@ -28,7 +30,7 @@ _SHARDS_HELP = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; gives the exit code."""
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(format="%(message)s", handlers=[_BesideBars()])
     try:
         arguments = _parse(argv)
         logging.getLogger("adq_wds").setLevel(logging.WARNING if arguments.quiet else logging.INFO)
@@ -45,6 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("adq: interrupted; run the same command again to go on", file=sys.stderr)
         return 130
     return 0
+
+
+class _BesideBars(logging.Handler):
+    """Log lines above the progress bars, on lines of their own."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -74,9 +83,9 @@ def _embed(a: argparse.Namespace) -> None:
     from adq_wds.jobs.estimate import estimate
 
     if a.dry_run:
-        _print(a, estimate(a.shards, _source(a), **_pick(a, *_ESTIMATE)))
+        _print(a, estimate(a.shards, _source(a), **_pick(a, *_ESTIMATE, "scores")))
         return
-    features = embed_shards(a.shards, _source(a), a.out, progress=a.progress, **_pick(a, *_EMBED))
+    features = embed_shards(a.shards, _source(a), a.out, progress=a.progress, **_pick(a, *_EMBED, "scores"))
     shown = {
         "features": str(features.folder),
         "samples": len(features),
@@ -118,7 +127,7 @@ def _write(a: argparse.Namespace) -> None:
 
 def _run(a: argparse.Namespace) -> None:
     from adq_wds.jobs.estimate import estimate
-    from adq_wds.jobs.run import check_plan_options, run_job
+    from adq_wds.jobs.run import check_plan_options, needed, run_job
     from adq_wds.jobs.show import show_plan
 
     if not a.shards:
@@ -127,7 +136,9 @@ def _run(a: argparse.Namespace) -> None:
     if a.dry_run:
         check_plan_options(plan_options)
         source = _source(a)
-        _print(a, estimate(a.shards, source, plan=plan_options, **_pick(a, *_ESTIMATE)))
+        options = _pick(a, *_ESTIMATE)
+        options |= needed(options, plan_options)
+        _print(a, estimate(a.shards, source, plan=plan_options, **options))
         return
     result = run_job(
         a.shards,
@@ -141,6 +152,13 @@ def _run(a: argparse.Namespace) -> None:
     plan = adq_wds.load_plan(Path(a.out) / "plan.parquet")
     text = "nothing to do: the same run is here already\n" if result["nothing_to_do"] else ""
     _print(a, result, text + show_plan(plan) + f"\n\nplan: {Path(a.out) / 'plan.parquet'}")
+
+
+def _demo(a: argparse.Namespace) -> None:
+    from adq_wds.jobs.demo import demo_text, run_demo
+
+    result = run_demo(a.out, progress=a.progress, **_pick(a, "keep", "seeds", "epochs", "encoder"))
+    _print(a, result, demo_text(result, a.out))
 
 
 def _print(a: argparse.Namespace, value: dict[str, Any], text: str | None = None) -> None:
@@ -159,10 +177,26 @@ def _print(a: argparse.Namespace, value: dict[str, Any], text: str | None = None
 
 # ---- Arguments
 
-_EMBED = ("image", "label", "embeddings", "batch_size", "workers", "on_error", "max_bad_fraction", "limit")
-_ESTIMATE = tuple(name for name in _EMBED if name != "max_bad_fraction")
+_ENCODER = (
+    "checkpoint",
+    "device",
+    "image_size",
+    "pretrained",
+    "head",
+    "allow_pickle",
+    "cache_dir",
+    "amp",
+    "channels_last",
+    "compile",
+)
+_EMBED = (
+    "image", "label", "embeddings", "batch_size", "workers", "on_error", "max_bad_fraction", "limit",
+    "logit_grad", "double_softmax", "views",
+)  # fmt: skip
+_ESTIMATE = tuple(name for name in _EMBED if name not in ("max_bad_fraction", "double_softmax"))
 _PLAN = (
     "bins",
+    "kernel",
     "keep",
     "seed",
     "alpha",
@@ -170,6 +204,7 @@ _PLAN = (
     "balance",
     "draw",
     "scores",
+    "diversity_head",
     "normalise",
     "classes",
     "memory_bytes",
@@ -187,8 +222,10 @@ def _source(a: argparse.Namespace) -> adq_wds.Encoder:
 
 def _encoder(a: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `adq_wds.encoder`: those that were given."""
-    names = ("checkpoint", "device", "image_size", "pretrained", "head", "allow_pickle", "cache_dir")
-    return {"spec": a.encoder, **{name: getattr(a, name) for name in names if getattr(a, name) is not None}}
+    return {
+        "spec": a.encoder,
+        **{name: getattr(a, name) for name in _ENCODER if getattr(a, name) is not None},
+    }
 
 
 def _plan_options(a: argparse.Namespace) -> dict[str, Any]:
@@ -217,6 +254,7 @@ def _parser(earlier_run: dict[str, Any] | None = None) -> argparse.ArgumentParse
     _add_plan(commands)
     _add_show(commands)
     _add_write(commands)
+    _add_demo(commands)
     return parser
 
 
@@ -262,7 +300,9 @@ def _add_embed(commands: Any) -> None:
     command.add_argument("shards", nargs="+", metavar="SHARDS", help=_SHARDS_HELP)
     command.add_argument("-o", "--out", default="features", help="folder for the features")
     _encoder_flags(command)
-    _embed_flags(command)
+    _embed_flags(command).add_argument(
+        "--scores", nargs="+", default=(), help="installed scores, a column each; texture is always there"
+    )
 
 
 def _add_plan(commands: Any) -> None:
@@ -299,6 +339,21 @@ def _add_write(commands: Any) -> None:
     )
 
 
+def _add_demo(commands: Any) -> None:
+    command = _command(
+        commands, "demo", _demo, "see it work: digits, plans, small trainings and a table; nothing is fetched"
+    )
+    command.add_argument(
+        "-o", "--out", default="adq-demo", help="folder for it, new or of an earlier demo, which goes on"
+    )
+    command.add_argument("--keep", type=float, default=0.1, help="ratio of images kept, in (0, 1]")
+    command.add_argument("--seeds", type=int, default=10, help="plans and trainings of each kind")
+    command.add_argument("--epochs", type=int, default=60, help="of each training")
+    command.add_argument(
+        "--encoder", default="builtin", help="builtin, builtin-free, thumbnail, any timm name"
+    )
+
+
 def _encoder_flags(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("encoder")
     group.add_argument(
@@ -324,9 +379,31 @@ def _encoder_flags(command: argparse.ArgumentParser) -> None:
         "--allow-pickle", action="store_true", default=None, help="also read .pth checkpoints (weights only)"
     )
     group.add_argument("--cache-dir", help="where fetched weights are kept")
+    _forward_flags(group)
 
 
-def _embed_flags(command: argparse.ArgumentParser) -> None:
+def _forward_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--amp",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="compute in bfloat16, where the device can",
+    )
+    group.add_argument(
+        "--channels-last",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="colours side by side in memory; so unless said",
+    )
+    group.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="torch.compile the network; needs a C++ compiler",
+    )
+
+
+def _embed_flags(command: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     group = command.add_argument_group("embedding")
     group.add_argument(
         "--image", default=IMAGE_FIELDS, help="field with the image, alternatives separated by ;"
@@ -335,7 +412,9 @@ def _embed_flags(command: argparse.ArgumentParser) -> None:
         "--label", default="cls", help="field with the label: cls, txt, json:label; none for unlabelled data"
     )
     group.add_argument(
-        "--embeddings", help="Parquet or .npy file with embeddings made elsewhere, instead of an encoder"
+        "--embeddings",
+        metavar="FILE",
+        help="Parquet or .npy file with embeddings made elsewhere, or field:emb.npy in the shards; no encoder then",
     )
     group.add_argument("--batch-size", type=int, default=64, help="images per call of the encoder")
     group.add_argument("--workers", type=int, help="threads; as many as cores unless said")
@@ -346,13 +425,29 @@ def _embed_flags(command: argparse.ArgumentParser) -> None:
         "--max-bad-fraction", type=float, default=MAX_BAD_FRACTION, help="of a shard, when skipping"
     )
     group.add_argument("--limit", type=int, help="only the first samples, this many")
+    group.add_argument(
+        "--logit-grad", action="store_true", help="keep logit gradients, for --kernel gradient of a plan"
+    )
+    group.add_argument(
+        "--double-softmax", action="store_true", help="those of the released code: softmax of the softmax"
+    )
+    group.add_argument(
+        "--views", type=int, default=0, help="also embed two views of so many images, for --diversity-head"
+    )
     group.add_argument("--dry-run", action="store_true", help="say samples, memory, time and bytes, and stop")
+    return group
 
 
 def _plan_flags(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("plan")
     group.add_argument("--keep", type=float, default=0.3, help="ratio of samples kept, in [0, 1]")
     group.add_argument("--bins", type=int, default=10, help="bins per class")
+    group.add_argument(
+        "--kernel",
+        choices=KERNELS,
+        default="features",
+        help="similarity: of embeddings, or of gradients by a head",
+    )
     group.add_argument("--seed", type=int, default=0, help="of the keyed draw")
     group.add_argument(
         "--alpha", type=float, default=0.65, help="share of the importance in a bin's rate; 0 is uniform"
@@ -365,6 +460,9 @@ def _plan_flags(command: argparse.ArgumentParser) -> None:
         "--draw", choices=("random", "ordered"), default="random", help="how samples of a bin are ranked"
     )
     group.add_argument("--scores", nargs="+", default=list(SCORES), help="which add up to a bin's importance")
+    group.add_argument(
+        "--diversity-head", choices=HEADS, default="none", help="what the diversity is measured behind"
+    )
     group.add_argument(
         "--normalise", choices=("sum", "minmax"), default="sum", help="of each score over the bins"
     )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from adq_wds.binning import listed
+from adq_wds.binning import listed, rounded
 from adq_wds.core.allocation import budget_for, check_alpha, split_budget
 from adq_wds.core.rng import check_seed, draws
 from adq_wds.core.scores import DECIMALS, importance
@@ -18,7 +18,8 @@ from adq_wds.errors import PlanError, shorten
 from adq_wds.files import canonical_json, sha256_text
 from adq_wds.shards import base_name
 from adq_wds.tables.bins import Bins
-from adq_wds.tables.features import NO_LABEL, Features, FeaturesFile
+from adq_wds.tables.features import Features
+from adq_wds.tables.features_file import NO_LABEL, FeaturesFile
 from adq_wds.tables.plan import ALWAYS, NEVER, Plan, PlanShard
 from adq_wds.tables.spans import Spans
 
@@ -43,6 +44,7 @@ class PlanSettings:
         draw: "random" ranks the samples of a bin by keyed draw, "ordered" by GraphCut's pick order.
         scores: which scores add up to the importance.
         normalise: "sum" or "minmax".
+        diversity_head: what the diversity was measured behind; "none" for the embeddings themselves.
     """
 
     keep: float
@@ -53,6 +55,7 @@ class PlanSettings:
     draw: str = "random"
     scores: tuple[str, ...] = ("texture", "diversity")
     normalise: str = "sum"
+    diversity_head: str = "none"
 
     def __post_init__(self) -> None:
         budget_for(self.keep, 0)
@@ -71,6 +74,7 @@ def plan_bins(
     settings: PlanSettings,
     allocation: Allocation,
     *,
+    values: Mapping[str, NDArray[np.float64]] | None = None,
     must_include: Iterable[SampleId] = (),
 ) -> Plan:
     """Turn bins into exact decisions.
@@ -80,6 +84,8 @@ def plan_bins(
         bins: its bins.
         settings: ratio, seed and rules.
         allocation: the rule that `settings.allocation` names: (size, importance, keep) → weights.
+        values: (K,) float64 of each score that the bins do not hold, or that is to replace theirs; NaN for an empty
+            bin. All are shown, `settings.scores` are used.
         must_include: samples that are kept whatever their bin; they count against their class's budget.
 
     Returns:
@@ -92,7 +98,7 @@ def plan_bins(
     """
     if bins.header["features"] != features.hash or bins.shards != [(file.shard, file.n) for file in features]:
         raise PlanError(f"{features.folder}: the bins were made from other features; bin these again")
-    scores = bins.scores()
+    scores = bins.scores() | dict(values or {})
     for name in settings.scores:
         if name not in scores:
             raise ValueError(f"the bins have no score {name!r}, only {sorted(scores)}")
@@ -114,7 +120,7 @@ def plan_bins(
     rank = _ranks(class_row, bins, free, draw if settings.draw == "random" else bins.pick)
     rank[must] = ALWAYS
     shards, kept_texture = _rows(features, bins, rank, class_row, quota)
-    header = _header(features, bins, settings, size, quota, n_must, value, shards, kept_texture)
+    header = _header(features, bins, settings, size, quota, n_must, value, scores, shards, kept_texture)
     header["settings"]["must_include"] = (
         sha256_text(canonical_json(np.flatnonzero(must).tolist())) if must.any() else None
     )
@@ -259,11 +265,12 @@ def _header(
     quota: NDArray[np.int64],
     n_must: NDArray[np.int64],
     value: NDArray[np.float64],
+    scores: Mapping[str, NDArray[np.float64]],
     shards: list[PlanShard],
     texture: tuple[float, float],
 ) -> dict[str, Any]:
     """What `adq show` shows, and what makes two plans equal."""
-    scores = bins.header["scores"]
+    shown = {name: rounded(score) for name, score in scores.items()}
     n_kept = sum(int(shard.kept.sum()) for shard in shards)
     bytes_kept = sum(int(shard.spans.n_bytes[shard.kept].sum()) for shard in shards)
     names = bins.header["names"]
@@ -296,7 +303,7 @@ def _header(
                 "kept": int(quota[:, k].sum()),
                 "rate": round(float(quota[:, k].sum() / max(1, size[:, k].sum())), DECIMALS),
                 "importance": float(value[k]),
-                **{name: values[k] for name, values in scores.items()},
+                **{name: score[k] for name, score in shown.items()},
             }
             for k in range(bins.n_bins)
         ],

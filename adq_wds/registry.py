@@ -1,8 +1,9 @@
-"""What does a name stand for? Encoders, allocations and pipes; a new one is a function and a line here."""
+"""What does a name stand for? Encoders, scores, allocations and pipes; a new one is a function and a line here."""
 
 from __future__ import annotations
 
 import difflib
+import importlib.metadata
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -13,11 +14,15 @@ from adq_wds.pipes.map import Map
 from adq_wds.pipes.subsample import Subsample
 from adq_wds.planner import Allocation
 from adq_wds.sample import Encoder
+from adq_wds.score import Score, check_score
 
 ALLOCATIONS: dict[str, Allocation] = {"adaptive": adaptive, "uniform": uniform}
 PIPES: dict[str, type[Pipe]] = {"decode": Decode, "map": Map, "subsample": Subsample}
 SHIPPED_ENCODERS = ("builtin", "builtin-free", "thumbnail")
-SCORES = ("texture", "diversity")
+SCORES = ("texture", "diversity")  # both in every plan's bins; others are `Score`s of users
+KERNELS = ("features", "gradient")
+HEADS = ("none", "contrastive", "paper")
+ENTRY_POINTS = "adq_wds"  # groups adq_wds.encoders and adq_wds.scores of installed packages
 
 
 def encoder(spec: str | Encoder | Callable[..., Any] = "builtin", **options: Any) -> Encoder:
@@ -28,8 +33,9 @@ def encoder(spec: str | Encoder | Callable[..., Any] = "builtin", **options: Any
             ``builtin-free`` (the same, trained without labels), ``thumbnail`` (8×8 mean colours, no weights),
             any timm name (``resnet18.a1_in1k``, ``hf_hub:…``), an object that is an `Encoder` already, or a
             function of a list of PIL images that gives embeddings (B, D), or embeddings and logits.
-        options: for the built-in ones: device. For timm: checkpoint, pretrained, head, device, image_size,
-            allow_pickle, cache_dir. For a function: name (required), revision, preprocessing_hash, transform.
+        options: for the built-in networks: device, amp, channels_last, compile. For timm: these, and checkpoint,
+            pretrained, head, image_size, allow_pickle, cache_dir. For a function: name (required), revision,
+            preprocessing_hash, transform.
 
     Raises:
         ValueError: an unknown name (close ones are listed), or options that do not fit.
@@ -39,6 +45,9 @@ def encoder(spec: str | Encoder | Callable[..., Any] = "builtin", **options: Any
         return _encoder_object(spec, options)
     if spec in SHIPPED_ENCODERS:
         return _shipped(spec, options)
+    offered = _installed("encoders", spec)
+    if offered is not None:
+        return _encoder_object(offered(**options), {})
     from adq_wds.models.timm_names import close_timm_names, is_timm_name
 
     if not is_timm_name(spec):
@@ -51,9 +60,12 @@ def encoder(spec: str | Encoder | Callable[..., Any] = "builtin", **options: Any
 
 def _shipped(name: str, options: dict[str, Any]) -> Encoder:
     """An encoder that needs nothing from outside the package."""
-    surplus = sorted(set(options) - {"device"})
-    if surplus:
-        raise ValueError(f"encoder {name!r} takes no options, got {surplus}; they are for timm names")
+    taken = {"device"} if name == "thumbnail" else {"device", "amp", "channels_last", "compile"}
+    if surplus := sorted(set(options) - taken):
+        raise ValueError(
+            f"encoder {name!r} takes no options but {', '.join(sorted(taken))}, got {surplus}; "
+            "leave them out, or name a timm model"
+        )
     if name == "thumbnail":
         from adq_wds.models.thumbnail import Thumbnail
 
@@ -75,6 +87,54 @@ def _encoder_object(spec: Any, options: dict[str, Any]) -> Encoder:
             raise ValueError("a function as encoder needs name=, which tells its features from others")
         return callable_encoder(spec, **options)
     raise ValueError(f"encoder must be a name, an encoder or a function, got {spec!r}")
+
+
+def score(spec: str | Score) -> Score:
+    """The score of a user that an object or a name stands for.
+
+    Args:
+        spec: a `Score`, or the name under which an installed package offers one: an entry point of the group
+            ``adq_wds.scores``, a `Score` or a class of them.
+
+    Raises:
+        ValueError: an unknown name, or a score that cannot be used.
+        TypeError: not a score.
+    """
+    if not isinstance(spec, str):
+        return check_score(spec)
+    found = _installed("scores", spec)
+    if found is None:
+        known = [*SCORES, *_installed_names("scores")]
+        raise ValueError(unknown("score", spec, difflib.get_close_matches(spec, known) or known))
+    made = check_score(found() if isinstance(found, type) else found)
+    if made.name != spec:
+        raise ValueError(f"entry point {spec!r} of adq_wds.scores gives a score named {made.name!r}")
+    return made
+
+
+def _installed_names(kind: str) -> list[str]:
+    return sorted(point.name for point in importlib.metadata.entry_points(group=f"{ENTRY_POINTS}.{kind}"))
+
+
+def _installed(kind: str, name: str) -> Any:
+    """What an installed package offers under this name, loaded now; None if nothing does.
+
+    Raises:
+        ValueError: two packages offer the name, or it cannot be loaded.
+    """
+    points = list(importlib.metadata.entry_points(group=f"{ENTRY_POINTS}.{kind}", name=name))
+    if not points:
+        return None
+    if len({point.value for point in points}) > 1:
+        raise ValueError(
+            f"{kind[:-1]} {name!r} is offered by two packages: {points[0].value} and {points[1].value}; remove one"
+        )
+    try:
+        return points[0].load()
+    except Exception as error:
+        raise ValueError(
+            f"{kind[:-1]} {name!r} ({points[0].value}) cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
 
 
 def allocation(name: str) -> Allocation:

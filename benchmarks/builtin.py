@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 import adq_wds as adq
 from adq_wds.models.builtin import BUILTIN_NAMES, BuiltinEncoder, SmallNet, builtin_encoder, weights_header
+from adq_wds.models.forward import Forward, ForwardOptions
 from adq_wds.models.thumbnail import Thumbnail
 from adq_wds.sample import Encoder
 from benchmarks.common import data_folder, parser, report, seconds, spread
@@ -42,7 +43,8 @@ def random_weights(seed: int = 0) -> BuiltinEncoder:
     network = SmallNet()
     for parameter in network.parameters():
         torch.nn.init.zeros_(parameter) if parameter.ndim == 1 else torch.nn.init.kaiming_normal_(parameter)
-    network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    options, cpu = ForwardOptions(), torch.device("cpu")
+    options.place(network, cpu)
     return BuiltinEncoder(
         name="random weights",
         revision=f"seed={seed}",
@@ -50,7 +52,8 @@ def random_weights(seed: int = 0) -> BuiltinEncoder:
         trained_on="nothing",
         saw_labels=False,
         network=network,
-        device=torch.device("cpu"),
+        device=cpu,
+        _forward=Forward("random weights", network, options, cpu),
     )
 
 

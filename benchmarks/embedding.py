@@ -27,8 +27,8 @@ import torch
 from PIL import Image
 
 import adq_wds as adq
-from adq_wds.jobs.embed import cores
 from adq_wds.jobs.embed_batch import texture_of
+from adq_wds.jobs.threads import cores
 from adq_wds.models.encoders import TimmEncoder, timm_encoder
 from adq_wds.models.thumbnail import Thumbnail
 from adq_wds.sample import read_image

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adq_wds.tables.features import ShardFeatures, file_name
+from adq_wds.tables.features import file_name
+from adq_wds.tables.features_file import ShardFeatures
 from adq_wds.tables.spans import Spans
 
 MakeShard = Callable[..., Path]
@@ -98,12 +99,15 @@ def synthetic_features(
     width: int = 6,
     signed: bool = False,
     first: int = 0,
+    n_classes: int | None = None,
+    scores: dict[str, str] | None = None,
     **header: str,
 ) -> ShardFeatures:
     """Features without images: random unit rows that depend on the shard's name alone, one row per label.
 
     `bad` are positions in the shard of samples that could not be used, between the usable ones; keys count
-    from `first`, bad samples included.
+    from `first`, bad samples included. With `n_classes` there are logit gradients, with `scores` (revision by name)
+    random numbers for each.
     """
     n = len(label)
     rng = np.random.default_rng(zlib.crc32(shard.encode()))
@@ -131,12 +135,20 @@ def synthetic_features(
             "label": "cls",
             "complete": True,
             "source": {"bytes": 1, "mtime_ns": 1},
+            **({"logit_grad": "softmax"} if n_classes else {}),
+            **({"scores": scores} if scores else {}),
             **header,
         },
         names=names,
         bad=spans.take(np.array(sorted(bad), dtype=np.int64)),
         bad_reasons=["not an image"] * len(bad),
+        logit_grad=_unit(rng.normal(size=(n, n_classes))) if n_classes else None,
+        scores={name: rng.random(n).astype(np.float32) for name in scores or {}},
     )
+
+
+def _unit(rows: Any) -> Any:
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ import pytest
 
 import adq_wds as adq
 from adq_wds.buckets import ClassBuckets
-from adq_wds.tables.features import Features, ShardFeatures
+from adq_wds.tables.features import Features
+from adq_wds.tables.features_file import ShardFeatures
 
 MakeFeatures = Callable[..., ShardFeatures]
 

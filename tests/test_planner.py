@@ -13,7 +13,8 @@ import pytest
 
 import adq_wds as adq
 from adq_wds.binning import bin_features, global_labels
-from adq_wds.tables.features import Features, ShardFeatures
+from adq_wds.tables.features import Features
+from adq_wds.tables.features_file import ShardFeatures
 from adq_wds.tables.plan import ALWAYS, NEVER
 
 MakeFeatures = Callable[..., ShardFeatures]

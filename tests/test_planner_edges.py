@@ -13,7 +13,8 @@ import pytest
 import adq_wds as adq
 from adq_wds.binning import bin_features
 from adq_wds.planner import PlanSettings, plan_bins
-from adq_wds.tables.features import Features, ShardFeatures
+from adq_wds.tables.features import Features
+from adq_wds.tables.features_file import ShardFeatures
 from adq_wds.tables.plan import NEVER
 
 MakeFeatures = Callable[..., ShardFeatures]

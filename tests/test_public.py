@@ -23,6 +23,7 @@ PUBLIC = [
     "PlanError",
     "Sample",
     "SampleError",
+    "Score",
     "ShardError",
     "StateError",
     "Subsample",

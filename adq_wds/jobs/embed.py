@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from adq_wds.binning import listed
 from adq_wds.errors import FeaturesError, SampleError
 from adq_wds.files import lock, make_folder
 from adq_wds.jobs.embed_batch import embed_batch
@@ -22,17 +22,24 @@ from adq_wds.jobs.embed_shard import (
     Batch,
     EmbedSettings,
     ShardJob,
+    Source,
     finished,
     open_job,
     source_stamp,
     take_batch,
 )
+from adq_wds.jobs.threads import cores, pool_of_threads, positive
+from adq_wds.jobs.views import embed_views
 from adq_wds.models.stored import StoredEmbeddings, open_embeddings
+from adq_wds.models.stored_field import FieldEmbeddings
 from adq_wds.pipe import MAX_BAD_FRACTION, OnError, Tally
 from adq_wds.registry import encoder as named_encoder
+from adq_wds.registry import score as named_score
 from adq_wds.sample import IMAGE_FIELDS, Encoder, FieldSpec
+from adq_wds.score import Score
 from adq_wds.shards import check_shard_name, expand_urls, shard_names
-from adq_wds.tables.features import Features, FeaturesFile, ShardFeatures, file_name
+from adq_wds.tables.features import Features, file_name
+from adq_wds.tables.features_file import FeaturesFile, ShardFeatures
 from adq_wds.tables.spans import Spans
 from adq_wds.tar import iter_spans, open_shard, payload_crc32
 
@@ -52,6 +59,10 @@ def embed_shards(
     on_error: OnError = "raise",
     max_bad_fraction: float = MAX_BAD_FRACTION,
     limit: int | None = None,
+    scores: Iterable[str | Score] = (),
+    logit_grad: bool = False,
+    double_softmax: bool = False,
+    views: int = 0,
     progress: bool | None = None,
 ) -> Features:
     """Embed every sample of some shards: one Parquet file per shard, with labels, texture and where samples lie.
@@ -66,8 +77,8 @@ def embed_shards(
         image: field with the image, alternatives separated by ``;``, or a function of the sample. A function is
             known by its name only: give it another name, or another `out`, when it changes.
         label: field with the label (``cls``, ``txt``, ``json:label``), a function, or None for unlabelled data.
-        embeddings: a Parquet file (columns key, embedding) or .npy file with embeddings made elsewhere,
-            instead of an encoder.
+        embeddings: a Parquet file (columns key, embedding) or .npy file with embeddings made elsewhere, or
+            ``field:emb.npy`` for embeddings in a field of the samples themselves; instead of an encoder.
         batch_size: images per call of the encoder; batches are cut inside a shard.
         workers: threads, each decoding and embedding whole batches with one intra-op thread, so that results
             do not depend on their number. As many as cores by default.
@@ -76,6 +87,12 @@ def embed_shards(
         max_bad_fraction: more than this among all samples is an error even so, once 100 were read, and at the end;
             so are 100 bad ones in a row.
         limit: only the first samples, this many, over all shards.
+        scores: scores of yours (a `Score`, or the name of an installed one), a column each. Texture is always there.
+        logit_grad: also keep the direction of the loss's gradient by the logits, which ``kernel="gradient"`` of
+            `build_plan` needs: the encoder must have a head trained on these labels.
+        double_softmax: that gradient as the method's released code has it, through a softmax of the softmax.
+        views: also embed two augmented views of so many images, which `diversity_head` of `build_plan` needs;
+            the same images whatever the shards' order (`adq_wds.jobs.views`).
         progress: show a bar; only on a terminal by default.
 
     Returns:
@@ -88,12 +105,21 @@ def embed_shards(
             do not fit the samples.
         AdqError: the folder cannot be written, or another job works in it.
     """
-    settings = EmbedSettings(image, label, positive("batch_size", batch_size), on_error, max_bad_fraction)
+    settings = EmbedSettings(
+        image, label, positive("batch_size", batch_size), on_error, max_bad_fraction,
+        _kind_of_gradient(logit_grad, double_softmax), tuple(map(named_score, listed("scores", scores))),
+    )  # fmt: skip
+    if views:
+        positive("views", views)
     n_workers = positive("workers", cores() if workers is None else workers)
     left = None if limit is None else positive("limit", limit)
     paths = expand_urls(urls)
     names = [check_shard_name(name) for name in shard_names(paths)]
     _check_files(names)
+    if views and embeddings is not None:
+        raise ValueError(
+            "views need an encoder, and embeddings made elsewhere have none: leave one of them out"
+        )
     source = open_embeddings(embeddings) if embeddings is not None else named_encoder(encoder)
     _say_what_it_saw(source, names)
     folder = make_folder(out)
@@ -101,13 +127,25 @@ def embed_shards(
         bar = stack.enter_context(_Bar(paths, limit, progress))
         tally = Tally("embed", settings.on_error, settings.max_bad_fraction)
         todo = _shards_to_do(paths, names, folder, settings, source, left, bar, tally)
-        for features in _embed_all(todo, settings, source, n_workers, bar.update, tally):
-            features.save(folder / file_name(features.shard))
+        for made in _embed_all(todo, settings, source, n_workers, bar.update, tally):
+            made.save(folder / file_name(made.shard))
         tally.close()
-    return Features(folder, shards=names, limit=limit)
+        features = Features(folder, shards=names, limit=limit)
+        if views and not isinstance(source, StoredEmbeddings | FieldEmbeddings):
+            embed_views(
+                features, paths, source, views=views, image=image, batch_size=batch_size,
+                workers=n_workers, progress=progress,
+            )  # fmt: skip
+    return features
 
 
-def _say_what_it_saw(source: Encoder | StoredEmbeddings, names: list[str]) -> None:
+def _kind_of_gradient(logit_grad: bool, double_softmax: bool) -> str | None:
+    if double_softmax and not logit_grad:
+        raise ValueError("double_softmax is a kind of logit gradient: it needs logit_grad=True")
+    return "double_softmax" if double_softmax else "softmax" if logit_grad else None
+
+
+def _say_what_it_saw(source: Source, names: list[str]) -> None:
     """An encoder that has seen the labels of these very images flatters what is measured on them."""
     if getattr(source, "saw_labels", False) and any("cifar" in name.lower() for name in names):
         logger.warning(
@@ -115,11 +153,6 @@ def _say_what_it_saw(source: Encoder | StoredEmbeddings, names: list[str]) -> No
             source.name,
             getattr(source, "trained_on", "its set"),
         )
-
-
-def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check_files(names: list[str]) -> None:
@@ -131,19 +164,12 @@ def _check_files(names: list[str]) -> None:
             raise ValueError(f"shards {other!r} and {name!r} would both be {file_name(name)}; rename one")
 
 
-def positive(name: str, value: int) -> int:
-    """`value`, if it is an integer of at least 1; a `ValueError` with its name otherwise."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
-    return int(value)
-
-
 def _shards_to_do(
     paths: list[str],
     names: list[str],
     folder: Path,
     settings: EmbedSettings,
-    source: Encoder | StoredEmbeddings,
+    source: Source,
     left: int | None,
     bar: _Bar,
     tally: Tally,
@@ -188,7 +214,16 @@ def _already_done(path: str, file: Path, header: dict[str, Any], left: int | Non
     except FeaturesError as error:
         logger.warning("%s; embedding the shard again", error)
         return None
-    differs = [name for name, value in header.items() if old.header.get(name) != value]
+    lacks = sorted(set(header.get("scores", {})) - set(old.scores))
+    if header.get("logit_grad") and old.n_classes is None:
+        lacks.append("logit_grad")
+    if lacks:
+        logger.info("%s has no %s; embedding the shard again", file, ", ".join(lacks))
+        return None
+    wanted = (
+        {**header, "scores": {**old.scores, **header.get("scores", {})}} if "scores" in header else header
+    )
+    differs = [name for name, value in wanted.items() if old.header.get(name) != value]
     if differs:
         raise FeaturesError(
             f"{file} was made with {differs[0]} {old.header.get(differs[0])!r}, now {header[differs[0]]!r}: "
@@ -220,7 +255,7 @@ def _same_samples(path: str, old: FeaturesFile) -> bool:
 def _embed_all(
     jobs: Iterator[ShardJob],
     settings: EmbedSettings,
-    source: Encoder | StoredEmbeddings,
+    source: Source,
     workers: int,
     done: Callable[[str, int, int], None],
     tally: Tally,
@@ -233,9 +268,7 @@ def _embed_all(
     flying: deque[tuple[ShardJob, range, Future[Batch]]] = deque()
     todo: deque[tuple[ShardJob, range]] = deque()
     n_open = 0
-    threads_before = _torch_threads()
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="adq-embed", initializer=_use_one_thread)
-    try:
+    with pool_of_threads(workers, "adq-embed") as pool:
         while True:
             while len(flying) < workers + 2:
                 if not todo and n_open < workers and (opened := next(jobs, None)) is not None:
@@ -254,30 +287,12 @@ def _embed_all(
                 yield finished(job, settings, source)  # the caller saves it before it asks for the next
                 job.close.close()
                 n_open -= 1
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        if threads_before is not None:
-            _torch_threads(threads_before)
 
 
 def _cut(job: ShardJob, batch_size: int) -> list[range]:
     cuts = [range(i, min(i + batch_size, len(job.spans))) for i in range(0, len(job.spans), batch_size)]
     job.waiting = len(cuts)
     return cuts
-
-
-def _torch_threads(n: int | None = None) -> int | None:
-    """Torch's intra-op threads, set to `n` when given; None while nobody has imported torch."""
-    torch = sys.modules.get("torch")
-    if torch is None:
-        return None
-    if n is not None:
-        torch.set_num_threads(n)
-    return int(torch.get_num_threads())
-
-
-def _use_one_thread() -> None:
-    _torch_threads(1)
 
 
 class _Bar:

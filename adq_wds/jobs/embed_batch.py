@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from adq_wds.core.gradient import logit_gradients
 from adq_wds.core.texture import SHORT_SIDE, texture
-from adq_wds.errors import AdqError, SampleError, located
-from adq_wds.jobs.embed_shard import Batch, EmbedSettings, ShardJob, unlike
+from adq_wds.errors import AdqError, FeaturesError, SampleError, located, shorten
+from adq_wds.jobs.embed_shard import Batch, EmbedSettings, ShardJob, Source, unlike
 from adq_wds.models.stored import StoredEmbeddings
+from adq_wds.models.stored_field import FieldEmbeddings
 from adq_wds.sample import Encoder, Label, place_error, read_image, read_label
+from adq_wds.score import sample_value
 from adq_wds.shards import base_name
 from adq_wds.tar import Span, read_sample
 
@@ -28,32 +31,34 @@ class _Part:
     rows: list[int]
     labels: list[Label]
     images: list[Image.Image]
+    stored: list[NDArray[np.float32]] = field(default_factory=list)  # embeddings, where the samples hold them
 
 
-def embed_batch(
-    job: ShardJob, rows: range, settings: EmbedSettings, source: Encoder | StoredEmbeddings
-) -> Batch:
+def embed_batch(job: ShardJob, rows: range, settings: EmbedSettings, source: Source) -> Batch:
     """Embed some samples of a shard; runs in a thread of its own.
 
     Large images are embedded a part of the batch at a time; where it is cut depends on their sizes alone.
     """
     bad: dict[int, AdqError] = {}
-    done = [_embed_part(job, part, source, bad) for part in _decoded(job, rows, settings, bad)]
+    done = [
+        _embed_part(job, part, settings, source, bad) for part in _decoded(job, rows, settings, source, bad)
+    ]
     done = [part for part in done if part.good]
-    widths = sorted({part.h.shape[1] for part in done})
+    widths = sorted({part.width for part in done})
     if len(widths) > 1:
         raise unlike(job, widths[0], widths[1])
     return Batch(
         [i for part in done for i in part.good],
         [label for part in done for label in part.labels],
-        np.concatenate([part.h for part in done]) if done else np.zeros((0, 0), np.float32),
-        np.concatenate([part.texture for part in done]) if done else np.zeros(0, np.float32),
+        {name: np.concatenate([part.columns[name] for part in done]) for name in done[0].columns}
+        if done
+        else {},
         bad,
     )
 
 
 def _decoded(
-    job: ShardJob, rows: range, settings: EmbedSettings, bad: dict[int, AdqError]
+    job: ShardJob, rows: range, settings: EmbedSettings, source: Source, bad: dict[int, AdqError]
 ) -> Iterator[_Part]:
     """The samples of a batch that can be read, in parts; the others go into `bad`."""
     part = _Part([], [], [])
@@ -62,6 +67,7 @@ def _decoded(
         try:
             sample = _read(job, job.spans[i])
             label = read_label(sample, settings.label)
+            stored = [_stored(job, sample, source)] if isinstance(source, FieldEmbeddings) else []
             image = read_image(sample, settings.image)
         except SampleError as error:
             bad[i] = _with_whole_name(job, error)
@@ -73,23 +79,79 @@ def _decoded(
         part.rows.append(i)
         part.labels.append(label)
         part.images.append(image)
+        part.stored.extend(stored)
         n_pixels += size
     if part.rows:
         yield part
 
 
 def _embed_part(
-    job: ShardJob, part: _Part, source: Encoder | StoredEmbeddings, bad: dict[int, AdqError]
+    job: ShardJob,
+    part: _Part,
+    settings: EmbedSettings,
+    source: Source,
+    bad: dict[int, AdqError],
 ) -> Batch:
-    """Embedding and texture of one part; what fails goes into `bad`."""
-    h, failed = _embed_images(job, part.rows, part.images, source)
+    """All columns of one part; what fails goes into `bad`."""
+    h, logits, failed = _embed_images(job, part, source)
     bad |= failed
-    for row in np.flatnonzero(~np.isfinite(h).all(axis=1)):
-        i = part.rows[row]
-        bad.setdefault(i, _bad_sample(job, i, "its embedding holds NaN or infinity"))
+    _refuse_not_finite(job, part, "embedding holds", h, bad)
+    if settings.logit_grad is not None:
+        if logits is None and not bad.keys() >= set(part.rows):
+            raise AdqError(
+                f"encoder {source.name!r} gives no logits, which logit gradients need; take one with a classifier head"
+            )
+        if logits is not None:
+            _refuse_not_finite(job, part, "logits hold", logits, bad)
     keep = [k for k, i in enumerate(part.rows) if i not in bad]
-    levels = texture_of([part.images[k] for k in keep])
-    return Batch([part.rows[k] for k in keep], [part.labels[k] for k in keep], h[keep], levels, {})
+    values = {k: _score(job, part, k, h[k], settings, bad) for k in keep} if settings.scores else {}
+    keep = [k for k in keep if part.rows[k] not in bad]
+    columns = {"embedding": h[keep], "texture": texture_of([part.images[k] for k in keep])}
+    if settings.logit_grad is not None and logits is not None:
+        columns["logit_grad"] = _logit_grad(job, logits[keep], [part.labels[k] for k in keep], settings)
+    for j, score in enumerate(settings.scores):
+        columns[score.name] = np.array([values[k][j] for k in keep], dtype=np.float32)
+    return Batch([part.rows[k] for k in keep], [part.labels[k] for k in keep], columns, {})
+
+
+def _refuse_not_finite(
+    job: ShardJob, part: _Part, what: str, rows: NDArray[np.float32], bad: dict[int, AdqError]
+) -> None:
+    for row in np.flatnonzero(~np.isfinite(rows).all(axis=1)):
+        i = part.rows[row]
+        bad.setdefault(i, _bad_sample(job, i, f"its {what} NaN or infinity"))
+
+
+def _score(
+    job: ShardJob,
+    part: _Part,
+    k: int,
+    h: NDArray[np.float32],
+    settings: EmbedSettings,
+    bad: dict[int, AdqError],
+) -> list[float]:
+    """The numbers of the scores of users for one image of a part; none where one fails."""
+    try:
+        return [sample_value(score, part.images[k], h.copy()) for score in settings.scores]
+    except SampleError as error:
+        bad[part.rows[k]] = _bad_sample(job, part.rows[k], str(error))
+        return []
+
+
+def _logit_grad(
+    job: ShardJob, logits: NDArray[np.float32], labels: list[Label], settings: EmbedSettings
+) -> NDArray[np.float32]:
+    """(n, C) float32 unit rows; the labels must be classes of the head."""
+    C = logits.shape[1]
+    strange = next((y for y in labels if not isinstance(y, int) or y >= C), None)
+    if strange is not None:
+        raise FeaturesError(
+            f"shard {job.name}: label {shorten(strange)}, but the encoder's head has {C} classes, 0 to {C - 1}: logit "
+            "gradients need a head trained on these labels (a function as label= may map names to its classes)"
+        )
+    kind = settings.logit_grad == "double_softmax"
+    y = np.array(labels, dtype=np.int64)
+    return logit_gradients(logits, y, double_softmax=kind).astype(np.float32)
 
 
 def _with_whole_name(job: ShardJob, error: SampleError) -> SampleError:
@@ -111,15 +173,38 @@ def _read(job: ShardJob, span: Span) -> dict[str, Any]:
         raise place_error(error, {"__url__": job.path, "__key__": span.key}) from None
 
 
+def _stored(job: ShardJob, sample: dict[str, Any], source: FieldEmbeddings) -> NDArray[np.float32]:
+    """(D,) float32, the embedding in a sample, as wide as the first that can be read of its shard."""
+    row = source.row(sample)
+    if job.stored_width is None:
+        job.stored_width = _first_width(job, source)  # whichever thread finds it first finds the same
+    if len(row) != job.stored_width:
+        trouble = f"{len(row)} numbers, and the shard's first embedding has {job.stored_width}"
+        raise place_error(SampleError(trouble), sample, source.field)
+    return row
+
+
+def _first_width(job: ShardJob, source: FieldEmbeddings) -> int:
+    for span in job.spans:
+        try:
+            return len(source.row(_read(job, span)))
+        except SampleError:
+            continue  # reported where its own batch reads it
+    raise AssertionError("called only where a sample of the shard has been read")
+
+
 def _embed_images(
-    job: ShardJob, good: list[int], images: list[Image.Image], source: Encoder | StoredEmbeddings
-) -> tuple[NDArray[np.float32], dict[int, AdqError]]:
-    """(B, D) float32, and an error for each image that the encoder fails on (its row is NaN)."""
+    job: ShardJob, part: _Part, source: Source
+) -> tuple[NDArray[np.float32], NDArray[np.float32] | None, dict[int, AdqError]]:
+    """(B, D) and (B, C) or None float32, and an error for each image that the encoder fails on (its rows are NaN)."""
+    good, images = part.rows, part.images
+    if isinstance(source, FieldEmbeddings):
+        return np.stack(part.stored), None, {}
     if isinstance(source, StoredEmbeddings):
         rows = [source.rows(job.name, [job.spans[i].key], job.first + i) for i in good]
-        return np.concatenate(rows), {}
+        return np.concatenate(rows), None, {}
     try:
-        return _checked(source(images), len(images)), {}
+        return *_checked(source(images), len(images)), {}
     except Exception as error:
         if isinstance(error, AdqError) and not isinstance(error, SampleError):
             raise
@@ -128,13 +213,16 @@ def _embed_images(
 
 def _one_by_one(
     job: ShardJob, good: list[int], images: list[Image.Image], source: Encoder, first_error: Exception
-) -> tuple[NDArray[np.float32], dict[int, AdqError]]:
+) -> tuple[NDArray[np.float32], NDArray[np.float32] | None, dict[int, AdqError]]:
     """Embed image by image, to name those that an encoder fails on."""
     rows: dict[int, NDArray[np.float32]] = {}
+    logits: dict[int, NDArray[np.float32]] = {}
     bad: dict[int, AdqError] = {}
     for i, image in zip(good, images, strict=True):
         try:
-            rows[i] = _checked(source([image]), 1)
+            rows[i], given = _checked(source([image]), 1)
+            if given is not None:
+                logits[i] = given
         except Exception as error:
             bad[i] = _bad_sample(
                 job, i, f"encoder {source.name!r} fails on it: {type(error).__name__}: {_one_line(error)}"
@@ -148,23 +236,34 @@ def _one_by_one(
             f"encoder {source.name!r} fails on {len(images)} images at once, and on none of them alone "
             f"({type(first_error).__name__}: {_one_line(first_error)}); a smaller batch_size may help"
         ) from first_error
-    nowhere = np.full((1, widths[0] if widths else 0), np.nan, dtype=np.float32)
-    return np.concatenate([rows.get(i, nowhere) for i in good]), bad
+    h = _stacked(rows, good)
+    return (np.full((len(good), 0), np.nan, np.float32) if h is None else h), _stacked(logits, good), bad
+
+
+def _stacked(rows: dict[int, NDArray[np.float32]], good: list[int]) -> NDArray[np.float32] | None:
+    """The rows of `good` in order, NaN where there is none; None when there are none at all."""
+    if not rows:
+        return None
+    nowhere = np.full_like(next(iter(rows.values())), np.nan)
+    return np.concatenate([rows.get(i, nowhere) for i in good])
 
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:500]
 
 
-def _checked(answer: Any, n: int) -> NDArray[np.float32]:
-    """The embeddings in an encoder's answer."""
+def _checked(answer: Any, n: int) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    """The embeddings and logits in an encoder's answer."""
     if not isinstance(answer, tuple) or len(answer) != 2:
         raise ValueError(f"gave a {type(answer).__name__}, expected (embeddings, logits or None)")
     with np.errstate(over="ignore"):  # beyond float32 becomes infinity, which is refused by name
         rows = np.asarray(answer[0], dtype=np.float32)
+        logits = None if answer[1] is None else np.asarray(answer[1], dtype=np.float32)
     if rows.ndim != 2 or len(rows) != n or rows.shape[1] == 0:
         raise ValueError(f"gave embeddings of shape {rows.shape} for {n} images, expected ({n}, D)")
-    return rows
+    if logits is not None and (logits.ndim != 2 or len(logits) != n or logits.shape[1] == 0):
+        raise ValueError(f"gave logits of shape {logits.shape} for {n} images, expected ({n}, C)")
+    return rows, logits
 
 
 def texture_of(images: list[Image.Image]) -> NDArray[np.float32]:

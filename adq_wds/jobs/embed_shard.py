@@ -13,13 +13,18 @@ from numpy.typing import NDArray
 
 from adq_wds.errors import AdqError, FeaturesError, SampleError, ShardError, located
 from adq_wds.models.stored import StoredEmbeddings
+from adq_wds.models.stored_field import FieldEmbeddings
 from adq_wds.pipe import OnError, Tally, check_on_error
 from adq_wds.sample import Encoder, FieldSpec, Label, check_spec
-from adq_wds.tables.features import NO_LABEL, ShardFeatures
+from adq_wds.score import Score
+from adq_wds.tables.features_file import NO_LABEL, ShardFeatures
 from adq_wds.tables.spans import Spans
 from adq_wds.tar import Ignored, Span, iter_spans, open_shard, payload_crc32
 
 logger = logging.getLogger("adq_wds")
+
+Source = Encoder | StoredEmbeddings | FieldEmbeddings
+"""Where embeddings come from: a network, a file, or the samples themselves."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,8 @@ class EmbedSettings:
     batch_size: int
     on_error: OnError
     max_bad_fraction: float
+    logit_grad: str | None = None  # "softmax" or "double_softmax"
+    scores: tuple[Score, ...] = ()
 
     def __post_init__(self) -> None:
         check_on_error(self.on_error)
@@ -38,8 +45,13 @@ class EmbedSettings:
         check_spec(self.label, "label")
         if not 0.0 <= self.max_bad_fraction <= 1.0:
             raise ValueError(f"max_bad_fraction must lie in [0, 1], got {self.max_bad_fraction!r}")
+        names = [score.name for score in self.scores]
+        if len(set(names)) != len(names):
+            raise ValueError(f"scores must each be named once, got {names}")
+        if self.logit_grad is not None and (self.label is None or self.label == "none"):
+            raise ValueError("logit gradients need labels: logit_grad=True and label=None exclude each other")
 
-    def header(self, source: Encoder | StoredEmbeddings, first: int) -> dict[str, Any]:
+    def header(self, source: Source, first: int) -> dict[str, Any]:
         """What a file must agree in to be used again; `first` is its first sample's position in the set."""
         by_position = isinstance(source, StoredEmbeddings) and source.path.suffix == ".npy"
         return {
@@ -49,6 +61,8 @@ class EmbedSettings:
             "preprocessing_hash": getattr(source, "preprocessing_hash", ""),
             "image": _spec_name(self.image),
             "label": _spec_name(self.label),
+            **({"logit_grad": self.logit_grad} if self.logit_grad else {}),
+            **({"scores": {score.name: score.revision for score in self.scores}} if self.scores else {}),
         }
 
 
@@ -74,8 +88,9 @@ class ShardJob:
     waiting: int = 0
     good: list[int] = field(default_factory=list)
     labels: list[Label] = field(default_factory=list)
-    parts: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = field(default_factory=list)
+    parts: list[dict[str, NDArray[np.float32]]] = field(default_factory=list)
     bad: list[tuple[int, str]] = field(default_factory=list)
+    stored_width: int | None = None  # of the embeddings in its samples, once the first is known
 
 
 def open_job(path: str, name: str, first: int, left: int | None) -> ShardJob:
@@ -113,13 +128,24 @@ def source_stamp(path: str) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one batch brought: rows for the good samples, an error for each bad one."""
+    """What one batch brought: rows for the good samples, an error for each bad one.
+
+    Attributes:
+        good: positions of the good samples in the shard.
+        labels: of each.
+        columns: a row of each: "embedding" (n, D), "texture" (n,), "logit_grad" (n, C), and scores (n,) by name.
+        bad: an error for each other position.
+    """
 
     good: list[int]
     labels: list[Label]
-    h: NDArray[np.float32]
-    texture: NDArray[np.float32]
+    columns: dict[str, NDArray[np.float32]]
     bad: dict[int, AdqError]
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return int(self.columns["embedding"].shape[1])
 
 
 def unlike(job: ShardJob, a: int, b: int) -> FeaturesError:
@@ -136,22 +162,23 @@ def take_batch(job: ShardJob, rows: range, batch: Batch, tally: Tally) -> None:
         else:
             tally.failed(batch.bad[i])
             job.bad.append((i, str(batch.bad[i])))
-    if job.parts and batch.good and batch.h.shape[1] != job.parts[0][0].shape[1]:
-        raise unlike(job, job.parts[0][0].shape[1], batch.h.shape[1])
+    if job.parts and batch.good and batch.width != job.parts[0]["embedding"].shape[1]:
+        raise unlike(job, job.parts[0]["embedding"].shape[1], batch.width)
     job.good += batch.good
     job.labels += batch.labels
     if batch.good:
-        job.parts.append((batch.h, batch.texture))
+        job.parts.append(batch.columns)
     job.waiting -= 1
 
 
-def finished(job: ShardJob, settings: EmbedSettings, source: Encoder | StoredEmbeddings) -> ShardFeatures:
+def finished(job: ShardJob, settings: EmbedSettings, source: Source) -> ShardFeatures:
     """The shard's features, from all its batches."""
     if not job.good:
         raise ShardError(
             f"shard {job.name}: none of its {len(job.spans)} samples can be used; the first: {job.bad[0][1]}"
         )
-    h = np.concatenate([part[0] for part in job.parts]).astype(np.float64)
+    columns = {name: np.concatenate([part[name] for part in job.parts]) for name in job.parts[0]}
+    h = columns["embedding"].astype(np.float64)
     norm = np.sqrt(np.einsum("nd,nd->n", h, h))
     unit = np.divide(h, norm[:, None], out=np.zeros_like(h), where=norm[:, None] > 0)
     label, names = _numbered(job)
@@ -166,11 +193,13 @@ def finished(job: ShardJob, settings: EmbedSettings, source: Encoder | StoredEmb
         label=label,
         embedding=unit.astype(np.float16),
         norm=np.minimum(norm, np.finfo(np.float32).max).astype(np.float32),
-        texture=np.concatenate([part[1] for part in job.parts]),
+        texture=columns["texture"],
         header=header,
         names=names,
         bad=_spans(job, [i for i, _ in job.bad]),
         bad_reasons=[why for _, why in job.bad],
+        logit_grad=columns["logit_grad"].astype(np.float16) if settings.logit_grad else None,
+        scores={score.name: columns[score.name] for score in settings.scores},
     )
 
 

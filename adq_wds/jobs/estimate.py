@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from adq_wds.errors import AdqError, SampleError
-from adq_wds.jobs.embed import cores, positive
 from adq_wds.jobs.embed_batch import texture_of
-from adq_wds.models.stored import open_embeddings
+from adq_wds.jobs.threads import cores, positive
+from adq_wds.models.stored import StoredEmbeddings, open_embeddings
+from adq_wds.models.stored_field import FieldEmbeddings
 from adq_wds.pipe import OnError
 from adq_wds.sample import IMAGE_FIELDS, Encoder, FieldSpec, read_image, read_label
 from adq_wds.shards import expand_urls
@@ -33,13 +34,16 @@ def estimate(
     workers: int | None = None,
     on_error: OnError = "raise",
     limit: int | None = None,
+    scores: Sequence[str] = (),
+    logit_grad: bool = False,
+    views: int = 0,
     plan: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Walk the headers of all shards and embed a few samples; write nothing.
 
     Returns:
-        shards, samples, bytes of the shards, bytes of the features, seconds for embedding (on this machine, from
-        at most 64 samples), and with `plan` the samples kept and bytes of memory for binning, for classes of equal size.
+        shards, samples, bytes of the shards, bytes of the features, seconds for embedding with views (on this machine,
+        from at most 64 samples), and with `plan` the samples kept and bytes of memory for binning, for classes of equal size.
     """
     paths = expand_urls(urls)
     n_workers = positive("workers", cores() if workers is None else workers)
@@ -47,7 +51,9 @@ def estimate(
     n_wanted = None if limit is None else positive("limit", limit)
     counts, tried, labels = [], 0, set()
     spent = 0.0
-    width = 0 if embeddings is None else open_embeddings(embeddings).width
+    n_classes = 0
+    stored = None if embeddings is None else open_embeddings(embeddings)
+    width = stored.width if isinstance(stored, StoredEmbeddings) else 0
     for path in paths:
         with open_shard(path) as buffer:
             spans = list(iter_spans(buffer, shard=os.path.basename(path)))
@@ -58,39 +64,46 @@ def estimate(
             for sample in samples:
                 try:
                     labels.add(read_label(sample, label))
+                    if isinstance(stored, FieldEmbeddings):
+                        width = len(stored.row(sample))
                     images.append(read_image(sample, image))
                 except SampleError:
                     if on_error == "raise":
                         raise
             texture_of(images)
             if embeddings is None:
-                width = _embed(encoder, images, batch_size)
+                width, n_classes = _embed(encoder, images, batch_size)
         tried += len(samples)
         spent += time.perf_counter() - before
         counts.append(len(spans))
     n = sum(counts) if n_wanted is None else min(n_wanted, sum(counts))
+    n_views = min(positive("views", views), n) if views else 0
+    row_bytes = width * 2 + 64 + 4 * len(scores) + (2 * n_classes if logit_grad else 0)
     said: dict[str, Any] = {
         "shards": len(paths),
         "samples": n,
         "shard_bytes": sum(os.path.getsize(path) for path in paths),
-        "features_bytes": n * (width * 2 + 64),
-        "embed_seconds": round(n * spent / max(1, tried) / n_workers, 1),
+        "features_bytes": n * row_bytes + n_views * (width * 4 + 64),
+        "embed_seconds": round((n + 2 * n_views) * spent / max(1, tried) / n_workers, 1),
     }
     if plan is not None:
         largest = -(-n // max(1, len(labels)))
         matrix = largest * largest * 8
         said["kept"] = round(plan["keep"] * n)
-        said["plan_memory_bytes"] = largest * width * 10 + min(matrix, plan["memory_bytes"])
+        columns = width + (n_classes if plan.get("kernel") == "gradient" else 0)
+        said["plan_memory_bytes"] = largest * columns * 10 + min(matrix, plan["memory_bytes"])
         said["classes_seen"] = len(labels)
     return said
 
 
-def _embed(encoder: Encoder, images: list[Image.Image], batch_size: int) -> int:
-    """Embed images for the time it takes; gives D."""
-    width = 0
+def _embed(encoder: Encoder, images: list[Image.Image], batch_size: int) -> tuple[int, int]:
+    """Embed images for the time it takes; gives D, and C (0 without a head)."""
+    width = n_classes = 0
     try:
         for start in range(0, len(images), batch_size):
-            width = int(np.asarray(encoder(images[start : start + batch_size])[0]).shape[1])
+            h, logits = encoder(images[start : start + batch_size])
+            width = int(np.asarray(h).shape[1])
+            n_classes = 0 if logits is None else int(np.asarray(logits).shape[1])
     except Exception as error:
         raise AdqError(f"encoder {encoder.name!r} fails: {type(error).__name__}: {error}") from error
-    return width
+    return width, n_classes

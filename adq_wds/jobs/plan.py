@@ -9,15 +9,20 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from adq_wds.binning import bin_features, listed
 from adq_wds.core.allocation import adaptive
 from adq_wds.errors import PlanError
 from adq_wds.files import lock, make_folder
+from adq_wds.jobs.diversity import diversity_behind
 from adq_wds.planner import Allocation, PlanSettings, SampleId, plan_bins
-from adq_wds.registry import SCORES, look_up
+from adq_wds.registry import HEADS, KERNELS, SCORES, look_up
 from adq_wds.registry import allocation as named_allocation
+from adq_wds.registry import score as named_score
+from adq_wds.score import Score, bin_values
 from adq_wds.tables.bins import Bins
 from adq_wds.tables.features import Features
 from adq_wds.tables.plan import Plan, load_plan
@@ -29,13 +34,15 @@ def build_plan(
     features: Features | str | os.PathLike[str],
     *,
     bins: int | Bins = 10,
+    kernel: str = "features",
     keep: float = 0.3,
     seed: int = 0,
     alpha: float = 0.65,
     allocation: str | Allocation = "adaptive",
     balance: str = "class",
     draw: str = "random",
-    scores: Iterable[str] = SCORES,
+    scores: Iterable[str | Score] = SCORES,
+    diversity_head: str = "none",
     normalise: str = "sum",
     must_include: Iterable[SampleId] = (),
     classes: Iterable[int | str] | None = None,
@@ -53,6 +60,8 @@ def build_plan(
     Args:
         features: a folder that `embed_shards` wrote, or the `Features` it gave.
         bins: K, bins per class; or `Bins` made before, from the same features.
+        kernel: similarity of two samples: "features", the cosine of their embeddings, or "gradient", the cosine of
+            the loss's gradients by the last layer's weights (features made with ``logit_grad=True``).
         keep: ratio of samples kept, in [0, 1].
         seed: of the keyed draw.
         alpha: share of the importance in a bin's rate, in [0, 1]; 0 is uniform, which is DQ.
@@ -60,7 +69,10 @@ def build_plan(
             (K,), finite and >= 0, called for each class.
         balance: "class" keeps the classes' proportions; "none" lets all cells compete.
         draw: "random" (keyed draw) or "ordered" (GraphCut's pick order).
-        scores: which add up to the importance: "texture" (representativeness), "diversity".
+        scores: which add up to the importance: "texture" (representativeness), "diversity", and scores of yours
+            (`Score`, or the name of an installed one) that the features were made with.
+        diversity_head: what the diversity is measured behind: "none" (the embeddings of all samples), "contrastive"
+            or "paper" (a small head over two views of some images; features made with ``views=``).
         normalise: "sum" or "minmax".
         must_include: keys kept in any case; (shard, key) where a key stands in several shards.
         classes: plan these only; other samples are not kept.
@@ -80,7 +92,7 @@ def build_plan(
     Source: Zhou et al. 2023 (arXiv 2308.10524) for bins, Li et al. 2024 (arXiv 2412.16895) for scores and rates;
     budget, nesting and balance are ours.
     """
-    settings, rule = plan_settings(
+    settings, rule, own = plan_settings(
         keep=keep,
         seed=seed,
         alpha=alpha,
@@ -88,8 +100,10 @@ def build_plan(
         balance=balance,
         draw=draw,
         scores=scores,
+        diversity_head=diversity_head,
         normalise=normalise,
     )
+    look_up("kernel", kernel, dict.fromkeys(KERNELS))
     must = listed("must_include", must_include)
     if out is not None and Path(out).is_dir():
         raise PlanError(f"{out}: a folder; give the plan a file name, such as {Path(out) / 'plan.parquet'}")
@@ -101,6 +115,8 @@ def build_plan(
         )
     if isinstance(bins, Bins) and classes is not None:
         raise ValueError("classes= is chosen when bins are made; leave it out, or give bins= as a number")
+    if isinstance(bins, Bins) and bins.header["kernel"] != kernel:
+        raise ValueError(f"the bins were made with kernel {bins.header['kernel']!r}, not {kernel!r}")
     folder = None if out is None else make_folder(Path(out).parent)
     # locked before the work, so that of two jobs one learns it at once
     with nullcontext() if folder is None else lock(folder):
@@ -108,12 +124,14 @@ def build_plan(
             bins = find_bins(
                 features,
                 bins=bins,
+                kernel=kernel,
                 classes=classes,
                 memory_bytes=memory_bytes,
                 scratch=folder,
                 progress=progress,
             )
-        plan = plan_bins(features, bins, settings, rule, must_include=must)
+        values = _more_scores(features, bins, own, diversity_head, progress)
+        plan = plan_bins(features, bins, settings, rule, values=values, must_include=must)
         if out is None:
             return plan
         plan.save(out)
@@ -128,25 +146,55 @@ def plan_settings(
     allocation: str | Allocation = "adaptive",
     balance: str = "class",
     draw: str = "random",
-    scores: Iterable[str] = SCORES,
+    scores: Iterable[str | Score] = SCORES,
+    diversity_head: str = "none",
     normalise: str = "sum",
-) -> tuple[PlanSettings, Allocation]:
-    """The checked settings that arguments of `build_plan` stand for, and the allocation rule.
+) -> tuple[PlanSettings, Allocation, list[Score]]:
+    """The checked settings that arguments of `build_plan` stand for, the allocation rule, and the scores of users.
 
     Raises:
         ValueError: an argument is out of range, or a name unknown.
     """
-    chosen = tuple(listed("scores", scores))
-    for name in chosen:
-        look_up("score", name, dict.fromkeys(SCORES))
+    chosen = listed("scores", scores)
+    own = own_scores(chosen)
+    names = tuple(score for score in chosen if score in SCORES) + tuple(score.name for score in own)
+    look_up("diversity head", diversity_head, dict.fromkeys(HEADS))
+    if diversity_head != "none" and "diversity" not in names:
+        raise ValueError(f"diversity_head={diversity_head!r} without 'diversity' among the scores {names}")
     rule, rule_name = _allocation(allocation, alpha)
-    return PlanSettings(keep, seed, alpha, rule_name, balance, draw, chosen, normalise), rule
+    settings = PlanSettings(keep, seed, alpha, rule_name, balance, draw, names, normalise, diversity_head)
+    return settings, rule, own
+
+
+def own_scores(scores: Iterable[str | Score]) -> list[Score]:
+    """Those among `scores` that are not in every plan's bins: scores of users, by object or installed name."""
+    return [named_score(score) for score in scores if score not in SCORES]
+
+
+def _more_scores(
+    features: Features, bins: Bins, own: list[Score], head: str, progress: bool | None
+) -> dict[str, NDArray[np.float64]]:
+    """(K,) float64 of each score that bins do not hold from the start."""
+    values = {}
+    for score in own:
+        made_with = features.files[0].scores.get(score.name)
+        numbers = features.score(score.name)
+        if made_with != score.revision:
+            raise ValueError(
+                f"score {score.name!r} has revision {score.revision!r}, the features hold {made_with!r}; embed again"
+            )
+        values[score.name] = bin_values(score, numbers, bins.bin, bins.n_bins)
+    if head != "none":
+        value, spread = diversity_behind(features, bins, head, progress=progress)
+        values |= {"diversity": value, "diversity_spread": spread}
+    return values
 
 
 def find_bins(
     features: Features,
     *,
     bins: int,
+    kernel: str = "features",
     classes: Iterable[int | str] | None = None,
     memory_bytes: int = 1 << 30,
     scratch: Path | None = None,
@@ -160,6 +208,7 @@ def find_bins(
         return bin_features(
             features,
             bins=bins,
+            kernel=kernel,
             classes=classes,
             memory_bytes=memory_bytes,
             scratch=scratch,

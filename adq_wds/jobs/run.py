@@ -15,11 +15,14 @@ from adq_wds.binning import check_memory
 from adq_wds.errors import AdqError, PlanError
 from adq_wds.files import canonical_json, lock, make_folder, write_text
 from adq_wds.io.writer import ShardPattern
-from adq_wds.jobs.embed import embed_shards, positive
+from adq_wds.jobs.embed import embed_shards
 from adq_wds.jobs.embed_shard import source_stamp
 from adq_wds.jobs.plan import build_plan, find_bins, plan_settings
+from adq_wds.jobs.threads import positive
+from adq_wds.jobs.views import N_VIEWS
 from adq_wds.jobs.write import refuse_sources, write_kept
 from adq_wds.models.stored import open_embeddings
+from adq_wds.registry import KERNELS, SCORES, look_up
 from adq_wds.registry import encoder as named_encoder
 from adq_wds.shards import expand_urls, shard_names
 from adq_wds.tables.bins import Bins
@@ -38,6 +41,9 @@ _KNOWN = {
         "head",
         "allow_pickle",
         "cache_dir",
+        "amp",
+        "channels_last",
+        "compile",
     },
     "embed": set(inspect.signature(embed_shards).parameters) - {"urls", "encoder", "out", "progress"},
     "plan": set(inspect.signature(build_plan).parameters) - {"features", "out", "progress"},
@@ -77,6 +83,7 @@ def run_job(
         AdqError: damaged data, another job in the folder, shards in ``OUT/shards/`` that no run here has made.
     """
     paths = expand_urls(urls)
+    embed = {**embed, **needed(embed, plan)}
     check_plan_options(plan)  # before hours of embedding, not after
     stored = embed.get("embeddings")
     source = (
@@ -116,10 +123,24 @@ def run_job(
 
 def check_plan_options(options: dict[str, Any]) -> None:
     """Raise `ValueError` when arguments of `build_plan` are out of range, as far as they alone can tell."""
-    others = ("bins", "classes", "memory_bytes", "must_include")
+    others = ("bins", "classes", "kernel", "memory_bytes", "must_include")
     plan_settings(**{name: value for name, value in options.items() if name not in others})
+    look_up("kernel", options.get("kernel", "features"), dict.fromkeys(KERNELS))
     positive("bins", options["bins"])
     check_memory(options.get("memory_bytes", 1 << 30))
+
+
+def needed(embed: dict[str, Any], plan: dict[str, Any]) -> dict[str, Any]:
+    """What has to be embedded for such a plan, beyond what was asked for."""
+    more: dict[str, Any] = {}
+    own = [score for score in plan.get("scores", ()) if score not in SCORES]
+    if own:
+        more["scores"] = sorted({*embed.get("scores", ()), *own})
+    if plan.get("kernel") == "gradient":
+        more["logit_grad"] = True
+    if plan.get("diversity_head", "none") != "none" and not embed.get("views"):
+        more["views"] = N_VIEWS
+    return more
 
 
 def _shards_of(folder: Path) -> Path:
@@ -142,7 +163,10 @@ def _plan(folder: Path, features: Features, options: dict[str, Any], progress: b
     settled = {
         name: value for name, value in options.items() if name not in ("bins", "classes", "memory_bytes")
     }
+    before = canonical_json(bins.header)
     made = build_plan(features, bins=bins, progress=progress, **settled)
+    if canonical_json(bins.header) != before:
+        bins.save(folder / "bins.parquet")  # with what the head gave, which need not be trained again
     (folder / "run.json").unlink(missing_ok=True)  # from here on it would describe another plan
     made.save(folder / "plan.parquet")
     return load_plan(folder / "plan.parquet")
@@ -155,6 +179,7 @@ def _bins(folder: Path, features: Features, options: dict[str, Any], progress: b
         try:
             old = Bins.load(path)
             same_set = old.header["features"] == features.hash and old.n_bins == options["bins"]
+            same_set &= old.header["kernel"] == options.get("kernel", "features")
             if same_set and old.header["asked_classes"] == options.get("classes"):
                 return old
         except (PlanError, KeyError) as error:
@@ -162,6 +187,7 @@ def _bins(folder: Path, features: Features, options: dict[str, Any], progress: b
     bins = find_bins(
         features,
         bins=options["bins"],
+        kernel=options.get("kernel", "features"),
         classes=options.get("classes"),
         memory_bytes=options.get("memory_bytes", 1 << 30),
         scratch=folder,

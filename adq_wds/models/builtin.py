@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from torch import nn
 from adq_wds.errors import AdqError
 from adq_wds.files import canonical_json, sha256_text
 from adq_wds.models.checkpoints import file_sha256, load_state, misfit
+from adq_wds.models.forward import Forward, ForwardOptions
 from adq_wds.models.images import check_rgb
 
 BUILTIN_NAMES = ("builtin", "builtin-free")
@@ -84,11 +85,12 @@ class BuiltinEncoder:
     """The small network with one of its sets of weights; made by `builtin_encoder`.
 
     May be called from several threads at once: on the CPU they run side by side, on an accelerator the forward passes
-    queue. Pickles as its name and device; another process loads the weights again, and fails when they have changed.
+    queue. Pickles as its name, device and options; another process loads the weights again, and fails when they have changed.
 
     Attributes:
         name: `builtin` or `builtin-free`.
-        revision: SHA-256 of the weights' file, and the version of network and preprocessing.
+        revision: SHA-256 of the weights' file, the version of network and preprocessing, number type, and what else
+            of `ForwardOptions` is not usual.
         preprocessing_hash: SHA-256 of size, filter, mean and deviation.
         width: D = 256.
         n_classes: C of the head, or None without one.
@@ -104,6 +106,7 @@ class BuiltinEncoder:
     saw_labels: bool
     network: SmallNet = field(repr=False)
     device: torch.device
+    _forward: Forward = field(repr=False)
     preprocessing_hash: str = sha256_text(
         canonical_json({"size": [SIDE, SIDE], "filter": "bilinear", "mean": MEAN, "std": STD})
     )
@@ -129,27 +132,35 @@ class BuiltinEncoder:
             return np.empty((0, self.width), np.float32), self._no_logits()
         pixels = torch.from_numpy(np.stack([np.asarray(resized(image)) for image in images]))
         with self._lock if self.device.type != "cpu" else contextlib.nullcontext(), torch.inference_mode():
-            h, logits = self.network(normalised(pixels.to(self.device)))
-            return h.cpu().numpy(), None if logits is None else logits.cpu().numpy()
+            return self._forward(normalised(pixels.to(self.device)))
 
     def _no_logits(self) -> NDArray[np.float32] | None:
         return None if self.n_classes is None else np.empty((0, self.n_classes), np.float32)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _again, (self.name, str(self.device), self.revision)
+        return _again, (self.name, str(self.device), self.revision, self._forward.options)
 
 
-def builtin_encoder(name: str = "builtin", *, device: str = "cpu") -> BuiltinEncoder:
+def builtin_encoder(
+    name: str = "builtin",
+    *,
+    device: str = "cpu",
+    amp: bool = False,
+    channels_last: bool = True,
+    compile: bool = False,  # noqa: A002 - torch's word
+) -> BuiltinEncoder:
     """The encoder that comes with the package.
 
     Args:
         name: `builtin`, trained with the labels of CIFAR-10 train, which gives logits (B, 10) too; or `builtin-free`,
             trained without labels, which gives none.
         device: `cpu`, `cuda`, `cuda:1`, ..., or `auto` (cuda when there is one, else cpu).
+        amp, channels_last, compile: how the network runs; see `ForwardOptions`.
 
     Raises:
-        ValueError: an unknown name, or no such device.
-        AdqError: the weights' file is missing, damaged, or another network's: the installation is broken.
+        ValueError: an unknown name, no such device, or `amp` on a device without bfloat16.
+        AdqError: the weights' file is missing, damaged, or another network's: the installation is broken; at the first
+            batch, the network cannot be compiled.
 
     Source: ours; see `examples/train_builtin.py`.
 
@@ -157,6 +168,7 @@ def builtin_encoder(name: str = "builtin", *, device: str = "cpu") -> BuiltinEnc
     >>> h.shape, logits.shape
     ((1, 256), (1, 10))
     """
+    options = ForwardOptions(amp=amp, channels_last=channels_last, compile=compile)
     if device == "cpu":
         place = torch.device("cpu")
     else:
@@ -173,15 +185,16 @@ def builtin_encoder(name: str = "builtin", *, device: str = "cpu") -> BuiltinEnc
     if difference := misfit(network, state):
         raise AdqError(f"weights {path} do not fit encoder {name!r}: {difference}; install the package again")
     network.load_state_dict({k: v.float() for k, v in state.items()}, assign=True)
-    network.eval().requires_grad_(False).to(place).to(memory_format=torch.channels_last)
+    options.place(network, place)
     return BuiltinEncoder(
         name=name,
-        revision=f"file-sha256={file_sha256(path)};definition={DEFINITION};dtype=float32",
+        revision=f"file-sha256={file_sha256(path)};definition={DEFINITION};{options.revision}",
         n_classes=n_classes,
         trained_on=header["trained_on"],
         saw_labels=n_classes is not None,
         network=network,
         device=place,
+        _forward=Forward(name, network, options, place),
     )
 
 
@@ -229,9 +242,9 @@ def normalised(images: torch.Tensor) -> torch.Tensor:
     return images.permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)
 
 
-def _again(name: str, device: str, revision: str) -> BuiltinEncoder:
+def _again(name: str, device: str, revision: str, options: ForwardOptions) -> BuiltinEncoder:
     """Unpickle: load the weights anew, and insist on the same ones."""
-    encoder = builtin_encoder(name, device=device)
+    encoder = builtin_encoder(name, device=device, **asdict(options))
     if encoder.revision != revision:
         raise AdqError(
             f"encoder {name!r} changed while it was handed to another process: was {revision}, "

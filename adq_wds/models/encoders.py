@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from adq_wds.errors import AdqError
 from adq_wds.files import canonical_json, sha256_text
 from adq_wds.models.checkpoints import file_sha256, state_sha256
+from adq_wds.models.forward import Forward, ForwardOptions
 from adq_wds.models.images import check_rgb
 from adq_wds.models.timm_build import load_checkpoint, load_pretrained
 from adq_wds.models.timm_names import check_timm_name
@@ -34,7 +36,7 @@ class TimmEncoder:
 
     Attributes:
         name: as given to `timm_encoder`.
-        revision: which weights (SHA-256), timm version, number type.
+        revision: which weights (SHA-256), timm version, number type, and what else of `ForwardOptions` is not usual.
         preprocessing_hash: SHA-256 of size, crop, interpolation, mean and deviation.
         width: D.
         n_classes: C, or None without a head.
@@ -48,6 +50,7 @@ class TimmEncoder:
     n_classes: int | None
     model: torch.nn.Module = field(repr=False)
     device: torch.device
+    _forward: Forward = field(repr=False)
     _resize: Any = field(repr=False)  # PIL image -> (3, H, W) uint8
     _mean: torch.Tensor = field(repr=False)  # (3, 1, 1), in grey levels, on `device`
     _std: torch.Tensor = field(repr=False)
@@ -75,10 +78,9 @@ class TimmEncoder:
         pixels = torch.stack([torch.as_tensor(self._resize(image)) for image in images])  # (B, 3, H, W) uint8
         with self._lock if self.device.type != "cpu" else contextlib.nullcontext(), torch.inference_mode():
             # uint8 travels to the device, a quarter of the bytes; there it is scaled, in place
-            x = pixels.to(self.device).to(torch.float32, memory_format=torch.channels_last)
-            x.sub_(self._mean).div_(self._std)
-            h, logits = pooled_and_logits(self.model, x, head=self.n_classes is not None)
-            return h.float().cpu().numpy(), None if logits is None else logits.float().cpu().numpy()
+            order = self._forward.options.memory_format
+            x = pixels.to(self.device).to(torch.float32, memory_format=order)
+            return self._forward(x.sub_(self._mean).div_(self._std))
 
     def _no_logits(self) -> NDArray[np.float32] | None:
         return None if self.n_classes is None else np.empty((0, self.n_classes), np.float32)
@@ -97,6 +99,9 @@ def timm_encoder(
     image_size: int | None = None,
     allow_pickle: bool = False,
     cache_dir: str | Path | None = None,
+    amp: bool = False,
+    channels_last: bool = True,
+    compile: bool = False,  # noqa: A002 - torch's word
 ) -> TimmEncoder:
     """An encoder from a timm network by name.
 
@@ -111,12 +116,16 @@ def timm_encoder(
         allow_pickle: read `.pth`, `.pt`, `.bin`, `.ckpt` checkpoints too: tensors only, no code is run. (What
             timm fetches by name is read by timm: safetensors where offered, else tensors only in the same way.)
         cache_dir: where fetched weights are kept, when not in the usual place.
+        amp, channels_last, compile: how the network runs; see `ForwardOptions`.
 
     Raises:
         ValueError: an unknown name (close ones listed), no such file or device, a checkpoint of another network, a
-            head asked of weights without one, an image size the network does not take.
-        AdqError: weights that cannot be fetched, or a damaged checkpoint.
+            head asked of weights without one, an image size the network does not take, or `amp` on a device
+            without bfloat16.
+        AdqError: weights that cannot be fetched, or a damaged checkpoint; at the first batch, a network that cannot
+            be compiled.
     """
+    options = ForwardOptions(amp=amp, channels_last=channels_last, compile=compile)
     check_timm_name(name)
     if image_size is not None and (type(image_size) is not int or image_size < 1):
         raise ValueError(f"image_size={image_size!r}: expected a number of pixels >= 1")
@@ -134,8 +143,7 @@ def timm_encoder(
     if head and n_classes is None:
         source = f"checkpoint {checkpoint}" if checkpoint else f"timm model {name!r}"
         raise ValueError(f"{source} has no classifier, so there are no logits; pass head=False")
-    # colours last: convolutions are up to twice as fast, the numbers the same to the last bits
-    model.eval().requires_grad_(False).to(place).to(memory_format=torch.channels_last)
+    options.place(model, place)
     timm_data: Any = timm.data
     config = timm_data.resolve_model_data_config(model, args={"img_size": image_size})
     # "prefetcher" is timm's word for: end with whole grey levels, they are scaled on the device
@@ -143,12 +151,13 @@ def timm_encoder(
     weights = file_sha256(checkpoint) if checkpoint else state_sha256(model.state_dict().items())
     return TimmEncoder(
         name=name,
-        revision=f"{'file' if checkpoint else 'weights'}-sha256={weights};timm={timm.__version__};dtype=float32",
+        revision=f"{'file' if checkpoint else 'weights'}-sha256={weights};timm={timm.__version__};{options.revision}",
         preprocessing_hash=_preprocessing_hash(config, resize),
         width=_probe_width(model, name, config["input_size"], place),
         n_classes=n_classes if head else None,
         model=model,
         device=place,
+        _forward=Forward(name, partial(pooled_and_logits, model, head=head), options, place),
         _resize=resize,
         _mean=_grey_levels(config["mean"], place),
         _std=_grey_levels(config["std"], place),
@@ -161,6 +170,7 @@ def timm_encoder(
             "image_size": image_size,
             "allow_pickle": allow_pickle,
             "cache_dir": cache_dir,
+            **asdict(options),
         },
     )
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,15 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adq_wds.errors import FeaturesError
+from adq_wds.models.npy import MAX_HEADER_BYTES, NpyError, read_header
+from adq_wds.models.stored_field import PREFIX, FieldEmbeddings
 from adq_wds.models.stored_parquet import ParquetRows
-
-NPY_MAGIC = b"\x93NUMPY"
-MAX_NPY_HEADER_BYTES = 10_000  # NumPy's own limit
-# header length: its width in bytes and its reader, by format version
-_NPY_VERSIONS: dict[tuple[int, int], tuple[int, Any]] = {
-    (1, 0): (2, np.lib.format.read_array_header_1_0),
-    (2, 0): (4, np.lib.format.read_array_header_2_0),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,18 +68,24 @@ class StoredEmbeddings:
         return _again, (self.path, self.revision)
 
 
-def open_embeddings(path: str | os.PathLike[str]) -> StoredEmbeddings:
-    """Open a file of embeddings.
+def open_embeddings(path: str | os.PathLike[str]) -> StoredEmbeddings | FieldEmbeddings:
+    """Open a file of embeddings, or name the field of the samples that holds them.
 
     Parquet (`.parquet`): columns `key`, `embedding` (a list of numbers each), optional `shard` (needed when a key
     stands in two shards), optional `norm` (then h = embedding · norm). npy (`.npy`): (N, D) float16, float32 or
     float64, one row for every sample in the order of the shards, read from the disk as needed.
+    A text ``field:emb.npy`` is no file: every sample's embedding is in that field of the shards.
 
     Raises:
-        ValueError: no such file, or another suffix.
+        ValueError: no such file, another suffix, or not the name of an npy field.
         FeaturesError: the file is damaged, declares more than it holds, or has other columns, shapes or types.
     """
-    path = Path(path).absolute()
+    if isinstance(path, str) and path.startswith(PREFIX):
+        return FieldEmbeddings(path.removeprefix(PREFIX))
+    return _open_file(Path(path).absolute())
+
+
+def _open_file(path: Path) -> StoredEmbeddings:
     if not path.is_file():
         raise ValueError(f"embeddings {path}: no such file")
     if path.suffix == ".parquet":
@@ -106,7 +104,7 @@ def open_embeddings(path: str | os.PathLike[str]) -> StoredEmbeddings:
 
 def _again(path: Path, revision: str) -> StoredEmbeddings:
     """Unpickle: open anew, and insist on the same file."""
-    opened = open_embeddings(path)
+    opened = _open_file(path)
     if opened.revision != revision:
         raise FeaturesError(f"embeddings {path}: the file changed while it was in use; run again")
     return opened
@@ -115,40 +113,19 @@ def _again(path: Path, revision: str) -> StoredEmbeddings:
 def _open_npy(path: Path) -> NDArray[np.floating[Any]]:
     """Map an npy file, after its header has been held against its size: nothing is allocated on its word."""
     size = path.stat().st_size
-    with path.open("rb") as handle:
-        start = handle.read(12)
-        version = (start[6], start[7]) if len(start) == 12 and start.startswith(NPY_MAGIC) else (0, 0)
-        if version not in _NPY_VERSIONS:
-            raise FeaturesError(
-                f"embeddings {path}: not an npy file of version 1 or 2 (starts with {start!r})"
-            )
-        length_bytes, read_header = _NPY_VERSIONS[version]
-        data_start = 8 + length_bytes + int.from_bytes(start[8 : 8 + length_bytes], "little")
-        if data_start > min(size, MAX_NPY_HEADER_BYTES):
-            raise FeaturesError(
-                f"embeddings {path}: declares a header of {data_start} bytes in a file of {size}"
-            )
-        handle.seek(8)
-        header = handle.read(data_start - 8)
     try:
-        shape, _, dtype = read_header(io.BytesIO(header))
-    except (
-        Exception
-    ) as error:  # NumPy hands the text to Python's tokenizer and literal reader: any may object
-        text = " ".join(str(error).split())[:160]
-        raise FeaturesError(f"embeddings {path}: damaged npy header ({text})") from error
-    fits = (
-        len(shape) == 2 and all(type(length) is int for length in shape) and shape[1] >= 1
-    )  # True is an int
-    if dtype.kind != "f" or dtype.itemsize not in (2, 4, 8) or not fits:
+        with path.open("rb") as handle:
+            header = read_header(handle.read(MAX_HEADER_BYTES), size)
+    except NpyError as error:
+        raise FeaturesError(f"embeddings {path}: {error}") from error
+    if not header.is_floats or len(header.shape) != 2 or header.shape[1] < 1:
         raise FeaturesError(
-            f"embeddings {path}: {dtype} of shape {shape}; expected (N, D) float16, float32 or float64"
+            f"embeddings {path}: {header.dtype} of shape {header.shape}; expected (N, D) float16, float32 or float64"
         )
-    declared = math.prod(shape) * dtype.itemsize
-    if declared != size - data_start:
+    if header.declared_bytes != size - header.start:
         raise FeaturesError(
-            f"embeddings {path}: declares {declared} bytes of numbers, shape {shape}, and holds {size - data_start}; "
-            "write it again"
+            f"embeddings {path}: declares {header.declared_bytes} bytes of numbers, shape {header.shape}, and holds "
+            f"{size - header.start}; write it again"
         )
     mapped: NDArray[np.floating[Any]] = np.load(path, mmap_mode="r", allow_pickle=False)
     return mapped

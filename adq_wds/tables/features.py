@@ -1,237 +1,22 @@
-"""What do we know of each sample? Features: a folder, one Parquet file per shard, one row per usable sample."""
+"""What do we know of each sample? Features: a folder, one file per shard, opened together."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from adq_wds.errors import AdqError, FeaturesError, shorten
+from adq_wds.errors import FeaturesError, shorten
 from adq_wds.files import canonical_json, sha256_text
-from adq_wds.shards import check_shard_name
-from adq_wds.tables.parquet import (
-    GroupFile,
-    Header,
-    column_hashes,
-    embedding_array,
-    embedding_rows,
-    embedding_type,
-    write_groups,
-)
-from adq_wds.tables.spans import SPAN_FIELDS, Spans
+from adq_wds.tables.features_file import FeaturesFile
+from adq_wds.tables.parquet import Header
 
-VERSION = 1
-NO_LABEL = -1  # unlabelled data is one class of this number
 # What must be equal in all files of a folder for their rows to be comparable.
 ALIKE = ("encoder", "revision", "preprocessing_hash", "width", "image", "label")
-
-
-@dataclass(frozen=True)
-class ShardFeatures:
-    """The features of one shard, as its file holds them.
-
-    Attributes:
-        shard: the shard's name.
-        spans: n usable samples.
-        label: (n,) int32; an index into `names` for string labels; -1 for unlabelled data.
-        embedding: (n, D) float16 unit rows; a zero row stays zero.
-        norm: (n,) float32, the norms before that.
-        texture: (n,) float32.
-        names: the string labels in this shard, sorted; None for integer labels or none.
-        bad: samples that could not be used; `bad_reasons` says why.
-        header: encoder, revision, preprocessing_hash, image, label (specifications), source.
-    """
-
-    shard: str
-    spans: Spans
-    label: NDArray[np.int32]
-    embedding: NDArray[np.float16]
-    norm: NDArray[np.float32]
-    texture: NDArray[np.float32]
-    header: Header
-    names: list[str] | None = None
-    bad: Spans | None = None
-    bad_reasons: list[str] = field(default_factory=list)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the file, whole or not at all, its rows checked first."""
-        self.check()
-        table = pa.table(
-            {
-                **self.spans.columns(self.shard),
-                "label": self.label,
-                "embedding": embedding_array(self.embedding),
-                "norm": self.norm,
-                "texture": self.texture,
-            },
-            schema=_schema(self.embedding.shape[1]),
-        )
-        entry = {"name": self.shard, "n": len(self.spans), "columns": column_hashes(table)}
-        header = {
-            **self.header,
-            "format": "adq_wds.features",
-            "version": VERSION,
-            "width": self.embedding.shape[1],
-            "columns": table.column_names,
-            "label_names": self.names,
-            "shards": [entry],
-            "bad": _bad_rows(self.bad, self.bad_reasons),
-        }
-        # random mantissas do not compress, so the zstd pass would only cost time
-        write_groups(path, table.schema, [table], header, compression="none")
-
-    def check(self) -> None:
-        """Raise `FeaturesError` unless the columns fit together and every number is finite."""
-        n = len(self.spans)
-        shapes = [len(self.label), len(self.embedding), len(self.norm), len(self.texture)]
-        if shapes != [n] * 4:
-            raise FeaturesError(f"shard {self.shard}: columns of {shapes} rows for {n} samples")
-        if self.embedding.ndim != 2 or self.embedding.shape[1] == 0 or self.embedding.dtype != np.float16:
-            found = f"{self.embedding.shape} {self.embedding.dtype}"
-            raise FeaturesError(f"shard {self.shard}: embeddings are {found}, expected (n, D) float16")
-        for name, values in (("embedding", self.embedding), ("norm", self.norm), ("texture", self.texture)):
-            _check_finite(self.shard, name, values, lambda: self.spans.keys)
-        least, most = (NO_LABEL, np.inf) if self.names is None else (0, len(self.names) - 1)
-        if n and not least <= self.label.min() <= self.label.max() <= most:
-            raise FeaturesError(
-                f"shard {self.shard}: labels {self.label.min()} … {self.label.max()}, expected {least} … {most}"
-            )
-        if len(self.bad or []) != len(self.bad_reasons):
-            raise FeaturesError(
-                f"shard {self.shard}: {len(self.bad_reasons)} reasons for {len(self.bad or [])} bad samples"
-            )
-
-
-def _check_finite(
-    shard: str, name: str, values: NDArray[np.floating[Any]], keys: Callable[[], list[str]]
-) -> None:
-    """Raise `FeaturesError` with the key of the first row, (n, …), that holds NaN or infinity."""
-    # float16 by its exponent bits: six times as fast as isfinite
-    wrong = (
-        (values.view(np.uint16) & 0x7C00) == 0x7C00 if values.dtype == np.float16 else ~np.isfinite(values)
-    )
-    if wrong.any():
-        row = int(np.argwhere(wrong)[0][0])
-        raise FeaturesError(f"shard {shard}, key {shorten(keys()[row])}: {name} holds NaN or infinity")
-
-
-def _schema(width: int) -> pa.Schema:
-    return pa.schema(
-        [
-            *SPAN_FIELDS,
-            pa.field("label", pa.int32(), nullable=False),
-            pa.field("embedding", embedding_type(width), nullable=False),
-            pa.field("norm", pa.float32(), nullable=False),
-            pa.field("texture", pa.float32(), nullable=False),
-        ]
-    )
-
-
-def _bad_rows(bad: Spans | None, reasons: list[str]) -> list[list[Any]]:
-    if bad is None:
-        return []
-    return [[*row, why] for row, why in zip(bad.rows(), reasons, strict=True)]
-
-
-class FeaturesFile:
-    """One shard's file, opened: the header at once, columns when asked for.
-
-    Args:
-        path: the file.
-        limit: use only the shard's first samples, this many (usable or not).
-
-    Attributes:
-        shard: the shard's name.
-        n: usable samples.
-        n_read: all samples, usable or not.
-        width: D.
-        names: the string labels in this shard, sorted; None for integer labels or none.
-        bad: samples that could not be used: (index, key, byte_offset, n_bytes, crc32, reason) each.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], *, limit: int | None = None) -> None:
-        self._file = GroupFile(path, kind="features", version=VERSION, error=FeaturesError)
-        self.path, self.header = self._file.path, self._file.header
-        try:
-            (entry,) = self.header["shards"]
-            self.shard = check_shard_name(entry["name"])
-            self.n = int(entry["n"])
-            self.width = _checked_width(self.header["width"])
-            self.names = _checked_names(self.header["label_names"])
-            self.bad = _checked_bad(self.header["bad"])
-            self.bad_spans()
-            _check_origin(self.header, _schema(self.width).names)
-        except (AdqError, KeyError, TypeError, ValueError, OverflowError) as cause:
-            raise FeaturesError(f"{self.path}: damaged header: {shorten(str(cause))}") from cause
-        if limit is not None and limit < self.n + len(self.bad):
-            self.bad = [row for row in self.bad if row[0] < limit]
-            self.n = int(np.searchsorted(self.read(["index"])["index"].to_numpy(), limit))
-        self.n_read = self.n + len(self.bad)
-
-    def read(self, columns: list[str]) -> pa.Table:
-        """Some columns of the n usable samples, checked against the header's hashes."""
-        return self._file.group(0, _schema(self.width), columns).slice(0, self.n)
-
-    def spans(self) -> Spans:
-        """Where the usable samples lie."""
-        return Spans.from_table(self.read(["index", "key", "byte_offset", "n_bytes", "crc32"]))
-
-    def bad_spans(self) -> Spans:
-        """Where the unusable samples lie."""
-        return Spans.from_rows([row[:5] for row in self.bad])
-
-    def embedding(self) -> NDArray[np.float16]:
-        """(n, D) float16 unit rows, all finite."""
-        rows = embedding_rows(self.read(["embedding"])["embedding"], self.width)
-        _check_finite(self.shard, "embedding", rows, lambda: self.spans().keys)
-        return rows
-
-    def texture(self) -> NDArray[np.float32]:
-        """(n,) float32 texture levels, all finite."""
-        levels: NDArray[np.float32] = self.read(["texture"])["texture"].to_numpy()
-        _check_finite(self.shard, "texture", levels, lambda: self.spans().keys)
-        return levels
-
-
-def _checked_width(width: object) -> int:
-    if type(width) is not int or not 1 <= width < 2**31:
-        raise ValueError(f"width {width!r}")
-    return width
-
-
-def _checked_names(names: object) -> list[str] | None:
-    if names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-        return names
-    raise ValueError(f"label names {names!r}")
-
-
-def _checked_bad(rows: object) -> list[tuple[Any, ...]]:
-    """(index, key, byte_offset, n_bytes, crc32, reason) per bad sample, of the types and signs they are written with."""
-    if not isinstance(rows, list):
-        raise ValueError(f"bad samples are a {type(rows).__name__}, expected a list")
-    for row in rows:
-        kinds = [type(value) for value in row] if isinstance(row, list) else None
-        if kinds != [int, str, int, int, int, str] or min(row[0], *row[2:5]) < 0:
-            raise ValueError(f"bad sample {shorten(row)}")
-    return [tuple(row) for row in rows]
-
-
-def _check_origin(header: Header, columns: list[str]) -> None:
-    """Raise unless a header says of which source it is, whether of all of it, and which columns it has."""
-    if header["columns"] != columns:
-        raise ValueError(f"columns {shorten(header['columns'])}")
-    if type(header["complete"]) is not bool:
-        raise ValueError(f"complete {shorten(header['complete'])}, expected true or false")
-    source = header["source"]
-    if not isinstance(source, dict) or any(type(value) is not int for value in source.values()):
-        raise ValueError(f"source {shorten(source)}, expected whole numbers by name")
 
 
 class Features:
@@ -323,6 +108,40 @@ class Features:
     def header(self) -> Header:
         """What all files have in common."""
         return {name: self.files[0].header.get(name) for name in ALIKE}
+
+    def score(self, name: str) -> NDArray[np.float32]:
+        """(N,) float32 numbers of a score of users, over all shards.
+
+        Raises:
+            FeaturesError: a shard lacks it, or shards have it in two revisions; damaged features.
+        """
+        revisions = {file.scores.get(name): file.path for file in self.files}
+        if len(revisions) > 1 and None not in revisions:
+            (a, b), (x, y) = list(revisions)[:2], list(revisions.values())[:2]
+            raise FeaturesError(
+                f"score {name!r} has revision {a!r} in {x} and {b!r} in {y}; embed them again"
+            )
+        return np.concatenate([file.score(name) for file in self.files])
+
+    @property
+    def n_classes(self) -> int:
+        """C, the classes of the head that gave the logit gradients.
+
+        Raises:
+            FeaturesError: a shard lacks them, or they are of two kinds.
+        """
+        kinds = {(file.n_classes, file.header.get("logit_grad")): file.path for file in self.files}
+        for (n_classes, _), path in kinds.items():
+            if n_classes is None:
+                raise FeaturesError(
+                    f"{path}: no logit gradients here, which kernel 'gradient' needs; embed with logit_grad=True"
+                )
+        if len(kinds) > 1:
+            (a, b), (x, y) = list(kinds)[:2], list(kinds.values())[:2]
+            raise FeaturesError(
+                f"{x} has logit gradients {a}, {y} {b}; embed all shards with the same settings"
+            )
+        return int(next(iter(kinds))[0] or 0)
 
     @cached_property
     def hash(self) -> str:

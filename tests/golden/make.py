@@ -1,6 +1,8 @@
 """Write the golden files of the current format versions; run once per version, never to make a test pass.
 
-python tests/golden/make.py tests/golden/v1
+python tests/golden/make.py tests/golden/v2
+
+v1 was made by the same script before version 2 added columns.
 """
 
 import json
@@ -10,10 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from adq_wds.binning import bin_features
+from adq_wds.core.gradient import logit_gradients
 from adq_wds.core.rng import draws
 from adq_wds.planner import PlanSettings, plan_bins
 from adq_wds.registry import allocation
-from adq_wds.tables.features import Features, ShardFeatures, file_name
+from adq_wds.tables.features import Features, file_name
+from adq_wds.tables.features_file import ShardFeatures
 from adq_wds.tables.spans import Spans, save_index
 
 SHARDS = {"a-000000.tar": 9, "b/a-000001.tar": 6}
@@ -28,7 +32,7 @@ def spans(shard: str, n: int) -> Spans:
 
 
 def main(folder: Path) -> None:
-    """Two shards, two classes with names, one bad sample; features, bins, plan and index of them."""
+    """Two shards, three classes with names, a bad sample each; features, bins, plan and index of them."""
     (folder / "features").mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     for shard, n in SHARDS.items():
@@ -42,7 +46,12 @@ def main(folder: Path) -> None:
             "preprocessing_hash": "",
             "image": "jpg",
             "label": "txt",
+            "logit_grad": "softmax",
+            "scores": {"sharp": "1"},
         }
+        logits = rng.standard_normal((n - 1, 3)).astype(np.float32)
+        # cat, dog, emu over the whole set: the labels of the second shard are one higher than in its file
+        classes = good % 2 + (0 if shard.startswith("a") else 1)
         ShardFeatures(
             shard=shard,
             spans=every.take(good),
@@ -50,13 +59,15 @@ def main(folder: Path) -> None:
             embedding=(h / norm[:, None]).astype(np.float16),
             norm=norm.astype(np.float32),
             texture=rng.random(n - 1).astype(np.float32),
+            logit_grad=logit_gradients(logits, classes).astype(np.float16),
+            scores={"sharp": rng.random(n - 1).astype(np.float32)},
             header={**settings, "complete": True, "source": {"bytes": n * 2048, "mtime_ns": 0}},
             names=["cat", "dog"] if shard.startswith("a") else ["dog", "emu"],
             bad=every.take(bad),
             bad_reasons=["not an image"],
         ).save(folder / "features" / file_name(shard))
     features = Features(folder / "features")
-    bins = bin_features(features, bins=2)
+    bins = bin_features(features, bins=2, kernel="gradient")
     bins.save(folder / "bins.parquet")
     settings_ = PlanSettings(keep=0.5, seed=3)
     plan = plan_bins(
@@ -64,7 +75,11 @@ def main(folder: Path) -> None:
     )
     plan.save(folder / "plan.parquet")
     save_index(folder / "index.parquet", [(shard, spans(shard, n)) for shard, n in SHARDS.items()])
-    rows = [[f.shard, f.spans().keys, f.texture().tolist(), f.embedding().tolist(), f.bad] for f in features]
+    rows = [
+        [f.shard, f.spans().keys, f.texture().tolist(), f.embedding().tolist(), f.bad,
+         f.logit_grad().tolist(), f.score("sharp").tolist()]
+        for f in features
+    ]  # fmt: skip
     expected = {
         "plan_hash": plan.hash,
         "features_hash": features.hash,

@@ -15,7 +15,7 @@ from PIL import Image
 import adq_wds as adq
 from adq_wds.core.texture import texture
 from adq_wds.models.thumbnail import Thumbnail
-from adq_wds.tables.features import FeaturesFile
+from adq_wds.tables.features_file import FeaturesFile
 from adq_wds.tables.spans import scan_spans
 
 MakeShard = Callable[..., Path]

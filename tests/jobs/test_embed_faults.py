@@ -18,7 +18,7 @@ from PIL import Image
 
 import adq_wds as adq
 from adq_wds.files import lock
-from adq_wds.tables.features import FeaturesFile
+from adq_wds.tables.features_file import FeaturesFile
 
 MakeShard = Callable[..., Path]
 

@@ -13,7 +13,7 @@ import pytest
 
 from adq_wds.cli import main
 from adq_wds.tables.bins import Bins
-from adq_wds.tables.features import FeaturesFile
+from adq_wds.tables.features_file import FeaturesFile
 from adq_wds.tables.plan import load_plan
 
 MakeShard = Callable[..., Path]

@@ -17,7 +17,8 @@ from adq_wds.binning import bin_features
 from adq_wds.files import lock
 from adq_wds.jobs import plan as plan_job
 from adq_wds.tables.bins import Bins
-from adq_wds.tables.features import Features, ShardFeatures, file_name
+from adq_wds.tables.features import Features, file_name
+from adq_wds.tables.features_file import ShardFeatures
 
 MakeFeatures = Callable[..., ShardFeatures]
 SHARDS = {"a.tar": 50, "deep/b.tar": 30, "c.tar": 40}

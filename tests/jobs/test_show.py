@@ -11,7 +11,7 @@ import pytest
 
 import adq_wds as adq
 from adq_wds.jobs.show import describe_plan, show_plan
-from adq_wds.tables.features import ShardFeatures
+from adq_wds.tables.features_file import ShardFeatures
 
 MakeFeatures = Callable[..., ShardFeatures]
 

@@ -14,7 +14,8 @@ import adq_wds as adq
 from adq_wds.binning import bin_features
 from adq_wds.files import sha256_text
 from adq_wds.tables.bins import Bins
-from adq_wds.tables.features import Features, ShardFeatures
+from adq_wds.tables.features import Features
+from adq_wds.tables.features_file import ShardFeatures
 from adq_wds.tables.parquet import HASH_KEY, HEADER_KEY, column_hashes
 
 MakeFeatures = Callable[..., ShardFeatures]

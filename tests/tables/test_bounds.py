@@ -19,7 +19,7 @@ from adq_wds.files import canonical_json
 from adq_wds.tables import bounds
 from adq_wds.tables.bins import _SCHEMA as BINS
 from adq_wds.tables.bins import Bins
-from adq_wds.tables.features import FeaturesFile, _schema
+from adq_wds.tables.features_file import FeaturesFile, _schema
 from adq_wds.tables.parquet import HASH_KEY, HEADER_KEY, column_hashes, write_groups
 from adq_wds.tables.plan import _SCHEMA as PLAN
 from adq_wds.tables.spans import SPAN_FIELDS, load_index
@@ -134,7 +134,7 @@ import sys, time
 from adq_wds.errors import AdqError
 import adq_wds as adq
 from adq_wds.tables.bins import Bins
-from adq_wds.tables.features import FeaturesFile
+from adq_wds.tables.features_file import FeaturesFile
 def peak():
     return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]) / 1024
 read = {"plan": lambda p: adq.load_plan(p).table(), "bins": Bins.load, "features": lambda p: FeaturesFile(p).embedding()}

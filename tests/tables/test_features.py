@@ -1,5 +1,6 @@
 """Features are read as they were written or not at all, and never mixed."""
 
+import dataclasses
 import hashlib
 import json
 import struct
@@ -14,7 +15,8 @@ import pytest
 
 import adq_wds as adq
 from adq_wds.files import canonical_json, sha256_text
-from adq_wds.tables.features import Features, FeaturesFile, ShardFeatures
+from adq_wds.tables.features import Features
+from adq_wds.tables.features_file import FeaturesFile, ShardFeatures
 from adq_wds.tables.parquet import (
     HASH_KEY,
     HEADER_KEY,
@@ -79,6 +81,105 @@ def test_equal_features_are_equal_bytes(make_features: MakeFeatures, path: Path,
         "deep/a.tar", [0, 1, 1, 0, 2, 2, 0, 1], bad=BAD, names=["cat", "dog", "öwl"], folder=tmp_path
     )
     assert (tmp_path / "deep--a.parquet").read_bytes() == before
+
+
+def test_logit_gradients_and_scores_are_columns_of_version_2(
+    make_features: MakeFeatures, tmp_path: Path
+) -> None:
+    made = make_features("a.tar", [0, 2, 1], n_classes=3, scores={"sharp": "2", "bright": "1"}, bad=[1])
+    file = FeaturesFile(tmp_path / "features" / "a.parquet")
+    assert (file.header["version"], file.n_classes, file.scores) == (2, 3, {"sharp": "2", "bright": "1"})
+    assert made.logit_grad is not None
+    assert file.logit_grad().tobytes() == made.logit_grad.tobytes()
+    assert file.score("sharp").tobytes() == made.scores["sharp"].tobytes()
+    assert file.norm().tobytes() == made.norm.tobytes()
+    plain = make_features("b.tar", [0, 1])
+    file = FeaturesFile(tmp_path / "features" / "b.parquet")
+    assert (file.header["version"], file.n_classes, file.scores, plain.scores) == (1, None, {}, {})
+
+
+def test_what_a_file_does_not_hold_is_refused_by_name(make_features: MakeFeatures, tmp_path: Path) -> None:
+    make_features("a.tar", [0, 1], scores={"sharp": "1"})
+    file = FeaturesFile(tmp_path / "features" / "a.parquet")
+    with pytest.raises(
+        adq.FeaturesError, match=r"a\.parquet: no logit gradients here; embed with logit_grad=True"
+    ):
+        file.logit_grad()
+    with pytest.raises(adq.FeaturesError, match=r"no score 'bright' here, only \['sharp'\]; embed with it"):
+        file.score("bright")
+    features = Features(tmp_path / "features")
+    with pytest.raises(adq.FeaturesError, match="which kernel 'gradient' needs; embed with logit_grad=True"):
+        _ = features.n_classes
+
+
+def test_columns_made_otherwise_are_not_mixed(make_features: MakeFeatures, tmp_path: Path) -> None:
+    make_features("a.tar", [0, 1], n_classes=2, scores={"sharp": "1"})
+    make_features("b.tar", [0, 1], n_classes=3, scores={"sharp": "2"})
+    features = Features(tmp_path / "features")
+    with pytest.raises(
+        adq.FeaturesError, match=r"a\.parquet has logit gradients \(2, 'softmax'\), .*b\.parquet \(3"
+    ):
+        _ = features.n_classes
+    with pytest.raises(
+        adq.FeaturesError, match=r"score 'sharp' has revision '1' in .*a\.parquet and '2' in .*b\."
+    ):
+        features.score("sharp")
+    make_features("b.tar", [0, 1, 1], n_classes=2, scores={"sharp": "1"})
+    features = Features(tmp_path / "features")
+    assert features.n_classes == 2
+    assert features.score("sharp").shape == (5,)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"scores": {}}, "scores \\[\\], its header says others"),
+        ({"logit_grad": None}, "logit gradients and a header that contradicts them"),
+        (
+            {"logit_grad": np.ones((2, 3), np.float16)},
+            r"logit gradients are \(2, 3\) float16, expected \(3, C\)",
+        ),
+        ({"logit_grad": np.ones((3, 3), np.float32)}, "float32, expected"),
+        ({"logit_grad": np.full((3, 3), np.nan, np.float16)}, "key 'k0000': logit_grad holds NaN"),
+        (
+            {"scores": {"sharp": np.array([1, np.inf, 1], np.float32)}},
+            "key 'k0001': sharp holds NaN or infinity",
+        ),
+        ({"scores": {"sharp": np.ones(2, np.float32)}}, "columns of \\[3, 3, 3, 3, 2\\] rows for 3 samples"),
+    ],
+)
+def test_columns_that_do_not_fit_are_never_written(
+    change: dict[str, Any], text: str, make_features: MakeFeatures, tmp_path: Path
+) -> None:
+    made = make_features("a.tar", [0, 2, 1], n_classes=3, scores={"sharp": "1"})
+    with pytest.raises(adq.FeaturesError, match=text):
+        dataclasses.replace(made, **change).save(tmp_path / "x.parquet")
+    assert not (tmp_path / "x.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (("n_classes", 4), "damaged"),
+        (("n_classes", "3"), "damaged header"),
+        (("n_classes", 2**40), "damaged header"),
+        (("logit_grad", "gradient"), "damaged header: .*logit_grad 'gradient'"),
+        (("scores", ["sharp"]), "damaged header: .*scores"),
+        (("scores", {"sharp": 1}), "damaged header: .*scores"),
+        (("scores", {"../x": "1"}), "damaged header: .*score name '../x'"),
+        (("scores", {"label": "1"}), "damaged header: .*'label' is one of ours"),
+        (("scores", {"other": "1"}), "damaged header: .*columns"),
+        (("scores", {}), "damaged header: .*columns"),
+    ],
+)
+def test_a_header_that_lies_about_columns_is_refused(
+    change: tuple[str, Any], text: str, make_features: MakeFeatures, tmp_path: Path
+) -> None:
+    make_features("a.tar", [0, 2, 1], n_classes=3, scores={"sharp": "1"})
+    path = tmp_path / "features" / "a.parquet"
+    rewritten(path, put(*change))
+    with pytest.raises(adq.FeaturesError, match=text):
+        FeaturesFile(path).logit_grad()
 
 
 GOLDEN = {
@@ -256,7 +357,7 @@ def two_shards(header: dict[str, Any], tables: list[pa.Table]) -> None:
 
 TAMPERED: dict[str, tuple[Change, str]] = {
     "other format": (put("format", "adq_wds.plan"), "expected adq_wds.features"),
-    "newer version": (put("version", 2), "reads versions 1 to 1"),
+    "newer version": (put("version", 3), "reads versions 1 to 2"),
     "hostile shard name": (put_entry("name", "../../a.tar"), r"shard name '../../a.tar' is refused"),
     "shard name of another type": (put_entry("name", 5), "shard name 5 is not a name"),
     "no width": (drop("width"), "damaged header: \"'width'\""),

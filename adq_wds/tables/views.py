@@ -1,0 +1,293 @@
+"""How do some of the images look when they are cropped and flipped? Two embeddings each, one file per shard."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from adq_wds.core import views as core
+from adq_wds.core.rng import check_seed, draws
+from adq_wds.errors import AdqError, FeaturesError, shorten
+from adq_wds.files import canonical_json, sha256_text
+from adq_wds.shards import base_name, check_shard_name
+from adq_wds.tables.features import Features, file_name
+from adq_wds.tables.features_file import FeaturesFile
+from adq_wds.tables.parquet import (
+    GroupFile,
+    Header,
+    column_hashes,
+    embedding_array,
+    embedding_rows,
+    embedding_type,
+    write_groups,
+)
+
+VERSION = 1
+# What must be equal in all files of a folder, and what decides every number in them beside the shards.
+ALIKE = ("encoder", "revision", "preprocessing_hash", "image", "width", "seed", "view")
+_FROM_FEATURES = ("encoder", "revision", "preprocessing_hash", "image", "width")
+_UNIT_TOLERANCE = 0.01  # of a squared length: rounding to float16 moves it by 0.001
+
+
+@dataclass(frozen=True)
+class ShardViews:
+    """The views of one shard's chosen samples; checked when made, when loaded, and so when saved.
+
+    Attributes:
+        shard: the shard's name.
+        index: (n,) int32, position in the shard, ascending.
+        keys: n keys.
+        crc32: (n,) uint32, over the payloads of the sample that was viewed.
+        z: (n, 2, D) float16, two unit rows for each sample; a zero row stays zero.
+        header: encoder, revision, preprocessing_hash, image, width (D), seed, view (version of the crops).
+    """
+
+    shard: str
+    index: NDArray[np.int32]
+    keys: list[str]
+    crc32: NDArray[np.uint32]
+    z: NDArray[np.float16]
+    header: Header
+
+    def __post_init__(self) -> None:
+        n = len(self.keys)
+        if not len(self.index) == len(self.crc32) == len(self.z) == n:
+            rows = [len(self.index), len(self.crc32), len(self.z)]
+            raise FeaturesError(f"shard {self.shard}: columns of {rows} rows for views of {n} samples")
+        missing = sorted(set(ALIKE) - self.header.keys())
+        if missing:
+            raise FeaturesError(f"shard {self.shard}: the header of its views lacks {missing}")
+        width = self.header["width"]
+        if self.z.shape != (n, 2, width) or self.z.dtype != np.float16:
+            found = f"{self.z.shape} {self.z.dtype}"
+            raise FeaturesError(
+                f"shard {self.shard}: views are {found}, expected ({n}, 2, {shorten(width)}) float16"
+            )
+        if n and (self.index[0] < 0 or (np.diff(self.index) <= 0).any()):
+            raise FeaturesError(f"shard {self.shard}: the views' positions do not rise from 0 or above")
+        self._check_rows()
+
+    def _check_rows(self) -> None:
+        rows = self.z.astype(np.float32)
+        squares = np.einsum("nvd,nvd->nv", rows, rows)
+        fine = (squares == 0) | (np.abs(squares - 1) < _UNIT_TOLERANCE)  # no comparison with NaN is true
+        if not fine.all():
+            row, view = np.argwhere(~fine)[0]
+            raise FeaturesError(
+                f"shard {self.shard}, key {shorten(self.keys[row])}: view {view} has squared length "
+                f"{squares[row, view]:.4g}, expected 1, or 0"
+            )
+
+    def table(self) -> pa.Table:
+        """The columns of the file."""
+        n, _, width = self.z.shape
+        columns = {
+            "index": self.index,
+            "key": pa.array(self.keys, pa.string()),
+            "crc32": self.crc32,
+            "views": embedding_array(self.z.reshape(n, 2 * width)),
+        }
+        return pa.table(columns, schema=_schema(width))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the file, whole or not at all."""
+        table = self.table()
+        header = {
+            **self.header,
+            "format": "adq_wds.views",
+            "version": VERSION,
+            "columns": table.column_names,
+            "shards": [{"name": self.shard, "n": len(self.keys), "columns": column_hashes(table)}],
+        }
+        write_groups(path, table.schema, [table], header, compression="none")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> ShardViews:
+        """Read the file back.
+
+        Raises:
+            FeaturesError: missing, damaged, or of another kind.
+        """
+        file = GroupFile(path, kind="views", version=VERSION, error=FeaturesError)
+        try:
+            (entry,) = file.header["shards"]
+            shard = check_shard_name(entry["name"])
+            header = _checked(file.header)
+        except (AdqError, KeyError, TypeError, ValueError, OverflowError) as cause:
+            raise FeaturesError(f"{file.path}: damaged header: {shorten(str(cause))}") from cause
+        width = header["width"]
+        table = file.group(0, _schema(width))
+        z = embedding_rows(table["views"], 2 * width).reshape(-1, 2, width)
+        columns = (table["index"].to_numpy(), table["key"].to_pylist(), table["crc32"].to_numpy())
+        try:
+            return cls(shard, *columns, z, header)
+        except FeaturesError as cause:
+            raise FeaturesError(f"{file.path}: damaged: {cause}") from cause
+
+
+def _schema(width: int) -> pa.Schema:
+    return pa.schema(
+        [
+            pa.field("index", pa.int32(), nullable=False),
+            pa.field("key", pa.string(), nullable=False),
+            pa.field("crc32", pa.uint32(), nullable=False),
+            pa.field("views", embedding_type(2 * width), nullable=False),
+        ]
+    )
+
+
+def _checked(header: Header) -> Header:
+    """What a file's header says of how it was made, each of its type."""
+    own = {name: header[name] for name in ALIKE}
+    if type(own["width"]) is not int or not 1 <= own["width"] < 2**30:
+        raise ValueError(f"width {shorten(own['width'])}")
+    check_seed(own["seed"])
+    texts = [name for name in ALIKE if name not in ("width", "seed")]
+    for name in texts:
+        if not isinstance(own[name], str):
+            raise ValueError(f"{name} is a {type(own[name]).__name__}, expected text")
+    return own
+
+
+class Views:
+    """A folder of views, read: two embeddings of each of a keyed sample of images.
+
+    Args:
+        folder: where `embed_views` wrote one file per shard: `views` in the folder of the features.
+        shards: use only these; every one must be there. All by default.
+
+    Attributes:
+        files: one `ShardViews` per shard, sorted by shard name.
+
+    Raises:
+        FeaturesError: no views, a shard's missing, a damaged file, or files of different encoders or settings.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, shards: Sequence[str] | None = None) -> None:
+        self.folder = Path(folder)
+        names = None if shards is None else [file_name(shard) for shard in shards]
+        paths = sorted(self.folder.glob("*.parquet")) if names is None else [self.folder / n for n in names]
+        missing = [path.name for path in paths if not path.is_file()]
+        if not paths or missing:
+            which = f"{missing[0]} and {len(missing) - 1} more are missing" if missing else "no *.parquet"
+            raise FeaturesError(
+                f"{self.folder}: no views here ({which}); make them with embed_shards(..., views=20_000)"
+            )
+        self.files = sorted((ShardViews.load(path) for path in paths), key=lambda file: file.shard)
+        first = self.files[0]
+        for file in self.files:
+            for name in ALIKE:
+                a, b = first.header[name], file.header[name]
+                if a != b:
+                    raise FeaturesError(
+                        f"{self.folder}: the views of {first.shard} and {file.shard} do not belong together: {name} "
+                        f"{shorten(a)} and {shorten(b)}; make them again with embed_views"
+                    )
+
+    @classmethod
+    def of(cls, features: Features) -> Views:
+        """The views beside these features, of their shards."""
+        return cls(views_folder(features), shards=[file.shard for file in features])
+
+    def __len__(self) -> int:
+        """Images; each has two views."""
+        return sum(len(file.keys) for file in self.files)
+
+    def __repr__(self) -> str:
+        return f"<Views of {len(self):,} samples in {len(self.files)} shards, {self.header['encoder']}>"
+
+    @property
+    def header(self) -> Header:
+        """What all files have in common."""
+        return self.files[0].header
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 over the contents: settings and one hash per shard and column, not file bytes or dates."""
+        shards = [[file.shard, len(file.keys), column_hashes(file.table())] for file in self.files]
+        return sha256_text(canonical_json([self.header, shards]))
+
+    def rows(self, features: Features) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
+        """The views by their samples' rows in the features.
+
+        Args:
+            features: those that the views were made beside.
+
+        Returns:
+            positions (M,) int64 among all rows of `features`, ascending; and z (M, 2, D) float16, unit or zero rows.
+
+        Raises:
+            FeaturesError: the features are of another encoder or other samples, or the views are not one keyed
+                sample of the set: a job ended early, or shards came or went since.
+        """
+        for name in _FROM_FEATURES:
+            if self.header[name] != features.header[name]:
+                a, b = shorten(self.header[name]), shorten(features.header[name])
+                raise FeaturesError(
+                    f"{self.folder}: views made with {name} {a}, features with {b}; make the views again"
+                )
+        by_shard = {file.shard: file for file in self.files}
+        position, first = [], 0
+        for file in features:
+            if file.shard not in by_shard:
+                raise FeaturesError(
+                    f"{self.folder}: no views here of shard {file.shard}; make them with embed_shards(..., views=20_000)"
+                )
+            position.append(first + _matched(file, by_shard.pop(file.shard)))
+            first += file.n
+        chosen = np.concatenate(position)
+        if by_shard or not np.array_equal(
+            chosen, choose_rows(features, len(chosen), seed=self.header["seed"])
+        ):
+            raise FeaturesError(
+                f"{self.folder}: these {len(self)} views are not one keyed sample of the {len(features)} samples (a job "
+                "ended early, or shards came or went since); make them again with embed_views"
+            )
+        return chosen, np.concatenate([file.z for file in self.files])
+
+
+def _matched(file: FeaturesFile, views: ShardViews) -> NDArray[np.int64]:
+    """(n,) int64: the rows of a shard's features that its views are of."""
+    table = file.read(["index", "key", "crc32"])
+    rows = np.flatnonzero(np.isin(table["index"].to_numpy(), views.index))
+    there = table.take(pa.array(rows))
+    found = list(zip(*(there[name].to_pylist() for name in ("index", "key", "crc32")), strict=True))
+    wanted = list(zip(views.index.tolist(), views.keys, views.crc32.tolist(), strict=True))
+    if found != wanted:
+        known = set(found)
+        key = next((sample[1] for sample in wanted if sample not in known), views.keys[0])
+        raise FeaturesError(
+            f"shard {file.shard}, key {shorten(key)}: has views, but is another sample, or none, in the features; make "
+            "the views again"
+        )
+    return rows
+
+
+def views_folder(features: Features) -> Path:
+    """Where the views of a folder of features lie."""
+    return features.folder / "views"
+
+
+def choose_rows(features: Features, n: int, *, seed: int) -> NDArray[np.int64]:
+    """The n usable samples with the smallest keyed draws, whatever the shards' folders and order.
+
+    Args:
+        features: N samples.
+        n: how many, >= 0; all when there are fewer. A larger number contains a smaller one.
+        seed: of the draw, which is independent of the one that ranks a plan's samples with the same seed.
+
+    Returns:
+        (min(n, N),) int64 rows of `features`, ascending.
+    """
+    each = [
+        draws(seed, 0, base_name(file.shard), file.read(["key"])["key"].to_pylist(), purpose=core.CHOOSING)
+        for file in features
+    ]
+    return core.choose(np.concatenate(each), n)
