@@ -1,0 +1,359 @@
+"""How well does a network learn from a selection? Networks, resident data, augmentation, and one training.
+
+A training draws all its randomness from generators of its own, seeded by its seed and a purpose, so its result does
+not depend on what else runs in the process. On an accelerator it has a stream of its own; images, order and
+augmentation stay there, and only evaluations wait for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import nn
+
+from adq_wds.core.rng import draw
+from adq_wds.models.builtin import MEAN, STD
+from adq_wds.pipes.decode import Decode
+from adq_wds.registry import look_up
+from adq_wds.shards import shard_names
+from adq_wds.tar import iter_spans, open_shard, read_sample
+
+CROP = 4  # pixels that a crop may be off in each direction
+EVALUATION_BATCH = 500
+_building = threading.Lock()  # networks draw their first weights from torch's global generator
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained: SGD with momentum 0.9, crops and flips, bfloat16 autocast.
+
+    Attributes:
+        net: a name in `NETS`.
+        epochs: how often the selection is gone through, each time in a new order.
+        batch: images a step; an epoch's last ones that fill no batch are left out of it.
+        lr: the largest learning rate; from there it falls to 0 by a cosine.
+        warmup: share of the steps, in [0, 1), in which it rises to that in a line.
+        weight_decay: of all parameters.
+        nesterov: Nesterov's momentum.
+        label_smoothing: in [0, 1).
+        evaluations: how often the test set is looked at, evenly over the epochs, the last one included.
+    """
+
+    net: str
+    epochs: int
+    batch: int
+    lr: float
+    warmup: float
+    weight_decay: float
+    nesterov: bool
+    label_smoothing: float
+    evaluations: int
+
+
+def recipe_for(net: str, keep: float) -> Recipe:
+    """The recipe of a network at a keep ratio.
+
+    `resnet18` as in the dataset quantization papers: 200 epochs, batch 128, 16 below 10 %. `small` is short, for a
+    CPU; its numbers were chosen on random selections of a seed that is not reported.
+
+    Raises:
+        ValueError: an unknown network, or `keep` outside (0, 1].
+
+    Source: Zhou et al. 2023 (arXiv 2308.10524) and its released code for `resnet18`; ours for `small`.
+
+    >>> recipe_for("resnet18", 0.05).batch, recipe_for("resnet18", 0.1).batch
+    (16, 128)
+    """
+    look_up("network", net, NETS)
+    if not 0 < keep <= 1:
+        raise ValueError(f"keep must be in (0, 1], got {keep!r}")
+    if net == "resnet18":
+        batch = 16 if keep < 0.1 else 128
+        return Recipe(net, 200, batch, 0.1, 0.0, 5e-4, nesterov=False, label_smoothing=0.0, evaluations=20)
+    epochs = 50 if keep <= 0.05 else 34 if keep <= 0.1 else 24
+    return Recipe(net, epochs, 32, 0.05, 0.2, 1e-3, nesterov=True, label_smoothing=0.05, evaluations=2)
+
+
+class Normalise(nn.Module):
+    """(B, 3, H, W) uint8 to float32 of mean 0 and deviation 1 over CIFAR-10 train, channels last."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name, values in (("mean", MEAN), ("std", STD)):
+            self.register_buffer(name, 255 * torch.tensor(values).view(1, 3, 1, 1))
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Scale each channel."""
+        return pixels.to(torch.float32, memory_format=torch.channels_last).sub_(self.mean).div_(self.std)
+
+
+class Residual(nn.Module):
+    """x + body(x), or shortcut(x) + body(x) where the shape changes; then ReLU where asked."""
+
+    def __init__(
+        self, body: nn.Module, shortcut: nn.Module | None = None, *, last_relu: bool = False
+    ) -> None:
+        super().__init__()
+        self.body, self.shortcut, self.last_relu = body, shortcut, last_relu
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) to (B, C', H', W')."""
+        y: torch.Tensor = self.body(x) + (x if self.shortcut is None else self.shortcut(x))
+        return F.relu(y, inplace=True) if self.last_relu else y
+
+
+def _convolution(
+    n_in: int, n_out: int, *, kernel: int = 3, stride: int = 1, pool: bool = False, relu: bool = True
+) -> nn.Sequential:
+    layers = [nn.Conv2d(n_in, n_out, kernel, stride, padding=kernel // 2, bias=False)]
+    pooling = [nn.MaxPool2d(2)] if pool else []  # first of all: the rest has a quarter to do then
+    rectifier = [nn.ReLU(inplace=True)] if relu else []
+    return nn.Sequential(*layers, *pooling, nn.BatchNorm2d(n_out), *rectifier)
+
+
+def small(n_classes: int) -> nn.Module:
+    """Five convolutions on grids of 32×32, 16×16, 8×8 and 4×4, pooled in between. 13.9 M multiply-adds an image."""
+    return nn.Sequential(
+        _convolution(3, 24, pool=True),
+        _convolution(24, 48, pool=True),
+        _convolution(48, 96),
+        Residual(_convolution(96, 96)),
+        nn.MaxPool2d(2),
+        _convolution(96, 192),
+        nn.AdaptiveMaxPool2d(1),
+        nn.Flatten(),
+        nn.Linear(192, n_classes),
+    )
+
+
+def resnet18(n_classes: int) -> nn.Module:
+    """ResNet-18 for small images: a 3×3 stem, no max pooling. 556 M multiply-adds an image of 32×32.
+
+    Source: He et al. 2016 (arXiv 1512.03385), with the stem that is usual on CIFAR.
+    """
+    layers: list[nn.Module] = [_convolution(3, 64)]
+    n_in = 64
+    for width, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
+        for first in (True, False):
+            step = stride if first else 1
+            body = nn.Sequential(
+                _convolution(n_in, width, stride=step), _convolution(width, width, relu=False)
+            )
+            same = step == 1 and n_in == width
+            shortcut = None if same else _convolution(n_in, width, kernel=1, stride=step, relu=False)
+            layers.append(Residual(body, shortcut, last_relu=True))
+            n_in = width
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, n_classes))
+
+
+NETS: dict[str, Callable[[int], nn.Module]] = {"small": small, "resnet18": resnet18}
+
+
+def build_net(name: str, n_classes: int, seed: int) -> nn.Module:
+    """A network that takes uint8 images, its first weights decided by `seed` alone; torch's generator is put back."""
+    with _building, torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(_seed(seed, "weights"))
+        return nn.Sequential(Normalise(), look_up("network", name, NETS)(n_classes))
+
+
+def _seed(seed: int, purpose: str) -> int:
+    return draw(seed, 0, "", "", purpose=f"training {purpose}") % 2**63
+
+
+@dataclass(frozen=True)
+class Images:
+    """A set of decoded images, resident on a device.
+
+    Attributes:
+        pixels: (N, 3, H, W) uint8.
+        label: (N,) int64.
+        keys: the samples' keys by shard name; shards ascending, samples in tar order: the order of rows.
+    """
+
+    pixels: torch.Tensor
+    label: torch.Tensor
+    keys: dict[str, list[str]]
+
+    @property
+    def n_classes(self) -> int:
+        """C, one more than the largest label."""
+        return int(self.label.max()) + 1
+
+    def hash(self) -> str:
+        """SHA-256 of pixels and labels."""
+        whole = hashlib.sha256(self.pixels.cpu().contiguous().numpy().tobytes())
+        whole.update(self.label.cpu().numpy().tobytes())
+        return whole.hexdigest()
+
+
+def read_images(shards: Sequence[str | Path], device: torch.device) -> Images:
+    """Decode every sample of some shards once; all images must have one size.
+
+    Raises:
+        ShardError, SampleError: damaged data, with shard and key.
+    """
+    decode = Decode(label="cls", to="torch")
+    names = shard_names([str(path) for path in shards])
+    pixels, labels, keys = [], [], {}
+    for name, path in sorted(zip(names, shards, strict=True)):
+        with open_shard(path) as buffer:
+            spans = list(iter_spans(buffer, shard=name))
+            samples = decode.apply([read_sample(buffer, span, url=str(path)) for span in spans])
+        pixels += [sample["image"] for sample in samples]
+        labels += [sample["label"] for sample in samples]
+        keys[name] = [span.key for span in spans]
+    return Images(torch.stack(pixels).to(device), torch.tensor(labels).to(device), keys)
+
+
+def augment(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Each image shifted by up to 4 pixels either way (black where nothing was), every second one mirrored.
+
+    Args:
+        pixels: (B, 3, H, W) uint8.
+        generator: of the same device.
+
+    Returns:
+        (B, 3, H, W) uint8.
+    """
+    n, _, height, width = pixels.shape
+    device = pixels.device
+    windows = F.pad(pixels, (CROP,) * 4).unfold(2, height, 1).unfold(3, width, 1)  # (B, 3, 9, 9, H, W)
+    down, right = torch.randint(2 * CROP + 1, (2, n), generator=generator, device=device)
+    cut = windows[torch.arange(n, device=device), :, down, right]  # (B, 3, H, W)
+    mirror = torch.rand((n, 1, 1, 1), generator=generator, device=device) < 0.5
+    return torch.where(mirror, cut.flip(3), cut)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training reached.
+
+    Attributes:
+        curve: (epoch, accuracy on the test set) of every evaluation, epochs from 1; the last entry is the result.
+        n_seen: distinct images over all epochs.
+        n_steps: steps over all epochs.
+    """
+
+    curve: list[tuple[int, float]]
+    n_seen: int
+    n_steps: int
+
+
+def train(
+    recipe: Recipe, data: Images, test: Images, rows: Callable[[int], NDArray[np.int64]], *, seed: int
+) -> Outcome:
+    """Train from random weights.
+
+    Args:
+        recipe: how.
+        data: all training images.
+        test: judged on; chosen by never.
+        rows: epoch (from 0) → rows of `data` to train on; as many in every epoch.
+        seed: of first weights, order and augmentation.
+
+    Raises:
+        ValueError: an epoch has no rows, or another number of them than the first.
+    """
+    with _own_stream(data.pixels.device):
+        return _train(recipe, data, test, rows, seed)
+
+
+def _train(
+    recipe: Recipe, data: Images, test: Images, rows: Callable[[int], NDArray[np.int64]], seed: int
+) -> Outcome:
+    device = data.pixels.device
+    net = build_net(recipe.net, data.n_classes, seed).to(device).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(
+        net.parameters(), recipe.lr, 0.9, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov
+    )
+    order = torch.Generator().manual_seed(_seed(seed, "order"))
+    draws = torch.Generator(device).manual_seed(_seed(seed, "augmentation"))
+    n = len(rows(0))
+    batch = min(recipe.batch, n)
+    n_steps = recipe.epochs * (n // batch) if n else 0
+    looks = {math.ceil(recipe.epochs * (i + 1) / recipe.evaluations) for i in range(recipe.evaluations)}
+    seen = np.zeros(len(data.label), dtype=bool)
+    curve, step = [], 0
+    for epoch in range(recipe.epochs):
+        chosen = rows(epoch)
+        if not n or len(chosen) != n:
+            raise ValueError(
+                f"epoch {epoch} has {len(chosen)} rows, epoch 0 has {n}; expected equal and >= 1"
+            )
+        seen[chosen] = True
+        shuffled = torch.from_numpy(chosen)[torch.randperm(n, generator=order)]
+        if device.type == "cuda":  # one copy an epoch, which no step waits for
+            shuffled = shuffled.pin_memory().to(device, non_blocking=True)
+        net.train()
+        for first in range(0, n - batch + 1, batch):
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.lr * _share_of_lr(step / n_steps, recipe.warmup)
+            picked = shuffled[first : first + batch]
+            logits = _logits(net, augment(data.pixels[picked], draws))
+            loss = F.cross_entropy(logits, data.label[picked], label_smoothing=recipe.label_smoothing)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            step += 1
+        if epoch + 1 in looks:
+            curve.append((epoch + 1, accuracy(net, test)))
+    return Outcome(curve, int(seen.sum()), step)
+
+
+def accuracy(net: nn.Module, test: Images) -> float:
+    """The share of images that a network, put into evaluation mode, gets right."""
+    net.eval()
+    with torch.inference_mode():
+        right = [
+            (
+                _logits(net, test.pixels[i : i + EVALUATION_BATCH]).argmax(1)
+                == test.label[i : i + EVALUATION_BATCH]
+            )
+            for i in range(0, len(test.label), EVALUATION_BATCH)
+        ]
+        return int(torch.cat(right).sum()) / len(test.label)
+
+
+def _logits(net: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+    """(B, C) float32 logits of (B, 3, H, W) uint8 images."""
+    # without a cache, which all threads would share: a pass reads each weight once
+    with torch.autocast(pixels.device.type, torch.bfloat16, cache_enabled=False):
+        logits: torch.Tensor = net(pixels)
+    return logits.float()
+
+
+def _share_of_lr(done: float, warmup: float) -> float:
+    """The learning rate as a share of its largest when this share of the steps is done.
+
+    >>> [_share_of_lr(done, 0.2) for done in (0.1, 0.2, 0.6)]
+    [0.5, 1.0, 0.5]
+    """
+    if done < warmup:
+        return done / warmup
+    return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
+
+
+@contextlib.contextmanager
+def _own_stream(device: torch.device) -> Iterator[None]:
+    """On CUDA a stream for this thread, so that several trainings overlap; nothing elsewhere."""
+    if device.type != "cuda":
+        yield
+        return
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.default_stream(device))  # the images were put there
+    with torch.cuda.device(device), torch.cuda.stream(stream):
+        yield
+        stream.synchronize()
