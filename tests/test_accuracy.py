@@ -117,7 +117,8 @@ def test_weights_do_not_depend_on_what_runs_beside_them(
 
 
 def test_all_arms_of_a_ratio_get_equal_compute_and_fresh_draws_see_more(bench: Bench) -> None:
-    runs = {run["arm"]: run for run in bench.run(tasks(list(ARMS), ["thumbnail"], [0.2], [0]))["runs"]}
+    arms = [arm for arm in ARMS if arm != "adq-gradient"]  # builtin's ten classes are not these two
+    runs = {run["arm"]: run for run in bench.run(tasks(arms, ["thumbnail"], [0.2], [0]))["runs"]}
     full = runs.pop("full")
     assert {(run["kept"], run["steps"]) for run in runs.values()} == {(24, 3 * (24 // 8))}
     assert (full["kept"], full["steps"], full["seen"]) == (120, 3 * (120 // 8), 120)
