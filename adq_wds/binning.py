@@ -110,12 +110,24 @@ def bin_features(
 def _check_head(features: Features, label: NDArray[np.int32]) -> None:
     """Raise `FeaturesError` unless the classes of the head are the labels: 0 … C − 1, each of them there."""
     C = features.n_classes
+    right = sum(int(file.header["head_right"]) for file in features) / max(
+        1, sum(file.header["shards"][0]["n"] for file in features)
+    )
+    logger.info("the encoder's head is right about %.1f %% of the samples", 100 * right)
+    if right < 1 / C + 0.1 * (1 - 1 / C):
+        logger.warning(
+            "the encoder's head is right about %.1f %% of the samples, chance about %.1f %%: was it trained on these "
+            "labels, in this order? Gradients of a head that knows nothing of them tell nothing", 100 * right, 100 / C
+        )  # fmt: skip
     present = np.unique(label)
     if len(present) == C and present[0] == 0 and present[-1] == C - 1:
         return
     partial = features.limit is not None or not all(file.header["complete"] for file in features)
     if partial and present[0] >= 0 and present[-1] < C:
-        logger.warning("the head has %d classes, the first samples only %d of them", C, len(present))
+        logger.warning(
+            "the head has %d classes, the first samples only %d of them; a plan of all samples is refused unless all "
+            "classes are among their labels", C, len(present)
+        )  # fmt: skip
         return
     raise FeaturesError(
         f"{features.folder}: the encoder's head has {C} classes, the data {len(present)} labels ({present[0]} … "
@@ -181,11 +193,8 @@ def _say_what_it_takes(
     width = features.width + (features.n_classes + 2 if kernel == "gradient" else 0)  # a norm is two halves
     rows = largest * width * 10  # float16 as read, float64 as used
     matrix = largest * largest * 8
-    gram = (
-        f"{matrix / 2**30:.2f} GiB"
-        if matrix <= memory_bytes
-        else f"up to {memory_bytes / 2**30:.2f} GiB (pooled)"
-    )
+    pooled = f"up to {memory_bytes / 2**30:.2f} GiB (pooled)" if kernel == "features" else "row by row"
+    gram = f"{matrix / 2**30:.2f} GiB" if matrix <= memory_bytes else pooled
     logger.info(
         "binning %d samples in %d classes, largest %d: embeddings %.2f GiB, similarities %s, scratch file %.2f GiB",
         sum(counts), len(classes), largest, rows / 2**30, gram, len(features) * width * 2 / 2**30,

@@ -193,7 +193,7 @@ _EMBED = (
     "image", "label", "embeddings", "batch_size", "workers", "on_error", "max_bad_fraction", "limit",
     "logit_grad", "double_softmax", "views",
 )  # fmt: skip
-_ESTIMATE = tuple(name for name in _EMBED if name not in ("max_bad_fraction", "double_softmax"))
+_ESTIMATE = tuple(name for name in _EMBED if name != "max_bad_fraction")
 _PLAN = (
     "bins",
     "kernel",
@@ -419,17 +419,17 @@ def _embed_flags(command: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     group.add_argument("--batch-size", type=int, default=64, help="images per call of the encoder")
     group.add_argument("--workers", type=int, help="threads; as many as cores unless said")
     group.add_argument(
-        "--on-error", choices=("raise", "skip"), default="raise", help="what to do with a bad sample"
+        "--on-error", choices=("raise", "skip"), default="raise", help="what to do with a bad sample (not with a bad view, which ends the job)"
     )
     group.add_argument(
         "--max-bad-fraction", type=float, default=MAX_BAD_FRACTION, help="of a shard, when skipping"
     )
     group.add_argument("--limit", type=int, help="only the first samples, this many")
     group.add_argument(
-        "--logit-grad", action="store_true", help="keep logit gradients, for --kernel gradient of a plan"
+        "--logit-grad", action=argparse.BooleanOptionalAction, default=False, help="keep logit gradients, for --kernel gradient of a plan"
     )
     group.add_argument(
-        "--double-softmax", action="store_true", help="those of the released code: softmax of the softmax"
+        "--double-softmax", action=argparse.BooleanOptionalAction, default=False, help="those of the released code: softmax of the softmax"
     )
     group.add_argument(
         "--views", type=int, default=0, help="also embed two views of so many images, for --diversity-head"

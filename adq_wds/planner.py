@@ -257,6 +257,14 @@ def _with_bad(file: FeaturesFile, columns: list[NDArray[Any]]) -> PlanShard:
     return PlanShard(file.shard, spans, *columns)
 
 
+def _more_columns(features: Features, bins: Bins, settings: PlanSettings) -> dict[str, Any]:
+    """Kind of gradient and revisions of scores, where a plan used them."""
+    first = features.files[0]
+    used = {name: revision for name, revision in first.scores.items() if name in settings.scores}
+    gradient = {"logit_grad": first.header["logit_grad"]} if bins.header["kernel"] == "gradient" else {}
+    return gradient | ({"scores": used} if used else {})
+
+
 def _header(
     features: Features,
     bins: Bins,
@@ -284,7 +292,12 @@ def _header(
             "n_bins": bins.n_bins,
             "kernel": bins.header["kernel"],
         },
-        "features": {**features.header, "hash": features.hash, "limit": features.limit},
+        "features": {
+            **features.header,
+            "hash": features.hash,
+            "limit": features.limit,
+            **_more_columns(features, bins, settings),
+        },
         "names": names,
         "classes": [
             {

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from adq_wds.core.allocation import adaptive, uniform
+from adq_wds.errors import AdqError
 from adq_wds.pipe import Pipe
 from adq_wds.pipes.decode import Decode
 from adq_wds.pipes.map import Map
@@ -47,7 +48,7 @@ def encoder(spec: str | Encoder | Callable[..., Any] = "builtin", **options: Any
         return _shipped(spec, options)
     offered = _installed("encoders", spec)
     if offered is not None:
-        return _encoder_object(offered(**options), {})
+        return _encoder_object(_made("encoder", spec, offered, options), {})
     from adq_wds.models.timm_names import close_timm_names, is_timm_name
 
     if not is_timm_name(spec):
@@ -106,10 +107,21 @@ def score(spec: str | Score) -> Score:
     if found is None:
         known = [*SCORES, *_installed_names("scores")]
         raise ValueError(unknown("score", spec, difflib.get_close_matches(spec, known) or known))
-    made = check_score(found() if isinstance(found, type) else found)
+    made = check_score(_made("score", spec, found) if isinstance(found, type) else found)
     if made.name != spec:
         raise ValueError(f"entry point {spec!r} of adq_wds.scores gives a score named {made.name!r}")
     return made
+
+
+def _made(kind: str, name: str, factory: Callable[..., Any], options: dict[str, Any] | None = None) -> Any:
+    """What an installed package's factory makes; its own errors become one line."""
+    try:
+        return factory(**options or {})
+    except (AdqError, ValueError):
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())[:200]
+        raise AdqError(f"{kind} {name!r} cannot be made: {type(error).__name__}: {text}") from error
 
 
 def _installed_names(kind: str) -> list[str]:

@@ -144,14 +144,18 @@ def bin_values(
         (K,) float64, NaN for an empty bin.
 
     Raises:
-        ValueError: `per_bin` gave another shape, or a value that is not finite or below 0.
+        ValueError: `per_bin` raised, gave another shape, or a value that is not finite or below 0.
     """
     order = np.argsort(bin, kind="stable")
     ends = np.searchsorted(bin[order], np.arange(n_bins + 1))
     numbers = values.astype(np.float64)[order]
     parts = [numbers[ends[k] : ends[k + 1]] for k in range(n_bins)]
     filled = np.array([len(part) > 0 for part in parts])
-    given = np.asarray(score.per_bin([part for part in parts if len(part)]))
+    try:
+        given = np.asarray(score.per_bin([part for part in parts if len(part)]))
+    except Exception as error:
+        text = " ".join(str(error).split())[:200]
+        raise ValueError(f"score {score.name!r}: per_bin fails: {type(error).__name__}: {text}") from error
     if given.shape != (int(filled.sum()),) or given.dtype.kind not in "iuf":
         raise ValueError(
             f"score {score.name!r}: per_bin must give ({int(filled.sum())},) numbers, one per bin that holds samples, "

@@ -58,6 +58,7 @@ ARMS: dict[str, tuple[dict[str, Any], bool]] = {
     "adq": ({}, False),
     "adq-minmax": ({"normalise": "minmax"}, False),
     "adq-contrastive": ({"diversity_head": "contrastive", "views": 20_000}, False),
+    "adq-builtin": ({"encoder": "builtin"}, False),  # what adq-gradient is to be compared with
     "adq-gradient": ({"encoder": "builtin", "kernel": "gradient", "logit_grad": True}, False),
     "fresh-random": (ONE_BIN, True),
     "fresh-dq": (DQ, True),

@@ -80,7 +80,7 @@ def make(folder: Path, classes: int, per_class: int, *, kernel: str) -> None:
             logit_grad=logit_grad,
             header={
                 **settings,
-                **({"logit_grad": "softmax"} if logit_grad is not None else {}),
+                **({"logit_grad": "softmax", "head_right": n // 2} if logit_grad is not None else {}),
                 "complete": True,
                 "source": {"bytes": 0, "mtime_ns": 0},
             },

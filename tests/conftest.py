@@ -135,7 +135,7 @@ def synthetic_features(
             "label": "cls",
             "complete": True,
             "source": {"bytes": 1, "mtime_ns": 1},
-            **({"logit_grad": "softmax"} if n_classes else {}),
+            **({"logit_grad": "softmax", "head_right": n} if n_classes else {}),
             **({"scores": scores} if scores else {}),
             **header,
         },

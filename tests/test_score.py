@@ -98,6 +98,15 @@ def test_bins_without_one_finite_number_each_are_refused(given: Any, text: str) 
         bin_values(Given(per_bin=given), np.ones(3, np.float32), np.arange(3, dtype=np.int16), 3)
 
 
+def test_a_second_hook_that_raises_is_named() -> None:
+    class Failing(Given):
+        def per_bin(self, values: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+            raise KeyError("x")
+
+    with pytest.raises(ValueError, match="score 'given': per_bin fails: KeyError: 'x'"):
+        bin_values(Failing(), np.ones(3, np.float32), np.arange(3, dtype=np.int16), 3)
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [

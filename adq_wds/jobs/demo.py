@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import platform
 import shlex
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,8 @@ def demo_text(result: dict[str, Any], out: str | os.PathLike[str]) -> str:
     folder = shlex.quote(os.fspath(out))
     other = "builtin" if result["arguments"]["encoder"] == "thumbnail" else "thumbnail"
     out_flag = "" if folder == DEFAULT_OUT else f" -o {folder}"
+    if result["arguments"]["encoder"] != "builtin":
+        out_flag = f" --encoder {result['arguments']['encoder']}{out_flag}"
     return f"""
 {table_text(result)}
 
@@ -161,7 +164,11 @@ def _shared(plans: dict[tuple[str, int], Plan], seeds: int) -> float:
 
 
 def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):  # installed under another name
+            found[name] = version(name)
+    return found
 
 
 def _say(step: int, text: str) -> None:
@@ -193,7 +200,7 @@ class _Store:
                 raise ValueError(f"format {whole['format']!r}, version {whole['version']!r}")
             if not all(isinstance(accuracy, float) and 0 <= accuracy <= 1 for accuracy in known):
                 raise ValueError("an accuracy is out of range")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             text = f"{self._path}: not a demo.json of this adq_wds ({error}); give another folder with -o"
             raise AdqError(text) from error
         return dict(whole)

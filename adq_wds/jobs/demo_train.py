@@ -53,9 +53,10 @@ def train_all(
         progress: show a bar; only on a terminal by default.
     """
     ids = [training_id(training, test) for training in trainings]
+    n_known = sum(name in known for name in ids)
     to_do = {name: training for name, training in zip(ids, trainings, strict=True) if name not in known}
-    if len(to_do) < len(trainings):
-        logger.info("    %d of them are known from an earlier run", len(trainings) - len(to_do))
+    if n_known:
+        logger.info("    %d of them are known from an earlier run", n_known)
     quiet = None if progress is None else not progress
     stop = threading.Event()
     threads_before = torch.get_num_threads()

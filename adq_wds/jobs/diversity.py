@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,15 +37,16 @@ def diversity_behind(
     Raises:
         FeaturesError: no views, damaged ones, or views of other features.
     """
+    from adq_wds.models.heads import DEFINITION, EPOCHS, N_SEEDS, head_diversity
+
     views = Views.of(features)
-    known = _known(bins, head, views)
+    made_from = {"views": views.hash, "definition": f"{DEFINITION}; first seed {HEAD_SEED}"}
+    size = np.bincount(bins.bin[bins.bin >= 0], minlength=bins.n_bins)
+    known = _known(bins, head, made_from, size)
     if known is not None:
         return known
-    from adq_wds.models.heads import EPOCHS, N_SEEDS, head_diversity
-
     position, z = views.rows(features)
     logger.info("diversity behind the %s head, from two views of %d images", head, len(z))
-    size = np.bincount(bins.bin[bins.bin >= 0], minlength=bins.n_bins)
     with tqdm(
         total=N_SEEDS * EPOCHS,
         unit=" epochs",
@@ -57,20 +59,37 @@ def diversity_behind(
     others = bins.header.get("heads")
     bins.header["heads"] = others if isinstance(others, dict) else {}
     bins.header["heads"][head] = {
-        "views": views.hash,
+        **made_from,
         "images": len(z),
         "value": rounded(value),
         "spread": rounded(spread),
     }
-    return value, spread
+    found = _known(
+        bins, head, made_from, size
+    )  # as the header has it, so that a later plan sees the same digits
+    assert found is not None
+    return found
 
 
-def _known(bins: Bins, head: str, views: Views) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """What the header of `bins` says of a head behind these views, if it can be used."""
+def _known(
+    bins: Bins, head: str, made_from: dict[str, str], size: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """What the header of `bins` says of a head behind the same views, if it can be used."""
     try:
         entry = bins.header["heads"][head]
-        value, spread = (np.array(entry[name], dtype=np.float64) for name in ("value", "spread"))
-        fits = entry["views"] == views.hash and value.shape == spread.shape == (bins.n_bins,)
-    except (KeyError, TypeError, ValueError):
+        columns = [entry[name] for name in ("value", "spread")]
+        if any(entry[name] != value for name, value in made_from.items()):
+            return None
+    except (KeyError, TypeError):
         return None
-    return (value, spread) if fits else None
+    for column in columns:
+        if not isinstance(column, list) or len(column) != bins.n_bins:
+            return None
+        fits = [
+            type(v) is float and 0 <= v < math.inf if n else v is None
+            for v, n in zip(column, size, strict=True)
+        ]
+        if not all(fits):
+            return None
+    value, spread = (np.array(column, dtype=np.float64) for column in columns)  # None becomes NaN
+    return value, spread

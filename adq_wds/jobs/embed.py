@@ -107,7 +107,7 @@ def embed_shards(
     """
     settings = EmbedSettings(
         image, label, positive("batch_size", batch_size), on_error, max_bad_fraction,
-        _kind_of_gradient(logit_grad, double_softmax), tuple(map(named_score, listed("scores", scores))),
+        kind_of_gradient(logit_grad, double_softmax), tuple(map(named_score, listed("scores", scores))),
     )  # fmt: skip
     if views:
         positive("views", views)
@@ -116,10 +116,8 @@ def embed_shards(
     paths = expand_urls(urls)
     names = [check_shard_name(name) for name in shard_names(paths)]
     _check_files(names)
-    if views and embeddings is not None:
-        raise ValueError(
-            "views need an encoder, and embeddings made elsewhere have none: leave one of them out"
-        )
+    if embeddings is not None:
+        refuse_views(views)
     source = open_embeddings(embeddings) if embeddings is not None else named_encoder(encoder)
     _say_what_it_saw(source, names)
     folder = make_folder(out)
@@ -139,9 +137,19 @@ def embed_shards(
     return features
 
 
-def _kind_of_gradient(logit_grad: bool, double_softmax: bool) -> str | None:
+def refuse_views(views: int) -> None:
+    """Views need an encoder."""
+    if views:
+        raise ValueError(
+            "views need an encoder, and embeddings made elsewhere have none: leave one of them out"
+        )
+
+
+def kind_of_gradient(logit_grad: bool, double_softmax: bool) -> str | None:
     if double_softmax and not logit_grad:
-        raise ValueError("double_softmax is a kind of logit gradient: it needs logit_grad=True")
+        raise ValueError(
+            "double_softmax is a kind of logit gradient: it needs logit_grad=True (--logit-grad, or --kernel gradient)"
+        )
     return "double_softmax" if double_softmax else "softmax" if logit_grad else None
 
 
@@ -183,9 +191,11 @@ def _shards_to_do(
         if left is not None and left <= 0:
             return
         header = settings.header(source, first)
-        old = _already_done(path, folder / file_name(name), header, left)
+        found = _found(path, folder / file_name(name), header, left)
+        old = found if found is not None and not _lacking(found, header) else None
         if old is None:
-            job = open_job(path, name, first, left)
+            job = open_job(path, name, first, left if found is None else _as_many(found, left))
+            job.old = found
             n_read = len(job.spans)
             yield job
         else:
@@ -204,8 +214,11 @@ def _shards_to_do(
         )
 
 
-def _already_done(path: str, file: Path, header: dict[str, Any], left: int | None) -> FeaturesFile | None:
-    """The features of a shard that need not be made again, its first `left` samples; or None."""
+def _found(path: str, file: Path, header: dict[str, Any], left: int | None) -> FeaturesFile | None:
+    """The features of a shard, or of its first `left` samples, made by the same encoder from the same bytes; or None.
+
+    They may lack columns that are asked for now; see `_lacking`.
+    """
     if not file.exists():
         return None
     try:
@@ -214,19 +227,12 @@ def _already_done(path: str, file: Path, header: dict[str, Any], left: int | Non
     except FeaturesError as error:
         logger.warning("%s; embedding the shard again", error)
         return None
-    lacks = sorted(set(header.get("scores", {})) - set(old.scores))
-    if header.get("logit_grad") and old.n_classes is None:
-        lacks.append("logit_grad")
-    if lacks:
-        logger.info("%s has no %s; embedding the shard again", file, ", ".join(lacks))
-        return None
-    wanted = (
-        {**header, "scores": {**old.scores, **header.get("scores", {})}} if "scores" in header else header
-    )
+    kind = {} if old.n_classes is None else {"logit_grad": header.get("logit_grad", old.header["logit_grad"])}
+    wanted = {name: value for name, value in header.items() if name not in ("scores", "logit_grad")} | kind
     differs = [name for name, value in wanted.items() if old.header.get(name) != value]
     if differs:
         raise FeaturesError(
-            f"{file} was made with {differs[0]} {old.header.get(differs[0])!r}, now {header[differs[0]]!r}: "
+            f"{file} was made with {differs[0]} {old.header.get(differs[0])!r}, now {wanted[differs[0]]!r}: "
             "give another folder, or remove the old features"
         )
     enough = old.header["complete"] or (left is not None and old.n_read >= left)
@@ -235,7 +241,22 @@ def _already_done(path: str, file: Path, header: dict[str, Any], left: int | Non
         return None
     if old.header["source"] != stamp and not _same_samples(path, old):
         return None
+    if _lacking(old, header):
+        logger.info("%s has no %s; embedding the shard again", file, ", ".join(_lacking(old, header)))
+        return old
     return FeaturesFile(file, limit=left)
+
+
+def _as_many(old: FeaturesFile, left: int | None) -> int | None:
+    """How many samples of a shard are embedded again for a further column: all that there were, at least."""
+    return None if old.header["complete"] else max(old.n_read, left or 0)
+
+
+def _lacking(old: FeaturesFile, header: dict[str, Any]) -> list[str]:
+    """Columns that are asked for and not there, or there in another revision."""
+    scores = header.get("scores", {})
+    lacking = [name for name, revision in scores.items() if old.scores.get(name) != revision]
+    return lacking + (["logit_grad"] if "logit_grad" in header and old.n_classes is None else [])
 
 
 def _same_samples(path: str, old: FeaturesFile) -> bool:

@@ -98,20 +98,26 @@ def _embed_part(
     _refuse_not_finite(job, part, "embedding holds", h, bad)
     if settings.logit_grad is not None:
         if logits is None and not bad.keys() >= set(part.rows):
-            raise AdqError(
-                f"encoder {source.name!r} gives no logits, which logit gradients need; take one with a classifier head"
-            )
+            raise AdqError(no_logits(source.name))
         if logits is not None:
             _refuse_not_finite(job, part, "logits hold", logits, bad)
     keep = [k for k, i in enumerate(part.rows) if i not in bad]
+    levels = dict(zip(keep, texture_of([part.images[k] for k in keep]), strict=True))
     values = {k: _score(job, part, k, h[k], settings, bad) for k in keep} if settings.scores else {}
     keep = [k for k in keep if part.rows[k] not in bad]
-    columns = {"embedding": h[keep], "texture": texture_of([part.images[k] for k in keep])}
+    columns = {"embedding": h[keep], "texture": np.array([levels[k] for k in keep], dtype=np.float32)}
     if settings.logit_grad is not None and logits is not None:
-        columns["logit_grad"] = _logit_grad(job, logits[keep], [part.labels[k] for k in keep], settings)
+        labels = [part.labels[k] for k in keep]
+        columns["logit_grad"] = _logit_grad(job, source.name, logits[keep], labels, settings)
+        columns["head_right"] = (logits[keep].argmax(axis=1) == np.array(labels)).astype(np.float32)
     for j, score in enumerate(settings.scores):
         columns[score.name] = np.array([values[k][j] for k in keep], dtype=np.float32)
     return Batch([part.rows[k] for k in keep], [part.labels[k] for k in keep], columns, {})
+
+
+def no_logits(encoder: str) -> str:
+    """The text for an encoder without a head where its logits are needed."""
+    return f"encoder {encoder!r} gives no logits, which logit gradients need; take one with a classifier head"
 
 
 def _refuse_not_finite(
@@ -132,17 +138,27 @@ def _score(
 ) -> list[float]:
     """The numbers of the scores of users for one image of a part; none where one fails."""
     try:
-        return [sample_value(score, part.images[k], h.copy()) for score in settings.scores]
+        # copies, so that a score that works in place changes nothing for the others
+        return [sample_value(score, part.images[k].copy(), h.copy()) for score in settings.scores]
     except SampleError as error:
         bad[part.rows[k]] = _bad_sample(job, part.rows[k], str(error))
         return []
 
 
 def _logit_grad(
-    job: ShardJob, logits: NDArray[np.float32], labels: list[Label], settings: EmbedSettings
+    job: ShardJob,
+    encoder: str,
+    logits: NDArray[np.float32],
+    labels: list[Label],
+    settings: EmbedSettings,
 ) -> NDArray[np.float32]:
     """(n, C) float32 unit rows; the labels must be classes of the head."""
     C = logits.shape[1]
+    if C < 2:
+        raise FeaturesError(
+            f"shard {job.name}: the head of encoder {encoder!r} has {C} class, whose loss has no gradient; take a head "
+            "trained on these labels"
+        )
     strange = next((y for y in labels if not isinstance(y, int) or y >= C), None)
     if strange is not None:
         raise FeaturesError(

@@ -17,7 +17,7 @@ from adq_wds.models.stored_field import FieldEmbeddings
 from adq_wds.pipe import OnError, Tally, check_on_error
 from adq_wds.sample import Encoder, FieldSpec, Label, check_spec
 from adq_wds.score import Score
-from adq_wds.tables.features_file import NO_LABEL, ShardFeatures
+from adq_wds.tables.features_file import NO_LABEL, FeaturesFile, ShardFeatures
 from adq_wds.tables.spans import Spans
 from adq_wds.tar import Ignored, Span, iter_spans, open_shard, payload_crc32
 
@@ -86,6 +86,7 @@ class ShardJob:
     complete: bool
     stamp: dict[str, int]
     waiting: int = 0
+    old: FeaturesFile | None = None  # features of the same samples, whose further columns are kept
     good: list[int] = field(default_factory=list)
     labels: list[Label] = field(default_factory=list)
     parts: list[dict[str, NDArray[np.float32]]] = field(default_factory=list)
@@ -187,6 +188,18 @@ def finished(job: ShardJob, settings: EmbedSettings, source: Source) -> ShardFea
         "complete": job.complete,
         "source": job.stamp,
     }
+    scores = {score.name: columns[score.name] for score in settings.scores}
+    logit_grad = columns["logit_grad"].astype(np.float16) if settings.logit_grad else None
+    if settings.logit_grad:
+        header["head_right"] = int(columns["head_right"].sum())
+    if job.old is not None and set(job.good) <= set(job.old.spans().index.tolist()):
+        rows = np.searchsorted(job.old.spans().index, job.good)
+        kept = {name: job.old.score(name)[rows] for name in job.old.scores if name not in scores}
+        header["scores"] = {**header.get("scores", {}), **{name: job.old.scores[name] for name in kept}}
+        scores |= kept
+        if logit_grad is None and job.old.n_classes is not None:
+            logit_grad = job.old.logit_grad()[rows]
+            header |= {name: job.old.header[name] for name in ("logit_grad", "head_right")}
     return ShardFeatures(
         shard=job.name,
         spans=_spans(job, job.good),
@@ -198,8 +211,8 @@ def finished(job: ShardJob, settings: EmbedSettings, source: Source) -> ShardFea
         names=names,
         bad=_spans(job, [i for i, _ in job.bad]),
         bad_reasons=[why for _, why in job.bad],
-        logit_grad=columns["logit_grad"].astype(np.float16) if settings.logit_grad else None,
-        scores={score.name: columns[score.name] for score in settings.scores},
+        logit_grad=logit_grad,
+        scores=scores,
     )
 
 

@@ -11,11 +11,14 @@ import numpy as np
 from PIL import Image
 
 from adq_wds.errors import AdqError, SampleError
-from adq_wds.jobs.embed_batch import texture_of
+from adq_wds.jobs.embed import kind_of_gradient, refuse_views
+from adq_wds.jobs.embed_batch import no_logits, texture_of
+from adq_wds.jobs.embed_shard import EmbedSettings
 from adq_wds.jobs.threads import cores, positive
 from adq_wds.models.stored import StoredEmbeddings, open_embeddings
 from adq_wds.models.stored_field import FieldEmbeddings
 from adq_wds.pipe import OnError
+from adq_wds.registry import score as named_score
 from adq_wds.sample import IMAGE_FIELDS, Encoder, FieldSpec, read_image, read_label
 from adq_wds.shards import expand_urls
 from adq_wds.tar import iter_spans, open_shard, read_sample
@@ -36,6 +39,7 @@ def estimate(
     limit: int | None = None,
     scores: Sequence[str] = (),
     logit_grad: bool = False,
+    double_softmax: bool = False,
     views: int = 0,
     plan: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -45,9 +49,12 @@ def estimate(
         shards, samples, bytes of the shards, bytes of the features, seconds for embedding with views (on this machine,
         from at most 64 samples), and with `plan` the samples kept and bytes of memory for binning, for classes of equal size.
     """
+    EmbedSettings(image, label, positive("batch_size", batch_size), on_error, 0.0,
+                  kind_of_gradient(logit_grad, double_softmax), tuple(map(named_score, scores)))  # fmt: skip
+    if embeddings is not None:
+        refuse_views(views)
     paths = expand_urls(urls)
     n_workers = positive("workers", cores() if workers is None else workers)
-    positive("batch_size", batch_size)
     n_wanted = None if limit is None else positive("limit", limit)
     counts, tried, labels = [], 0, set()
     spent = 0.0
@@ -76,6 +83,8 @@ def estimate(
         tried += len(samples)
         spent += time.perf_counter() - before
         counts.append(len(spans))
+    if logit_grad and tried and not n_classes:
+        raise AdqError(no_logits(encoder.name if embeddings is None else str(embeddings)))
     n = sum(counts) if n_wanted is None else min(n_wanted, sum(counts))
     n_views = min(positive("views", views), n) if views else 0
     row_bytes = width * 2 + 64 + 4 * len(scores) + (2 * n_classes if logit_grad else 0)

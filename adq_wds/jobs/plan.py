@@ -59,7 +59,8 @@ def build_plan(
 
     Args:
         features: a folder that `embed_shards` wrote, or the `Features` it gave.
-        bins: K, bins per class; or `Bins` made before, from the same features.
+        bins: K, bins per class; or `Bins` made before, from the same features. What a diversity head gives is
+            noted in their header, and taken from there the next time.
         kernel: similarity of two samples: "features", the cosine of their embeddings, or "gradient", the cosine of
             the loss's gradients by the last layer's weights (features made with ``logit_grad=True``).
         keep: ratio of samples kept, in [0, 1].

@@ -24,6 +24,7 @@ from adq_wds.jobs.write import refuse_sources, write_kept
 from adq_wds.models.stored import open_embeddings
 from adq_wds.registry import KERNELS, SCORES, look_up
 from adq_wds.registry import encoder as named_encoder
+from adq_wds.registry import score as named_score
 from adq_wds.shards import expand_urls, shard_names
 from adq_wds.tables.bins import Bins
 from adq_wds.tables.features import Features
@@ -83,7 +84,7 @@ def run_job(
         AdqError: damaged data, another job in the folder, shards in ``OUT/shards/`` that no run here has made.
     """
     paths = expand_urls(urls)
-    embed = {**embed, **needed(embed, plan)}
+    asked_embed, embed = embed, {**embed, **needed(embed, plan)}
     check_plan_options(plan)  # before hours of embedding, not after
     stored = embed.get("embeddings")
     source = (
@@ -93,8 +94,9 @@ def run_job(
     asked = {
         "format": "adq_wds.run",
         "version": VERSION,
-        "arguments": {"encoder": encoder, "embed": embed, "plan": plan, "write": write},
+        "arguments": {"encoder": encoder, "embed": asked_embed, "plan": plan, "write": write},
         "source": [used.name, used.revision],  # a file may change under the same path
+        "scores": {score.name: score.revision for score in map(named_score, embed.get("scores", ()))},
         "shards": [
             {"path": os.path.abspath(path), "name": name, **source_stamp(path)}
             for path, name in zip(paths, shard_names(paths), strict=True)
@@ -213,7 +215,7 @@ def _done(folder: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
     """The result of an equal run before this one, if its plan and shards are still there."""
     try:
         old = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     if not isinstance(old, dict) or any(
         old.get(name) != json.loads(canonical_json(value)) for name, value in asked.items()
@@ -256,5 +258,5 @@ def load_run(path: str | os.PathLike[str]) -> dict[str, Any]:
             raise ValueError("must_include is not a list")
         urls = [str(shard["path"]) for shard in old["shards"]]
         return {"urls": urls, "write": bool(arguments["write"]), **{part: arguments[part] for part in _KNOWN}}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: not a run.json that this adq_wds can read ({error})") from error

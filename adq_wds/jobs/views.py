@@ -101,7 +101,7 @@ def embed_views(
 
 def _refuse_stored(features: Features) -> None:
     name = str(features.header["encoder"])
-    if name.startswith("stored:"):
+    if name.startswith(("stored:", "field:")):
         raise FeaturesError(
             f"{features.folder}: made from the stored embeddings {shorten(name)}, and there is no encoder to embed "
             "views with: embed the shards with an encoder, or choose a score that needs no views"

@@ -24,6 +24,7 @@ LEARNING_RATE = 1e-3
 BATCH = 512  # images, so 1,024 rows
 EPOCHS = 10
 N_SEEDS = 3
+DEFINITION = f"1: D-D-{WIDTH}, ReLU; NT-Xent {TEMPERATURE}, Adam {LEARNING_RATE}, batch {BATCH}, {EPOCHS} epochs; {N_SEEDS} seeds"  # its number changes when the numbers of a head change for the same settings
 
 Progress = Callable[[int], object]
 Fit = Callable[..., nn.Sequential]

@@ -42,7 +42,8 @@ class NpyHeader:
     @property
     def is_floats(self) -> bool:
         """Whether it declares float16, float32 or float64 of some shape."""
-        lengths = all(type(length) is int and length >= 0 for length in self.shape)  # True is an int
+        # True is an int; and a number of thousands of digits is one that Python refuses to show
+        lengths = all(type(length) is int and 0 <= length < 2**63 for length in self.shape)
         return lengths and self.dtype.kind == "f" and self.dtype.itemsize in (2, 4, 8)
 
     @property

@@ -33,7 +33,7 @@ class Bins:
         bin: (N,) int16, 0 … K−1 in the order filled; -1 for a sample left out.
         pick: (N,) int32, position in which its bin took it, from 0; -1 for a sample left out.
         header: n_bins, kernel, features hash, classes, names, and `scores`: one list of K values per score,
-            None for an empty bin.
+            None for an empty bin; `heads`, where a diversity head was asked for: what it gave, and from what.
     """
 
     shards: list[tuple[str, int]]

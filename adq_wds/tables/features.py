@@ -134,7 +134,7 @@ class Features:
         for (n_classes, _), path in kinds.items():
             if n_classes is None:
                 raise FeaturesError(
-                    f"{path}: no logit gradients here, which kernel 'gradient' needs; embed with logit_grad=True"
+                    f"{path}: no logit gradients here, which kernel 'gradient' needs; embed with logit_grad=True (--logit-grad)"
                 )
         if len(kinds) > 1:
             (a, b), (x, y) = list(kinds)[:2], list(kinds.values())[:2]

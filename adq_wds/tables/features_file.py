@@ -47,7 +47,8 @@ class ShardFeatures:
         logit_grad: (n, C) float16, the directions of the loss's gradients by the logits, unit rows; or None.
         scores: (n,) float32 of each score of users, by name.
         header: encoder, revision, preprocessing_hash, image, label (specifications), source; with `logit_grad` its
-            kind under that name; with `scores` their revisions by name.
+            kind under that name and as "head_right" how many samples the head is right about; with `scores` their
+            revisions by name.
     """
 
     shard: str
@@ -229,14 +230,22 @@ class FeaturesFile:
             FeaturesError: the file has none, or is damaged.
         """
         if self.n_classes is None:
-            raise FeaturesError(f"{self.path}: no logit gradients here; embed with logit_grad=True")
+            raise FeaturesError(
+                f"{self.path}: no logit gradients here; embed with logit_grad=True (--logit-grad)"
+            )
         rows = embedding_rows(self.read(["logit_grad"])["logit_grad"], self.n_classes)
         _check_finite(self.shard, "logit_grad", rows, lambda: self.spans().keys)
         return rows
 
     def norm(self) -> NDArray[np.float32]:
-        """(n,) float32 norms of the embeddings before they were scaled, all finite."""
-        return self._numbers("norm")
+        """(n,) float32 norms of the embeddings before they were scaled, all finite, none below 0."""
+        norm = self._numbers("norm")
+        if (norm < 0).any():
+            key = self.spans().keys[int((norm < 0).argmax())]
+            raise FeaturesError(
+                f"shard {self.shard}, key {shorten(key)}: a norm below 0; embed the shard again"
+            )
+        return norm
 
     def texture(self) -> NDArray[np.float32]:
         """(n,) float32 texture levels, all finite."""
@@ -272,6 +281,9 @@ def _checked_classes(header: Header) -> int | None:
         return None
     if header["logit_grad"] not in LOGIT_GRADS:
         raise ValueError(f"logit_grad {shorten(header['logit_grad'])}")
+    right, (entry,) = header["head_right"], header["shards"]
+    if type(right) is not int or not 0 <= right <= entry["n"]:
+        raise ValueError(f"head_right {shorten(right)}")
     return _checked_width(header["n_classes"])
 
 

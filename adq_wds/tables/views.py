@@ -176,9 +176,10 @@ class Views:
         paths = sorted(self.folder.glob("*.parquet")) if names is None else [self.folder / n for n in names]
         missing = [path.name for path in paths if not path.is_file()]
         if not paths or missing:
-            which = f"{missing[0]} and {len(missing) - 1} more are missing" if missing else "no *.parquet"
+            more = f" and {len(missing) - 1} more are" if len(missing) > 1 else " is"
+            which = f"{missing[0]}{more} missing" if missing else "no *.parquet"
             raise FeaturesError(
-                f"{self.folder}: no views here ({which}); make them with embed_shards(..., views=20_000)"
+                f"{self.folder}: no views here ({which}); embed with views=20_000 (--views 20000)"
             )
         self.files = sorted((ShardViews.load(path) for path in paths), key=lambda file: file.shard)
         first = self.files[0]
@@ -188,7 +189,7 @@ class Views:
                 if a != b:
                     raise FeaturesError(
                         f"{self.folder}: the views of {first.shard} and {file.shard} do not belong together: {name} "
-                        f"{shorten(a)} and {shorten(b)}; make them again with embed_views"
+                        f"{shorten(a)} and {shorten(b)}; embed with views= (--views) again"
                     )
 
     @classmethod
@@ -238,7 +239,7 @@ class Views:
         for file in features:
             if file.shard not in by_shard:
                 raise FeaturesError(
-                    f"{self.folder}: no views here of shard {file.shard}; make them with embed_shards(..., views=20_000)"
+                    f"{self.folder}: no views here of shard {file.shard}; embed with views=20_000 (--views 20000)"
                 )
             position.append(first + _matched(file, by_shard.pop(file.shard)))
             first += file.n
@@ -248,7 +249,7 @@ class Views:
         ):
             raise FeaturesError(
                 f"{self.folder}: these {len(self)} views are not one keyed sample of the {len(features)} samples (a job "
-                "ended early, or shards came or went since); make them again with embed_views"
+                "ended early, or shards came or went since); embed with views= (--views) again"
             )
         return chosen, np.concatenate([file.z for file in self.files])
 

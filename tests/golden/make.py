@@ -47,6 +47,7 @@ def main(folder: Path) -> None:
             "image": "jpg",
             "label": "txt",
             "logit_grad": "softmax",
+            "head_right": 5,
             "scores": {"sharp": "1"},
         }
         logits = rng.standard_normal((n - 1, 3)).astype(np.float32)

@@ -42,6 +42,19 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return calls
 
 
+def test_a_plan_does_not_hang_on_whether_the_head_was_known(
+    features: adq.Features, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers with more digits than a header keeps, of which the last ones would move an importance."""
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        value, spread = 1 + rng.random(3), rng.random(3) / 100
+        monkeypatch.setattr(heads, "head_diversity", lambda *args, v=value, s=spread, **options: (v, s))
+        bins = find_bins(features, bins=3)
+        first = adq.build_plan(features, bins=bins, diversity_head="paper")
+        assert adq.build_plan(features, bins=bins, diversity_head="paper").hash == first.hash
+
+
 @pytest.mark.parametrize("head", ["contrastive", "paper"])
 def test_the_heads_diversity_makes_the_importance(head: str, features: adq.Features) -> None:
     plan = adq.build_plan(features, bins=3, keep=0.4, diversity_head=head)
@@ -71,6 +84,7 @@ def test_the_same_views_give_the_same_plan_and_are_trained_on_once(
     again = adq.build_plan(features, bins=bins, keep=0.4, diversity_head="contrastive")
     assert first.hash == again.hash
     assert trained == ["contrastive"]
+    assert again.header["bins"] == first.header["bins"]  # to the last digit
     smaller = adq.build_plan(features, bins=bins, keep=0.2, seed=0, diversity_head="contrastive")
     assert set(smaller.keys()) <= set(again.keys())
     assert trained == ["contrastive"]
@@ -97,14 +111,21 @@ def test_what_bins_claim_to_know_of_a_head_is_not_taken_when_it_cannot_be(
     for broken in ({"value": [1.0]}, {"value": None}, {"value": "abc"}, {"value": [1.0, "x", 2.0]}):
         bins.header["heads"]["paper"] |= broken
         assert adq.build_plan(features, bins=bins, diversity_head="paper").hash == good.hash
+    for broken in ([10**400, 1.0, 1.0], [None, 1.0, 1.0], [True, 1.0, 1.0], [-1.0, 1.0, 1.0]):
+        bins.header["heads"]["paper"]["value"] = broken
+        assert adq.build_plan(features, bins=bins, diversity_head="paper").hash == good.hash
+    bins.header["heads"]["paper"]["definition"] = "another head"
+    assert adq.build_plan(features, bins=bins, diversity_head="paper").hash == good.hash
     bins.header["heads"] = [1, 2]
     assert adq.build_plan(features, bins=bins, diversity_head="paper").hash == good.hash
-    assert len(trained) == 6
+    assert len(trained) == 11
 
 
 def test_without_views_the_remedy_is_said(shards: list[Path], tmp_path: Path) -> None:
     features = adq.embed_shards(shards, "thumbnail", tmp_path / "f")
-    with pytest.raises(adq.FeaturesError, match=r"no views here .*embed_shards\(\.\.\., views="):
+    with pytest.raises(
+        adq.FeaturesError, match=r"no views here \(a\.parquet and 1 more are missing\); embed with views="
+    ):
         adq.build_plan(features, diversity_head="contrastive")
     with pytest.raises(ValueError, match="unknown diversity head 'contrast'; did you mean contrastive"):
         adq.build_plan(features, diversity_head="contrast")

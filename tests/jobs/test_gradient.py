@@ -1,5 +1,6 @@
 """Kernel "gradient" from shards to plan: the head's gradients decide, and a head of other classes is refused."""
 
+import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -42,6 +43,15 @@ class Head:
         if self.spoilt:
             logits[h[:, 0] > np.float32(2.2)] = np.nan
         return h, logits
+
+
+class Bright(adq.Score):
+    """Mean grey level."""
+
+    name = "bright"
+
+    def per_sample(self, image: Image.Image, h: NDArray[np.float32]) -> float:
+        return float(np.asarray(image).mean())
 
 
 def _two(sample: adq.Sample) -> int:
@@ -119,7 +129,11 @@ def test_a_head_of_other_classes_is_refused_with_both_counts(shards: list[Path],
         adq.build_plan(features, kernel="gradient")
     adq.build_plan(features)  # the embeddings are as good as any
     with pytest.raises(
-        adq.FeaturesError, match=r"shard a\.tar: label 1, but the encoder's head has 1 classes, 0 to 0"
+        adq.FeaturesError, match=r"shard a\.tar: label 2, but the encoder's head has 2 classes, 0 to 1"
+    ):
+        adq.embed_shards(shards, Head(2), tmp_path / "two", label=_two, logit_grad=True)
+    with pytest.raises(
+        adq.FeaturesError, match=r"shard a\.tar: the head of encoder 'head' has 1 class, whose loss"
     ):
         adq.embed_shards(shards, Head(1), tmp_path / "one", logit_grad=True)
 
@@ -131,6 +145,48 @@ def test_a_head_may_have_classes_that_the_first_samples_lack(
     with caplog.at_level(logging.WARNING, "adq_wds"):
         adq.build_plan(features, kernel="gradient", bins=2)
     assert "the head has 5 classes, the first samples only 2 of them" in caplog.text
+
+
+def test_a_head_that_knows_nothing_of_the_labels_is_told(
+    make_features: MakeFeatures, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Counts fit, answers do not: classes in another order, or a head of other data."""
+    for right, told in ((2, True), (10, True), (12, False), (20, False)):  # of 20: chance is a half
+        made = make_features("a.tar", [0, 1] * 10, n_classes=2)
+        dataclasses.replace(made, header={**made.header, "head_right": right}).save(
+            tmp_path / "features" / "a.parquet"
+        )
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "adq_wds"):
+            adq.build_plan(tmp_path / "features", bins=2, kernel="gradient")
+        assert ("was it trained on these labels" in caplog.text) == told
+
+
+def test_how_often_the_head_is_right_is_counted(shards: list[Path], tmp_path: Path) -> None:
+    features = adq.embed_shards(shards, Head(), tmp_path / "f", logit_grad=True, batch_size=7)
+    logits = Head()([image for path in shards for image in images_of(path)])[1]
+    assert logits is not None
+    right = [
+        int((part.argmax(axis=1) == np.arange(len(part)) % 2).sum()) for part in (logits[:30], logits[30:])
+    ]
+    assert [file.header["head_right"] for file in features] == right
+
+
+def test_a_norm_below_0_is_refused_by_key(make_features: MakeFeatures, tmp_path: Path) -> None:
+    made = make_features("a.tar", [0, 1] * 4, n_classes=2)
+    made.norm[5] = -1
+    made.save(tmp_path / "features" / "a.parquet")
+    with pytest.raises(adq.FeaturesError, match=r"shard a\.tar, key 'k0005': a norm below 0"):
+        adq.build_plan(tmp_path / "features", bins=2, kernel="gradient")
+
+
+def test_gradients_stay_when_other_columns_are_asked_for(shards: list[Path], tmp_path: Path) -> None:
+    first = adq.embed_shards(shards, Head(), tmp_path / "f", logit_grad=True)
+    rows = np.concatenate([file.logit_grad() for file in first])
+    again = adq.embed_shards(shards, Head(), tmp_path / "f", scores=[Bright()])
+    assert np.concatenate([file.logit_grad() for file in again]).tobytes() == rows.tobytes()
+    both = adq.embed_shards(shards, Head(), tmp_path / "g", logit_grad=True, scores=[Bright()])
+    assert again.hash == both.hash
 
 
 def test_labels_that_are_no_classes_of_a_head_are_refused(make_shard: MakeShard, tmp_path: Path) -> None:
@@ -196,8 +252,18 @@ def test_the_command_embeds_what_the_kernel_needs(
         main(["run", "--from", str(tmp_path / "run" / "run.json"), "-o", str(tmp_path / "again"), "-q"]) == 0
     )
     assert adq.load_plan(tmp_path / "again" / "plan.parquet").hash == plan.hash
+    from_run = ["run", "--from", str(tmp_path / "run" / "run.json"), "-o", str(tmp_path / "colours"), "-q"]
+    assert main([*from_run, "--kernel", "features", "--encoder", "thumbnail"]) == 0  # which has no head
     assert main(["run", shard, "--kernel", "gradient", "--dry-run", "--json", "-o", str(tmp_path / "x")]) == 0
     assert '"features_bytes"' in capsys.readouterr().out
+    dry = ["run", shard, "--dry-run", "-o", str(tmp_path / "x")]
+    for flags, text in (
+        (["--double-softmax"], "it needs logit_grad=True"),
+        (["--encoder", "thumbnail", "--kernel", "gradient"], "'thumbnail' gives no logits"),
+        (["--embeddings", "field:emb.npy", "--diversity-head", "paper"], "views need an encoder"),
+    ):
+        assert main([*dry, *flags]) in (1, 2)
+        assert text in capsys.readouterr().err
 
 
 def test_rows_without_gradients_are_as_like_to_all(make_features: MakeFeatures, tmp_path: Path) -> None:

@@ -26,6 +26,22 @@ class Red(adq.Score):
         return float(np.asarray(image)[..., 0].mean())
 
 
+class Redder(Red):
+    """Another revision, with other numbers."""
+
+    revision = "2"
+
+    def per_sample(self, image: Image.Image, h: NDArray[np.float32]) -> float:
+        return super().per_sample(image, h) ** 2
+
+
+class Unmade(Red):
+    """Cannot be made."""
+
+    def __init__(self) -> None:
+        raise RuntimeError("no\nmodel")
+
+
 class First(adq.Score):
     """The first number of the embedding."""
 
@@ -132,10 +148,85 @@ def test_a_score_that_changed_is_never_mixed_with_old_numbers(shards: list[Path]
     features = adq.embed_shards(shards, "thumbnail", tmp_path / "f", scores=[Red()])
     changed = Red()
     changed.revision = "2"
-    with pytest.raises(adq.FeaturesError, match=r"was made with scores \{'red': '1'\}, now \{'red': '2'\}"):
-        adq.embed_shards(shards, "thumbnail", tmp_path / "f", scores=[changed])
     with pytest.raises(ValueError, match="score 'red' has revision '2', the features hold '1'; embed again"):
         adq.build_plan(features, scores=[changed])
+    features = adq.embed_shards(shards, "thumbnail", tmp_path / "f", scores=[changed])
+    assert {file.scores["red"] for file in features} == {"2"}
+    plan = adq.build_plan(features, scores=[changed])
+    assert plan.header["features"]["scores"] == {"red": "2"}
+
+
+def test_a_column_more_never_makes_a_folder_less(shards: list[Path], tmp_path: Path) -> None:
+    """Neither by another encoder, nor by a limit, nor by forgetting other columns."""
+    first = adq.embed_shards(shards, "thumbnail", tmp_path / "f", scores=[Red()])
+    with pytest.raises(adq.FeaturesError, match="was made with encoder 'thumbnail', now 'builtin'"):
+        adq.embed_shards(shards, "builtin", tmp_path / "f", scores=[First()])
+    assert adq.Features(tmp_path / "f").hash == first.hash
+    tried = adq.embed_shards(shards, "thumbnail", tmp_path / "f", scores=[First()], limit=10)
+    assert len(tried) == 10
+    whole = adq.embed_shards(shards, "thumbnail", tmp_path / "f", scores=[First()])
+    assert [file.scores for file in whole] == [{"red": "1", "first": "1"}] * 2
+    assert whole.score("red").tobytes() == first.score("red").tobytes()
+    both = adq.embed_shards(shards, "thumbnail", tmp_path / "g", scores=[Red(), First()])
+    assert whole.hash == both.hash
+    part = adq.embed_shards(shards, "thumbnail", tmp_path / "h", limit=20)
+    assert part.files[0].n_read == 20
+    adq.embed_shards(shards, "thumbnail", tmp_path / "h", scores=[Red()], limit=5)
+    assert adq.Features(tmp_path / "h").files[0].n_read == 20
+
+
+def test_columns_of_samples_that_are_gone_are_not_kept(shards: list[Path], tmp_path: Path) -> None:
+    """A score that fails on some leaves them out; asked for again without it, they come back without old numbers."""
+    adq.embed_shards(
+        shards, "thumbnail", tmp_path / "f", scores=[Picky()], on_error="skip", max_bad_fraction=1.0
+    )
+    features = adq.embed_shards(shards, "thumbnail", tmp_path / "f", scores=[Red()])
+    assert len(features) == 50
+    assert [file.scores for file in features] == [{"red": "1"}] * 2
+
+
+def test_a_score_that_works_in_place_changes_nothing_for_the_others(
+    shards: list[Path], tmp_path: Path
+) -> None:
+    class Small(Red):
+        name = "a_small"
+
+        def per_sample(self, image: Image.Image, h: NDArray[np.float32]) -> float:
+            image.thumbnail((4, 4))
+            h[:] = 0
+            return 1.0
+
+    scores: list[adq.Score] = [Small(), Red(), First()]
+    spoilt = adq.embed_shards(shards, "thumbnail", tmp_path / "f", scores=scores)
+    clean = adq.embed_shards(shards, "thumbnail", tmp_path / "g", scores=scores[1:])
+    for a, b in zip(spoilt, clean, strict=True):
+        assert a.texture().tobytes() == b.texture().tobytes()
+        assert a.embedding().tobytes() == b.embedding().tobytes()
+        assert a.score("red").tobytes() == b.score("red").tobytes()
+        assert a.score("first").tobytes() == b.score("first").tobytes()
+
+
+def test_a_run_sees_that_a_score_changed(
+    shards: list[Path], installed: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed["red"] = f"{__name__}:Red"
+    run = [
+        "run",
+        *map(str, shards),
+        "--encoder",
+        "thumbnail",
+        "--scores",
+        "red",
+        "-q",
+        "-o",
+        str(tmp_path / "r"),
+    ]
+    assert main(run) == 0
+    old = adq.load_plan(tmp_path / "r" / "plan.parquet").hash
+    monkeypatch.setattr(importlib.metadata.EntryPoint, "load", lambda point: Redder)
+    assert main(run) == 0
+    assert adq.load_plan(tmp_path / "r" / "plan.parquet").hash != old
+    assert adq.Features(tmp_path / "r" / "features").files[0].scores == {"red": "2"}
 
 
 def test_a_plan_by_a_score_that_was_not_made_is_refused(shards: list[Path], tmp_path: Path) -> None:
@@ -179,6 +270,7 @@ def test_an_installed_score_is_found_by_name_also_by_the_command(
             r"score 'red' \(no_such_module:Red\) cannot be loaded: ModuleNotFoundError",
         ),
         ({"red": f"{__name__}:First"}, "entry point 'red' of adq_wds.scores gives a score named 'first'"),
+        ({"red": f"{__name__}:Unmade"}, "score 'red' cannot be made: RuntimeError: no model"),
         ({"other": f"{__name__}:Red"}, "unknown score 'red'; did you mean"),
     ],
 )
@@ -186,7 +278,7 @@ def test_an_installed_score_that_cannot_be_used_is_refused(
     offered: dict[str, str], text: str, shards: list[Path], installed: dict[str, str], tmp_path: Path
 ) -> None:
     installed |= offered
-    with pytest.raises(ValueError, match=text):
+    with pytest.raises((ValueError, adq.AdqError), match=text):
         adq.embed_shards(shards, "thumbnail", tmp_path / "f", scores=["red"])
 
 

@@ -303,16 +303,14 @@ def test_equal_views_have_equal_hashes_and_others_have_not(features: Features) -
 
 def test_no_views_say_how_to_make_them(features: Features) -> None:
     with pytest.raises(
-        adq.FeaturesError, match=r"views: no views here \(a\.parquet and 2 more .*make them with embed_shards"
+        adq.FeaturesError, match=r"views: no views here \(a\.parquet and 2 more .*embed with views=20_000"
     ):
         Views.of(features)
-    with pytest.raises(
-        adq.FeaturesError, match=r"no views here \(no \*\.parquet\); make them with embed_shards"
-    ):
+    with pytest.raises(adq.FeaturesError, match=r"no views here \(no \*\.parquet\); embed with views=20_000"):
         Views(views_folder(features))
     make_views(features, 25)
     (views_folder(features) / "c.parquet").unlink()
-    with pytest.raises(adq.FeaturesError, match=r"no views here \(c\.parquet and 0 more"):
+    with pytest.raises(adq.FeaturesError, match=r"no views here \(c\.parquet is missing"):
         Views.of(features)
     with pytest.raises(adq.FeaturesError, match=r"no views here of shard c\.tar"):
         Views(views_folder(features)).rows(features)
@@ -358,7 +356,7 @@ def test_views_of_half_a_job_are_no_sample_of_the_set(features: Features) -> Non
     make_views(features, 20)
     (views_folder(features) / "a.parquet").write_bytes(whole)
     with pytest.raises(
-        adq.FeaturesError, match=r"views are not one keyed sample .* make them again with embed_views"
+        adq.FeaturesError, match=r"views are not one keyed sample .* embed with views= \(--views\) again"
     ):
         Views.of(features).rows(features)
 
