@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +23,9 @@ from adq_wds.jobs.embed_shard import (
     Source,
     finished,
     open_job,
-    source_stamp,
     take_batch,
 )
-from adq_wds.jobs.threads import cores, pool_of_threads, positive
+from adq_wds.jobs.threads import cores, in_order, positive
 from adq_wds.jobs.views import embed_views
 from adq_wds.models.stored import StoredEmbeddings, open_embeddings
 from adq_wds.models.stored_field import FieldEmbeddings
@@ -40,7 +37,7 @@ from adq_wds.score import Score
 from adq_wds.shards import check_shard_name, expand_urls, shard_names
 from adq_wds.tables.features import Features, file_name
 from adq_wds.tables.features_file import FeaturesFile, ShardFeatures
-from adq_wds.tables.spans import Spans
+from adq_wds.tables.spans import Spans, source_stamp
 from adq_wds.tar import iter_spans, open_shard, payload_crc32
 
 logger = logging.getLogger("adq_wds")
@@ -281,39 +278,25 @@ def _embed_all(
     done: Callable[[str, int, int], None],
     tally: Tally,
 ) -> Iterator[ShardFeatures]:
-    """Run batches in threads, a few ahead, and give each shard's features when its last batch is in.
+    """Embed in threads, and give each shard's features when its last batch is in.
 
-    At most `workers` shards are open at a time, so that a job that is killed loses no more than those.
     `done` is called with a shard's path, the samples just done, and all its samples.
     """
-    flying: deque[tuple[ShardJob, range, Future[Batch]]] = deque()
-    todo: deque[tuple[ShardJob, range]] = deque()
-    n_open = 0
-    with pool_of_threads(workers, "adq-embed") as pool:
-        while True:
-            while len(flying) < workers + 2:
-                if not todo and n_open < workers and (opened := next(jobs, None)) is not None:
-                    todo.extend((opened, rows) for rows in _cut(opened, settings.batch_size))
-                    n_open += 1
-                if not todo:
-                    break
-                job, rows = todo.popleft()
-                flying.append((job, rows, pool.submit(embed_batch, job, rows, settings, source)))
-            if not flying:
-                return
-            job, rows, future = flying.popleft()
-            take_batch(job, rows, future.result(), tally)
+
+    def cut(job: ShardJob) -> list[range]:
+        n, size = len(job.spans), settings.batch_size
+        return [range(i, min(i + size, n)) for i in range(0, n, size)]
+
+    def work(job: ShardJob, rows: range) -> Batch:
+        return embed_batch(job, rows, settings, source)
+
+    with closing(in_order(jobs, cut, work, workers=workers, name="adq-embed")) as batches:
+        for job, rows, batch, last in batches:
+            take_batch(job, rows, batch, tally)
             done(job.path, len(rows), len(job.spans))
-            if job.waiting == 0:
+            if last:
                 yield finished(job, settings, source)  # the caller saves it before it asks for the next
                 job.close.close()
-                n_open -= 1
-
-
-def _cut(job: ShardJob, batch_size: int) -> list[range]:
-    cuts = [range(i, min(i + batch_size, len(job.spans))) for i in range(0, len(job.spans), batch_size)]
-    job.waiting = len(cuts)
-    return cuts
 
 
 class _Bar:

@@ -220,7 +220,7 @@ def _embed_images(
         rows = [source.rows(job.name, [job.spans[i].key], job.first + i) for i in good]
         return np.concatenate(rows), None, {}
     try:
-        return *_checked(source(images), len(images)), {}
+        return *checked_answer(source(images), len(images)), {}
     except Exception as error:
         if isinstance(error, AdqError) and not isinstance(error, SampleError):
             raise
@@ -236,12 +236,12 @@ def _one_by_one(
     bad: dict[int, AdqError] = {}
     for i, image in zip(good, images, strict=True):
         try:
-            rows[i], given = _checked(source([image]), 1)
+            rows[i], given = checked_answer(source([image]), 1)
             if given is not None:
                 logits[i] = given
         except Exception as error:
             bad[i] = _bad_sample(
-                job, i, f"encoder {source.name!r} fails on it: {type(error).__name__}: {_one_line(error)}"
+                job, i, f"encoder {source.name!r} fails on it: {type(error).__name__}: {one_line(error)}"
             )
             bad[i].__cause__ = error
     widths = sorted({row.shape[1] for row in rows.values()})
@@ -250,7 +250,7 @@ def _one_by_one(
     if not bad:
         raise AdqError(
             f"encoder {source.name!r} fails on {len(images)} images at once, and on none of them alone "
-            f"({type(first_error).__name__}: {_one_line(first_error)}); a smaller batch_size may help"
+            f"({type(first_error).__name__}: {one_line(first_error)}); a smaller batch_size may help"
         ) from first_error
     h = _stacked(rows, good)
     return (np.full((len(good), 0), np.nan, np.float32) if h is None else h), _stacked(logits, good), bad
@@ -264,11 +264,12 @@ def _stacked(rows: dict[int, NDArray[np.float32]], good: list[int]) -> NDArray[n
     return np.concatenate([rows.get(i, nowhere) for i in good])
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """An error of somebody else's, on one line of ours."""
     return " ".join(str(error).split())[:500]
 
 
-def _checked(answer: Any, n: int) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+def checked_answer(answer: Any, n: int) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
     """The embeddings and logits in an encoder's answer."""
     if not isinstance(answer, tuple) or len(answer) != 2:
         raise ValueError(f"gave a {type(answer).__name__}, expected (embeddings, logits or None)")

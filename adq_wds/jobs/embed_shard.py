@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +17,7 @@ from adq_wds.pipe import OnError, Tally, check_on_error
 from adq_wds.sample import Encoder, FieldSpec, Label, check_spec
 from adq_wds.score import Score
 from adq_wds.tables.features_file import NO_LABEL, FeaturesFile, ShardFeatures
-from adq_wds.tables.spans import Spans
+from adq_wds.tables.spans import Spans, source_stamp
 from adq_wds.tar import Ignored, Span, iter_spans, open_shard, payload_crc32
 
 logger = logging.getLogger("adq_wds")
@@ -85,7 +84,6 @@ class ShardJob:
     first: int  # position of its first sample in the whole set
     complete: bool
     stamp: dict[str, int]
-    waiting: int = 0
     old: FeaturesFile | None = None  # features of the same samples, whose further columns are kept
     good: list[int] = field(default_factory=list)
     labels: list[Label] = field(default_factory=list)
@@ -114,17 +112,6 @@ def open_job(path: str, name: str, first: int, left: int | None) -> ShardJob:
     if not spans:
         raise ShardError(f"shard {name}: no samples (no member has a name with an extension)")
     return ShardJob(path, name, buffer, close, spans, crc32, first, complete, stamp)
-
-
-def source_stamp(path: str) -> dict[str, int]:
-    """Size and date of a shard, by which a change is noticed."""
-    try:
-        status = os.stat(path)
-    except OSError as error:
-        raise ShardError(
-            f"shard {path}: cannot be opened: {error.strerror}; local tar files are read"
-        ) from error
-    return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
 
 
 @dataclass(frozen=True)
@@ -169,7 +156,6 @@ def take_batch(job: ShardJob, rows: range, batch: Batch, tally: Tally) -> None:
     job.labels += batch.labels
     if batch.good:
         job.parts.append(batch.columns)
-    job.waiting -= 1
 
 
 def finished(job: ShardJob, settings: EmbedSettings, source: Source) -> ShardFeatures:

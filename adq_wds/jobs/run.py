@@ -16,7 +16,6 @@ from adq_wds.errors import AdqError, PlanError
 from adq_wds.files import canonical_json, lock, make_folder, write_text
 from adq_wds.io.writer import ShardPattern
 from adq_wds.jobs.embed import embed_shards
-from adq_wds.jobs.embed_shard import source_stamp
 from adq_wds.jobs.plan import build_plan, find_bins, plan_settings
 from adq_wds.jobs.threads import positive
 from adq_wds.jobs.views import N_VIEWS
@@ -29,6 +28,7 @@ from adq_wds.shards import expand_urls, shard_names
 from adq_wds.tables.bins import Bins
 from adq_wds.tables.features import Features
 from adq_wds.tables.plan import Plan, load_plan
+from adq_wds.tables.spans import source_stamp
 
 VERSION = 1
 # What a run.json may set, which may come from a stranger.

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 
 def cores() -> int:
@@ -22,6 +26,49 @@ def positive(name: str, value: int) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
         raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
     return int(value)
+
+
+def in_order(
+    jobs: Iterator[Job],
+    cut: Callable[[Job], list[range]],
+    work: Callable[[Job, range], Result],
+    *,
+    workers: int,
+    name: str,
+) -> Generator[tuple[Job, range, Result, bool], None, None]:
+    """Work on the batches of one job after another in threads, a few ahead, and give their results in order.
+
+    Args:
+        jobs: opened one by one, when their turn comes; at most `workers` of them at a time, so that a process that
+            is killed loses no more than those.
+        cut: the batches of a job, at least one.
+        work: what a thread does with a batch.
+        workers: threads.
+        name: of the threads.
+
+    Yields:
+        job, batch, result, and whether it is the job's last one: then the job is done before the next is opened in
+        its place.
+    """
+    flying: deque[tuple[Job, range, bool, Future[Result]]] = deque()
+    todo: deque[tuple[Job, range, bool]] = deque()
+    n_open = 0
+    with pool_of_threads(workers, name) as pool:
+        while True:
+            while len(flying) < workers + 2:
+                if not todo and n_open < workers and (opened := next(jobs, None)) is not None:
+                    batches = cut(opened)
+                    todo.extend((opened, rows, rows is batches[-1]) for rows in batches)
+                    n_open += 1
+                if not todo:
+                    break
+                job, rows, last = todo.popleft()
+                flying.append((job, rows, last, pool.submit(work, job, rows)))
+            if not flying:
+                return
+            job, rows, last, future = flying.popleft()
+            yield job, rows, future.result(), last
+            n_open -= last
 
 
 @contextmanager

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from adq_wds.core.views import DEFINITION
 from adq_wds.errors import FeaturesError, shorten
 from adq_wds.files import lock, make_folder
 from adq_wds.jobs.embed_shard import EmbedSettings
-from adq_wds.jobs.threads import cores, pool_of_threads, positive
+from adq_wds.jobs.threads import cores, in_order, positive
 from adq_wds.jobs.views_batch import ViewJob, ViewWork, embed_view_batch
 from adq_wds.registry import encoder as named_encoder
 from adq_wds.sample import Encoder, FieldSpec
@@ -193,38 +191,20 @@ def _embed_all(
     header: dict[str, Any],
     done: Callable[[int], object],
 ) -> Iterator[ShardViews]:
-    """Run batches in threads, a few ahead, and give each shard's views when its last batch is in.
+    """Embed in threads, and give each shard's views when its last batch is in."""
 
-    At most `workers` shards are open at a time, so that a job that is killed loses no more than those.
-    """
-    flying: deque[tuple[ViewJob, Future[NDArray[np.float16]]]] = deque()
-    todo: deque[tuple[ViewJob, range]] = deque()
-    n_open = 0
-    with pool_of_threads(workers, "adq-views") as pool:
-        while True:
-            while len(flying) < workers + 2:
-                if not todo and n_open < workers and (opened := next(jobs, None)) is not None:
-                    cuts = _cut(len(opened.spans), work.batch_size)
-                    opened.waiting = len(cuts)
-                    todo.extend((opened, rows) for rows in cuts)
-                    n_open += 1
-                if not todo:
-                    break
-                job, rows = todo.popleft()
-                flying.append((job, pool.submit(embed_view_batch, job, rows, work, header["width"])))
-            if not flying:
-                return
-            job, future = flying.popleft()
-            job.parts.append(future.result())
-            done(len(job.parts[-1]))
-            job.waiting -= 1
-            if job.waiting == 0:
-                z = np.concatenate(job.parts)
-                yield ShardViews(job.name, job.spans.index, job.spans.keys, job.spans.crc32, z, header)
+    def cut(job: ViewJob) -> list[range]:  # one without samples for a shard that none was chosen from
+        n, size = len(job.spans), work.batch_size
+        return [range(i, min(i + size, n)) for i in range(0, max(n, 1), size)]
+
+    def embed(job: ViewJob, rows: range) -> NDArray[np.float16]:
+        return embed_view_batch(job, rows, work, header["width"])
+
+    with closing(in_order(jobs, cut, embed, workers=workers, name="adq-views")) as batches:
+        for job, _, z, last in batches:
+            job.parts.append(z)
+            done(len(z))
+            if last:
+                whole = np.concatenate(job.parts)
+                yield ShardViews(job.name, job.spans.index, job.spans.keys, job.spans.crc32, whole, header)
                 job.close.close()
-                n_open -= 1
-
-
-def _cut(n: int, batch_size: int) -> list[range]:
-    """Batches; one without samples for a shard that none was chosen from, whose file says so."""
-    return [range(i, min(i + batch_size, n)) for i in range(0, max(n, 1), batch_size)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +13,11 @@ from PIL import Image
 from adq_wds.core.rng import generator
 from adq_wds.core.views import CROPPING, crop_box
 from adq_wds.errors import AdqError, FeaturesError, SampleError, ShardError, located, shorten
+from adq_wds.jobs.embed_batch import PART_PIXELS, checked_answer, one_line
 from adq_wds.sample import Encoder, FieldSpec, Sample, read_image
 from adq_wds.shards import base_name
 from adq_wds.tables.spans import Spans
 from adq_wds.tar import payload_crc32, read_sample, span_at
-
-PART_PIXELS = 1 << 25  # of views held at once by one thread: 128 MiB, as Pillow takes four bytes a pixel
 
 
 @dataclass
@@ -31,7 +29,6 @@ class ViewJob:
     spans: Spans
     buffer: memoryview
     close: ExitStack
-    waiting: int = 0
     parts: list[NDArray[np.float16]] = field(default_factory=list)  # (b, 2, D) each
 
 
@@ -113,7 +110,7 @@ def _embed_images(
 ) -> NDArray[np.float16]:
     """(b, D) float16 unit rows of one view of some samples."""
     try:
-        h = _rows(source(images), len(images))
+        h = checked_answer(source(images), len(images))[0].astype(np.float64)
     except Exception as error:
         if isinstance(error, AdqError) and not isinstance(error, SampleError):
             raise
@@ -142,26 +139,11 @@ def _one_by_one(
     """Raise the error of the first sample that the encoder fails on alone."""
     for i, image in zip(part, images, strict=True):
         try:
-            _rows(source([image]), 1)
+            checked_answer(source([image]), 1)
         except Exception as error:
-            text = f"encoder {source.name!r} fails on its view {number}: {type(error).__name__}: {_one_line(error)}"
+            text = f"encoder {source.name!r} fails on its view {number}: {type(error).__name__}: {one_line(error)}"
             raise located(SampleError(text), shard=job.name, key=job.spans.keys[i]) from error
     raise AdqError(
         f"encoder {source.name!r} fails on {len(images)} images at once, and on none of them alone "
-        f"({type(first_error).__name__}: {_one_line(first_error)}); a smaller batch_size may help"
+        f"({type(first_error).__name__}: {one_line(first_error)}); a smaller batch_size may help"
     ) from first_error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:500]
-
-
-def _rows(answer: Any, n: int) -> NDArray[np.float64]:
-    """The embeddings in an encoder's answer, as they are when samples are embedded: through float32."""
-    if not isinstance(answer, tuple) or len(answer) != 2:
-        raise ValueError(f"gave a {type(answer).__name__}, expected (embeddings, logits or None)")
-    with np.errstate(over="ignore"):  # beyond float32 becomes infinity, which is refused by name
-        rows = np.asarray(answer[0], dtype=np.float32)
-    if rows.ndim != 2 or len(rows) != n or rows.shape[1] == 0:
-        raise ValueError(f"gave embeddings of shape {rows.shape} for {n} images, expected ({n}, D)")
-    return rows.astype(np.float64)

@@ -1,0 +1,137 @@
+"""What do a plan, an index or features list of each shard? One form for all three, to hold shards against."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adq_wds.errors import PlanError, ShardError, shorten
+from adq_wds.sample import Label
+from adq_wds.tables.features import Features
+from adq_wds.tables.parquet import GroupFile
+from adq_wds.tables.plan import Plan, load_plan
+from adq_wds.tables.spans import VERSION as INDEX_VERSION
+from adq_wds.tables.spans import IndexedShard, Spans, read_index
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a table lists of one shard.
+
+    Attributes:
+        name: the shard's name.
+        spans: its n samples.
+        used: (n,) bool, those that training reads.
+        labels: of each of the n; None in a table without labels.
+        complete: are there no others in the shard?
+    """
+
+    name: str
+    spans: Spans
+    used: NDArray[np.bool_]
+    labels: Sequence[Label] | None
+    complete: bool
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A plan, an index or features, as shards to be looked for; iterating gives each, in order.
+
+    Attributes:
+        kind: "plan", "index" or "features".
+        names: of its shards.
+        n_samples: samples in all of them.
+        labelled: are there labels?
+        shard: what is listed of one, by name.
+    """
+
+    kind: str
+    names: list[str]
+    n_samples: int
+    labelled: bool
+    shard: Callable[[str], Expected]
+
+    def __iter__(self) -> Iterator[Expected]:
+        return map(self.shard, self.names)
+
+
+def open_listed(source: Plan | Features | str | os.PathLike[str]) -> Listed:
+    """A plan, an index or features, by object or path.
+
+    Raises:
+        PlanError, ShardError, FeaturesError: missing, damaged or of another kind.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        if Path(source).is_dir():
+            source = Features(source)
+        elif _is_index(source):
+            return _of_index(read_index(source))
+        else:
+            source = load_plan(source)
+    if isinstance(source, Features):
+        return _of_features(source)
+    if not isinstance(source, Plan):
+        raise TypeError(f"expected a plan, an index or features, got a {type(source).__name__}")
+    return _of_plan(source)
+
+
+def _is_index(path: str | os.PathLike[str]) -> bool:
+    try:
+        GroupFile(path, kind="index", version=INDEX_VERSION, error=ShardError)
+    except ShardError:
+        return False  # a plan, or a file of which `load_plan` says what is wrong
+    return True
+
+
+def _of_plan(plan: Plan) -> Listed:
+    names = plan.header.get("names")
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise PlanError(f"{plan.path or 'plan'}: damaged header: names {shorten(names)}")
+
+    def shard(name: str) -> Expected:
+        rows = plan.shard(name)
+        try:
+            labels = [_label(number, names) for number in rows.label.tolist()]
+        except IndexError:
+            raise PlanError(f"{plan.path or 'plan'}: shard {name}: a label is beyond its names") from None
+        return Expected(name, rows.spans, rows.kept, labels, True)
+
+    labelled = any(entry["label"] >= 0 for entry in plan.header["classes"])
+    return Listed("plan", plan.shards, plan.n_samples, labelled, shard)
+
+
+def _of_features(features: Features) -> Listed:
+    files = {file.shard: file for file in features}
+
+    def shard(name: str) -> Expected:
+        file = files[name]
+        spans, bad = file.spans(), file.bad_spans()
+        order = np.argsort(np.concatenate([spans.index, bad.index]), kind="stable")
+        columns = file.read(file.header["columns"])  # all of them: each is held against its hash
+        labels = [_label(number, file.names) for number in columns["label"].to_pylist()]
+        all_labels = [*labels, *[None] * len(bad)]
+        used = order < len(spans)
+        complete = file.header["complete"] and features.limit is None
+        return Expected(
+            name, Spans.joined([spans, bad]).take(order), used, [all_labels[i] for i in order], complete
+        )
+
+    n_samples = sum(file.n_read for file in features)
+    return Listed("features", list(files), n_samples, features.header["label"] != "none", shard)
+
+
+def _of_index(index: dict[str, IndexedShard]) -> Listed:
+    def shard(name: str) -> Expected:
+        spans = index[name].spans
+        return Expected(name, spans, np.ones(len(spans), dtype=bool), None, True)
+
+    return Listed("index", list(index), sum(len(s.spans) for s in index.values()), False, shard)
+
+
+def _label(number: int, names: list[str] | None) -> Label:
+    return None if number < 0 else number if names is None else names[number]

@@ -1,0 +1,437 @@
+"""An index says where every sample lies, is made once, and notices when its shards are no longer those."""
+
+import gzip
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import adq_wds as adq
+from adq_wds.cli import main
+from adq_wds.files import lock
+from adq_wds.jobs.index import IndexReport, index_shards
+from adq_wds.jobs.write import write_kept
+from adq_wds.tables.spans import Spans, load_index, read_index, save_index, scan_spans
+from adq_wds.tar import payload_crc32, read_sample, span_at
+
+MakeShard = Callable[..., Path]
+
+
+@pytest.fixture
+def shards(make_shard: MakeShard) -> list[Path]:
+    return [make_shard("in/b.tar", 6), make_shard("in/a.tar", 5, first=6), make_shard("in/c.tar", 4)]
+
+
+def members(path: Path) -> dict[str, dict[str, bytes]]:
+    """What the standard library finds in a shard."""
+    found: dict[str, dict[str, bytes]] = {}
+    with tarfile.open(path) as tar:
+        for member in tar:
+            key, _, field = member.name.partition(".")
+            data = tar.extractfile(member)
+            assert data is not None
+            found.setdefault(key, {})[field] = data.read()
+    return found
+
+
+def rows(found: dict[str, Spans]) -> dict[str, list[tuple[int, str, int, int, int]]]:
+    return {name: spans.rows() for name, spans in found.items()}
+
+
+def touch(path: Path, seconds: int = 10) -> None:
+    """A later date."""
+    now = path.stat().st_mtime_ns + seconds * 10**9
+    os.utime(path, ns=(now, now))
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Another content under the old date."""
+    before = path.stat().st_mtime_ns
+    path.write_bytes(data)
+    os.utime(path, ns=(before, before))
+
+
+def swap_keys(data: bytes, old: bytes, new: bytes) -> bytes:
+    """The same tar with another key of equal length, its headers' checksums made right."""
+    blocks = [bytearray(data[i : i + 512]) for i in range(0, len(data), 512)]
+    for block in blocks:
+        if block[:100].startswith(old) and block[257:262] == b"ustar":
+            block[: len(old)] = new
+            block[148:156] = b" " * 8
+            block[148:156] = b"%06o\0 " % sum(block)
+    return b"".join(blocks)
+
+
+# ---- What it says
+
+
+def test_every_sample_is_where_the_index_says(shards: list[Path], tmp_path: Path) -> None:
+    report = index_shards(shards, tmp_path / "i.parquet")
+    found = load_index(tmp_path / "i.parquet")
+    assert list(found) == ["a.tar", "b.tar", "c.tar"]
+    for path in shards:
+        data, expected = path.read_bytes(), members(path)
+        assert found[path.name].keys == list(expected)
+        for _, key, byte_offset, n_bytes, crc32 in found[path.name].rows():
+            part = data[byte_offset : byte_offset + n_bytes]
+            span = span_at(part, shard=path.name)
+            assert (span.key, payload_crc32(part, span)) == (key, crc32)
+            sample = read_sample(part, span, url="u")
+            assert {k: v for k, v in sample.items() if k[:2] != "__"} == expected[key]
+    total = sum(path.stat().st_size for path in shards)
+    assert report == IndexReport(str(tmp_path / "i.parquet"), 3, 15, total, 3)
+
+
+def test_the_file_has_the_columns_that_are_documented(shards: list[Path], tmp_path: Path) -> None:
+    index_shards(shards, tmp_path / "i.parquet")
+    file = pq.ParquetFile(tmp_path / "i.parquet")
+    assert [(field.name, str(field.type)) for field in file.schema_arrow] == [
+        ("shard", "string"), ("index", "int32"), ("key", "string"), ("byte_offset", "int64"), ("n_bytes", "int64"),
+        ("crc32", "uint32"),
+    ]  # fmt: skip
+    assert file.metadata.num_row_groups == 3
+    table = file.read()
+    assert table["shard"].to_pylist() == ["a.tar"] * 5 + ["b.tar"] * 6 + ["c.tar"] * 4
+    assert table["index"].to_pylist() == [*range(5), *range(6), *range(4)]
+    header = json.loads(file.metadata.metadata[b"adq_wds"])
+    assert header["format"] == "adq_wds.index"
+    stamps = {
+        path.name: {"bytes": path.stat().st_size, "mtime_ns": path.stat().st_mtime_ns} for path in shards
+    }
+    assert {entry["name"]: entry["source"] for entry in header["shards"]} == stamps
+
+
+def test_an_index_does_not_depend_on_the_order_of_shards(shards: list[Path], tmp_path: Path) -> None:
+    index_shards(shards, tmp_path / "x.parquet")
+    index_shards(tmp_path / "in", tmp_path / "y.parquet")
+    assert (tmp_path / "x.parquet").read_bytes() == (tmp_path / "y.parquet").read_bytes()
+
+
+def test_an_index_and_a_scan_agree_and_so_does_the_index_of_written_shards(
+    shards: list[Path], tmp_path: Path
+) -> None:
+    write_kept(shards, None, tmp_path / "out" / "%d.tar", max_samples=4)
+    index_shards(tmp_path / "out", tmp_path / "i.parquet")
+    scanned = {path.name: scan_spans(path, shard=path.name) for path in (tmp_path / "out").glob("*.tar")}
+    assert rows(load_index(tmp_path / "i.parquet")) == rows(dict(sorted(scanned.items())))
+    assert rows(load_index(tmp_path / "i.parquet")) == rows(load_index(tmp_path / "out" / "index.parquet"))
+
+
+def test_a_shard_without_samples_is_refused(shards: list[Path], tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "in" / "e.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("README"))
+    with pytest.raises(
+        adq.ShardError, match=r"shard e\.tar: no samples \(no member has a name with an extension\)"
+    ):
+        index_shards([*shards, tmp_path / "in" / "e.tar"], tmp_path / "i.parquet")
+
+
+# ---- Again
+
+
+def test_shards_of_the_same_size_and_date_are_not_read_again(
+    shards: list[Path], make_shard: MakeShard, tmp_path: Path
+) -> None:
+    out = tmp_path / "i.parquet"
+    index_shards(shards, out)
+    first = out.read_bytes()
+    replace(shards[0], b"\0" * shards[0].stat().st_size)  # would be an error if it was read
+    assert index_shards(shards, out).scanned == 0
+    assert out.read_bytes() == first
+    touch(shards[0])
+    with pytest.raises(adq.ShardError, match=r"shard b\.tar: no samples"):
+        index_shards(shards, out)
+    assert out.read_bytes() == first  # whole or not at all
+    make_shard("in/b.tar", 9)
+    report = index_shards([*shards, make_shard("in/d.tar", 2)], out)
+    assert (report.scanned, report.shards, report.samples) == (2, 4, 20)
+    assert index_shards(shards[1:], out).samples == 9
+    assert list(load_index(out)) == ["a.tar", "c.tar"]  # an index holds the shards that were named
+
+
+def test_nothing_but_an_index_is_written_over(shards: list[Path], tmp_path: Path) -> None:
+    plan = tmp_path / "plan.parquet"
+    adq.Plan.from_keys([str(path) for path in shards], None).save(plan)
+    (tmp_path / "notes.txt").write_text("mine")
+    for path in (plan, tmp_path / "notes.txt", tmp_path / "in"):
+        before = path.read_bytes() if path.is_file() else None
+        with pytest.raises(
+            adq.AdqError, match=r"nothing is written over it: remove it, or give the index another name"
+        ):
+            index_shards(shards, path)
+        assert before is None or path.read_bytes() == before
+
+
+def test_a_second_job_is_refused_and_the_first_is_named(shards: list[Path], tmp_path: Path) -> None:
+    with lock(tmp_path), pytest.raises(adq.AdqError, match=rf"is in use by pid {os.getpid()}"):
+        index_shards(shards, tmp_path / "i.parquet")
+    assert not (tmp_path / "i.parquet").exists()
+
+
+def test_a_full_disk_is_named_and_the_old_index_stays(shards: list[Path], tmp_path: Path) -> None:
+    """F27, by a limit on the size of a file in a process of its own."""
+    out = tmp_path / "i.parquet"
+    index_shards(shards[:1], out)
+    before = out.read_bytes()
+    code = (
+        "import resource, sys\n"
+        "from adq_wds.cli import main\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, 2_000))\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    command = [sys.executable, "-c", code, "index", *map(str, shards), "-o", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"adq: AdqError: cannot write {out}: no space left")
+    assert out.read_bytes() == before
+
+
+# ---- Descriptions
+
+
+def test_a_description_names_the_shards_and_its_counts_are_compared(
+    shards: list[Path], tmp_path: Path
+) -> None:
+    info: dict[str, Any] = {"splits": {"t": {"filenames": ["b.tar", "a.tar"], "shard_lengths": [6, 5]}}}
+    (tmp_path / "in" / "_info.json").write_text(json.dumps(info))
+    assert index_shards(tmp_path / "in" / "_info.json", tmp_path / "i.parquet").samples == 11
+    index_shards(shards[:2], tmp_path / "j.parquet")
+    assert (tmp_path / "i.parquet").read_bytes() == (tmp_path / "j.parquet").read_bytes()
+    info["splits"]["t"]["shard_lengths"] = [6, 4]
+    (tmp_path / "in" / "_info.json").write_text(json.dumps(info))
+    for out in (tmp_path / "i.parquet", tmp_path / "k.parquet"):  # unchanged shards, and new ones
+        with pytest.raises(adq.ShardError, match=r"shard a\.tar: 5 samples, its description says 4: fetch"):
+            index_shards(tmp_path / "in" / "_info.json", out)
+    assert not (tmp_path / "k.parquet").exists()
+    wids = {
+        "wids_version": 1,
+        "shardlist": [{"url": "c.tar", "nsamples": 4}, {"url": "a.tar", "nsamples": 5}],
+    }
+    (tmp_path / "in" / "index.json").write_text(json.dumps(wids))
+    assert index_shards(tmp_path / "in" / "index.json", tmp_path / "w.parquet").samples == 9
+
+
+def test_what_adq_write_describes_is_read_back(shards: list[Path], tmp_path: Path) -> None:
+    write_kept(shards, None, tmp_path / "out" / "%d.tar", max_samples=4)
+    report = index_shards(tmp_path / "out" / "_info.json", tmp_path / "i.parquet", split="train")
+    assert (report.shards, report.samples) == (len(list((tmp_path / "out").glob("*.tar"))), 15)
+
+
+# ---- What cannot be read
+
+
+def test_unreadable_shards_are_named(shards: list[Path], tmp_path: Path) -> None:
+    with gzip.open(tmp_path / "z.tar", "wb") as handle:
+        handle.write(shards[0].read_bytes())
+    os.mkfifo(tmp_path / "f.tar")
+    (tmp_path / "e.tar").touch()
+    (tmp_path / "cut.tar").write_bytes(shards[0].read_bytes()[:3000])
+    cases = {
+        "z.tar": "gzip",
+        "f.tar": "fifo",
+        "e.tar": "empty file",
+        "cut.tar": "truncated",
+        "no.tar": "cannot be opened",
+    }
+    for name, text in cases.items():
+        with pytest.raises(adq.ShardError, match=rf"shard .*{name}.*{text}"):
+            index_shards([*shards, tmp_path / name], tmp_path / "i.parquet")
+        assert not (tmp_path / "i.parquet").exists()
+
+
+def test_urls_are_refused_without_their_secrets(tmp_path: Path) -> None:
+    for url in (
+        "https://u:s3cret@h/a.tar?t=s3cret", "https://s3cret@h", "pipe:curl -H s3cret http://h/a.tar", " PIPE:s3cret",
+        "a.tar::s3://s3cret:k@b/a.tar", "a.tar::pipe:s3cret", "https://u:s3cret@h/a-{0..3}.tar",
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=r"is not a local file: fetch it first") as error:
+            index_shards(url, tmp_path / "i.parquet")
+        assert "s3cret" not in str(error.value)
+
+
+def test_wrong_arguments_are_value_errors(shards: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"split 'train' needs a description, such as FOLDER/_info\.json"):
+        index_shards(shards, tmp_path / "i.parquet", split="train")
+    (tmp_path / "_info.json").write_text('{"splits": {}}')
+    with pytest.raises(ValueError, match=r"_info\.json lists no shards"):
+        index_shards(tmp_path / "_info.json", tmp_path / "i.parquet")
+    shutil.copy(shards[0], tmp_path / "it's.tar")
+    with pytest.raises(adq.PlanError, match="is refused: it is not a plain file name"):
+        index_shards(tmp_path / "it's.tar", tmp_path / "i.parquet")
+
+
+# ---- Is it still theirs?
+
+
+@pytest.fixture
+def index(shards: list[Path], tmp_path: Path) -> Path:
+    index_shards(shards, tmp_path / "i.parquet")
+    return tmp_path / "i.parquet"
+
+
+def files(shards: list[Path]) -> dict[str, Path]:
+    return {path.name: path for path in shards}
+
+
+def test_an_index_of_unchanged_or_moved_shards_is_taken(
+    shards: list[Path], index: Path, tmp_path: Path
+) -> None:
+    everything = rows(load_index(index))
+    assert rows(load_index(index, files=files(shards))) == {
+        path.name: everything[path.name] for path in shards
+    }
+    moved = [Path(shutil.copy(path, tmp_path)) for path in shards]  # with the dates of now
+    for path in moved:
+        touch(path)
+    assert rows(load_index(index, files=files(moved[:1]))) == {"b.tar": everything["b.tar"]}
+
+
+def test_a_shard_of_another_size_is_named(shards: list[Path], index: Path, make_shard: MakeShard) -> None:
+    before = shards[1].stat().st_size
+    make_shard("in/a.tar", 30)
+    now = shards[1].stat().st_size
+    with pytest.raises(
+        adq.ShardError,
+        match=rf"shard a\.tar: {now:,} bytes, {before:,} when it was indexed: .*index it again",
+    ):
+        load_index(index, files=files(shards))
+    assert len(load_index(index)) == 3  # the index itself is whole
+
+
+def test_a_later_shard_is_known_by_its_headers(shards: list[Path], index: Path) -> None:
+    data = shards[0].read_bytes()
+    replace(shards[0], swap_keys(data, b"s00002", b"s00092"))
+    assert len(load_index(index, files=files(shards))) == 3  # of the same size and date: not looked into
+    touch(shards[0])
+    text = r"shard b\.tar: sample 2 is 's00092' at byte (\d+) \((\d+) bytes\), 's00002' at byte \1 \(\2 bytes\) when"
+    with pytest.raises(adq.ShardError, match=text):
+        load_index(index, files=files(shards))
+    at = int(load_index(index)["b.tar"].byte_offset[2])
+    shards[0].write_bytes(data[:at] + b"\0" * (len(data) - at))
+    touch(shards[0], 20)
+    with pytest.raises(
+        adq.ShardError, match=rf"shard b\.tar: sample 2 is nothing, 's00002' at byte {at} .* index it again"
+    ):
+        load_index(index, files=files(shards))
+    shards[0].write_bytes(b"\xff" + data[1:])
+    touch(shards[0], 30)
+    with pytest.raises(adq.ShardError, match=r"shard b\.tar.*not a tar file"):
+        load_index(index, files=files(shards))
+
+
+def test_an_index_without_dates_is_held_against_headers(shards: list[Path], tmp_path: Path) -> None:
+    save_index(tmp_path / "i.parquet", [("b.tar", scan_spans(shards[0], shard="b.tar"))])
+    assert len(load_index(tmp_path / "i.parquet", files={"b.tar": shards[0]})["b.tar"]) == 6
+    with pytest.raises(adq.ShardError, match=r"shard b\.tar: sample 0 is 's00006'.*, 's00000'"):
+        load_index(tmp_path / "i.parquet", files={"b.tar": shards[1]})
+
+
+def test_a_shard_that_is_not_in_the_index_or_not_there_is_named(shards: list[Path], index: Path) -> None:
+    with pytest.raises(adq.ShardError, match=r"shard 'd\.tar' is not in the index .*i\.parquet; index it"):
+        load_index(index, files={"d.tar": shards[0]})
+    shards[0].unlink()
+    with pytest.raises(adq.ShardError, match=r"b\.tar: cannot be opened: No such file"):
+        load_index(index, files=files(shards))
+
+
+def spans(*rows: tuple[int, str, int, int, int]) -> Spans:
+    return Spans.from_rows(rows)
+
+
+@pytest.mark.parametrize(
+    ("found", "text"),
+    [
+        (spans((0, "a", 0, 1024, 1), (1, "a", 1024, 1024, 1)), "a key is listed twice"),
+        (spans((0, "a", 0, 1024, 1), (2, "b", 1024, 1024, 1)), "positions are not 0, 1, 2"),
+        (spans((0, "a", 0, 1024, 1), (1, "b", 512, 1024, 1)), "spans overlap"),
+        (spans((0, "a", -512, 1024, 1)), "a span is empty or out of range"),
+        (spans((0, "a", 0, 0, 1)), "a span is empty or out of range"),
+        (spans((0, "a", 2**63 - 1, 1024, 1)), "a span is empty or out of range"),
+    ],
+)
+def test_an_index_that_contradicts_itself_is_refused(found: Spans, text: str, tmp_path: Path) -> None:
+    with np.errstate(over="ignore"):
+        save_index(tmp_path / "i.parquet", [("a.tar", found)])
+        with pytest.raises(adq.ShardError, match=rf"i\.parquet, shard a\.tar: damaged: {text}"):
+            load_index(tmp_path / "i.parquet")
+
+
+@pytest.mark.parametrize(
+    "source", [3, {}, {"bytes": 1}, {"bytes": 1, "mtime_ns": True}, {"bytes": "1", "mtime_ns": 1}]
+)
+def test_a_stamp_of_another_form_is_refused(source: Any, tmp_path: Path) -> None:
+    save_index(tmp_path / "i.parquet", [("a.tar", spans((0, "a", 0, 1024, 1)))], sources={"a.tar": source})
+    with pytest.raises(
+        adq.ShardError, match=r"shard a\.tar: damaged: source .*, expected bytes and mtime_ns"
+    ):
+        read_index(tmp_path / "i.parquet")
+
+
+def test_rows_of_another_shard_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = spans((0, "a", 0, 1024, 1))
+    columns = found.columns("b.tar")
+    monkeypatch.setattr(Spans, "columns", lambda self, name: columns)
+    save_index(tmp_path / "i.parquet", [("a.tar", found)])
+    with pytest.raises(adq.ShardError, match=r"shard a\.tar: damaged: rows of another shard"):
+        read_index(tmp_path / "i.parquet")
+
+
+def test_no_cut_and_no_flip_of_an_index_is_loaded_wrongly(index: Path, tmp_path: Path) -> None:
+    data, expected = index.read_bytes(), rows(load_index(index))
+    rng = np.random.default_rng(0)
+    copy = tmp_path / "copy.parquet"
+    refused = []
+    for at in rng.integers(0, len(data), 60).tolist():
+        for damaged in (data[:at], data[:at] + bytes([data[at] ^ (1 << at % 8)]) + data[at + 1 :]):
+            copy.write_bytes(damaged)
+            try:
+                assert rows(load_index(copy)) == expected  # a byte that says nothing
+            except adq.ShardError as error:
+                refused.append(str(error))
+    assert len(refused) >= 60
+    assert all("copy.parquet" in text for text in refused)
+
+
+# ---- The command
+
+
+def test_the_command_says_what_it_did(
+    shards: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "new" / "i.parquet")
+    assert main(["index", *map(str, shards), "-o", out]) == 0
+    assert capsys.readouterr().out == f"15 samples of 3 shards in {out} (3 shards read, 0 unchanged)\n"
+    assert main(["index", str(tmp_path / "in"), "-o", out, "--json"]) == 0
+    total = sum(path.stat().st_size for path in shards)
+    said = json.loads(capsys.readouterr().out)
+    assert said == {"path": out, "shards": 3, "samples": 15, "bytes": total, "scanned": 0}
+
+
+def test_the_command_ends_with_the_code_of_its_error(
+    shards: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "i.parquet")
+    shards[0].write_bytes(shards[0].read_bytes()[:3000])
+    assert main(["index", str(tmp_path / "in"), "-o", out]) == 1
+    assert "adq: ShardError: shard b.tar" in capsys.readouterr().err
+    assert main(["index", "https://u:s3cret@h/a.tar", "-o", out]) == 2
+    error = capsys.readouterr().err
+    assert error == "adq: shard 'a.tar' is not a local file: fetch it first, local tars are read\n"
+    assert not Path(out).exists()
+
+
+def test_an_index_is_a_plain_parquet_file_for_others(index: Path) -> None:
+    table = pq.read_table(index)
+    assert pa.compute.sum(table["n_bytes"]).as_py() == sum(
+        s.n_bytes.sum() for s in load_index(index).values()
+    )
