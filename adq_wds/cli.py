@@ -17,7 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 import adq_wds
-from adq_wds.errors import AdqError
+from adq_wds.errors import AdqError, ShardError
 from adq_wds.pipe import MAX_BAD_FRACTION
 from adq_wds.registry import ALLOCATIONS, HEADS, KERNELS, SCORES
 from adq_wds.sample import IMAGE_FIELDS
@@ -125,6 +125,31 @@ def _write(a: argparse.Namespace) -> None:
     _print(a, asdict(report), text)
 
 
+def _index(a: argparse.Namespace) -> None:
+    from dataclasses import asdict
+
+    from adq_wds.jobs.index import index_shards
+
+    report = index_shards(a.shards, a.out, **_pick(a, "split", "progress"))
+    text = (
+        f"{report.samples:,} samples of {report.shards:,} shards in {report.path} "
+        f"({report.scanned:,} shards read, {report.shards - report.scanned:,} unchanged)"
+    )
+    _print(a, asdict(report), text)
+
+
+def _verify(a: argparse.Namespace) -> None:
+    from dataclasses import asdict
+
+    from adq_wds.jobs.verify import report_text, verify_shards
+
+    options = _pick(a, "root", "decode", "image", "label", "workers", "progress")
+    report = verify_shards(a.plan, a.shards, **options)
+    _print(a, {"equal": report.equal, **asdict(report)}, report_text(report, lines=a.lines))
+    if not report.equal:
+        raise ShardError(f"the shards are not those of the {report.against} {a.plan}: see above")
+
+
 def _run(a: argparse.Namespace) -> None:
     from adq_wds.jobs.estimate import estimate
     from adq_wds.jobs.run import check_plan_options, needed, run_job
@@ -210,7 +235,6 @@ _PLAN = (
     "memory_bytes",
 )
 
-
 def _pick(a: argparse.Namespace, *names: str) -> dict[str, Any]:
     return {name: getattr(a, name) for name in names}
 
@@ -254,6 +278,8 @@ def _parser(earlier_run: dict[str, Any] | None = None) -> argparse.ArgumentParse
     _add_plan(commands)
     _add_show(commands)
     _add_write(commands)
+    _add_index(commands)
+    _add_verify(commands)
     _add_demo(commands)
     return parser
 
@@ -337,6 +363,38 @@ def _add_write(commands: Any) -> None:
     command.add_argument(
         "--overwrite", action="store_true", help="replace another run's shards in the folder"
     )
+
+
+def _add_index(commands: Any) -> None:
+    command = _command(
+        commands,
+        "index",
+        _index,
+        "write where every sample lies to one file; unchanged shards are not read again",
+    )
+    command.add_argument(
+        "shards", nargs="+", metavar="SHARDS", help=f"{_SHARDS_HELP}; or their _info.json or wids JSON file"
+    )
+    command.add_argument("-o", "--out", default="index.parquet", help="file for the index")
+    command.add_argument("--split", help="one split of the _info.json; all unless said")
+
+
+def _add_verify(commands: Any) -> None:
+    command = _command(
+        commands, "verify", _verify, "hold shards against a plan, to the end, and list all that differs"
+    )
+    command.add_argument("plan", metavar="PLAN", help="a plan, an index file, or a folder of features")
+    command.add_argument("shards", nargs="+", metavar="SHARDS", help=_SHARDS_HELP)
+    command.add_argument(
+        "--root", help="folder that the shard names are relative to, where a path fits several"
+    )
+    command.add_argument("--decode", action="store_true", help="also decode every kept image")
+    command.add_argument(
+        "--image", default=IMAGE_FIELDS, help="field with the image, alternatives separated by ;"
+    )
+    command.add_argument("--label", help="also compare the labels in this field with the plan's")
+    command.add_argument("--workers", type=int, help="threads for that; as many as cores unless said")
+    command.add_argument("--lines", type=int, default=20, help="differences to print; --json prints all")
 
 
 def _add_demo(commands: Any) -> None:
