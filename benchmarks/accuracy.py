@@ -13,6 +13,11 @@ accuracy; the best one is recorded beside it and never chosen by.
 Every finished training is written to the result file at once, and the same command goes on where it was stopped; a
 file made with other settings is refused. `--out FILE --table` prints the file's summary. With an accelerator:
 `--net resnet18 --device cuda`.
+
+Last measured (two cores of an AMD EPYC, torch 2.15, seeds 0 to 2 of the command above; mean and standard deviation): at keep
+5, 10 and 20 % random 67.12 ± 0.32, 73.54 ± 0.21, 77.70 ± 0.45; DQ 67.70 ± 0.75, 73.53 ± 0.20, 77.54 ± 0.15; ADQ 67.77 ± 0.54,
+73.85 ± 0.18, 77.75 ± 0.15; fresh random 75.85 ± 0.29, 77.83 ± 0.10, 79.67 ± 0.10; fresh DQ 75.84 ± 0.78, 77.93 ± 0.20,
+79.84 ± 0.20; fresh ADQ 75.90 ± 0.67, 78.05 ± 0.39, 80.22 ± 0.23. The accelerator's part has not been run.
 """
 
 from __future__ import annotations
