@@ -16,11 +16,10 @@ The selection alone is timed on both sides too. Then ten such classes one after 
 growth of the peak over the process that holds the float16 arrays. On a machine that others use, set
 OPENBLAS_NUM_THREADS=1 and read CPU seconds: threads wait for one another.
 
-Last measured on two cores of an AMD EPYC that other programs kept busy (numpy 2.4.6, OpenBLAS, one thread; the released
-forms once, ours three times): same bins and order, 12 of 25 million kernel entries one step apart; 71 times less CPU time
-than the released form (27.1 s to 0.38 s; 49 times less than its symmetric form), 85 times less wall time. Ten classes:
-6.2 s (6.1 to 7.6; 4.2 s of CPU), 241 MiB at the peak beyond the float16 arrays. 12,000 samples by rows on demand: 19 s,
-131 MiB.
+Last measured on two cores of an AMD EPYC (numpy 2.4.6, OpenBLAS, two threads; the released forms once, ours three times):
+same bins and order, 12 of 25 million kernel entries one step apart; 0.31 s (0.29 to 0.53), 56 times faster than the
+released form (17.4 s), 44 times faster than its symmetric form, the selection alone 353 times. Ten classes: 2.9 s (2.9 to
+3.2), 233 MiB at the peak beyond the float16 arrays. 12,000 samples by rows on demand: 6.2 s, 131 MiB.
 """
 
 from __future__ import annotations
