@@ -1,6 +1,7 @@
 """Adaptive Dataset Quantization for WebDataset and torchdata.
 
-Two movements: fit (shards → features → bins → scores → plan) and stream (shards + plan → kept samples).
+Two movements: fit (shards → features → bins → scores → plan or codebook) and stream (shards and one of these → kept
+samples).
 Names are loaded when first used, so that importing the package costs nothing.
 """
 
@@ -22,29 +23,39 @@ if TYPE_CHECKING:
         ShardError,
         StateError,
     )
+    from adq_wds.io.loader import Loader
+    from adq_wds.io.source import ShardDataset
+    from adq_wds.jobs.codebook import fit_codebook
     from adq_wds.jobs.embed import embed_shards
     from adq_wds.jobs.plan import build_plan
     from adq_wds.jobs.write import write_shards
     from adq_wds.pipe import Pipe
+    from adq_wds.pipes.assign import AssignBins
     from adq_wds.pipes.decode import Decode
+    from adq_wds.pipes.embed import Embed
     from adq_wds.pipes.map import Map
     from adq_wds.pipes.subsample import Subsample
     from adq_wds.registry import encoder
     from adq_wds.sample import Encoder, Importance, Sample
     from adq_wds.score import Score
     from adq_wds.tables.bins import Bins
+    from adq_wds.tables.codebook import Codebook, load_codebook
     from adq_wds.tables.features import Features
     from adq_wds.tables.plan import Plan, load_plan
 
 _HOME = {
     "AdqError": "errors",
+    "AssignBins": "pipes.assign",
     "Bins": "tables.bins",
+    "Codebook": "tables.codebook",
     "CodebookError": "errors",
     "Decode": "pipes.decode",
+    "Embed": "pipes.embed",
     "Encoder": "sample",
     "Features": "tables.features",
     "FeaturesError": "errors",
     "Importance": "sample",
+    "Loader": "io.loader",
     "LoaderClosed": "errors",
     "Map": "pipes.map",
     "Pipe": "pipe",
@@ -53,25 +64,32 @@ _HOME = {
     "Sample": "sample",
     "SampleError": "errors",
     "Score": "score",
+    "ShardDataset": "io.source",
     "ShardError": "errors",
     "StateError": "errors",
     "Subsample": "pipes.subsample",
     "build_plan": "jobs.plan",
     "embed_shards": "jobs.embed",
     "encoder": "registry",
+    "fit_codebook": "jobs.codebook",
+    "load_codebook": "tables.codebook",
     "load_plan": "tables.plan",
     "write_shards": "jobs.write",
 }
 
 __all__ = [
     "AdqError",
+    "AssignBins",
     "Bins",
+    "Codebook",
     "CodebookError",
     "Decode",
+    "Embed",
     "Encoder",
     "Features",
     "FeaturesError",
     "Importance",
+    "Loader",
     "LoaderClosed",
     "Map",
     "Pipe",
@@ -80,6 +98,7 @@ __all__ = [
     "Sample",
     "SampleError",
     "Score",
+    "ShardDataset",
     "ShardError",
     "StateError",
     "Subsample",
@@ -87,6 +106,8 @@ __all__ = [
     "build_plan",
     "embed_shards",
     "encoder",
+    "fit_codebook",
+    "load_codebook",
     "load_plan",
     "write_shards",
 ]

@@ -100,8 +100,22 @@ def _plan(a: argparse.Namespace) -> None:
     _show_plan(a, plan)
 
 
+def _codebook(a: argparse.Namespace) -> None:
+    codebook = adq_wds.fit_codebook(a.features, out=a.out, progress=a.progress, **_pick(a, *_CODEBOOK))
+    _show_codebook(a, codebook)
+
+
 def _show(a: argparse.Namespace) -> None:
-    _show_plan(a, adq_wds.load_plan(a.plan))
+    if Path(a.plan).suffix == ".safetensors":
+        _show_codebook(a, adq_wds.load_codebook(a.plan))
+    else:
+        _show_plan(a, adq_wds.load_plan(a.plan))
+
+
+def _show_codebook(a: argparse.Namespace, codebook: adq_wds.Codebook) -> None:
+    from adq_wds.jobs.show import describe_codebook, show_codebook
+
+    _print(a, describe_codebook(codebook, a.keep), show_codebook(codebook, a.keep))
 
 
 def _show_plan(a: argparse.Namespace, plan: adq_wds.Plan) -> None:
@@ -235,6 +249,21 @@ _PLAN = (
     "memory_bytes",
 )
 
+_CODEBOOK = (
+    "bins",
+    "pilot",
+    "checkpoints",
+    "min_pilot",
+    "keep",
+    "seed",
+    "alpha",
+    "allocation",
+    "scores",
+    "normalise",
+    "memory_bytes",
+)
+
+
 def _pick(a: argparse.Namespace, *names: str) -> dict[str, Any]:
     return {name: getattr(a, name) for name in names}
 
@@ -276,6 +305,7 @@ def _parser(earlier_run: dict[str, Any] | None = None) -> argparse.ArgumentParse
     _add_run(commands).set_defaults(**earlier_run or {})
     _add_embed(commands)
     _add_plan(commands)
+    _add_codebook(commands)
     _add_show(commands)
     _add_write(commands)
     _add_index(commands)
@@ -338,9 +368,43 @@ def _add_plan(commands: Any) -> None:
     _plan_flags(command)
 
 
+def _add_codebook(commands: Any) -> None:
+    command = _command(
+        commands, "codebook", _codebook, "learn from features which bin any sample is in, also one never seen"
+    )
+    command.add_argument("features", metavar="FEATURES", help="folder that `adq embed` wrote")
+    command.add_argument(
+        "-o", "--out", default="codebook.safetensors", help="file for the codebook, .safetensors"
+    )
+    command.add_argument("--bins", type=int, default=10, help="bins per class")
+    command.add_argument("--pilot", type=int, help="samples that each class's rule is fitted on; up to 5,000")
+    command.add_argument("--checkpoints", type=int, default=8, help="kept for each bin")
+    command.add_argument(
+        "--min-pilot", type=int, default=500, help="classes with fewer go by one rule over all"
+    )
+    command.add_argument(
+        "--keep", type=float, default=0.3, help="the ratio that is shown; a codebook serves any"
+    )
+    command.add_argument("--seed", type=int, default=0, help="of the keyed draw of the pilot")
+    command.add_argument(
+        "--alpha", type=float, default=0.65, help="share of the importance in a bin's rate; 0 is uniform"
+    )
+    command.add_argument("--allocation", default="adaptive", help=f"one of {', '.join(ALLOCATIONS)}")
+    command.add_argument(
+        "--scores", nargs="+", default=list(SCORES), help="which add up to a bin's importance"
+    )
+    command.add_argument(
+        "--normalise", choices=("sum", "minmax"), default="sum", help="of each score over the bins"
+    )
+    command.add_argument(
+        "--memory-bytes", type=int, default=1 << 30, help="for one pilot's similarity matrix"
+    )
+
+
 def _add_show(commands: Any) -> None:
-    command = _command(commands, "show", _show, "what a plan keeps, per bin and per class")
-    command.add_argument("plan", metavar="PLAN", help="a plan file")
+    command = _command(commands, "show", _show, "what a plan or a codebook keeps, per bin and per class")
+    command.add_argument("plan", metavar="PLAN", help="a plan file, or a codebook, .safetensors")
+    command.add_argument("--keep", type=float, default=0.3, help="of a codebook, whose rates hang on it")
 
 
 def _add_write(commands: Any) -> None:
@@ -477,17 +541,26 @@ def _embed_flags(command: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     group.add_argument("--batch-size", type=int, default=64, help="images per call of the encoder")
     group.add_argument("--workers", type=int, help="threads; as many as cores unless said")
     group.add_argument(
-        "--on-error", choices=("raise", "skip"), default="raise", help="what to do with a bad sample (not with a bad view, which ends the job)"
+        "--on-error",
+        choices=("raise", "skip"),
+        default="raise",
+        help="what to do with a bad sample (not with a bad view, which ends the job)",
     )
     group.add_argument(
         "--max-bad-fraction", type=float, default=MAX_BAD_FRACTION, help="of a shard, when skipping"
     )
     group.add_argument("--limit", type=int, help="only the first samples, this many")
     group.add_argument(
-        "--logit-grad", action=argparse.BooleanOptionalAction, default=False, help="keep logit gradients, for --kernel gradient of a plan"
+        "--logit-grad",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="keep logit gradients, for --kernel gradient of a plan",
     )
     group.add_argument(
-        "--double-softmax", action=argparse.BooleanOptionalAction, default=False, help="those of the released code: softmax of the softmax"
+        "--double-softmax",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="those of the released code: softmax of the softmax",
     )
     group.add_argument(
         "--views", type=int, default=0, help="also embed two views of so many images, for --diversity-head"

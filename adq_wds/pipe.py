@@ -73,12 +73,15 @@ class Tally:
         if self.read >= _MIN_JUDGED and self._too_many():
             raise self._verdict() from error
 
-    def close(self) -> None:
-        """Say what was skipped, once, at the end of a pass; raise `SampleError` if it was too much of it."""
+    def close(self, *, whole: bool = True) -> None:
+        """Say what was skipped, once, at the end of a pass; raise `SampleError` if it was too much of it.
+
+        Fewer than 100 samples that are not the whole of a stream, but a worker's or a resumed one's, are not judged.
+        """
         if self.bad:
             counts = (self.read, self.kept, self.dropped, self.bad)
             logger.warning("%s: read %d = kept %d + dropped %d + bad %d", self.name, *counts)
-        if self.bad > 1 and self._too_many():
+        if self.bad > 1 and (whole or self.read >= _MIN_JUDGED) and self._too_many():
             raise self._verdict()
 
     def _too_many(self) -> bool:
@@ -124,6 +127,7 @@ class Pipe(ABC):
 
     on_error: OnError = field(default="raise", kw_only=True)
     chunk: ClassVar[int] = 16
+    one_to_one: ClassVar[bool] = False  # True: one sample out for each in, so that a source knows its length
 
     @abstractmethod
     def apply(self, samples: list[Sample]) -> list[Sample]:
@@ -146,6 +150,15 @@ class Pipe(ABC):
                 f"use .compose({type(self).__name__}(...)), not .map or .select"
             )
         return self._stream(stream)
+
+    def run(self, chunk: list[Sample], tally: Tally) -> list[Sample]:
+        """`apply`, counted; if it raises, the samples are tried one by one, and the bad ones given to `tally`."""
+        try:
+            out = self.apply(chunk)
+        except Exception:  # each sample is tried again alone, and raises again
+            return list(self._one_by_one(chunk, tally))
+        tally.good(len(chunk), len(out))
+        return out
 
     def _stream(self, stream: Iterable[Sample]) -> Iterator[Sample]:
         tally = Tally(type(self).__name__, self.on_error)

@@ -10,7 +10,9 @@ from typing import Any
 from adq_wds.core.allocation import adaptive, uniform
 from adq_wds.errors import AdqError
 from adq_wds.pipe import Pipe
+from adq_wds.pipes.assign import AssignBins
 from adq_wds.pipes.decode import Decode
+from adq_wds.pipes.embed import Embed
 from adq_wds.pipes.map import Map
 from adq_wds.pipes.subsample import Subsample
 from adq_wds.planner import Allocation
@@ -18,7 +20,13 @@ from adq_wds.sample import Encoder
 from adq_wds.score import Score, check_score
 
 ALLOCATIONS: dict[str, Allocation] = {"adaptive": adaptive, "uniform": uniform}
-PIPES: dict[str, type[Pipe]] = {"decode": Decode, "map": Map, "subsample": Subsample}
+PIPES: dict[str, type[Pipe]] = {
+    "assign_bins": AssignBins,
+    "decode": Decode,
+    "embed": Embed,
+    "map": Map,
+    "subsample": Subsample,
+}
 SHIPPED_ENCODERS = ("builtin", "builtin-free", "thumbnail")
 SCORES = ("texture", "diversity")  # both in every plan's bins; others are `Score`s of users
 KERNELS = ("features", "gradient")

@@ -28,6 +28,9 @@ FieldSpec = str | Callable[[Sample], Any]
 
 Label = int | str | None
 
+EPOCH_FIELD = "__adq_epoch__"
+"""Set to an int by a source that counts epochs; absent elsewhere, then the epoch is 0."""
+
 IMAGE_FIELDS = "jpg;jpeg;png;webp;gif;bmp;tif;tiff;avif;ppm;pgm;pbm;pnm;pfm"
 INTEGER_FIELDS = frozenset({"cls", "cls2", "class", "count", "index", "inx", "id"})  # as WebDataset has them
 JSON_FIELDS = frozenset({"json", "jsn"})
@@ -75,16 +78,20 @@ def image_bytes(sample: Sample, spec: FieldSpec = IMAGE_FIELDS) -> tuple[str, by
     >>> image_bytes({"__key__": "a", "png": b"...", "cls": b"3"})
     ('png', b'...')
     """
-    if callable(spec):
-        field, data = _name_of(spec), _call(spec, sample, "image")
-    else:
-        field, _ = _present(sample, spec, "image")
-        data = sample[field]
+    field, data = image_value(sample, spec)
     if not isinstance(data, bytes | bytearray | memoryview):
         kind = type(data).__name__
         hint = "the bytes of a file; put this stage before .decode()"
         raise place_error(SampleError(f"holds {kind}, expected {hint}"), sample, field)
     return field, bytes(data)
+
+
+def image_value(sample: Sample, spec: FieldSpec = IMAGE_FIELDS) -> tuple[str, Any]:
+    """As `image_bytes`, whatever the field holds: an image that is decoded already, too."""
+    if callable(spec):
+        return _name_of(spec), _call(spec, sample, "image")
+    field, _ = _present(sample, spec, "image")
+    return field, sample[field]
 
 
 def read_image(

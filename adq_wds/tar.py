@@ -202,10 +202,11 @@ def _payload(view: memoryview, member: Member) -> memoryview:
 
 
 @contextmanager
-def open_shard(path: str | os.PathLike[str]) -> Iterator[memoryview]:
+def open_shard(path: str | os.PathLike[str], *, sparse: bool = False) -> Iterator[memoryview]:
     """The bytes of a local shard, memory-mapped and read-only; slices kept after the block stay valid.
 
-    A file that another process shortens meanwhile kills this one (SIGBUS): shards are replaced, never cut.
+    A file that another process shortens meanwhile kills this one (SIGBUS): shards are replaced, never cut. With
+    `sparse` the kernel is told to fetch what is read and nothing around it: for reading a small part.
 
     Raises:
         ShardError: missing, unreadable, no regular file, empty, or compressed.
@@ -228,6 +229,8 @@ def open_shard(path: str | os.PathLike[str]) -> Iterator[memoryview]:
         raise ShardError(f"shard {name}: cannot be read: {error.strerror or error}") from error
     finally:
         os.close(handle)
+    if sparse and hasattr(mmap, "MADV_RANDOM"):
+        mapped.madvise(mmap.MADV_RANDOM)
     for magic, packer in _PACKED.items():
         if mapped[: len(magic)] == magic:
             mapped.close()

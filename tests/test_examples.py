@@ -1,9 +1,12 @@
 """The examples run as they are, as a newcomer would run them."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+import adq_wds as adq
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -14,3 +17,40 @@ def test_a_score_of_ones_own_decides_in_a_plan(make_shard: Callable[..., Path], 
     out = subprocess.run([*command, "--out", str(tmp_path / "f")], check=True, capture_output=True, text=True)
     assert "<Plan 12 of 60 samples in 1 shards" in out.stdout
     assert out.stdout.count("colourfulness") == 10
+
+
+def test_training_on_a_plan_goes_on_where_it_was_stopped(
+    make_shard: Callable[..., Path], tmp_path: Path
+) -> None:
+    shards = [str(make_shard(f"t-{i}.tar", 60, first=60 * i)) for i in range(2)]
+    plan = tmp_path / "plan.parquet"
+    adq.Plan.from_keys(shards, [f"s{i:05d}" for i in range(0, 120, 2)]).save(plan)
+    command = [sys.executable, str(EXAMPLES / "shard_dataset.py"), f"{tmp_path}/t-*.tar", str(plan)]
+    command += ["--batch-size", "4", "--workers", "1", "--checkpoint", str(tmp_path / "state.json")]
+
+    def run() -> str:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    first = run()
+    assert "<ShardDataset 60 samples in 2 shards, epoch 0>, 15 batches an epoch" in first
+    assert first.count("15 batches, mean loss") == 2
+    state = json.loads((tmp_path / "state.json").read_text())
+    assert (state["epoch"], state["t"]) == (2, 0)
+    (tmp_path / "state.json").write_text(json.dumps({**state, "epoch": 1, "t": 40}))
+    again = run()
+    assert "epoch 1: 5 batches" in again
+    assert again.count("mean loss") == 1
+
+
+def test_one_pass_keeps_a_part_of_shards_no_fit_has_seen(
+    make_shard: Callable[..., Path], tmp_path: Path
+) -> None:
+    seen, new = make_shard("a.tar", 80), make_shard("b.tar", 200, first=80)
+    command = [sys.executable, str(EXAMPLES / "one_pass.py"), str(seen), str(new), "--encoder", "thumbnail"]
+    options = ["--out", str(tmp_path / "f"), "--min-pilot", "10", "--keep", "0.5", "--workers", "1"]
+    out = subprocess.run([*command, *options], check=True, capture_output=True, text=True, cwd=tmp_path)
+    assert "<Codebook 10 bins, 2 classes, thumbnail, D = 192>" in out.stdout
+    kept = int(out.stdout.partition("kept ")[2].split()[0])
+    assert 70 <= kept <= 130  # 100 expected, four standard deviations either way
+    counts = [int(line.split()[-1]) for line in out.stdout.splitlines() if line.startswith("bin ")]
+    assert (len(counts), sum(counts)) == (10, kept)

@@ -23,7 +23,13 @@ LEVELS = [
     ["errors"],
 ]
 # Files that are parts of a room without lying in its folder.
-PART_OF = {"binning": "planner", "buckets": "planner", "tar_headers": "tar", "image": "sample", "score": "sample"}
+PART_OF = {
+    "binning": "planner",
+    "buckets": "planner",
+    "tar_headers": "tar",
+    "image": "sample",
+    "score": "sample",
+}
 LEVEL = {room: i for i, rooms in enumerate(LEVELS) for room in rooms}
 
 

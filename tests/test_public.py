@@ -9,13 +9,17 @@ import adq_wds
 
 PUBLIC = [
     "AdqError",
+    "AssignBins",
     "Bins",
+    "Codebook",
     "CodebookError",
     "Decode",
+    "Embed",
     "Encoder",
     "Features",
     "FeaturesError",
     "Importance",
+    "Loader",
     "LoaderClosed",
     "Map",
     "Pipe",
@@ -24,12 +28,15 @@ PUBLIC = [
     "Sample",
     "SampleError",
     "Score",
+    "ShardDataset",
     "ShardError",
     "StateError",
     "Subsample",
     "build_plan",
     "embed_shards",
     "encoder",
+    "fit_codebook",
+    "load_codebook",
     "load_plan",
     "write_shards",
 ]
@@ -50,7 +57,7 @@ def test_unknown_name_is_an_attribute_error() -> None:
         _ = adq_wds.nothing
 
 
-@pytest.mark.parametrize("command", ["", "run", "embed", "plan", "show", "write"])
+@pytest.mark.parametrize("command", ["", "run", "embed", "plan", "codebook", "show", "write"])
 def test_every_command_has_help(command: str) -> None:
     out = subprocess.run(
         [sys.executable, "-m", "adq_wds", *command.split(), "--help"],

@@ -1,10 +1,11 @@
-"""What does a plan say? Its counts per bin and per class, and what they save."""
+"""What does a plan or a codebook say? Counts and rates per bin and per class, and what they save."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from adq_wds.errors import PlanError, shorten
+from adq_wds.errors import CodebookError, PlanError, shorten
+from adq_wds.tables.codebook import POOLED, Codebook
 from adq_wds.tables.plan import Plan
 
 _SHOWN_CLASSES = 20
@@ -63,6 +64,72 @@ def _text(plan: Plan, about: dict[str, Any]) -> str:
     lines += [f"hash {plan.hash}", ""]
     lines += [*_bin_table(about["bins"]), "", *_class_table(about["classes"])]
     return "\n".join(lines).rstrip()
+
+
+def describe_codebook(codebook: Codebook, keep: float) -> dict[str, Any]:
+    """The same of a codebook, with the rates that `keep` asks for: a row over all classes, then the classes' own."""
+    frequency, rates = codebook.frequency(), codebook.rates(keep)
+    names = codebook.header["names"]
+    rows = [
+        {
+            "label": None if r == POOLED else c,
+            "name": None if names is None or r == POOLED else names[c],
+            "held_out": int(codebook.held_out[r].sum()),
+            "frequency": frequency[r].tolist(),
+            "rate": rates[r].tolist(),
+        }
+        for r, c in enumerate(codebook.label.tolist())
+    ]
+    entries = ("encoder", "revision", "preprocessing_hash", "label", "features", "settings", "scores")
+    return {
+        "hash": codebook.hash,
+        "path": None if codebook.path is None else str(codebook.path),
+        "keep": float(keep),
+        "n_bins": codebook.n_bins,
+        "width": codebook.width,
+        "n_classes": len(codebook.header["classes"]),
+        **{name: codebook.header[name] for name in entries},
+        "rows": rows,
+    }
+
+
+def show_codebook(codebook: Codebook, keep: float) -> str:
+    """The same as a text for people.
+
+    Raises:
+        ValueError: `keep` is not a number in [0, 1].
+        CodebookError: the header lacks what every codebook of ours says.
+    """
+    about = describe_codebook(codebook, keep)
+    try:
+        return _codebook_text(about)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as cause:
+        raise CodebookError(
+            f"{codebook.path or 'codebook'}: damaged header: {shorten(str(cause))}"
+        ) from cause
+
+
+def _codebook_text(about: dict[str, Any]) -> str:
+    own, settings = len(about["rows"]) - 1, dict(about["settings"])
+    pilot = settings.pop("pilot")
+    lines = [
+        f"{about['n_bins']} bins; {own} of {about['n_classes']} classes have rules of their own, all others go by the pooled one",
+        "settings: " + ", ".join(f"{_plain(k)} {_short(v)}" for k, v in sorted(settings.items())),
+        f"encoder: {_plain(about['encoder'])}, D = {about['width']:d}",
+        f"hash {about['hash']}",
+        "",
+        f"part of new samples in each bin, and the rate that keeps {about['keep']:g} of all:",
+    ]
+    table = [["class", "name", "pilot", "held out", "", *map(str, range(about["n_bins"]))]]
+    for row, n in list(zip(about["rows"], pilot, strict=True))[: _SHOWN_CLASSES + 1]:
+        label = "pooled" if row["label"] is None else str(row["label"])
+        what = [label, _plain(row["name"] or ""), f"{n:,}", f"{row['held_out']:,}"]
+        table.append([*what, "part", *(f"{v:.3f}" for v in row["frequency"])])
+        table.append(["", "", "", "", "rate", *(f"{v:.3f}" for v in row["rate"])])
+    lines += _aligned(table)
+    if own > _SHOWN_CLASSES:
+        lines.append(f"… and {own - _SHOWN_CLASSES} more classes (--json lists them)")
+    return "\n".join(lines)
 
 
 def _bin_table(bins: list[dict[str, Any]]) -> list[str]:

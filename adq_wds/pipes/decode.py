@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -50,6 +50,7 @@ class Decode(Pipe):
     {'__key__': 'a', '__url__': 'a.tar', 'image': array([[[97, 98, 99]]], dtype=uint8), 'label': 7}
     """
 
+    one_to_one: ClassVar[bool] = True
     image: FieldSpec = IMAGE_FIELDS
     label: FieldSpec | None = "cls"
     to: str = "pil"

@@ -5,14 +5,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from adq_wds.core.rng import check_seed, generator
 from adq_wds.pipe import Pipe
-from adq_wds.sample import Sample, clean_fields
+from adq_wds.sample import EPOCH_FIELD, Sample, clean_fields
 from adq_wds.shards import base_name
-
-EPOCH_FIELD = "__adq_epoch__"  # set by a source that counts epochs; absent elsewhere, then epoch 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +34,7 @@ class Map(Pipe):
     [False, True, False, False]
     """
 
+    one_to_one: ClassVar[bool] = True
     function: Callable[..., Sample]
     seed: int = field(default=0, kw_only=True)
 

@@ -1,74 +1,157 @@
-"""Which samples of a stream go on? Those that the plan keeps."""
+"""Which samples of a stream go on? Those that the plan keeps, or a codebook's rate lets through."""
 
 from __future__ import annotations
 
 import os
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
 
-from adq_wds.errors import PlanError, ShardError, located, shorten
+import numpy as np
+
+from adq_wds.core.allocation import budget_for
+from adq_wds.core.rng import check_seed, draws
+from adq_wds.errors import CodebookError, PlanError, ShardError, located, shorten
 from adq_wds.pipe import Pipe
-from adq_wds.sample import Sample, clean_fields
-from adq_wds.shards import ShardNames
-from adq_wds.tables.plan import Plan, as_plan
+from adq_wds.pipes.assign import BIN_FIELD, RULE_FIELD
+from adq_wds.pipes.embed import EMBEDDING_FIELD, ENCODER_FIELD
+from adq_wds.sample import EPOCH_FIELD, Sample, clean_fields
+from adq_wds.shards import ShardNames, base_name
+from adq_wds.tables.codebook import SUFFIX, Codebook, load_codebook
+from adq_wds.tables.plan import HELD_SHARDS, Plan, as_plan
+
+KEEP = 0.3  # as `build_plan` has it
+Epoch = int | Callable[[], int] | str | None
+_Rows = dict[str, tuple[bool, int]]  # key -> (kept, crc32)
 
 
 @dataclass(frozen=True, eq=False)
 class Subsample(Pipe):
-    """Let through the samples that a plan keeps, bytes untouched; only `__adq_*` fields from a tar are dropped.
+    """Let through the samples that a plan keeps, or that a codebook's rates draw; bytes untouched.
 
-    Put it before decoding, so that what is dropped is never decoded:
+    With a plan, put it before decoding, so that what is dropped is never decoded:
     ``wds.WebDataset(urls).compose(adq.Subsample(plan)).decode("pil")``. It works after decoding too. Workers may
     be forked or spawned. The stream is still read whole; to read less in every epoch, write the kept samples to
     shards of their own with ``adq write``.
 
+    With a codebook, put it after `Embed` and `AssignBins`: a sample is kept when its draw, keyed by seed, epoch, shard
+    and key, lies below the rate of its class and bin. `keep` is then what is kept on average, of shards that no fit has
+    seen too; a smaller `keep` keeps a part of what a larger one does. What those two pipes put is taken off again.
+    ``__adq_*`` fields from a tar are dropped in any case.
+
     Args:
-        plan: a plan, or its path.
+        plan: a plan or a codebook, or the path of one; a codebook's ends in .safetensors.
         root: the folder that the plan's shard names are relative to; needed only where a `__url__` fits
             several of them.
         verify: compare the kept samples' bytes with the plan's checksum, while they are still bytes. Turn it
             off when a stage before this one changes or selects fields.
+        keep: with a codebook, ratio of samples kept, in [0, 1]; 0.3 unless said.
+        seed: with a codebook, of the draws.
+        epoch: None keeps the same samples in every epoch. Else fresh draws: with a plan each epoch takes the next
+            samples of every class and bin (epoch 0 is the plan), with a codebook each draws anew. The number of the
+            epoch; a function that gives it, called for every chunk, such as one that reads a shared
+            ``multiprocessing.Value``; or "sample", for the number that a source of ours has put into the sample.
+        keep_fields: with a codebook, leave ``emb.npy`` and ``bin.cls`` in the kept samples.
 
     Raises:
-        TypeError: `plan` is no plan and no path, as when the class itself is made a stage.
-        PlanError: the plan's file is missing or damaged.
+        TypeError: `plan` is no plan, no codebook and no path, as when the class itself is made a stage.
+        ValueError: an option is out of range, or is given with the other of plan and codebook.
+        PlanError, CodebookError: the file is missing or damaged.
 
     Raises (while streaming):
         PlanError: a shard or key is not in the plan, or a `__url__` fits several shards.
         ShardError: a kept sample's bytes are not those that were planned.
+        CodebookError: a sample's bin is missing, or is by another codebook.
+        ValueError: the epoch is not an integer >= 0.
     """
 
-    plan: Plan | str | os.PathLike[str]
+    plan: Plan | Codebook | str | os.PathLike[str]
     root: str | os.PathLike[str] | None = field(default=None, kw_only=True)
     verify: bool = field(default=True, kw_only=True)
+    keep: float | None = field(default=None, kw_only=True)
+    seed: int = field(default=0, kw_only=True)
+    epoch: Epoch = field(default=None, kw_only=True)
+    keep_fields: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.plan, Plan | str | os.PathLike):
+        opened: Any = self.plan
+        if isinstance(opened, str | os.PathLike):
+            opened = load_codebook(opened) if Path(opened).suffix == SUFFIX else as_plan(opened)
+        if not isinstance(opened, Plan | Codebook):
             kind = type(self.plan).__name__
             raise TypeError(f"Subsample needs a plan: .compose(adq.Subsample(plan)); got a {kind}")
-        object.__setattr__(self, "plan", as_plan(self.plan))
-        root = None if self.root is None else os.fspath(self.root)
-        object.__setattr__(self, "_names", self._plan.names(root=root))
-        object.__setattr__(self, "_shards", {})
-
-    @property
-    def _plan(self) -> Plan:
-        assert isinstance(self.plan, Plan)
-        return self.plan
+        if isinstance(self.epoch, str | bool) and self.epoch != "sample":
+            raise ValueError(f"epoch must be a number, a function, 'sample' or None, got {self.epoch!r}")
+        if self.epoch is not None and not callable(self.epoch) and self.epoch != "sample":
+            _checked_epoch(self.epoch)
+        choose = _by_plan(self, opened) if isinstance(opened, Plan) else _by_codebook(self, opened)
+        object.__setattr__(self, "plan", opened)
+        object.__setattr__(self, "_choose", choose)
 
     def apply(self, samples: list[Sample]) -> list[Sample]:
         """The kept samples, as new dicts."""
+        epoch = _checked_epoch(self.epoch()) if callable(self.epoch) else self.epoch
+        out: list[Sample] = self.__dict__["_choose"](samples, epoch)
+        return out
+
+
+def _checked_epoch(epoch: object) -> int:
+    if isinstance(epoch, bool) or not isinstance(epoch, int | np.integer) or not 0 <= epoch < 2**63:
+        raise ValueError(f"epoch must be an integer >= 0, got {epoch!r}")
+    return int(epoch)
+
+
+def _epoch_of(sample: Sample) -> int:
+    found = sample.get(EPOCH_FIELD, 0)
+    return 0 if isinstance(found, bytes | str) else _checked_epoch(found)  # a tar's is not one
+
+
+# ---- By a plan
+
+
+def _by_plan(pipe: Subsample, plan: Plan) -> _ByPlan:
+    for name, value, default in (
+        ("keep", pipe.keep, None),
+        ("seed", pipe.seed, 0),
+        ("keep_fields", pipe.keep_fields, False),
+    ):
+        if value != default:
+            raise ValueError(
+                f"{name}={value!r} goes with a codebook; a plan has decided that when it was built"
+            )
+    root = None if pipe.root is None else os.fspath(pipe.root)
+    return _ByPlan(plan, plan.names(root=root), pipe.verify)
+
+
+class _ByPlan:
+    """The samples that a plan keeps, in all epochs or in one."""
+
+    def __init__(self, plan: Plan, names: ShardNames, verify: bool) -> None:
+        self._plan, self._names, self._verify = plan, names, verify
+        self._shards: dict[str, str] = {}  # name by url
+        self._fresh: dict[tuple[str, int], _Rows] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_fresh": {}}  # soon made again, and large
+
+    def __call__(self, samples: list[Sample], epoch: int | str | None) -> list[Sample]:
         out = []
-        verify = self.verify
+        verify = self._verify
+        by_sample = isinstance(epoch, str)
+        number = None if isinstance(epoch, str) else epoch
         url, name = None, ""
-        by_key: dict[str, tuple[bool, int]] = {}
+        rows: _Rows = {}
         for sample in samples:
-            if sample["__url__"] != url:  # neighbours mostly come from one shard
-                url = sample["__url__"]
+            if sample["__url__"] != url or (by_sample and _epoch_of(sample) != number):
+                url = sample["__url__"]  # neighbours mostly come from one shard
+                number = _epoch_of(sample) if by_sample else number
                 name = self._find(url)
-                by_key = self._plan.shard(name).by_key
-            row = by_key.get(sample["__key__"])
+                rows = self._rows(name, number)
+            row = rows.get(sample["__key__"])
             if row is None:
                 raise located(
                     PlanError("not in the plan; the shard changed since it was planned, so plan again"),
@@ -82,13 +165,85 @@ class Subsample(Pipe):
                 out.append(clean_fields(sample))
         return out
 
+    def _rows(self, name: str, epoch: int | None) -> _Rows:
+        shard = self._plan.shard(name)
+        if epoch is None:
+            return shard.by_key
+        rows = self._fresh.get((name, epoch))
+        if rows is None:
+            kept = self._plan.kept_in(name, epoch).tolist()
+            rows = dict(
+                zip(shard.spans.keys, zip(kept, shard.spans.crc32.tolist(), strict=True), strict=True)
+            )
+            self._fresh[name, epoch] = rows
+            while len(self._fresh) > HELD_SHARDS:
+                del self._fresh[next(iter(self._fresh))]
+        return rows
+
     def _find(self, url: str) -> str:
-        known: dict[str, str] = self._shards  # type: ignore[attr-defined]
-        name = known.get(url)
+        name = self._shards.get(url)
         if name is None:
-            names: ShardNames = self._names  # type: ignore[attr-defined]
-            name = known[url] = names.find(url)
+            name = self._shards[url] = self._names.find(url)
         return name
+
+
+# ---- By a codebook
+
+
+def _by_codebook(pipe: Subsample, codebook: Codebook) -> _ByCodebook:
+    if pipe.root is not None:
+        raise ValueError(f"root={pipe.root!r} goes with a plan; a codebook knows of no shards")
+    keep = KEEP if pipe.keep is None else pipe.keep
+    budget_for(keep, 0)
+    # as whole numbers, since a draw near 2^64 would round to 1 as a float
+    limits = [[int(rate * 2.0**64) for rate in row] for row in codebook.rates(keep).tolist()]
+    return _ByCodebook(codebook.hash, limits, check_seed(pipe.seed), pipe.keep_fields)
+
+
+@dataclass(frozen=True)
+class _ByCodebook:
+    """The samples whose draws lie below the rates of their bins."""
+
+    codebook: str  # its hash
+    limits: list[list[int]]  # (R, K) rates, times 2^64
+    seed: int
+    keep_fields: bool
+
+    def __call__(self, samples: list[Sample], epoch: int | str | None) -> list[Sample]:
+        out = []
+
+        def place(sample: Sample) -> tuple[str, int]:
+            return sample["__url__"], _epoch_of(sample) if isinstance(epoch, str) else epoch or 0
+
+        for (url, number), run in groupby(samples, place):
+            mine = list(run)
+            drawn = draws(self.seed, number, base_name(url), [s["__key__"] for s in mine], purpose="keep")
+            for sample, u in zip(mine, drawn.tolist(), strict=True):
+                if u < self._limit(sample):
+                    out.append(self._stripped(sample))
+        return out
+
+    def _limit(self, sample: Sample) -> int:
+        rule, bin = sample.get(RULE_FIELD), sample.get(BIN_FIELD)
+        if isinstance(rule, tuple) and isinstance(bin, int):
+            codebook, row = rule
+            if codebook == self.codebook:
+                return self.limits[row][bin]
+            trouble = f"its bin is by another codebook ({codebook[:12]}, here {self.codebook[:12]}): use one for both"
+        else:
+            trouble = "no bin here: put adq_wds.AssignBins(codebook) before Subsample(codebook)"
+        raise located(CodebookError(trouble), shard=base_name(sample["__url__"]), key=sample["__key__"])
+
+    def _stripped(self, sample: Sample) -> Sample:
+        out = clean_fields(sample)
+        ours = {RULE_FIELD, ENCODER_FIELD}
+        if not self.keep_fields:
+            ours.add(BIN_FIELD)
+            if ENCODER_FIELD in out:  # else it came with the sample
+                ours.add(EMBEDDING_FIELD)
+        for name in ours:
+            out.pop(name, None)
+        return out
 
 
 def _check_bytes(sample: Sample, crc32: int, *, shard: str) -> None:

@@ -1,0 +1,153 @@
+"""In which order does an epoch read the kept samples, and which of them are this rank's and this worker's?
+
+Index functions, no state: from a position in the epoch to a place on a line of all kept rows, to a shard and a row
+of it. Any position is found without those before it, so a stream starts anywhere, on any layout.
+
+1. Shards are permuted by (stream, seed, epoch): `shard_order`.
+2. The kept rows of each are permuted (`row_order`) and laid end to end: a line of T places.
+3. The line is cut into L contiguous lanes, the first T mod L of them one place longer.
+4. Position t is in lane t mod L, place t div L: `on_line`. Reading takes the lanes in turn, and that is the shuffle:
+   what is read at one time comes from L places of the whole set, and at most L shards are open.
+5. Rank r of W reads positions start + r, start + r + W, …: `rank_positions`; `n_for_rank` says how many, by `uneven`.
+6. Its positions are cut into batches, and batch b is worker b mod n's.
+
+So all ranks stand at the same position after the same number of batches, and one number says where a stream stands.
+
+Three shards a, b, c that keep 4, 3 and 5 samples, T = 12, cut into L = 4 lanes of 3 places, on W = 2 ranks:
+
+>>> counts = np.array([4, 3, 5])
+>>> shards = shard_order(3, stream="plan", seed=1, epoch=0)
+>>> shards.tolist()  # c, then a, then b
+[2, 0, 1]
+>>> rows = [row_order(int(counts[s]), shard="abc"[s], stream="plan", seed=1, epoch=0) for s in shards]
+>>> line = [f"{'abc'[s]}{row}" for s, order in zip(shards, rows) for row in order]
+>>> " ".join(line)
+'c4 c0 c1 c3 c2 a3 a1 a2 a0 b1 b2 b0'
+>>> [" ".join(line[i : i + 3]) for i in (0, 3, 6, 9)]  # the four lanes
+['c4 c0 c1', 'c3 c2 a3', 'a1 a2 a0', 'b1 b2 b0']
+>>> places = on_line(np.arange(12), n_total=12, n_lanes=4)
+>>> " ".join(line[p] for p in places)  # lanes in turn: the order of the epoch
+'c4 c3 a1 b1 c0 c2 a2 b2 c1 a3 a0 b0'
+>>> ends = np.cumsum(counts[shards])
+>>> slot, row = in_shards(places, ends)  # and without the line: which shard of the order, which row of its order
+>>> " ".join(f"{'abc'[shards[s]]}{rows[s][j]}" for s, j in zip(slot, row))
+'c4 c3 a1 b1 c0 c2 a2 b2 c1 a3 a0 b0'
+>>> for rank in range(2):
+...     own = rank_positions(np.arange(6), n_total=12, start=0, rank=rank, world=2)
+...     print(rank, own.tolist(), " ".join(line[p] for p in places[own]))
+0 [0, 2, 4, 6, 8, 10] c4 a1 c0 a2 c1 a0
+1 [1, 3, 5, 7, 9, 11] c3 b1 c2 b2 a3 b0
+
+After one batch of 2 on each rank the stream stands at t = 4; the 8 positions left, on three ranks with "pad":
+
+>>> [n_for_rank(12, start=4, rank=rank, world=3, uneven="pad") for rank in range(3)]
+[3, 3, 3]
+>>> rank_positions(np.arange(3), n_total=12, start=4, rank=2, world=3).tolist()  # 12 is position 0 again
+[6, 9, 0]
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adq_wds.core.rng import draw
+
+Uneven = Literal["pad", "drop", "ragged", "error"]
+UNEVEN: tuple[str, ...] = get_args(Uneven)
+LANES = 64
+
+
+def shard_order(n_shards: int, *, stream: str, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The order in which an epoch lays its shards on the line: (S,) int64, a permutation.
+
+    Args:
+        n_shards: S, shards in the order of their names.
+        stream: the plan's hash, so that another plan is read in another order.
+        seed: of the run.
+        epoch: >= 0.
+    """
+    return _permutation(n_shards, draw(seed, epoch, "", stream, purpose="shards"))
+
+
+def row_order(n_rows: int, *, shard: str, stream: str, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The order of a shard's kept rows on the line: (n,) int64, a permutation."""
+    return _permutation(n_rows, draw(seed, epoch, shard, stream, purpose="rows"))
+
+
+def _permutation(n: int, key: int) -> NDArray[np.int64]:
+    """A permutation that a key draws: raw 64-bit numbers, which numpy promises never to change, put in order."""
+    raw = np.random.PCG64(key).random_raw(n)
+    return np.argsort(raw, kind="stable").astype(np.int64, copy=False)
+
+
+def on_line(t: NDArray[np.int64], *, n_total: int, n_lanes: int) -> NDArray[np.int64]:
+    """Places on the line of positions `t`: lane t mod L, place t div L in it.
+
+    Args:
+        t: (n,) int64, 0 <= t < n_total.
+        n_total: T, places on the line.
+        n_lanes: L; 1 reads the line from end to end.
+
+    >>> on_line(np.arange(7), n_total=7, n_lanes=3).tolist()  # lanes 0 1 2, 3 4 and 5 6
+    [0, 3, 5, 1, 4, 6, 2]
+    """
+    lane, place = t % n_lanes, t // n_lanes
+    place += lane * (n_total // n_lanes) + np.minimum(lane, n_total % n_lanes)
+    return place
+
+
+def in_shards(
+    place: NDArray[np.int64], ends: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The shard that each place on the line lies in, and the place inside it.
+
+    Args:
+        place: (n,) int64.
+        ends: (S,) int64, where each shard ends on the line: their kept counts, summed up.
+
+    Returns:
+        (n,) int64, which shard of the line; (n,) int64, the row of that shard's order.
+    """
+    slot = np.searchsorted(ends, place, side="right")
+    starts = np.concatenate([[0], ends[:-1]])
+    return slot, place - starts[slot]
+
+
+def n_for_rank(n_total: int, *, start: int, rank: int, world: int, uneven: Uneven) -> int:
+    """How many positions a rank reads from `start` on.
+
+    Args:
+        n_total: T.
+        start: first position of all ranks together, 0 <= start <= T.
+        rank: r, 0 <= r < world.
+        world: W.
+        uneven: when T − start is no multiple of W: "pad" reads the first positions again, "drop" leaves the last
+            ones out, "ragged" gives some ranks one more, "error" refuses.
+
+    Raises:
+        ValueError: "error", and the ranks would be unequal.
+
+    >>> [[n_for_rank(11, start=0, rank=r, world=4, uneven=u) for r in range(4)] for u in ("pad", "drop", "ragged")]
+    [[3, 3, 3, 3], [2, 2, 2, 2], [3, 3, 3, 2]]
+    """
+    left = n_total - start
+    if uneven == "pad":
+        return -(-left // world)
+    if uneven == "ragged":
+        return max(0, -(-(left - rank) // world))
+    if uneven == "error" and left % world:
+        raise ValueError(
+            f"{left} samples do not divide among {world} ranks (uneven='error'): use 'pad' to repeat "
+            f"{-left % world} of them, 'drop' to leave {left % world} out, or 'ragged' for unequal ranks"
+        )
+    return left // world
+
+
+def rank_positions(
+    k: NDArray[np.int64], *, n_total: int, start: int, rank: int, world: int
+) -> NDArray[np.int64]:
+    """The `k`-th positions of a rank: start + rank + k · world, from the front again beyond T: (n,) int64."""
+    return (start + rank + k * world) % n_total

@@ -1,0 +1,201 @@
+"""Which samples may an epoch read, and where do they lie? As a plan says, or all that the shards hold."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adq_wds.errors import PlanError, ShardError, shorten
+from adq_wds.shards import ShardNames, shard_names
+from adq_wds.tables.plan import Plan
+from adq_wds.tables.spans import Spans, check_source, read_index
+from adq_wds.tar import Ignored, iter_spans, open_shard
+
+logger = logging.getLogger("adq_wds")
+
+
+class Listing(Protocol):
+    """The shards of a stream, sorted by name, and what an epoch keeps of each.
+
+    Attributes:
+        hash: changes with anything that changes the order.
+        names: S shard names, sorted.
+        urls: S local paths, as the user wrote them.
+        checked: whether `rows` knows each sample's crc32.
+        n_total: T, samples in any epoch.
+    """
+
+    @property
+    def hash(self) -> str: ...
+    @property
+    def names(self) -> list[str]: ...
+    @property
+    def urls(self) -> list[str]: ...
+    @property
+    def checked(self) -> bool: ...
+    @property
+    def n_total(self) -> int: ...
+    def counts(self, epoch: int) -> NDArray[np.int64]:
+        """(S,) int64, samples that an epoch keeps of each shard."""
+        ...
+
+    def share(self, shard: int) -> float:
+        """The part of a shard's samples that an epoch keeps."""
+        ...
+
+    def rows(self, shard: int, epoch: int) -> tuple[Spans, NDArray[np.int64]]:
+        """Where the samples of a shard lie, and which of them an epoch keeps, ascending: (k,) int64."""
+        ...
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a plan keeps; with `fresh`, the next samples of each bin in every epoch."""
+
+    plan: Plan
+    urls: list[str]
+    fresh: bool
+    checked: bool = True
+
+    @property
+    def hash(self) -> str:
+        """The plan's."""
+        return self.plan.hash
+
+    @property
+    def names(self) -> list[str]:
+        """The plan's."""
+        return self.plan.shards
+
+    @property
+    def n_total(self) -> int:
+        """What the plan keeps; fresh draws keep as many."""
+        return self.plan.n_kept
+
+    def counts(self, epoch: int) -> NDArray[np.int64]:
+        """See `Listing`; with fresh draws every shard's rows are read for it."""
+        if self.fresh:
+            kept = [int(self.plan.kept_in(name, epoch).sum()) for name in self.names]
+        else:
+            kept = [entry["kept"] for entry in self.plan.header["shards"]]
+        return np.array(kept, dtype=np.int64)
+
+    def share(self, shard: int) -> float:
+        """See `Listing`."""
+        entry = self.plan.header["shards"][shard]
+        return float(entry["kept"] / max(1, entry["n"]))
+
+    def rows(self, shard: int, epoch: int) -> tuple[Spans, NDArray[np.int64]]:
+        """See `Listing`."""
+        rows = self.plan.shard(self.names[shard])
+        kept = self.plan.kept_in(rows.name, epoch) if self.fresh else rows.kept
+        return rows.spans, np.flatnonzero(kept)
+
+
+@dataclass(frozen=True)
+class Everything:
+    """All samples, from an index or a scan."""
+
+    hash: str
+    names: list[str]
+    urls: list[str]
+    spans: list[Spans]
+    checked: bool
+
+    @property
+    def n_total(self) -> int:
+        """All."""
+        return sum(len(spans) for spans in self.spans)
+
+    def counts(self, epoch: int) -> NDArray[np.int64]:
+        """See `Listing`."""
+        return np.array([len(spans) for spans in self.spans], dtype=np.int64)
+
+    def share(self, shard: int) -> float:
+        """All."""
+        return 1.0
+
+    def rows(self, shard: int, epoch: int) -> tuple[Spans, NDArray[np.int64]]:
+        """See `Listing`."""
+        return self.spans[shard], np.arange(len(self.spans[shard]))
+
+
+def planned(paths: Sequence[str], plan: Plan, *, root: str | None, fresh: bool) -> Planned:
+    """The plan's samples in the shards at `paths`.
+
+    Raises:
+        PlanError: a shard of the plan is not among the paths, or the other way round.
+    """
+    found = _by_name(paths, plan.names(root=root))
+    missing = [name for name in plan.shards if name not in found]
+    if missing:
+        raise PlanError(
+            f"shard {shorten(missing[0])} of the plan is not among the {len(paths)} shards given ({len(missing)} "
+            "missing in all); name them all"
+        )
+    return Planned(plan, [found[name] for name in plan.shards], fresh)
+
+
+def everything(paths: Sequence[str], index: str | os.PathLike[str] | None, *, root: str | None) -> Everything:
+    """All samples of the shards at `paths`, from an index, else by walking the tars' headers now.
+
+    Raises:
+        ShardError: a shard is damaged, not in the index, or changed since; or the index is damaged.
+    """
+    if index is None:
+        names = shard_names(paths)
+        listed = {name: _scan(path, name) for name, path in zip(names, paths, strict=True)}
+        found = dict(zip(names, paths, strict=True))
+    else:
+        indexed = read_index(index)
+        try:
+            found = _by_name(paths, ShardNames(indexed, root=root))
+        except PlanError as error:
+            raise ShardError(f"index {os.fspath(index)}: {error}".replace("the plan", "it")) from None
+        for name, path in found.items():
+            check_source(path, name, indexed[name])
+        listed = {name: indexed[name].spans for name in found}
+    order = sorted(found)
+    spans = [listed[name] for name in order]
+    return Everything(_hash(order, spans), order, [found[name] for name in order], spans, index is not None)
+
+
+def _by_name(paths: Sequence[str], names: ShardNames) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for path in paths:
+        name = names.find(path)
+        if name in found:
+            raise PlanError(
+                f"shards {shorten(found[name])} and {shorten(path)} both match {name!r}; name one"
+            )
+        found[name] = path
+    return found
+
+
+def _scan(path: str, name: str) -> Spans:
+    """Where a shard's samples lie; payloads are not touched, so no crc32 is known."""
+    ignored = Ignored()
+    with open_shard(path) as buffer:
+        found = iter_spans(buffer, shard=name, ignored=ignored)
+        spans = Spans.from_rows([(i, s.key, s.byte_offset, s.n_bytes, 0) for i, s in enumerate(found)])
+    if ignored.n_members:
+        logger.info("shard %s: %s", name, ignored)
+    return spans
+
+
+def _hash(names: Sequence[str], spans: Sequence[Spans]) -> str:
+    """Over what the order and the reading depend on."""
+    digest = hashlib.sha256(b"adq_wds.index\n")
+    for name, found in zip(names, spans, strict=True):
+        for part in (name.encode(), "\n".join(found.keys).encode()):
+            digest.update(len(part).to_bytes(8, "little") + part)
+        for column in (found.byte_offset, found.n_bytes):
+            digest.update(np.ascontiguousarray(column, dtype="<i8").tobytes())
+    return digest.hexdigest()

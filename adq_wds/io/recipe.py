@@ -1,0 +1,121 @@
+"""Which samples does an epoch read, in which order, and what becomes of them? Said once, for all ranks and workers."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import repeat
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adq_wds.core.order import LANES, Uneven, in_shards, on_line, row_order, shard_order
+from adq_wds.io.listing import Listing
+from adq_wds.io.state import State
+from adq_wds.pipe import OnError, Pipe
+
+HELD_SHARDS = LANES + 8  # shards that a stream reads in turn, and a few that it has just left
+
+Found = tuple[int, int, int, str, int | None]
+"""Where a sample lies: shard, byte_offset, n_bytes, key, crc32 to compare with."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is read and what becomes of it; see `ShardDataset`."""
+
+    listing: Listing
+    pipes: tuple[Pipe, ...]
+    batch_size: int | None
+    shuffle: bool
+    seed: int
+    fields: tuple[str, ...] | None
+    collate: Callable[[list[Any]], Any]
+    uneven: Uneven
+    fresh: bool
+    on_error: OnError
+    verify: bool
+
+    @property
+    def drops(self) -> bool:
+        """Whether a pipe may drop good samples."""
+        return not all(pipe.one_to_one for pipe in self.pipes)
+
+    def state(self, epoch: int, t: int, lanes: int = 0) -> State:
+        """The state of a stream that stands at `t`."""
+        lanes = lanes or (LANES if self.shuffle else 1)
+        hash = self.listing.hash
+        return State(hash, self.seed, epoch, self.shuffle, self.fresh, lanes, self.batch_size, t)
+
+
+class Layout(NamedTuple):
+    """Whose share is read: a worker's of a rank's."""
+
+    rank: int = 0
+    world: int = 1
+    worker: int = 0
+    n_workers: int = 1
+
+
+class _Rows(NamedTuple):
+    """A shard's kept rows in the order of the line."""
+
+    byte_offset: NDArray[np.int64]
+    n_bytes: NDArray[np.int64]
+    crc32: NDArray[np.uint32]
+    keys: NDArray[np.object_]
+
+
+class EpochOrder:
+    """Where each position of an epoch lies: the shards' order at once, their rows when first needed.
+
+    Attributes:
+        n_total: T, positions in the epoch.
+    """
+
+    def __init__(self, recipe: Recipe, epoch: int, lanes: int) -> None:
+        self._recipe, self._epoch = recipe, epoch
+        counts = recipe.listing.counts(epoch)
+        self._shards = np.arange(len(counts))
+        if recipe.shuffle:
+            self._shards = shard_order(len(counts), stream=recipe.listing.hash, seed=recipe.seed, epoch=epoch)
+        self._ends = np.cumsum(counts[self._shards])
+        self.n_total = int(counts.sum())
+        self._lanes = lanes or (LANES if recipe.shuffle else 1)
+        self._held: OrderedDict[int, _Rows] = OrderedDict()
+
+    def find(self, t: NDArray[np.int64]) -> Iterator[Found]:
+        """Where the sample of each position lies."""
+        slot, row = in_shards(on_line(t, n_total=self.n_total, n_lanes=self._lanes), self._ends)
+        numbers = np.empty((3, len(t)), dtype=np.int64)
+        keys = np.empty(len(t), dtype=object)
+        for each in np.unique(slot).tolist():
+            rows = self._rows(int(self._shards[each]))
+            at = np.flatnonzero(slot == each)
+            there = row[at]
+            numbers[0, at] = rows.byte_offset[there]
+            numbers[1, at] = rows.n_bytes[there]
+            numbers[2, at] = rows.crc32[there]
+            keys[at] = rows.keys[there]
+        offset, n_bytes, crc32 = numbers.tolist()
+        checks = crc32 if self._recipe.verify else repeat(None)
+        return zip(self._shards[slot].tolist(), offset, n_bytes, keys.tolist(), checks, strict=False)
+
+    def _rows(self, shard: int) -> _Rows:
+        rows = self._held.get(shard)
+        if rows is None:
+            recipe = self._recipe
+            spans, kept = recipe.listing.rows(shard, self._epoch)
+            if recipe.shuffle:
+                name = recipe.listing.names[shard]
+                stream, seed = recipe.listing.hash, recipe.seed
+                kept = kept[row_order(len(kept), shard=name, stream=stream, seed=seed, epoch=self._epoch)]
+            keys = np.array(spans.keys, dtype=object)[kept]
+            rows = _Rows(spans.byte_offset[kept], spans.n_bytes[kept], spans.crc32[kept], keys)
+            self._held[shard] = rows
+            if len(self._held) > HELD_SHARDS:
+                self._held.popitem(last=False)
+        self._held.move_to_end(shard)
+        return rows

@@ -1,0 +1,279 @@
+"""How are the kept samples of tar shards read, and nothing else? By offset, in an order that any layout shares."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from torch.utils.data import IterableDataset, default_collate, get_worker_info
+
+from adq_wds.core.order import UNEVEN, Uneven, n_for_rank
+from adq_wds.core.rng import check_seed
+from adq_wds.errors import ShardError, shorten
+from adq_wds.io.epoch import Begin, Clock
+from adq_wds.io.listing import Listing, everything, planned
+from adq_wds.io.mapstyle import MapView
+from adq_wds.io.ranks import Ranks
+from adq_wds.io.recipe import Layout, Recipe
+from adq_wds.io.state import check_single, own_part, read_state
+from adq_wds.io.stream import Stream, TaggedStream
+from adq_wds.pipe import OnError, Pipe, check_on_error
+from adq_wds.shards import base_name, expand_urls
+from adq_wds.tables.plan import Plan, as_plan
+
+_MAX_EPOCH = 2**62
+
+
+class ShardDataset(IterableDataset[Any]):
+    """The samples that a plan keeps, read by offset from local tar shards; without a plan, all samples.
+
+    Only kept bytes are read. Without pipes it gives WebDataset-like dicts: `__key__`, `__url__`, and fields as bytes.
+    Every kept sample comes exactly once in an epoch (but see `uneven`), in an order that depends on plan, seed and
+    epoch alone: not on the number of workers, and ranks share it out among them. See `adq_wds.core.order`.
+
+    Iterate it, or hand it to `adq.Loader` (workers; one small state for any number of ranks and workers), to
+    ``torch.utils.data.DataLoader(ds, batch_size=None)`` or to torchdata's StatefulDataLoader (which resumes on the
+    same number of workers only).
+
+    Args:
+        urls: local tar files: paths, a pattern with braces or stars, a folder, or a list of these.
+        plan: a plan or its path; it must be of just these shards.
+        pipes: stages of its own, `Decode`, `Map` or any `Pipe`, in order. With these it resumes exactly; with
+            stages composed outside it could not.
+        batch_size: samples in a batch. Batches are cut before the pipes and never filled up again: a sample that is
+            skipped makes its batch smaller, so that ranks stay in step, and a batch that loses all is left out. None
+            gives single samples.
+        shuffle: draw the order anew in every epoch. Else shards go by name, samples as they lie.
+        seed: of the shuffle.
+        fields: give tuples of these fields instead of dicts.
+        collate: makes a batch of a list of samples. By default torch's `default_collate` of the tuples, with
+            `fields`; the list itself without.
+        rank: this process's rank, with `world`; by default as torch.distributed or RANK and WORLD_SIZE say, when the
+            data set is made, or, if they say nothing then, when it is first used or sent to a worker.
+        world: number of ranks.
+        uneven: where ranks would be unequal, "pad" reads some samples twice (fewer than `world`), "drop" leaves the
+            last ones out, "ragged" gives some ranks one more, "error" refuses.
+        fresh: keep other samples in every epoch, as `Plan.kept_in` says.
+        on_error: "raise", "skip", or a function of the error that says whether to skip, for bad samples here and in
+            all `pipes`. Each skip is one JSON line in the log, and too many are an error; see `Pipe`. Damaged shards
+            and plans that do not fit are always errors.
+        root: the folder that the plan's shard names are relative to, where a path fits several of them.
+        index: without a plan, the shards' index file (of ``adq index`` or ``adq write``); else the headers of all
+            shards are walked when the data set is made.
+        verify: compare samples with the crc32 in the plan or index.
+
+    Raises:
+        ValueError: an argument is wrong or contradicts another.
+        PlanError: the plan is damaged, or not of just these shards.
+        ShardError: a shard is missing; without a plan, damaged or not in the index.
+
+    Raises (while streaming):
+        ShardError: a shard is damaged or changed; names shard and key.
+        SampleError: a sample is bad, or too many are.
+        LoaderClosed: `next` after an error.
+        StateError: rank or world changed.
+    """
+
+    def __init__(
+        self,
+        urls: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+        *,
+        plan: Plan | str | os.PathLike[str] | None = None,
+        pipes: Sequence[Pipe] = (),
+        batch_size: int | None = None,
+        shuffle: bool = False,
+        seed: int = 0,
+        fields: Sequence[str] | None = None,
+        collate: Callable[[list[Any]], Any] | None = None,
+        rank: int | None = None,
+        world: int | None = None,
+        uneven: Uneven = "pad",
+        fresh: bool = False,
+        on_error: OnError = "raise",
+        root: str | os.PathLike[str] | None = None,
+        index: str | os.PathLike[str] | None = None,
+        verify: bool = True,
+    ) -> None:
+        _check(pipes, batch_size, fields, collate, uneven)
+        check_on_error(on_error)
+        if plan is None and fresh:
+            raise ValueError("fresh=True draws anew from a plan's bins, and there is no plan: give plan=")
+        if plan is not None and index is not None:
+            raise ValueError("plan and index both say where samples lie: give one, the plan")
+        self._ranks = Ranks(rank, world)
+        listing = _listing(urls, plan, root, index, fresh)
+        if collate is None:
+            collate = default_collate if fields is not None else _as_list
+        self._recipe = Recipe(
+            listing=listing,
+            pipes=tuple(pipes),
+            batch_size=batch_size,
+            shuffle=bool(shuffle),
+            seed=check_seed(seed),
+            fields=None if fields is None else tuple(fields),
+            collate=collate,
+            uneven=uneven,
+            fresh=bool(fresh),
+            on_error=on_error,
+            verify=verify and listing.checked,
+        )
+        self._clock = Clock()
+        self._tagged = False
+        self._n_positions()  # uneven="error" speaks now
+
+    def __repr__(self) -> str:
+        shards = len(self._recipe.listing.names)
+        return (
+            f"<ShardDataset {self._recipe.listing.n_total:,} samples in {shards} shards, epoch {self.epoch}>"
+        )
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the next iteration reads: one more after each that was read to its end."""
+        return self._clock.epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next iteration read this epoch, in running workers too.
+
+        Raises:
+            ValueError: not an integer >= 0.
+        """
+        if isinstance(epoch, bool) or not isinstance(epoch, int) or not 0 <= epoch < _MAX_EPOCH:
+            raise ValueError(f"epoch must be an integer >= 0, got {epoch!r}")
+        self._clock.epoch = epoch
+
+    def start_from(self, state: dict[str, Any]) -> None:
+        """Let the next iteration go on where a saved state stands; later epochs begin at their beginning.
+
+        Any number of ranks and workers may follow, whatever saved it. Only where pipes dropped samples must each rank
+        load its own state, on the same number of ranks.
+
+        Args:
+            state: what `adq.Loader`'s `state_dict` gave, or an iterator's of a stream without workers.
+
+        Raises:
+            StateError: damaged, or of another stream; names the field, the saved and the present value.
+        """
+        ended = False
+        if isinstance(state, dict) and "iterator" in state:
+            state, own = own_part(state)
+            check_single(own["layout"])
+            ended = own["ended"]
+        rank, world = self._ranks.look()
+        now = replace(self._recipe.state(0, 0), rank=rank, world=world)
+        saved = read_state(state, now, self._recipe.listing.n_total)
+        self._clock.resume(Begin(saved.epoch, saved.t, saved.lanes))
+        self._clock.epoch = saved.epoch + ended
+
+    def state_at(
+        self, epoch: int, n_batches: int, *, start: int, lanes: int, dropped: bool
+    ) -> dict[str, Any]:
+        """The state after `n_batches` batches of an iteration that began at `start`; `adq.Loader` asks.
+
+        Args:
+            epoch: of the iteration.
+            n_batches: batches done on this rank, dropped ones included.
+            start: position at which all ranks began.
+            lanes: of the iteration; 0 for the stream's own.
+            dropped: whether a batch was left out.
+        """
+        recipe, (rank, world) = self._recipe, self._ranks.look()
+        t = min(start + n_batches * (recipe.batch_size or 1) * world, recipe.listing.n_total)
+        state = recipe.state(epoch, t, lanes)
+        if recipe.drops or dropped:
+            state = replace(state, rank=rank, world=world)
+        return state.as_dict()
+
+    @property
+    def begin(self) -> Begin:
+        """Where the next iteration begins."""
+        return self._clock.at(self._clock.epoch)
+
+    @contextmanager
+    def tagging(self) -> Iterator[None]:
+        """While this holds, iterators, and those of copies sent to workers, give `Item`s and leave the epoch alone."""
+        self._tagged = True
+        try:
+            yield
+        finally:
+            self._tagged = False
+
+    def __iter__(self) -> Iterator[Any]:
+        rank, world = self._ranks.look()
+        worker = get_worker_info()
+        layout = Layout(rank, world) if worker is None else Layout(rank, world, worker.id, worker.num_workers)
+        stream = Stream(self._recipe, self._clock, self._clock.begin(), layout, advance=not self._tagged)
+        return TaggedStream(stream) if self._tagged else stream
+
+    def __len__(self) -> int:
+        """Batches of this rank in an epoch read from its beginning; samples, without `batch_size`.
+
+        Raises:
+            TypeError: a pipe may drop samples.
+        """
+        if self._recipe.drops:
+            names = [type(pipe).__name__ for pipe in self._recipe.pipes if not pipe.one_to_one]
+            raise TypeError(
+                f"no length: {', '.join(names)} may drop samples, and how many shows only in reading"
+            )
+        return -(-self._n_positions() // (self._recipe.batch_size or 1))
+
+    def _n_positions(self) -> int:
+        rank, world = self._ranks.look()
+        total = self._recipe.listing.n_total
+        return n_for_rank(total, start=0, rank=rank, world=world, uneven=self._recipe.uneven)
+
+    def as_map(self) -> MapView:
+        """All kept samples by number, for samplers that choose the order, such as torch's DistributedSampler.
+
+        Raises:
+            TypeError: a pipe may drop samples, or bad ones are skipped: every number must give one.
+            ValueError: with `fresh`, a number would mean another sample in every epoch.
+        """
+        return MapView(self._recipe, self._clock)
+
+
+def _listing(
+    urls: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    plan: Plan | str | os.PathLike[str] | None,
+    root: str | os.PathLike[str] | None,
+    index: str | os.PathLike[str] | None,
+    fresh: bool,
+) -> Listing:
+    """What the shards at `urls` hold for us."""
+    paths = expand_urls(urls)
+    for path in paths:
+        if "://" in path or path.lstrip().lower().startswith("pipe:"):
+            raise ValueError(f"shard {shorten(base_name(path))} is not a local file; copy it here first")
+        if not os.path.exists(path):
+            raise ShardError(f"shard {path}: no such file")
+    base = None if root is None else os.fspath(root)
+    if plan is None:
+        return everything(paths, index, root=base)
+    return planned(paths, as_plan(plan), root=base, fresh=fresh)
+
+
+def _check(pipes: object, batch_size: object, fields: object, collate: object, uneven: object) -> None:
+    if not isinstance(pipes, Sequence) or not all(isinstance(pipe, Pipe) for pipe in pipes):
+        raise ValueError(f"pipes must be a list of pipes, got {shorten(pipes)}; wrap a function in adq.Map")
+    whole = isinstance(batch_size, int) and not isinstance(batch_size, bool) and batch_size >= 1
+    if batch_size is not None and not whole:
+        raise ValueError(f"batch_size must be an integer >= 1, or None, got {batch_size!r}")
+    if fields is not None and (
+        isinstance(fields, str)
+        or not isinstance(fields, Sequence)
+        or not fields
+        or not all(isinstance(name, str) for name in fields)
+    ):
+        raise ValueError(f"fields must be a tuple of names, like ('image', 'label'), got {shorten(fields)}")
+    if collate is not None and (batch_size is None or not callable(collate)):
+        raise ValueError(f"collate must be a function, with a batch_size; got {shorten(collate)}")
+    if uneven not in UNEVEN:
+        raise ValueError(f"uneven must be one of {', '.join(UNEVEN)}, got {shorten(uneven)}")
+
+
+def _as_list(samples: list[Any]) -> list[Any]:
+    return samples

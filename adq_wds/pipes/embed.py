@@ -1,0 +1,198 @@
+"""How does a sample of a stream get its embedding? An encoder, a batch at a time, where the stream flows."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from adq_wds.errors import AdqError, SampleError, shorten
+from adq_wds.image import MAX_PIXELS, decode_image
+from adq_wds.pipe import Pipe
+from adq_wds.sample import (
+    IMAGE_FIELDS,
+    Encoder,
+    FieldSpec,
+    Sample,
+    check_spec,
+    clean_fields,
+    image_value,
+    place_error,
+)
+
+EMBEDDING_FIELD = "emb.npy"
+ENCODER_FIELD = "__adq_encoder__"  # (name, revision, preprocessing_hash) of what made the embedding
+_FORKED = "forked subprocess"  # what torch says of CUDA there
+
+
+@dataclass(frozen=True, eq=False)
+class Embed(Pipe):
+    """Embed every image of a stream into a new field, ``emb.npy``: a unit row, as `embed_shards` stores it.
+
+    The image's own field stays as it is, so that what `Subsample` drops later need not be decoded again. A field
+    ``emb.npy`` that was there is replaced. A source that owns its pipes gives them batches; elsewhere `batch_size`
+    samples go to the encoder at once.
+
+    With `thumbnail` the embedding does not depend on the cut into batches. Networks add in another order for another
+    batch: entries differ by 1e-3 at most (a float16 step or two), so a sample that lies on the border of two bins may
+    change its bin.
+
+    Where it may run: in the main process on any device; in workers on the CPU, however they are started; in spawned
+    workers also on an accelerator, each with a copy of the network there. A forked process cannot use an accelerator
+    that its parent set up: that is an error which says so.
+
+    Args:
+        encoder: an `Encoder`, such as ``adq_wds.encoder("builtin")`` gives.
+        image: field with the image, as bytes or decoded: an RGB PIL image, an (H, W, 3) uint8 array or a (3, H, W)
+            uint8 tensor. Or a function giving one of these.
+        batch_size: images per call of the encoder, at most.
+        max_pixels: a larger image is an error before a pixel is decoded.
+
+    Raises:
+        TypeError: `encoder` is no encoder.
+        ValueError: another argument is out of range, or a field spec malformed.
+
+    Raises (while streaming):
+        SampleError: no image, a damaged one, or an embedding that is not finite.
+        AdqError: the encoder's device cannot be used in this process.
+
+    >>> from adq_wds.models.thumbnail import Thumbnail
+    >>> sample = {"__key__": "a", "__url__": "a.tar", "ppm": b"P6 1 1 255 abc"}
+    >>> row = next(Embed(Thumbnail())([sample]))["emb.npy"]
+    >>> row.shape, row.dtype, round(float(row @ row), 2)
+    ((192,), dtype('float16'), 1.0)
+    """
+
+    one_to_one: ClassVar[bool] = True
+    encoder: Encoder
+    image: FieldSpec = f"{IMAGE_FIELDS};image"
+    batch_size: int = field(default=64, kw_only=True)
+    max_pixels: int = field(default=MAX_PIXELS, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        source: Any = self.encoder
+        if isinstance(source, str | type) or not callable(source) or not hasattr(source, "revision"):
+            hint = f"; write adq_wds.encoder({source!r})" if isinstance(source, str) else ""
+            raise TypeError(f"Embed needs an encoder, got {shorten(source)}{hint}")
+        check_spec(self.image, "image")
+        for name in ("batch_size", "max_pixels"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+                raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+        object.__setattr__(self, "chunk", int(self.batch_size))
+        object.__setattr__(self, "_process", os.getpid())
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _process=os.getpid())  # unpickled: the encoder was made anew here
+
+    def apply(self, samples: list[Sample]) -> list[Sample]:
+        """Each sample with ``emb.npy``, (D,) float16 of length 1, or 0 where the encoder gave zeros."""
+        out: list[Sample] = []
+        for start in range(0, len(samples), self.batch_size):
+            out += self._batch(samples[start : start + self.batch_size])
+        return out
+
+    def _batch(self, samples: list[Sample]) -> list[Sample]:
+        self._check_process()
+        cleaned = [clean_fields(sample) for sample in samples]
+        images = [self._image(sample) for sample in cleaned]
+        rows = unit_half(self._embedded(images))
+        wrong = ~np.isfinite(rows).all(axis=1)
+        if wrong.any():
+            bad = samples[int(wrong.argmax())]
+            raise place_error(SampleError("its embedding holds NaN or infinity"), bad)
+        source = self.encoder
+        made_by = (source.name, source.revision, getattr(source, "preprocessing_hash", ""))
+        return [
+            {
+                **sample,
+                EMBEDDING_FIELD: row.copy(),
+                ENCODER_FIELD: made_by,
+            }  # a view would keep the batch alive
+            for sample, row in zip(cleaned, rows, strict=True)
+        ]
+
+    def _image(self, sample: Sample) -> Image.Image:
+        name, value = image_value(sample, self.image)
+        try:
+            return _rgb(value, self.max_pixels)
+        except SampleError as error:
+            raise place_error(error, sample, name) from error.__cause__
+
+    def _embedded(self, images: list[Image.Image]) -> NDArray[np.float32]:
+        try:
+            answer: Any = self.encoder(images)
+        except RuntimeError as error:
+            if _FORKED in str(error):
+                raise self._wrong_place("an accelerator") from error
+            raise
+        with np.errstate(over="ignore"):  # as `embed_shards` reads it: beyond float32 is infinity
+            rows = np.asarray(answer[0], dtype=np.float32)
+        if rows.ndim != 2 or len(rows) != len(images) or rows.shape[1] == 0:
+            raise ValueError(
+                f"encoder {self.encoder.name!r} gave embeddings of shape {rows.shape} for {len(images)} images"
+            )
+        return rows
+
+    def _check_process(self) -> None:
+        device = _device_of(self.encoder)
+        if device.partition(":")[0] != "cpu" and os.getpid() != self.__dict__["_process"]:
+            raise self._wrong_place(device)
+
+    def _wrong_place(self, device: str) -> AdqError:
+        return AdqError(
+            f"Embed: the encoder {self.encoder.name!r} is on {device}, and this process was forked from the one that made "
+            "it, so it cannot use that device: put Embed after the loader, in the main process (num_workers=0), start "
+            "workers with multiprocessing_context='spawn', or make the encoder with device='cpu'"
+        )
+
+
+def unit_half(rows: NDArray[np.float32]) -> NDArray[np.float16]:
+    """(B, D) float16 rows of length 1 of (B, D) float32 ones; zero rows stay zero, not finite ones are not finite.
+
+    >>> unit_half(np.array([[3.0, 4.0], [0.0, 0.0]], np.float32))
+    array([[0.6, 0.8],
+           [0. , 0. ]], dtype=float16)
+    """
+    h = rows.astype(np.float64)
+    norm = np.sqrt(np.einsum("nd,nd->n", h, h))[:, None]
+    with np.errstate(invalid="ignore"):  # inf / inf is NaN, which the caller names
+        unit = np.divide(h, norm, out=np.zeros_like(h), where=norm != 0)
+    half: NDArray[np.float16] = unit.astype(np.float16)
+    return half
+
+
+def _rgb(value: Any, max_pixels: int) -> Image.Image:
+    """The image in a field's value."""
+    if isinstance(value, bytes | bytearray | memoryview):
+        return decode_image(bytes(value), max_pixels=max_pixels)
+    if isinstance(value, Image.Image):
+        if value.mode != "RGB":
+            raise SampleError(
+                f"an image of mode {value.mode!r}, expected RGB; decode it to RGB, as Decode does"
+            )
+        return value
+    pixels: NDArray[Any] = np.asarray(value) if hasattr(value, "__array__") else np.empty(0)
+    if pixels.ndim == 3 and pixels.shape[0] == 3 and not isinstance(value, np.ndarray):
+        pixels = pixels.transpose(1, 2, 0)  # a tensor has its colours first
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
+        shape = f" of {pixels.dtype} {pixels.shape}" if hasattr(value, "__array__") else ""
+        raise SampleError(
+            f"holds {type(value).__name__}{shape}, expected a file's bytes, an RGB PIL image, an (H, W, 3) uint8 array or "
+            "a (3, H, W) uint8 tensor"
+        )
+    return Image.fromarray(np.ascontiguousarray(pixels))
+
+
+def _device_of(encoder: Any) -> str:
+    """The device that an encoder computes on, as far as it tells: "cpu" where it says nothing."""
+    device = getattr(encoder, "device", None)
+    parameters = getattr(getattr(encoder, "fn", None), "parameters", None)
+    if device is None and callable(parameters):
+        device = getattr(next(parameters(), None), "device", None)
+    return "cpu" if device is None else str(device)

@@ -1,0 +1,323 @@
+"""Which bin is any sample in, and with which rate is it kept? A codebook: rules that need one embedding at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from adq_wds.core.allocation import budget_for
+from adq_wds.core.codebook import QUERY_STEP, Checkpoints, solve_rates
+from adq_wds.errors import CodebookError, shorten
+from adq_wds.files import atomic_path, canonical_json, sha256_text
+from adq_wds.tables import bounds
+from adq_wds.tables.parquet import Header
+
+VERSION = 1
+SUFFIX = ".safetensors"
+POOLED = 0  # the row fitted over all classes
+NO_LABEL = -1  # the pooled row's entry in `label`
+_HEADER_KEY = "adq_wds"  # the one entry: of several, the order in the file would change from run to run
+_TENSORS = {"held_out": "I64", "label": "I32", "query": "F32", "threshold": "F64", "weight": "F64"}
+_NUMPY = {"I64": np.int64, "I32": np.int32, "F32": np.float32, "F64": np.float64}
+_TEXTS = ("encoder", "revision", "preprocessing_hash", "label", "features")
+_ENTRIES = {*_TEXTS, "classes", "names", "settings", "scores"}
+
+
+@dataclass(frozen=True, eq=False)
+class Codebook:
+    """Rules for samples that no fit has seen; made by `fit_codebook`, opened by `load_codebook`.
+
+    A row is a class, or all classes together: row 0, which unlabelled samples and unseen classes go by. It pickles as its
+    path and hash when it has a file, so that workers read the same file instead of copying it.
+
+    Attributes:
+        query: (R, K-1, M, D) float32; see `core.codebook.Checkpoints`.
+        threshold: (R, K-1, M) float64.
+        label: (R,) int32, class of each row; -1 for row 0, then ascending.
+        held_out: (R, K) int64, samples outside the pilot that fell into each bin.
+        weight: (R, K) float64, what the allocation gives a sample of each bin, in proportion.
+        header: encoder, revision and preprocessing_hash that the embeddings must be of, label (the specification),
+            features (their hash), classes that were there, with or without a row of their own, names of all classes or
+            None, settings, scores per bin.
+        path: its file, or None while it is only in memory.
+    """
+
+    query: NDArray[np.float32]
+    threshold: NDArray[np.float64]
+    label: NDArray[np.int32]
+    held_out: NDArray[np.int64]
+    weight: NDArray[np.float64]
+    header: Header
+    path: Path | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        where = "codebook" if self.path is None else str(self.path)
+        for trouble in (self._wrong_shape, self._wrong_numbers, self._wrong_header):
+            if text := trouble():
+                raise CodebookError(f"{where}: {text}")
+
+    def _wrong_shape(self) -> str:
+        for name, kind in _TENSORS.items():
+            if getattr(self, name).dtype != _NUMPY[kind]:
+                return f"{name} is {getattr(self, name).dtype}, expected {np.dtype(_NUMPY[kind])}"
+        if (
+            self.query.ndim != 4
+            or 0 in (len(self.query), *self.query.shape[2:])
+            or self.query.shape[1] >= 2**15
+        ):
+            return f"queries of shape {self.query.shape}, expected (R, K-1, M, D)"
+        R, others, M, _ = self.query.shape
+        expected = {"threshold": (R, others, M), "label": (R,)}
+        expected |= dict.fromkeys(("held_out", "weight"), (R, others + 1))
+        for name, shape in expected.items():
+            if getattr(self, name).shape != shape:
+                return f"{name} has shape {getattr(self, name).shape}, expected {shape}"
+        return ""
+
+    def _wrong_numbers(self) -> str:
+        for query in self.query:  # row by row: the temporary arrays stay small; no NaN passes a comparison
+            if not (np.abs(query) < 2).all() or (np.rint(query / QUERY_STEP) * QUERY_STEP != query).any():
+                return "a query is not a multiple of 2^-23 below 2"
+        if not np.isfinite(self.threshold).all():
+            return "a threshold is not finite"
+        if not (np.isfinite(self.weight) & (self.weight >= 0)).all():
+            return "a weight is negative or not finite"
+        if self.held_out.min() < 0 or (self.held_out.astype(np.float64).sum(axis=1) < 1).any():
+            return "a row's counts of held-out samples are negative or all 0"
+        if self.label[0] != NO_LABEL or (np.diff(self.label.astype(np.int64)) <= 0).any():
+            return "the labels of the rows are not -1 and then ascending"
+        return ""
+
+    def _wrong_header(self) -> str:
+        if missing := _ENTRIES - self.header.keys():
+            return f"the header lacks {sorted(missing)}"
+        if not all(isinstance(self.header[name], str) for name in _TEXTS):
+            return f"{', '.join(_TEXTS)} must be text"
+        classes, names = self.header["classes"], self.header["names"]
+        if not isinstance(classes, list) or any(type(c) is not int or not 0 <= c < 2**31 for c in classes):
+            return "classes must be a list of whole numbers"
+        if not set(self.label[1:].tolist()) <= set(classes):
+            return "a class with a row is not among the classes"
+        if names is None:
+            return ""
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            return "names must be a list of texts, or null"
+        if len(set(names)) != len(names) or max(classes, default=0) >= max(1, len(names)):
+            return "a name stands for two classes, or a class has no name"
+        return ""
+
+    # ---- What it says
+
+    @property
+    def n_bins(self) -> int:
+        """K."""
+        return int(self.query.shape[1]) + 1
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return int(self.query.shape[3])
+
+    @property
+    def encoder(self) -> tuple[str, str, str]:
+        """Name, revision and preprocessing hash of the encoder that embeddings must come from."""
+        return self.header["encoder"], self.header["revision"], self.header["preprocessing_hash"]
+
+    @property
+    def needs_label(self) -> bool:
+        """Whether a class has a row of its own."""
+        return len(self.label) > 1
+
+    def __repr__(self) -> str:
+        return f"<Codebook {self.n_bins} bins, {len(self.label) - 1} classes, {self.header['encoder']}, D = {self.width}>"
+
+    def row(self, label: int | str | None) -> int | None:
+        """The row that samples of a class go by; None for a class that was not there when it was fitted.
+
+        A class that was there, with too few samples for a row of its own, and no label at all, go by row 0.
+
+        Raises:
+            CodebookError: a name where classes are numbers, or a number where they have names.
+        """
+        if label is None:
+            return POOLED
+        if isinstance(label, str) != (self.header["names"] is not None):
+            has, got = ("numbers", "the name") if isinstance(label, str) else ("names", "the number")
+            raise CodebookError(
+                f"classes of this codebook are {has}, got {got} {shorten(label)}; read the label as it was read when "
+                f"the features were made: label={self.header['label']!r}"
+            )
+        return self._rows.get(label)
+
+    @cached_property
+    def _rows(self) -> dict[int | str, int]:
+        own = {c: r for r, c in enumerate(self.label.tolist()) if r != POOLED}
+        rows = {c: own.get(c, POOLED) for c in self.header["classes"]}
+        names = self.header["names"]
+        return dict(rows) if names is None else {names[c]: r for c, r in rows.items()}
+
+    @cached_property
+    def checkpoints(self) -> Checkpoints:
+        """The rules, ready to assign."""
+        return Checkpoints(self.query, self.threshold)
+
+    def frequency(self) -> NDArray[np.float64]:
+        """(R, K) float64: part of new samples of each row that falls into each bin, by the held-out ones."""
+        counts = self.held_out.astype(np.float64)
+        share: NDArray[np.float64] = counts / counts.sum(axis=1, keepdims=True)
+        return share
+
+    def rates(self, keep: float) -> NDArray[np.float64]:
+        """With which probability a sample of each row and bin is kept, so that `keep` of each row is: (R, K) float64.
+
+        Raises:
+            ValueError: `keep` is not a number in [0, 1].
+        """
+        budget_for(keep, 0)
+        pairs = zip(self.frequency(), self.weight, strict=True)
+        return np.stack([solve_rates(frequency, weight, float(keep)) for frequency, weight in pairs])
+
+    # ---- As a file
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of the header with one hash per array: equal hashes, equal codebooks."""
+        return sha256_text(canonical_json(self._whole_header()))
+
+    def _tensors(self) -> dict[str, NDArray[Any]]:
+        return {name: np.ascontiguousarray(getattr(self, name)) for name in _TENSORS}
+
+    def _whole_header(self) -> Header:
+        tensors = {
+            name: [list(array.shape), hashlib.sha256(array.data).hexdigest()]
+            for name, array in self._tensors().items()
+        }
+        return {**self.header, "format": "adq_wds.codebook", "version": VERSION, "tensors": tensors}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write to one safetensors file, whole or not at all.
+
+        Raises:
+            ValueError: a name that does not end in .safetensors.
+            AdqError: the file cannot be written; the old one, if any, is intact.
+        """
+        check_codebook_name(path)
+        text = canonical_json(self._whole_header())
+        metadata = {_HEADER_KEY: f"{sha256_text(text)} {text}"}
+        with atomic_path(path) as partial:
+            partial.write_bytes(safetensors.numpy.save(self._tensors(), metadata))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.path is not None:
+            return _reopen, (str(self.path), self.hash)
+        return Codebook, (self.query, self.threshold, self.label, self.held_out, self.weight, self.header)
+
+
+def check_codebook_name(path: str | os.PathLike[str]) -> None:
+    """Raise `ValueError` unless a path ends in .safetensors, by which a codebook is told from a plan."""
+    if Path(path).suffix != SUFFIX:
+        raise ValueError(f"{os.fspath(path)}: a codebook's file ends in {SUFFIX}")
+
+
+def load_codebook(path: str | os.PathLike[str]) -> Codebook:
+    """Open a codebook's file; all of it is read and checked.
+
+    Raises:
+        CodebookError: missing, damaged, of another kind, or of a newer version.
+    """
+    path = Path(path).absolute()
+    try:
+        _check_size(path)
+        with safetensors.safe_open(
+            path, framework="np"
+        ) as file:  # holds the arrays' places against the file's size
+            header = _checked_header(file.metadata() or {})
+            arrays = {name: _tensor(file, name) for name in _TENSORS}
+            if surplus := set(file.keys()) - set(_TENSORS):
+                raise ValueError(f"array {shorten(sorted(surplus)[0])}, which no codebook has")
+    except FileNotFoundError:
+        raise CodebookError(f"{path}: no such file") from None
+    except CodebookError as error:
+        raise CodebookError(f"{path}: {error}") from None
+    except (safetensors.SafetensorError, OSError, ValueError, RecursionError, MemoryError) as cause:
+        raise CodebookError(f"{path}: damaged, or no codebook ({shorten(str(cause), 200)})") from cause
+    listed = header.pop("tensors")
+    own = {name: value for name, value in header.items() if name not in ("format", "version")}
+    codebook = Codebook(**arrays, header=own, path=path)
+    if codebook._whole_header()["tensors"] != listed:
+        raise CodebookError(f"{path}: damaged: an array does not match its hash; fit it again")
+    return codebook
+
+
+def as_codebook(codebook: Codebook | str | os.PathLike[str]) -> Codebook:
+    """`codebook` itself, or the codebook at that path."""
+    return codebook if isinstance(codebook, Codebook) else load_codebook(codebook)
+
+
+def _check_size(path: Path) -> None:
+    """Raise `ValueError` for a safetensors header that is larger than the file or than ours are."""
+    with path.open("rb") as handle:
+        size = handle.seek(0, os.SEEK_END)
+        handle.seek(0)
+        declared = int.from_bytes(handle.read(8), "little")
+        if declared > min(size, bounds.MAX_HEADER_BYTES):
+            raise ValueError(f"a header of {declared:,} bytes in a file of {size:,}")
+        weight = bounds.header_weight(handle.read(declared))
+    if weight > bounds.MAX_HEADER_WEIGHT:
+        raise ValueError(
+            f"a header of values of about {weight:,} bytes, at most {bounds.MAX_HEADER_WEIGHT:,}"
+        )
+
+
+def _checked_header(metadata: Mapping[str, str]) -> Header:
+    if _HEADER_KEY not in metadata:
+        raise CodebookError("not made by adq_wds (no header); expected a codebook")
+    digest, _, text = metadata[_HEADER_KEY].partition(" ")
+    if sha256_text(text) != digest:
+        raise CodebookError("damaged: the header does not match its hash; fit it again")
+    header: Header = json.loads(text, parse_constant=_no_constant)
+    kind = header.get("format") if isinstance(header, dict) else None
+    if kind != "adq_wds.codebook":
+        raise CodebookError(f"holds {shorten(kind)}, expected adq_wds.codebook")
+    if type(header.get("version")) is not int or not 1 <= header["version"] <= VERSION:
+        raise CodebookError(
+            f"version {shorten(header.get('version'))} of the codebook format; this adq_wds reads version {VERSION}, "
+            "so a newer one is needed"
+        )
+    if canonical_json(header) != text or "tensors" not in header:
+        raise CodebookError("damaged: the header is not as it was written; fit it again")
+    return header
+
+
+def _no_constant(text: str) -> float:
+    raise ValueError(f"number {text}")
+
+
+def _tensor(file: Any, name: str) -> NDArray[Any]:
+    if name not in file.keys():  # noqa: SIM118 - no mapping
+        raise ValueError(f"no array {name!r}")
+    kind = file.get_slice(name).get_dtype()
+    if kind != _TENSORS[name]:
+        raise ValueError(f"array {name!r} is {shorten(kind)}, expected {_TENSORS[name]}")
+    array: NDArray[Any] = file.get_tensor(name)
+    return array
+
+
+def _reopen(path: str, expected: str) -> Codebook:
+    codebook = load_codebook(path)
+    if codebook.hash != expected:
+        raise CodebookError(
+            f"{path}: changed since it was opened (hash {codebook.hash[:12]}, was {expected[:12]})"
+        )
+    return codebook

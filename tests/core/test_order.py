@@ -1,0 +1,143 @@
+"""Is the order a function of the position alone, and does every layout of ranks share it out exactly?"""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adq_wds.core.order import (
+    UNEVEN,
+    in_shards,
+    n_for_rank,
+    on_line,
+    rank_positions,
+    row_order,
+    shard_order,
+)
+
+Place = tuple[int, int]
+
+
+def slow_epoch(orders: list[list[int]], n_lanes: int) -> list[Place]:
+    """The order of an epoch as one would lay it with cards: (place in the shards' order, row), position by position."""
+    line = [(slot, row) for slot, rows in enumerate(orders) for row in rows]
+    short, n_longer = divmod(len(line), n_lanes)
+    lanes, at = [], 0
+    for lane in range(n_lanes):
+        size = short + (lane < n_longer)
+        lanes.append(line[at : at + size])
+        at += size
+    out = []
+    while any(lanes):
+        out += [lane.pop(0) for lane in lanes if lane]
+    return out
+
+
+counts = st.lists(st.integers(0, 12), min_size=1, max_size=9)
+
+
+@given(counts, st.integers(1, 20), st.integers(-3, 3), st.integers(0, 3))
+def test_index_functions_give_the_order_laid_out_by_hand(
+    kept: list[int], lanes: int, seed: int, epoch: int
+) -> None:
+    shards = shard_order(len(kept), stream="p", seed=seed, epoch=epoch)
+    rows = [row_order(kept[s], shard=f"{s}.tar", stream="p", seed=seed, epoch=epoch) for s in shards]
+    expected = slow_epoch([r.tolist() for r in rows], lanes)
+    total = sum(kept)
+    slot, row = in_shards(
+        on_line(np.arange(total), n_total=total, n_lanes=lanes), np.cumsum(np.array(kept)[shards])
+    )
+    assert [(s, int(rows[s][j])) for s, j in zip(slot.tolist(), row.tolist(), strict=True)] == expected
+
+
+@given(st.integers(0, 200), st.integers(1, 70))
+def test_every_place_on_the_line_is_read_once(total: int, lanes: int) -> None:
+    assert sorted(on_line(np.arange(total), n_total=total, n_lanes=lanes).tolist()) == list(range(total))
+
+
+def test_one_lane_is_the_line_itself() -> None:
+    assert on_line(np.arange(9), n_total=9, n_lanes=1).tolist() == list(range(9))
+
+
+@given(st.integers(0, 300), st.integers(1, 12), st.data())
+def test_ranks_share_out_what_is_left_exactly(total: int, world: int, data: st.DataObject) -> None:
+    start = data.draw(st.integers(0, total))
+    shares = {}
+    for uneven in ("pad", "drop", "ragged"):
+        shares[uneven] = [
+            rank_positions(
+                np.arange(n_for_rank(total, start=start, rank=rank, world=world, uneven=uneven)),
+                n_total=total,
+                start=start,
+                rank=rank,
+                world=world,
+            ).tolist()
+            for rank in range(world)
+        ]
+    every = {name: Counter(t for share in ranks for t in share) for name, ranks in shares.items()}
+    lengths = {name: {len(share) for share in ranks} for name, ranks in shares.items()}
+    assert every["ragged"] == Counter(range(start, total))
+    assert max(lengths["ragged"]) - min(lengths["ragged"]) <= 1
+    assert len(lengths["pad"]) == len(lengths["drop"]) == 1
+    assert not every["ragged"] - every["pad"]
+    assert (every["pad"] - every["ragged"]).total() < world
+    assert not every["drop"] - every["ragged"]
+    assert (every["ragged"] - every["drop"]).total() < world
+
+
+def test_over_a_thousand_plans_eight_ranks_are_equal_to_one_before_uneven_and_exactly_after() -> None:
+    """F16."""
+    rng = np.random.default_rng(0)
+    for total in rng.integers(0, 10_000, 1000).tolist():
+        counts = {
+            uneven: [n_for_rank(total, start=0, rank=r, world=8, uneven=uneven) for r in range(8)]  # type: ignore[arg-type]
+            for uneven in ("ragged", "pad", "drop")
+        }
+        assert max(counts["ragged"]) - min(counts["ragged"]) <= 1
+        assert sum(counts["ragged"]) == total
+        assert set(counts["pad"]) == {-(-total // 8)}
+        assert set(counts["drop"]) == {total // 8}
+
+
+@pytest.mark.parametrize(("total", "world"), [(11, 4), (1, 2), (7, 8)])
+def test_error_refuses_unequal_ranks_and_says_what_to_do(total: int, world: int) -> None:
+    text = rf"{total} samples do not divide among {world} ranks .* 'pad' to repeat {-total % world} .* 'drop' to leave {total % world} out"
+    with pytest.raises(ValueError, match=text):
+        n_for_rank(total, start=0, rank=0, world=world, uneven="error")
+    assert n_for_rank(total * world, start=0, rank=0, world=world, uneven="error") == total
+
+
+def test_the_modes_are_these() -> None:
+    assert UNEVEN == ("pad", "drop", "ragged", "error")
+
+
+def test_orders_depend_on_stream_seed_epoch_and_shard_and_on_nothing_else() -> None:
+    def orders(stream: str = "p", seed: int = 0, epoch: int = 0, shard: str = "a.tar") -> tuple[str, str]:
+        shards = shard_order(40, stream=stream, seed=seed, epoch=epoch)
+        rows = row_order(40, shard=shard, stream=stream, seed=seed, epoch=epoch)
+        return str(shards.tolist()), str(rows.tolist())
+
+    first = orders()
+    assert orders() == first
+    for other in (orders(stream="q"), orders(seed=1), orders(epoch=1)):
+        assert other[0] != first[0]
+        assert other[1] != first[1]
+    assert orders(shard="b.tar")[1] != first[1]
+    assert first[0] != first[1]
+
+
+def test_orders_never_change() -> None:
+    """Golden values: a saved state must find the same order with any later numpy."""
+    assert shard_order(8, stream="plan", seed=7, epoch=3).tolist() == [2, 1, 4, 3, 6, 7, 0, 5]
+    assert row_order(8, shard="train-000000.tar", stream="plan", seed=7, epoch=3).tolist() == [
+        6,
+        4,
+        2,
+        0,
+        1,
+        5,
+        7,
+        3,
+    ]
