@@ -29,14 +29,13 @@ peer works on: the diagonal set to 1, and for submodlib the kernel rounded to fl
 Memory is the growth of the peak over the process that holds the libraries and the rows; the kernel is in it. A run that
 would take longer than `--limit`, by the cube of n, is left out, and repeats stop there.
 
-Last measured on two cores of an AMD EPYC kept busy by other programs (load 11, so seconds are too long and ratios rough;
-numpy 2.4.6, submodlib-py 0.0.3, apricot-select 0.6.1, D = 256, up to three runs). On their terms every peer that ran
-gives our order, position by position, at every n and K. On the kernel as it is the diagonal moves one pick of 1,000 and
-three of 5,000 (K = 1; none for K = 10) by at most 4e-5, below float32's spacing; at least 99.8 % of the positions agree.
-Ten bins of 5,000, kernel included: ours 0.82 s and 203 MiB (the kernel is 191), the fastest peer, apricot-naive, 4.8 s and
-357 MiB (and ten calls' compiling, 1.5 s each, on top), submodlib-lazy 81 s and 1,447 MiB (one run apart). The
-selection alone: ours 0.14 s, apricot-naive 30 times that. One bin of 1,000: submodlib-lazy 10 s, apricot-naive 0.17 s,
-ours 0.07 s. ours-pool needs 17 MiB at 5,000 but 12 s for one bin: at this size the matrix is the right choice.
+Last measured on two cores of an AMD EPYC (numpy 2.4.6, submodlib-py 0.0.3, apricot-select 0.6.1, D = 256, medians of up to
+three runs). On their terms every peer that ran gives our order, position by position, at every n and K. On the kernel as it
+is the diagonal moves one pick of 1,000 and three of 5,000 (K = 1; none for K = 10) by at most 4e-5, below float32's spacing;
+at least 99.8 % of the positions agree. Ten bins of 5,000, kernel included: ours 0.15 s and 203 MiB (the kernel is 191), the
+fastest peer, apricot-naive, 1.6 s and 357 MiB (and ten calls' compiling, 0.6 s each, on top); of 2,000: ours 0.05 s,
+apricot-naive 0.22 s, submodlib-lazy 3.0 s and 236 MiB. The selection alone at 5,000: ours 0.029 s, apricot-naive 1.4 s. One
+bin of 1,000: ours 0.013 s, apricot-naive 0.038 s, submodlib-lazy 3.7 s. ours-pool takes 0.28 s and 17 MiB at 5,000.
 """
 
 from __future__ import annotations
