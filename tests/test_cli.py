@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import adq_wds as adq
-from adq_wds.cli import _parser, main
+from adq_wds.arguments import make_parser
+from adq_wds.cli import main
 from adq_wds.jobs.write import write_kept
 
 MakeShard = Callable[..., Path]
@@ -32,7 +33,7 @@ def plan(shards: list[str], tmp_path: Path) -> str:
 
 
 def command(name: str) -> argparse.ArgumentParser:
-    (subparsers,) = [a for a in _parser()._actions if isinstance(a, argparse._SubParsersAction)]
+    (subparsers,) = [a for a in make_parser()._actions if isinstance(a, argparse._SubParsersAction)]
     found: argparse.ArgumentParser = subparsers.choices[name]
     return found
 

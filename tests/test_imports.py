@@ -24,6 +24,7 @@ LEVELS = [
 ]
 # Files that are parts of a room without lying in its folder.
 PART_OF = {
+    "arguments": "cli",
     "binning": "planner",
     "buckets": "planner",
     "tar_headers": "tar",

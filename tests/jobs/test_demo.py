@@ -19,7 +19,8 @@ import torch
 from PIL import Image
 
 import adq_wds as adq
-from adq_wds.cli import _parser, main
+from adq_wds.arguments import make_parser
+from adq_wds.cli import main
 from adq_wds.jobs import demo_train
 from adq_wds.jobs.demo import demo_text, run_demo
 from adq_wds.jobs.demo_arms import fresh_rows, make_trainings, stream_images, stream_kept
@@ -487,7 +488,7 @@ def test_the_text_is_80_columns_wide_and_names_what_to_try(demo: tuple[Path, dic
 
 
 def demo_parser() -> argparse.ArgumentParser:
-    (subparsers,) = [a for a in _parser()._actions if isinstance(a, argparse._SubParsersAction)]
+    (subparsers,) = [a for a in make_parser()._actions if isinstance(a, argparse._SubParsersAction)]
     found: argparse.ArgumentParser = subparsers.choices["demo"]
     return found
 

@@ -1,0 +1,322 @@
+"""Which arguments does `adq` take? A parser for every command; what they do stands in `cli`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import adq_wds
+from adq_wds.pipe import MAX_BAD_FRACTION
+from adq_wds.registry import ALLOCATIONS, HEADS, KERNELS, SCORES
+from adq_wds.sample import IMAGE_FIELDS
+
+_SHARDS_HELP = (
+    "tar shards, before the options: a pattern in quotes (braces, ::, *), a folder, or several paths"
+)
+
+
+def make_parser(earlier_run: dict[str, Any] | None = None) -> argparse.ArgumentParser:
+    """The parser of all commands; `earlier_run` gives defaults to `adq run`, which flags override."""
+    parser = argparse.ArgumentParser(
+        prog="adq",
+        description="Adaptive Dataset Quantization: choose a part of your tar shards, and train on it.",
+        epilog="Exit codes: 0 ok, 1 data differ or are damaged, 2 wrong usage, 130 interrupted.",
+    )
+    parser.add_argument("--version", action="version", version=f"adq {adq_wds.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_run(commands).set_defaults(**earlier_run or {})
+    _add_embed(commands)
+    _add_plan(commands)
+    _add_codebook(commands)
+    _add_show(commands)
+    _add_write(commands)
+    _add_index(commands)
+    _add_verify(commands)
+    _add_demo(commands)
+    return parser
+
+
+def _command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.add_argument("-q", "--quiet", action="store_true", help="warnings only")
+    command.add_argument(
+        "--progress",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="progress bars; only on a terminal unless said",
+    )
+    return command
+
+
+def _add_run(commands: Any) -> argparse.ArgumentParser:
+    command = _command(
+        commands, "run", "embed, bin, score and plan in one go; what is done already is not done again"
+    )
+    command.add_argument("shards", nargs="*", metavar="SHARDS", help=_SHARDS_HELP)
+    command.add_argument(
+        "-o", "--out", required=True, help="folder for features/, bins.parquet, plan.parquet, run.json"
+    )
+    command.add_argument("--write", action="store_true", help="also write the kept samples to OUT/shards/")
+    command.add_argument(
+        "--from",
+        dest="from_run",
+        metavar="RUN.JSON",
+        help="the shards and arguments of an earlier run; what is given beside it goes before",
+    )
+    _encoder_flags(command)
+    _embed_flags(command)
+    _plan_flags(command)
+    return command
+
+
+def _add_embed(commands: Any) -> None:
+    command = _command(commands, "embed", "embed shards: one features file per shard; resumable")
+    command.add_argument("shards", nargs="+", metavar="SHARDS", help=_SHARDS_HELP)
+    command.add_argument("-o", "--out", default="features", help="folder for the features")
+    _encoder_flags(command)
+    _embed_flags(command).add_argument(
+        "--scores", nargs="+", default=(), help="installed scores, a column each; texture is always there"
+    )
+
+
+def _add_plan(commands: Any) -> None:
+    command = _command(commands, "plan", "turn features into a plan: bins, scores, quotas, ranks")
+    command.add_argument("features", metavar="FEATURES", help="folder that `adq embed` wrote")
+    command.add_argument("-o", "--out", default="plan.parquet", help="file for the plan")
+    _plan_flags(command)
+
+
+def _add_codebook(commands: Any) -> None:
+    command = _command(
+        commands, "codebook", "learn from features which bin any sample is in, also one never seen"
+    )
+    command.add_argument("features", metavar="FEATURES", help="folder that `adq embed` wrote")
+    command.add_argument(
+        "-o", "--out", default="codebook.safetensors", help="file for the codebook, .safetensors"
+    )
+    command.add_argument("--bins", type=int, default=10, help="bins per class")
+    command.add_argument("--pilot", type=int, help="samples that each class's rule is fitted on; up to 5,000")
+    command.add_argument("--checkpoints", type=int, default=8, help="kept for each bin")
+    command.add_argument(
+        "--min-pilot", type=int, default=500, help="classes with fewer go by one rule over all"
+    )
+    command.add_argument(
+        "--keep", type=float, default=0.3, help="the ratio that is shown; a codebook serves any"
+    )
+    command.add_argument("--seed", type=int, default=0, help="of the keyed draw of the pilot")
+    command.add_argument(
+        "--alpha", type=float, default=0.65, help="share of the importance in a bin's rate; 0 is uniform"
+    )
+    command.add_argument("--allocation", default="adaptive", help=f"one of {', '.join(ALLOCATIONS)}")
+    command.add_argument(
+        "--scores", nargs="+", default=list(SCORES), help="which add up to a bin's importance"
+    )
+    command.add_argument(
+        "--normalise", choices=("sum", "minmax"), default="sum", help="of each score over the bins"
+    )
+    command.add_argument(
+        "--memory-bytes", type=int, default=1 << 30, help="for one pilot's similarity matrix"
+    )
+
+
+def _add_show(commands: Any) -> None:
+    command = _command(commands, "show", "what a plan or a codebook keeps, per bin and per class")
+    command.add_argument("plan", metavar="PLAN", help="a plan file, or a codebook, .safetensors")
+    command.add_argument("--keep", type=float, default=0.3, help="of a codebook, whose rates hang on it")
+
+
+def _add_write(commands: Any) -> None:
+    command = _command(commands, "write", "write the kept samples to new shards, bytes untouched")
+    command.add_argument("shards", nargs="+", metavar="SHARDS", help=_SHARDS_HELP)
+    command.add_argument("--plan", help="the plan; all samples without one")
+    command.add_argument(
+        "-o",
+        "--out",
+        required=True,
+        metavar="PATTERN",
+        help="pattern for the new shards, such as small/%%06d.tar",
+    )
+    command.add_argument(
+        "--root", help="folder that the plan's shard names are relative to, where a path fits several"
+    )
+    command.add_argument("--max-samples", type=int, default=10_000, help="samples in a shard, at most")
+    command.add_argument("--max-bytes", type=int, default=1 << 30, help="payload bytes in a shard, at most")
+    command.add_argument("--split", default="train", help="name of the split in _info.json")
+    command.add_argument(
+        "--overwrite", action="store_true", help="replace another run's shards in the folder"
+    )
+
+
+def _add_index(commands: Any) -> None:
+    command = _command(
+        commands,
+        "index",
+        "write where every sample lies to one file; unchanged shards are not read again",
+    )
+    command.add_argument(
+        "shards", nargs="+", metavar="SHARDS", help=f"{_SHARDS_HELP}; or their _info.json or wids JSON file"
+    )
+    command.add_argument("-o", "--out", default="index.parquet", help="file for the index")
+    command.add_argument("--split", help="one split of the _info.json; all unless said")
+
+
+def _add_verify(commands: Any) -> None:
+    command = _command(
+        commands, "verify", "hold shards against a plan, to the end, and list all that differs"
+    )
+    command.add_argument("plan", metavar="PLAN", help="a plan, an index file, or a folder of features")
+    command.add_argument("shards", nargs="+", metavar="SHARDS", help=_SHARDS_HELP)
+    command.add_argument(
+        "--root", help="folder that the shard names are relative to, where a path fits several"
+    )
+    command.add_argument("--decode", action="store_true", help="also decode every kept image")
+    command.add_argument(
+        "--image", default=IMAGE_FIELDS, help="field with the image, alternatives separated by ;"
+    )
+    command.add_argument("--label", help="also compare the labels in this field with the plan's")
+    command.add_argument("--workers", type=int, help="threads for that; as many as cores unless said")
+    command.add_argument("--lines", type=int, default=20, help="differences to print; --json prints all")
+
+
+def _add_demo(commands: Any) -> None:
+    command = _command(
+        commands, "demo", "see it work: digits, plans, small trainings and a table; nothing is fetched"
+    )
+    command.add_argument(
+        "-o", "--out", default="adq-demo", help="folder for it, new or of an earlier demo, which goes on"
+    )
+    command.add_argument("--keep", type=float, default=0.1, help="ratio of images kept, in (0, 1]")
+    command.add_argument("--seeds", type=int, default=10, help="plans and trainings of each kind")
+    command.add_argument("--epochs", type=int, default=60, help="of each training")
+    command.add_argument(
+        "--encoder", default="builtin", help="builtin, builtin-free, thumbnail, any timm name"
+    )
+
+
+def _encoder_flags(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("encoder")
+    group.add_argument(
+        "--encoder",
+        default="builtin",
+        help="builtin, builtin-free, thumbnail (8x8 mean colours), or any timm name",
+    )
+    group.add_argument("--checkpoint", help="weights for it, .safetensors")
+    group.add_argument("--device", help="cpu, cuda, or auto")
+    group.add_argument(
+        "--image-size", type=int, help="input side, where the model allows another than its own"
+    )
+    group.add_argument(
+        "--pretrained",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="fetch timm's weights when there is no checkpoint",
+    )
+    group.add_argument(
+        "--head", action=argparse.BooleanOptionalAction, default=None, help="keep the classifier, for logits"
+    )
+    group.add_argument(
+        "--allow-pickle", action="store_true", default=None, help="also read .pth checkpoints (weights only)"
+    )
+    group.add_argument("--cache-dir", help="where fetched weights are kept")
+    _forward_flags(group)
+
+
+def _forward_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--amp",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="compute in bfloat16, where the device can",
+    )
+    group.add_argument(
+        "--channels-last",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="colours side by side in memory; so unless said",
+    )
+    group.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="torch.compile the network; needs a C++ compiler",
+    )
+
+
+def _embed_flags(command: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    group = command.add_argument_group("embedding")
+    group.add_argument(
+        "--image", default=IMAGE_FIELDS, help="field with the image, alternatives separated by ;"
+    )
+    group.add_argument(
+        "--label", default="cls", help="field with the label: cls, txt, json:label; none for unlabelled data"
+    )
+    group.add_argument(
+        "--embeddings",
+        metavar="FILE",
+        help="Parquet or .npy file with embeddings made elsewhere, or field:emb.npy in the shards; no encoder then",
+    )
+    group.add_argument("--batch-size", type=int, default=64, help="images per call of the encoder")
+    group.add_argument("--workers", type=int, help="threads; as many as cores unless said")
+    group.add_argument(
+        "--on-error",
+        choices=("raise", "skip"),
+        default="raise",
+        help="what to do with a bad sample (not with a bad view, which ends the job)",
+    )
+    group.add_argument(
+        "--max-bad-fraction", type=float, default=MAX_BAD_FRACTION, help="of a shard, when skipping"
+    )
+    group.add_argument("--limit", type=int, help="only the first samples, this many")
+    group.add_argument(
+        "--logit-grad",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="keep logit gradients, for --kernel gradient of a plan",
+    )
+    group.add_argument(
+        "--double-softmax",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="those of the released code: softmax of the softmax",
+    )
+    group.add_argument(
+        "--views", type=int, default=0, help="also embed two views of so many images, for --diversity-head"
+    )
+    group.add_argument("--dry-run", action="store_true", help="say samples, memory, time and bytes, and stop")
+    return group
+
+
+def _plan_flags(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("plan")
+    group.add_argument("--keep", type=float, default=0.3, help="ratio of samples kept, in [0, 1]")
+    group.add_argument("--bins", type=int, default=10, help="bins per class")
+    group.add_argument(
+        "--kernel",
+        choices=KERNELS,
+        default="features",
+        help="similarity: of embeddings, or of gradients by a head",
+    )
+    group.add_argument("--seed", type=int, default=0, help="of the keyed draw")
+    group.add_argument(
+        "--alpha", type=float, default=0.65, help="share of the importance in a bin's rate; 0 is uniform"
+    )
+    group.add_argument("--allocation", default="adaptive", help=f"one of {', '.join(ALLOCATIONS)}")
+    group.add_argument(
+        "--balance", choices=("class", "none"), default="class", help="keep the classes' proportions?"
+    )
+    group.add_argument(
+        "--draw", choices=("random", "ordered"), default="random", help="how samples of a bin are ranked"
+    )
+    group.add_argument("--scores", nargs="+", default=list(SCORES), help="which add up to a bin's importance")
+    group.add_argument(
+        "--diversity-head", choices=HEADS, default="none", help="what the diversity is measured behind"
+    )
+    group.add_argument(
+        "--normalise", choices=("sum", "minmax"), default="sum", help="of each score over the bins"
+    )
+    group.add_argument("--classes", nargs="+", help="plan these classes only")
+    group.add_argument("--must-include", metavar="FILE", help="keys that are kept in any case, one a line")
+    group.add_argument("--memory-bytes", type=int, default=1 << 30, help="for one class's similarity matrix")
