@@ -132,9 +132,8 @@ class Plans:
         """The plan that a training follows."""
         options = {"bins": 10, **ARMS[task.arm][0]}
         of_bins = {k: v for k, v in options.items() if k in BIN_OPTIONS}
-        of_plan = {
-            k: v for k, v in options.items() if k not in BIN_OPTIONS | EMBED_OPTIONS | {"encoder", "keep"}
-        }
+        own = (BIN_OPTIONS - {"kernel"}) | EMBED_OPTIONS | {"encoder", "keep"}
+        of_plan = {k: v for k, v in options.items() if k not in own}
         with self._lock:
             features = self.features(task)
             key = canonical_json([str(features.folder), of_bins])
