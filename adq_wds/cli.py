@@ -19,6 +19,7 @@ from tqdm import tqdm
 import adq_wds
 from adq_wds.arguments import make_parser
 from adq_wds.errors import AdqError, ShardError
+from adq_wds.registry import ENCODER_OPTIONS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -208,18 +209,6 @@ def _print(a: argparse.Namespace, value: dict[str, Any], text: str | None = None
 
 # ---- What the arguments stand for
 
-_ENCODER = (
-    "checkpoint",
-    "device",
-    "image_size",
-    "pretrained",
-    "head",
-    "allow_pickle",
-    "cache_dir",
-    "amp",
-    "channels_last",
-    "compile",
-)
 _EMBED = (
     "image", "label", "embeddings", "batch_size", "workers", "on_error", "max_bad_fraction", "limit",
     "logit_grad", "double_softmax", "views",
@@ -269,7 +258,7 @@ def _encoder(a: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `adq_wds.encoder`: those that were given."""
     return {
         "spec": a.encoder,
-        **{name: getattr(a, name) for name in _ENCODER if getattr(a, name) is not None},
+        **{name: getattr(a, name) for name in ENCODER_OPTIONS if getattr(a, name) is not None},
     }
 
 

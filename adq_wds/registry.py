@@ -28,6 +28,10 @@ PIPES: dict[str, type[Pipe]] = {
     "subsample": Subsample,
 }
 SHIPPED_ENCODERS = ("builtin", "builtin-free", "thumbnail")
+ENCODER_OPTIONS = (  # what the command and a run.json may say of an encoder, beside its name
+    "checkpoint", "device", "image_size", "pretrained", "head", "allow_pickle", "cache_dir", "amp", "channels_last",
+    "compile",
+)  # fmt: skip
 SCORES = ("texture", "diversity")  # both in every plan's bins; others are `Score`s of users
 KERNELS = ("features", "gradient")
 HEADS = ("none", "contrastive", "paper")

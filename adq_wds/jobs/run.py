@@ -21,7 +21,7 @@ from adq_wds.jobs.threads import positive
 from adq_wds.jobs.views import N_VIEWS
 from adq_wds.jobs.write import refuse_sources, write_kept
 from adq_wds.models.stored import open_embeddings
-from adq_wds.registry import KERNELS, SCORES, look_up
+from adq_wds.registry import ENCODER_OPTIONS, KERNELS, SCORES, look_up
 from adq_wds.registry import encoder as named_encoder
 from adq_wds.registry import score as named_score
 from adq_wds.shards import expand_urls, shard_names
@@ -33,19 +33,7 @@ from adq_wds.tables.spans import source_stamp
 VERSION = 1
 # What a run.json may set, which may come from a stranger.
 _KNOWN = {
-    "encoder": {
-        "spec",
-        "checkpoint",
-        "device",
-        "image_size",
-        "pretrained",
-        "head",
-        "allow_pickle",
-        "cache_dir",
-        "amp",
-        "channels_last",
-        "compile",
-    },
+    "encoder": {"spec", *ENCODER_OPTIONS},
     "embed": set(inspect.signature(embed_shards).parameters) - {"urls", "encoder", "out", "progress"},
     "plan": set(inspect.signature(build_plan).parameters) - {"features", "out", "progress"},
 }
