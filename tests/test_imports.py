@@ -30,6 +30,7 @@ PART_OF = {
     "tar_headers": "tar",
     "image": "sample",
     "score": "sample",
+    "npy": "sample",
 }
 LEVEL = {room: i for i, rooms in enumerate(LEVELS) for room in rooms}
 

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adq_wds.errors import FeaturesError
-from adq_wds.models.npy import MAX_HEADER_BYTES, NpyError, read_header
 from adq_wds.models.stored_field import PREFIX, FieldEmbeddings
 from adq_wds.models.stored_parquet import ParquetRows
+from adq_wds.npy import MAX_HEADER_BYTES, NpyError, read_header
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adq_wds.errors import SampleError, shorten
-from adq_wds.models.npy import MAX_HEADER_BYTES, NpyError, read_header
+from adq_wds.npy import MAX_HEADER_BYTES, NpyError, read_header
 from adq_wds.sample import Sample, place_error
 
 PREFIX = "field:"

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adq_wds.errors import CodebookError, SampleError, shorten
+from adq_wds.npy import MAX_HEADER_BYTES, NpyError, read_header
 from adq_wds.pipe import Pipe
 from adq_wds.pipes.embed import EMBEDDING_FIELD, ENCODER_FIELD, unit_half
 from adq_wds.sample import FieldSpec, Sample, check_spec, clean_fields, place_error, read_label
@@ -19,7 +19,6 @@ from adq_wds.tables.codebook import POOLED, Codebook, as_codebook
 
 BIN_FIELD = "bin.cls"
 RULE_FIELD = "__adq_bin__"  # (hash of the codebook, row) that the bin is by
-_MAX_NPY_HEADER = 10_000  # NumPy's own limit
 
 logger = logging.getLogger("adq_wds")
 
@@ -146,20 +145,17 @@ def _vector(value: Any) -> NDArray[np.floating[Any]]:
 def _npy(data: bytes | bytearray | memoryview) -> NDArray[Any]:
     """The array in an npy file, whose header is held against the bytes that are there before it is believed."""
     data = bytes(data)
-    head = io.BytesIO(data[:_MAX_NPY_HEADER])
     try:
-        version = np.lib.format.read_magic(head)  # type: ignore[no-untyped-call, unused-ignore]
-        if version not in ((1, 0), (2, 0)):
-            raise ValueError(f"version {version}")
-        read: Any = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
-        shape, _, dtype = read(head)
-    except Exception as error:  # a header goes through Python's tokenizer and literal reader: any may object
-        raise SampleError(f"not an npy file ({shorten(str(error), 120)})") from error
-    n_bytes = dtype.itemsize
-    for length in shape:
-        n_bytes *= length
-    if dtype.hasobject or n_bytes != len(data) - head.tell():
+        header = read_header(data[:MAX_HEADER_BYTES], len(data))
+    except NpyError as error:
+        raise SampleError(f"not an npy file ({error})") from error
+    n_bytes = len(data) - header.start
+    if not header.has_lengths:
+        raise SampleError(f"declares a shape that is none, {shorten(header.shape)}, expected one vector")
+    if header.dtype.hasobject or header.declared_bytes != n_bytes:
         raise SampleError(
-            f"declares {n_bytes:,} bytes of {str(dtype)[:80]}, shape {shorten(shape)}, and holds {len(data) - head.tell():,}"
+            f"declares {header.declared_bytes:,} bytes of {str(header.dtype)[:80]}, shape {shorten(header.shape)}, and "
+            f"holds {n_bytes:,}"
         )
-    return np.frombuffer(data, dtype, offset=head.tell()).reshape(shape)
+    order: Literal["C", "F"] = "F" if header.fortran_order else "C"
+    return np.frombuffer(data, header.dtype, offset=header.start).reshape(header.shape, order=order)
