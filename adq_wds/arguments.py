@@ -11,7 +11,7 @@ from adq_wds.registry import ALLOCATIONS, HEADS, KERNELS, SCORES
 from adq_wds.sample import IMAGE_FIELDS
 
 _SHARDS_HELP = (
-    "tar shards, before the options: a pattern in quotes (braces, ::, *), a folder, or several paths"
+    "tar shards, before the options: a pattern in quotes (braces, ::, *), a folder, or several paths or URLs"
 )
 
 
@@ -142,6 +142,7 @@ def _add_write(commands: Any) -> None:
     command.add_argument(
         "--root", help="folder that the plan's shard names are relative to, where a path fits several"
     )
+    command.add_argument("--cache", metavar="FOLDER", help="where bytes of remote shards stay, for another try")
     command.add_argument("--max-samples", type=int, default=10_000, help="samples in a shard, at most")
     command.add_argument("--max-bytes", type=int, default=1 << 30, help="payload bytes in a shard, at most")
     command.add_argument("--split", default="train", help="name of the split in _info.json")

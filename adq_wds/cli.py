@@ -122,7 +122,7 @@ def _write(a: argparse.Namespace) -> None:
 
     from adq_wds.jobs.write import write_kept
 
-    options = _pick(a, "root", "max_samples", "max_bytes", "split", "overwrite", "progress")
+    options = _pick(a, "root", "cache", "max_samples", "max_bytes", "split", "overwrite", "progress")
     report = write_kept(a.shards, a.plan, a.out, **options)
     share = 100 * report.bytes / max(1, report.source_bytes or 0)
     text = (

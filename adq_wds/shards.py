@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import PurePosixPath
+from urllib.parse import unquote
 
 import braceexpand
 
@@ -17,17 +18,21 @@ from adq_wds.errors import PlanError, shorten
 
 MAX_SHARDS = 1_000_000
 _RANGE = re.compile(r"\{(-?\d{1,18})\.\.(-?\d{1,18})[.}]")
+_LIKE_SCP = re.compile(r"[^/]*@[^/]*:")
 _TAR_IN_COMMAND = re.compile(r"[^/\s'\"|<>?#&=:@]+\.(?:tar|tgz)[.\w]*")
 
 
-def expand_urls(urls: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[str]:
+def expand_urls(
+    urls: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], *, commands: bool = False
+) -> list[str]:
     """The shards that a pattern, or several, stand for, in the order written.
 
     Braces (``train-{000000..000146}.tar``) and ``::`` are read as WebDataset reads them; ``*`` and ``?`` match
-    local files, sorted; a folder means the ``*.tar`` files in it, sorted.
+    local files, sorted; a folder means the ``*.tar`` files in it, sorted; ``file:`` URLs become paths. A command
+    (``pipe:``) is refused, unless `commands` lets it pass.
 
     Raises:
-        ValueError: nothing is named, a local pattern matches nothing, or a shard is named twice.
+        ValueError: nothing is named, a local pattern matches nothing, a shard is named twice, or is a command.
 
     >>> expand_urls("a-{000..002}.tar::b.tar")
     ['a-000.tar', 'a-001.tar', 'a-002.tar', 'b.tar']
@@ -37,12 +42,18 @@ def expand_urls(urls: str | os.PathLike[str] | Iterable[str | os.PathLike[str]])
     for pattern in patterns:
         for part in os.fspath(pattern).split("::"):
             found.extend(_expand_one(part))
+    for url in found:
+        if is_pipe(url) and not commands:
+            raise ValueError(
+                f"shard {shown_url(url)} is a command, and running it is refused: fetch its output first, or say "
+                "ShardDataset(allow_pipe=True)"
+            )
     if not found:
         raise ValueError("no shards given; name tar files, a pattern in quotes, or a folder")
     twice = [url for url, count in Counter(found).items() if count > 1]
     if twice:
         raise ValueError(
-            f"shard {shorten(twice[0])} is listed {found.count(twice[0])} times; name each shard once"
+            f"shard {shown_url(twice[0])} is listed {found.count(twice[0])} times; name each shard once"
         )
     return found
 
@@ -52,15 +63,15 @@ def _expand_one(part: str) -> list[str]:
         return [part]  # a file whose own name has braces or stars
     many = math.prod(abs(int(last) - int(first)) + 1 for first, last in _RANGE.findall(part))
     if many > MAX_SHARDS:  # counted first: the ranges would be written out in memory
-        raise ValueError(f"shards {shorten(part)}: {many:,} shards, at most {MAX_SHARDS:,}")
+        raise ValueError(f"shards {shown_url(part)}: {many:,} shards, at most {MAX_SHARDS:,}")
     try:
         names = list(islice(braceexpand.braceexpand(part), MAX_SHARDS)) if part else []
-    except ValueError as error:
-        raise ValueError(f"shards {shorten(part)}: {error}") from error
+    except ValueError:  # its text quotes the pattern
+        raise ValueError(f"shards {shown_url(part)}: braces that do not match") from None
     found = []
     for name in names:
-        if "://" in name:
-            found.append(name)
+        if is_url(name):
+            found.append(_without_file_scheme(name))
         elif os.path.isdir(name):
             found.extend(_matches(os.path.join(glob.escape(name), "*.tar"), f"{name}/*.tar"))
         elif any(c in name for c in "*?[") and not os.path.exists(name):
@@ -77,21 +88,71 @@ def _matches(pattern: str, shown: str) -> list[str]:
     return names
 
 
-def path_of(url: str) -> str:
-    """The path in a URL: no scheme or host, no query, no fragment, no ``pipe:`` command before it.
+def _without_file_scheme(url: str) -> str:
+    if not url.lower().startswith("file://"):
+        return url
+    host, slash, path = url[7:].partition("/")
+    if host not in ("", "localhost") or not slash:
+        raise ValueError(f"shard {shown_url(url)}: a file: URL of another machine; expected file:///PATH")
+    return unquote("/" + path)
 
-    >>> path_of("https://host/data/train-000001.tar?token=s3cret")
+
+def is_pipe(url: str) -> bool:
+    """Whether it is a command whose output is the shard."""
+    return url.lstrip().lower().startswith("pipe:")
+
+
+def is_url(url: str) -> bool:
+    """Whether it is not a path of a local file: a URL or a command.
+
+    >>> [is_url(url) for url in ("s3://bucket/a.tar", "pipe:cat a.tar", "data/a.tar")]
+    [True, True, False]
+    """
+    return "://" in url or is_pipe(url)
+
+
+def shown_url(url: str) -> str:
+    """What may be said of a shard: a path as it is; of a URL the file's name, for all else may hold a secret.
+
+    >>> shown_url("https://user:s3cret@host/data/a.tar?token=s3cret"), shown_url("s3cret@host://a.tar")
+    ("'a.tar'", 'a URL')
+    """
+    if not is_url(url):
+        return "a URL" if _LIKE_SCP.match(url) else shorten(url)
+    folder, slash, name = path_of(url).rpartition("/")
+    if is_pipe(url):
+        return f"'pipe:' … {shorten(name)}"
+    return shorten(name) if slash and folder and not set(name) & set("@:?#") else "a URL"
+
+
+def without_secrets(url: str) -> str:
+    """A URL without user, password, query and fragment; a command's name only; a path as it is.
+
+    >>> without_secrets("https://user:s3cret@host/data/a.tar?token=s3cret")
+    'https://host/data/a.tar'
+    """
+    if is_pipe(url):
+        return "pipe:"
+    scheme, separator, _ = url.partition("://")
+    return f"{scheme}://{path_of(url)}" if separator else url
+
+
+def path_of(url: str) -> str:
+    """The path in a URL with its host: no scheme, user, query or fragment, no ``pipe:`` command before it.
+
+    >>> path_of("https://me:s3cret@host/data/train-000001.tar?token=s3cret")
     'host/data/train-000001.tar'
     >>> path_of("pipe:curl -s http://host/a.tar")
     'a.tar'
     """
-    if url.lower().lstrip().startswith("pipe:"):
+    if is_pipe(url):
         names = _TAR_IN_COMMAND.findall(url)  # a command may hold secrets: nothing else of it is passed on
         return names[-1] if names else "pipe"
     scheme, separator, rest = url.partition("://")
     if not separator:
         return scheme
-    return rest.split("?", 1)[0].split("#", 1)[0]
+    host, slash, path = rest.split("?", 1)[0].split("#", 1)[0].partition("/")
+    return host.rpartition("@")[2] + slash + path
 
 
 def base_name(shard: str) -> str:
@@ -108,7 +169,7 @@ def shard_names(urls: Sequence[str]) -> list[str]:
     >>> shard_names(["/data/a/train.tar", "/data/b/train.tar", "/data/b/val.tar"])
     ['a/train.tar', 'b/train.tar', 'val.tar']
     """
-    paths = [path_of(url if "://" in url or "pipe:" in url else os.path.abspath(url)) for url in urls]
+    paths = [path_of(url if is_url(url) else os.path.abspath(url)) for url in urls]
     parts = [[p for p in path.replace(os.sep, "/").split("/") if p not in ("", ".")] for path in paths]
     depth = [1] * len(urls)
     while True:
@@ -119,7 +180,7 @@ def shard_names(urls: Sequence[str]) -> list[str]:
             return names
         stuck = [i for i in same if depth[i] >= len(parts[i])]
         if len(stuck) > 1:
-            raise ValueError(f"shard {shorten(urls[stuck[0]])} is listed twice; name each shard once")
+            raise ValueError(f"shard {shown_url(urls[stuck[0]])} is listed twice; name each shard once")
         for i in same:
             depth[i] = min(depth[i] + 1, len(parts[i]))
 

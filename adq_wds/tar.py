@@ -2,7 +2,7 @@
 
 Samples are grouped as webdataset 1.0.2 groups them; what it loses or mixes without a word is refused here.
 Sizes are checked from headers before anything is read or skipped, and every header's checksum is verified
-before its sample is given out. Nothing is unpacked, and nothing but `open_shard` opens a file.
+before its sample is given out. Nothing but `open_shard` opens a file.
 
 The key is the member's name up to the first dot of its base name, folders kept; the field is the rest in
 lower case. What becomes of each kind of name:
@@ -43,11 +43,13 @@ import re
 import stat
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 from adq_wds.errors import SampleError, ShardError, located, shorten
+from adq_wds.remote.fetch import Fetch
+from adq_wds.shards import base_name, is_url
 from adq_wds.tar_headers import BLOCK, DEFAULT_LIMITS, Entry, Limits, iter_entries
 
 __all__ = [
@@ -202,39 +204,44 @@ def _payload(view: memoryview, member: Member) -> memoryview:
 
 
 @contextmanager
-def open_shard(path: str | os.PathLike[str], *, sparse: bool = False) -> Iterator[memoryview]:
-    """The bytes of a local shard, memory-mapped and read-only; slices kept after the block stay valid.
+def open_shard(
+    path: str | os.PathLike[str],
+    *,
+    shard: str | None = None,
+    fetch: Fetch | None = None,
+    sparse: bool = False,
+) -> Iterator[memoryview]:
+    """The bytes of a shard, memory-mapped and read-only; slices kept after the block stay valid.
 
+    A shard at a URL, or packed with gzip, is fetched whole and unpacked first, into `fetch`'s cache or a temporary file.
     A file that another process shortens meanwhile kills this one (SIGBUS): shards are replaced, never cut. With
     `sparse` the kernel is told to fetch what is read and nothing around it: for reading a small part.
 
+    Args:
+        path: a local path, a URL, or a command (``pipe:``), if `fetch` allows it.
+        shard: its name, for messages.
+        fetch: how what is not a plain local tar is got.
+
     Raises:
-        ShardError: missing, unreadable, no regular file, empty, or compressed.
+        ShardError: missing, unreadable, no regular file, empty, or packed otherwise than with gzip.
     """
-    name = os.fspath(path)
-    try:
-        # O_NONBLOCK: opening a fifo that nobody writes to would wait for ever
-        handle = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise ShardError(f"shard {name}: cannot be opened: {error.strerror}") from error
-    try:
-        status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode):
-            kind = "directory" if stat.S_ISDIR(status.st_mode) else "fifo, socket or device"
-            raise ShardError(f"shard {name}: a {kind}, expected a tar file")
-        if status.st_size == 0:
-            raise ShardError(f"shard {name}: empty file, expected a tar file: write or fetch it again")
-        mapped = mmap.mmap(handle, 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise ShardError(f"shard {name}: cannot be read: {error.strerror or error}") from error
-    finally:
-        os.close(handle)
+    url = os.fspath(path)
+    fetch = fetch or Fetch()
+    remote = is_url(url)
+    name = shard or (base_name(url) if remote else url)
+    file = fetch.whole(url, shard=name) if remote else _opened(url, name)
+    with ExitStack() as close:
+        close.enter_context(file)
+        mapped = _mapped(file, name)
+        packer = next((packer for magic, packer in _PACKED.items() if mapped[: len(magic)] == magic), None)
+        if packer is not None:
+            mapped.close()
+            if packer != "gzip" or remote:
+                text = f"{packer}: unpack it, samples are read from tar files by offset"
+                raise ShardError(f"shard {name}: {text}")
+            mapped = _mapped(close.enter_context(fetch.unpacked(file, url, shard=name)), name)
     if sparse and hasattr(mmap, "MADV_RANDOM"):
         mapped.madvise(mmap.MADV_RANDOM)
-    for magic, packer in _PACKED.items():
-        if mapped[: len(magic)] == magic:
-            mapped.close()
-            raise ShardError(f"shard {name}: {packer}: unpack it, samples are read from tar files by offset")
     view = memoryview(mapped)
     try:
         yield view
@@ -242,6 +249,32 @@ def open_shard(path: str | os.PathLike[str], *, sparse: bool = False) -> Iterato
         with suppress(BufferError):  # somebody still holds a slice: the mapping goes when the slice does
             view.release()
             mapped.close()
+
+
+def _opened(path: str, name: str) -> BinaryIO:
+    try:
+        # O_NONBLOCK: opening a fifo that nobody writes to would wait for ever
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise ShardError(f"shard {name}: cannot be opened: {error.strerror}") from error
+    try:
+        mode = os.fstat(handle).st_mode
+        if not stat.S_ISREG(mode):
+            kind = "directory" if stat.S_ISDIR(mode) else "fifo, socket or device"
+            raise ShardError(f"shard {name}: a {kind}, expected a tar file")
+        return open(handle, "rb", buffering=0)
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def _mapped(file: BinaryIO, name: str) -> mmap.mmap:
+    try:
+        if os.fstat(file.fileno()).st_size == 0:
+            raise ShardError(f"shard {name}: empty file, expected a tar file: write or fetch it again")
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise ShardError(f"shard {name}: cannot be read: {error.strerror or error}") from error
 
 
 def split_name(name: str) -> tuple[str, str] | None:

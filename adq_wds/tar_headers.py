@@ -19,8 +19,8 @@ BLOCK = 512
 
 _ZEROS = bytes(BLOCK)
 _BATCH = 4096  # headers whose checksums are verified together: 2 MiB
-_FILES = b"0\x007"
-_PREFIXES = b"xXLKg"
+FILES = b"0\x007"
+PREFIXES = b"xXLKg"
 _KINDS = {"1": "hard link", "2": "symbolic link", "3": "character device", "4": "block device", "6": "fifo",
           "S": "sparse file"}  # fmt: skip
 _GLOBAL = "(global PAX header)"  # no dot: ignored and counted like any name without extension
@@ -103,7 +103,7 @@ def iter_entries(view: memoryview, *, shard: str, limits: Limits, marked: bool) 
             position, head = heads[bad]
             batch = [entry for entry in batch if entry.payload <= position]
             what = f"not a tar file (starts with {shorten(head[:16])})" if position == 0 else "bad header"
-            fault = _fault(
+            fault = at_byte(
                 shard, position, f"{what}: checksum does not match; write or fetch the shard again"
             )
         heads.clear()
@@ -115,19 +115,19 @@ def iter_entries(view: memoryview, *, shard: str, limits: Limits, marked: bool) 
 def _first_bad_sum(heads: list[bytes]) -> int | None:
     """Index of the first header block whose checksum is wrong."""
     if len(heads) < 8:
-        return next((i for i, head in enumerate(heads) if not _sum_fits(head)), None)
+        return next((i for i, head in enumerate(heads) if not sum_fits(head)), None)
     blocks = np.frombuffer(b"".join(heads), dtype=np.uint8).reshape(-1, BLOCK)  # (n, 512)
     field = blocks[:, 148:156]  # counted as eight spaces
     sums = blocks.sum(axis=1, dtype=np.uint32) - field.sum(axis=1, dtype=np.uint32) + 8 * 32  # (n,)
     digits = (sums[:, None] >> np.arange(15, -1, -3, dtype=np.uint32)) & 7  # (n, 6)
     usual = (field[:, :6] == digits + ord("0")).all(axis=1) & (field[:, 6] == 0)
-    return next((int(i) for i in np.flatnonzero(~usual) if not _sum_fits(heads[i])), None)
+    return next((int(i) for i in np.flatnonzero(~usual) if not sum_fits(heads[i])), None)
 
 
-def _sum_fits(head: bytes) -> bool:
+def sum_fits(head: bytes) -> bool:
     """Whether the stored checksum is that of the block, its bytes taken as unsigned or (old writers) signed."""
     try:
-        stored = _number(head[148:156])
+        stored = number(head[148:156])
     except ValueError:
         return False
     rest = head[:148] + b" " * 8 + head[156:]
@@ -143,14 +143,14 @@ def _walk(
     while marked or position < total:
         head = view[position : position + BLOCK].tobytes()
         if len(head) < BLOCK:
-            raise _fault(shard, total, "truncated: no end-of-archive marker; write or fetch the shard again")
+            raise at_byte(shard, total, "truncated: no end-of-archive marker; write or fetch the shard again")
         if head == _ZEROS and prefix is None:
             _check_tail(view, position, shard=shard, limits=limits, marked=marked)
             return
         heads.append((position, head))
         payload = position + BLOCK
         try:
-            if head[156] in _PREFIXES:
+            if head[156] in PREFIXES:
                 prefix = prefix or _Prefix(position)
                 end = prefix.read(view, head, payload, limits)
                 if head[156] == ord("g"):
@@ -161,10 +161,10 @@ def _walk(
             name = _header_name(head) if prefix is None or prefix.name is None else prefix.name
             digits = head[124:135]
             usual = head[135] in b" \0" and not digits.strip(b"01234567")
-            size = int(digits, 8) if usual else _number(head[124:136])
+            size = int(digits, 8) if usual else number(head[124:136])
             if prefix is not None and prefix.size is not None:
                 size = prefix.size
-            if head[156] not in _FILES:
+            if head[156] not in FILES:
                 _check_directory(head[156:157], name)
                 name += "/"
             if name[-1:] == "/" and size:  # tools disagree on whether data follow such a header
@@ -176,12 +176,12 @@ def _walk(
                 text = _too_long(size, limit, "member_bytes", total - payload)
                 raise ValueError(f"member {shorten(name)} {text}")
         except ValueError as error:
-            raise _fault(shard, position, str(error)) from None
+            raise at_byte(shard, position, str(error)) from None
         yield Entry(position if prefix is None else prefix.start, name, payload, size)
         prefix = None
         position = end
     if prefix is not None:
-        raise _fault(shard, total, "a long-name or PAX header without its member")
+        raise at_byte(shard, total, "a long-name or PAX header without its member")
 
 
 @dataclass(slots=True)
@@ -200,7 +200,7 @@ class _Prefix:
             raise ValueError(f"prefix headers {(self.kinds + kind)!r} in front of one member: write it again")
         self.kinds += kind
         which = "name_bytes" if kind in b"LK" else "pax_bytes"
-        size, left = _number(head[124:136]), len(view) - payload
+        size, left = number(head[124:136]), len(view) - payload
         if size > getattr(limits, which) or size + -size % BLOCK > left:
             what = f"{kind.decode()!r} header (long name or PAX)"
             raise ValueError(f"{what} {_too_long(size, getattr(limits, which), which, left)}")
@@ -219,10 +219,7 @@ class _Prefix:
         if b"path" in records:
             self._set_name(records[b"path"], limits)
         if b"size" in records:
-            digits = records[b"size"]
-            if not digits.isdigit() or len(digits) > 20:
-                raise ValueError(f"PAX size {shorten(digits)}: expected a decimal number >= 0")
-            self.size = int(digits)
+            self.size = _decimal(records[b"size"])
 
     def _set_name(self, name: bytes, limits: Limits) -> None:
         if self.name is not None:
@@ -252,6 +249,22 @@ def _pax_records(body: bytes) -> dict[bytes, bytes]:
     return records
 
 
+def pax_size(body: bytes) -> int | None:
+    """The size that a PAX header's records give the next member, where they do. Raises ValueError.
+
+    >>> pax_size(b"12 path=a.b\\n13 size=1000\\n")
+    1000
+    """
+    digits = _pax_records(body).get(b"size")
+    return None if digits is None else _decimal(digits)
+
+
+def _decimal(digits: bytes) -> int:
+    if not digits.isdigit() or len(digits) > 20:
+        raise ValueError(f"PAX size {shorten(digits)}: expected a decimal number >= 0")
+    return int(digits)
+
+
 def _header_name(head: bytes) -> str:
     """The name in a header block, with ustar's prefix field in front."""
     name = head[:100].partition(b"\0")[0]
@@ -278,10 +291,10 @@ def _check_directory(kind: bytes, name: str) -> None:
         raise ValueError(f"{what} {shorten(name)}: only plain files are read; pack the shard without it")
 
 
-def _number(field: bytes) -> int:
+def number(field: bytes) -> int:
     """A header's number: octal digits, or GNU's base 256 when the first bit is set.
 
-    >>> _number(b"0000644\\0"), _number(b"\\x80\\0\\0\\0\\0\\0\\0\\x02\\0\\0\\0\\0"), _number(b"        ")
+    >>> number(b"0000644\\0"), number(b"\\x80\\0\\0\\0\\0\\0\\0\\x02\\0\\0\\0\\0"), number(b"        ")
     (420, 8589934592, 0)
     """
     if field[0] & 0x80:
@@ -297,15 +310,17 @@ def _number(field: bytes) -> int:
 def _check_tail(view: memoryview, position: int, *, shard: str, limits: Limits, marked: bool) -> None:
     """From a block of zeros on there are only zeros, and not suspiciously many."""
     if not marked:
-        raise _fault(shard, position, "end-of-archive marker inside a span: index the shard again")
+        raise at_byte(shard, position, "end-of-archive marker inside a span: index the shard again")
     left = len(view) - position
     tail = view[position : position + limits.padding_bytes].tobytes()
     if tail.count(0) != len(tail):
         text = "data after the end-of-archive marker (a zeroed header, or concatenated tars): samples would be lost"
-        raise _fault(shard, position, f"{text}; write or fetch the shard again")
+        raise at_byte(shard, position, f"{text}; write or fetch the shard again")
     if left > limits.padding_bytes:
         text = f"{left} bytes after the end of the archive, more than Limits.padding_bytes ({limits.padding_bytes})"
-        raise _fault(shard, position, f"{text}: a file that was never filled? write or fetch the shard again")
+        raise at_byte(
+            shard, position, f"{text}: a file that was never filled? write or fetch the shard again"
+        )
 
 
 def _too_long(size: int, limit: int, which: str, left: int) -> str:
@@ -314,5 +329,5 @@ def _too_long(size: int, limit: int, which: str, left: int) -> str:
     return f"declares {size} bytes, but {left} are left: truncated; write or fetch the shard again"
 
 
-def _fault(shard: str, position: int, text: str) -> ShardError:
+def at_byte(shard: str, position: int, text: str) -> ShardError:
     return ShardError(f"shard {shard}, byte {position}: {text}")

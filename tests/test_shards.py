@@ -84,13 +84,13 @@ def test_moving_the_data_changes_no_name_and_no_base_name() -> None:
     ("url", "path"),
     [
         ("a/b.tar", "a/b.tar"),
-        ("http://u:p@h/b.tar#x", "u:p@h/b.tar"),
+        ("http://u:p@h/b.tar#x", "h/b.tar"),
         ("pipe:curl https://h/a.tar -H 'Authorization: Bearer SECRET'", "a.tar"),
         ("pipe:cat /x/b.tar.gz || true", "b.tar.gz"),
         (" PIPE:whoami", "pipe"),
     ],
 )
-def test_the_path_of_a_url_holds_no_command(url: str, path: str) -> None:
+def test_the_path_of_a_url_holds_no_command_and_no_user(url: str, path: str) -> None:
     assert path_of(url) == path
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
+import bz2
 import io
 import os
 import pickle
@@ -309,8 +309,8 @@ def test_what_is_no_tar_file_is_refused_by_path(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    (tmp_path / "gz").write_bytes(gzip.compress(pack("a.jpg")))
-    texts = {"empty": "empty file", "folder": "a directory", "fifo": "a fifo, socket or device", "gz": "gzip: unpack it",
+    (tmp_path / "bz2").write_bytes(bz2.compress(pack("a.jpg")))
+    texts = {"empty": "empty file", "folder": "a directory", "fifo": "a fifo, socket or device", "bz2": "bzip2: unpack it",
              "loop": "symbolic links", "missing": "No such file", "empty/x": "Not a directory"}  # fmt: skip
     for name, text in texts.items():
         with (

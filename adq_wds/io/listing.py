@@ -7,15 +7,17 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adq_wds.errors import PlanError, ShardError, shorten
-from adq_wds.shards import ShardNames, shard_names
+from adq_wds.remote.fetch import Fetch, comes_whole
+from adq_wds.shards import ShardNames, is_url, shard_names, shown_url
 from adq_wds.tables.plan import Plan
-from adq_wds.tables.spans import Spans, check_source, read_index
+from adq_wds.tables.spans import Spans, check_source, read_index, scan_spans
 from adq_wds.tar import Ignored, iter_spans, open_shard
 
 logger = logging.getLogger("adq_wds")
@@ -27,8 +29,9 @@ class Listing(Protocol):
     Attributes:
         hash: changes with anything that changes the order.
         names: S shard names, sorted.
-        urls: S local paths, as the user wrote them.
+        urls: S paths, URLs or commands, as the user wrote them.
         checked: whether `rows` knows each sample's crc32.
+        scanned: whether the shards were read from end to end to make it.
         n_total: T, samples in any epoch.
     """
 
@@ -40,6 +43,8 @@ class Listing(Protocol):
     def urls(self) -> list[str]: ...
     @property
     def checked(self) -> bool: ...
+    @property
+    def scanned(self) -> bool: ...
     @property
     def n_total(self) -> int: ...
     def counts(self, epoch: int) -> NDArray[np.int64]:
@@ -63,6 +68,7 @@ class Planned:
     urls: list[str]
     fresh: bool
     checked: bool = True
+    scanned: bool = False
 
     @property
     def hash(self) -> str:
@@ -108,6 +114,7 @@ class Everything:
     urls: list[str]
     spans: list[Spans]
     checked: bool
+    scanned: bool
 
     @property
     def n_total(self) -> int:
@@ -143,16 +150,30 @@ def planned(paths: Sequence[str], plan: Plan, *, root: str | None, fresh: bool) 
     return Planned(plan, [found[name] for name in plan.shards], fresh)
 
 
-def everything(paths: Sequence[str], index: str | os.PathLike[str] | None, *, root: str | None) -> Everything:
+def everything(
+    paths: Sequence[str], index: str | os.PathLike[str] | None, *, root: str | None, fetch: Fetch
+) -> Everything:
     """All samples of the shards at `paths`, from an index, else by walking the tars' headers now.
+
+    Remote shards are held against an index as their samples are read, not here.
 
     Raises:
         ShardError: a shard is damaged, not in the index, or changed since; or the index is damaged.
     """
+    checked = True
     if index is None:
         names = shard_names(paths)
-        listed = {name: _scan(path, name) for name, path in zip(names, paths, strict=True)}
+        distant = [path for path in paths if is_url(path) or comes_whole(path)]
+        if any(map(is_url, distant)):
+            logger.warning(
+                "ShardDataset: neither plan nor index, so %d remote shards are fetched whole to find their samples; "
+                "make an index (adq index)",
+                len(distant),
+            )
+        scan = partial(scan_spans, fetch=fetch) if distant else _scan
+        listed = {name: scan(path, shard=name) for name, path in zip(names, paths, strict=True)}
         found = dict(zip(names, paths, strict=True))
+        checked = bool(distant)
     else:
         indexed = read_index(index)
         try:
@@ -160,11 +181,13 @@ def everything(paths: Sequence[str], index: str | os.PathLike[str] | None, *, ro
         except PlanError as error:
             raise ShardError(f"index {os.fspath(index)}: {error}".replace("the plan", "it")) from None
         for name, path in found.items():
-            check_source(path, name, indexed[name])
+            if not is_url(path):
+                check_source(path, name, indexed[name])
         listed = {name: indexed[name].spans for name in found}
     order = sorted(found)
     spans = [listed[name] for name in order]
-    return Everything(_hash(order, spans), order, [found[name] for name in order], spans, index is not None)
+    urls = [found[name] for name in order]
+    return Everything(_hash(order, spans), order, urls, spans, checked, scanned=index is None)
 
 
 def _by_name(paths: Sequence[str], names: ShardNames) -> dict[str, str]:
@@ -173,20 +196,20 @@ def _by_name(paths: Sequence[str], names: ShardNames) -> dict[str, str]:
         name = names.find(path)
         if name in found:
             raise PlanError(
-                f"shards {shorten(found[name])} and {shorten(path)} both match {name!r}; name one"
+                f"shards {shown_url(found[name])} and {shown_url(path)} both match {name!r} of the plan; name one"
             )
         found[name] = path
     return found
 
 
-def _scan(path: str, name: str) -> Spans:
-    """Where a shard's samples lie; payloads are not touched, so no crc32 is known."""
+def _scan(path: str, *, shard: str) -> Spans:
+    """Where a local shard's samples lie; payloads are not touched, so no crc32 is known."""
     ignored = Ignored()
     with open_shard(path) as buffer:
-        found = iter_spans(buffer, shard=name, ignored=ignored)
+        found = iter_spans(buffer, shard=shard, ignored=ignored)
         spans = Spans.from_rows([(i, s.key, s.byte_offset, s.n_bytes, 0) for i, s in enumerate(found)])
     if ignored.n_members:
-        logger.info("shard %s: %s", name, ignored)
+        logger.info("shard %s: %s", shard, ignored)
     return spans
 
 

@@ -9,11 +9,13 @@ names), goes to the strict reader, and its answer, or error, is the one given.
 from __future__ import annotations
 
 import mmap
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from zlib import adler32, crc32
 
 from adq_wds.errors import ShardError, located, shorten
+from adq_wds.remote.fetch import Fetch
 from adq_wds.sample import Sample
+from adq_wds.shards import is_url
 from adq_wds.tar import Span, open_shard, payload_crc32, read_sample, span_at
 
 _MAX_FIELDS = 1000  # field names remembered: strangers choose them
@@ -22,58 +24,50 @@ _AHEAD = 2 * mmap.PAGESIZE
 _NEVER = 2**63
 
 
-class MappedShard:
-    """One local shard, memory-mapped until closed.
+class WrongBytes(ShardError):  # noqa: N818 - it says what is
+    """The bytes at a place are not the sample that should be there."""
+
+
+class SpanReader:
+    """Reads samples of one shard from bytes, wherever these came from.
 
     Args:
-        url: its path as the user wrote it, the samples' `__url__`.
+        url: the shard as the user wrote it, the samples' `__url__`.
         name: its name, for messages.
         fields: a header's bytes → field, filled here; the shards of a stream share one.
-        sparse: only a small part will be read: the kernel is to fetch that, and nothing around it.
-
-    Raises:
-        ShardError: missing, unreadable, empty, no regular file, or compressed.
     """
 
-    def __init__(
-        self, url: str, name: str, fields: dict[bytes, str] | None = None, *, sparse: bool = False
-    ) -> None:
+    def __init__(self, url: str, name: str, fields: dict[bytes, str] | None = None) -> None:
         self._url, self._name = url, name
         self._fields: dict[bytes, str] = {} if fields is None else fields
         self._sums: dict[bytes, int] = {}
-        self._opened = ExitStack()
-        view = self._opened.enter_context(open_shard(url, sparse=sparse))
-        assert isinstance(view.obj, mmap.mmap)
-        self._data = view.obj  # whose slices are bytes at once
-        self._ahead = _AHEAD if sparse and hasattr(mmap, "MADV_WILLNEED") else _NEVER
 
-    def close(self) -> None:
-        """Give the mapping back."""
-        self._opened.close()
-
-    def read(self, offset: int, n_bytes: int, key: str, crc: int | None) -> Sample:
-        """The sample of a span: `__key__`, `__url__`, and each field's bytes.
+    def parse(
+        self, data: mmap.mmap | bytes, offset: int, n_bytes: int, key: str, crc: int | None, *, moved: int = 0
+    ) -> Sample:
+        """The sample in a part of `data`: `__key__`, `__url__`, and each field's bytes.
 
         Args:
-            offset: of the span's first byte.
+            data: what holds it; its slices are bytes.
+            offset: of the part's first byte.
             n_bytes: its length.
             key: the key it must have.
             crc: the crc32 its payloads must have; None takes them as they are.
+            moved: how much further on in the shard `data` begins; for messages.
 
         Raises:
             ShardError: the bytes there are not one whole sample with that key and crc32.
             SampleError: a member is named as WebDataset's own fields are.
         """
-        data, known, sums = self._data, self._fields, self._sums
+        known, sums = self._fields, self._sums
         sample: Sample = {"__key__": key, "__url__": self._url}
         prefix = key.encode() + b"."
         n_prefix = len(prefix)
         at, end = offset, offset + n_bytes
         found = 0
         try:
-            if n_bytes > self._ahead:  # asked for as a whole, not page by page
-                page = offset - offset % mmap.PAGESIZE
-                data.madvise(mmap.MADV_WILLNEED, page, min(end, len(data)) - page)
+            if end > len(data):
+                raise IndexError  # for the strict reader to say
             while at < end:
                 head = data[at : at + 512]
                 field = known[head[n_prefix:100].rstrip(b"\0")]
@@ -94,12 +88,12 @@ class MappedShard:
                 sample[field] = payload = data[start:stop]
                 if crc is not None:
                     found = crc32(payload, found)
-        except (KeyError, ValueError, IndexError, OSError):  # a new field, odd digits, the end of the file
+        except (KeyError, ValueError, IndexError):  # a new field, odd digits, the end of the file
             pass
         else:
             if at == end and (crc is None or found == crc):
                 return sample
-        return self._read_strictly(offset, n_bytes, key, crc)
+        return self._parse_strictly(data, offset, n_bytes, key, crc, moved)
 
     def _sum(self, stored: bytes) -> int:
         """The low half of a whole header's adler32, from its stored checksum and type: -1 unless a usual plain file's.
@@ -114,10 +108,13 @@ class MappedShard:
             self._sums[stored] = low
         return low
 
-    def _read_strictly(self, offset: int, n_bytes: int, key: str, crc: int | None) -> Sample:
-        """`read` by the reader that takes every form of tar and names what is wrong."""
-        data = self._data[offset : offset + n_bytes]
-        trouble = f"ends at byte {len(self._data)}, but this sample at {offset + n_bytes}: truncated"
+    def _parse_strictly(
+        self, whole: mmap.mmap | bytes, offset: int, n_bytes: int, key: str, crc: int | None, moved: int
+    ) -> Sample:
+        """`parse` by the reader that takes every form of tar and names what is wrong."""
+        data = whole[offset : offset + n_bytes]
+        ends = len(whole) + moved, offset + n_bytes + moved
+        trouble = f"ends at byte {ends[0]}, but this sample at {ends[1]}: truncated"
         if len(data) == n_bytes:
             try:
                 span = span_at(data, shard=self._name)
@@ -132,7 +129,7 @@ class MappedShard:
                 if crc is not None:
                     trouble += f" with crc32 {found:08x}, expected crc32 {crc:08x}"
         text = f"{trouble}; the shard is damaged, or changed since it was indexed or planned: do that again"
-        raise located(ShardError(text), shard=self._name, key=key)
+        raise located(WrongBytes(text), shard=self._name, key=key)
 
     def _remember(self, data: bytes, span: Span) -> None:
         """Know this sample's fields from now on, but not those that need a strict look each time."""
@@ -142,3 +139,50 @@ class MappedShard:
             plain = not member.field.startswith("__") and b"/" not in raw
             if plain and raw.lower() == member.field.encode() and len(self._fields) < _MAX_FIELDS:
                 self._fields[raw] = member.field
+
+
+class MappedShard(SpanReader):
+    """One shard, memory-mapped until closed: a local tar, or what was fetched whole and unpacked.
+
+    Args:
+        url: see `SpanReader`; a path, or what `fetch` gets.
+        name: see `SpanReader`.
+        fields: see `SpanReader`.
+        fetch: how a shard is got that is not a plain local tar.
+        sparse: only a small part will be read: the kernel is to fetch that, and nothing around it.
+
+    Raises:
+        ShardError: missing, unreadable, empty, no regular file, or not to be unpacked.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        name: str,
+        fields: dict[bytes, str] | None = None,
+        *,
+        fetch: Fetch | None = None,
+        sparse: bool = False,
+    ) -> None:
+        super().__init__(url, name, fields)
+        self._opened = ExitStack()
+        shown = name if is_url(url) else None  # a path says more
+        view = self._opened.enter_context(open_shard(url, shard=shown, fetch=fetch, sparse=sparse))
+        assert isinstance(view.obj, mmap.mmap)
+        self._data = view.obj  # whose slices are bytes at once
+        self._ahead = _AHEAD if sparse and hasattr(mmap, "MADV_WILLNEED") else _NEVER
+
+    def close(self) -> None:
+        """Give the mapping back."""
+        self._opened.close()
+
+    def expect(self, offset: int) -> None:
+        """Nothing: the file is here."""
+
+    def read(self, offset: int, n_bytes: int, key: str, crc: int | None) -> Sample:
+        """The sample of a span; see `SpanReader.parse`."""
+        if n_bytes > self._ahead:  # asked for as a whole, not page by page
+            page = offset - offset % mmap.PAGESIZE
+            with suppress(OSError, ValueError):  # behind the end: parsing will say so
+                self._data.madvise(mmap.MADV_WILLNEED, page, min(offset + n_bytes, len(self._data)) - page)
+        return self.parse(self._data, offset, n_bytes, key, crc)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from adq_wds.core.order import LANES, Uneven, in_shards, on_line, row_order, sha
 from adq_wds.io.listing import Listing
 from adq_wds.io.state import State
 from adq_wds.pipe import OnError, Pipe
+from adq_wds.remote.fetch import Fetch
 
 HELD_SHARDS = LANES + 8  # shards that a stream reads in turn, and a few that it has just left
 
@@ -37,6 +38,7 @@ class Recipe:
     fresh: bool
     on_error: OnError
     verify: bool
+    fetch: Fetch = field(default_factory=Fetch)
 
     @property
     def drops(self) -> bool:
@@ -111,7 +113,10 @@ class EpochOrder:
             if recipe.shuffle:
                 name = recipe.listing.names[shard]
                 stream, seed = recipe.listing.hash, recipe.seed
-                kept = kept[row_order(len(kept), shard=name, stream=stream, seed=seed, epoch=self._epoch)]
+                order = row_order(
+                    spans.n_bytes[kept], shard=name, stream=stream, seed=seed, epoch=self._epoch
+                )
+                kept = kept[order]
             keys = np.array(spans.keys, dtype=object)[kept]
             rows = _Rows(spans.byte_offset[kept], spans.n_bytes[kept], spans.crc32[kept], keys)
             self._held[shard] = rows

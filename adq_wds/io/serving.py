@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from adq_wds.errors import SampleError, shorten
-from adq_wds.io.reader import MappedShard
-from adq_wds.io.recipe import HELD_SHARDS, Found, Recipe
+from adq_wds.io.readers import Readers
+from adq_wds.io.recipe import Found, Recipe
 from adq_wds.pipe import OnError, Tally
 from adq_wds.sample import EPOCH_FIELD, Sample, place_error
-
-_SPARSE = 0.5  # below, reading around a sample fetches more that is dropped than kept
 
 
 class Server:
@@ -23,8 +21,7 @@ class Server:
 
     def __init__(self, recipe: Recipe, epoch: int) -> None:
         self._recipe, self._epoch = recipe, epoch
-        self._shards: dict[int, MappedShard] = {}
-        self._fields: dict[bytes, str] = {}
+        self._readers = Readers(recipe, epoch)
         self.tally = Tally("ShardDataset", recipe.on_error)
         self._tallies = [Tally(type(p).__name__, _either(p.on_error, recipe.on_error)) for p in recipe.pipes]
 
@@ -71,11 +68,13 @@ class Server:
         self.tally.good(n_read, len(out))
         return out
 
+    def ahead(self, found: Iterator[Found]) -> Iterator[Found]:
+        """The same, what is remote being fetched some time before it is asked for."""
+        return self._readers.ahead(found)
+
     def close(self) -> None:
         """Give the shards back."""
-        for shard in self._shards.values():
-            shard.close()
-        self._shards.clear()
+        self._readers.close()
 
     def finish(self, *, whole: bool) -> None:
         """Say what was skipped; raise `SampleError` if it was too much."""
@@ -84,7 +83,7 @@ class Server:
             tally.close(whole=whole)
 
     def _read(self, found: Sequence[Found]) -> list[Sample]:
-        shards, opened = self._shards, self._opened
+        shards, opened = self._readers.held, self._readers.open
         samples = [
             (shards.get(shard) or opened(shard)).read(byte_offset, n_bytes, key, crc32)
             for shard, byte_offset, n_bytes, key, crc32 in found
@@ -93,16 +92,6 @@ class Server:
             for sample in samples:
                 sample[EPOCH_FIELD] = self._epoch
         return samples
-
-    def _opened(self, shard: int) -> MappedShard:
-        if len(self._shards) == HELD_SHARDS:
-            self._shards.pop(next(iter(self._shards))).close()
-        listing = self._recipe.listing
-        mapped = MappedShard(
-            listing.urls[shard], listing.names[shard], self._fields, sparse=listing.share(shard) < _SPARSE
-        )
-        self._shards[shard] = mapped
-        return mapped
 
     def _chosen(self, samples: list[Sample]) -> list[Any]:
         """The fields asked for, as tuples; or whole samples."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -21,16 +21,21 @@ from adq_wds.io.recipe import Layout, Recipe
 from adq_wds.io.state import check_single, own_part, read_state
 from adq_wds.io.stream import Stream, TaggedStream
 from adq_wds.pipe import OnError, Pipe, check_on_error
-from adq_wds.shards import base_name, expand_urls
+from adq_wds.remote.cache import Cache, as_cache
+from adq_wds.remote.fetch import Fetch
+from adq_wds.remote.store import TIMEOUT, Access
+from adq_wds.shards import expand_urls, is_url
 from adq_wds.tables.plan import Plan, as_plan
 
 _MAX_EPOCH = 2**62
 
 
 class ShardDataset(IterableDataset[Any]):
-    """The samples that a plan keeps, read by offset from local tar shards; without a plan, all samples.
+    """The samples that a plan keeps, read by offset from tar shards; without a plan, all samples.
 
-    Only kept bytes are read. Without pipes it gives WebDataset-like dicts: `__key__`, `__url__`, and fields as bytes.
+    Only kept bytes are read, of local files and of any server that serves ranges (``https://``, ``s3://``, ``gs://``,
+    ``az://``, and what fsspec reads). Packed shards (``.tar.gz``), commands and servers without ranges are fetched whole.
+    Without pipes it gives WebDataset-like dicts: `__key__`, `__url__`, and fields as bytes.
     Every kept sample comes exactly once in an epoch (but see `uneven`), in an order that depends on plan, seed and
     epoch alone: not on the number of workers, and ranks share it out among them. See `adq_wds.core.order`.
 
@@ -39,7 +44,7 @@ class ShardDataset(IterableDataset[Any]):
     same number of workers only).
 
     Args:
-        urls: local tar files: paths, a pattern with braces or stars, a folder, or a list of these.
+        urls: tar files: paths, URLs, a pattern with braces (and stars, for local files), a folder, or a list of these.
         plan: a plan or its path; it must be of just these shards.
         pipes: stages of its own, `Decode`, `Map` or any `Pipe`, in order. With these it resumes exactly; with
             stages composed outside it could not.
@@ -60,10 +65,17 @@ class ShardDataset(IterableDataset[Any]):
         on_error: "raise", "skip", or a function of the error that says whether to skip, for bad samples here and in
             all `pipes`. Each skip is one JSON line in the log, and too many are an error; see `Pipe`. Damaged shards
             and plans that do not fit are always errors.
+        cache: a folder, or a `Cache` with a bound of its own, for what is fetched: each byte once for all workers, ranks
+            and epochs of a machine that need it, while the bound holds. Shuffled reading works in 64 places at a time:
+            128 MiB, or 64 whole shards where these must be fetched whole. Without it each sample is one request.
         root: the folder that the plan's shard names are relative to, where a path fits several of them.
         index: without a plan, the shards' index file (of ``adq index`` or ``adq write``); else the headers of all
             shards are walked when the data set is made.
         verify: compare samples with the crc32 in the plan or index.
+        allow_pipe: run the commands of ``pipe:`` URLs, in a shell. Only for URLs that the program itself wrote.
+        timeout: seconds without an answer from a server, or without output of a command, that are an error.
+        storage_options: for the library that reads a URL: obstore's configuration of the store, or fsspec's options.
+            Without it credentials come from where these look: environment, configuration files, the machine's role.
 
     Raises:
         ValueError: an argument is wrong or contradicts another.
@@ -93,9 +105,13 @@ class ShardDataset(IterableDataset[Any]):
         uneven: Uneven = "pad",
         fresh: bool = False,
         on_error: OnError = "raise",
+        cache: Cache | str | os.PathLike[str] | None = None,
         root: str | os.PathLike[str] | None = None,
         index: str | os.PathLike[str] | None = None,
         verify: bool = True,
+        allow_pipe: bool = False,
+        timeout: float = TIMEOUT,
+        storage_options: Mapping[str, Any] | None = None,
     ) -> None:
         _check(pipes, batch_size, fields, collate, uneven)
         check_on_error(on_error)
@@ -104,7 +120,9 @@ class ShardDataset(IterableDataset[Any]):
         if plan is not None and index is not None:
             raise ValueError("plan and index both say where samples lie: give one, the plan")
         self._ranks = Ranks(rank, world)
-        listing = _listing(urls, plan, root, index, fresh)
+        access = Access(timeout, {} if storage_options is None else storage_options)
+        fetch = Fetch(as_cache(cache), bool(allow_pipe), access)
+        listing = _listing(urls, plan, root, index, fresh, fetch)
         if collate is None:
             collate = default_collate if fields is not None else _as_list
         self._recipe = Recipe(
@@ -119,6 +137,7 @@ class ShardDataset(IterableDataset[Any]):
             fresh=bool(fresh),
             on_error=on_error,
             verify=verify and listing.checked,
+            fetch=fetch,
         )
         self._clock = Clock()
         self._tagged = False
@@ -242,17 +261,16 @@ def _listing(
     root: str | os.PathLike[str] | None,
     index: str | os.PathLike[str] | None,
     fresh: bool,
+    fetch: Fetch,
 ) -> Listing:
     """What the shards at `urls` hold for us."""
-    paths = expand_urls(urls)
+    paths = expand_urls(urls, commands=fetch.allow_pipe)
     for path in paths:
-        if "://" in path or path.lstrip().lower().startswith("pipe:"):
-            raise ValueError(f"shard {shorten(base_name(path))} is not a local file; copy it here first")
-        if not os.path.exists(path):
+        if not is_url(path) and not os.path.exists(path):
             raise ShardError(f"shard {path}: no such file")
     base = None if root is None else os.fspath(root)
     if plan is None:
-        return everything(paths, index, root=base)
+        return everything(paths, index, root=base, fetch=fetch)
     return planned(paths, as_plan(plan), root=base, fresh=fresh)
 
 

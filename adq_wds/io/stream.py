@@ -122,7 +122,8 @@ class Stream(Iterator[Any]):
     def _read_on(self) -> Iterator[Any]:
         """Every batch from `next_batch` on, which is counted up just before each."""
         numbers = range(self._next_batch, self._n_batches, self._layout.n_workers)
-        found = chain.from_iterable(map(self._found, _blocks(numbers, max(1, _BLOCK // self._size))))
+        places = chain.from_iterable(map(self._found, _blocks(numbers, max(1, _BLOCK // self._size))))
+        found = self._server.ahead(places)
         return (self._singles if self._recipe.batch_size is None else self._grouped)(numbers, found)
 
     def _found(self, numbers: range) -> Iterator[Found]:
@@ -172,7 +173,7 @@ class Stream(Iterator[Any]):
 
     def at(self, t: NDArray[np.int64]) -> list[Any]:
         """What becomes of the samples at some positions of the epoch."""
-        return self._server.serve(list(self._order.find(t)))
+        return self._server.serve(list(self._server.ahead(self._order.find(t))))
 
     def state_dict(self) -> dict[str, Any]:
         """Where this iterator stands: the stream's `State`, and what this worker's place adds to it.

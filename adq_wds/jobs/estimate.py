@@ -20,7 +20,8 @@ from adq_wds.models.stored_field import FieldEmbeddings
 from adq_wds.pipe import OnError
 from adq_wds.registry import score as named_score
 from adq_wds.sample import IMAGE_FIELDS, Encoder, FieldSpec, read_image, read_label
-from adq_wds.shards import expand_urls
+from adq_wds.shards import base_name, expand_urls, is_url
+from adq_wds.tables.spans import source_stamp
 from adq_wds.tar import iter_spans, open_shard, read_sample
 
 _TRIED = 64  # samples that are really embedded, to time them
@@ -43,7 +44,8 @@ def estimate(
     views: int = 0,
     plan: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Walk the headers of all shards and embed a few samples; write nothing.
+    """Walk the headers of all shards and embed a few samples; write nothing. Remote shards are fetched until there are
+    enough samples to embed; for the others the number of theirs is an estimate.
 
     Returns:
         shards, samples, bytes of the shards, bytes of the features, seconds for embedding with views (on this machine,
@@ -56,14 +58,24 @@ def estimate(
     paths = expand_urls(urls)
     n_workers = positive("workers", cores() if workers is None else workers)
     n_wanted = None if limit is None else positive("limit", limit)
-    counts, tried, labels = [], 0, set()
+    counts: list[int] = []
+    tried, labels = 0, set()
     spent = 0.0
     n_classes = 0
     stored = None if embeddings is None else open_embeddings(embeddings)
     width = stored.width if isinstance(stored, StoredEmbeddings) else 0
-    for path in paths:
+    sizes = [source_stamp(path)["bytes"] for path in paths]
+    n_walked = 0
+    for path, size in zip(paths, sizes, strict=True):
+        if (
+            is_url(path) and tried == _TRIED
+        ):  # not fetched for an estimate: as many samples for its bytes as so far
+            counts.append(round(size * sum(counts) / max(1, n_walked)))
+            n_walked += size
+            continue
+        n_walked += size
         with open_shard(path) as buffer:
-            spans = list(iter_spans(buffer, shard=os.path.basename(path)))
+            spans = list(iter_spans(buffer, shard=base_name(path)))
             samples = [read_sample(buffer, span, url=path) for span in spans[: _TRIED - tried]]
         before = time.perf_counter()
         if samples:
@@ -91,7 +103,7 @@ def estimate(
     said: dict[str, Any] = {
         "shards": len(paths),
         "samples": n,
-        "shard_bytes": sum(os.path.getsize(path) for path in paths),
+        "shard_bytes": sum(sizes),
         "features_bytes": n * row_bytes + n_views * (width * 4 + 64),
         "embed_seconds": round((n + 2 * n_views) * spent / max(1, tried) / n_workers, 1),
     }

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from adq_wds.errors import AdqError, ShardError
 from adq_wds.files import lock, make_folder
 from adq_wds.shards import check_shard_name, expand_urls, shard_names
-from adq_wds.tables.info import read_info, shown_url
+from adq_wds.tables.info import read_info
 from adq_wds.tables.spans import IndexedShard, read_index, save_index, scan_spans, source_stamp
 
 logger = logging.getLogger("adq_wds")
@@ -63,7 +63,7 @@ def index_shards(
     split: str | None = None,
     progress: bool | None = None,
 ) -> IndexReport:
-    """Scan local shards and write where each sample lies to one file, whole or not at all.
+    """Scan shards and write where each sample lies to one file, whole or not at all.
 
     Where `out` is an index already, shards whose size and date are those of then are not read again.
 
@@ -75,7 +75,7 @@ def index_shards(
         progress: show a bar; only on a terminal by default.
 
     Raises:
-        ValueError: no shards, a URL, or a split without a description.
+        ValueError: no shards, or a split without a description.
         ShardError: a shard is damaged or missing, or holds another number of samples than its description says.
         AdqError: `out` is another file than an index, or cannot be written.
     """
@@ -98,22 +98,6 @@ def index_shards(
     )
 
 
-def local_shards(urls: Urls) -> list[str]:
-    """The shards that patterns stand for, none of them a URL.
-
-    Raises:
-        ValueError: a URL (said without what may be secret in it), or what `expand_urls` refuses.
-    """
-    patterns = [urls] if isinstance(urls, (str, os.PathLike)) else list(urls)
-    for pattern in patterns:
-        for part in os.fspath(pattern).split("::"):
-            if "://" in part or part.lower().lstrip().startswith("pipe:"):
-                raise ValueError(
-                    f"shard {shown_url(part)} is not a local file: fetch it first, local tars are read"
-                )
-    return expand_urls(patterns)
-
-
 def _listed(urls: Urls, split: str | None) -> tuple[list[str], list[int] | None]:
     """The paths of the shards, and their samples where a description says so."""
     urls = [urls] if isinstance(urls, (str, os.PathLike)) else list(urls)
@@ -126,7 +110,7 @@ def _listed(urls: Urls, split: str | None) -> tuple[list[str], list[int] | None]
         raise ValueError(
             f"split {split!r} needs a description, such as FOLDER/_info.json, in place of the shards"
         )
-    return local_shards(urls), None
+    return expand_urls(urls), None
 
 
 def _scan_all(

@@ -24,7 +24,7 @@ from adq_wds.models.stored import open_embeddings
 from adq_wds.registry import ENCODER_OPTIONS, KERNELS, SCORES, look_up
 from adq_wds.registry import encoder as named_encoder
 from adq_wds.registry import score as named_score
-from adq_wds.shards import expand_urls, shard_names
+from adq_wds.shards import expand_urls, is_url, shard_names, without_secrets
 from adq_wds.tables.bins import Bins
 from adq_wds.tables.features import Features
 from adq_wds.tables.plan import Plan, load_plan
@@ -86,7 +86,7 @@ def run_job(
         "source": [used.name, used.revision],  # a file may change under the same path
         "scores": {score.name: score.revision for score in map(named_score, embed.get("scores", ()))},
         "shards": [
-            {"path": os.path.abspath(path), "name": name, **source_stamp(path)}
+            {"path": _settled(path), "name": name, **source_stamp(path)}
             for path, name in zip(paths, shard_names(paths), strict=True)
         ],
     }
@@ -131,6 +131,11 @@ def needed(embed: dict[str, Any], plan: dict[str, Any]) -> dict[str, Any]:
     if plan.get("diversity_head", "none") != "none" and not embed.get("views"):
         more["views"] = N_VIEWS
     return more
+
+
+def _settled(path: str) -> str:
+    """Where a shard is, for a file that others may read: no password or token of its URL."""
+    return without_secrets(path) if is_url(path) else os.path.abspath(path)
 
 
 def _shards_of(folder: Path) -> Path:

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from tqdm import tqdm
 
 from adq_wds.errors import PlanError, ShardError, shorten
-from adq_wds.jobs.index import Urls, local_shards
+from adq_wds.jobs.index import Urls
 from adq_wds.jobs.threads import cores, positive
 from adq_wds.jobs.verify_listed import Expected, Listed, open_listed
 from adq_wds.jobs.verify_shard import Contents, Difference, ShardCheck, check_shard, gone
 from adq_wds.sample import IMAGE_FIELDS, FieldSpec, check_spec
-from adq_wds.shards import ShardNames, base_name
+from adq_wds.shards import ShardNames, base_name, expand_urls, shown_url
 from adq_wds.tables.features import Features
 from adq_wds.tables.plan import Plan
 from adq_wds.tar import iter_spans, open_shard, payload_crc32
@@ -70,7 +70,7 @@ def verify_shards(
     workers: int | None = None,
     progress: bool | None = None,
 ) -> Report:
-    """Hold local shards against a plan, an index or features, to the end, and tell all that differs.
+    """Hold shards against a plan, an index or features, to the end, and tell all that differs.
 
     Shards are matched by name, wherever their folder is now. Of each, headers, keys, order, places, sizes and the
     checksums of all payloads are compared; what stands behind a damaged header is found by its offset.
@@ -92,7 +92,7 @@ def verify_shards(
     check_spec(image, "image")
     check_spec(label, "label")
     n_workers = positive("workers", cores() if workers is None else workers)
-    paths = local_shards(urls)
+    paths = expand_urls(urls)
     listed = open_listed(plan)
     if label is not None and label != "none" and not listed.labelled:
         raise ValueError(f"label={shorten(label)}: the {listed.kind} lists no labels to compare with")
@@ -158,7 +158,7 @@ def _matched(
             if name not in found:
                 found[name] = path
                 continue
-            both = f"{shorten(path)} and {shorten(found[name])}"
+            both = f"{shown_url(path)} and {shown_url(found[name])}"
             kind, text = "second file", f"{both} both match {name!r}; leave one out"
         others.append((path, Difference(_printable(base_name(path)), None, kind, text, 0)))
     return found, others

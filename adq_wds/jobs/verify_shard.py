@@ -9,7 +9,7 @@ from adq_wds.errors import SampleError, ShardError, shorten
 from adq_wds.jobs.threads import pool_of_threads
 from adq_wds.jobs.verify_listed import Expected
 from adq_wds.sample import FieldSpec, find_image, read_label
-from adq_wds.shards import base_name
+from adq_wds.shards import base_name, is_url
 from adq_wds.tar import Span, iter_spans, open_shard, payload_crc32, read_sample, span_at
 
 MISSING = "missing"
@@ -77,12 +77,14 @@ class ShardCheck:
 def check_shard(
     path: str | os.PathLike[str], expected: Expected, contents: Contents | None = None
 ) -> ShardCheck:
-    """Hold a local shard against what is listed, to its end: a fault in the middle hides nothing behind it."""
+    """Hold a shard against what is listed, to its end: a fault in the middle hides nothing behind it."""
     try:
         with open_shard(path) as buffer:
             return _compare(buffer, expected, contents)
     except ShardError as error:  # of opening: `_compare` takes down what it meets
-        return gone(expected, "unreadable", _without(f"shard {os.fspath(path)}", str(error)))
+        url = os.fspath(path)
+        place = f"shard {base_name(url) if is_url(url) else url}"
+        return gone(expected, "unreadable", _without(place, str(error)))
 
 
 def gone(expected: Expected, kind: str, text: str) -> ShardCheck:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
-from adq_wds.errors import AdqError, PlanError, ShardError, located, shorten
+from adq_wds.errors import AdqError, shorten
 from adq_wds.files import canonical_json, lock, make_folder, write_text
+from adq_wds.io.source import ShardDataset
 from adq_wds.io.writer import ShardPattern, WrittenShard, write_tars
 from adq_wds.sample import Sample
 from adq_wds.shards import expand_urls
-from adq_wds.tables.plan import Plan, PlanShard, as_plan
-from adq_wds.tables.spans import save_index, scan_spans
-from adq_wds.tar import open_shard, payload_crc32, read_sample, span_at
+from adq_wds.tables.plan import Plan, as_plan
+from adq_wds.tables.spans import save_index, scan_spans, source_stamp
 
 MAX_SAMPLES = 10_000
 MAX_BYTES = 1 << 30
@@ -100,16 +100,17 @@ def write_kept(
     pattern: str | os.PathLike[str],
     *,
     root: str | None = None,
+    cache: str | os.PathLike[str] | None = None,
     max_samples: int = MAX_SAMPLES,
     max_bytes: int = MAX_BYTES,
     split: str = "train",
     overwrite: bool = False,
     progress: bool | None = None,
 ) -> WriteReport:
-    """Write the samples of local shards that a plan keeps (all without a plan); see `write_shards`.
+    """Write the samples of some shards that a plan keeps (all without a plan); see `write_shards`.
 
     Only kept samples are read, and each is compared with the plan's key and checksum. `root` is the folder that the
-    plan's shard names are relative to, where a path fits several of them.
+    plan's shard names are relative to, where a path fits several of them; `cache` is `ShardDataset`'s.
 
     Raises:
         ValueError: the pattern would replace one of `urls`.
@@ -119,9 +120,8 @@ def write_kept(
     paths = expand_urls(urls)
     refuse_sources(paths, ShardPattern(os.fspath(pattern)))
     chosen = Plan.from_keys(paths, None) if plan is None else as_plan(plan)
-    sources = _match(paths, chosen, root)
     report = write_shards(
-        _kept_samples(sources, chosen),
+        ShardDataset(paths, plan=chosen, root=root, rank=0, world=1, cache=cache),
         pattern,
         plan=None if plan is None else chosen,
         max_samples=max_samples,
@@ -134,66 +134,19 @@ def write_kept(
         raise AdqError(
             f"{shorten(os.fspath(pattern))}: {report.samples} samples written, the plan keeps {chosen.n_kept}"
         )
-    return WriteReport(**{**asdict(report), "source_bytes": sum(os.path.getsize(path) for path in paths)})
+    n_bytes = sum(source_stamp(path)["bytes"] for path in paths)
+    return WriteReport(**{**asdict(report), "source_bytes": n_bytes})
 
 
 def refuse_sources(paths: list[str], shards: ShardPattern) -> None:
     """Raise `ValueError` when a source could be written over: overwriting begins by removing."""
-    targets = {path.resolve() for path in shards.existing()}
+    targets = {os.path.realpath(path) for path in shards.existing()}
     for path in paths:
-        if Path(path).resolve() in targets:
+        if os.path.realpath(path) in targets:
             raise ValueError(
                 f"shard {shorten(path)} would be written over by {shorten(str(shards.path(0)))}; "
                 "write to another folder"
             )
-
-
-def _match(paths: list[str], plan: Plan, root: str | None) -> list[tuple[str, str]]:
-    """(path, name) of each shard of the plan, in the plan's order."""
-    names = plan.names(root=root)
-    found: dict[str, str] = {}
-    for path in paths:
-        name = names.find(path)
-        if name in found:
-            raise PlanError(
-                f"shards {shorten(found[name])} and {shorten(path)} both match {name!r} of the plan"
-            )
-        found[name] = path
-    missing = [name for name in plan.shards if name not in found]
-    if missing:
-        raise PlanError(
-            f"shard {shorten(missing[0])} of the plan is not among the {len(paths)} shards given "
-            f"({len(missing)} missing in all); name them all"
-        )
-    return [(found[name], name) for name in plan.shards]
-
-
-def _kept_samples(sources: list[tuple[str, str]], plan: Plan) -> Iterator[Sample]:
-    for path, name in sources:
-        shard = plan.shard(name)
-        with open_shard(path) as buffer:
-            for row in shard.kept.nonzero()[0].tolist():
-                yield read_kept(buffer, shard, row, path)
-
-
-def read_kept(buffer: memoryview, shard: PlanShard, row: int, url: str) -> Sample:
-    """One sample by its offset, compared with the plan.
-
-    Raises:
-        ShardError: the bytes there are not the sample that was planned.
-    """
-    spans = shard.spans
-    start, key = int(spans.byte_offset[row]), spans.keys[row]
-    data = buffer[start : start + int(spans.n_bytes[row])]
-    try:
-        span = span_at(data, shard=shard.name)
-    except ShardError as error:
-        raise ShardError(f"{error}; key {shorten(key)} was planned at byte {start}") from None
-    found = payload_crc32(data, span)
-    if span.key != key or found != spans.crc32[row]:
-        text = f"the shard changed since it was planned (found key {shorten(span.key)}, crc32 {found:08x}); plan again"
-        raise located(ShardError(text), shard=shard.name, key=key)
-    return read_sample(data, span, url=url)
 
 
 def _clear(shards: ShardPattern, overwrite: bool, *, keep_plan: bool) -> None:

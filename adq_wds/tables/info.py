@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from adq_wds.errors import PlanError, ShardError, shorten
-from adq_wds.shards import check_shard_name, path_of
+from adq_wds.shards import check_shard_name, shown_url
 from adq_wds.tables import bounds
 
 Listed = tuple[str, int]
@@ -49,18 +49,6 @@ def read_info(path: str | os.PathLike[str], *, split: str | None = None) -> list
         return [(_inside(file.parent, name), n) for name, n in listed]
     except _InfoError as error:
         raise ShardError(f"{file}: {error}") from None
-
-
-def shown_url(url: str) -> str:
-    """What may be said of a URL: the file's name. Its host, user, query or command may hold a secret.
-
-    >>> shown_url("https://user:s3cret@host/data/a.tar?token=s3cret"), shown_url("s3cret@host:a.tar")
-    ("'a.tar'", 'a URL')
-    """
-    folder, slash, name = path_of(url).rpartition("/")
-    if url.lower().lstrip().startswith("pipe:"):
-        return f"'pipe:' … {shorten(name)}"
-    return shorten(name) if slash and folder and not set(name) & set("@:?#") else "a URL"
 
 
 class _InfoError(Exception):

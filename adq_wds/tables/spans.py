@@ -15,7 +15,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from adq_wds.errors import PlanError, ShardError, shorten
-from adq_wds.shards import check_shard_name
+from adq_wds.remote.fetch import Fetch
+from adq_wds.remote.store import Stamp
+from adq_wds.shards import base_name, check_shard_name, is_url
 from adq_wds.tables.parquet import GroupFile, column_hashes, write_groups
 from adq_wds.tar import Ignored, iter_spans, open_shard, payload_crc32
 
@@ -114,15 +116,15 @@ class Spans:
         )
 
 
-def scan_spans(path: str | os.PathLike[str], *, shard: str) -> Spans:
-    """Find every sample of a local shard by walking its headers; nothing is decoded.
+def scan_spans(path: str | os.PathLike[str], *, shard: str, fetch: Fetch | None = None) -> Spans:
+    """Find every sample of a shard by walking its headers; nothing is decoded. See `open_shard` for `fetch`.
 
     Raises:
         ShardError: damaged or truncated, a key twice, a member that is not a plain file.
     """
     ignored = Ignored()
     keys, numbers = [], []
-    with open_shard(path) as buffer:
+    with open_shard(path, fetch=fetch) as buffer:
         for span in iter_spans(buffer, shard=shard, ignored=ignored):
             keys.append(span.key)
             numbers.append((span.byte_offset, span.n_bytes, payload_crc32(buffer, span)))
@@ -136,10 +138,6 @@ def scan_spans(path: str | os.PathLike[str], *, shard: str) -> Spans:
         columns[:, 1].copy(),
         columns[:, 2].astype(np.uint32),
     )
-
-
-Stamp = dict[str, int]
-"""Size and date of a shard's file: {"bytes", "mtime_ns"}."""
 
 
 @dataclass(frozen=True)
@@ -159,13 +157,14 @@ def source_stamp(path: str | os.PathLike[str]) -> Stamp:
     """Size and date of a shard, by which a change is noticed.
 
     Raises:
-        ShardError: the file cannot be looked at.
+        ShardError: the file cannot be looked at, or is a command's output.
     """
+    if is_url(os.fspath(path)):
+        return Fetch().stamp(os.fspath(path), shard=base_name(os.fspath(path)))
     try:
         status = os.stat(path)
     except OSError as error:
-        text = f"cannot be opened: {error.strerror}; local tar files are read"
-        raise ShardError(f"shard {os.fspath(path)}: {text}") from error
+        raise ShardError(f"shard {os.fspath(path)}: cannot be opened: {error.strerror}") from error
     return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
 
 

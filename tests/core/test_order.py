@@ -1,6 +1,7 @@
 """Is the order a function of the position alone, and does every layout of ranks share it out exactly?"""
 
 from collections import Counter
+from itertools import groupby
 
 import numpy as np
 import pytest
@@ -8,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adq_wds.core.order import (
+    BLOCK_BYTES,
     UNEVEN,
+    blocks_of,
     in_shards,
     n_for_rank,
     on_line,
@@ -43,7 +46,8 @@ def test_index_functions_give_the_order_laid_out_by_hand(
     kept: list[int], lanes: int, seed: int, epoch: int
 ) -> None:
     shards = shard_order(len(kept), stream="p", seed=seed, epoch=epoch)
-    rows = [row_order(kept[s], shard=f"{s}.tar", stream="p", seed=seed, epoch=epoch) for s in shards]
+    n_bytes = [np.full(n, 700_000) for n in kept]
+    rows = [row_order(n_bytes[s], shard=f"{s}.tar", stream="p", seed=seed, epoch=epoch) for s in shards]
     expected = slow_epoch([r.tolist() for r in rows], lanes)
     total = sum(kept)
     slot, row = in_shards(
@@ -116,7 +120,7 @@ def test_the_modes_are_these() -> None:
 def test_orders_depend_on_stream_seed_epoch_and_shard_and_on_nothing_else() -> None:
     def orders(stream: str = "p", seed: int = 0, epoch: int = 0, shard: str = "a.tar") -> tuple[str, str]:
         shards = shard_order(40, stream=stream, seed=seed, epoch=epoch)
-        rows = row_order(40, shard=shard, stream=stream, seed=seed, epoch=epoch)
+        rows = row_order(np.full(40, 100_000), shard=shard, stream=stream, seed=seed, epoch=epoch)
         return str(shards.tolist()), str(rows.tolist())
 
     first = orders()
@@ -131,13 +135,29 @@ def test_orders_depend_on_stream_seed_epoch_and_shard_and_on_nothing_else() -> N
 def test_orders_never_change() -> None:
     """Golden values: a saved state must find the same order with any later numpy."""
     assert shard_order(8, stream="plan", seed=7, epoch=3).tolist() == [2, 1, 4, 3, 6, 7, 0, 5]
-    assert row_order(8, shard="train-000000.tar", stream="plan", seed=7, epoch=3).tolist() == [
-        6,
-        4,
-        2,
-        0,
-        1,
-        5,
-        7,
-        3,
+    n_bytes = np.full(8, 1 << 19)  # four rows make a block
+    rows = row_order(n_bytes, shard="train-000000.tar", stream="plan", seed=7, epoch=3)
+    assert rows.tolist() == [6, 4, 5, 7, 2, 0, 1, 3]
+
+
+@given(st.lists(st.integers(512, 5_000_000), max_size=40), st.integers(0, 5))
+def test_rows_of_a_block_stay_together_and_their_blocks_are_permuted(sizes: list[int], epoch: int) -> None:
+    n_bytes = np.array(sizes, dtype=np.int64)
+    block, before = [], 0  # the slow way: where a row begins decides
+    for size in sizes:
+        block.append(before // BLOCK_BYTES)
+        before += size
+    assert blocks_of(n_bytes).tolist() == block
+    order = row_order(n_bytes, shard="a.tar", stream="p", seed=0, epoch=epoch).tolist()
+    assert sorted(order) == list(range(len(sizes)))
+    runs = [key for key, _ in groupby(block[i] for i in order)]
+    assert len(runs) == len(set(block))
+
+
+def test_both_blocks_and_rows_in_them_are_shuffled() -> None:
+    orders = [
+        row_order(np.full(24, 1 << 19), shard="a.tar", stream="p", seed=s, epoch=0).tolist() for s in range(9)
     ]
+    firsts = {order[0] // 4 for order in orders}
+    assert len(firsts) > 2  # six blocks of four
+    assert len({tuple(i % 4 for i in order[:4]) for order in orders}) > 2

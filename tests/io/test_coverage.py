@@ -11,7 +11,7 @@ import pytest
 
 import adq_wds as adq
 from adq_wds.core.order import row_order, shard_order
-from adq_wds.io import recipe, serving
+from adq_wds.io import readers, recipe
 from tests.io.conftest import TarSet, ids, played, write_set
 
 Options = dict[str, Any]
@@ -26,7 +26,9 @@ def test_the_shuffled_order_is_the_one_laid_out_by_hand(tar_sets: dict[int, TarS
         line = []
         for s in shard_order(n_shards, stream=plan.hash, seed=5, epoch=epoch).tolist():
             kept = [name for name in tar_set.kept if name[0] == plan.shards[s]]
-            order = row_order(len(kept), shard=plan.shards[s], stream=plan.hash, seed=5, epoch=epoch)
+            shard = plan.shard(plan.shards[s])
+            n_bytes = shard.spans.n_bytes[shard.kept]
+            order = row_order(n_bytes, shard=plan.shards[s], stream=plan.hash, seed=5, epoch=epoch)
             line += [kept[i] for i in order]
         size, longer = divmod(len(line), 64)
         cuts = np.cumsum([0] + [size + (lane < longer) for lane in range(64)])
@@ -142,16 +144,16 @@ def test_more_shards_than_are_held_are_read_all_the_same(
     tar_sets: dict[int, TarSet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recipe, "HELD_SHARDS", 3)
-    monkeypatch.setattr(serving, "HELD_SHARDS", 3)
+    monkeypatch.setattr(readers, "HELD_SHARDS", 3)
     tar_set = tar_sets[24]
     stream = iter(adq.ShardDataset(tar_set.urls, plan=tar_set.plan, shuffle=True))
     seen = []
     for sample in stream:
         seen.append(sample)
-        assert len(stream._server._shards) <= 3
+        assert len(stream._server._readers.held) <= 3
         assert len(stream._order._held) <= 3
     assert Counter(ids(seen)) == Counter(tar_set.kept)
-    assert len(stream._server._shards) == 0
+    assert len(stream._server._readers.held) == 0
 
 
 def test_the_epoch_goes_on_at_the_end_and_is_repeated_when_broken_off(tar_set: TarSet) -> None:

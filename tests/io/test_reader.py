@@ -54,7 +54,7 @@ def test_every_form_of_tar_is_read_as_the_strict_reader_reads_it(
     mapped = MappedShard(str(path), "t.tar")
     for _ in range(2):  # fields unknown, then known
         for row in rows(scan_spans(path, shard="t.tar")):
-            strict = mapped._read_strictly(*row)
+            strict = mapped._parse_strictly(mapped._data, *row, 0)
             assert mapped.read(*row) == strict
             assert list(mapped.read(*row)) == list(strict)
             assert mapped.read(*row[:3], None) == strict
@@ -63,9 +63,9 @@ def test_every_form_of_tar_is_read_as_the_strict_reader_reads_it(
 def test_usual_samples_take_the_quick_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "t.tar", [(f"k{i}.{f}", b"x" * i) for i in range(50) for f in ("jpg", "CLS")])
     strictly = []
-    original = MappedShard._read_strictly
+    original = MappedShard._parse_strictly
     monkeypatch.setattr(
-        MappedShard, "_read_strictly", lambda self, *row: strictly.append(row) or original(self, *row)
+        MappedShard, "_parse_strictly", lambda self, *row: strictly.append(row) or original(self, *row)
     )
     mapped = MappedShard(str(path), "t.tar")
     for row in rows(scan_spans(path, shard="t.tar")):
@@ -179,7 +179,7 @@ def test_a_key_or_a_size_out_of_shape_is_not_taken_for_the_usual_one(tmp_path: P
     total = sum(head) - sum(head[148:156]) + 8 * 32
     data[c[0] + 148 : c[0] + 156] = b"%06o\0 " % total
     mapped._data = bytes(data)  # type: ignore[assignment]
-    strict = mapped._read_strictly(*c)
+    strict = mapped._parse_strictly(mapped._data, *c, 0)
     assert strict["jpg"] == b"x" * 8
     assert mapped.read(*c) == mapped.read(*c[:3], None) == strict
 

@@ -1,6 +1,6 @@
 """Bad input to the embedding job: named, counted, never half-written."""
 
-import gzip
+import bz2
 import io
 import json
 import logging
@@ -177,8 +177,8 @@ def test_labels_of_two_kinds_in_a_shard_are_refused(tmp_path: Path) -> None:
 # ---- Shards
 
 
-def gzipped(path: Path) -> None:
-    path.write_bytes(gzip.compress(path.read_bytes()))
+def packed(path: Path) -> None:
+    path.write_bytes(bz2.compress(path.read_bytes()))
 
 
 def cut(path: Path) -> None:
@@ -208,7 +208,7 @@ def gone(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "text"),
     [
-        (gzipped, r"b.tar: gzip: unpack it"),
+        (packed, r"b.tar: bzip2: unpack it"),
         (cut, r"shard b.tar"),
         (emptied, r"b.tar: empty file"),
         (twice, r"shard b.tar, key 'k0': key twice"),

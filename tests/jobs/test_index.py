@@ -1,6 +1,6 @@
 """An index says where every sample lies, is made once, and notices when its shards are no longer those."""
 
-import gzip
+import bz2
 import json
 import os
 import shutil
@@ -231,13 +231,13 @@ def test_what_adq_write_describes_is_read_back(shards: list[Path], tmp_path: Pat
 
 
 def test_unreadable_shards_are_named(shards: list[Path], tmp_path: Path) -> None:
-    with gzip.open(tmp_path / "z.tar", "wb") as handle:
+    with bz2.open(tmp_path / "z.tar", "wb") as handle:
         handle.write(shards[0].read_bytes())
     os.mkfifo(tmp_path / "f.tar")
     (tmp_path / "e.tar").touch()
     (tmp_path / "cut.tar").write_bytes(shards[0].read_bytes()[:3000])
     cases = {
-        "z.tar": "gzip",
+        "z.tar": "bzip2",
         "f.tar": "fifo",
         "e.tar": "empty file",
         "cut.tar": "truncated",
@@ -249,12 +249,9 @@ def test_unreadable_shards_are_named(shards: list[Path], tmp_path: Path) -> None
         assert not (tmp_path / "i.parquet").exists()
 
 
-def test_urls_are_refused_without_their_secrets(tmp_path: Path) -> None:
-    for url in (
-        "https://u:s3cret@h/a.tar?t=s3cret", "https://s3cret@h", "pipe:curl -H s3cret http://h/a.tar", " PIPE:s3cret",
-        "a.tar::s3://s3cret:k@b/a.tar", "a.tar::pipe:s3cret", "https://u:s3cret@h/a-{0..3}.tar",
-    ):  # fmt: skip
-        with pytest.raises(ValueError, match=r"is not a local file: fetch it first") as error:
+def test_commands_are_refused_without_their_secrets(tmp_path: Path) -> None:
+    for url in ("pipe:curl -H s3cret http://h/a.tar", " PIPE:s3cret", "a.tar::pipe:s3cret"):
+        with pytest.raises(ValueError, match=r"is a command, and running it is refused: fetch its") as error:
             index_shards(url, tmp_path / "i.parquet")
         assert "s3cret" not in str(error.value)
 
@@ -424,9 +421,10 @@ def test_the_command_ends_with_the_code_of_its_error(
     shards[0].write_bytes(shards[0].read_bytes()[:3000])
     assert main(["index", str(tmp_path / "in"), "-o", out]) == 1
     assert "adq: ShardError: shard b.tar" in capsys.readouterr().err
-    assert main(["index", "https://u:s3cret@h/a.tar", "-o", out]) == 2
+    assert main(["index", "pipe:curl -u u:s3cret https://h/a.tar", "-o", out]) == 2
     error = capsys.readouterr().err
-    assert error == "adq: shard 'a.tar' is not a local file: fetch it first, local tars are read\n"
+    assert error.startswith("adq: shard 'pipe:' … 'a.tar' is a command, and running it is refused: ")
+    assert "s3cret" not in error
     assert not Path(out).exists()
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 import adq_wds as adq
-from adq_wds.tables.info import read_info, shown_url
+from adq_wds.shards import shown_url
+from adq_wds.tables.info import read_info
 
 TIMM = {
     "splits": {

@@ -1,0 +1,124 @@
+"""Which reader does each shard of a stream get, which are open, and what is fetched ahead?"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+import numpy as np
+
+from adq_wds.core.order import LANES
+from adq_wds.io.fetched import FetchedShard
+from adq_wds.io.ranged import Held, Kept, RangedShard
+from adq_wds.io.reader import MappedShard
+from adq_wds.io.recipe import HELD_SHARDS, Found, Recipe
+from adq_wds.remote.fetch import comes_whole
+from adq_wds.sample import Sample
+from adq_wds.shards import is_url
+
+logger = logging.getLogger("adq_wds")
+
+_SPARSE = 0.5  # below, reading around a sample fetches more that is dropped than kept
+_THREADS = 16  # requests at one time; a block's ranges are several more
+_AHEAD = 64  # samples fetched before they are asked for, each on its own
+_AHEAD_CACHED = 512  # samples whose blocks are: in steady state few of them are new
+_HELD_BLOCKS = 3 * LANES  # a block for each lane, what is on its way, and what was just left
+
+
+class Reader(Protocol):
+    """One open shard."""
+
+    def expect(self, offset: int) -> None:
+        """The sample at this byte will be read soon."""
+        ...
+
+    def read(self, offset: int, n_bytes: int, key: str, crc: int | None) -> Sample:
+        """The sample of a span; see `SpanReader.parse`."""
+        ...
+
+    def close(self) -> None:
+        """Give it back."""
+        ...
+
+
+class Readers:
+    """The open shards of one pass over an epoch.
+
+    Attributes:
+        held: open ones, by number.
+    """
+
+    def __init__(self, recipe: Recipe, epoch: int) -> None:
+        self._recipe, self._epoch = recipe, epoch
+        self.held: dict[int, Reader] = {}
+        self._fields: dict[bytes, str] = {}
+        self._cached = recipe.fetch.cache is not None
+        self._blocks = Held(_HELD_BLOCKS if self._cached else 4 * _AHEAD)
+        self._pool: ThreadPoolExecutor | None = None
+        self._distant = [is_url(url) or comes_whole(url) for url in recipe.listing.urls]
+        self._said = False
+
+    def open(self, shard: int) -> Reader:
+        """One more; the one opened first is closed when they are many."""
+        if len(self.held) == HELD_SHARDS:
+            self.held.pop(next(iter(self.held))).close()
+        reader = self._made(shard)
+        self.held[shard] = reader
+        return reader
+
+    def ahead(self, found: Iterator[Found]) -> Iterator[Found]:
+        """The same, each announced to its reader some time before it is given out."""
+        return self._announced(found) if any(self._distant) else found
+
+    def close(self) -> None:
+        """Close all, and stop fetching."""
+        for reader in self.held.values():
+            reader.close()
+        self.held.clear()
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
+
+    def _announced(self, found: Iterator[Found]) -> Iterator[Found]:
+        waiting: deque[Found] = deque()
+        most = _AHEAD_CACHED if self._cached else _AHEAD
+        for one in found:
+            shard, offset = one[:2]
+            if self._distant[shard]:
+                (self.held.get(shard) or self.open(shard)).expect(offset)
+            waiting.append(one)
+            if len(waiting) > most:
+                yield waiting.popleft()
+        yield from waiting
+
+    def _made(self, shard: int) -> Reader:
+        recipe, fields = self._recipe, self._fields
+        listing, fetch = recipe.listing, recipe.fetch
+        url, name = listing.urls[shard], listing.names[shard]
+        if not self._distant[shard]:
+            return MappedShard(url, name, fields, fetch=fetch, sparse=listing.share(shard) < _SPARSE)
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="adq-fetch")
+        if comes_whole(url) or (listing.scanned and self._cached):
+            return FetchedShard(url, name, fields, fetch=fetch, pool=self._pool)
+        spans, rows = listing.rows(shard, self._epoch)
+        rows = np.sort(rows)
+        kept = Kept(spans.byte_offset[rows], spans.n_bytes[rows], grouped=self._cached)
+        if not self._said:
+            self._say(name, kept, int(spans.byte_offset[-1] + spans.n_bytes[-1]) if len(spans) else 0)
+        return RangedShard(url, name, fields, kept=kept, fetch=fetch, pool=self._pool, held=self._blocks)
+
+    def _say(self, name: str, kept: Kept, n_bytes: int) -> None:
+        """How remote shards are read, once."""
+        self._said = True
+        logger.info(
+            "ShardDataset: remote shards are read by range, %s: of %s %s of %s bytes in %s requests",
+            "into the cache" if self._cached else "a request for each sample, without a cache",
+            name,
+            f"{kept.n_asked:,}",
+            f"{n_bytes:,}",
+            f"{kept.n_requests:,}",
+        )

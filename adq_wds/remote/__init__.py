@@ -1,0 +1,1 @@
+"""Bytes that are not in a plain local file: URLs, commands, packed shards, and a cache for them."""

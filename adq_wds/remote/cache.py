@@ -1,0 +1,223 @@
+"""Where do fetched bytes stay, for all workers and ranks of a machine? In one folder, up to a size, each fetched once.
+
+A file per entry, named by the SHA-256 of its key (the whole URL and what was asked of it, so that two URLs with one base
+name never meet). It is written under a hidden name, locked while somebody fetches it, and takes its name when it is
+whole: a process that is killed leaves nothing that is ever read, and one that needs what another fetches waits for it.
+When the folder would grow beyond its bound, what was used longest ago goes first; who has it open keeps it. Files of
+other names are not the cache's, and stay.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from adq_wds.errors import AdqError
+
+logger = logging.getLogger("adq_wds")
+
+MAX_BYTES = 32 << 30
+_AFTER = 0.9  # of the bound is left when something had to go
+_PARTIAL = ".partial-"
+_ENTRY = re.compile("[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A folder for what is fetched, shared by the processes of a machine.
+
+    Args:
+        folder: made when first used, readable by its owner only. On a local disk: it is locked.
+        max_bytes: what its entries hold at most; should be a few times what is read at one time (see `ShardDataset`).
+            What is larger is given out, and not kept.
+
+    Raises:
+        ValueError: `folder` is no path, or `max_bytes` not a positive integer.
+    """
+
+    folder: str | os.PathLike[str]
+    max_bytes: int = MAX_BYTES
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.folder, str | os.PathLike) or not os.fspath(self.folder):
+            raise ValueError(f"the cache's folder must be a path, got {self.folder!r}")
+        if isinstance(self.max_bytes, bool) or not isinstance(self.max_bytes, int) or self.max_bytes < 1:
+            raise ValueError(f"max_bytes must be an integer >= 1, got {self.max_bytes!r}")
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        return Path(self.folder)
+
+    def open(self, key: str, fill: Callable[[BinaryIO], None]) -> BinaryIO:
+        """The entry of `key`, for reading; `fill` writes it first if it is not there, in one process at a time.
+
+        Raises:
+            AdqError: the folder cannot be written, or its disk is full.
+            and what `fill` raises.
+        """
+        final = self.path / _name(key)
+        with self._errors():
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            found = _opened(final)
+            if found is not None:
+                return found
+            unnamed = final.with_name(_PARTIAL + final.name)
+            with _claimed(unnamed) as partial:
+                found = _opened(final)  # by whom we waited for
+                if found is not None:
+                    return found
+                fill(partial)
+                partial.flush()
+                found = unnamed.open("rb")  # now: once it has its name, others may remove it
+                try:
+                    self._take_in(unnamed, final, partial.tell())
+                except BaseException:
+                    found.close()
+                    raise
+            return found
+
+    def drop(self, key: str) -> None:
+        """Forget an entry: its bytes were not what they should be."""
+        with self._errors():
+            (self.path / _name(key)).unlink(missing_ok=True)
+
+    def _take_in(self, unnamed: Path, final: Path, added: int) -> None:
+        """Give an entry its name, when there is room; the bytes in the folder are counted, for all processes.
+
+        The count goes first: a process that is killed in between leaves it too high, which is found when the bound
+        is met, not too low.
+        """
+        if added > self.max_bytes:
+            logger.warning(
+                "cache %s: %s bytes are not kept: more than max_bytes, %s",
+                self.path,
+                f"{added:,}",
+                f"{self.max_bytes:,}",
+            )
+            return
+        with open(self.path / ".bytes", "a+b") as counter, _locked(counter):
+            counter.seek(0)
+            text = counter.read(32)
+            total = int(text) + added if text.isdigit() else self.max_bytes + 1  # counted anew
+            if total > self.max_bytes:
+                total = self._make_room(added)
+            counter.truncate(0)
+            counter.write(str(total).encode())
+            counter.flush()
+            os.replace(unnamed, final)
+
+    def _make_room(self, added: int) -> int:
+        """Remove what was used longest ago, and what killed processes left; returns the bytes there and added."""
+        entries, total = [], added
+        for entry in os.scandir(self.path):
+            if entry.name.startswith(_PARTIAL):
+                _remove_orphan(Path(entry.path))
+            elif _ENTRY.fullmatch(entry.name):
+                with contextlib.suppress(FileNotFoundError):
+                    status = entry.stat()
+                    entries.append((status.st_mtime_ns, status.st_size, entry.path))
+                    total += status.st_size
+        if total <= self.max_bytes:
+            return total
+        for _, n_bytes, path in sorted(entries):
+            if total <= _AFTER * self.max_bytes:
+                break
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+            total -= n_bytes
+        logger.debug("cache %s: made room, %d bytes stay", self.path, total)
+        return total
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            reason = error.strerror or type(error).__name__
+            text = "no space left: give another folder, or a smaller max_bytes" if full else reason
+            raise AdqError(f"cache {self.path}: {text}") from error
+
+
+def _name(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def _opened(path: Path) -> BinaryIO | None:
+    """An entry that is there, marked as used now."""
+    try:
+        found = path.open("rb")
+    except FileNotFoundError:
+        return None
+    if not os.fstat(found.fileno()).st_size:  # named, but not on the disk when the machine failed
+        found.close()
+        return None
+    with contextlib.suppress(OSError):  # another process may just have made room
+        os.utime(path)
+    return found
+
+
+@contextlib.contextmanager
+def _locked(file: BinaryIO) -> Iterator[None]:
+    """A lock that is given back at the end, and not only when `file` is closed: a process forked meanwhile has it too."""
+    fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.flock(file, fcntl.LOCK_UN)
+
+
+@contextlib.contextmanager
+def _claimed(partial: Path) -> Iterator[BinaryIO]:
+    """A hidden file, empty and locked, that only this process writes; gone afterwards unless it took its name."""
+    while True:
+        handle = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with os.fdopen(handle, "r+b") as file, _locked(file):
+            if not _is(partial, file):
+                continue  # who held it has renamed or removed it meanwhile
+            try:
+                file.truncate(0)
+                yield file
+            finally:
+                if _is(partial, file):
+                    partial.unlink()
+        return
+
+
+def _is(path: Path, file: BinaryIO) -> bool:
+    """Whether an open file has that name now."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _remove_orphan(partial: Path) -> None:
+    """Remove what a killed process was fetching; a living one holds its lock."""
+    with contextlib.suppress(OSError), partial.open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _is(partial, file):  # else it took its name meanwhile, and the next one is somebody's
+            partial.unlink()
+
+
+def as_cache(value: Cache | str | os.PathLike[str] | None) -> Cache | None:
+    """A cache, from its folder too.
+
+    Raises:
+        ValueError: neither.
+    """
+    if value is None or isinstance(value, Cache):
+        return value
+    if isinstance(value, str | os.PathLike):
+        return Cache(value)
+    raise ValueError(f"cache must be a folder or a Cache, got a {type(value).__name__}")

@@ -1,0 +1,126 @@
+"""How is a shard got that is not a plain local tar? What the program allows, and where the bytes go."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from typing import BinaryIO
+
+from adq_wds.errors import AdqError, ShardError, located
+from adq_wds.files import canonical_json
+from adq_wds.remote.cache import Cache
+from adq_wds.remote.expand import chunks_of, expand, run_command
+from adq_wds.remote.store import Access, Remote, Stamp
+from adq_wds.shards import is_pipe, path_of
+
+_PACKED_NAMES = (".gz", ".tgz")
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """What may be fetched, and how.
+
+    Attributes:
+        cache: where fetched bytes stay; None keeps nothing.
+        allow_pipe: whether ``pipe:`` URLs run their command in a shell.
+        access: how servers are asked.
+    """
+
+    cache: Cache | None = None
+    allow_pipe: bool = False
+    access: Access = field(default_factory=Access)
+
+    def remote(self, url: str, *, shard: str) -> Remote:
+        """A URL, for reading parts of it.
+
+        Raises:
+            ShardError: nothing here reads such URLs.
+        """
+        return Remote(url, shard=shard, access=self.access)
+
+    def stamp(self, url: str, *, shard: str) -> Stamp:
+        """Size and date of the file of a URL: {"bytes", "mtime_ns"}.
+
+        Raises:
+            ShardError: it cannot be asked for, as of a command.
+        """
+        self.check(url, shard=shard)
+        if is_pipe(url):
+            raise located(ShardError("a command's output has no size or date"), shard=shard)
+        return self.remote(url, shard=shard).stamp()
+
+    def check(self, url: str, *, shard: str) -> None:
+        """Raise `ShardError` for a command that the program did not allow."""
+        if is_pipe(url) and not self.allow_pipe:
+            text = "a 'pipe:' URL runs a command, and is refused: say ShardDataset(allow_pipe=True), or fetch it first"
+            raise located(ShardError(text), shard=shard)
+
+    def whole(self, url: str, *, shard: str) -> BinaryIO:
+        """The tar at a URL or of a command, unpacked if it was packed, as an open local file.
+
+        With a cache it is fetched once for all processes; else into a temporary file that goes when it is closed.
+
+        Raises:
+            ShardError: not to be had, not a tar, truncated, or beyond the limits.
+            AdqError: no space.
+        """
+        self.check(url, shard=shard)
+        if is_pipe(url):
+            return self._kept(url, lambda: run_command(url, shard=shard, timeout=self.access.timeout), shard)
+        remote = self.remote(url, shard=shard)
+        return self._kept(self._key(url, remote), remote.chunks, shard)
+
+    def forget(self, url: str, *, shard: str) -> None:
+        """Let the next `whole` fetch it again."""
+        if self.cache is not None:
+            self.cache.drop(
+                _whole_key(url if is_pipe(url) else self._key(url, self.remote(url, shard=shard)))
+            )
+
+    def unpacked(self, packed: BinaryIO, path: str, *, shard: str) -> BinaryIO:
+        """As `whole`, of a packed local file that is open."""
+        status = os.fstat(packed.fileno())
+        key = f"{os.path.realpath(path)}\n{status.st_size} {status.st_mtime_ns}"
+        return self._kept(key, lambda: chunks_of(packed), shard)
+
+    def _key(self, url: str, remote: Remote) -> str:
+        """A URL with its file's size and date: what changes on the server is fetched again."""
+        try:
+            return f"{url}\n{canonical_json(remote.stamp())}"
+        except ShardError:  # the fetch itself will say why
+            return url
+
+    def _kept(self, key: str, chunks: Callable[[], Generator[bytes, None, None]], shard: str) -> BinaryIO:
+        def fill(out: BinaryIO) -> None:
+            with closing(chunks()) as stream:  # a command ends now, not when the last traceback of it goes
+                expand(stream, out, shard=shard)
+
+        if self.cache is not None:
+            return self.cache.open(_whole_key(key), fill)
+        with ExitStack() as close:
+            try:
+                file = close.enter_context(tempfile.TemporaryFile(prefix="adq-shard-"))
+                fill(file)
+                file.flush()  # it is read by its number
+            except OSError as error:
+                folder = tempfile.gettempdir()
+                text = f"cannot be kept in {folder}: {error.strerror}; set TMPDIR"
+                raise located(AdqError(text), shard=shard) from error
+            close.pop_all()  # the caller's
+        return file
+
+
+def _whole_key(key: str) -> str:
+    return f"whole\n{key}"
+
+
+def comes_whole(url: str) -> bool:
+    """Whether a URL can only be read from end to end: a command's, or a packed file's, by its name.
+
+    >>> [comes_whole(url) for url in ("s3://b/a.tar", "s3://b/a.tar.gz?x=1", "pipe:cat a.tar")]
+    [False, True, True]
+    """
+    return is_pipe(url) or path_of(url).lower().endswith(_PACKED_NAMES)

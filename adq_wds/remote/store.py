@@ -1,0 +1,169 @@
+"""How are bytes of a URL got? Ranges, the whole, and its size, through obstore or fsspec; no error says the URL.
+
+What these libraries raise often quotes the URL, which may hold a token or a password. So their texts are read for what
+went wrong, and neither passed on nor chained.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from adq_wds.errors import ShardError, located
+
+T = TypeVar("T")
+
+logger = logging.getLogger("adq_wds")
+
+TIMEOUT = 30.0
+TRIES = 3
+"""Requests for one range whose answers break off, before it is an error."""
+
+Stamp = dict[str, int]
+"""Size and date of a shard's file: {"bytes", "mtime_ns"}."""
+
+Range = tuple[int, int]
+"""First byte, and the byte behind the last."""
+
+
+@dataclass(frozen=True)
+class Access:
+    """How servers are asked.
+
+    Attributes:
+        timeout: seconds without an answer after which a request has failed, > 0.
+        storage_options: for the library that reads the URL: obstore's store configuration (``endpoint``,
+            ``access_key_id``, ``skip_signature``, …) or fsspec's options; by default what it finds in the environment.
+    """
+
+    timeout: float = TIMEOUT
+    storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)  # may hold secrets
+
+    def __post_init__(self) -> None:
+        number = isinstance(self.timeout, int | float) and not isinstance(self.timeout, bool)
+        if not number or not 0 < self.timeout < 1e6:
+            raise ValueError(f"timeout must be a number of seconds > 0, got {self.timeout!r}")
+        if not isinstance(self.storage_options, Mapping):
+            kind = type(self.storage_options).__name__
+            raise ValueError(f"storage_options must be a dict, got a {kind}")
+
+
+class NoRanges(Exception):  # noqa: N818 - it says what is
+    """The server gives a file as a whole only."""
+
+
+class Trouble(Exception):  # noqa: N818
+    """Why a request failed, in words that hold nothing of the URL; `again` where another try may help."""
+
+    def __init__(self, text: str, *, again: bool = False) -> None:
+        super().__init__(text)
+        self.again = again
+
+
+class Backend(Protocol):
+    """One URL as a library reads it. Any method may raise `Trouble`."""
+
+    def stamp(self) -> Stamp:
+        """Size, and date where it is known (else 0)."""
+        ...
+
+    def ranges(self, ranges: Sequence[Range]) -> list[bytes]:
+        """The bytes of some ranges, asked for together. May raise `NoRanges`."""
+        ...
+
+    def chunks(self) -> Iterator[bytes]:
+        """The whole, in order."""
+        ...
+
+
+class Remote:
+    """One URL, for reading.
+
+    Args:
+        url: what is read.
+        shard: its name, for messages.
+        access: how.
+
+    Raises:
+        ShardError: no library here reads such URLs.
+    """
+
+    def __init__(self, url: str, *, shard: str, access: Access) -> None:
+        self._shard = shard
+        self._backend = self._told(lambda: _backend(url, access))
+
+    def stamp(self) -> Stamp:
+        """Size and date of the file.
+
+        Raises:
+            ShardError: it cannot be asked for.
+        """
+        return self._told(self._backend.stamp)
+
+    def read(self, start: int, end: int) -> bytes:
+        """The bytes of one range, all of them.
+
+        Raises:
+            ShardError: not to be had, or fewer than there should be.
+            NoRanges: the server gives the whole only.
+        """
+        return self.read_many([(start, end)])[0]
+
+    def read_many(self, ranges: Sequence[Range]) -> list[bytes]:
+        """The bytes of several ranges; what `read` says. An answer that breaks off is asked for again."""
+
+        def ask() -> list[bytes]:
+            for left in reversed(range(TRIES)):
+                try:
+                    found = self._backend.ranges(ranges)
+                    for (start, end), data in zip(ranges, found, strict=True):
+                        if len(data) != end - start:
+                            raise Trouble(f"{len(data):,} of {end - start:,} bytes came", again=True)
+                    return found
+                except Trouble as trouble:
+                    if not trouble.again or not left:
+                        raise
+            raise AssertionError("unreachable")
+
+        return self._told(ask)
+
+    def chunks(self) -> Generator[bytes, None, None]:
+        """The whole, in order; a `ShardError` where it breaks off."""
+        try:
+            yield from self._backend.chunks()
+        except Trouble as trouble:
+            raise self._error(trouble) from None
+
+    def _told(self, ask: Callable[[], T]) -> T:
+        try:
+            return ask()
+        except Trouble as trouble:
+            raise self._error(trouble) from None
+
+    def _error(self, trouble: Trouble) -> ShardError:
+        return located(ShardError(str(trouble)), shard=self._shard)
+
+
+def _backend(url: str, access: Access) -> Backend:
+    """The library for a URL: obstore, where it is installed and can read it here; else fsspec."""
+    from adq_wds.remote.with_fsspec import Fsspec, installed
+    from adq_wds.remote.with_obstore import SCHEMES, Obstore, usable
+
+    scheme = url.partition("://")[0].lower()
+    if scheme in SCHEMES and importlib.util.find_spec("obstore") is not None:
+        if usable():
+            return Obstore(url, access)
+        if not installed(scheme):
+            raise Trouble(
+                f"process {os.getpid()} was forked from one that had read remote shards, which obstore does not survive: "
+                "start workers with multiprocessing_context='forkserver' or 'spawn'"
+            )
+        logger.debug("a forked process: remote shards are read through fsspec")
+    if installed(scheme):
+        return Fsspec(url, access)
+    missing = "pip install 'adq-wds[cloud]'" if scheme in SCHEMES else "install the fsspec file system for it"
+    raise Trouble(f"nothing here reads {scheme}:// URLs: {missing}")

@@ -1,0 +1,135 @@
+"""How does fsspec read one URL?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from adq_wds.remote.store import Access, NoRanges, Range, Stamp, Trouble
+
+_CHUNK = 4 << 20
+
+
+def installed(scheme: str) -> bool:
+    """Whether fsspec has a file system for such URLs, with what that needs."""
+    import fsspec
+
+    try:
+        fsspec.get_filesystem_class(scheme)
+    except (ImportError, ValueError):
+        return False
+    return True
+
+
+class Fsspec:
+    """One URL through fsspec's file system for it."""
+
+    def __init__(self, url: str, access: Access) -> None:
+        import fsspec
+
+        options = dict(access.storage_options)
+        self._http = url.lower().startswith(("http://", "https://"))
+        if self._http:
+            import aiohttp
+
+            patience = aiohttp.ClientTimeout(
+                total=None, sock_connect=access.timeout, sock_read=access.timeout
+            )
+            options["client_kwargs"] = {"timeout": patience, **dict(options.get("client_kwargs", {}))}
+        with _words():
+            self._fs, self._path = fsspec.core.url_to_fs(url, **options)
+        self._info: dict[str, Any] | None = None
+        self._partial: bool | None = None if self._http else True
+
+    def _known(self) -> dict[str, Any]:
+        if self._info is None:
+            with _words():
+                self._info = dict(self._fs.info(self._path))
+        return self._info
+
+    def stamp(self) -> Stamp:
+        """See `Backend`."""
+        info = self._known()
+        if not isinstance(info.get("size"), int):
+            return {"bytes": 0, "mtime_ns": 0}
+        return {"bytes": info["size"], "mtime_ns": _date(info)}
+
+    def ranges(self, ranges: Sequence[Range]) -> list[bytes]:
+        """See `Backend`."""
+        if self._partial is None:
+            self._partial = self._tried()
+        if not self._partial:  # else the whole file would come, into memory
+            raise NoRanges
+        starts, ends = zip(*ranges, strict=True)
+        with _words():
+            found = self._fs.cat_ranges(
+                [self._path] * len(ranges), list(starts), list(ends), on_error="raise"
+            )
+        return [bytes(data) for data in found]
+
+    def _tried(self) -> bool:
+        """Whether an HTTP server gives a part, found out without taking more when it does not."""
+        size = self._known().get("size")
+        if not isinstance(size, int) or size < 2 or self._known().get("partial") is False:
+            return False
+        with _words(), self._fs.open(self._path, "rb", block_size=512, cache_type="none") as file:
+            try:
+                file.seek(1)
+                return len(file.read(1)) == 1
+            except ValueError:  # fsspec's word for it
+                return False
+
+    def chunks(self) -> Iterator[bytes]:
+        """See `Backend`."""
+        with _words(), self._fs.open(self._path, "rb", block_size=0 if self._http else None) as file:
+            while chunk := file.read(_CHUNK):
+                yield chunk
+
+
+def _date(info: dict[str, Any]) -> int:
+    """When a file was changed last, in nanoseconds, as the file systems say it; 0 where they do not."""
+    for name in ("mtime", "LastModified", "last_modified", "updated", "created"):
+        value = info.get(name)
+        if isinstance(value, datetime):
+            return round(value.timestamp() * 1e9)
+        if isinstance(value, int | float):
+            return round(value * 1e9)
+    if isinstance(info.get("Last-Modified"), str):
+        with suppress(ValueError):
+            return round(parsedate_to_datetime(info["Last-Modified"]).timestamp() * 1e9)
+    return 0
+
+
+@contextmanager
+def _words() -> Iterator[None]:
+    """Errors of any file system in our words."""
+    try:
+        yield
+    except (NoRanges, Trouble, GeneratorExit):
+        raise
+    except Exception as error:  # file systems raise what the libraries below them raise
+        cause = error.__cause__
+        nobody = isinstance(error, FileNotFoundError) and (
+            isinstance(cause, OSError) or hasattr(cause, "status")
+        )
+        raise _trouble(cause if nobody and cause is not None else error) from None
+
+
+def _trouble(error: BaseException) -> Trouble:
+    kind = type(error).__name__
+    status = getattr(error, "status", None)
+    if isinstance(error, FileNotFoundError) or status == 404:
+        return Trouble("not found (404): check its URL")
+    if isinstance(error, PermissionError) or status in (401, 403):
+        return Trouble(f"refused ({status or kind}): check credentials, or that the URL has not expired")
+    if isinstance(status, int):
+        return Trouble(f"the server fails ({status}): try again later", again=status >= 500)
+    if isinstance(error, TimeoutError):
+        return Trouble("no answer in time (timeout=): the server stalls")
+    if "Connector" in kind or isinstance(error, ConnectionRefusedError):
+        return Trouble("no connection: check host and port")
+    broken = isinstance(error, ConnectionError) or "Payload" in kind or "Disconnected" in kind
+    return Trouble(f"the answer broke off ({kind})" if broken else f"cannot be read ({kind})", again=broken)

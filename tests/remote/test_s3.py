@@ -1,0 +1,93 @@
+"""S3 as users have it: an S3 API on loopback, from the plan to the stream."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import adq_wds as adq
+from tests.io.conftest import TarSet, ids, write_set
+
+moto_server = pytest.importorskip("moto.server")
+boto3 = pytest.importorskip("boto3")
+pytest.importorskip("obstore")
+KEYS = {"access_key_id": "me", "secret_access_key": "s3cret-key", "region": "us-east-1"}
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def tar_set(endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> TarSet:
+    """Three shards, also under s3://bucket/data/."""
+    made = write_set(tmp_path_factory.mktemp("s3"), [9, 14, 5])
+    s3 = boto3.client(
+        "s3",
+        endpoint_url=endpoint,
+        aws_access_key_id="me",
+        aws_secret_access_key="s3cret-key",
+        region_name="us-east-1",
+    )
+    s3.create_bucket(Bucket="bucket")
+    for url in made.urls:
+        s3.upload_file(url, "bucket", f"data/{Path(url).name}")
+    return made
+
+
+def test_a_plan_reads_shards_in_s3_with_options(endpoint: str, tar_set: TarSet, tmp_path: Path) -> None:
+    options = {**KEYS, "endpoint": endpoint}
+    for cache in (None, tmp_path / "cache"):
+        dataset = adq.ShardDataset(
+            "s3://bucket/data/t-{000..002}.tar", plan=tar_set.plan, storage_options=options, cache=cache
+        )
+        found = list(dataset)
+        assert ids(found) == tar_set.kept
+        assert all(
+            {name: sample[name] for name in ("txt", "cls")} == tar_set.bytes[place]
+            for place, sample in zip(ids(found), found, strict=True)
+        )
+        assert "s3cret" not in repr(dataset)
+
+
+def test_what_is_not_there_is_named_without_secrets(endpoint: str, tar_set: TarSet) -> None:
+    options = {**KEYS, "endpoint": endpoint}
+    for bucket, text in (("bucket/nowhere", "not found"), ("other", "not found")):
+        urls = f"s3://{bucket}/t-{{000..002}}.tar"
+        with pytest.raises(adq.ShardError, match=f"shard t-000.tar: {text}") as error:
+            list(adq.ShardDataset(urls, plan=tar_set.plan, storage_options=options))
+        assert "s3cret" not in str(error.value)
+
+
+def test_the_commands_read_s3_by_the_environment(
+    endpoint: str,
+    tar_set: TarSet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from adq_wds.cli import main
+
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "me",
+        "AWS_SECRET_ACCESS_KEY": "s3cret-key",
+        "AWS_REGION": "us-east-1",
+        "AWS_ENDPOINT": endpoint,
+        "AWS_ALLOW_HTTP": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    urls = "s3://bucket/data/t-{000..002}.tar"
+    assert main(["index", urls, "-o", str(tmp_path / "i.parquet")]) == 0
+    assert main(["verify", tar_set.plan, urls]) == 0
+    assert main(["write", urls, "--plan", tar_set.plan, "-o", str(tmp_path / "small" / "%06d.tar")]) == 0
+    out = capsys.readouterr().out
+    assert "28 samples of 3 shards in the plan: 28 ok, 0 differ, 0 missing" in out
+    local = adq.ShardDataset(tar_set.urls, plan=tar_set.plan)
+    written = adq.ShardDataset(os.fspath(tmp_path / "small"))
+    assert [s["__key__"] for s in written] == [s["__key__"] for s in local]
