@@ -30,11 +30,14 @@ from PIL import (
 )
 
 from adq_wds.errors import SampleError, shorten
+from adq_wds.plain_jpeg import decode_plain_jpeg, plain_jpeg_size
 
 logger = logging.getLogger("adq_wds")
 
 MAX_PIXELS = 64 * 1024 * 1024
 """Pixels (width × height) above which an image is refused: 256 MiB once Pillow has decoded it."""
+
+WHITE = (255, 255, 255)
 
 
 class _Jpeg(JpegImagePlugin.JpegImageFile):
@@ -75,7 +78,7 @@ _UPRIGHT = {
 
 
 def decode_image(
-    data: bytes, *, max_pixels: int = MAX_PIXELS, background: tuple[int, int, int] = (255, 255, 255)
+    data: bytes, *, max_pixels: int = MAX_PIXELS, background: tuple[int, int, int] = WHITE
 ) -> Image.Image:
     """The image in `data`: mode RGB, upright by its EXIF orientation, loaded, and free of `data`.
 
@@ -100,8 +103,18 @@ def decode_image(
     """
     if max_pixels < 1:
         raise ValueError(f"max_pixels={max_pixels} allows no image; expected at least 1")
-    if len(background) != 3 or min(background) < 0 or max(background) > 255:
+    if background != WHITE and (len(background) != 3 or min(background) < 0 or max(background) > 255):
         raise ValueError(f"background={background!r} is no colour; expected three values from 0 to 255")
+    size = plain_jpeg_size(data)
+    if size is not None and size[0] * size[1] <= max_pixels:
+        image = decode_plain_jpeg(data, size)
+        if image is not None:
+            return image
+    return _decode_any(data, max_pixels, background)
+
+
+def _decode_any(data: bytes, max_pixels: int, background: tuple[int, int, int]) -> Image.Image:
+    """`decode_image` of every file, by Pillow's reader of its format."""
     name = _format_of(data)
     try:
         image = _open(name, data, max_pixels)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import operator
-import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from adq_wds.errors import SampleError, located, shorten
-from adq_wds.image import MAX_PIXELS, decode_image
+from adq_wds.image import MAX_PIXELS, WHITE, decode_image
 from adq_wds.shards import base_name
 
 Sample = dict[str, Any]
@@ -38,6 +37,8 @@ PICKLE_FIELDS = frozenset({"pickle", "pkl", "pyd", "pth", "pt"})
 MAX_LABEL = 2**31 - 1
 """Integer labels are 0 ... MAX_LABEL - 1."""
 MAX_JSON_BYTES = 4 * 1024 * 1024
+_BYTES = (bytes, bytearray, memoryview)  # a tuple: `bytes | bytearray` would be built anew at each look
+_IN_TARS = (bytes, str)
 
 
 class SpecError(ValueError):
@@ -79,7 +80,7 @@ def image_bytes(sample: Sample, spec: FieldSpec = IMAGE_FIELDS) -> tuple[str, by
     ('png', b'...')
     """
     field, data = image_value(sample, spec)
-    if not isinstance(data, bytes | bytearray | memoryview):
+    if not isinstance(data, _BYTES):
         kind = type(data).__name__
         hint = "the bytes of a file; put this stage before .decode()"
         raise place_error(SampleError(f"holds {kind}, expected {hint}"), sample, field)
@@ -99,7 +100,7 @@ def read_image(
     spec: FieldSpec = IMAGE_FIELDS,
     *,
     max_pixels: int = MAX_PIXELS,
-    background: tuple[int, int, int] = (255, 255, 255),
+    background: tuple[int, int, int] = WHITE,
 ) -> Image.Image:
     """The image of `sample`, as `image.decode_image` gives it; the error names shard, key and field."""
     return find_image(sample, spec, max_pixels=max_pixels, background=background)[1]
@@ -110,7 +111,7 @@ def find_image(
     spec: FieldSpec = IMAGE_FIELDS,
     *,
     max_pixels: int = MAX_PIXELS,
-    background: tuple[int, int, int] = (255, 255, 255),
+    background: tuple[int, int, int] = WHITE,
 ) -> tuple[str | None, Image.Image]:
     """The field that the image is in, None where a function gave it, and what `read_image` gives."""
     field, data = image_bytes(sample, spec)
@@ -182,11 +183,15 @@ def clean_fields(sample: Sample) -> Sample:
     {'__key__': 'a', 'jpg': b'', '__adq_epoch__': 3}
     """
     out = {**sample}  # which, unlike dict(), takes no tuple of pairs for a sample
-    if "__adq_" in "".join(out):  # one search over all names: in every sample, and hardly ever found
-        for name, value in sample.items():
-            if name.startswith("__adq_") and isinstance(value, bytes | str):
-                del out[name]
+    for name in _called_ours(tuple(out)):
+        if isinstance(out[name], _IN_TARS):
+            del out[name]
     return out
+
+
+@lru_cache(maxsize=64)  # most samples of a stream have the same names
+def _called_ours(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for name in names if name.startswith("__adq_"))
 
 
 def place_error(error: SampleError, sample: Sample, field: str | None = None) -> SampleError:
@@ -232,10 +237,9 @@ def _wanted(spec: object, what: str) -> tuple[tuple[str, str], ...]:
     return pairs
 
 
-def _present(sample: Sample, spec: str, what: str) -> tuple[str, str]:
+def _present(sample: Sample, spec: object, what: str) -> tuple[str, str]:
     """The one alternative of `spec` that `sample` has."""
-    wanted = _wanted(spec, what)
-    found = [pair for pair in wanted if pair[0] in sample]
+    found = _among(spec, what, tuple(sample)) if isinstance(spec, str) else _wanted(spec, what)
     if len(found) == 1:
         return found[0]
     if found:
@@ -245,9 +249,15 @@ def _present(sample: Sample, spec: str, what: str) -> tuple[str, str]:
         names = [shorten(field, 40) for field in sorted(sample) if not field.startswith("__")]
         listed = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
         remedy = "; for unlabelled data, label=None" if what == "label" else ""
-        looked = ", ".join(field for field, _ in wanted)
+        looked = ", ".join(field for field, _ in _wanted(spec, what))
         trouble = f"no {what} field: looked for {looked}; the sample has {listed or 'no field'}{remedy}"
     raise place_error(SampleError(trouble), sample)
+
+
+@lru_cache(maxsize=64)  # most samples of a stream have the same names
+def _among(spec: str, what: str, names: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    """(field, path inside it) of each alternative of `spec` that is among the names."""
+    return tuple(pair for pair in _wanted(spec, what) if pair[0] in names)
 
 
 def _call(function: Callable[[Sample], Any], sample: Sample, what: str) -> Any:
@@ -264,6 +274,7 @@ def _name_of(function: Callable[[Sample], Any]) -> str:
     return str(getattr(function, "__name__", type(function).__name__))
 
 
+@lru_cache(maxsize=256)
 def _label_reader(field: str, path: str) -> Callable[[Any], Label]:
     """How the last extension of a field says that its value is read."""
     kind = field.rpartition(".")[2]
@@ -282,9 +293,10 @@ def _plain_label(value: Any) -> Label:
 def _integer_label(value: Any) -> int:
     if isinstance(value, str):
         value = value.encode("utf-8", "replace")
-    if isinstance(value, bytes | bytearray | memoryview):
+    if isinstance(value, _BYTES):
         text = bytes(value).strip()
-        if not re.fullmatch(rb"-?[0-9]{1,20}", text):
+        digits = text.removeprefix(b"-")
+        if not digits.isdigit() or len(digits) > 20:
             raise _LabelError(
                 f"{shorten(text)} is no integer label; expected digits, or read a name from 'txt'"
             )
@@ -310,7 +322,7 @@ def _as_integer(value: Any) -> int:
 
 
 def _name_label(value: Any) -> str:
-    if isinstance(value, bytes | bytearray | memoryview):
+    if isinstance(value, _BYTES):
         try:
             value = bytes(value).decode("utf-8")
         except UnicodeDecodeError as error:
@@ -327,7 +339,7 @@ def _name_label(value: Any) -> str:
 
 def _json_entry(value: Any, path: str) -> Any:
     """What stands at `path` ("a.b") of a JSON document, given as bytes, as text or already parsed."""
-    if isinstance(value, bytes | bytearray | memoryview | str):
+    if isinstance(value, (*_BYTES, str)):
         if len(value) > MAX_JSON_BYTES:
             raise _LabelError(f"{len(value)} bytes of JSON, at most {MAX_JSON_BYTES} are read")
         try:

@@ -19,7 +19,8 @@ LEVELS = [
     ["planner", "pipes", "models", "io", "report"],
     ["tables", "patch_jpeg", "pipe"],
     ["tar", "sample"],
-    ["files", "shards"],
+    ["remote"],
+    ["tar_headers", "files", "shards"],
     ["errors"],
 ]
 # Files that are parts of a room without lying in its folder.
@@ -27,10 +28,13 @@ PART_OF = {
     "arguments": "cli",
     "binning": "planner",
     "buckets": "planner",
-    "tar_headers": "tar",
+    "tar_watch": "tar_headers",
     "image": "sample",
+    "plain_jpeg": "sample",
     "score": "sample",
     "npy": "sample",
+    "patch_bytes": "patch_jpeg",
+    "patch_record": "patch_jpeg",
 }
 LEVEL = {room: i for i, rooms in enumerate(LEVELS) for room in rooms}
 
