@@ -30,13 +30,16 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         path: the final name; its folder must exist.
 
     Raises:
-        AdqError: the folder is missing or read-only, `path` is a folder, or the disk is full; names the path.
+        AdqError: the folder is missing or read-only, `path` is a folder or a circle of links, or the disk is full;
+            names the path.
     """
     path = Path(path)
     if path.is_dir():
         raise AdqError(f"cannot write {path}: it is a folder; give a file name")
     if path.is_symlink():
-        path = path.resolve()  # os.replace would put a file in the link's place
+        path = Path(os.path.realpath(path))  # os.replace would put a file in the link's place
+        if path.is_symlink():
+            raise AdqError(f"cannot write {path}: a link that leads back to itself; remove it")
     partial = path.with_name(f".{path.name}.partial")
     try:
         with contextlib.suppress(FileNotFoundError):

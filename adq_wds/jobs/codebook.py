@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,8 @@ from adq_wds.core.graphcut import graphcut_bins
 from adq_wds.core.kernel import unit_rows
 from adq_wds.core.rng import draws
 from adq_wds.core.scores import BinSums, diversity, importance, representativeness
-from adq_wds.errors import FeaturesError, shorten
-from adq_wds.files import make_folder
+from adq_wds.errors import CodebookError, FeaturesError, shorten
+from adq_wds.files import lock, make_folder
 from adq_wds.jobs.plan import plan_settings
 from adq_wds.planner import Allocation, PlanSettings
 from adq_wds.registry import SCORES, look_up
@@ -86,7 +87,7 @@ def fit_codebook(
     Raises:
         ValueError: an argument is out of range, or a name unknown.
         FeaturesError: damaged features, features that do not belong together, or too few of them.
-        AdqError: `out` cannot be written.
+        AdqError: `out` cannot be written, or another job works in its folder.
 
     Source: ours. Bins: Zhou et al. 2023 (arXiv 2308.10524); scores and rates: Li et al. 2024 (arXiv 2412.16895).
     """
@@ -108,6 +109,8 @@ def fit_codebook(
     folder = None
     if out is not None:
         check_codebook_name(out)
+        if Path(out).is_dir():
+            raise CodebookError(f"{os.fspath(out)}: a folder; give the codebook a file name")
         folder = make_folder(Path(out).parent)
     if not isinstance(features, Features):
         features = Features(features)
@@ -115,26 +118,32 @@ def fit_codebook(
         features, int(bins), PILOT if pilot is None else int(pilot), int(checkpoints), int(seed), memory_bytes
     )
     own = fit.classes_with_rows(max(int(min_pilot), int(bins)))
+    more = {"checkpoints": int(checkpoints), "min_pilot": int(min_pilot)}
+    # locked before the work, so that of two jobs one learns it at once
+    with nullcontext() if folder is None else lock(folder):
+        codebook = _codebook(fit, _rows(fit, own, folder, progress), settings, rule, more)
+        _warn_of_crowds(codebook)
+        if out is None:
+            return codebook
+        codebook.save(out)
+    return load_codebook(out)
+
+
+def _rows(fit: _Fit, own: list[int], scratch: Path | None, progress: bool | None) -> list[_Row]:
+    """The row over all classes, and those of the classes that have one."""
     quiet = None if progress is None else not progress
     with tqdm(total=1 + len(own), unit=" rows", desc="codebook", disable=quiet) as bar:
         rows = [fit.pooled()]
         bar.update()
         if own:
-            buckets = ClassBuckets(features, fit.label, own, scratch=folder)
+            buckets = ClassBuckets(fit.features, fit.label, own, scratch=scratch)
             try:
                 for c in own:
                     rows.append(fit.of_class(c, *buckets.read(c)))
                     bar.update()
             finally:
                 buckets.close()
-    codebook = _codebook(
-        fit, rows, settings, rule, {"checkpoints": int(checkpoints), "min_pilot": int(min_pilot)}
-    )
-    _warn_of_crowds(codebook)
-    if out is None:
-        return codebook
-    codebook.save(out)
-    return load_codebook(out)
+    return rows
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ def build_plan(
         raise PlanError(f"{out}: a folder; give the plan a file name, such as {Path(out) / 'plan.parquet'}")
     if not isinstance(features, Features):
         features = Features(features)
-    if out is not None and Path(out).resolve().parent == features.folder.resolve():
+    if out is not None and Path(os.path.realpath(out)).parent == Path(os.path.realpath(features.folder)):
         raise PlanError(
             f"{out}: lies among the features, where every file is one shard's; write it elsewhere"
         )

@@ -143,6 +143,8 @@ class Plan:
             self.n_samples = sum(int(entry["n"]) for entry in header["shards"])
             self.n_kept = sum(self._kept)
             agrees = (header["n_samples"], header["n_kept"]) == (self.n_samples, self.n_kept)
+        except PlanError as cause:
+            raise PlanError(f"{self._where}: damaged header: {cause}") from cause
         except (KeyError, TypeError, ValueError, OverflowError) as cause:
             raise PlanError(f"{self._where}: damaged header: {shorten(str(cause))}") from cause
         if (

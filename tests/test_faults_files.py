@@ -1,0 +1,297 @@
+"""Do jobs that meet a full disk, a wrong folder, another job or a wrong clock lose nothing and say what it was? F27, F28."""
+
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import adq_wds as adq
+from adq_wds.cli import main
+from adq_wds.files import lock
+from tests.conftest import jpeg, write_tar
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def write_shard(path: Path, n: int, first: int = 0) -> None:
+    members: list[tuple[str, bytes]] = []
+    for i in range(first, first + n):
+        members += [(f"s{i:05d}.jpg", jpeg(i)), (f"s{i:05d}.cls", b"%d" % (i % 2))]
+    write_tar(path, members)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with shards in/a.tar and in/b.tar, and features/ of them; tests work on copies."""
+    home = tmp_path_factory.mktemp("home")
+    (home / "in").mkdir()
+    for i, name in enumerate("ab"):
+        write_shard(home / "in" / f"{name}.tar", 40, 40 * i)
+    adq.embed_shards(home / "in", "thumbnail", home / "features")
+    return home
+
+
+@pytest.fixture
+def here(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of `home`, and the current folder."""
+    shutil.copytree(home, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+JOBS = {  # by name: the command, and what it writes to
+    "embed": ["embed", "in", "--encoder", "thumbnail", "-o", "{}"],
+    "plan": ["plan", "features", "--bins", "3", "-o", "{}/plan.parquet"],
+    "codebook": ["codebook", "features", "--bins", "3", "--min-pilot", "5", "-o", "{}/codebook.safetensors"],
+    "index": ["index", "in", "-o", "{}/index.parquet"],
+    "write": ["write", "in", "--max-samples", "20", "-o", "{}/%06d.tar"],
+    "run": ["run", "in", "--encoder", "thumbnail", "--bins", "3", "-o", "{}"],
+}
+
+
+def command(job: str, folder: str) -> list[str]:
+    return [word.format(folder) for word in JOBS[job]]
+
+
+# ---- F27: a full disk
+
+FILL = """
+import io, json, os, resource, sys
+from contextlib import redirect_stderr, redirect_stdout
+from adq_wds.cli import main
+
+limit = None
+
+def fill_up(event, arguments):  # a job removes what a killed one left just before it begins to write
+    if limit is not None and event == "os.remove" and str(arguments[0]).endswith(f"/.{name}.partial"):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+
+sys.addaudithook(fill_up)
+for line in sys.stdin:
+    name, limit, *command = json.loads(line)
+    said = io.StringIO()
+    with redirect_stderr(said), redirect_stdout(io.StringIO()):
+        code = main(command)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+    print(json.dumps([code, said.getvalue()]), flush=True)
+"""
+
+TARGETS = {  # what is written, by which job, after which change to its surroundings; and whether an old one stays
+    "plan.parquet": ("plan", ["--seed", "1"], True),
+    "a.parquet": ("embed", [], True),
+    "codebook.safetensors": ("codebook", ["--seed", "1"], True),
+    "index.parquet": ("index", [], True),
+    "000001.tar": ("write", ["--overwrite"], False),
+    "run.json": ("run", ["--seed", "1"], False),
+}
+
+
+@pytest.fixture(scope="module")
+def filling() -> Iterator[Callable[..., tuple[int, str]]]:
+    """filling(name, limit, *command): the command in one other process, on a disk with room for `limit` bytes of it."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", FILL], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+
+    def call(name: str, limit: int | None, *command: str) -> tuple[int, str]:
+        process.stdin.write(json.dumps([name, limit, *command]) + "\n")
+        process.stdin.flush()
+        code, said = json.loads(process.stdout.readline())
+        return code, said
+
+    yield call
+    process.stdin.close()
+    process.stdout.close()
+    process.wait(timeout=60)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_disk_that_fills_up_anywhere_costs_no_file_and_is_named(
+    name: str, here: Path, filling: Callable[..., tuple[int, str]]
+) -> None:
+    """F27. Shards that `--overwrite` replaces, and a run.json of another plan, go first; none is ever torn."""
+    job, changed, stays = TARGETS[name]
+    target = here / "out" / name
+    first = [str(here / word) if word in ("in", "features") else word for word in command(job, f"{here}/out")]
+    second = [*first, *changed]
+    assert main(first) == 0
+    old = {path.name: path.read_bytes() for path in target.parent.iterdir() if path.is_file()}
+    if name in ("a.parquet", "index.parquet"):
+        write_shard(here / "in" / "a.tar", 50)
+    assert main(second) == 0
+    new = target.read_bytes()
+    assert (new != old[name]) == (name != "000001.tar")
+    for limit in (0, len(new) // 2, len(new) - 1):
+        for other, data in old.items():
+            (target.parent / other).write_bytes(data)
+        code, said = filling(name, limit, *second)
+        assert (code, said.splitlines()[-1].partition(" (")[0]) == (
+            1,
+            f"adq: AdqError: cannot write {target}: no space left",
+        )
+        assert (target.read_bytes() == old[name]) if stays else not target.exists()
+        assert not list(target.parent.glob(".*"))
+        assert not (target.parent / "_info.json").exists()
+    assert filling(name, None, *second)[0] == 0
+    assert target.read_bytes() == new
+
+
+# ---- F28: a folder that is none, or none of ours
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_missing_folder_is_made(job: str, here: Path) -> None:
+    assert main(command(job, "some/new/folder")) == 0
+    assert [path for path in (here / "some/new/folder").iterdir() if not path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_file_in_the_folders_place_is_named(
+    job: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "file").write_text("mine")
+    assert main(command(job, "file/out")) in (1, 2)
+    assert "file/out" in capsys.readouterr().err
+    assert (here / "file").read_text() == "mine"
+
+
+READ_ONLY = """
+import os, sys
+from adq_wds.cli import main
+import adq_wds.jobs.run, adq_wds.jobs.codebook, adq_wds.jobs.index, adq_wds.models.thumbnail
+if os.geteuid() == 0:
+    os.setgroups([]); os.setgid(65534); os.setuid(65534)  # root may write anywhere
+import json
+for command in json.loads(sys.argv[1]):
+    print(main(command), flush=True)
+"""
+
+
+def test_a_read_only_folder_is_named_by_every_job(home: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(home, folder, dirs_exist_ok=True)
+        out = Path(folder) / "out"
+        out.mkdir(mode=0o555)
+        Path(folder).chmod(0o755)
+        commands = json.dumps([command(job, str(out)) for job in JOBS])
+        done = subprocess.run(
+            [sys.executable, "-c", READ_ONLY, commands], capture_output=True, text=True, cwd=folder,
+            env={**os.environ, "PYTHONPATH": os.getcwd()},
+        )  # fmt: skip
+        assert done.stdout.split() == ["1"] * len(JOBS), done.stderr
+        told = [line for line in done.stderr.splitlines() if line.startswith("adq: ")]
+        assert told == [f"adq: AdqError: cannot write into the folder {out}: permission denied"] * len(JOBS)
+        assert list(out.iterdir()) == []
+
+
+# ---- F28: what already stands in the file's place
+
+FILES = {
+    job: words[-1].removeprefix("{}/") for job, words in JOBS.items() if job in ("plan", "codebook", "index")
+}
+
+
+@pytest.mark.parametrize("job", FILES)
+def test_a_folder_in_the_files_place_is_named_and_left(
+    job: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = here / "out" / FILES[job]
+    path.mkdir(parents=True)
+    assert main(command(job, "out")) == 1
+    assert f"out/{FILES[job]}: " in capsys.readouterr().err
+    assert list(path.iterdir()) == []
+    assert [p.name for p in path.parent.iterdir()] == [FILES[job]]
+
+
+@pytest.mark.parametrize("job", FILES)
+def test_a_link_stays_a_link_and_its_file_is_written(job: str, here: Path) -> None:
+    for folder in ("out", "store"):
+        (here / folder).mkdir()
+    path = here / "out" / FILES[job]
+    path.symlink_to(here / "store" / f"real-{FILES[job]}")
+    for _ in range(2):  # a link to nothing yet, then to a file
+        assert main(command(job, "out")) == 0
+        assert path.is_symlink()
+        assert [p.name for p in (here / "store").iterdir()] == [f"real-{FILES[job]}"]
+
+
+@pytest.mark.parametrize("target", ["itself", "missing/folder/file"])
+@pytest.mark.parametrize("job", FILES)
+def test_a_link_that_leads_nowhere_is_named(
+    job: str, target: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "out").mkdir()
+    path = here / "out" / FILES[job]
+    path.symlink_to(path if target == "itself" else here / target)
+    assert main(command(job, "out")) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("adq: ")
+    assert (FILES[job] if target == "itself" else target) in said
+    assert path.is_symlink()
+
+
+# ---- F28: two at once, and the clock
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_of_two_jobs_in_a_folder_the_second_hears_who_works_there(
+    job: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "out").mkdir()
+    with lock("out"):
+        assert main(command(job, "out")) == 1
+        said = capsys.readouterr().err
+        assert f"AdqError: out is in use by pid {os.getpid()} on " in said
+        assert "; wait for it, or choose another folder" in said
+        assert os.listdir("out") == [".adq.lock"]
+    assert main(command(job, "out")) == 0
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_clock_that_goes_backwards_changes_nothing(
+    job: str, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(command(job, "forwards")) == 0
+    for name in ("time", "monotonic", "perf_counter"):
+        ticks: Any = itertools.count(2e9, -3600.0)
+        monkeypatch.setattr(time, name, lambda ticks=ticks: next(ticks))
+    assert main(command(job, "backwards")) == 0
+    monkeypatch.undo()
+    assert contents(here / "forwards") == contents(here / "backwards")
+
+
+@pytest.mark.parametrize("job", ["embed", "index", "run"])
+def test_a_shard_replaced_by_one_of_its_size_and_an_older_date_is_noticed(job: str, here: Path) -> None:
+    path = here / "in" / "a.tar"
+    assert main(command(job, "out")) == 0
+    before, size = contents(here / "out"), path.stat().st_size
+    assert main(command(job, "out")) == 0
+    assert contents(here / "out") == before
+    data = bytearray(path.read_bytes())
+    at = data.index(b"\xff\xd8", 4096) + 2
+    data[at : at + 2] = b"\xff\xe1" if data[at : at + 2] != b"\xff\xe1" else b"\xff\xe0"
+    path.write_bytes(data)
+    os.utime(path, (0, 0))
+    assert path.stat().st_size == size
+    assert main(command(job, "out")) == 0
+    assert contents(here / "out") != before
+    for file in (here / "out").rglob("*.parquet"):
+        os.utime(file, (0, 0))  # a result that looks older than its shards still holds
+    after = contents(here / "out")
+    assert main(command(job, "out")) == 0
+    assert contents(here / "out") == after
