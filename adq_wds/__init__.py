@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         StateError,
     )
     from adq_wds.io.loader import Loader
+    from adq_wds.io.nodes import as_node
     from adq_wds.io.source import ShardDataset
     from adq_wds.jobs.codebook import fit_codebook
     from adq_wds.jobs.embed import embed_shards
@@ -68,6 +69,7 @@ _HOME = {
     "ShardError": "errors",
     "StateError": "errors",
     "Subsample": "pipes.subsample",
+    "as_node": "io.nodes",
     "build_plan": "jobs.plan",
     "embed_shards": "jobs.embed",
     "encoder": "registry",
@@ -103,6 +105,7 @@ __all__ = [
     "StateError",
     "Subsample",
     "__version__",
+    "as_node",
     "build_plan",
     "embed_shards",
     "encoder",

@@ -32,6 +32,7 @@ PUBLIC = [
     "ShardError",
     "StateError",
     "Subsample",
+    "as_node",
     "build_plan",
     "embed_shards",
     "encoder",

@@ -19,8 +19,9 @@ class Loader(StatefulDataLoader[Any]):  # type: ignore[misc]
     """Reads a `ShardDataset`, with or without workers, in one order whatever their number.
 
     `state_dict()` may be asked for after any batch: under 400 bytes of JSON, it counts the batches given out, not
-    those that workers have read ahead, and any number of workers and ranks may load it. An iteration read to its end
-    makes the next one read the next epoch; one that was broken off is repeated.
+    those that workers have read ahead, and any number of workers and ranks may load it. An epoch is over with its last
+    batch (not all programs ask for one more): the next iteration, and a state saved from there on, are the next
+    epoch's. One that was broken off is repeated.
 
     Args:
         dataset: batches, order, ranks and pipes are its matter.
@@ -69,7 +70,7 @@ class Loader(StatefulDataLoader[Any]):  # type: ignore[misc]
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands, for `load_state_dict` of any Loader or `start_from` of any data set like this."""
         place = self._place
-        if place is None or place.ended:
+        if place is None or place.over:
             begin = self.dataset.begin
             n_batches, dropped = 0, False
         else:
@@ -98,20 +99,22 @@ class _Place(Iterator[Any]):
         self.begin = self._dataset.begin
         self.batches: Any = None
         self.n_batches = 0
-        self.dropped = self.ended = False
+        self._n = self._dataset.n_batches_from(self.begin)
+        self.over = False  # the next epoch is the current one
+        self.dropped = self._ended = False
         self._failed: str | None = None
 
     def __next__(self) -> Any:
         if self._failed is not None:
             raise LoaderClosed(f"the stream has ended with an error; make it anew: {self._failed}")
-        if self.ended:
+        if self._ended:
             raise StopIteration
         try:
             while (item := self._take()).empty:
                 self.dropped = True
         except StopIteration:
-            self.ended = True
-            self._dataset.set_epoch(self.begin.epoch + 1)
+            self._ended = True
+            self._finish()
             raise
         except BaseException as error:
             self._failed = f"{type(error).__name__}: {error}"
@@ -127,7 +130,14 @@ class _Place(Iterator[Any]):
         if item.error is not None:
             raise item.error
         self.n_batches = item.number + 1
+        if self.n_batches == self._n and not self.dropped:
+            self._finish()
         return item
+
+    def _finish(self) -> None:
+        if not self.over:
+            self.over = True
+            self._dataset.set_epoch(self.begin.epoch + 1)
 
 
 def _as_is(item: Any) -> Any:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adq_wds.core.order import LANES, Uneven, in_shards, on_line, row_order, shard_order
+from adq_wds.files import sha256_text
 from adq_wds.io.listing import Listing
 from adq_wds.io.state import State
 from adq_wds.pipe import OnError, Pipe
@@ -39,6 +40,7 @@ class Recipe:
     on_error: OnError
     verify: bool
     fetch: Fetch = field(default_factory=Fetch)
+    drawn_by: tuple[str, ...] = ()  # what pipes choose samples by: hash, keep and seed
 
     @property
     def drops(self) -> bool:
@@ -49,6 +51,8 @@ class Recipe:
         """The state of a stream that stands at `t`."""
         lanes = lanes or (LANES if self.shuffle else 1)
         hash = self.listing.hash
+        if self.drawn_by:
+            hash = sha256_text("\n".join((hash, *self.drawn_by)))
         return State(hash, self.seed, epoch, self.shuffle, self.fresh, lanes, self.batch_size, t)
 
 

@@ -25,6 +25,7 @@ from adq_wds.remote.cache import Cache, as_cache
 from adq_wds.remote.fetch import Fetch
 from adq_wds.remote.store import TIMEOUT, Access
 from adq_wds.shards import expand_urls, is_url
+from adq_wds.tables.codebook import Codebook, as_codebook
 from adq_wds.tables.plan import Plan, as_plan
 
 _MAX_EPOCH = 2**62
@@ -46,6 +47,8 @@ class ShardDataset(IterableDataset[Any]):
     Args:
         urls: tar files: paths, URLs, a pattern with braces (and stars, for local files), a folder, or a list of these.
         plan: a plan or its path; it must be of just these shards.
+        codebook: the codebook, or its path, that `AssignBins` and `Subsample` among `pipes` go by, in place of a plan;
+            it is compared with theirs. A saved state knows which plans and codebooks its pipes chose by.
         pipes: stages of its own, `Decode`, `Map` or any `Pipe`, in order. With these it resumes exactly; with
             stages composed outside it could not.
         batch_size: samples in a batch. Batches are cut before the pipes and never filled up again: a sample that is
@@ -94,6 +97,7 @@ class ShardDataset(IterableDataset[Any]):
         urls: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
         *,
         plan: Plan | str | os.PathLike[str] | None = None,
+        codebook: Codebook | str | os.PathLike[str] | None = None,
         pipes: Sequence[Pipe] = (),
         batch_size: int | None = None,
         shuffle: bool = False,
@@ -138,9 +142,11 @@ class ShardDataset(IterableDataset[Any]):
             on_error=on_error,
             verify=verify and listing.checked,
             fetch=fetch,
+            drawn_by=_drawn_by(pipes, plan, codebook),
         )
         self._clock = Clock()
         self._tagged = False
+        self._own_epoch: int | None = None  # resumed at a place that is this rank's own, not all ranks'
         self._n_positions()  # uneven="error" speaks now
 
     def __repr__(self) -> str:
@@ -186,6 +192,7 @@ class ShardDataset(IterableDataset[Any]):
         saved = read_state(state, now, self._recipe.listing.n_total)
         self._clock.resume(Begin(saved.epoch, saved.t, saved.lanes))
         self._clock.epoch = saved.epoch + ended
+        self._own_epoch = None if saved.rank is None else saved.epoch
 
     def state_at(
         self, epoch: int, n_batches: int, *, start: int, lanes: int, dropped: bool
@@ -202,9 +209,19 @@ class ShardDataset(IterableDataset[Any]):
         recipe, (rank, world) = self._recipe, self._ranks.look()
         t = min(start + n_batches * (recipe.batch_size or 1) * world, recipe.listing.n_total)
         state = recipe.state(epoch, t, lanes)
-        if recipe.drops or dropped:
+        if recipe.drops or dropped or epoch == self._own_epoch:
             state = replace(state, rank=rank, world=world)
         return state.as_dict()
+
+    def n_batches_from(self, begin: Begin) -> int | None:
+        """Batches after which all ranks are through with an epoch; None where pipes may drop some, so that only the end
+        itself says it."""
+        recipe, (_, world) = self._recipe, self._ranks.look()
+        if recipe.drops:
+            return None
+        total = recipe.listing.n_total
+        n = n_for_rank(total, start=begin.start, rank=0, world=world, uneven=recipe.uneven)
+        return -(-n // (recipe.batch_size or 1))
 
     @property
     def begin(self) -> Begin:
@@ -224,7 +241,9 @@ class ShardDataset(IterableDataset[Any]):
         rank, world = self._ranks.look()
         worker = get_worker_info()
         layout = Layout(rank, world) if worker is None else Layout(rank, world, worker.id, worker.num_workers)
-        stream = Stream(self._recipe, self._clock, self._clock.begin(), layout, advance=not self._tagged)
+        begin = self._clock.begin()
+        own = begin.epoch == self._own_epoch
+        stream = Stream(self._recipe, self._clock, begin, layout, advance=not self._tagged, own=own)
         return TaggedStream(stream) if self._tagged else stream
 
     def __len__(self) -> int:
@@ -272,6 +291,27 @@ def _listing(
     if plan is None:
         return everything(paths, index, root=base, fetch=fetch)
     return planned(paths, as_plan(plan), root=base, fresh=fresh)
+
+
+def _drawn_by(
+    pipes: Sequence[Pipe], plan: object, codebook: Codebook | str | os.PathLike[str] | None
+) -> tuple[str, ...]:
+    """What the pipes choose samples by: each plan's or codebook's hash, with the pipe's keep and seed."""
+    found = {
+        value.hash: f"{value.hash} {getattr(pipe, 'keep', None)} {getattr(pipe, 'seed', None)}"
+        for pipe in pipes
+        for value in vars(pipe).values()
+        if isinstance(value, Plan | Codebook)
+    }
+    if codebook is not None:
+        if plan is not None:
+            raise ValueError("plan and codebook both choose the samples: give one")
+        if as_codebook(codebook).hash not in found:
+            raise ValueError(
+                "codebook= is what pipes choose samples by, and none of these does: add AssignBins(codebook) and "
+                "Subsample(codebook, keep=...)"
+            )
+    return tuple(found.values())
 
 
 def _check(pipes: object, batch_size: object, fields: object, collate: object, uneven: object) -> None:

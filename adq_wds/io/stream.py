@@ -45,13 +45,22 @@ class Stream(Iterator[Any]):
         begin: the epoch, and where in it all ranks began.
         layout: whose share this is.
         advance: whether the end of this share makes the next epoch the current one.
+        own: whether `begin` is this rank's own place, since samples were dropped before it.
     """
 
     def __init__(
-        self, recipe: Recipe, clock: Clock, begin: Begin, layout: Layout, *, advance: bool = True
+        self,
+        recipe: Recipe,
+        clock: Clock,
+        begin: Begin,
+        layout: Layout,
+        *,
+        advance: bool = True,
+        own: bool = False,
     ) -> None:
         self._recipe, self._clock, self._layout, self._advance = recipe, clock, layout, advance
         self._start(begin, layout.worker)
+        self._left_out = own
         self._announce()
 
     def _start(self, begin: Begin, next_batch: int) -> None:

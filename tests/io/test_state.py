@@ -153,6 +153,30 @@ def test_a_state_is_its_ranks_own_once_a_batch_was_left_out(tar_set: TarSet, n_w
     assert loader.state_dict()["rank"] is None, "a new epoch begins in step"
 
 
+@pytest.mark.parametrize("n_workers", [0, 2])
+def test_a_resumed_state_stays_its_ranks_own_to_the_epochs_end(tar_set: TarSet, n_workers: int) -> None:
+    options: Options = {"batch_size": None, "shuffle": False, "rank": 0, "world": 2, "on_error": "skip"}
+    first = adq.Loader(made(tar_set, pipes=[Trips(("k00009",))], **options))
+    batches = iter(first)
+    for _ in range(5):
+        next(batches)
+    own = first.state_dict()
+    assert own["rank"] == 0
+    loader = adq.Loader(made(tar_set, pipes=[Trips(("k00009",))], **options), num_workers=n_workers)
+    loader.load_state_dict(own)
+    assert loader.state_dict() == own
+    batches = iter(loader)
+    next(batches)
+    assert loader.state_dict()["rank"] == 0
+    list(batches)
+    assert loader.state_dict()["rank"] is None
+    plain = made(tar_set, pipes=[Trips(("k00009",))], **options)
+    plain.start_from(own)
+    stream = iter(plain)
+    next(stream)
+    assert stream.state_dict()["rank"] == 0
+
+
 def test_the_lanes_of_a_state_are_kept_to_its_epochs_end(tar_set: TarSet) -> None:
     """A later version may shuffle over more lanes; what an earlier one began is finished as it began."""
     few = {**state_after(tar_set, 0), "lanes": 3}

@@ -55,7 +55,7 @@ def test_an_epoch_broken_off_is_repeated_and_can_be_resumed(tar_set: TarSet, per
     reference = made(tar_set)
     expected = [ids(reference) for _ in range(2)]
     loader = adq.Loader(made(tar_set), num_workers=2, persistent_workers=persistent)
-    for n in (1, 6, 7):  # the last one has all batches but has not asked for more
+    for n in (1, 6):
         batches = iter(loader)
         assert ids([next(batches) for _ in range(n)]) == expected[0][: 4 * n]
         assert loader.state_dict()["t"] == 4 * n
@@ -64,6 +64,44 @@ def test_an_epoch_broken_off_is_repeated_and_can_be_resumed(tar_set: TarSet, per
     state = loader.state_dict()
     assert (state["epoch"], state["t"]) == (1, 0)
     assert ids(loader) == expected[1]
+
+
+@pytest.mark.parametrize("n_workers", [0, 2])
+@pytest.mark.parametrize("start", [0, 8])
+def test_an_epoch_is_over_with_its_last_batch_though_nobody_asks_for_more(
+    tar_set: TarSet, n_workers: int, start: int
+) -> None:
+    """As programs do that count batches: Lightning, ``zip(range(n), loader)``."""
+    reference = made(tar_set)
+    expected = [ids(reference) for _ in range(3)]
+    loader = adq.Loader(made(tar_set), num_workers=n_workers)
+    loader.load_state_dict({**loader.state_dict(), "t": start})
+    first = iter(loader)
+    assert ids([next(first) for _ in range(7 - start // 4)]) == expected[0][start:]
+    state = loader.state_dict()
+    assert (state["epoch"], state["t"], loader.dataset.epoch) == (1, 0, 1)
+    batches = iter(loader)
+    assert ids([next(batches) for _ in range(7)]) == expected[1]
+    assert next(first, None) is None
+    assert loader.dataset.epoch == 2, "an old iteration's end changes nothing"
+    loader.dataset.set_epoch(0)
+    assert next(batches, None) is None
+    assert loader.dataset.epoch == 0, "nor does an end that was known"
+    other = adq.Loader(made(tar_set), num_workers=n_workers)
+    other.load_state_dict(state)
+    assert ids(other) == expected[1]
+
+
+def test_ragged_ranks_are_over_together(tar_set: TarSet) -> None:
+    """Of 28 samples rank 0 of 3 has one more than the others: while it lacks that one, all stand in one place."""
+    loaders = [adq.Loader(made(tar_set, batch_size=3, rank=r, world=3, uneven="ragged")) for r in range(3)]
+    streams = [iter(loader) for loader in loaders]
+    for t in (9, 18, 27):
+        for stream in streams:
+            next(stream)
+        assert [(s["epoch"], s["t"]) for s in map(adq.Loader.state_dict, loaders)] == [(0, t)] * 3
+    assert [next(stream, None) is None for stream in streams] == [False, True, True]
+    assert [(s["epoch"], s["t"]) for s in map(adq.Loader.state_dict, loaders)] == [(1, 0)] * 3
 
 
 def test_workers_of_one_iteration_agree_on_its_epoch_after_one_was_broken_off(tar_set: TarSet) -> None:

@@ -189,3 +189,57 @@ def test_it_pickles_small(codebook: adq.Codebook, assigned: Samples) -> None:
     data = pickle.dumps(pipe)
     assert len(data) < 2000
     assert ids(pickle.loads(data)(assigned)) == ids(pipe(assigned))  # noqa: S301 - our own bytes
+
+
+def stages(codebook: adq.Codebook, **options: Any) -> list[adq.Pipe]:
+    return [
+        adq.Embed(adq.encoder("thumbnail")),
+        adq.AssignBins(codebook),
+        adq.Subsample(codebook, **{"keep": 0.4, **options}),
+    ]
+
+
+def test_a_source_of_ours_draws_and_resumes_by_a_codebook(
+    urls: list[str], codebook: adq.Codebook, assigned: Samples
+) -> None:
+    dataset = adq.ShardDataset(urls, codebook=codebook, pipes=stages(codebook), shuffle=True, batch_size=8)
+    kept = [sample for batch in dataset for sample in batch]
+    assert sorted(ids(kept)) == sorted(expected(assigned, codebook, 0.4, 0))
+    with pytest.raises(TypeError, match="no length: Subsample may drop samples"):
+        len(dataset)
+    dataset.set_epoch(0)
+    loader = adq.Loader(dataset)
+    batches = iter(loader)
+    first = [next(batches) for _ in range(4)]
+    state = loader.state_dict()
+    again = adq.ShardDataset(
+        urls, codebook=codebook.path, pipes=stages(codebook), shuffle=True, batch_size=8, rank=0, world=1
+    )
+    resumed = adq.Loader(again)
+    resumed.load_state_dict(state)
+    assert ids(s for batch in [*first, *resumed] for s in batch) == ids(kept)
+
+
+def test_a_state_is_of_its_codebook_keep_and_seed(
+    urls: list[str], codebook: adq.Codebook, tmp_path: Path
+) -> None:
+    features = adq.Features(tmp_path / "features")
+    other = adq.fit_codebook(features, bins=3, min_pilot=5)
+    state = adq.Loader(adq.ShardDataset(urls, pipes=stages(codebook))).state_dict()
+    for pipes in (stages(other), stages(codebook, keep=0.5), stages(codebook, seed=1), []):
+        with pytest.raises(adq.StateError, match="it belongs to another plan or other shards"):
+            adq.ShardDataset(urls, pipes=pipes).start_from(state)
+
+
+def test_codebook_is_held_against_the_pipes_codebooks(
+    urls: list[str], codebook: adq.Codebook, tmp_path: Path
+) -> None:
+    other = adq.fit_codebook(adq.Features(tmp_path / "features"), bins=3, min_pilot=5)
+    for pipes in ([], stages(other)):
+        with pytest.raises(
+            ValueError, match="codebook= is what pipes choose samples by, and none of these does"
+        ):
+            adq.ShardDataset(urls, codebook=codebook, pipes=pipes)
+    plan = adq.Plan.from_keys(urls, None)
+    with pytest.raises(ValueError, match="plan and codebook both choose the samples: give one"):
+        adq.ShardDataset(urls, plan=plan, codebook=codebook, pipes=stages(codebook))
