@@ -68,6 +68,19 @@ def test_indices_are_read_to_the_last_value(folder: Path, expected: dict[str, ob
     assert {name: [list(row) for row in spans.rows()] for name, spans in found.items()} == expected["index"]
 
 
+@pytest.mark.parametrize("folder", sorted(GOLDEN.glob("*/codebook.safetensors")), ids=lambda p: p.parent.name)
+def test_codebooks_are_read_to_the_last_value(folder: Path) -> None:
+    codebook = adq.load_codebook(folder)
+    expected = json.loads(folder.with_suffix(".json").read_text(encoding="utf-8"))
+    assert codebook.hash == expected["hash"]
+    assert codebook.header == expected["header"]
+    for name in ("query", "threshold", "label", "held_out", "weight"):
+        assert getattr(codebook, name).tolist() == expected[name]
+    assert np.allclose(codebook.rates(0.3), expected["rates"], rtol=0, atol=1e-15)
+    again = adq.fit_codebook(folder.parent / "features", bins=2, min_pilot=2)
+    assert np.allclose(again.query, codebook.query, rtol=0, atol=1e-6)
+
+
 def test_the_same_features_still_give_the_same_plan(folder: Path, tmp_path: Path) -> None:
     """Mathematics and draws are part of the format: a plan made today equals the one made then."""
     old = adq.load_plan(folder / "plan.parquet")

@@ -14,6 +14,7 @@ import numpy as np
 from adq_wds.binning import bin_features
 from adq_wds.core.gradient import logit_gradients
 from adq_wds.core.rng import draws
+from adq_wds.jobs.codebook import fit_codebook
 from adq_wds.planner import PlanSettings, plan_bins
 from adq_wds.registry import allocation
 from adq_wds.tables.features import Features, file_name
@@ -90,6 +91,17 @@ def main(folder: Path) -> None:
         "index": {shard: [list(row) for row in spans(shard, n).rows()] for shard, n in SHARDS.items()},
     }
     (folder / "expected.json").write_text(json.dumps(expected, indent=1) + "\n", encoding="utf-8")
+    codebook(folder)
+
+
+def codebook(folder: Path) -> None:
+    """A codebook of the features in `folder`, and its values; alone, for a version that only codebooks have."""
+    made = fit_codebook(folder / "features", bins=2, min_pilot=2, out=folder / "codebook.safetensors")
+    arrays = {
+        name: getattr(made, name).tolist() for name in ("query", "threshold", "label", "held_out", "weight")
+    }
+    values = {"hash": made.hash, "header": made.header, "rates": made.rates(0.3).tolist(), **arrays}
+    (folder / "codebook.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
