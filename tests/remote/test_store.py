@@ -234,3 +234,16 @@ def test_a_forked_process_reads_too_or_is_told_what_to_do(
     command = [sys.executable, "-c", FORKED, f"{server.url}/ok/f.bin", how]
     out = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     assert text in out
+
+
+def test_gcs_and_azure_urls_are_read_by_their_own_apis(server: Server, data: bytes) -> None:
+    """Both ask for objects by plain HTTP paths: /bucket/object, and /account's container/object."""
+    gcs = Access(
+        storage_options={
+            "base_url": server.url, "skip_signature": True, "client_options": {"allow_http": True},
+        }
+    )  # fmt: skip
+    assert Remote("gs://ok/f.bin", shard="f.bin", access=gcs).read(5, 20) == data[5:20]
+    azure = Access(storage_options={"endpoint": server.url, "account_name": "me", "skip_signature": True})
+    assert Remote("az://ok/f.bin", shard="f.bin", access=azure).read(5, 20) == data[5:20]
+    assert [each for _, each, _ in server.requests] == ["bytes=5-19"] * 2
