@@ -34,9 +34,9 @@ class FetchedShard:
         return self._pool.submit(MappedShard, self._url, self._name, self._fields, fetch=self._fetch)
 
     def close(self) -> None:
-        """Give it back."""
-        if not self._mapped.cancel() and self._mapped.exception() is None:
-            self._mapped.result().close()
+        """Give it back, when it has come if it is on its way: nobody waits for that."""
+        self._mapped.cancel()
+        self._mapped.add_done_callback(_give_back)
 
     def expect(self, offset: int) -> None:
         """Nothing: all of it is on its way."""
@@ -54,3 +54,8 @@ class FetchedShard:
         self._fetch.forget(self._url, shard=self._name)
         self._mapped = self._begin()
         return self._mapped.result().read(offset, n_bytes, key, crc)
+
+
+def _give_back(mapped: Future[MappedShard]) -> None:
+    if not mapped.cancelled() and mapped.exception() is None:
+        mapped.result().close()

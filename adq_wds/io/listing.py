@@ -170,7 +170,7 @@ def everything(
                 "make an index (adq index)",
                 len(distant),
             )
-        scan = partial(scan_spans, fetch=fetch) if distant else _scan
+        scan = partial(_scan_fetched, fetch=fetch) if distant else _scan
         listed = {name: scan(path, shard=name) for name, path in zip(names, paths, strict=True)}
         found = dict(zip(names, paths, strict=True))
         checked = bool(distant)
@@ -200,6 +200,17 @@ def _by_name(paths: Sequence[str], names: ShardNames) -> dict[str, str]:
             )
         found[name] = path
     return found
+
+
+def _scan_fetched(path: str, *, shard: str, fetch: Fetch) -> Spans:
+    """Where a shard's samples lie, with their crc32; what is damaged in the cache is fetched once more."""
+    try:
+        return scan_spans(path, shard=shard, fetch=fetch)
+    except ShardError:
+        if fetch.cache is None or not (is_url(path) or comes_whole(path)):
+            raise
+    fetch.forget(path, shard=shard)
+    return scan_spans(path, shard=shard, fetch=fetch)
 
 
 def _scan(path: str, *, shard: str) -> Spans:

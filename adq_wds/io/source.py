@@ -74,8 +74,9 @@ class ShardDataset(IterableDataset[Any]):
         root: the folder that the plan's shard names are relative to, where a path fits several of them.
         index: without a plan, the shards' index file (of ``adq index`` or ``adq write``); else the headers of all
             shards are walked when the data set is made.
-        verify: compare samples with the crc32 in the plan or index.
-        allow_pipe: run the commands of ``pipe:`` URLs, in a shell. Only for URLs that the program itself wrote.
+        verify: compare samples with the crc32 in the plan or index. Without it whatever the cache holds is believed.
+        allow_pipe: run the commands of ``pipe:`` URLs, in a shell. Only for URLs that the program itself wrote; ``::``
+            ends a command.
         timeout: seconds without an answer from a server, or without output of a command, that are an error.
         storage_options: for the library that reads a URL: obstore's configuration of the store, or fsspec's options.
             Without it credentials come from where these look: environment, configuration files, the machine's role.

@@ -14,7 +14,7 @@ from adq_wds.files import canonical_json
 from adq_wds.remote.cache import Cache
 from adq_wds.remote.expand import chunks_of, expand, run_command
 from adq_wds.remote.store import Access, Remote, Stamp
-from adq_wds.shards import is_pipe, path_of
+from adq_wds.shards import is_pipe, is_url, path_of
 
 _PACKED_NAMES = (".gz", ".tgz")
 
@@ -75,15 +75,19 @@ class Fetch:
 
     def forget(self, url: str, *, shard: str) -> None:
         """Let the next `whole` fetch it again."""
-        if self.cache is not None:
-            self.cache.drop(
-                _whole_key(url if is_pipe(url) else self._key(url, self.remote(url, shard=shard)))
-            )
+        if self.cache is None:
+            return
+        if is_pipe(url):
+            key = url
+        elif is_url(url):
+            key = self._key(url, self.remote(url, shard=shard))
+        else:
+            key = _file_key(url, os.stat(url))
+        self.cache.drop(_whole_key(key))
 
     def unpacked(self, packed: BinaryIO, path: str, *, shard: str) -> BinaryIO:
         """As `whole`, of a packed local file that is open."""
-        status = os.fstat(packed.fileno())
-        key = f"{os.path.realpath(path)}\n{status.st_size} {status.st_mtime_ns}"
+        key = _file_key(path, os.fstat(packed.fileno()))
         return self._kept(key, lambda: chunks_of(packed), shard)
 
     def _key(self, url: str, remote: Remote) -> str:
@@ -111,6 +115,10 @@ class Fetch:
                 raise located(AdqError(text), shard=shard) from error
             close.pop_all()  # the caller's
         return file
+
+
+def _file_key(path: str, status: os.stat_result) -> str:
+    return f"{os.path.realpath(path)}\n{status.st_size} {status.st_mtime_ns}"
 
 
 def _whole_key(key: str) -> str:

@@ -1,0 +1,361 @@
+"""Is a packed shard the tar that was packed, or an error, and never a bomb? F2, F9."""
+
+import functools
+import gzip
+import io
+import os
+import random
+import resource
+import struct
+import tarfile
+import time
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import adq_wds as adq
+from adq_wds.remote import expand as expand_module
+from adq_wds.remote.expand import expand
+from adq_wds.remote.fetch import Fetch
+from adq_wds.tar import DEFAULT_LIMITS, iter_spans, open_shard
+from tests.io.conftest import TarSet, write_set
+from tests.remote.conftest import Server
+from tests.test_tar import pack
+
+RNG = random.Random(0)
+NOISE = RNG.randbytes(300_000)
+
+
+@pytest.fixture(scope="module")
+def tars(running: Server) -> TarSet:
+    """Two shards in the server's folder, of small samples; their packed forms beside them."""
+    tar_set = write_set(running.folder / "packed", [40, 7])
+    for url in tar_set.urls:
+        data = Path(url).read_bytes()
+        Path(f"{url}.gz").write_bytes(gzip.compress(data))
+        third = len(data) // 3
+        parts = [data[:third], data[third:third], data[third : 2 * third + 5], data[2 * third + 5 :]]
+        Path(url.replace(".tar", ".many.tar.gz")).write_bytes(
+            b"".join(map(gzip.compress, parts)) + bytes(999)
+        )
+    return tar_set
+
+
+def expanded(chunks: Iterable[bytes]) -> bytes:
+    out = io.BytesIO()
+    expand(chunks, out, shard="s.tar")
+    return out.getvalue()
+
+
+def cut(data: bytes, n_bytes: int) -> list[bytes]:
+    return [data[at : at + n_bytes] for at in range(0, len(data), n_bytes)]
+
+
+def contents(samples: Any) -> list[tuple[bytes, ...]]:
+    flat = [s for each in samples for s in (each if isinstance(each, list) else [each])]
+    return [(s["__key__"], s["txt"], s["cls"]) for s in flat]
+
+
+# ---- the same bytes
+
+
+@pytest.mark.parametrize("n_bytes", [1, 7, 1000, 65_536, 10**7])
+def test_what_comes_out_is_what_was_packed_however_it_comes(tars: TarSet, n_bytes: int) -> None:
+    path = tars.urls[1]
+    data = Path(path).read_bytes()
+    assert expanded(cut(data, n_bytes)) == data
+    assert expanded(cut(Path(f"{path}.gz").read_bytes(), n_bytes)) == data
+    assert expanded(cut(Path(path.replace(".tar", ".many.tar.gz")).read_bytes(), n_bytes)) == data
+
+
+@pytest.mark.parametrize("n_bytes", [3, 500, 10**6])
+def test_zeros_between_members_are_passed_over_as_gzip_does(n_bytes: int) -> None:
+    data = pack(("a.jpg", NOISE[:700]), "b.jpg")
+    packed = gzip.compress(data[:900]) + bytes(600) + gzip.compress(data[900:]) + bytes(512)
+    assert gzip.decompress(packed) == data
+    assert expanded(cut(packed, n_bytes)) == data
+
+
+def test_all_forms_of_a_gzip_header_are_read(tmp_path: Path) -> None:
+    """With name, comment, extra field and header checksum; stored, not deflated."""
+    data = pack("a.jpg")
+    head = (
+        b"\x1f\x8b\x08"
+        + bytes([2 | 4 | 8 | 16])
+        + bytes(6)
+        + struct.pack("<H", 3)
+        + b"abc"
+        + b"name\0"
+        + b"comment\0"
+    )
+    head += struct.pack("<H", zlib.crc32(head) & 0xFFFF)
+    deflate = zlib.compressobj(0, wbits=-15)
+    tail = struct.pack("<II", zlib.crc32(data), len(data))
+    assert expanded([head + deflate.compress(data) + deflate.flush() + tail]) == data
+
+
+@pytest.mark.parametrize("n_tail", [1, 4096, 5000, 8192])
+def test_the_last_bytes_reach_a_file_that_nobody_keeps(tmp_path: Path, n_tail: int) -> None:
+    """They are mapped by number, so none may wait in a buffer."""
+    size = (1 << 20) + n_tail // 512 * 512 - 1536
+    data = pack(("a.jpg", (NOISE * 4)[:size]))[: 512 + size + 1024]
+    path = tmp_path / "a.tar.gz"
+    path.write_bytes(gzip.compress(data, 1))
+    with open_shard(path) as view:
+        assert bytes(view) == data
+    with open_shard(path, fetch=Fetch(), shard="a") as view:
+        assert [span.key for span in iter_spans(view, shard="a")] == ["a"]
+
+
+@pytest.mark.parametrize("form", [".tar.gz", ".many.tar.gz"])
+def test_a_packed_local_shard_opens_as_the_plain_one(tars: TarSet, form: str) -> None:
+    for url in tars.urls:
+        with open_shard(url.replace(".tar", form)) as packed, open_shard(url) as plain:
+            assert packed == plain
+
+
+@pytest.mark.parametrize("known", ["plan", "index", "none"])
+@pytest.mark.parametrize("place", ["local", "http"])
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_packed_set_streams_as_the_plain_one(
+    tars: TarSet, server: Server, tmp_path: Path, place: str, known: str, cached: bool
+) -> None:
+    urls = [url.replace(".tar", ".many.tar.gz") for url in tars.urls]
+    if place == "http":
+        urls = [f"{server.url}/ok/packed/{Path(url).name}?x=1" for url in urls]
+    options: dict[str, Any] = {}
+    plain: dict[str, Any] = {}
+    if known == "plan":
+        keys = [key for _, key in tars.kept]
+        adq.Plan.from_keys([url.split("?")[0] for url in urls], keys).save(tmp_path / "p.parquet")
+        options, plain = {"plan": tmp_path / "p.parquet"}, {"plan": tars.plan}
+    elif known == "index":
+        from adq_wds.jobs.index import index_shards
+
+        index_shards(urls, tmp_path / "i.parquet")
+        options = {"index": tmp_path / "i.parquet"}
+    server.asked()
+    remote = adq.ShardDataset(urls, cache=tmp_path / "c" if cached else None, **options)
+    expected = contents(adq.ShardDataset(tars.urls, **plain))
+    for _ in range(2):
+        assert contents(remote) == expected
+    if place == "http" and cached:
+        assert sorted(name for name, part in server.asked() if part is None) == [
+            "t-000.many.tar.gz",
+            "t-001.many.tar.gz",
+        ]  # each once, however often it is read
+
+
+@pytest.mark.parametrize("place", ["local", "http"])
+def test_workers_read_packed_shards(tars: TarSet, server: Server, tmp_path: Path, place: str) -> None:
+    urls = [f"{url}.gz" for url in tars.urls]
+    if place == "http":
+        urls = [f"{server.url}/ok/packed/{Path(url).name}" for url in urls]
+    dataset = adq.ShardDataset(urls, cache=tmp_path, batch_size=4)
+    loader = adq.Loader(dataset, num_workers=2)
+    expected = contents(adq.ShardDataset(tars.urls))
+    assert contents(loader) == expected
+
+
+# ---- damage
+
+
+def harm(path: Path, plan: str | None, good: list[tuple[bytes, ...]]) -> str:
+    """What reading a damaged shard comes to."""
+    try:
+        found = contents(adq.ShardDataset([str(path)], plan=plan))
+    except adq.ShardError as error:
+        return "detected" if path.name in str(error) else f"nameless: {error}"
+    return "harmless" if found == good else "harmful"
+
+
+@pytest.fixture(scope="module")
+def victim(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[bytes, ...]], str]:
+    """A packed shard of two members, what it holds, and a plan of all its samples."""
+    folder = tmp_path_factory.mktemp("victim")
+    data = Path(write_set(folder, [60]).urls[0]).read_bytes()
+    path = folder / "v.tar.gz"
+    path.write_bytes(gzip.compress(data[: len(data) // 2]) + gzip.compress(data[len(data) // 2 :]))
+    adq.Plan.from_keys([str(path)], None).save(folder / "all.parquet")
+    return path, contents(adq.ShardDataset([str(path)])), str(folder / "all.parquet")
+
+
+@pytest.mark.parametrize("planned", [False, True])
+def test_no_truncation_is_harmful_and_undetected(
+    victim: tuple[Path, list[tuple[bytes, ...]], str], tmp_path: Path, planned: bool
+) -> None:
+    """F2: 200 random bytes, without and with a plan; and all of the last trailer, and where a member ends."""
+    path, good, plan = victim
+    data = path.read_bytes()
+    edge = data.index(b"\x1f\x8b", 10)
+    places = (
+        {RNG.randrange(len(data)) for _ in range(100)}
+        | {len(data) - i for i in range(1, 12)}
+        | {edge, edge + 1, 0, 1, 2}
+    )
+    damaged = tmp_path / "v.tar.gz"
+    told = []
+    for n in places:
+        damaged.write_bytes(data[:n])
+        told.append(harm(damaged, plan if planned else None, good))
+    assert set(told) == {"detected"}
+
+
+@pytest.mark.parametrize("planned", [False, True])
+def test_no_bit_flip_is_harmful_and_undetected(
+    victim: tuple[Path, list[tuple[bytes, ...]], str], tmp_path: Path, planned: bool
+) -> None:
+    path, good, plan = victim
+    damaged = tmp_path / "v.tar.gz"
+    told = []
+    for _ in range(150):
+        data = bytearray(path.read_bytes())
+        data[RNG.randrange(len(data))] ^= 1 << RNG.randrange(8)
+        damaged.write_bytes(data)
+        told.append(harm(damaged, plan if planned else None, good))
+    assert set(told) <= {"detected", "harmless"}
+    assert told.count("harmless") <= 10  # time stamp, system and such, in a header that no checksum covers
+
+
+@pytest.mark.parametrize("member", ["first", "last"])
+@pytest.mark.parametrize("field", ["crc", "length"])
+def test_each_members_trailer_is_verified(member: str, field: str) -> None:
+    """By the unpacking itself: the tar has no crc of its own."""
+    data = pack(("a.jpg", NOISE[:3000]))
+    parts = [bytearray(gzip.compress(data[:2000])), bytearray(gzip.compress(data[2000:]))]
+    parts[0 if member == "first" else 1][-8 if field == "crc" else -4] ^= 1
+    with pytest.raises(
+        adq.ShardError, match=r"^shard s.tar: damaged: not a valid gzip stream; write or fetch"
+    ):
+        expanded(cut(b"".join(parts), 700))
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (b"", "empty, expected a tar file"),
+        (gzip.compress(b""), "empty, expected a tar file"),
+        (gzip.compress(pack("a.jpg"))[:-1], "truncated: the gzip stream ends early; write or fetch"),
+        (gzip.compress(pack("a.jpg")) + b"\x1f", "truncated: the gzip stream ends early"),
+        (gzip.compress(pack("a.jpg")) + b"garbage", "damaged: not a valid gzip stream"),
+        (gzip.compress(pack("a.jpg")) + bytes(10) + b"garbage", "damaged: not a valid gzip stream"),
+        (gzip.compress(gzip.compress(pack("a.jpg")) + bytes(600)), r"not a tar file \(starts with b'\\x1f\\x8b"),
+        (gzip.compress(b"<html>please log in</html>" * 30), "not a tar file"),
+    ],
+    ids=["empty", "empty inside", "trailer cut", "a member begun", "garbage behind", "garbage behind zeros", "nested", "HTML"],
+)  # fmt: skip
+@pytest.mark.parametrize("n_bytes", [5, 10**6])
+def test_bad_packing_is_said(data: bytes, text: str, n_bytes: int) -> None:
+    with pytest.raises(adq.ShardError, match=rf"^shard s.tar.*{text}"):
+        expanded(cut(data, n_bytes))
+
+
+@pytest.mark.parametrize("name", ["a.tar.gz", "a.tar"])
+def test_local_files_are_told_by_their_first_bytes_not_their_names(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(pack("a.jpg")))
+    with open_shard(path) as view:
+        assert bytes(view) == pack("a.jpg")
+    path.write_bytes(pack("a.jpg"))
+    with open_shard(path) as view:
+        assert bytes(view) == pack("a.jpg")
+
+
+# ---- bombs
+
+
+@functools.cache
+def zeros_packed(n_bytes: int, head: bytes = b"", tail: bytes = b"") -> bytes:
+    """A head, zeros that are packed a thousandfold, and a tail."""
+    packer = zlib.compressobj(9, wbits=31)
+    parts = [packer.compress(head)] + [packer.compress(bytes(1 << 20)) for _ in range(n_bytes >> 20)]
+    return b"".join(parts) + packer.compress(tail) + packer.flush()
+
+
+def declares(n_bytes: int) -> bytes:
+    info = tarfile.TarInfo("a.jpg")
+    info.size = n_bytes
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+BOMBS = {
+    "zeros": lambda: zeros_packed(128 << 20),
+    "a member of zeros": lambda: zeros_packed(128 << 20, declares(4 << 30), NOISE * 4),
+    "a member that declares too much": lambda: zeros_packed(16 << 20, declares(5 << 30)),
+    "many members of zeros": lambda: gzip.compress(declares(4 << 30)) + gzip.compress(bytes(1 << 20), 9) * 400,
+    "empty members": lambda: gzip.compress(pack("a.jpg")) + gzip.compress(b"") * 200_000,
+    "padding": lambda: gzip.compress(pack("a.jpg")) + bytes(50 << 20),
+    "empty blocks": lambda: gzip.compress(b"")[:10] + b"\0\0\0\xff\xff" * 2_000_000,
+    "a long name in the packing": lambda: b"\x1f\x8b\x08\x08" + bytes(6) + b"x" * (20 << 20),
+    "packed twice": lambda: gzip.compress(zeros_packed(128 << 20, declares(4 << 30))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+@pytest.mark.parametrize("n_bytes", [1 << 20, 8 << 20])
+def test_a_bomb_is_refused_soon_in_little_memory_and_on_little_disk(kind: str, n_bytes: int) -> None:
+    """F9: an error in less than a second, less than 256 MiB more, and about 64 MiB on disk."""
+    data = BOMBS[kind]()
+    written = [0]
+
+    class Disk(io.RawIOBase):
+        def write(self, data: Any) -> int:
+            written[0] += len(data)
+            return len(data)
+
+    chunks, before = cut(data, n_bytes), resource.getrusage(resource.RUSAGE_SELF)
+    begin = time.process_time()
+    with pytest.raises(adq.ShardError, match=r"^shard s.tar[:,] ") as error:
+        expand(chunks, Disk(), shard="s.tar")  # type: ignore[arg-type]
+    assert time.process_time() - begin < 1
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before.ru_maxrss  # KiB
+    assert grown < 256 << 10
+    assert written[0] <= 100 << 20
+    assert "padding_bytes" in str(error.value) or "unpack to" in str(error.value) or "declares" in str(error.value) or (
+        kind == "packed twice" and "not a tar file" in str(error.value)
+    )  # fmt: skip
+
+
+def test_a_shard_of_much_repetition_that_is_no_bomb_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Label maps and the like pack well."""
+    monkeypatch.setattr(expand_module, "_FREE", 1000)
+    data = pack(*[(f"k{i:03d}.png", NOISE[i * 50 : i * 50 + 50] + bytes(9000)) for i in range(300)])
+    packed = gzip.compress(data, 9)
+    assert len(data) > 80 * len(packed)
+    assert expanded(cut(packed, 1000)) == data
+
+
+def test_zeros_of_any_ratio_pass_below_the_free_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(expand_module, "_FREE", 1 << 20)
+    small = pack(("a.jpg", bytes(1_000_000)))
+    assert expanded([gzip.compress(small, 9)]) == small
+    with pytest.raises(
+        adq.ShardError, match=r"bytes unpack to [0-9,]+, as no packed shard does: refused; unpack it yourself"
+    ):
+        expanded([gzip.compress(pack(("a.jpg", bytes(3_000_000))), 9)])
+
+
+def test_a_bomb_in_a_file_leaves_no_file_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    path = tmp_path / "bomb.tar.gz"
+    path.write_bytes(zeros_packed(128 << 20, declares(4 << 30)))
+    before = len(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else None
+    for cache in (None, tmp_path / "c"):
+        with pytest.raises(adq.ShardError, match=r"bomb.tar.gz: .* refused; unpack it yourself") as held:
+            adq.ShardDataset([str(path)], cache=cache)
+        assert held.value.__traceback__ is not None
+        if before is not None:
+            assert len(os.listdir("/proc/self/fd")) <= before + 1
+    assert [each.name for each in tmp_path.iterdir() if each.is_file()] == ["bomb.tar.gz"]
+
+
+def test_a_size_beyond_the_limits_is_refused_before_it_is_written(tmp_path: Path) -> None:
+    out = io.BytesIO()
+    with pytest.raises(
+        adq.ShardError, match=r"byte 0: declares 5368709120 bytes, more than Limits.member_bytes"
+    ):
+        expand([declares(5 << 30), bytes(1000)], out, shard="s.tar", limits=DEFAULT_LIMITS)
+    assert out.getvalue() == b""
