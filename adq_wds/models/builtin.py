@@ -65,14 +65,18 @@ class SmallNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """h (B, 256) and logits (B, C), or None without a head, of normalised images (B, 3, 32, 32)."""
+        h = self.maps(x).mean((2, 3))
+        return h, None if self.head is None else self.head(h)
+
+    def maps(self, x: torch.Tensor) -> torch.Tensor:
+        """The last feature maps (B, 256, 4, 4), whose means are h."""
         x = self.stem(x)
         x = x + self.mix1(x)
         x = self.down2(x)
         x = x + self.mix2(x)
         x = self.down3(x)
-        x = x + self.mix3(x)
-        h = x.mean((2, 3))
-        return h, None if self.head is None else self.head(h)
+        last: torch.Tensor = x + self.mix3(x)
+        return last
 
 
 def _convolution(n_in: int, n_out: int, *, norm: bool, kernel: int = 3, stride: int = 1) -> nn.Sequential:
