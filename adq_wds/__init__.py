@@ -30,13 +30,18 @@ if TYPE_CHECKING:
     from adq_wds.jobs.embed import embed_shards
     from adq_wds.jobs.plan import build_plan
     from adq_wds.jobs.write import write_shards
+    from adq_wds.models.mae_checkpoints import load_mae
+    from adq_wds.models.rebuild import reconstruct_batches
     from adq_wds.pipe import Pipe
     from adq_wds.pipes.assign import AssignBins
     from adq_wds.pipes.decode import Decode
     from adq_wds.pipes.embed import Embed
+    from adq_wds.pipes.encode_patches import EncodePatches
     from adq_wds.pipes.map import Map
+    from adq_wds.pipes.patches import DropPatches
+    from adq_wds.pipes.reconstruct import Reconstruct
     from adq_wds.pipes.subsample import Subsample
-    from adq_wds.registry import encoder
+    from adq_wds.registry import encoder, importance
     from adq_wds.sample import Encoder, Importance, Sample
     from adq_wds.score import Score
     from adq_wds.tables.bins import Bins
@@ -51,7 +56,9 @@ _HOME = {
     "Codebook": "tables.codebook",
     "CodebookError": "errors",
     "Decode": "pipes.decode",
+    "DropPatches": "pipes.patches",
     "Embed": "pipes.embed",
+    "EncodePatches": "pipes.encode_patches",
     "Encoder": "sample",
     "Features": "tables.features",
     "FeaturesError": "errors",
@@ -62,6 +69,7 @@ _HOME = {
     "Pipe": "pipe",
     "Plan": "tables.plan",
     "PlanError": "errors",
+    "Reconstruct": "pipes.reconstruct",
     "Sample": "sample",
     "SampleError": "errors",
     "Score": "score",
@@ -74,8 +82,11 @@ _HOME = {
     "embed_shards": "jobs.embed",
     "encoder": "registry",
     "fit_codebook": "jobs.codebook",
+    "importance": "registry",
     "load_codebook": "tables.codebook",
+    "load_mae": "models.mae_checkpoints",
     "load_plan": "tables.plan",
+    "reconstruct_batches": "models.rebuild",
     "write_shards": "jobs.write",
 }
 
@@ -86,7 +97,9 @@ __all__ = [
     "Codebook",
     "CodebookError",
     "Decode",
+    "DropPatches",
     "Embed",
+    "EncodePatches",
     "Encoder",
     "Features",
     "FeaturesError",
@@ -97,6 +110,7 @@ __all__ = [
     "Pipe",
     "Plan",
     "PlanError",
+    "Reconstruct",
     "Sample",
     "SampleError",
     "Score",
@@ -110,8 +124,11 @@ __all__ = [
     "embed_shards",
     "encoder",
     "fit_codebook",
+    "importance",
     "load_codebook",
+    "load_mae",
     "load_plan",
+    "reconstruct_batches",
     "write_shards",
 ]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import adq_wds
 from adq_wds.pipe import MAX_BAD_FRACTION
-from adq_wds.registry import ALLOCATIONS, HEADS, KERNELS, SCORES
+from adq_wds.registry import ALLOCATIONS, HEADS, IMPORTANCES, KERNELS, SCORES
 from adq_wds.sample import IMAGE_FIELDS
 
 _SHARDS_HELP = (
@@ -123,13 +123,43 @@ def _add_codebook(commands: Any) -> None:
 
 
 def _add_show(commands: Any) -> None:
-    command = _command(commands, "show", "what a plan or a codebook keeps, per bin and per class")
-    command.add_argument("plan", metavar="PLAN", help="a plan file, or a codebook, .safetensors")
+    command = _command(
+        commands,
+        "show",
+        "what a plan or a codebook keeps, per bin and per class; or what dropping patches does",
+    )
+    command.add_argument(
+        "plan", metavar="PLAN", help="a plan file, or a codebook, .safetensors; with --patches: tar shards"
+    )
     command.add_argument("--keep", type=float, default=0.3, help="of a codebook, whose rates hang on it")
+    group = command.add_argument_group("patches of a few images, drawn into one picture")
+    group.add_argument(
+        "--patches", metavar="OUT.png", help="draw original, importance, kept, stored, rebuilt"
+    )
+    group.add_argument("--patch-keep", type=float, default=0.75, help="ratio of each image's patches kept")
+    group.add_argument("--patch", type=int, default=16, help="side of a patch in pixels")
+    group.add_argument(
+        "--size", type=int, default=224, help="side to which images are drawn first; 0: as they are"
+    )
+    group.add_argument("--quality", type=int, default=90, help="of the JPEGs, 1 to 100")
+    group.add_argument(
+        "--mae", help="what rebuilds: a checkpoint, or builtin (images of 32 x 32, patches of 4)"
+    )
+    group.add_argument("--samples", type=int, default=4, help="images shown")
+    group.add_argument("--importance", default="gradcam++", help=f"one of {', '.join(IMPORTANCES)}")
+    group.add_argument(
+        "--image", default=IMAGE_FIELDS, help="field with the image, alternatives separated by ;"
+    )
+    _encoder_flags(command)
+    command.set_defaults(encoder=None)  # whose eyes an importance has; its own unless said
 
 
 def _add_write(commands: Any) -> None:
-    command = _command(commands, "write", "write the kept samples to new shards, bytes untouched")
+    command = _command(
+        commands,
+        "write",
+        "write the kept samples to new shards, bytes untouched unless images are to be smaller",
+    )
     command.add_argument("shards", nargs="+", metavar="SHARDS", help=_SHARDS_HELP)
     command.add_argument("--plan", help="the plan; all samples without one")
     command.add_argument(
@@ -142,13 +172,43 @@ def _add_write(commands: Any) -> None:
     command.add_argument(
         "--root", help="folder that the plan's shard names are relative to, where a path fits several"
     )
-    command.add_argument("--cache", metavar="FOLDER", help="where bytes of remote shards stay, for another try")
+    command.add_argument(
+        "--cache", metavar="FOLDER", help="where bytes of remote shards stay, for another try"
+    )
     command.add_argument("--max-samples", type=int, default=10_000, help="samples in a shard, at most")
     command.add_argument("--max-bytes", type=int, default=1 << 30, help="payload bytes in a shard, at most")
     command.add_argument("--split", default="train", help="name of the split in _info.json")
     command.add_argument(
         "--overwrite", action="store_true", help="replace another run's shards in the folder"
     )
+    _smaller_flags(command)
+    _encoder_flags(command)
+    command.set_defaults(encoder=None)  # whose eyes an importance has; its own unless said
+
+
+def _smaller_flags(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group(
+        "smaller images",
+        "any of the first three writes images anew, as JPEGs with 4:2:0 and optimised tables",
+    )
+    group.add_argument(
+        "--patch-keep", type=float, help="ratio of each image's patches of 16 x 16 pixels that are kept"
+    )
+    group.add_argument(
+        "--size",
+        type=int,
+        help="side of the new images: short side to it, then the centre; 224 with --patch-keep",
+    )
+    group.add_argument("--quality", type=int, help="of the JPEGs, 1 to 100; 90 unless said")
+    group.add_argument(
+        "--importance",
+        default="gradcam++",
+        help=f"which patches are kept: {', '.join(IMPORTANCES)}; by the classifier builtin unless --encoder says another",
+    )
+    group.add_argument(
+        "--image", default=IMAGE_FIELDS, help="field with the image, alternatives separated by ;"
+    )
+    group.add_argument("--seed", type=int, default=0, help="of the random importance")
 
 
 def _add_index(commands: Any) -> None:

@@ -99,10 +99,33 @@ def _codebook(a: argparse.Namespace) -> None:
 
 
 def _show(a: argparse.Namespace) -> None:
-    if Path(a.plan).suffix == ".safetensors":
+    if a.patches is not None:
+        _show_patches(a)
+    elif Path(a.plan).suffix == ".safetensors":
         _show_codebook(a, adq_wds.load_codebook(a.plan))
     else:
         _show_plan(a, adq_wds.load_plan(a.plan))
+
+
+def _show_patches(a: argparse.Namespace) -> None:
+    from dataclasses import asdict
+
+    from adq_wds.jobs.show_patches import patches_text, show_patches
+
+    options = {name: value for name, value in _encoder(a).items() if name != "spec"}
+    if a.encoder is not None:
+        options["encoder"] = a.encoder
+    importance = adq_wds.importance(a.importance, patch=a.patch, **options)
+    mae = None if a.mae is None else adq_wds.load_mae(a.mae)
+    shown = show_patches(
+        a.plan, importance, a.patches, mae=mae, size=a.size or None,
+        **_pick(a, "patch_keep", "patch", "quality", "image", "samples"),
+    )  # fmt: skip
+    _print(
+        a,
+        {"picture": a.patches, "images": [asdict(each) for each in shown]},
+        f"{a.patches}\n{patches_text(shown)}",
+    )
 
 
 def _show_codebook(a: argparse.Namespace, codebook: adq_wds.Codebook) -> None:
@@ -121,14 +144,16 @@ def _write(a: argparse.Namespace) -> None:
     from dataclasses import asdict
 
     from adq_wds.jobs.write import write_kept
+    from adq_wds.jobs.write_smaller import parts_text
 
-    options = _pick(a, "root", "cache", "max_samples", "max_bytes", "split", "overwrite", "progress")
-    report = write_kept(a.shards, a.plan, a.out, **options)
+    report = write_kept(a.shards, a.plan, a.out, importance=_importance(a), **_pick(a, *_WRITE))
     share = 100 * report.bytes / max(1, report.source_bytes or 0)
     text = (
         f"{report.samples:,} samples in {report.shards} shards: {report.bytes:,} bytes on disk "
         f"({report.payload_bytes:,} of them payload), {share:.1f} % of the source's {report.source_bytes:,}"
     )
+    if report.parts is not None:
+        text += f"\n\n{parts_text(report.parts)}"
     _print(a, asdict(report), text)
 
 
@@ -244,6 +269,11 @@ _CODEBOOK = (
     "memory_bytes",
 )
 
+_WRITE = (
+    "patch_keep", "size", "quality", "image", "seed", "root", "cache", "max_samples", "max_bytes", "split", "overwrite",
+    "progress",
+)  # fmt: skip
+
 
 def _pick(a: argparse.Namespace, *names: str) -> dict[str, Any]:
     return {name: getattr(a, name) for name in names}
@@ -260,6 +290,14 @@ def _encoder(a: argparse.Namespace) -> dict[str, Any]:
         "spec": a.encoder,
         **{name: getattr(a, name) for name in ENCODER_OPTIONS if getattr(a, name) is not None},
     }
+
+
+def _importance(a: argparse.Namespace) -> str | adq_wds.Importance:
+    """The importance asked for: a name, or the object where something is said of its encoder."""
+    options = {name: value for name, value in _encoder(a).items() if name != "spec"}
+    if a.encoder is not None:
+        options["encoder"] = a.encoder
+    return adq_wds.importance(a.importance, **options) if options else str(a.importance)
 
 
 def _plan_options(a: argparse.Namespace) -> dict[str, Any]:

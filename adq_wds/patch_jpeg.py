@@ -34,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from adq_wds.core.patches import Grid, cut_patches, join_patches, patch_grid, tile, tile_columns, untile
+from adq_wds.core.patches import Grid, cut_patches, patch_grid, tile, tile_columns, untile
 from adq_wds.errors import SampleError
 from adq_wds.image import MAX_PIXELS, decode_image
 from adq_wds.patch_record import Record, exif_block, parse_record, put_into_jpeg, split_jpeg, split_webp
@@ -111,9 +111,11 @@ class PatchImage:
             raise ValueError(
                 f"fill must be three values from 0 to 255 or an image {size} uint8, got {values.shape} {values.dtype}"
             )
-        cells = cut_patches(np.broadcast_to(values.astype(np.uint8), size)[None], self.patch)
-        cells[0, self.kept] = self.patches
-        image: NDArray[np.uint8] = join_patches(cells, self.grid)[0]
+        image = np.empty(size, np.uint8)
+        image[:] = values
+        cells = image.reshape(self.grid[0], self.patch, self.grid[1], self.patch, 3)
+        row, column = np.divmod(self.kept, self.grid[1])
+        cells[row, :, column] = self.patches  # a view: of 64 million pixels one copy is enough
         return image
 
 

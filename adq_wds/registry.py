@@ -1,4 +1,4 @@
-"""What does a name stand for? Encoders, scores, allocations and pipes; a new one is a function and a line here."""
+"""What does a name stand for? Encoders, scores, importances, allocations, pipes; a new one is a function and a line here."""
 
 from __future__ import annotations
 
@@ -13,18 +13,24 @@ from adq_wds.pipe import Pipe
 from adq_wds.pipes.assign import AssignBins
 from adq_wds.pipes.decode import Decode
 from adq_wds.pipes.embed import Embed
+from adq_wds.pipes.encode_patches import EncodePatches
 from adq_wds.pipes.map import Map
+from adq_wds.pipes.patches import PATCH, DropPatches
+from adq_wds.pipes.reconstruct import Reconstruct
 from adq_wds.pipes.subsample import Subsample
 from adq_wds.planner import Allocation
-from adq_wds.sample import Encoder
+from adq_wds.sample import Encoder, Importance
 from adq_wds.score import Score, check_score
 
 ALLOCATIONS: dict[str, Allocation] = {"adaptive": adaptive, "uniform": uniform}
 PIPES: dict[str, type[Pipe]] = {
     "assign_bins": AssignBins,
     "decode": Decode,
+    "drop_patches": DropPatches,
     "embed": Embed,
+    "encode_patches": EncodePatches,
     "map": Map,
+    "reconstruct": Reconstruct,
     "subsample": Subsample,
 }
 SHIPPED_ENCODERS = ("builtin", "builtin-free", "thumbnail")
@@ -33,9 +39,12 @@ ENCODER_OPTIONS = (  # what the command and a run.json may say of an encoder, be
     "compile",
 )  # fmt: skip
 SCORES = ("texture", "diversity")  # both in every plan's bins; others are `Score`s of users
+IMPORTANCES = ("gradcam++", "gradcam", "attention", "texture", "random")
 KERNELS = ("features", "gradient")
 HEADS = ("none", "contrastive", "paper")
-ENTRY_POINTS = "adq_wds"  # groups adq_wds.encoders and adq_wds.scores of installed packages
+ENTRY_POINTS = (
+    "adq_wds"  # groups adq_wds.encoders, adq_wds.scores and adq_wds.importances of installed packages
+)
 
 
 def encoder(spec: str | Encoder | Callable[..., Any] = "builtin", **options: Any) -> Encoder:
@@ -123,6 +132,93 @@ def score(spec: str | Score) -> Score:
     if made.name != spec:
         raise ValueError(f"entry point {spec!r} of adq_wds.scores gives a score named {made.name!r}")
     return made
+
+
+def importance(
+    spec: str | Importance = "gradcam++",
+    *,
+    patch: int | None = None,
+    encoder: str | Encoder | None = None,
+    use_labels: bool = True,
+    **options: Any,
+) -> Importance:
+    """What says how much each patch of an image matters: for a name, or an object as it is.
+
+    Args:
+        spec: ``gradcam++`` and ``gradcam`` (where a classifier looked), ``attention`` (where a vision transformer did),
+            ``texture``, ``random``; the name of an installed package's entry point in ``adq_wds.importances``, a function
+            of ``patch=`` and the options that makes one; or an `Importance`.
+        patch: side P of a patch in pixels; 16 unless said.
+        encoder: whose eyes: a timm name or an encoder, as `encoder` takes it. Without one, both CAMs ask ``builtin``, a
+            small classifier of the ten classes of CIFAR-10 that sees 32 × 32 pixels; for photographs name a better one,
+            such as ``resnet18.a1_in1k``. ``attention`` needs a timm ViT.
+        use_labels: explain the class of the label where `DropPatches` is told of one, not the predicted class.
+        options: of the encoder, where it is a name: checkpoint, device, image_size, ...
+
+    Raises:
+        ValueError: an unknown name (close ones are listed), an encoder that cannot serve, or options that do not fit.
+        AdqError: a checkpoint is damaged, does not fit, or cannot be fetched.
+
+    >>> importance("texture", patch=8)
+    TextureImportance(patch=8)
+    """
+    given = {"patch": patch, "encoder": encoder, "use_labels": None if use_labels else False, **options}
+    given = {name: value for name, value in given.items() if value is not None}
+    if not isinstance(spec, str):
+        if isinstance(spec, type) or not callable(spec):
+            raise ValueError(f"importance must be a name or an importance, got {spec!r}")
+        if given:
+            raise ValueError(f"importance {spec!r} is ready made; options {sorted(given)} do not apply")
+        return spec
+    given.setdefault("patch", PATCH)
+    if spec in ("texture", "random"):
+        return _plain_importance(spec, given)
+    if spec in IMPORTANCES:
+        return _seeing_importance(spec, given)
+    offered = _installed("importances", spec)
+    if offered is None:
+        known = [*IMPORTANCES, *_installed_names("importances")]
+        raise ValueError(unknown("importance", spec, difflib.get_close_matches(spec, known) or known))
+    made = _made("importance", spec, offered, given)
+    if not callable(made):
+        raise ValueError(
+            f"entry point {spec!r} of adq_wds.importances gives {made!r}, which is no importance"
+        )
+    return made  # type: ignore[no-any-return]
+
+
+def _plain_importance(name: str, given: dict[str, Any]) -> Importance:
+    """An importance that needs no network."""
+    from adq_wds.models.plain_importance import RandomImportance, TextureImportance
+
+    if surplus := sorted(set(given) - {"patch"}):
+        raise ValueError(f"importance {name!r} looks through no network, got {surplus}; leave them out")
+    return TextureImportance(given["patch"]) if name == "texture" else RandomImportance(given["patch"])
+
+
+def _seeing_importance(name: str, given: dict[str, Any]) -> Importance:
+    """An importance by what a network looked at."""
+    from adq_wds.models.attention import attention_importance
+    from adq_wds.models.cam import cam_importance
+    from adq_wds.models.whole_images import Classifier
+
+    own = {option: given.pop(option) for option in ("patch", "use_labels") if option in given}
+    source = given.pop("encoder", None)
+    if name == "attention" and (source is None or "use_labels" in own):
+        raise ValueError(
+            "importance 'attention' explains no class; leave use_labels out"
+            if source is not None
+            else "importance 'attention' needs a vision transformer: give encoder=, such as 'vit_small_patch16_224'"
+        )
+    network: Any = encoder("builtin" if source is None else source, **given)
+    if not isinstance(network, Classifier):
+        raise ValueError(
+            f"importance {name!r} cannot look into the encoder {network.name!r}; take "
+            + ("a ViT of timm" if name == "attention" else "builtin, or a timm network with a classifier")
+        )
+    if name == "attention":
+        return attention_importance(network, **own)  # type: ignore[arg-type]
+    return cam_importance(network, method=name, **own)
 
 
 def _made(kind: str, name: str, factory: Callable[..., Any], options: dict[str, Any] | None = None) -> Any:

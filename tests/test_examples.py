@@ -1,12 +1,19 @@
 """The examples run as they are, as a newcomer would run them."""
 
 import json
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+import timm
+import torch
+
 import adq_wds as adq
+from adq_wds.jobs.write import write_kept
+from adq_wds.models.mae import cut
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -54,3 +61,61 @@ def test_one_pass_keeps_a_part_of_shards_no_fit_has_seen(
     assert 70 <= kept <= 130  # 100 expected, four standard deviations either way
     counts = [int(line.split()[-1]) for line in out.stdout.splitlines() if line.startswith("bin ")]
     assert (len(counts), sum(counts)) == (10, kept)
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_vision_transformer_learns_from_kept_patches_alone(
+    make_shard: Callable[..., Path],
+    tmp_path: Path,
+    stored: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make_shard("in/a.tar", 64, side=64)
+    options = [
+        "--size",
+        "64",
+        "--depth",
+        "1",
+        "--classes",
+        "2",
+        "--workers",
+        "0",
+        "--epochs",
+        "6",
+        "--batch-size",
+        "16",
+    ]
+    if stored:
+        write_kept(
+            tmp_path / "in",
+            None,
+            tmp_path / "small" / "%d.tar",
+            patch_keep=0.75,
+            importance="random",
+            size=64,
+        )
+    else:
+        options += ["--drop", "random"]
+    folder = tmp_path / ("small" if stored else "in")
+    monkeypatch.setattr(sys, "argv", ["vit_on_patches.py", str(folder), *options])
+    runpy.run_path(
+        str(EXAMPLES / "vit_on_patches.py"), run_name="__main__"
+    )  # here: torch and timm are loaded
+    out = capsys.readouterr().out
+    assert out.count("4 batches of 12 of 16 patches") == 6
+    losses = [float(line.rpartition(" ")[2]) for line in out.splitlines()]
+    assert losses[-1] < losses[0] - 0.05
+
+
+def test_with_all_patches_kept_it_is_the_vision_transformer_itself() -> None:
+    forward = runpy.run_path(str(EXAMPLES / "vit_on_patches.py"))["forward"]
+    torch.manual_seed(0)
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=2, num_classes=3).eval()
+    images = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
+    everywhere = torch.arange(16).expand(2, -1)
+    with torch.no_grad():
+        whole = vit((images.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5)
+        assert torch.allclose(forward(vit, cut(images, 16), everywhere), whole, atol=1e-5)
+        turned = everywhere.flip(1)  # a set of patches, in whatever order
+        assert torch.allclose(forward(vit, cut(images, 16).flip(1), turned), whole, atol=1e-5)

@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import webdataset as wds
 from PIL import Image
 
 import adq_wds as adq
+from adq_wds.models.mae import MaeSize, MaskedAutoencoder
 from adq_wds.pipe import Pipe
 from adq_wds.registry import PIPES
 from adq_wds.tar import iter_spans, open_shard, read_sample
@@ -55,12 +57,44 @@ def make_subsample_by_codebook(plan: Path) -> Pipe:
     return adq.Subsample(plan.with_name("codebook.safetensors"), keep=0.5)
 
 
+def make_drop_patches(plan: Path) -> Pipe:
+    return adq.DropPatches(adq.importance("texture", patch=4), keep=0.75)
+
+
+def make_drop_random_patches(plan: Path) -> Pipe:
+    return adq.DropPatches(adq.importance("random"), size=32, seed=5)
+
+
+def make_drop_patches_by_tolerance(plan: Path) -> Pipe:
+    texture, encoder = adq.importance("texture", patch=4), adq.encoder("thumbnail")
+    return adq.DropPatches(texture, tolerance=0.01, encoder=encoder)
+
+
+def make_encode_patches(plan: Path) -> Pipe:
+    return adq.EncodePatches()
+
+
+def make_reconstruct(plan: Path) -> Pipe:
+    torch.manual_seed(0)
+    return adq.Reconstruct(MaskedAutoencoder(MaeSize((32, 32), 16, 16, 1, 2, 8, 1, 2)).eval())
+
+
+def make_decode_patches(plan: Path) -> Pipe:
+    return adq.Decode(to="patches")
+
+
 # How to make one of each, and variants of some; a pipe without a line here fails the first test.
 MAKERS: dict[str, Callable[[Path], Pipe]] = {
     "assign_bins": make_assign_bins,
     "decode": make_decode,
+    "decode, stored patches": make_decode_patches,
+    "drop_patches": make_drop_patches,
+    "drop_patches, random": make_drop_random_patches,
+    "drop_patches, by tolerance": make_drop_patches_by_tolerance,
     "embed": make_embed,
+    "encode_patches": make_encode_patches,
     "map": make_map,
+    "reconstruct": make_reconstruct,
     "subsample": make_subsample,
     "subsample, fresh": make_fresh_subsample,
     "subsample, by codebook": make_subsample_by_codebook,
@@ -92,7 +126,11 @@ def plan(shard: Path, tmp_path: Path) -> Path:
 
 def ready(name: str, samples: Samples, plan: Path) -> Samples:
     """The samples as the stage before this pipe gives them."""
-    return make_assign_bins(plan).apply(samples) if name == "subsample, by codebook" else samples
+    if name == "subsample, by codebook":
+        return make_assign_bins(plan).apply(samples)
+    if name in ("encode_patches", "decode, stored patches", "reconstruct"):
+        samples = make_drop_random_patches(plan).apply(samples)
+    return make_encode_patches(plan).apply(samples) if name == "decode, stored patches" else samples
 
 
 @pytest.fixture
@@ -182,16 +220,16 @@ def test_an_unknown_policy_is_refused_when_a_pipe_is_made(pipe: Pipe) -> None:
 
 
 def test_what_a_tar_forges_changes_nothing_and_goes_no_further(
-    name: str, samples: Samples, plan: Path, tmp_path: Path
+    name: str, raw: Samples, samples: Samples, plan: Path, tmp_path: Path
 ) -> None:
     honest = MAKERS[name](plan).apply(samples)
     (tmp_path / "forged").mkdir()
     url = str(tmp_path / "forged" / "train-000000.tar")  # the same name, so the same draws
     with tarfile.open(url, "w") as tar:
-        for sample in samples:
+        forged = {"__adq_epoch__": b"1", "__adq_bin__": b"1", "__adq_encoder__": b"1"}
+        for sample in raw:
             own = {field: data for field, data in sample.items() if field in ("jpg", "cls", "emb.npy")}
-            forged = {"__adq_epoch__": b"1", **own, "__adq_bin__": b"1", "__adq_encoder__": b"1"}
-            for extension, data in forged.items():
+            for extension, data in {**forged, **own}.items():
                 member = tarfile.TarInfo(f"{sample['__key__']}.{extension}")
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
@@ -199,7 +237,8 @@ def test_what_a_tar_forges_changes_nothing_and_goes_no_further(
     adq.Plan.from_keys(url, keys).save(tmp_path / "forged.parquet")
     read = list(wds.WebDataset(url, shardshuffle=False))
     assert read[0]["__adq_epoch__"] == b"1", "webdataset lets it through"
-    out = list(MAKERS[name](tmp_path / "forged.parquet")(ready(name, read, plan)))
+    stream = [{**forged, **sample} for sample in ready(name, read, plan)]  # the stage before took some out
+    out = list(MAKERS[name](tmp_path / "forged.parquet")(stream))
     place = ("__url__", "__local_path__")
     assert same(
         [{k: v for k, v in s.items() if k not in place} for s in out],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -13,7 +13,8 @@ from adq_wds.errors import AdqError, shorten
 from adq_wds.files import canonical_json, lock, make_folder, write_text
 from adq_wds.io.source import ShardDataset
 from adq_wds.io.writer import ShardPattern, WrittenShard, write_tars
-from adq_wds.sample import Sample
+from adq_wds.jobs.write_smaller import Counted, Parts, new_images, written_anew
+from adq_wds.sample import IMAGE_FIELDS, Importance, Sample
 from adq_wds.shards import expand_urls
 from adq_wds.tables.plan import Plan, as_plan
 from adq_wds.tables.spans import save_index, scan_spans, source_stamp
@@ -32,6 +33,9 @@ class WriteReport:
         payload_bytes: bytes of their members.
         bytes: bytes on the disk, tar headers and padding included.
         source_bytes: bytes of the shards they came from; None for a stream.
+        parts: where images were written anew: bytes of images, other fields and container, each ``before`` (the same
+            samples in their source), ``whole`` (the images at the new size and quality, with all their patches) and
+            ``after``.
     """
 
     shards: int
@@ -39,6 +43,7 @@ class WriteReport:
     payload_bytes: int
     bytes: int
     source_bytes: int | None = None
+    parts: Parts | None = None
 
 
 def write_shards(
@@ -99,6 +104,12 @@ def write_kept(
     plan: Plan | str | os.PathLike[str] | None,
     pattern: str | os.PathLike[str],
     *,
+    patch_keep: float | None = None,
+    importance: str | Importance = "gradcam++",
+    size: int | None = None,
+    quality: int | None = None,
+    image: str = IMAGE_FIELDS,
+    seed: int = 0,
     root: str | None = None,
     cache: str | os.PathLike[str] | None = None,
     max_samples: int = MAX_SAMPLES,
@@ -112,16 +123,36 @@ def write_kept(
     Only kept samples are read, and each is compared with the plan's key and checksum. `root` is the folder that the
     plan's shard names are relative to, where a path fits several of them; `cache` is `ShardDataset`'s.
 
+    Bytes stay untouched unless one of `patch_keep`, `size` and `quality` is given; then images are written anew, as
+    JPEGs with 4:2:0 and optimised tables, and the report says what each part took and takes.
+
+    Args:
+        urls, plan, pattern: sources, what is kept of them, and where it goes.
+        patch_keep: ratio of each image's patches of 16 × 16 pixels that are kept; they go to ``patches.jpg`` in the
+            image's place (see `patch_jpeg`).
+        importance: which patches: a name or an object, as `adq_wds.importance` takes it.
+        size: the images' new side: the largest square in the middle, drawn to it. With `patch_keep` 224 unless said.
+        quality: of the JPEGs, 1 … 100; 90 unless said.
+        image: field with the image.
+        seed: of a random importance.
+
     Raises:
-        ValueError: the pattern would replace one of `urls`.
+        ValueError: the pattern would replace one of `urls`; an argument is out of range; without patches images would
+            take more bytes than with them.
+        SampleError: an image that is to be written anew is bad.
         PlanError: a shard of the plan is not among `urls`, or the other way round.
         ShardError: a shard changed since it was planned.
     """
+    new = new_images(
+        patch_keep=patch_keep, importance=importance, size=size, quality=quality, image=image, seed=seed
+    )
     paths = expand_urls(urls)
     refuse_sources(paths, ShardPattern(os.fspath(pattern)))
     chosen = Plan.from_keys(paths, None) if plan is None else as_plan(plan)
+    stream: Iterable[Sample] = ShardDataset(paths, plan=chosen, root=root, rank=0, world=1, cache=cache)
+    counted = Counted()
     report = write_shards(
-        ShardDataset(paths, plan=chosen, root=root, rank=0, world=1, cache=cache),
+        stream if new is None else written_anew(stream, new, counted),
         pattern,
         plan=None if plan is None else chosen,
         max_samples=max_samples,
@@ -135,7 +166,11 @@ def write_kept(
             f"{shorten(os.fspath(pattern))}: {report.samples} samples written, the plan keeps {chosen.n_kept}"
         )
     n_bytes = sum(source_stamp(path)["bytes"] for path in paths)
-    return WriteReport(**{**asdict(report), "source_bytes": n_bytes})
+    parts = None
+    if new is not None:
+        cells = sum(int(shard.spans.n_bytes[shard.kept].sum()) for shard in chosen)
+        parts = counted.parts(source_cells=cells, new_bytes=report.bytes)
+    return replace(report, source_bytes=n_bytes, parts=parts)
 
 
 def refuse_sources(paths: list[str], shards: ShardPattern) -> None:

@@ -53,7 +53,7 @@ def load_mae(
     """A trained masked autoencoder, frozen, in evaluation mode, float32.
 
     Args:
-        path: a file that `save_mae` wrote; or the authors' `mae_visualize_vit_*.pth`; or weights of transformers'
+        path: ``builtin`` for the small one that comes with the package (`builtin_mae`); a file that `save_mae` wrote; or the authors' `mae_visualize_vit_*.pth`; or weights of transformers'
             ViTMAEForPreTraining (`facebook/vit-mae-*`), with `config.json` beside them, or the folder of both.
         image_size: side, or (height, width), of the images to rebuild when not those it was trained for: position
             embeddings are interpolated.
@@ -70,6 +70,12 @@ def load_mae(
 
     Source: He et al. 2022 (arXiv 2111.06377).
     """
+    if path == "builtin":
+        if (image_size, heads, norm_pix, allow_pickle) != (None, None, None, False):
+            raise ValueError(
+                "the built-in network is as it is: image_size, heads, norm_pix, allow_pickle go with a file"
+            )
+        return builtin_mae(device=device)
     place = pick_device(device)
     path = _weights_file(Path(path))
     state = load_state(path, allow_pickle=allow_pickle)

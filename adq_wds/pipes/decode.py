@@ -6,11 +6,16 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from adq_wds.errors import shorten
+from adq_wds.errors import SampleError, shorten
 from adq_wds.image import MAX_PIXELS
+from adq_wds.patch_jpeg import GREY, PatchImage
+from adq_wds.patch_jpeg import decode as decode_patches
 from adq_wds.pipe import Pipe
+from adq_wds.pipes.encode_patches import JPEG_FIELD, WEBP_FIELD
+from adq_wds.pipes.patches import GRID_FIELD, PATCHES_FIELD, POSITIONS_FIELD
 from adq_wds.sample import (
     IMAGE_FIELDS,
     FieldSpec,
@@ -19,9 +24,13 @@ from adq_wds.sample import (
     clean_fields,
     find_image,
     find_label,
+    image_bytes,
+    place_error,
 )
 
-FORMS = ("pil", "numpy", "torch")
+FORMS = ("pil", "numpy", "torch", "patches")
+STORED_FIELDS = frozenset({JPEG_FIELD, WEBP_FIELD})
+"""Fields that `EncodePatches` writes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,12 +41,18 @@ class Decode(Pipe):
     that a tar brought. Unlike ``WebDataset.decode()``, nothing else is ever decoded, so nothing in a shard can run
     code. To be put before `.decode()`, or in its place.
 
+    An image that was stored without some of its patches (``patches.jpg`` or ``patches.webp``, from `EncodePatches`)
+    becomes a whole one again, of one colour where patches are missing; with ``to="patches"`` it is what was kept, in
+    the fields that `DropPatches` makes: ``patches`` (k, P, P, 3) uint8, ``positions`` (k,) and ``grid`` (2,) int64.
+
     Args:
         image: field with the image, alternatives separated by ``;``, or a function giving its bytes.
         label: field with the label (``cls``, ``txt``, ``json:label``), a function, or None for no label.
-        to: "pil" (RGB image), "numpy" ((H, W, 3) uint8) or "torch" ((3, H, W) uint8 tensor).
+        to: "pil" (RGB image), "numpy" ((H, W, 3) uint8), "torch" ((3, H, W) uint8 tensor) or "patches", which takes
+            only images stored so.
         max_pixels: a larger image is an error before a pixel is decoded.
         background: what transparency is laid on, RGB, each 0 ... 255.
+        fill: what missing patches are, RGB, each 0 ... 255.
 
     Raises:
         ValueError: a field spec is malformed or names a pickle, or another argument is out of range.
@@ -51,11 +66,12 @@ class Decode(Pipe):
     """
 
     one_to_one: ClassVar[bool] = True
-    image: FieldSpec = IMAGE_FIELDS
+    image: FieldSpec = f"{IMAGE_FIELDS};{JPEG_FIELD};{WEBP_FIELD}"
     label: FieldSpec | None = "cls"
     to: str = "pil"
     max_pixels: int = field(default=MAX_PIXELS, kw_only=True)
     background: tuple[int, int, int] = field(default=(255, 255, 255), kw_only=True)
+    fill: tuple[int, int, int] = field(default=GREY, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,9 +81,10 @@ class Decode(Pipe):
             raise ValueError(f"to must be one of {FORMS}, got {shorten(self.to)}")
         if not _is_integer(self.max_pixels) or self.max_pixels < 1:
             raise ValueError(f"max_pixels must be an integer >= 1, got {shorten(self.max_pixels)}")
-        colour = self.background
-        if not isinstance(colour, tuple) or len(colour) != 3 or not all(map(_is_level, colour)):
-            raise ValueError(f"background must be a tuple of three integers 0 to 255, got {shorten(colour)}")
+        for name in ("background", "fill"):
+            colour = getattr(self, name)
+            if not isinstance(colour, tuple) or len(colour) != 3 or not all(map(_is_level, colour)):
+                raise ValueError(f"{name} must be a tuple of three integers 0 to 255, got {shorten(colour)}")
 
     def apply(self, samples: list[Sample]) -> list[Sample]:
         """Each sample with `image`, and `label` unless unlabelled."""
@@ -76,16 +93,46 @@ class Decode(Pipe):
     def _decoded(self, sample: Sample) -> Sample:
         out = clean_fields(sample)  # a copy, which a user's function may change
         labelled_by, label = find_label(out, self.label)
-        pictured_by, picture = find_image(
-            out, self.image, max_pixels=self.max_pixels, background=self.background
-        )
+        if self.to == "patches" or JPEG_FIELD in out or WEBP_FIELD in out:
+            pictured_by, fields = self._maybe_stored(out)
+        else:
+            pictured_by, fields = self._plain(out)
         for name in (labelled_by, pictured_by):
             if name is not None:
                 out.pop(name, None)
-        out["image"] = _as(picture, self.to)
+        out.update(fields)
         if label is not None:
             out["label"] = label
         return out
+
+    def _plain(self, sample: Sample) -> tuple[str | None, Sample]:
+        """The field that was read, None where a function gave it, and the new fields."""
+        name, picture = find_image(sample, self.image, max_pixels=self.max_pixels, background=self.background)
+        return name, {"image": _as(picture, self.to)}
+
+    def _maybe_stored(self, sample: Sample) -> tuple[str | None, Sample]:
+        """As `_plain`, where the image may have been stored without some of its patches."""
+        if self.to != "patches" and callable(self.image):
+            return self._plain(sample)
+        name, data = image_bytes(sample, self.image)
+        if self.to != "patches" and name not in STORED_FIELDS:
+            return self._plain(sample)
+        try:
+            found = decode_patches(data, max_pixels=self.max_pixels)
+        except SampleError as error:
+            raise place_error(error, sample, name) from error
+        if self.to != "patches":
+            pixels = found.to_image(self.fill)
+            return name, {"image": Image.fromarray(pixels) if self.to == "pil" else _formed(pixels, self.to)}
+        return None if callable(self.image) else name, _kept(found)
+
+
+def _kept(found: PatchImage) -> Sample:
+    return {
+        PATCHES_FIELD: found.patches.copy(),  # read-only, and scattered over a larger image
+        POSITIONS_FIELD: found.kept.astype(np.int64),
+        GRID_FIELD: np.array(found.grid, dtype=np.int64),
+    }
 
 
 def _is_integer(value: object) -> bool:
@@ -99,7 +146,10 @@ def _is_level(value: Any) -> bool:
 def _as(picture: Image.Image, form: str) -> Any:
     if form == "pil":
         return picture
-    pixels = np.array(picture)  # a copy: torch wants to own what it may write to
+    return _formed(np.array(picture), form)  # a copy: torch wants to own what it may write to
+
+
+def _formed(pixels: NDArray[np.uint8], form: str) -> Any:
     if form == "numpy":
         return pixels
     import torch

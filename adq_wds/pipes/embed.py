@@ -120,7 +120,7 @@ class Embed(Pipe):
     def _image(self, sample: Sample) -> Image.Image:
         name, value = image_value(sample, self.image)
         try:
-            return _rgb(value, self.max_pixels)
+            return as_rgb(value, self.max_pixels)
         except SampleError as error:
             raise place_error(error, sample, name) from error.__cause__
 
@@ -167,8 +167,12 @@ def unit_half(rows: NDArray[np.float32]) -> NDArray[np.float16]:
     return half
 
 
-def _rgb(value: Any, max_pixels: int) -> Image.Image:
-    """The image in a field's value."""
+def as_rgb(value: Any, max_pixels: int) -> Image.Image:
+    """The RGB image in a field's value: the bytes of a file, a PIL image, an array or a tensor.
+
+    Raises:
+        SampleError: it holds something else, or what it holds cannot be decoded.
+    """
     if isinstance(value, bytes | bytearray | memoryview):
         return decode_image(bytes(value), max_pixels=max_pixels)
     if isinstance(value, Image.Image):

@@ -1,0 +1,167 @@
+"""What would dropping patches do to these images? The picture behind `adq show --patches`."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+
+from adq_wds.core.patches import tile, tile_columns
+from adq_wds.errors import AdqError, shorten
+from adq_wds.files import atomic_path
+from adq_wds.io.source import ShardDataset
+from adq_wds.patch_jpeg import CODING_UNIT, MAX_JPEG_SIDE, decode, encode_patches, encode_whole, keep_patches
+from adq_wds.pipes.patches import KEEP, PATCH, DropPatches
+from adq_wds.pipes.reconstruct import Rebuilder
+from adq_wds.pipes.shifts import Look
+from adq_wds.report.patch_sheet import Panel, Pixels, draw_sheet, heat, holes, psnr
+from adq_wds.sample import IMAGE_FIELDS, FieldSpec, Importance
+
+SAMPLES = 4
+TITLES = ("original", "importance", "kept", "stored")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Numbers of one image in the picture.
+
+    Attributes:
+        key: the sample's.
+        whole_bytes: of the whole image as a JPEG of that quality.
+        stored_bytes: of the kept patches as one; None where patches are too small for it.
+        psnr: in dB, of the rebuilt image's dropped pixels; None without a network, or when nothing was dropped.
+    """
+
+    key: str
+    whole_bytes: int
+    stored_bytes: int | None
+    psnr: float | None
+
+    @property
+    def ratio(self) -> float:
+        """Stored bytes by whole ones."""
+        return (self.stored_bytes or 0) / self.whole_bytes
+
+
+def show_patches(
+    urls: Any,
+    importance: Importance,
+    out: str | os.PathLike[str],
+    *,
+    mae: Rebuilder | None = None,
+    patch_keep: float = KEEP,
+    patch: int = PATCH,
+    size: int | None = 224,
+    quality: int = 90,
+    image: FieldSpec = IMAGE_FIELDS,
+    samples: int = SAMPLES,
+) -> list[Shown]:
+    """Draw a few images, where they matter, what is kept, how it is stored, and what a network makes of it.
+
+    Args:
+        urls: shards, as `expand_urls` reads them; the first `samples` of them are shown, one from as many places.
+        importance: see `DropPatches`.
+        out: the picture's file, a PNG.
+        mae: rebuilds the images, if it is for patches and images of that size.
+        patch_keep: ratio of patches kept.
+        patch: side of a patch.
+        size: side to which images are drawn first; None takes them as they are.
+        quality: of the JPEGs.
+        image: field with the image.
+        samples: images shown.
+
+    Raises:
+        ValueError: an argument is out of range, or the network is for other images.
+        SampleError: an image is damaged.
+        AdqError: there are no samples, or the picture cannot be written.
+    """
+    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
+        raise ValueError(f"samples must be an integer >= 1, got {samples!r}")
+    drop = DropPatches(importance, keep=patch_keep, patch=patch, size=size, image=image)
+    if mae is not None and mae.size.patch != patch:
+        raise ValueError(
+            f"the network rebuilds patches of {mae.size.patch} pixels, not {patch}; give that patch"
+        )
+    rows, shown = [], []
+    for key, look in _looks(urls, drop, samples):
+        row, numbers = _row(key, look, drop, mae, quality)
+        rows.append(row)
+        shown.append(numbers)
+    if not rows:
+        raise AdqError("no samples to show")
+    sheet = draw_sheet(rows, [*TITLES, "rebuilt"][: len(rows[0])])
+    with atomic_path(out) as partial:
+        sheet.save(partial, format="PNG")
+    return shown
+
+
+def patches_text(shown: list[Shown]) -> str:
+    """The numbers of the picture, a line for each image."""
+    lines = []
+    for each in shown:
+        stored = "" if each.stored_bytes is None else f", patches {each.stored_bytes:,} B ({each.ratio:.2f})"
+        rebuilt = "" if each.psnr is None else f", rebuilt {each.psnr:.1f} dB on dropped pixels"
+        lines.append(f"{shorten(each.key)}: {each.whole_bytes:,} B{stored}{rebuilt}")
+    return "\n".join(lines)
+
+
+def _looks(urls: Any, drop: DropPatches, samples: int) -> Iterator[tuple[str, Look]]:
+    stream = ShardDataset(
+        urls, shuffle=True, rank=0, world=1
+    )  # from all over the shards, the same every time
+    for sample in islice(stream, samples):
+        (look,) = drop.look([sample])
+        yield sample["__key__"], look
+
+
+def _row(
+    key: str, look: Look, drop: DropPatches, mae: Rebuilder | None, quality: int
+) -> tuple[list[Panel], Shown]:
+    pixels: Pixels = look.pixels[0]
+    patch = drop._patch
+    (kept,) = drop._kept(look)
+    image = keep_patches(pixels, kept, patch)
+    whole = len(encode_whole(pixels, quality=quality))
+    storable = patch % CODING_UNIT["4:2:0"] == 0
+    stored = encode_patches(image, quality=quality) if storable else None
+    beneath = (
+        (f"{len(stored):,} B, {len(stored) / whole:.2f} of the whole",)
+        if stored
+        else (f"patches of {patch}: no JPEG",)
+    )
+    columns = tile_columns(len(kept), patch, max_side=_squarish(len(kept), patch))
+    panels = [
+        Panel(pixels, (key[-34:], f"{whole:,} B as JPEG {quality}")),
+        Panel(
+            heat(look.scores[0], look.grid, patch, pixels), (f"{look.scores.shape[1]} patches of {patch}",)
+        ),
+        Panel(holes(pixels, kept, look.grid, patch), (f"{len(kept)} of {look.scores.shape[1]}",)),
+        Panel(tile(image.patches, columns), beneath),
+    ]
+    if mae is None:
+        return panels, Shown(key, whole, len(stored) if stored else None, None)
+    if tuple(mae.size.grid) != tuple(look.grid):
+        raise ValueError(
+            f"the network's images have {mae.size.grid} patches, these {look.grid}; give another size"
+        )
+    source = decode(stored) if stored else image
+    rebuilt = mae.reconstruct_patches(
+        torch.from_numpy(np.array(source.patches))[None], torch.from_numpy(np.array(source.kept))[None]
+    )[0].numpy()
+    dropped = np.kron(~image.mask.reshape(look.grid), np.ones((patch, patch))).astype(bool)
+    gained = psnr(pixels, rebuilt, dropped) if dropped.any() else None
+    said = "nothing dropped" if gained is None else f"{gained:.1f} dB on dropped pixels"
+    panels.append(Panel(rebuilt, (said, f"{psnr(pixels, rebuilt):.1f} dB on all")))
+    return panels, Shown(key, whole, len(stored) if stored else None, gained)
+
+
+def _squarish(n: int, patch: int) -> int:
+    """A side for showing n tiles about as wide as high; files hold them in one row."""
+    side = math.isqrt(n - 1) + 1
+    return min(MAX_JPEG_SIDE, side * patch)

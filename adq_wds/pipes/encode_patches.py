@@ -1,0 +1,109 @@
+"""How are an image's kept patches stored? As one small file in place of the image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+
+from adq_wds.errors import SampleError, shorten
+from adq_wds.patch_jpeg import CODING_UNIT, PatchImage, Subsampling, encode_lossless, encode_patches
+from adq_wds.pipe import Pipe
+from adq_wds.pipes.patches import GRID_FIELD, PATCHES_FIELD, POSITIONS_FIELD
+from adq_wds.sample import Sample, SpecError, clean_fields, place_error
+
+JPEG_FIELD, WEBP_FIELD = "patches.jpg", "patches.webp"
+_GIVEN = (PATCHES_FIELD, POSITIONS_FIELD, GRID_FIELD)
+
+
+@dataclass(frozen=True, eq=False)
+class EncodePatches(Pipe):
+    """Put what `DropPatches` kept into one file, the new field ``patches.jpg``; ``patches.webp`` when lossless.
+
+    The fields ``patches``, ``positions`` and ``grid`` go. Every program that opens pictures opens the file, and shows
+    the kept patches side by side; `Decode` and `patch_jpeg.decode` also know where they were.
+
+    Args:
+        quality: 1 … 100, as libjpeg counts.
+        subsampling: "4:2:0" (chroma halved; P a multiple of 16) or "4:4:4" (P a multiple of 8).
+        lossless: a WebP with exact pixels, about four times the bytes; any P. Then the two above mean nothing.
+
+    Raises:
+        ValueError: an argument is out of range; while streaming, a P that would make files larger, with the numbers
+            (never skipped: it is the program's error, not a sample's).
+
+    Raises (while streaming):
+        SampleError: no kept patches in the sample, or damaged ones.
+    """
+
+    one_to_one: ClassVar[bool] = True
+    quality: int = field(default=90, kw_only=True)
+    subsampling: Subsampling = field(default="4:2:0", kw_only=True)
+    lossless: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.quality, bool) or self.quality not in range(1, 101):
+            raise ValueError(f"quality must be an integer from 1 to 100, got {self.quality!r}")
+        if self.subsampling not in CODING_UNIT:
+            raise ValueError(
+                f"subsampling must be {' or '.join(map(repr, CODING_UNIT))}, got {shorten(self.subsampling)}"
+            )
+        if type(self.lossless) is not bool:
+            raise ValueError(f"lossless must be True or False, got {self.lossless!r}")
+
+    def apply(self, samples: list[Sample]) -> list[Sample]:
+        """Each sample with its kept patches as a file."""
+        return [self._encoded(sample) for sample in samples]
+
+    def _encoded(self, sample: Sample) -> Sample:
+        out = clean_fields(sample)
+        new = WEBP_FIELD if self.lossless else JPEG_FIELD
+        if new in out:
+            raise place_error(
+                SampleError("is there already; rename or drop it before EncodePatches"), out, new
+            )
+        image = _kept_patches(out)
+        for name in _GIVEN:
+            del out[name]
+        out[new] = self._file(image, sample)
+        return out
+
+    def _file(self, image: PatchImage, sample: Sample) -> bytes:
+        try:
+            if self.lossless:
+                return encode_lossless(image)
+            return encode_patches(image, quality=self.quality, subsampling=self.subsampling)
+        except ValueError as error:
+            if not self.lossless and image.patch % CODING_UNIT[self.subsampling]:  # of all samples alike
+                raise SpecError(str(error)) from error
+            raise place_error(SampleError(str(error)), sample) from error
+
+
+def _kept_patches(sample: Sample) -> PatchImage:
+    """What `DropPatches` put into a sample.
+
+    Raises:
+        SampleError: it is not there, or not as it was.
+    """
+    missing = [name for name in _GIVEN if name not in sample]
+    if missing:
+        raise place_error(
+            SampleError(f"no field {missing[0]!r} with kept patches; put DropPatches before EncodePatches"),
+            sample,
+        )
+    patches, positions, grid = (np.asarray(sample[name]) for name in _GIVEN)
+    try:
+        rows, columns = map(_integer, grid.tolist())
+        return PatchImage(patches, positions, (rows, columns), patches.shape[1])
+    except (ValueError, TypeError, IndexError) as error:
+        raise place_error(
+            SampleError(f"these are no kept patches: {shorten(str(error), 200)}"), sample
+        ) from error
+
+
+def _integer(value: Any) -> int:
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"grid must hold rows and columns, each >= 1, got {value!r}")
+    return value

@@ -1,0 +1,108 @@
+"""How do kept patches become a whole image again, sample by sample? Dropped ones are predicted, kept ones are as stored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+
+from adq_wds.errors import SampleError, shorten
+from adq_wds.pipe import Pipe
+from adq_wds.pipes.patches import GRID_FIELD, PATCHES_FIELD, POSITIONS_FIELD
+from adq_wds.sample import Sample, clean_fields, place_error
+
+IMAGE_FIELD = "image"
+
+
+class Rebuilder(Protocol):
+    """What predicts the patches that were dropped, such as a `MaskedAutoencoder`."""
+
+    @property
+    def size(self) -> Any:
+        """With `patch`, side P of a patch in pixels, and `grid`, rows and columns of patches."""
+
+    def reconstruct_patches(self, patches: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """(B, H, W, 3) uint8 of (B, K, P, P, 3) uint8 at positions (B, K) int64."""
+
+    def parameters(self) -> Any:
+        """Tensors, which say the device."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reconstruct(Pipe):
+    """Put the whole image, (H, W, 3) uint8, into a field ``image``, in place of ``patches``, ``positions`` and ``grid``.
+
+    In a stream this costs a network's pass for every chunk, in the process it runs in; where there is an accelerator,
+    `reconstruct_batches` behind the loader is the faster way. The answer does not depend on the cut into batches, but
+    for the last bits of a network's sums: pixels may differ by 1.
+
+    Args:
+        mae: a `MaskedAutoencoder` for images of that many patches, on any device.
+
+    Raises:
+        TypeError: `mae` is none.
+
+    Raises (while streaming):
+        SampleError: no patches, or not those of such an image.
+        AdqError: the reconstruction is not finite.
+
+    Source: He et al. 2022 (arXiv 2111.06377) for the network; Zhou et al. 2023 (arXiv 2308.10524) for its use.
+    """
+
+    chunk: ClassVar[int] = 64
+    one_to_one: ClassVar[bool] = True
+    mae: Rebuilder
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not hasattr(self.mae, "reconstruct_patches") or isinstance(self.mae, type):
+            raise TypeError(
+                f"Reconstruct needs a masked autoencoder, got {shorten(self.mae)}; write adq_wds.load_mae(...)"
+            )
+
+    def apply(self, samples: list[Sample]) -> list[Sample]:
+        """Each sample with ``image`` in place of its patches."""
+        cleaned = [clean_fields(sample) for sample in samples]
+        by_count: dict[int, list[int]] = {}
+        for i, sample in enumerate(cleaned):
+            check_patches(sample, self.mae)
+            by_count.setdefault(len(sample[POSITIONS_FIELD]), []).append(i)
+        device = next(iter(self.mae.parameters())).device
+        for at in by_count.values():
+            patches = torch.from_numpy(np.stack([cleaned[i][PATCHES_FIELD] for i in at])).to(device)
+            positions = torch.from_numpy(np.stack([cleaned[i][POSITIONS_FIELD] for i in at])).to(device)
+            images = self.mae.reconstruct_patches(patches, positions).cpu().numpy()
+            for i, image in zip(at, images, strict=True):
+                for name in (PATCHES_FIELD, POSITIONS_FIELD, GRID_FIELD):
+                    cleaned[i].pop(name, None)
+                cleaned[i][IMAGE_FIELD] = image.copy()  # a view would keep the batch alive
+        return cleaned
+
+
+def check_patches(sample: Sample, mae: Rebuilder) -> None:
+    """Raise `SampleError` unless a sample holds patches that this network can put into an image."""
+    side, grid = mae.size.patch, mae.size.grid
+    if IMAGE_FIELD in sample:
+        raise place_error(SampleError("is there already; rename or drop it"), sample, IMAGE_FIELD)
+    for name in (PATCHES_FIELD, POSITIONS_FIELD):
+        if not isinstance(sample.get(name), np.ndarray):
+            found = type(sample[name]).__name__ if name in sample else "nothing"
+            raise place_error(
+                SampleError(f"{found} there, expected an array, as DropPatches and Decode give it"),
+                sample,
+                name,
+            )
+    patches, positions = sample[PATCHES_FIELD], sample[POSITIONS_FIELD]
+    if patches.dtype != np.uint8 or patches.shape != (len(positions), side, side, 3):
+        text = f"{patches.dtype} {patches.shape}, expected uint8 ({len(positions)}, {side}, {side}, 3) for this network"
+        raise place_error(SampleError(text), sample, PATCHES_FIELD)
+    n = grid[0] * grid[1]
+    ascending = positions.dtype == np.int64 and positions.ndim == 1 and bool((np.diff(positions) > 0).all())
+    if not ascending or (len(positions) and not 0 <= positions[0] <= positions[-1] < n):
+        text = f"{shorten(positions)}, expected ascending int64 numbers below {n} = {grid[0]} x {grid[1]}"
+        raise place_error(SampleError(text), sample, POSITIONS_FIELD)
+    if GRID_FIELD in sample and tuple(np.asarray(sample[GRID_FIELD]).tolist()) != tuple(grid):
+        text = f"{shorten(sample[GRID_FIELD])}, but this network's images have {grid[0]} x {grid[1]} patches"
+        raise place_error(SampleError(text), sample, GRID_FIELD)

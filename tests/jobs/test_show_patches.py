@@ -1,0 +1,107 @@
+"""The picture of dropped patches: numbers that are right, a file that opens, errors that say what to do."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import adq_wds as adq
+from adq_wds.cli import main
+from adq_wds.jobs.show_patches import show_patches
+from adq_wds.models.mae import MaeSize, MaskedAutoencoder
+from adq_wds.patch_jpeg import encode_patches, encode_whole, keep_patches
+from adq_wds.report.patch_sheet import Panel, draw_sheet, heat, holes, psnr
+
+
+@pytest.fixture
+def shard(make_shard: Callable[..., Path]) -> str:
+    return str(make_shard("a.tar", 9))
+
+
+def network(side: int = 32, patch: int = 16) -> MaskedAutoencoder:
+    torch.manual_seed(0)
+    return MaskedAutoencoder(MaeSize((side, side), patch, 16, 1, 2, 8, 1, 2)).eval()
+
+
+def test_numbers_are_those_of_the_files_and_the_network(shard: str, tmp_path: Path) -> None:
+    texture, mae = adq.importance("texture"), network(64)
+    shown = show_patches(shard, texture, tmp_path / "p.png", mae=mae, size=64, patch_keep=0.75, samples=3)
+    by_key = {sample["__key__"]: sample for sample in adq.ShardDataset(shard)}
+    drop = adq.DropPatches(texture, keep=0.75, size=64)
+    for each in shown:
+        (look,) = drop.look([by_key[each.key]])
+        (kept,) = drop.apply([by_key[each.key]])
+        image = keep_patches(look.pixels[0], kept["positions"], 16)
+        assert each.whole_bytes == len(encode_whole(look.pixels[0]))
+        assert each.stored_bytes == len(encode_patches(image))
+        assert each.psnr is not None
+        assert 0 < each.psnr < 60
+    with Image.open(tmp_path / "p.png") as picture:
+        assert (picture.format, picture.mode) == ("PNG", "RGB")
+        assert picture.width == 5 * 234 + 10
+    assert [each.key for each in show_patches(shard, texture, tmp_path / "q.png", size=64, samples=3)] == [
+        each.key for each in shown
+    ]
+
+
+def test_small_patches_are_shown_without_a_jpeg_and_nothing_dropped_has_no_psnr(
+    shard: str, tmp_path: Path
+) -> None:
+    options: Any = {"patch": 4, "size": 32, "samples": 1}
+    texture = adq.importance("texture", patch=4)
+    (small,) = show_patches(shard, texture, tmp_path / "p.png", mae=network(32, 4), **options)
+    assert small.stored_bytes is None
+    (whole,) = show_patches(shard, texture, tmp_path / "p.png", mae=network(32, 4), patch_keep=1.0, **options)
+    assert whole.psnr is None
+
+
+def test_a_network_for_other_images_is_refused(shard: str, tmp_path: Path) -> None:
+    texture = adq.importance("texture")
+    with pytest.raises(ValueError, match="the network rebuilds patches of 4 pixels, not 16; give that patch"):
+        show_patches(shard, texture, tmp_path / "p.png", mae=network(32, 4))
+    with pytest.raises(
+        ValueError, match=r"the network's images have \(2, 2\) patches, these \(4, 4\); give another"
+    ):
+        show_patches(shard, texture, tmp_path / "p.png", mae=network(32), size=64)
+    with pytest.raises(ValueError, match="samples must be an integer >= 1, got 0"):
+        show_patches(shard, texture, tmp_path / "p.png", samples=0)
+    assert not (tmp_path / "p.png").exists()
+
+
+def test_the_command_draws_and_tells(shard: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--size", "64", "--importance", "texture", "--samples", "2"]
+    assert main(["show", shard, "--patches", str(tmp_path / "p.png"), *flags]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == str(tmp_path / "p.png")
+    assert len(lines) == 3
+    assert "B, patches " in lines[1]
+    assert main(["show", shard, "--patches", str(tmp_path / "p.png"), "--json", *flags]) == 0
+    assert len(json.loads(capsys.readouterr().out)["images"]) == 2
+    assert main(["show", shard, "--patches", str(tmp_path / "no" / "p.png"), *flags]) == 1
+    assert "cannot write" in capsys.readouterr().err
+    assert main(["show", shard, "--patches", str(tmp_path / "p.png"), "--mae", "builtin", *flags]) == 2
+
+
+def test_pixels_are_where_they_should_be() -> None:
+    image = np.full((8, 8, 3), 100, dtype=np.uint8)
+    kept = holes(image, np.array([0, 3]), (2, 2), 4)
+    assert (kept[:4, :4] == 100).all()
+    assert (kept[4:, 4:] == 100).all()
+    assert (kept[:4, 4:] != 100).any(axis=2).all()
+    warm = heat(np.array([0.0, 1.0, 2.0, 4.0]), (2, 2), 4, image).astype(int)
+    assert warm[0, 0, 0] < warm[0, 7, 0] < warm[7, 0, 0] < warm[7, 7, 0]
+    assert (heat(np.zeros(4), (2, 2), 4, image) == heat(np.ones(4), (2, 2), 4, image)).all()
+    other = image.copy()
+    other[0, 0] += 10
+    assert psnr(image, image) == float("inf")
+    assert np.isclose(psnr(image, other), 10 * np.log10(255**2 / (100 / 64)))
+    where = np.zeros((8, 8), dtype=bool)
+    where[0, 0] = True
+    assert np.isclose(psnr(image, other, where), 10 * np.log10(255**2 / 100))
+    with pytest.raises(ValueError, match=r"\[1\] panels in rows, expected 2 in each"):
+        draw_sheet([[Panel(image, ())]], ["a", "b"])

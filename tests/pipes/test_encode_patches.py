@@ -1,0 +1,220 @@
+"""Do stored patches come back as they were kept, by our decoder and by everybody's?"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import webdataset as wds
+from numpy.typing import NDArray
+from PIL import Image
+
+import adq_wds as adq
+from adq_wds.patch_jpeg import decode as decode_file
+from adq_wds.patch_record import put_into_jpeg
+from adq_wds.sample import Sample, SpecError
+
+KEPT = ("patches", "positions", "grid")
+
+
+def pixels(seed: int, side: int = 64) -> NDArray[np.uint8]:
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC))
+
+
+def dropped(n: int = 4, patch: int = 16, keep: float = 0.75, **options: Any) -> list[Sample]:
+    given = [
+        {"__key__": f"k{i}", "__url__": "x/a.tar", "image": pixels(i), "cls": str(i).encode()}
+        for i in range(n)
+    ]
+    return adq.DropPatches(adq.importance("random", patch=patch), keep=keep, **options).apply(given)
+
+
+def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
+    return float(10 * np.log10(255**2 / max(1e-9, ((a.astype(float) - b) ** 2).mean())))
+
+
+# ---- There and back
+
+
+@pytest.mark.parametrize("patch", [16, 32])
+def test_what_is_kept_comes_back_in_the_same_fields(patch: int) -> None:
+    kept = dropped(patch=patch)
+    stored = adq.EncodePatches(quality=95).apply(kept)
+    assert [list(sample) for sample in stored] == [["__key__", "__url__", "cls", "patches.jpg"]] * 4
+    for out, expected in zip(adq.Decode(to="patches").apply(stored), kept, strict=True):
+        assert list(out) == ["__key__", "__url__", *KEPT, "label"]
+        assert all(out[name].dtype == expected[name].dtype for name in KEPT)
+        assert all(np.array_equal(out[name], expected[name]) for name in ("positions", "grid"))
+        assert psnr(out["patches"], expected["patches"]) > 32
+        assert out["patches"].flags.writeable
+        assert out["patches"].flags.c_contiguous
+
+
+@pytest.mark.parametrize("patch", [4, 16])
+def test_lossless_patches_come_back_exactly(patch: int) -> None:
+    kept = dropped(patch=patch)
+    stored = adq.EncodePatches(lossless=True).apply(kept)
+    assert "patches.webp" in stored[0]
+    for out, expected in zip(adq.Decode(to="patches").apply(stored), kept, strict=True):
+        assert all(np.array_equal(out[name], expected[name]) for name in KEPT)
+
+
+@pytest.mark.parametrize("lossless", [False, True])
+def test_as_a_picture_the_kept_patches_are_in_their_places_and_the_others_are_filled(lossless: bool) -> None:
+    kept = dropped(keep=0.5)
+    stored = adq.EncodePatches(lossless=lossless).apply(kept)
+    fill = (1, 2, 3)
+    in_parts = adq.Decode(to="patches").apply(stored)
+    for form in ("pil", "numpy", "torch"):
+        for out, parts in zip(adq.Decode(to=form, fill=fill).apply(stored), in_parts, strict=True):
+            assert set(out) == {"__key__", "__url__", "image", "label"}
+            image = np.asarray(out["image"])
+            image = image.transpose(1, 2, 0) if form == "torch" else image
+            expected = np.empty((64, 64, 3), np.uint8)
+            expected[:] = fill
+            for patch, place in zip(parts["patches"], parts["positions"].tolist(), strict=True):
+                row, column = divmod(place, 4)
+                expected[16 * row : 16 * row + 16, 16 * column : 16 * column + 16] = patch
+            assert np.array_equal(image, expected)
+    (grey, *_) = adq.Decode(to="numpy").apply(stored)
+    hidden = next(iter(set(range(16)) - set(in_parts[0]["positions"].tolist())))
+    row, column = divmod(hidden, 4)
+    assert grey["image"][16 * row, 16 * column].tolist() == [128, 128, 128]
+
+
+def test_444_keeps_the_colours_at_the_borders_of_patches_of_8() -> None:
+    (kept,) = dropped(1, patch=8)
+    (stored,) = adq.EncodePatches(subsampling="4:4:4", quality=95).apply([kept])
+    (out,) = adq.Decode(to="patches").apply([stored])
+    assert psnr(out["patches"], kept["patches"]) > 38
+
+
+def test_webdataset_writes_reads_and_shows_them_without_us(tmp_path: Path) -> None:
+    stored = adq.EncodePatches().apply(dropped())
+    adq.write_shards(stored, tmp_path / "%d.tar")
+    found = list(wds.WebDataset(str(tmp_path / "0.tar"), shardshuffle=False).decode("pil"))
+    assert [sample["patches.jpg"].size for sample in found] == [(12 * 16, 16)] * 4
+    again = list(adq.ShardDataset(tmp_path / "0.tar", pipes=[adq.Decode(to="patches")]))
+    direct = adq.Decode(to="patches").apply(stored)
+    for one, other in zip(again, direct, strict=True):
+        assert all(np.array_equal(one[name], other[name]) for name in KEPT)
+
+
+def test_an_ordinary_image_beside_stored_patches_is_decoded_as_one_when_it_is_named() -> None:
+    (stored,) = adq.EncodePatches().apply(dropped(1))
+    both = {**stored, "ppm": b"P6 1 1 255 abc"}
+    (out,) = adq.Decode(image="ppm", to="numpy").apply([both])
+    assert out["image"].tolist() == [[[97, 98, 99]]]
+    assert "patches.jpg" in out
+    (out,) = adq.Decode(image=lambda sample: sample["ppm"], to="numpy").apply([both])
+    assert out["image"].shape == (1, 1, 3)
+    (out,) = adq.Decode(image=lambda sample: sample["patches.jpg"], to="patches").apply([both])
+    assert len(out["patches"]) == 12
+    assert {"ppm", "patches.jpg"} < set(out)
+    with pytest.raises(adq.SampleError, match=r"fields 'ppm' and 'patches.jpg' are both there"):
+        list(adq.Decode()([both]))
+
+
+# ---- What is wrong
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"quality": 0}, "quality must be an integer from 1 to 100, got 0"),
+        ({"quality": True}, "got True"),
+        ({"subsampling": "4:2:2"}, "subsampling must be '4:2:0' or '4:4:4', got '4:2:2'"),
+        ({"lossless": 1}, "lossless must be True or False, got 1"),
+    ],
+)
+def test_a_wrong_argument_is_met_when_the_stage_is_made(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        adq.EncodePatches(**options)
+
+
+@pytest.mark.parametrize(("patch", "subsampling"), [(4, "4:2:0"), (8, "4:2:0"), (4, "4:4:4")])
+def test_patches_that_would_enlarge_are_refused_with_numbers_and_never_skipped(
+    patch: int, subsampling: Any
+) -> None:
+    pipe = adq.EncodePatches(subsampling=subsampling, on_error="skip")
+    text = rf"patch={patch} does not work with JPEG {subsampling}: .* enlarges files .*740 bytes against 673 whole"
+    with pytest.raises(SpecError, match=text):
+        list(pipe(dropped(patch=patch)))
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"patches": None}, "these are no kept patches"),
+        ({"patches": b"abc"}, "these are no kept patches"),
+        ({"positions": np.array([3, 2, 1])}, "these are no kept patches: .*kept must ascend"),
+        ({"positions": np.array([0, 99])}, "these are no kept patches"),
+        ({"grid": np.array([4])}, "these are no kept patches"),
+        ({"grid": np.array([0, 4])}, "grid must hold rows and columns, each >= 1, got 0"),
+        (
+            {"patches.jpg": b""},
+            "field 'patches.jpg': is there already; rename or drop it before EncodePatches",
+        ),
+    ],
+)
+def test_what_is_no_kept_patches_is_named(change: Sample, text: str) -> None:
+    given = dropped()
+    given[2] = {**given[2], **change}
+    with pytest.raises(adq.SampleError, match=rf"^shard a.tar, key 'k2'.*{text}"):
+        list(adq.EncodePatches()(given))
+
+
+def test_without_drop_patches_before_it_says_so() -> None:
+    sample = {"__key__": "k", "__url__": "a.tar", "jpg": b""}
+    with pytest.raises(adq.SampleError, match=r"no field 'patches' .* put DropPatches before EncodePatches"):
+        list(adq.EncodePatches()([sample]))
+
+
+def test_no_patch_at_all_cannot_be_stored() -> None:
+    with pytest.raises(
+        adq.SampleError, match=r"key 'k0': these are no kept patches: .*kept must be from 1 to 16"
+    ):
+        list(adq.EncodePatches()(dropped(keep=0.0)))
+
+
+def test_decode_names_the_field_of_damaged_patches_and_skips_them_alone() -> None:
+    """S5 and F35: what the record claims is checked before anything is made."""
+    stored = adq.EncodePatches().apply(dropped(20))
+    jpeg = stored[3]["patches.jpg"]
+    plain = io.BytesIO()
+    Image.fromarray(pixels(0)).save(plain, "JPEG")
+    lying = bytearray(jpeg)
+    place = lying.index(b"ADQP\0") + 8
+    lying[place : place + 4] = b"\xff\xff\xff\xff"  # 65,535 rows and columns
+    record = jpeg[jpeg.index(b"ADQP\0") - 4 :]
+    cases = {
+        "half a file": (jpeg[: len(jpeg) // 2], "(truncated|cannot decode)"),
+        "a mask of 2**32 patches": (bytes(lying), "damaged patch mask"),
+        "no mask": (plain.getvalue(), "no patch mask: .* or read it as an ordinary image"),
+        "two masks": (
+            put_into_jpeg(jpeg, record[4 : 2 + int.from_bytes(record[2:4], "big")]),
+            "2 patch masks in one JPEG",
+        ),
+        "no picture": (b"<html>", "no patch-dropped image: 6 bytes"),
+        "nothing": (b"", "no patch-dropped image: 0 bytes"),
+    }
+    for data, text in cases.values():
+        bad = [*stored[:3], {**stored[3], "patches.jpg": data}, *stored[4:]]
+        for form in ("patches", "pil"):
+            with pytest.raises(
+                adq.SampleError, match=rf"^shard a.tar, key 'k3', field 'patches.jpg': {text}"
+            ):
+                list(adq.Decode(to=form)(bad))
+            out = list(adq.Decode(to=form, on_error="skip")(bad))
+            assert [sample["__key__"] for sample in out] == [f"k{i}" for i in range(20) if i != 3]
+
+
+def test_an_image_with_its_dropped_patches_counts_as_large_as_it_is() -> None:
+    stored = adq.EncodePatches().apply(dropped(1, keep=0.1))
+    assert len(decode_file(stored[0]["patches.jpg"]).kept) == 1
+    with pytest.raises(adq.SampleError, match="4096 pixels, at most 4095 are read; raise max_pixels"):
+        list(adq.Decode(to="patches", max_pixels=4095)(stored))
