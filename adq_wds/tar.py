@@ -232,16 +232,14 @@ def open_shard(
     file = fetch.whole(url, shard=name) if remote else _opened(url, name)
     with ExitStack() as close:
         close.enter_context(file)
-        mapped = _mapped(file, name)
+        mapped = _mapped(file, name, sparse)
         packer = next((packer for magic, packer in _PACKED.items() if mapped[: len(magic)] == magic), None)
         if packer is not None:
             mapped.close()
             if packer != "gzip" or remote:
                 text = f"{packer}: unpack it, samples are read from tar files by offset"
                 raise ShardError(f"shard {name}: {text}")
-            mapped = _mapped(close.enter_context(fetch.unpacked(file, url, shard=name)), name)
-    if sparse and hasattr(mmap, "MADV_RANDOM"):
-        mapped.madvise(mmap.MADV_RANDOM)
+            mapped = _mapped(close.enter_context(fetch.unpacked(file, url, shard=name)), name, sparse)
     view = memoryview(mapped)
     try:
         yield view
@@ -268,11 +266,16 @@ def _opened(path: str, name: str) -> BinaryIO:
         raise
 
 
-def _mapped(file: BinaryIO, name: str) -> mmap.mmap:
+def _mapped(file: BinaryIO, name: str, sparse: bool) -> mmap.mmap:
     try:
         if os.fstat(file.fileno()).st_size == 0:
             raise ShardError(f"shard {name}: empty file, expected a tar file: write or fetch it again")
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        if sparse and hasattr(
+            mmap, "MADV_RANDOM"
+        ):  # before the first look, which would fetch megabytes ahead
+            mapped.madvise(mmap.MADV_RANDOM)
+        return mapped
     except OSError as error:
         raise ShardError(f"shard {name}: cannot be read: {error.strerror or error}") from error
 

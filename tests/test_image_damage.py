@@ -240,7 +240,7 @@ def decodes_or_says_why(data: bytes) -> bool:
 @pytest.mark.parametrize("form", WHOLE)
 @pytest.mark.filterwarnings("ignore:.*:UserWarning:PIL")
 def test_damaged_files_decode_or_raise_sample_error_and_nothing_else(form: str) -> None:
-    data, chance = WHOLE[form], random.Random(form)  # noqa: S311
+    data, chance = WHOLE[form], random.Random(form)
     cut = [decodes_or_says_why(data[: chance.randrange(len(data))]) for _ in range(300)]
     for _ in range(300):
         place = chance.randrange(len(data)) if chance.random() < 0.5 else chance.randrange(min(64, len(data)))

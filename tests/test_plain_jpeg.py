@@ -137,7 +137,7 @@ def test_whatever_is_not_plain_goes_the_long_way(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in PLAIN if not name.startswith("large")])
 def test_damage_has_the_same_answer_on_both_ways(name: str) -> None:
-    data, chance, quick = PLAIN[name], random.Random(name), 0  # noqa: S311
+    data, chance, quick = PLAIN[name], random.Random(name), 0
     header = data.index(b"\xff\xda") + 14
     for _ in range(400):
         damaged = bytearray(data)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from itertools import chain, repeat
 from typing import Protocol
 
 import numpy as np
 
 from adq_wds.core.order import LANES
+from adq_wds.errors import AdqError
 from adq_wds.io.fetched import FetchedShard
+from adq_wds.io.layout import Laid, Samples
 from adq_wds.io.ranged import Held, Kept, RangedShard
 from adq_wds.io.reader import MappedShard
-from adq_wds.io.recipe import HELD_SHARDS, Found, Recipe
+from adq_wds.io.recipe import HELD_SHARDS, Found, Places, Recipe
 from adq_wds.remote.fetch import comes_whole
 from adq_wds.sample import Sample
 from adq_wds.shards import is_url
@@ -22,7 +26,8 @@ from adq_wds.shards import is_url
 logger = logging.getLogger("adq_wds")
 
 _SPARSE = 0.5  # below, reading around a sample fetches more that is dropped than kept
-_THREADS = 16  # requests at one time; a block's ranges are several more
+_THREADS = 32  # requests at one time; a block's ranges are several more
+_ENOUGH = 16  # samples of a shard among those looked up together: for fewer, laying out costs what it saves
 _AHEAD = 64  # samples fetched before they are asked for, each on its own
 _AHEAD_CACHED = 512  # samples whose blocks are: in steady state few of them are new
 _HELD_BLOCKS = 3 * LANES  # a block for each lane, what is on its way, and what was just left
@@ -54,6 +59,7 @@ class Readers:
     def __init__(self, recipe: Recipe, epoch: int) -> None:
         self._recipe, self._epoch = recipe, epoch
         self.held: dict[int, Reader] = {}
+        self._mapped: dict[int, MappedShard] = {}  # those of them that are local tars
         self._fields: dict[bytes, str] = {}
         self._cached = recipe.fetch.cache is not None
         self._blocks = Held(_HELD_BLOCKS if self._cached else 4 * _AHEAD)
@@ -64,23 +70,70 @@ class Readers:
     def open(self, shard: int) -> Reader:
         """One more; the one opened first is closed when they are many."""
         if len(self.held) == HELD_SHARDS:
-            self.held.pop(next(iter(self.held))).close()
-        reader = self._made(shard)
-        self.held[shard] = reader
+            first = next(iter(self.held))
+            self._mapped.pop(first, None)
+            self.held.pop(first).close()
+        reader = self.held[shard] = self._made(shard)
+        if isinstance(reader, MappedShard):
+            self._mapped[shard] = reader
         return reader
 
-    def ahead(self, found: Iterator[Found]) -> Iterator[Found]:
-        """The same, each announced to its reader some time before it is given out."""
+    def found(self, places: Iterator[Places]) -> Iterator[Found]:
+        """Each sample in the order of its position, announced to its reader some time before it is given out."""
+        found = chain.from_iterable(map(self._each, places))
         return self._announced(found) if any(self._distant) else found
+
+    def read(self, found: Iterable[Found]) -> list[Sample]:
+        """The samples; see `SpanReader.parse`, which reads all but those laid out and as they must be."""
+        held, mapped, opened = self.held, self._mapped, self.open
+        samples: list[Sample] = []
+        for shard, offset, n_bytes, key, crc, fields, cuts in found:
+            if fields is not None and (reader := mapped.get(shard)) is not None:
+                sample = reader.cut(key, crc, fields, cuts)
+                if sample is not None:
+                    samples.append(sample)
+                    continue
+            samples.append((held.get(shard) or opened(shard)).read(offset, n_bytes, key, crc))
+        return samples
 
     def close(self) -> None:
         """Close all, and stop fetching."""
         for reader in self.held.values():
             reader.close()
         self.held.clear()
+        self._mapped.clear()
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
             self._pool = None
+
+    def _each(self, places: Places) -> Iterator[Found]:
+        groups, numbers, keys, at = places
+        shard = np.empty(len(keys), np.int64)
+        for number, _, start, stop in groups:
+            shard[start:stop] = number
+        columns = shard[at].tolist(), *numbers[:2, at].tolist(), keys[at].tolist()
+        if not self._recipe.verify:
+            return zip(*columns, repeat(None), repeat(None), repeat(()))
+        columns = (*columns, numbers[2, at].tolist())
+        laid = self._laid(places)
+        if laid is None:
+            return zip(*columns, repeat(None), repeat(()))
+        cuts = zip(*laid.cuts[:, at].tolist(), strict=True)
+        return zip(*columns, laid.fields[at].tolist(), cuts, strict=True)
+
+    def _laid(self, places: Places) -> Laid | None:
+        """Where the payloads lie in mapped shards of which enough is read now; None when that is not known of any."""
+        mapped = []
+        for shard, n_listed, start, stop in places.groups:
+            if stop - start >= _ENOUGH and not self._distant[shard]:
+                with suppress(AdqError):  # said when the first of its samples is read
+                    if shard not in self.held:
+                        self.open(shard)
+                    mapped.append(self._mapped[shard].group(shard, n_listed, start, stop))
+        if not mapped:
+            return None
+        offset, n_bytes, _, row = places.numbers
+        return self._recipe.layouts.find(Samples(mapped, row, offset, n_bytes, places.keys))
 
     def _announced(self, found: Iterator[Found]) -> Iterator[Found]:
         waiting: deque[Found] = deque()

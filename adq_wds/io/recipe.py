@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import repeat
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from adq_wds.core.order import LANES, Uneven, in_shards, on_line, row_order, shard_order
 from adq_wds.files import sha256_text
+from adq_wds.io.layout import Layouts
 from adq_wds.io.listing import Listing
 from adq_wds.io.state import State
 from adq_wds.pipe import OnError, Pipe
@@ -20,8 +21,8 @@ from adq_wds.remote.fetch import Fetch
 
 HELD_SHARDS = LANES + 8  # shards that a stream reads in turn, and a few that it has just left
 
-Found = tuple[int, int, int, str, int | None]
-"""Where a sample lies: shard, byte_offset, n_bytes, key, crc32 to compare with."""
+Found = tuple[int, int, int, str, int | None, tuple[str, ...] | None, tuple[int, ...]]
+"""Where a sample lies: shard, byte_offset, n_bytes, key, crc32 to compare with; fields and cuts as in `Laid`."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Recipe:
     on_error: OnError
     verify: bool
     fetch: Fetch = field(default_factory=Fetch)
+    layouts: Layouts = field(default_factory=Layouts, compare=False)
     drawn_by: tuple[str, ...] = ()  # what pipes choose samples by: hash, keep and seed
 
     @property
@@ -65,12 +67,27 @@ class Layout(NamedTuple):
     n_workers: int = 1
 
 
-class _Rows(NamedTuple):
-    """A shard's kept rows in the order of the line."""
+class Places(NamedTuple):
+    """Where the samples of n positions lie, shard by shard.
 
-    byte_offset: NDArray[np.int64]
-    n_bytes: NDArray[np.int64]
-    crc32: NDArray[np.uint32]
+    Attributes:
+        groups: shard, samples listed in it, and from where to where the samples here are its own.
+        numbers: (4, n) int64: byte_offset, n_bytes, crc32, place in the shard's list.
+        keys: (n,) str.
+        at: (n,) int64, where among the samples here each position's is.
+    """
+
+    groups: list[tuple[int, int, int, int]]
+    numbers: NDArray[np.int64]
+    keys: NDArray[np.object_]
+    at: NDArray[np.int64]
+
+
+class _Rows(NamedTuple):
+    """A shard's k kept rows in the order of the line."""
+
+    n_listed: int
+    numbers: NDArray[np.int64]  # (4, k), as in `Places`
     keys: NDArray[np.object_]
 
 
@@ -92,22 +109,23 @@ class EpochOrder:
         self._lanes = lanes or (LANES if recipe.shuffle else 1)
         self._held: OrderedDict[int, _Rows] = OrderedDict()
 
-    def find(self, t: NDArray[np.int64]) -> Iterator[Found]:
+    def find(self, t: NDArray[np.int64]) -> Places:
         """Where the sample of each position lies."""
         slot, row = in_shards(on_line(t, n_total=self.n_total, n_lanes=self._lanes), self._ends)
-        numbers = np.empty((3, len(t)), dtype=np.int64)
-        keys = np.empty(len(t), dtype=object)
-        for each in np.unique(slot).tolist():
-            rows = self._rows(int(self._shards[each]))
-            at = np.flatnonzero(slot == each)
-            there = row[at]
-            numbers[0, at] = rows.byte_offset[there]
-            numbers[1, at] = rows.n_bytes[there]
-            numbers[2, at] = rows.crc32[there]
-            keys[at] = rows.keys[there]
-        offset, n_bytes, crc32 = numbers.tolist()
-        checks = crc32 if self._recipe.verify else repeat(None)
-        return zip(self._shards[slot].tolist(), offset, n_bytes, keys.tolist(), checks, strict=False)
+        by_shard = np.argsort(slot, kind="stable")
+        slot, row = slot[by_shard], row[by_shard]
+        ends = [*(np.flatnonzero(np.diff(slot)) + 1).tolist(), len(t)] if len(t) else []
+        groups, numbers, keys = [], np.empty((4, len(t)), np.int64), np.empty(len(t), object)
+        for start, stop in pairwise([0, *ends]):
+            shard = int(self._shards[slot[start]])
+            rows = self._rows(shard)
+            there = row[start:stop]
+            np.take(rows.numbers, there, axis=1, out=numbers[:, start:stop], mode="clip")
+            keys[start:stop] = rows.keys[there]
+            groups.append((shard, rows.n_listed, start, stop))
+        at = np.empty(len(t), np.int64)
+        at[by_shard] = np.arange(len(t))
+        return Places(groups, numbers, keys, at)
 
     def _rows(self, shard: int) -> _Rows:
         rows = self._held.get(shard)
@@ -121,8 +139,9 @@ class EpochOrder:
                     spans.n_bytes[kept], shard=name, stream=stream, seed=seed, epoch=self._epoch
                 )
                 kept = kept[order]
-            keys = np.array(spans.keys, dtype=object)[kept]
-            rows = _Rows(spans.byte_offset[kept], spans.n_bytes[kept], spans.crc32[kept], keys)
+            columns = (spans.byte_offset[kept], spans.n_bytes[kept], spans.crc32[kept], kept)
+            numbers = np.stack(columns).astype(np.int64, copy=False)
+            rows = _Rows(len(spans), numbers, np.array(spans.keys, dtype=object)[kept])
             self._held[shard] = rows
             if len(self._held) > HELD_SHARDS:
                 self._held.popitem(last=False)

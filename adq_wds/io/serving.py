@@ -7,7 +7,7 @@ from typing import Any
 
 from adq_wds.errors import SampleError, shorten
 from adq_wds.io.readers import Readers
-from adq_wds.io.recipe import Found, Recipe
+from adq_wds.io.recipe import Found, Places, Recipe
 from adq_wds.pipe import OnError, Tally
 from adq_wds.sample import EPOCH_FIELD, Sample, place_error
 
@@ -68,9 +68,9 @@ class Server:
         self.tally.good(n_read, len(out))
         return out
 
-    def ahead(self, found: Iterator[Found]) -> Iterator[Found]:
-        """The same, what is remote being fetched some time before it is asked for."""
-        return self._readers.ahead(found)
+    def found(self, places: Iterator[Places]) -> Iterator[Found]:
+        """Each sample there, what is remote being fetched some time before it is asked for."""
+        return self._readers.found(places)
 
     def close(self) -> None:
         """Give the shards back."""
@@ -83,11 +83,7 @@ class Server:
             tally.close(whole=whole)
 
     def _read(self, found: Sequence[Found]) -> list[Sample]:
-        shards, opened = self._readers.held, self._readers.open
-        samples = [
-            (shards.get(shard) or opened(shard)).read(byte_offset, n_bytes, key, crc32)
-            for shard, byte_offset, n_bytes, key, crc32 in found
-        ]
+        samples = self._readers.read(found)
         if self._recipe.pipes:
             for sample in samples:
                 sample[EPOCH_FIELD] = self._epoch

@@ -6,7 +6,7 @@ import logging
 import traceback
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import chain, islice
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch.utils.data import get_worker_info
 from adq_wds.core.order import n_for_rank, rank_positions
 from adq_wds.errors import AdqError, LoaderClosed
 from adq_wds.io.epoch import Begin, Clock
-from adq_wds.io.recipe import EpochOrder, Found, Layout, Recipe
+from adq_wds.io.recipe import EpochOrder, Found, Layout, Places, Recipe
 from adq_wds.io.serving import Server
 from adq_wds.io.state import check_layout, own_part, read_state
 from adq_wds.pipe import Pipe, Tally
@@ -97,10 +97,10 @@ class Stream(Iterator[Any]):
 
     def __next__(self) -> Any:
         try:
-            batch = next(self._batches)
-            while batch is _EMPTY:
-                batch = next(self._batches)
-            return batch
+            for batch in self._batches:
+                if batch is not _EMPTY:
+                    return batch
+            raise StopIteration
         except BaseException as error:
             raise self._over(error)  # noqa: B904 - mostly the same error
 
@@ -131,11 +131,10 @@ class Stream(Iterator[Any]):
     def _read_on(self) -> Iterator[Any]:
         """Every batch from `next_batch` on, which is counted up just before each."""
         numbers = range(self._next_batch, self._n_batches, self._layout.n_workers)
-        places = chain.from_iterable(map(self._found, _blocks(numbers, max(1, _BLOCK // self._size))))
-        found = self._server.ahead(places)
+        found = self._server.found(map(self._places, _blocks(numbers, max(1, _BLOCK // self._size))))
         return (self._singles if self._recipe.batch_size is None else self._grouped)(numbers, found)
 
-    def _found(self, numbers: range) -> Iterator[Found]:
+    def _places(self, numbers: range) -> Places:
         """Where the samples of some batches lie."""
         k = (np.array(numbers)[:, None] * self._size + np.arange(self._size)).ravel()
         layout, begin = self._layout, self._begin
@@ -182,7 +181,7 @@ class Stream(Iterator[Any]):
 
     def at(self, t: NDArray[np.int64]) -> list[Any]:
         """What becomes of the samples at some positions of the epoch."""
-        return self._server.serve(list(self._server.ahead(self._order.find(t))))
+        return self._server.serve(list(self._server.found(iter([self._order.find(t)]))))
 
     def state_dict(self) -> dict[str, Any]:
         """Where this iterator stands: the stream's `State`, and what this worker's place adds to it.

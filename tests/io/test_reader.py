@@ -105,7 +105,7 @@ def test_a_flipped_bit_is_an_error_or_changes_nothing(tmp_path: Path, checked: b
 
 
 def test_random_damage_is_an_error_or_changes_nothing(tmp_path: Path) -> None:
-    rng = random.Random(0)  # noqa: S311
+    rng = random.Random(0)
     path = write(tmp_path / "t.tar", [(f"k{i}.{f}", bytes(rng.randbytes(9))) for i in range(9) for f in "xy"])
     spans = rows(scan_spans(path, shard="t.tar"))
     whole = path.read_bytes()
@@ -207,7 +207,7 @@ def test_a_sample_with_a_reserved_field_is_bad_and_the_shard_goes_on(tmp_path: P
 
 
 def test_reading_sparsely_gives_the_same_samples(tmp_path: Path) -> None:
-    rng = random.Random(0)  # noqa: S311
+    rng = random.Random(0)
     members = [(f"k{i}.bin", rng.randbytes(rng.randrange(40_000))) for i in range(40)]
     path = write(tmp_path / "t.tar", members)
     sparse, plain = MappedShard(str(path), "t.tar", sparse=True), MappedShard(str(path), "t.tar")

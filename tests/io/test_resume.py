@@ -2,7 +2,7 @@
 
 import pickle
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Any
 
@@ -10,7 +10,8 @@ import pytest
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 import adq_wds as adq
-from adq_wds.io.reader import MappedShard
+from adq_wds.io.readers import Readers
+from adq_wds.io.recipe import Found
 from tests.io.conftest import OnlyEven, TarSet, Trips, as_worker, ids, noisy, number, played, write_set
 
 Options = dict[str, Any]
@@ -318,13 +319,13 @@ def test_resuming_late_reads_the_rest_only(tmp_path: Any, monkeypatch: pytest.Mo
     """F21: at 90 % of an epoch, at most 15 % of its bytes."""
     tar_set = write_set(tmp_path / "set", [100] * 5)
     n_read = [0]
-    original = MappedShard.read
+    original = Readers.read
 
-    def read(self: MappedShard, offset: int, n_bytes: int, key: str, crc: int | None) -> Any:
-        n_read[0] += n_bytes
-        return original(self, offset, n_bytes, key, crc)
+    def read(self: Readers, found: Sequence[Found]) -> Any:
+        n_read[0] += sum(n_bytes for _, _, n_bytes, *_ in found)
+        return original(self, found)
 
-    monkeypatch.setattr(MappedShard, "read", read)
+    monkeypatch.setattr(Readers, "read", read)
     loader = adq.Loader(made(tar_set, batch_size=6))
     batches = iter(loader)
     for _ in range(round(0.9 * len(loader))):

@@ -40,7 +40,7 @@ def test_no_bit_flip_and_no_zeroed_block_passes_and_none_is_invented(
     """F3: undetected 0, false alarms 0."""
     shard, data, plan, spans = one
     expected = next(iter(open_listed(plan)))
-    free, rng = padding(spans), random.Random(0)  # noqa: S311
+    free, rng = padding(spans), random.Random(0)
     heads = [member.offset - 512 for span in spans for member in span.members]
     free |= {head + 155 for head in heads}  # behind the NUL that ends a checksum
     nul = {head + 154 for head in heads}  # which may be a space
@@ -66,7 +66,7 @@ def test_no_truncation_passes_and_the_lost_samples_are_counted(
     shard, data, plan, spans = one
     expected = next(iter(open_listed(plan)))
     ends = [span.byte_offset + span.n_bytes for span in spans]
-    rng = random.Random(1)  # noqa: S311
+    rng = random.Random(1)
     for cut in [rng.randrange(len(data)) for _ in range(600)] + [0, *ends]:
         shard.write_bytes(data[:cut])
         check = check_shard(shard, expected)
@@ -81,7 +81,7 @@ def test_two_shards_cut_and_joined_never_pass(one: One, make_shard: MakeShard) -
     expected = next(iter(open_listed(plan)))
     other = make_shard("b.tar", 6, side=12).read_bytes()
     free = padding(spans)
-    rng = random.Random(2)  # noqa: S311
+    rng = random.Random(2)
     for cut in [rng.randrange(len(data)) for _ in range(200)] + [span.byte_offset for span in spans]:
         joined = data[:cut] + other
         shard.write_bytes(joined)
