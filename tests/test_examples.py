@@ -13,7 +13,9 @@ import torch
 
 import adq_wds as adq
 from adq_wds.jobs.write import write_kept
-from adq_wds.models.mae import cut
+from adq_wds.models.mae import MaeSize, MaskedAutoencoder
+from adq_wds.models.mae_checkpoints import save_mae
+from adq_wds.models.mae_patches import cut
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -119,3 +121,31 @@ def test_with_all_patches_kept_it_is_the_vision_transformer_itself() -> None:
         assert torch.allclose(forward(vit, cut(images, 16), everywhere), whole, atol=1e-5)
         turned = everywhere.flip(1)  # a set of patches, in whatever order
         assert torch.allclose(forward(vit, cut(images, 16).flip(1), turned), whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("stored", [True, False], ids=["stored", "dropped on the way"])
+def test_a_classifier_trains_on_images_that_are_rebuilt_on_the_fly(
+    make_shard: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    stored: bool,
+) -> None:
+    for i in range(2):
+        make_shard(f"in/t-{i}.tar", 32, first=32 * i)
+    options = ["--classes", "2", "--workers", "0", "--epochs", "2", "--batch-size", "16"]
+    folder = tmp_path / "in"
+    if stored:
+        folder = tmp_path / "small"
+        smaller = {"patch_keep": 0.75, "importance": "random", "size": 64}
+        write_kept(tmp_path / "in", None, folder / "%d.tar", **smaller)  # type: ignore[arg-type]
+        torch.manual_seed(0)
+        network = MaskedAutoencoder(MaeSize((64, 64), 16, 16, 1, 2, 8, 1, 2))
+        save_mae(network, tmp_path / "mae.safetensors", {})
+        options += ["--mae", str(tmp_path / "mae.safetensors")]
+    else:
+        options += ["--drop", "gradcam++"]
+    monkeypatch.setattr(sys, "argv", ["train_on_patches.py", str(folder), *options])
+    runpy.run_path(str(EXAMPLES / "train_on_patches.py"), run_name="__main__")
+    out = capsys.readouterr().out
+    assert out.count(f"4 batches of {'64x64' if stored else '32x32'}, mean loss") == 2
