@@ -9,7 +9,8 @@ same way, from uint8 images to uint8 images. Images a second and their ratio, in
 
 Needs transformers (``pip install -e ".[bench]"``).
 
-Last measured: see benchmarks/results/rebuild.json.
+Last measured (one core of an AMD EPYC, torch 2.15, transformers 5.23, five rounds, batches of 8): 2.9 images/s each, ours
+1.00 of transformers' speed (0.99 to 1.04); the same pixels. Not run on CUDA yet.
 """
 
 from __future__ import annotations

@@ -9,7 +9,10 @@ bytes, and the same stream from local files. Bytes and requests are counted by t
 
 Needs aiohttp and obstore (``pip install -e ".[test]"``) and curl.
 
-Last measured: see benchmarks/results/remote.json.
+Last measured (two cores of an AMD EPYC, medians of seven plans; server and reader share them): 200 photographs, 0.101 of
+the bytes (as much as the kept samples have; 0.081 to 0.118) in 20 requests, 0.024 s at 1 ms and 0.074 s at 50 ms, with a
+cache 18 requests, 0.028 and 0.081 s; WebDataset all bytes, 0.060 and 0.156 s. CIFAR-10: 0.100 in 5,000 requests, 1.6 and
+8.4 s; with a cache 0.234 in 2,400, 0.77 and 1.8 s; WebDataset 1.9 and 2.3 s.
 """
 
 from __future__ import annotations

@@ -7,13 +7,12 @@ same bytes in memory; and what taking the crc32 of all payloads costs of the dec
 seconds). Files are in the page cache, but for `cold`: bytes that the kernel fetched for 10 % after being told to forget
 the shards, as a share of the files (0 where another process has them mapped: then it forgets nothing).
 
-    python -m benchmarks.source --data DATA --runs 7 --out benchmarks/results/source.json
+    python -m benchmarks.source --data DATA --out benchmarks/results/source.json
 
-Last measured (two cores of an AMD EPYC shared with other work, Python 3.11, numpy 2.4; medians of seven rounds): raw 227,000
-samples/s, 9.5 × WebDataset; 10 % kept 26 × faster than WebDataset, 12.8 of 128.5 MB read, 0.74 of the files fetched when
-cold: the kernel reads 8 MB ahead there, at the first look into each shard, which is before it is told that reading is
-sparse; decoded, 20 % kept takes 0.22 of the full epoch; Pillow alone takes 1.16 times as long as the stream, which decodes
-plain JPEGs more directly; checksums 0.9 % of it (0.8 to 1.3).
+Last measured (two cores of an AMD EPYC, Python 3.11, numpy 2.4; medians of five rounds): raw 263,000 samples/s, 10 ×
+WebDataset; 10 % kept 29 × faster than WebDataset (26 to 30), 12.8 of 128.5 MB read, 0.24 of the files fetched when cold
+(pages of 4 kB, samples of 2.5); decoded, 20 % kept takes 0.22 of the full epoch; Pillow alone takes 1.16 times as long as
+the stream, which decodes plain JPEGs more directly; checksums 0.9 % of it (0.8 to 0.9).
 """
 
 from __future__ import annotations
