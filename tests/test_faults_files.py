@@ -179,6 +179,10 @@ for command in json.loads(sys.argv[1]):
 
 
 def test_a_read_only_folder_is_named_by_every_job(home: Path) -> None:
+    if os.geteuid() == 0 and not all(
+        p.stat().st_mode & 0o001 for p in (Path(sys.prefix), *Path(sys.prefix).parents)
+    ):
+        pytest.skip("only root may read this environment, and root may write into read-only folders")
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(home, folder, dirs_exist_ok=True)
         out = Path(folder) / "out"
