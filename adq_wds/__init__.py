@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from adq_wds.pipes.reconstruct import Reconstruct
     from adq_wds.pipes.subsample import Subsample
     from adq_wds.registry import encoder, importance
+    from adq_wds.remote.cache import Cache
     from adq_wds.sample import Encoder, Importance, Sample
     from adq_wds.score import Score
     from adq_wds.tables.bins import Bins
@@ -53,6 +54,7 @@ _HOME = {
     "AdqError": "errors",
     "AssignBins": "pipes.assign",
     "Bins": "tables.bins",
+    "Cache": "remote.cache",
     "Codebook": "tables.codebook",
     "CodebookError": "errors",
     "Decode": "pipes.decode",
@@ -94,6 +96,7 @@ __all__ = [
     "AdqError",
     "AssignBins",
     "Bins",
+    "Cache",
     "Codebook",
     "CodebookError",
     "Decode",

@@ -11,6 +11,7 @@ PUBLIC = [
     "AdqError",
     "AssignBins",
     "Bins",
+    "Cache",
     "Codebook",
     "CodebookError",
     "Decode",
