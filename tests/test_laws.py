@@ -247,7 +247,9 @@ def test_what_a_tar_forges_changes_nothing_and_goes_no_further(
 
 
 def _apply_elsewhere(pipe: Pipe, samples: Samples) -> Samples:
-    torch.set_num_threads(1)  # as in torch's own workers: its threads stay behind in a fork, and it would wait for them
+    torch.set_num_threads(
+        1
+    )  # as in torch's own workers: its threads stay behind in a fork, and it would wait for them
     return pipe.apply(samples)
 
 
