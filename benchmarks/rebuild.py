@@ -37,7 +37,8 @@ def both(device: str) -> tuple[MaskedAutoencoder, Any]:
 
     torch.manual_seed(0)
     config = ViTMAEConfig(mask_ratio=1 - KEPT / SIZE.n_patches)
-    theirs = ViTMAEForPreTraining(config).eval()
+    theirs: Any = ViTMAEForPreTraining(config)
+    theirs.eval()
     ours = MaskedAutoencoder(SIZE).eval()
     ours.load_state_dict(_from_hub(theirs.state_dict()))
     return ours.to(device), theirs.to(device)
