@@ -68,7 +68,7 @@ def embed_shards(
     killed goes on where it was, and loses at most the shards it was working on (one per worker).
 
     Args:
-        urls: local tar shards: a pattern (braces, ``::``, stars), a folder, or several of them.
+        urls: tar shards, local ones or URLs (these are fetched whole): a pattern (braces, ``::``, stars), a folder, or several of them.
         encoder: a name (``builtin``, ``thumbnail``, any timm name) or an `Encoder`; see `encoder`.
         out: folder for the features; made if missing.
         image: field with the image, alternatives separated by ``;``, or a function of the sample. A function is

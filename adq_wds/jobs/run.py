@@ -56,7 +56,7 @@ def run_job(
     features while shards and encoder are the same, bins while features and number of bins are.
 
     Args:
-        urls: local shards.
+        urls: tar shards: paths, URLs, patterns.
         out: the run's folder.
         encoder: arguments of `adq_wds.encoder`, its name under "spec".
         embed: further arguments of `embed_shards`.

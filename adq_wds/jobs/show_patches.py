@@ -65,7 +65,7 @@ def show_patches(
     """Draw a few images, where they matter, what is kept, how it is stored, and what a network makes of it.
 
     Args:
-        urls: shards, as `expand_urls` reads them; the first `samples` of them are shown, one from as many places.
+        urls: shards, as `expand_urls` reads them; images from all over them are shown, the same every time.
         importance: see `DropPatches`.
         out: the picture's file, a PNG.
         mae: rebuilds the images, if it is for patches and images of that size.
@@ -90,7 +90,7 @@ def show_patches(
         )
     rows, shown = [], []
     for key, look in _looks(urls, drop, samples):
-        row, numbers = _row(key, look, drop, mae, quality)
+        row, numbers = _row(key, look, drop, mae, patch, quality)
         rows.append(row)
         shown.append(numbers)
     if not rows:
@@ -121,11 +121,10 @@ def _looks(urls: Any, drop: DropPatches, samples: int) -> Iterator[tuple[str, Lo
 
 
 def _row(
-    key: str, look: Look, drop: DropPatches, mae: Rebuilder | None, quality: int
+    key: str, look: Look, drop: DropPatches, mae: Rebuilder | None, patch: int, quality: int
 ) -> tuple[list[Panel], Shown]:
     pixels: Pixels = look.pixels[0]
-    patch = drop._patch
-    (kept,) = drop._kept(look)
+    (kept,) = drop.choose(look)
     image = keep_patches(pixels, kept, patch)
     whole = len(encode_whole(pixels, quality=quality))
     storable = patch % CODING_UNIT["4:2:0"] == 0

@@ -172,7 +172,7 @@ class DropPatches(Pipe):
             _check_free(sample)
         for look in self.look(cleaned):
             cells = cut_patches(look.pixels, self._patch)  # (B, L, P, P, 3)
-            for i, own, kept in zip(look.at, cells, self._kept(look), strict=True):
+            for i, own, kept in zip(look.at, cells, self.choose(look), strict=True):
                 if not callable(self.image):
                     del cleaned[i][image_value(cleaned[i], self.image)[0]]
                 cleaned[i][PATCHES_FIELD] = own[kept]
@@ -238,8 +238,8 @@ class DropPatches(Pipe):
             )
         return Look(at, chosen, np.stack([np.asarray(image) for image in chosen]), scores, grid)
 
-    def _kept(self, look: Look) -> list[NDArray[np.int64]]:
-        """Numbers of the kept patches of each image."""
+    def choose(self, look: Look) -> list[NDArray[np.int64]]:
+        """Numbers of the patches kept of each image that `look` gave, ascending."""
         if self.tolerance is None:
             return list(top_patches(look.scores, n_kept(look.scores.shape[1], self._keep)))
         assert self.encoder is not None
