@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from adq_wds.pipe import Pipe
     from adq_wds.pipes.assign import AssignBins
     from adq_wds.pipes.decode import Decode
+    from adq_wds.pipes.drops import choose_tolerance, measure_drops
     from adq_wds.pipes.embed import Embed
     from adq_wds.pipes.encode_patches import EncodePatches
     from adq_wds.pipes.map import Map
@@ -81,6 +82,7 @@ _HOME = {
     "Subsample": "pipes.subsample",
     "as_node": "io.nodes",
     "build_plan": "jobs.plan",
+    "choose_tolerance": "pipes.drops",
     "embed_shards": "jobs.embed",
     "encoder": "registry",
     "fit_codebook": "jobs.codebook",
@@ -88,6 +90,7 @@ _HOME = {
     "load_codebook": "tables.codebook",
     "load_mae": "models.mae_checkpoints",
     "load_plan": "tables.plan",
+    "measure_drops": "pipes.drops",
     "reconstruct_batches": "models.rebuild",
     "write_shards": "jobs.write",
 }
@@ -124,6 +127,7 @@ __all__ = [
     "__version__",
     "as_node",
     "build_plan",
+    "choose_tolerance",
     "embed_shards",
     "encoder",
     "fit_codebook",
@@ -131,6 +135,7 @@ __all__ = [
     "load_codebook",
     "load_mae",
     "load_plan",
+    "measure_drops",
     "reconstruct_batches",
     "write_shards",
 ]

@@ -126,37 +126,35 @@ def split_jpeg(data: bytes) -> tuple[bytes, bytes, tuple[int, int]]:
     """
     records: list[bytes] = []
     plain: list[bytes] = []
-    size, start, copied = (0, 0), 2, 0
+    size, start, copied, last = (0, 0), 2, 0, len(data) - 4
     while True:
-        head = data[start : start + 4]
-        if head.startswith(b"\xff\xff"):  # fill byte
+        if data[start : start + 2] == b"\xff\xff":  # fill byte
             start += 1
             continue
-        end = start + 2 + int.from_bytes(head[2:], "big")
-        if (
-            len(head) < 4
-            or head[0] != 0xFF
-            or head[1] in _WITHOUT_LENGTH
-            or end < start + 4
-            or end > len(data)
-        ):
+        marker, end = _segment(data, start) if start <= last else (0, 0)
+        if not start + 4 <= end <= len(data):
+            head = data[start : start + 4]
             raise SampleError(
                 f"malformed JPEG: {shorten(head)} at byte {start} of {len(data)} starts no segment before its pixels; {_REMEDY}"
             )
-        marker = head[1]
         if marker == _SCAN:
             return _only(records, "JPEG", "APP9 segment"), b"".join([*plain, data[copied:]]), size
         if marker in _FRAMES and end >= start + 9:
-            size = (
-                int.from_bytes(data[start + 7 : start + 9], "big"),
-                int.from_bytes(data[start + 5 : start + 7], "big"),
-            )
+            size = data[start + 7] << 8 | data[start + 8], data[start + 5] << 8 | data[start + 6]
         elif marker >= 0xE0 and marker not in _COLOURS:
             plain.append(data[copied:start])
             copied = end
             if marker == _APP9 and data.startswith(IDENTIFIER, start + 4):
                 records.append(data[start + 4 : end])
         start = end
+
+
+def _segment(data: bytes, start: int) -> tuple[int, int]:
+    """Marker and end of the segment that starts there; an end of 0 where none does."""
+    marker = data[start + 1]
+    if data[start] != 0xFF or marker in _WITHOUT_LENGTH:
+        return marker, 0
+    return marker, start + 2 + (data[start + 2] << 8 | data[start + 3])
 
 
 def exif_block(record: bytes) -> bytes:

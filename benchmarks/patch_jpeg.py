@@ -35,10 +35,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, features
 
-from adq_wds.core.importance import patch_seed, random_importance, texture_importance
+import adq_wds as adq
+from adq_wds.core.importance import patch_seed
 from adq_wds.core.patches import cut_patches, n_kept, tile, top_patches, untile
 from adq_wds.image import decode_image
 from adq_wds.patch_bytes import cell_bytes, measure_bytes
@@ -56,6 +58,7 @@ from benchmarks.common import data_folder, parser, report, seconds, spread
 U8 = NDArray[np.uint8]
 SIZE, PATCH, QUALITY = 224, 16, 90
 LABEL_CELL = 1024
+IMPORTANCES = ("random", "texture", "gradcam++", "gradcam", "attention")
 RECOMPRESSED: dict[str, dict[str, Any]] = {
     "JPEG": {"subsampling": "4:2:0", "optimize": True},
     "WEBP": {"method": 4},
@@ -88,13 +91,18 @@ def at_size(image: U8, size: int) -> U8:
 
 def choose(images: list[U8], importance: str, keep: float, patch: int) -> list[NDArray[np.int64]]:
     """Numbers of the patches to keep of each image."""
-    n_patches = images[0].shape[0] * images[0].shape[1] // patch**2
-    seeds = [patch_seed(0, 0, "benchmark", str(i)) for i in range(len(images))]
-    if importance == "random":
-        scores = random_importance(seeds, n_patches)
-    else:
-        scores = np.concatenate([texture_importance(image[None], patch) for image in images])
-    return list(top_patches(scores, n_kept(n_patches, keep)))
+    options: dict[str, Any] = {}
+    if importance == "attention":  # no trained transformer comes with the package
+        torch.manual_seed(0)
+        options = {"encoder": "vit_tiny_patch16_224", "pretrained": False}
+    asked = adq.importance(importance, patch=patch, **options)
+    kept: list[NDArray[np.int64]] = []
+    for at in range(0, len(images), 50):
+        pictures = [Image.fromarray(image) for image in images[at : at + 50]]
+        seeds = [patch_seed(0, 0, "benchmark", str(at + i)) for i in range(len(pictures))]
+        scores = asked(pictures, [None] * len(pictures), seeds)
+        kept.extend(top_patches(scores, n_kept(scores.shape[1], keep)))
+    return kept
 
 
 def psnr(mean_square_error: float) -> float:
@@ -317,7 +325,7 @@ def main() -> None:
     table: list[dict[str, Any]] = []
     plain: dict[str, Any] = {}
     for keep in (0.75, 0.5):
-        for importance in ("random", "texture"):
+        for importance in IMPORTANCES:
             kept = choose(images, importance, keep, PATCH)
             for subsampling in CODING_UNIT:
                 row, files = stored(images, kept, subsampling)  # type: ignore[arg-type]

@@ -38,6 +38,7 @@ PUBLIC = [
     "Subsample",
     "as_node",
     "build_plan",
+    "choose_tolerance",
     "embed_shards",
     "encoder",
     "fit_codebook",
@@ -45,6 +46,7 @@ PUBLIC = [
     "load_codebook",
     "load_mae",
     "load_plan",
+    "measure_drops",
     "reconstruct_batches",
     "write_shards",
 ]

@@ -21,6 +21,7 @@ from adq_wds.pipes.shifts import Look, fewest_patches
 from adq_wds.sample import (
     EPOCH_FIELD,
     IMAGE_FIELDS,
+    KEPT_FIELDS,
     Encoder,
     FieldSpec,
     Importance,
@@ -30,13 +31,18 @@ from adq_wds.sample import (
     clean_fields,
     find_label,
     image_value,
+    is_stored,
     place_error,
 )
 from adq_wds.shards import base_name
 
-PATCHES_FIELD, POSITIONS_FIELD, GRID_FIELD = "patches", "positions", "grid"
+PATCHES_FIELD, POSITIONS_FIELD, GRID_FIELD = KEPT_FIELDS
 KEEP, PATCH = 0.75, 16
 _FORKED = "forked subprocess"  # what torch says of CUDA there
+_DROPPED = (
+    "some of its patches are dropped already: Decode(to='patches') gives those it kept; to choose anew, take the shards "
+    "with whole images"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,12 +67,13 @@ class DropPatches(Pipe):
         importance: what says how much each patch matters, such as ``adq_wds.importance("gradcam++")`` gives.
         keep: ratio of patches kept, in [0, 1]: ⌊L·keep⌋ of L, and of equal ones the first. 0.75 unless said.
         tolerance: in place of `keep`: the fewest patches (of 0.9, 0.8, … 0.1 of them) down to which the feature of
-            `encoder` shifts by no more than this; `pipes.drops.choose_tolerance` finds it for a budget.
+            `encoder` shifts by no more than this; `choose_tolerance` finds it for a budget.
         encoder: with `tolerance`: an `Encoder`.
         patch: side P of a patch in pixels: the importance's own, which need not be said again; 16 where it has none.
         size: draw the largest square in the middle to size × size pixels first. None takes images as they are; P must
             divide their sides.
-        image: field with the image, as bytes or decoded, as `Embed` takes it; or a function giving one of these.
+        image: field with the image, as bytes or decoded, as `Embed` takes it; or a function giving one of these. One
+            that was stored without some of its patches is refused: `Decode(to="patches")` gives those it kept.
         label: field with the class that an importance explains, a number (after `Decode`,
             ``operator.itemgetter("label")``). Only where labels are the classes of the importance's classifier: None
             (default) asks for the class that it predicts, as Zhou et al. 2023 (arXiv 2308.10524) do.
@@ -78,7 +85,8 @@ class DropPatches(Pipe):
         ValueError: another argument is out of range or contradicts one, or a field spec is malformed.
 
     Raises (while streaming):
-        SampleError: no image, a damaged one, sides that P does not divide, an importance that is not finite.
+        SampleError: no image, a damaged one, one that lacks patches already, sides that P does not divide, an
+            importance that is not finite.
         AdqError: the importance's device cannot be used in this process.
 
     >>> from adq_wds.models.plain_importance import TextureImportance
@@ -197,6 +205,8 @@ class DropPatches(Pipe):
     def _image(self, sample: Sample) -> tuple[Image.Image, Grid]:
         name, value = image_value(sample, self.image)
         try:
+            if is_stored(name, self.image):
+                raise SampleError(_DROPPED)
             image = as_rgb(value, self.max_pixels)
             if self.size is not None:
                 image = centre_square(image, self.size)
