@@ -37,7 +37,16 @@ from PIL import Image
 from adq_wds.core.patches import Grid, cut_patches, patch_grid, tile, tile_columns, untile
 from adq_wds.errors import SampleError
 from adq_wds.image import MAX_PIXELS, decode_image
-from adq_wds.patch_record import Record, exif_block, parse_record, put_into_jpeg, split_jpeg, split_webp
+from adq_wds.patch_record import (
+    Record,
+    exif_block,
+    parse_record,
+    put_into_jpeg,
+    split_as_written,
+    split_jpeg,
+    split_webp,
+)
+from adq_wds.plain_jpeg import decode_plain_jpeg
 
 Subsampling = Literal["4:2:0", "4:4:4"]
 
@@ -247,7 +256,8 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> PatchImage:
         SampleError: neither JPEG nor WebP; no record, several, a damaged one, or of another version; sizes that
             contradict each other; too large; pixels damaged or truncated.
     """
-    record_bytes, plain, size = _split(data)
+    as_written = split_as_written(data)
+    record_bytes, plain, size = as_written or _split(data)
     record = parse_record(record_bytes)
     n_pixels = record.grid[0] * record.grid[1] * record.patch**2
     if n_pixels > max_pixels:
@@ -256,7 +266,9 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> PatchImage:
             f"at most {max_pixels} are read; raise max_pixels if its source is trusted"
         )
     _check_size(size, record)
-    pixels = decode_image(plain, max_pixels=size[0] * size[1])
+    pixels = decode_plain_jpeg(plain, size) if as_written else None
+    if pixels is None:
+        pixels = decode_image(plain, max_pixels=size[0] * size[1])
     _check_size(pixels.size, record)
     patches = untile(np.asarray(pixels), len(record.kept), record.patch)
     return PatchImage(patches, record.kept, record.grid, record.patch)

@@ -16,7 +16,7 @@ from PIL import Image
 from adq_wds import patch_jpeg
 from adq_wds.errors import SampleError
 from adq_wds.patch_jpeg import decode, encode_lossless, encode_patches, keep_patches
-from adq_wds.patch_record import exif_block, put_into_jpeg
+from adq_wds.patch_record import exif_block, put_into_jpeg, split_as_written, split_jpeg
 from tests.test_patch_jpeg import picture, same_places
 
 IMAGE = keep_patches(picture(5, 7, 16), np.array([0, 1, 2, 5, 8, 9, 13, 20, 21, 22, 30, 34]), 16)
@@ -285,3 +285,22 @@ def test_a_webp_that_was_compressed_again_is_refused() -> None:
 def test_damaged_pixels_are_an_error_of_the_sample() -> None:
     with pytest.raises(SampleError, match="cannot decode this JPEG"):
         decode(JPEG[: JPEG.index(b"\xff\xda") + 40])
+
+
+def test_one_walk_and_the_long_way_split_a_file_alike() -> None:
+    assert split_as_written(JPEG) == split_jpeg(JPEG)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        with_record("JPEG", record())[:-2],
+        JPEG[:2] + b"\xff\xfe\0\4ok" + JPEG[2:],
+        put_into_jpeg(JPEG, record()),
+        JPEG.replace(b"\xff\xdb", b"\xff\xe1\0\x08Exif\0\0\xff\xdb", 1),
+        JPEG.replace(b"\xff\xe9", b"\xff\xe8", 1),
+    ],
+    ids=["no end", "comment first", "two records", "EXIF", "another segment"],
+)
+def test_every_other_file_goes_the_long_way(changed: bytes) -> None:
+    assert split_as_written(changed) is None
