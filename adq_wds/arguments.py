@@ -97,28 +97,16 @@ def _add_codebook(commands: Any) -> None:
     command.add_argument(
         "-o", "--out", default="codebook.safetensors", help="file for the codebook, .safetensors"
     )
-    command.add_argument("--bins", type=int, default=10, help="bins per class")
     command.add_argument("--pilot", type=int, help="samples that each class's rule is fitted on; up to 5,000")
     command.add_argument("--checkpoints", type=int, default=8, help="kept for each bin")
     command.add_argument(
         "--min-pilot", type=int, default=500, help="classes with fewer go by one rule over all"
     )
-    command.add_argument(
-        "--keep", type=float, default=0.3, help="the ratio that is shown; a codebook serves any"
-    )
-    command.add_argument("--seed", type=int, default=0, help="of the keyed draw of the pilot")
-    command.add_argument(
-        "--alpha", type=float, default=0.65, help="share of the importance in a bin's rate; 0 is uniform"
-    )
-    command.add_argument("--allocation", default="adaptive", help=f"one of {', '.join(ALLOCATIONS)}")
-    command.add_argument(
-        "--scores", nargs="+", default=list(SCORES), help="which add up to a bin's importance"
-    )
-    command.add_argument(
-        "--normalise", choices=("sum", "minmax"), default="sum", help="of each score over the bins"
-    )
-    command.add_argument(
-        "--memory-bytes", type=int, default=1 << 30, help="for one pilot's similarity matrix"
+    _rate_flags(
+        command,
+        keep="the ratio that is shown; a codebook serves any",
+        seed="of the keyed draw of the pilot",
+        memory="for one pilot's similarity matrix",
     )
 
 
@@ -352,32 +340,42 @@ def _embed_flags(command: argparse.ArgumentParser) -> argparse._ArgumentGroup:
 
 def _plan_flags(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("plan")
-    group.add_argument("--keep", type=float, default=0.3, help="ratio of samples kept, in [0, 1]")
-    group.add_argument("--bins", type=int, default=10, help="bins per class")
+    _rate_flags(
+        group,
+        keep="ratio of samples kept, in [0, 1]",
+        seed="of the keyed draw",
+        memory="for one class's similarity matrix",
+    )
     group.add_argument(
         "--kernel",
         choices=KERNELS,
         default="features",
         help="similarity: of embeddings, or of gradients by a head",
     )
-    group.add_argument("--seed", type=int, default=0, help="of the keyed draw")
-    group.add_argument(
-        "--alpha", type=float, default=0.65, help="share of the importance in a bin's rate; 0 is uniform"
-    )
-    group.add_argument("--allocation", default="adaptive", help=f"one of {', '.join(ALLOCATIONS)}")
     group.add_argument(
         "--balance", choices=("class", "none"), default="class", help="keep the classes' proportions?"
     )
     group.add_argument(
         "--draw", choices=("random", "ordered"), default="random", help="how samples of a bin are ranked"
     )
-    group.add_argument("--scores", nargs="+", default=list(SCORES), help="which add up to a bin's importance")
     group.add_argument(
         "--diversity-head", choices=HEADS, default="none", help="what the diversity is measured behind"
     )
+    group.add_argument("--classes", nargs="+", help="plan these classes only")
+    group.add_argument("--must-include", metavar="FILE", help="keys that are kept in any case, one a line")
+
+
+def _rate_flags(group: argparse._ActionsContainer, *, keep: str, seed: str, memory: str) -> None:
+    """What a plan and a codebook have in common: bins, and what their rates hang on."""
+    group.add_argument("--keep", type=float, default=0.3, help=keep)
+    group.add_argument("--bins", type=int, default=10, help="bins per class")
+    group.add_argument("--seed", type=int, default=0, help=seed)
+    group.add_argument(
+        "--alpha", type=float, default=0.65, help="share of the importance in a bin's rate; 0 is uniform"
+    )
+    group.add_argument("--allocation", default="adaptive", help=f"one of {', '.join(ALLOCATIONS)}")
+    group.add_argument("--scores", nargs="+", default=list(SCORES), help="which add up to a bin's importance")
     group.add_argument(
         "--normalise", choices=("sum", "minmax"), default="sum", help="of each score over the bins"
     )
-    group.add_argument("--classes", nargs="+", help="plan these classes only")
-    group.add_argument("--must-include", metavar="FILE", help="keys that are kept in any case, one a line")
-    group.add_argument("--memory-bytes", type=int, default=1 << 30, help="for one class's similarity matrix")
+    group.add_argument("--memory-bytes", type=int, default=1 << 30, help=memory)
