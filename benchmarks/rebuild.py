@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from adq_wds.models.mae import MaeSize, MaskedAutoencoder
-from adq_wds.models.mae_checkpoints import _from_hub
+from adq_wds.models.mae_checkpoints import from_hub
 from adq_wds.models.mae_patches import cut, joined
 from benchmarks.common import parser, report, spread
 
@@ -40,7 +40,7 @@ def both(device: str) -> tuple[MaskedAutoencoder, Any]:
     theirs: Any = ViTMAEForPreTraining(config)
     theirs.eval()
     ours = MaskedAutoencoder(SIZE).eval()
-    ours.load_state_dict(_from_hub(theirs.state_dict()))
+    ours.load_state_dict(from_hub(theirs.state_dict()))
     return ours.to(device), theirs.to(device)
 
 

@@ -82,7 +82,7 @@ def load_mae(
     told = _header(path) if path.name.endswith(".safetensors") else {}
     if not told:
         if is_hub := any(key.startswith("vit.") for key in state):
-            state, told = _from_hub(state), _config_beside(path)
+            state, told = from_hub(state), _config_beside(path)
         log.warning(
             "checkpoint %s has the layout of %s; Meta's released weights are under CC-BY-NC 4.0: not for commercial use",
             path,
@@ -185,7 +185,7 @@ def _checked(text: str, where: str, names: dict[str, str] | None = None) -> dict
 # From tensors to a network
 
 
-def _from_hub(state: State) -> State:
+def from_hub(state: State) -> State:
     """Tensors with the authors' names, of transformers' ViTMAEForPreTraining: as published, or of version 5."""
     renamed = {_authors_name(key): value for key, value in state.items()}
     for key in [key for key in renamed if ".attn.q." in key]:
