@@ -204,7 +204,7 @@ def encode_lossless(image: PatchImage, *, effort: int = 2) -> bytes:
     Raises:
         ValueError: effort out of range, or too many patches for one file.
     """
-    if effort not in range(7):
+    if type(effort) is not int or effort not in range(7):
         raise ValueError(f"effort must be an integer from 0 to 6, got {effort!r}")
     tiled, record = _tiled(image, MAX_WEBP_SIDE)
     file = io.BytesIO()
@@ -222,7 +222,7 @@ def encode_whole(image: NDArray[np.uint8], *, quality: int = 90, subsampling: Su
     Raises:
         ValueError: quality or subsampling unknown.
     """
-    if isinstance(quality, bool) or quality not in range(1, 101):
+    if type(quality) is not int or quality not in range(1, 101):
         raise ValueError(f"quality must be an integer from 1 to 100, got {quality!r}")
     if subsampling not in CODING_UNIT:
         raise ValueError(f"subsampling must be {' or '.join(map(repr, CODING_UNIT))}, got {subsampling!r}")
@@ -259,11 +259,12 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> PatchImage:
     as_written = split_as_written(data)
     record_bytes, plain, size = as_written or _split(data)
     record = parse_record(record_bytes)
-    n_pixels = record.grid[0] * record.grid[1] * record.patch**2
+    width, height = record.stored_size  # with blank cells, which are decoded too
+    n_pixels = max(record.grid[0] * record.grid[1] * record.patch**2, width * height)
     if n_pixels > max_pixels:
         raise SampleError(
-            f"too large: {record.grid[0]} x {record.grid[1]} patches of {record.patch} x {record.patch} are {n_pixels} pixels, "
-            f"at most {max_pixels} are read; raise max_pixels if its source is trusted"
+            f"too large: {record.grid[0]} x {record.grid[1]} patches of {record.patch} x {record.patch}, stored as {width} x "
+            f"{height}, are {n_pixels} pixels, at most {max_pixels} are read; raise max_pixels if its source is trusted"
         )
     _check_size(size, record)
     pixels = decode_plain_jpeg(plain, size) if as_written else None

@@ -5,6 +5,7 @@ The layout is stated in `patch_jpeg`. Here are its bytes, and where they lie in 
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -27,6 +28,8 @@ _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _COLOURS = frozenset({0xE0, 0xEE})
 _WITHOUT_LENGTH = frozenset({0x00, 0x01, *range(0xD0, 0xDA)})
 _HEAD = struct.Struct(">5sBHHHH")
+MAX_SEGMENTS = 10_000  # before a JPEG's pixels, or chunks of a WebP: each costs a step in Python
+_FILL = re.compile(b"\xff*(?=\xff[^\xff])")
 _REMEDY = "write it again from the original image"
 
 
@@ -81,6 +84,10 @@ def parse_record(data: bytes) -> Record:
     Raises:
         SampleError: truncated, another version, damaged, or it contradicts itself.
     """
+    if len(data) > MAX_RECORD_BYTES:
+        raise SampleError(
+            f"damaged patch mask: {len(data)} bytes or more, at most {MAX_RECORD_BYTES} are written; {_REMEDY}"
+        )
     if len(data) < _HEAD.size or not data.startswith(IDENTIFIER):
         raise SampleError(
             f"damaged patch mask: {shorten(data[:16])} is no record of {_HEAD.size + 5} bytes; {_REMEDY}"
@@ -138,10 +145,9 @@ def split_jpeg(data: bytes) -> tuple[bytes, bytes, tuple[int, int]]:
     records: list[bytes] = []
     plain: list[bytes] = []
     size, start, copied, last = (0, 0), 2, 0, len(data) - 4
-    while True:
-        if data[start : start + 2] == b"\xff\xff":  # fill byte
-            start += 1
-            continue
+    for _ in range(MAX_SEGMENTS):
+        if data[start : start + 2] == b"\xff\xff" and (fill := _FILL.match(data, start)):
+            start = fill.end()
         marker, end = _segment(data, start) if start <= last else (0, 0)
         if not start + 4 <= end <= len(data):
             head = data[start : start + 4]
@@ -158,6 +164,7 @@ def split_jpeg(data: bytes) -> tuple[bytes, bytes, tuple[int, int]]:
             if marker == _APP9 and data.startswith(IDENTIFIER, start + 4):
                 records.append(data[start + 4 : end])
         start = end
+    raise SampleError(f"more than {MAX_SEGMENTS} segments before this JPEG's pixels; {_REMEDY}")
 
 
 def _segment(data: bytes, start: int) -> tuple[int, int]:
@@ -204,14 +211,16 @@ def _records_in(block: bytes) -> Iterator[bytes]:
     while place >= 0:
         _, _, _, rows, columns, _ = _HEAD.unpack(block[place : place + _HEAD.size].ljust(_HEAD.size, b"\0"))
         end = place + _HEAD.size + -(-rows * columns // 8) + 4
-        yield block[place:end]
+        yield block[place : min(end, place + MAX_RECORD_BYTES + 1)]
         place = block.find(IDENTIFIER, end)
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     """Name, start and end of the content of each chunk of a WebP."""
-    start = 12
+    start, n = 12, 0
     while start < len(data):
+        if n == MAX_SEGMENTS:
+            raise SampleError(f"more than {MAX_SEGMENTS} chunks in this WebP; {_REMEDY}")
         begin = start + 8
         end = begin + int.from_bytes(data[start + 4 : begin], "little")
         if end > len(data):
@@ -220,7 +229,7 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
                 f"the file at {len(data)}; {_REMEDY}"
             )
         yield data[start : start + 4], begin, end
-        start = end + end % 2
+        start, n = end + end % 2, n + 1
 
 
 def _only(records: list[bytes], form: str, place: str) -> bytes:

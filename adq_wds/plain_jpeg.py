@@ -40,7 +40,7 @@ def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
                 return None
             size = data[at + 7] << 8 | data[at + 8], data[at + 5] << 8 | data[at + 6]
         elif marker == _SOS:
-            return size if size is not None and 0 not in size else None
+            return size if size is not None and 0 not in size and at + 4 <= stop < len(data) else None
         elif marker == _APP0:
             if stop - at != 18:  # JFIF's own, with no thumbnail
                 return None
