@@ -30,7 +30,12 @@ Label = int | str | None
 EPOCH_FIELD = "__adq_epoch__"
 """Set to an int by a source that counts epochs; absent elsewhere, then the epoch is 0."""
 
-IMAGE_FIELDS = "jpg;jpeg;png;webp;gif;bmp;tif;tiff;avif;ppm;pgm;pbm;pnm;pfm"
+WHOLE_FIELDS = "jpg;jpeg;png;webp;gif;bmp;tif;tiff;avif;ppm;pgm;pbm;pnm;pfm"
+STORED_FIELDS = ("patches.jpg", "patches.webp")
+"""What `EncodePatches` writes: kept patches tiled side by side. Opened as a picture it would not be the image."""
+IMAGE_FIELDS = ";".join((WHOLE_FIELDS, *STORED_FIELDS))
+KEPT_FIELDS = ("patches", "positions", "grid")
+"""What `DropPatches` makes of an image, and `Decode` of a stored one."""
 INTEGER_FIELDS = frozenset({"cls", "cls2", "class", "count", "index", "inx", "id"})  # as WebDataset has them
 JSON_FIELDS = frozenset({"json", "jsn"})
 PICKLE_FIELDS = frozenset({"pickle", "pkl", "pyd", "pth", "pt"})
@@ -102,7 +107,10 @@ def read_image(
     max_pixels: int = MAX_PIXELS,
     background: tuple[int, int, int] = WHITE,
 ) -> Image.Image:
-    """The image of `sample`, as `image.decode_image` gives it; the error names shard, key and field."""
+    """The image of `sample`, as `image.decode_image` gives it; the error names shard, key and field.
+
+    One that was stored without some of its patches is refused: `pipes.decode.whole_image` takes that too.
+    """
     return find_image(sample, spec, max_pixels=max_pixels, background=background)[1]
 
 
@@ -115,6 +123,9 @@ def find_image(
 ) -> tuple[str | None, Image.Image]:
     """The field that the image is in, None where a function gave it, and what `read_image` gives."""
     field, data = image_bytes(sample, spec)
+    if field in STORED_FIELDS:
+        trouble = "stored without some of its patches, and its tiles are not the image; read it with "
+        raise place_error(SampleError(f"{trouble}pipes.decode.whole_image, or Decode"), sample, field)
     try:
         image = decode_image(data, max_pixels=max_pixels, background=background)
     except SampleError as error:

@@ -21,6 +21,8 @@ from adq_wds.sample import (
     INTEGER_FIELDS,
     MAX_JSON_BYTES,
     MAX_LABEL,
+    STORED_FIELDS,
+    WHOLE_FIELDS,
     Sample,
     SpecError,
     check_spec,
@@ -44,11 +46,25 @@ def png(colour: tuple[int, ...] = (1, 2, 3), mode: str = "RGB") -> bytes:
 
 
 # ------------------------------------------------------------------------------------------ images
-@pytest.mark.parametrize("field", IMAGE_FIELDS.split(";"))
+@pytest.mark.parametrize("field", WHOLE_FIELDS.split(";"))
 def test_the_one_image_field_is_found_whatever_its_extension(field: str) -> None:
     sample = make(**{field: png(), "cls": b"1", "json": b"{}", "seg.png": png()})
     assert image_bytes(sample) == (field, png())
     assert read_image(sample).getpixel((0, 0)) == (1, 2, 3)
+
+
+@pytest.mark.parametrize("field", STORED_FIELDS)
+@pytest.mark.parametrize("named", [False, True])
+def test_tiles_of_kept_patches_are_never_taken_for_the_image(field: str, named: bool) -> None:
+    sample = make(**{field: png()})
+    spec = field if named else IMAGE_FIELDS
+    assert image_bytes(sample, spec) == (field, png())
+    for read in (read_image, find_image):
+        with pytest.raises(
+            SampleError, match=rf"'n01/7', field '{field}': stored without some of its patches, .*whole_image"
+        ):
+            read(sample, spec)
+    assert read_image(sample, lambda s: s[field]).size == (3, 2)  # what a function gives is its own affair
 
 
 def test_a_spec_is_read_as_webdataset_users_write_it() -> None:

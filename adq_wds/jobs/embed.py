@@ -72,7 +72,8 @@ def embed_shards(
         encoder: a name (``builtin``, ``thumbnail``, any timm name) or an `Encoder`; see `encoder`.
         out: folder for the features; made if missing.
         image: field with the image, alternatives separated by ``;``, or a function of the sample. A function is
-            known by its name only: give it another name, or another `out`, when it changes.
+            known by its name only: give it another name, or another `out`, when it changes. An image that was stored
+            without some of its patches is seen grey there, which is logged once.
         label: field with the label (``cls``, ``txt``, ``json:label``), a function, or None for unlabelled data.
         embeddings: a Parquet file (columns key, embedding) or .npy file with embeddings made elsewhere, or
             ``field:emb.npy`` for embeddings in a field of the samples themselves; instead of an encoder.
@@ -290,9 +291,16 @@ def _embed_all(
     def work(job: ShardJob, rows: range) -> Batch:
         return embed_batch(job, rows, settings, source)
 
+    filled = False
     with closing(in_order(jobs, cut, work, workers=workers, name="adq-embed")) as batches:
         for job, rows, batch, last in batches:
             take_batch(job, rows, batch, tally)
+            if batch.filled and not filled:  # said once
+                filled = True
+                logger.warning(
+                    "shard %s: images are stored without some of their patches, which encoders and scores see as grey",
+                    job.name,
+                )
             done(job.path, len(rows), len(job.spans))
             if last:
                 yield finished(job, settings, source)  # the caller saves it before it asks for the next

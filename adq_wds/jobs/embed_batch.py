@@ -16,7 +16,8 @@ from adq_wds.errors import AdqError, FeaturesError, SampleError, located, shorte
 from adq_wds.jobs.embed_shard import Batch, EmbedSettings, ShardJob, Source, unlike
 from adq_wds.models.stored import StoredEmbeddings
 from adq_wds.models.stored_field import FieldEmbeddings
-from adq_wds.sample import Encoder, Label, place_error, read_image, read_label
+from adq_wds.pipes.decode import whole_image
+from adq_wds.sample import STORED_FIELDS, Encoder, Label, place_error, read_label
 from adq_wds.score import sample_value
 from adq_wds.shards import base_name
 from adq_wds.tar import Span, read_sample
@@ -32,6 +33,7 @@ class _Part:
     labels: list[Label]
     images: list[Image.Image]
     stored: list[NDArray[np.float32]] = field(default_factory=list)  # embeddings, where the samples hold them
+    filled: list[bool] = field(default_factory=list)  # those that were stored without some of their patches
 
 
 def embed_batch(job: ShardJob, rows: range, settings: EmbedSettings, source: Source) -> Batch:
@@ -54,6 +56,7 @@ def embed_batch(job: ShardJob, rows: range, settings: EmbedSettings, source: Sou
         if done
         else {},
         bad,
+        any(part.filled for part in done),
     )
 
 
@@ -68,7 +71,7 @@ def _decoded(
             sample = _read(job, job.spans[i])
             label = read_label(sample, settings.label)
             stored = [_stored(job, sample, source)] if isinstance(source, FieldEmbeddings) else []
-            image = read_image(sample, settings.image)
+            name, image = whole_image(sample, settings.image)
         except SampleError as error:
             bad[i] = _with_whole_name(job, error)
             continue
@@ -80,6 +83,7 @@ def _decoded(
         part.labels.append(label)
         part.images.append(image)
         part.stored.extend(stored)
+        part.filled.append(name in STORED_FIELDS)
         n_pixels += size
     if part.rows:
         yield part
@@ -112,7 +116,7 @@ def _embed_part(
         columns["head_right"] = (logits[keep].argmax(axis=1) == np.array(labels)).astype(np.float32)
     for j, score in enumerate(settings.scores):
         columns[score.name] = np.array([values[k][j] for k in keep], dtype=np.float32)
-    return Batch([part.rows[k] for k in keep], [part.labels[k] for k in keep], columns, {})
+    return Batch([part.rows[k] for k in keep], [part.labels[k] for k in keep], columns, {}, any(part.filled))
 
 
 def no_logits(encoder: str) -> str:

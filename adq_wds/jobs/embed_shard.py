@@ -14,7 +14,7 @@ from adq_wds.errors import AdqError, FeaturesError, SampleError, ShardError, loc
 from adq_wds.models.stored import StoredEmbeddings
 from adq_wds.models.stored_field import FieldEmbeddings
 from adq_wds.pipe import OnError, Tally, check_on_error
-from adq_wds.sample import Encoder, FieldSpec, Label, check_spec
+from adq_wds.sample import IMAGE_FIELDS, WHOLE_FIELDS, Encoder, FieldSpec, Label, check_spec
 from adq_wds.score import Score
 from adq_wds.tables.features_file import NO_LABEL, FeaturesFile, ShardFeatures
 from adq_wds.tables.spans import Spans, source_stamp
@@ -68,6 +68,8 @@ class EmbedSettings:
 def _spec_name(spec: FieldSpec | None) -> str:
     if callable(spec):
         return f"function:{spec.__module__}.{getattr(spec, '__qualname__', type(spec).__qualname__)}"
+    if spec == IMAGE_FIELDS:  # under its first name: features from before it had stored patches too stay good
+        return WHOLE_FIELDS
     return "none" if spec is None else spec
 
 
@@ -123,12 +125,14 @@ class Batch:
         labels: of each.
         columns: a row of each: "embedding" (n, D), "texture" (n,), "logit_grad" (n, C), and scores (n,) by name.
         bad: an error for each other position.
+        filled: some of the images were stored without some of their patches, and seen grey there.
     """
 
     good: list[int]
     labels: list[Label]
     columns: dict[str, NDArray[np.float32]]
     bad: dict[int, AdqError]
+    filled: bool = False
 
     @property
     def width(self) -> int:

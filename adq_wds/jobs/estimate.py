@@ -18,8 +18,9 @@ from adq_wds.jobs.threads import cores, positive
 from adq_wds.models.stored import StoredEmbeddings, open_embeddings
 from adq_wds.models.stored_field import FieldEmbeddings
 from adq_wds.pipe import OnError
+from adq_wds.pipes.decode import whole_image
 from adq_wds.registry import score as named_score
-from adq_wds.sample import IMAGE_FIELDS, Encoder, FieldSpec, read_image, read_label
+from adq_wds.sample import IMAGE_FIELDS, Encoder, FieldSpec, read_label
 from adq_wds.shards import base_name, expand_urls, is_url
 from adq_wds.tables.spans import source_stamp
 from adq_wds.tar import iter_spans, open_shard, read_sample
@@ -85,7 +86,7 @@ def estimate(
                     labels.add(read_label(sample, label))
                     if isinstance(stored, FieldEmbeddings):
                         width = len(stored.row(sample))
-                    images.append(read_image(sample, image))
+                    images.append(whole_image(sample, image)[1])
                 except SampleError:
                     if on_error == "raise":
                         raise

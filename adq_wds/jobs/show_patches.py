@@ -44,9 +44,9 @@ class Shown:
     psnr: float | None
 
     @property
-    def ratio(self) -> float:
+    def ratio(self) -> float | None:
         """Stored bytes by whole ones."""
-        return (self.stored_bytes or 0) / self.whole_bytes
+        return None if self.stored_bytes is None else self.stored_bytes / self.whole_bytes
 
 
 def show_patches(
@@ -150,9 +150,11 @@ def _row(
             f"the network's images have {mae.size.grid} patches, these {look.grid}; give another size"
         )
     source = decode(stored) if stored else image
-    rebuilt = mae.reconstruct_patches(
-        torch.from_numpy(np.array(source.patches))[None], torch.from_numpy(np.array(source.kept))[None]
-    )[0].numpy()
+    place = next(iter(mae.parameters())).device
+    patches, positions = (
+        torch.from_numpy(np.array(x))[None].to(place) for x in (source.patches, source.kept)
+    )
+    rebuilt = mae.reconstruct_patches(patches, positions)[0].cpu().numpy()
     dropped = np.kron(~image.mask.reshape(look.grid), np.ones((patch, patch))).astype(bool)
     gained = psnr(pixels, rebuilt, dropped) if dropped.any() else None
     said = "nothing dropped" if gained is None else f"{gained:.1f} dB on dropped pixels"

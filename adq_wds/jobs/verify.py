@@ -79,7 +79,8 @@ def verify_shards(
         plan: a plan, an index file or a folder of features, opened or by path.
         urls: the shards, as `expand_urls` reads them.
         root: folder that the names are relative to, where a path fits several.
-        decode: also decode the image of every sample that training reads.
+        decode: also decode the image of every sample that training reads; of one stored without some of its patches,
+            places and geometry too.
         image: field with the image.
         label: also compare its label, in this field, with the one listed; None compares none.
         workers: threads for that; as many as cores by default.

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from adq_wds.errors import SampleError, ShardError, shorten
 from adq_wds.jobs.threads import pool_of_threads
 from adq_wds.jobs.verify_listed import Expected
-from adq_wds.sample import FieldSpec, find_image, read_label
+from adq_wds.pipes.decode import whole_image
+from adq_wds.sample import FieldSpec, read_label
 from adq_wds.shards import base_name, is_url
 from adq_wds.tar import Span, iter_spans, open_shard, payload_crc32, read_sample, span_at
 
@@ -238,7 +239,7 @@ def _content_fault(sample: _Sample, expected: Expected, i: int, contents: Conten
     try:
         fields = read_sample(sample.data, sample.span, url=expected.name)
         if contents.image is not None:
-            find_image(fields, contents.image)
+            whole_image(fields, contents.image)
         if contents.label is not None and expected.labels is not None:
             label = read_label(fields, contents.label)
             if label != expected.labels[i]:

@@ -21,7 +21,7 @@ from adq_wds.jobs.embed_shard import EmbedSettings
 from adq_wds.jobs.threads import cores, in_order, positive
 from adq_wds.jobs.views_batch import ViewJob, ViewWork, embed_view_batch
 from adq_wds.registry import encoder as named_encoder
-from adq_wds.sample import Encoder, FieldSpec
+from adq_wds.sample import IMAGE_FIELDS, WHOLE_FIELDS, Encoder, FieldSpec
 from adq_wds.shards import expand_urls, shard_names
 from adq_wds.tables.features import Features, file_name
 from adq_wds.tables.features_file import FeaturesFile
@@ -113,7 +113,7 @@ def _image_spec(features: Features, image: FieldSpec | None) -> FieldSpec:
         raise ValueError(
             f"the images were found by {shorten(spec)} when they were embedded; give it as image="
         )
-    return spec
+    return IMAGE_FIELDS if spec == WHOLE_FIELDS else spec  # the default goes by its first name in headers
 
 
 def _checked_header(features: Features, source: Encoder, image: FieldSpec) -> dict[str, Any]:

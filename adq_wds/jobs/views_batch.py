@@ -14,7 +14,8 @@ from adq_wds.core.rng import generator
 from adq_wds.core.views import CROPPING, crop_box
 from adq_wds.errors import AdqError, FeaturesError, SampleError, ShardError, located, shorten
 from adq_wds.jobs.embed_batch import PART_PIXELS, checked_answer, one_line
-from adq_wds.sample import Encoder, FieldSpec, Sample, read_image
+from adq_wds.pipes.decode import whole_image
+from adq_wds.sample import Encoder, FieldSpec, Sample
 from adq_wds.shards import base_name
 from adq_wds.tables.spans import Spans
 from adq_wds.tar import payload_crc32, read_sample, span_at
@@ -57,7 +58,7 @@ def _viewed(job: ViewJob, rows: range, work: ViewWork) -> Iterator[tuple[list[in
     images: list[list[Image.Image]] = [[], []]
     n_pixels = 0
     for i in rows:
-        whole = read_image(_read(job, i), work.image)
+        _, whole = whole_image(_read(job, i), work.image)
         size = 2 * min(whole.size) ** 2
         if part and n_pixels + size > PART_PIXELS:
             yield part, images

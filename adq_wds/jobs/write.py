@@ -139,7 +139,7 @@ def write_kept(
     Raises:
         ValueError: the pattern would replace one of `urls`; an argument is out of range; without patches images would
             take more bytes than with them.
-        SampleError: an image that is to be written anew is bad.
+        SampleError: an image that is to be written anew is bad, or lacks patches already.
         PlanError: a shard of the plan is not among `urls`, or the other way round.
         ShardError: a shard changed since it was planned.
     """

@@ -18,10 +18,14 @@ from adq_wds.pipes.map import Map
 from adq_wds.pipes.patches import PATCH, DropPatches
 from adq_wds.pipes.resize import centre_square, check_size
 from adq_wds.registry import importance as named_importance
-from adq_wds.sample import Importance, Sample, check_spec, find_image, image_bytes, place_error
+from adq_wds.sample import STORED_FIELDS, Importance, Sample, check_spec, find_image, image_bytes, place_error
 
 SIZE, QUALITY = 224, 90  # of patch-dropped images, unless said
 MEASURED = 64  # first samples, on which it is seen whether files become smaller at all
+_DROPPED = (
+    "some of its patches are dropped already, and writing it anew would lose more; take the shards with whole images, or "
+    "leave out patch_keep, size and quality: then bytes stay untouched"
+)
 _PICTURE, _WHOLE = "__adq_picture__", "__adq_whole__"
 
 Parts = dict[str, dict[str, int]]
@@ -222,7 +226,10 @@ class _Redraw:
 
 def _counting_before(samples: Iterable[Sample], new: NewImages, counted: Counted) -> Iterator[Sample]:
     for sample in samples:
-        n_image = len(image_bytes(sample, new.image)[1])
+        name, data = image_bytes(sample, new.image)
+        if name in STORED_FIELDS:
+            raise place_error(SampleError(_DROPPED), sample, name)
+        n_image = len(data)
         counted.before += n_image
         counted.others += sum(len(data) for name, data in sample.items() if name[:2] != "__") - n_image
         yield sample

@@ -62,8 +62,9 @@ class AttentionImportance:
         caught: list[tuple[Any, Any]] = []
         mine = threading.get_ident()
 
-        def catch(_: nn.Module, args: Any, kwargs: Any) -> None:
-            if threading.get_ident() == mine:  # another thread may run the same network
+        def catch(_: nn.Module, args: Any, kwargs: Any = None) -> None:
+            # another thread may run the same network; torch calls a hook removed meanwhile without kwargs
+            if threading.get_ident() == mine:
                 caught.append((args, kwargs))
 
         handle = self._attention.register_forward_pre_hook(catch, with_kwargs=True)
@@ -112,13 +113,14 @@ def attention_importance(encoder: TimmEncoder, *, patch: int) -> AttentionImport
         getattr(blocks[-1], "attn", None) if isinstance(blocks, nn.ModuleList | nn.Sequential) else None
     )
     model: Any = getattr(encoder, "model", None)
+    embed = getattr(model, "patch_embed", None)
     told = all(hasattr(attention, name) for name in ("fused_attn", "attn_drop"))
-    if not told or not hasattr(model, "num_prefix_tokens") or not hasattr(model.patch_embed, "grid_size"):
+    if not told or not hasattr(model, "num_prefix_tokens") or not hasattr(embed, "grid_size"):
         raise ValueError(
             f"encoder {encoder.name!r} has no attention over all patches in its last block; take a ViT, or a class "
             "activation map (gradcam++) for a convolutional network"
         )
-    shown = copy.deepcopy(attention)
+    shown = copy.copy(attention)  # with the same weights
     shown.fused_attn = False
     return AttentionImportance(encoder, patch, attention, shown)
 

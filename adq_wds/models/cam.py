@@ -88,7 +88,9 @@ class CamImportance:
         if len(asked) != len(maps):
             raise ValueError(f"{len(asked)} labels for {len(maps)} images; expected one each, or None")
         for i, label in enumerate(asked):
-            if label is not None and (isinstance(label, str) or not 0 <= label < n_classes):
+            if label is not None and (
+                isinstance(label, str) or not 0 <= label < n_classes or int(label) != label
+            ):
                 raise ValueError(
                     f"image {i} of the batch has label {shorten(label)}, and {self.encoder.name!r} has the classes "
                     f"0 to {n_classes - 1}; give class numbers, or use_labels=False to take what it predicts"

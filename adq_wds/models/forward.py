@@ -71,7 +71,7 @@ class ForwardOptions:
             ValueError: `amp`, and the device does not compute in bfloat16.
         """
         if self.amp:
-            _check_bfloat16(device)
+            check_bfloat16(device)
         network.eval().requires_grad_(False).to(device).to(memory_format=self.memory_format)
 
 
@@ -186,7 +186,7 @@ def _float32(values: torch.Tensor) -> NDArray[np.float32]:
     return array
 
 
-def _check_bfloat16(device: torch.device) -> None:
+def check_bfloat16(device: torch.device) -> None:
     """Raise `ValueError` unless the device computes in bfloat16 itself: torch may fall back without an error."""
     if device.type == "cuda" and torch.version.hip is None:
         major, minor = torch.cuda.get_device_capability(device)

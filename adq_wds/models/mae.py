@@ -232,9 +232,9 @@ class MaskedAutoencoder(nn.Module):
         columns = torch.stack([torch.ones_like(mean), mean, variance], dim=2).flatten(2)  # (B, K, 3)
         known = columns.new_zeros(len(columns), self.size.n_patches, 3)
         known.scatter_(1, positions[:, :, None].expand_as(columns), columns)
-        total, mean, variance = (nearness(self.size.grid).to(known.device) @ known)[..., None, None].unbind(
-            2
-        )  # each (B, L, 1, 1)
+        with torch.autocast(known.device.type, enabled=False):
+            sums = nearness(self.size.grid).to(known.device) @ known
+        total, mean, variance = sums[..., None, None].unbind(2)  # each (B, L, 1, 1)
         nothing = total == 0
         total = total.masked_fill(nothing, 1)
         return (mean / total)[..., None], (variance / total).masked_fill(nothing, 1)[..., None]
@@ -272,10 +272,9 @@ class MaskedAutoencoder(nn.Module):
             rows = (n_kept == n).nonzero()[:, 0]
             positions = keep[rows].nonzero()[:, 1].view(len(rows), n)
             kept = patches[rows[:, None], positions]
-            rebuilt[rows] = self._filled(kept, positions)
+            rebuilt[rows] = self.rebuilt(kept, positions)
         return rebuilt
 
-    @torch.inference_mode()
     def reconstruct_patches(self, patches: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """As `reconstruct`, from kept patches alone.
 
@@ -290,6 +289,11 @@ class MaskedAutoencoder(nn.Module):
             ValueError: shapes or types differ from these, a place outside the image or named twice.
             AdqError: as `reconstruct`.
         """
+        self.check_kept(patches, positions)
+        return self.rebuilt(patches, positions)
+
+    def check_kept(self, patches: torch.Tensor, positions: torch.Tensor) -> None:
+        """Raise `ValueError` unless these are kept patches as `reconstruct_patches` takes them, on any device."""
         P, L = self.size.patch, self.size.n_patches
         if patches.ndim != 5 or patches.shape[2:] != (P, P, 3) or patches.dtype != torch.uint8:
             raise ValueError(f"patches are {_said(patches)}; expected (B, K, {P}, {P}, 3) uint8")
@@ -302,10 +306,10 @@ class MaskedAutoencoder(nn.Module):
                 raise ValueError(f"positions go from {low} to {high}; expected 0 to {L - 1}")
             if bool((ordered[:, 1:] == ordered[:, :-1]).any()):
                 raise ValueError("positions name a place twice in one image; expected each at most once")
-        return self._filled(patches, positions)
 
-    def _filled(self, kept: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """(B, H, W, 3) uint8 of kept (B, K, P, P, 3) uint8 at positions (B, K)."""
+    @torch.inference_mode()
+    def rebuilt(self, kept: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """As `reconstruct_patches`, of what `check_kept` has seen: on an accelerator each check is a wait."""
         B, K, P = len(kept), kept.shape[1], self.size.patch
         if B == 0 or self.size.n_patches == K:  # nothing to predict
             predicted = kept.new_zeros(B, self.size.n_patches, P, P, 3)
@@ -314,7 +318,7 @@ class MaskedAutoencoder(nn.Module):
             if not bool(torch.isfinite(x).all()):
                 raise AdqError(
                     "the reconstruction is not finite: the weights are damaged, or the number type is too small "
-                    "for this network; run it in float32 or bfloat16"
+                    "for this network; run it in float32, under bfloat16 autocast at most"
                 )
             predicted = x.round().clamp(0, 255).to(torch.uint8)
         at = positions.view(B, K, 1, 1, 1).expand_as(kept)

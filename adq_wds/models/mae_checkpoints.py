@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import math
+import operator
 import os
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import timm.layers
 import torch
@@ -25,8 +27,12 @@ log = logging.getLogger("adq_wds")
 
 BUILTIN_MAE = "builtin-mae"
 HEADER_ENTRY = "mae"
-HEADS = {768: 12, 1024: 16, 1280: 16, 512: 16}
-"""Heads by width in the published networks: base, large and huge, and their common decoder."""
+HEADS = {768: 12, 1024: 16, 1280: 16}
+"""Heads by width of the published encoders: base, large and huge."""
+DECODER_HEADS = {512: 16}
+"""Heads by width of the decoder that they have in common."""
+MAX_NUMBER = 2**63  # beside the tensors; an integer in JSON may have thousands of digits
+MAX_BLOCKS = 128  # huge has 32; all that a file names are made before they are compared
 _IN_SHAPES = ("width", "depth", "decoder_width", "decoder_depth", "patch")
 _FROM_CONFIG = {
     "num_attention_heads": "heads",
@@ -76,6 +82,11 @@ def load_mae(
                 "the built-in network is as it is: image_size, heads, norm_pix, allow_pickle go with a file"
             )
         return builtin_mae(device=device)
+    if heads is not None and (not isinstance(heads, tuple | list) or [type(n) for n in heads] != [int, int]):
+        raise ValueError(f"heads={heads!r}: expected two integers, of encoder and decoder")
+    if norm_pix is not None and type(norm_pix) is not bool:
+        raise ValueError(f"norm_pix={norm_pix!r}: expected True or False")
+    side = None if image_size is None else _pair(image_size)
     place = pick_device(device)
     path = _weights_file(Path(path))
     state = load_state(path, allow_pickle=allow_pickle)
@@ -93,8 +104,8 @@ def load_mae(
     if norm_pix is not None:
         told["norm_pix"] = norm_pix
     network = _fitted(state, _size_of(state, told, path), path)
-    if image_size is not None:
-        network = _at_size(network, image_size)
+    if side is not None:
+        network = _at_size(network, side)
     H, W = network.size.image_size
     network.revision = f"file-sha256={file_sha256(path)};image_size={H}x{W};norm_pix={network.size.norm_pix}"
     return network.eval().requires_grad_(False).to(place)
@@ -175,7 +186,9 @@ def _checked(text: str, where: str, names: dict[str, str] | None = None) -> dict
             continue
         value = content[name]
         items = value if isinstance(value, list) else [value]
-        numbers = all(type(item) in (int, float) and math.isfinite(item) for item in items)
+        numbers = all(
+            type(item) in (int, float) and abs(item) < MAX_NUMBER for item in items
+        )  # no NaN either
         if type(value) not in _TYPES[own] or not (numbers or bool in _TYPES[own]):
             raise AdqError(f"{where}: {name} is {shorten(value)}; fetch the file again")
         said[own] = tuple(value) if isinstance(value, list) else value
@@ -242,24 +255,24 @@ def _size_of(state: State, told: dict[str, Any], path: Path) -> MaeSize:
         )
     dims = {"patch_embed.proj.weight": 4, "decoder_embed.weight": 2, "pos_embed": 3}
     for key, n_dims in dims.items():
-        if key not in state or state[key].ndim != n_dims:
+        if key not in state or state[key].ndim != n_dims or not state[key].numel():
             found = f"of shape {tuple(state[key].shape)}" if key in state else "missing"
-            raise ValueError(f"checkpoint {path}: {key} is {found}, expected {n_dims} dimensions")
+            raise ValueError(f"checkpoint {path}: {key} is {found}, expected {n_dims} dimensions, none empty")
     patch, L = state["patch_embed.proj.weight"].shape[2], state["pos_embed"].shape[1] - 1
     decoder_width, width = state["decoder_embed.weight"].shape
     told = dict(told)
-    for name, of_width in (("heads", width), ("decoder_heads", decoder_width)):
-        if name not in told and of_width not in HEADS:
+    for name, of_width, known in (("heads", width, HEADS), ("decoder_heads", decoder_width, DECODER_HEADS)):
+        if name not in told and of_width not in known:
             raise ValueError(
-                f"checkpoint {path}: does not say how many heads a width of {of_width} has; give heads=(encoder, decoder)"
+                f"checkpoint {path}: does not say how many {name} a width of {of_width} has; give heads=(encoder, decoder)"
             )
-        told.setdefault(name, HEADS.get(of_width))
-    image_size = _pair(told.pop("image_size", math.isqrt(max(L, 0)) * patch))
-    shapes: dict[str, Any] = {
-        "patch": patch, "width": width, "depth": _count_blocks(state, "blocks"),
-        "decoder_width": decoder_width, "decoder_depth": _count_blocks(state, "decoder_blocks"),
-    }  # fmt: skip
+        told.setdefault(name, known.get(of_width))
     try:
+        image_size = _pair(told.pop("image_size", math.isqrt(max(L, 0)) * patch))
+        shapes: dict[str, Any] = {
+            "patch": patch, "width": width, "depth": _count_blocks(state, "blocks"),
+            "decoder_width": decoder_width, "decoder_depth": _count_blocks(state, "decoder_blocks"),
+        }  # fmt: skip
         size = MaeSize(image_size=image_size, **shapes, **told)
     except ValueError as error:
         raise ValueError(f"checkpoint {path}: {error}") from error
@@ -271,11 +284,20 @@ def _size_of(state: State, told: dict[str, Any], path: Path) -> MaeSize:
 
 
 def _count_blocks(state: State, name: str) -> int:
-    return len({key.split(".")[1] for key in state if key.startswith(f"{name}.")})
+    n = len({key.split(".")[1] for key in state if key.startswith(f"{name}.")})
+    if n > MAX_BLOCKS:
+        raise ValueError(f"{n} {name}; expected at most {MAX_BLOCKS}")
+    return n
 
 
 def _pair(size: Any) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else tuple(size)
+    """(H, W) of a side or of both."""
+    sides = (size, size) if isinstance(size, int | np.integer) else size
+    try:
+        height, width = map(operator.index, sides)
+    except (TypeError, ValueError):
+        raise ValueError(f"image_size={size!r}: expected an integer, or two: height and width") from None
+    return height, width
 
 
 def _fitted(state: State, size: MaeSize, path: Path) -> MaskedAutoencoder:
@@ -288,9 +310,9 @@ def _fitted(state: State, size: MaeSize, path: Path) -> MaskedAutoencoder:
     return network
 
 
-def _at_size(network: MaskedAutoencoder, image_size: int | tuple[int, int]) -> MaskedAutoencoder:
+def _at_size(network: MaskedAutoencoder, image_size: tuple[int, int]) -> MaskedAutoencoder:
     """The same weights for images of another size, position embeddings interpolated (bicubic, as timm does)."""
-    size = replace(network.size, image_size=_pair(image_size))
+    size = replace(network.size, image_size=image_size)
     if size == network.size:
         return network
     state = network.state_dict()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -10,6 +11,8 @@ import numpy as np
 import torch
 
 from adq_wds.errors import shorten
+from adq_wds.models.encoders import pick_device
+from adq_wds.models.forward import check_bfloat16
 from adq_wds.models.mae import IMAGENET_MEAN, IMAGENET_STD, MaskedAutoencoder
 
 FIELDS = "patches", "positions"
@@ -23,7 +26,7 @@ def reconstruct_batches(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
     amp: bool = True,
-    compile: bool = False,  # noqa: A002 - torch's own word
+    compile: bool | str = False,  # noqa: A002 - torch's own word
 ) -> Iterator[Any]:
     """Batches with whole, normalised images in place of kept patches: kept pixels as stored, dropped ones predicted.
 
@@ -38,7 +41,8 @@ def reconstruct_batches(
         device: where images are rebuilt; by default where `mae` is.
         mean, std: of the colours in [0, 1], which the trained network expects: (x - mean) / std.
         amp: on CUDA, in bfloat16. On the CPU in float32, whatever this says.
-        compile: let torch compile the network, in place; pays when batches have one size.
+        compile: let torch compile the network, in place; pays when batches have one size. A mode of `torch.compile`
+            may be named: "reduce-overhead" replays CUDA graphs, which pays for small batches.
 
     Yields:
         what the loader gave, with images (B, 3, H, W) float32 on the device in place of patches and positions: under
@@ -46,20 +50,53 @@ def reconstruct_batches(
         become a batch.
 
     Raises:
-        ValueError: a batch is none of these, or its patches are not those of such an image.
+        TypeError: `mae` is no masked autoencoder.
+        ValueError: no such device, or one without bfloat16; `mean` or `std` are not three numbers that can be used.
+
+    Raises (while streaming):
+        ValueError: a batch is none of these, holds images already, or its patches are not those of such an image.
         AdqError: a reconstruction is not finite.
 
     Source: He et al. 2022 (arXiv 2111.06377); rebuilding where the accelerator is: ours.
     """
-    place = torch.device(device) if device is not None else next(mae.parameters()).device
+    if not isinstance(mae, MaskedAutoencoder):
+        raise TypeError(
+            f"reconstruct_batches needs a masked autoencoder, got {shorten(mae)}; write adq_wds.load_mae(...)"
+        )
+    for name, values in (("mean", mean), ("std", std)):
+        numbers = [float(x) for x in values]
+        if len(numbers) != 3 or not all(map(math.isfinite, numbers)) or (name == "std" and min(numbers) <= 0):
+            raise ValueError(
+                f"{name}={shorten(values)}: expected three numbers{', each above 0' if name == 'std' else ''}"
+            )
+    place = pick_device(str(device)) if device is not None else next(mae.parameters()).device
+    amp = amp and place.type == "cuda"
+    if amp:
+        check_bfloat16(place)
     mae = mae.to(place).eval()
     if compile:
-        mae.compile()
-    scale = torch.tensor(std, device=place).view(3, 1, 1) * 255
-    shift = torch.tensor(mean, device=place).view(3, 1, 1) * 255
-    for parts, rest, form in _ahead(map(_split, loader), place):
-        with torch.autocast("cuda", torch.bfloat16) if amp and place.type == "cuda" else nullcontext():
-            images = torch.cat([mae.reconstruct_patches(patches, at) for patches, at, _ in parts])
+        mae.compile(mode=compile if isinstance(compile, str) else None)
+    levels = torch.tensor([[float(x) for x in values] for values in (mean, std)], dtype=torch.float32)
+    return _rebuilt(loader, mae, place, amp, *(255 * levels.to(place)[:, :, None, None]).unbind())
+
+
+def _rebuilt(
+    loader: Iterable[Any],
+    mae: MaskedAutoencoder,
+    place: torch.device,
+    amp: bool,
+    shift: torch.Tensor,
+    scale: torch.Tensor,
+) -> Iterator[Any]:
+    def checked(batch: Any) -> Split:
+        split = _split(batch)
+        for patches, positions, _ in split[0]:
+            mae.check_kept(patches, positions)  # before they are copied: there it would wait for the device
+        return split
+
+    for parts, rest, form in _ahead(map(checked, loader), place):
+        with torch.autocast("cuda", torch.bfloat16) if amp else nullcontext():
+            images = torch.cat([mae.rebuilt(patches, at) for patches, at, _ in parts])
         if len(parts) > 1:  # back into the order of the samples
             order = torch.cat([rows for _, _, rows in parts])
             images = images[torch.argsort(order).to(place)]
@@ -78,6 +115,7 @@ def _split(batch: Any) -> Split:
     if isinstance(batch, list) and batch and isinstance(batch[0], dict | tuple):
         return _split_samples(batch)
     if isinstance(batch, dict) and set(FIELDS) <= set(batch):
+        _refuse_image(batch)
         rest: Any = {name: value for name, value in batch.items() if name not in (*FIELDS, "grid")}
         return [_part(batch["patches"], batch["positions"])], rest, dict
     if isinstance(batch, tuple | list) and len(batch) >= 2:
@@ -91,6 +129,8 @@ def _split(batch: Any) -> Split:
 def _split_samples(samples: list[Any]) -> Split:
     """Samples that keep different numbers of patches: those with equally many together."""
     form = dict if isinstance(samples[0], dict) else tuple
+    if form is dict:
+        _refuse_image(samples[0])
     keys = FIELDS if form is dict else (0, 1)
     counts: dict[int, list[int]] = {}
     for i, sample in enumerate(samples):
@@ -105,6 +145,13 @@ def _split_samples(samples: list[Any]) -> Split:
         return parts, tuple(_stacked([s[i] for s in samples]) for i in range(2, len(samples[0]))), tuple
     names = [name for name in samples[0] if name not in (*FIELDS, "grid")]
     return parts, {name: _stacked([sample[name] for sample in samples]) for name in names}, dict
+
+
+def _refuse_image(fields: dict[str, Any]) -> None:
+    if "image" in fields:
+        raise ValueError(
+            "the batch has a field 'image' already, where the rebuilt images would go; rename or drop it"
+        )
 
 
 def _part(patches: Any, positions: Any) -> Part:

@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from adq_wds.errors import SampleError, shorten
-from adq_wds.image import MAX_PIXELS
+from adq_wds.image import MAX_PIXELS, WHITE
 from adq_wds.patch_jpeg import GREY, PatchImage
 from adq_wds.patch_jpeg import decode as decode_patches
 from adq_wds.pipe import Pipe
-from adq_wds.pipes.encode_patches import JPEG_FIELD, WEBP_FIELD
-from adq_wds.pipes.patches import GRID_FIELD, PATCHES_FIELD, POSITIONS_FIELD
 from adq_wds.sample import (
     IMAGE_FIELDS,
+    KEPT_FIELDS,
+    STORED_FIELDS,
     FieldSpec,
     Sample,
     check_spec,
@@ -25,12 +25,62 @@ from adq_wds.sample import (
     find_image,
     find_label,
     image_bytes,
+    image_value,
     place_error,
 )
 
 FORMS = ("pil", "numpy", "torch", "patches")
-STORED_FIELDS = frozenset({JPEG_FIELD, WEBP_FIELD})
-"""Fields that `EncodePatches` writes."""
+
+
+def whole_image(
+    sample: Sample,
+    spec: FieldSpec = IMAGE_FIELDS,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    background: tuple[int, int, int] = WHITE,
+    fill: tuple[int, int, int] = GREY,
+) -> tuple[str | None, Image.Image]:
+    """As `sample.find_image`, and of an image that was stored without some of its patches the whole, filled.
+
+    Args:
+        sample, spec, max_pixels, background: as there.
+        fill: what missing patches are, RGB, each 0 ... 255.
+
+    Returns:
+        the field that the image is in, None where a function gave its bytes, and the image, RGB.
+
+    Raises:
+        SampleError: as there; and the places of patches are damaged, not there, or contradict the pixels.
+    """
+    stored = stored_patches(sample, spec, max_pixels=max_pixels)
+    if stored is None:
+        return find_image(sample, spec, max_pixels=max_pixels, background=background)
+    return stored[0], Image.fromarray(stored[1].to_image(fill))
+
+
+def stored_patches(
+    sample: Sample, spec: FieldSpec = IMAGE_FIELDS, *, max_pixels: int = MAX_PIXELS
+) -> tuple[str, PatchImage] | None:
+    """The field and the kept patches of an image that was stored without the others; None for every other image.
+
+    Known by the names that `EncodePatches` gives; the bytes that a function gives are a picture like any other.
+
+    Raises:
+        SampleError: several fields of `spec` are there, or the one that is does not hold such bytes. Located.
+    """
+    if callable(spec) or sample.keys().isdisjoint(STORED_FIELDS):  # most samples: no second look
+        return None
+    field, _ = image_value(sample, spec)
+    return (field, _read_patches(sample, spec, max_pixels)[1]) if field in STORED_FIELDS else None
+
+
+def _read_patches(sample: Sample, spec: FieldSpec, max_pixels: int) -> tuple[str, PatchImage]:
+    """The field, whatever its name, and what it keeps."""
+    field, data = image_bytes(sample, spec)
+    try:
+        return field, decode_patches(data, max_pixels=max_pixels)
+    except SampleError as error:
+        raise place_error(error, sample, field) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +116,7 @@ class Decode(Pipe):
     """
 
     one_to_one: ClassVar[bool] = True
-    image: FieldSpec = f"{IMAGE_FIELDS};{JPEG_FIELD};{WEBP_FIELD}"
+    image: FieldSpec = IMAGE_FIELDS
     label: FieldSpec | None = "cls"
     to: str = "pil"
     max_pixels: int = field(default=MAX_PIXELS, kw_only=True)
@@ -93,10 +143,7 @@ class Decode(Pipe):
     def _decoded(self, sample: Sample) -> Sample:
         out = clean_fields(sample)  # a copy, which a user's function may change
         labelled_by, label = find_label(out, self.label)
-        if self.to == "patches" or JPEG_FIELD in out or WEBP_FIELD in out:
-            pictured_by, fields = self._maybe_stored(out)
-        else:
-            pictured_by, fields = self._plain(out)
+        pictured_by, fields = self._pictured(out)
         for name in (labelled_by, pictured_by):
             if name is not None:
                 out.pop(name, None)
@@ -105,34 +152,25 @@ class Decode(Pipe):
             out["label"] = label
         return out
 
-    def _plain(self, sample: Sample) -> tuple[str | None, Sample]:
+    def _pictured(self, sample: Sample) -> tuple[str | None, Sample]:
         """The field that was read, None where a function gave it, and the new fields."""
-        name, picture = find_image(sample, self.image, max_pixels=self.max_pixels, background=self.background)
-        return name, {"image": _as(picture, self.to)}
-
-    def _maybe_stored(self, sample: Sample) -> tuple[str | None, Sample]:
-        """As `_plain`, where the image may have been stored without some of its patches."""
-        if self.to != "patches" and callable(self.image):
-            return self._plain(sample)
-        name, data = image_bytes(sample, self.image)
-        if self.to != "patches" and name not in STORED_FIELDS:
-            return self._plain(sample)
-        try:
-            found = decode_patches(data, max_pixels=self.max_pixels)
-        except SampleError as error:
-            raise place_error(error, sample, name) from error
-        if self.to != "patches":
-            pixels = found.to_image(self.fill)
-            return name, {"image": Image.fromarray(pixels) if self.to == "pil" else _formed(pixels, self.to)}
-        return None if callable(self.image) else name, _kept(found)
+        if self.to == "patches":
+            name, found = _read_patches(sample, self.image, self.max_pixels)
+            return None if callable(self.image) else name, _kept(found)
+        stored = stored_patches(sample, self.image, max_pixels=self.max_pixels)
+        if stored is None:
+            by, picture = find_image(
+                sample, self.image, max_pixels=self.max_pixels, background=self.background
+            )
+            return by, {"image": _as(picture, self.to)}
+        pixels = stored[1].to_image(self.fill)
+        return stored[0], {"image": Image.fromarray(pixels) if self.to == "pil" else _formed(pixels, self.to)}
 
 
 def _kept(found: PatchImage) -> Sample:
-    return {
-        PATCHES_FIELD: found.patches.copy(),  # read-only, and scattered over a larger image
-        POSITIONS_FIELD: found.kept.astype(np.int64),
-        GRID_FIELD: np.array(found.grid, dtype=np.int64),
-    }
+    patches = found.patches.copy()  # read-only, and scattered over a larger image
+    values = (patches, found.kept.astype(np.int64), np.array(found.grid, dtype=np.int64))
+    return dict(zip(KEPT_FIELDS, values, strict=True))
 
 
 def _is_integer(value: object) -> bool:

@@ -13,6 +13,7 @@ from PIL import Image
 from adq_wds.errors import AdqError, SampleError, shorten
 from adq_wds.image import MAX_PIXELS, decode_image
 from adq_wds.pipe import Pipe
+from adq_wds.pipes.decode import stored_patches
 from adq_wds.sample import (
     IMAGE_FIELDS,
     Encoder,
@@ -48,7 +49,8 @@ class Embed(Pipe):
     Args:
         encoder: an `Encoder`, such as ``adq_wds.encoder("builtin")`` gives.
         image: field with the image, as bytes or decoded: an RGB PIL image, an (H, W, 3) uint8 array or a (3, H, W)
-            uint8 tensor. Or a function giving one of these.
+            uint8 tensor. Or a function giving one of these. An image that was stored without some of its patches (the
+            bytes of ``patches.jpg`` or ``patches.webp``) is seen grey where they are missing.
         batch_size: images per call of the encoder, at most.
         max_pixels: a larger image is an error before a pixel is decoded.
 
@@ -118,6 +120,9 @@ class Embed(Pipe):
         ]
 
     def _image(self, sample: Sample) -> Image.Image:
+        stored = stored_patches(sample, self.image, max_pixels=self.max_pixels)
+        if stored is not None:
+            return Image.fromarray(stored[1].to_image())
         name, value = image_value(sample, self.image)
         try:
             return as_rgb(value, self.max_pixels)

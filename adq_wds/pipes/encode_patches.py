@@ -11,9 +11,9 @@ from adq_wds.errors import SampleError, shorten
 from adq_wds.patch_jpeg import CODING_UNIT, PatchImage, Subsampling, encode_lossless, encode_patches
 from adq_wds.pipe import Pipe
 from adq_wds.pipes.patches import GRID_FIELD, PATCHES_FIELD, POSITIONS_FIELD
-from adq_wds.sample import Sample, SpecError, clean_fields, place_error
+from adq_wds.sample import STORED_FIELDS, Sample, SpecError, clean_fields, place_error
 
-JPEG_FIELD, WEBP_FIELD = "patches.jpg", "patches.webp"
+JPEG_FIELD, WEBP_FIELD = STORED_FIELDS
 _GIVEN = (PATCHES_FIELD, POSITIONS_FIELD, GRID_FIELD)
 
 

@@ -22,6 +22,7 @@ from adq_wds.sample import (
     EPOCH_FIELD,
     IMAGE_FIELDS,
     KEPT_FIELDS,
+    STORED_FIELDS,
     Encoder,
     FieldSpec,
     Importance,
@@ -31,7 +32,6 @@ from adq_wds.sample import (
     clean_fields,
     find_label,
     image_value,
-    is_stored,
     place_error,
 )
 from adq_wds.shards import base_name
@@ -205,7 +205,7 @@ class DropPatches(Pipe):
     def _image(self, sample: Sample) -> tuple[Image.Image, Grid]:
         name, value = image_value(sample, self.image)
         try:
-            if is_stored(name, self.image):
+            if name in STORED_FIELDS:
                 raise SampleError(_DROPPED)
             image = as_rgb(value, self.max_pixels)
             if self.size is not None:

@@ -14,9 +14,11 @@ from PIL import Image
 
 import adq_wds as adq
 from adq_wds.core.texture import texture
+from adq_wds.jobs.write import write_kept
 from adq_wds.models.thumbnail import Thumbnail
 from adq_wds.tables.features_file import FeaturesFile
 from adq_wds.tables.spans import scan_spans
+from tests.conftest import jpeg, write_tar
 
 MakeShard = Callable[..., Path]
 
@@ -363,3 +365,82 @@ def flip_label(path: Path) -> None:
     data[at] ^= 1
     path.write_bytes(data)
     os.utime(path, ns=(1, 1))
+
+
+# ---- Images without some of their patches
+
+
+@pytest.fixture
+def patched(make_shard: MakeShard, tmp_path: Path) -> list[Path]:
+    """Two shards of 20 images, half of whose patches are dropped."""
+    whole = make_shard("whole.tar", 40, side=64)
+    write_kept(
+        whole, None, tmp_path / "p" / "%d.tar",
+        patch_keep=0.5, importance="random", size=64, max_samples=20,
+    )  # fmt: skip
+    return sorted((tmp_path / "p").glob("*.tar"))
+
+
+@pytest.mark.parametrize("image", [None, "patches.jpg"])
+def test_an_image_without_some_patches_is_embedded_in_its_places_and_grey(
+    patched: list[Path], tmp_path: Path, image: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    options: Any = {} if image is None else {"image": image}
+    features = adq.embed_shards(patched, "thumbnail", tmp_path / "f", batch_size=7, workers=2, **options)
+    samples = list(adq.ShardDataset(patched, shuffle=False, pipes=[adq.Decode()]))
+    alone = [Thumbnail()([sample["image"]])[0][0] for sample in samples]
+    units = [row / np.linalg.norm(row) for row in alone]
+    assert np.array_equal(np.concatenate([file.embedding() for file in features]), np.float16(units))
+    levels = [texture(np.asarray(sample["image"])[None])[0] for sample in samples]
+    assert [v for file in features for v in file.read(["texture"])["texture"].to_pylist()] == levels
+    said = [r.getMessage() for r in caplog.records if "patches" in r.getMessage()]
+    text = "images are stored without some of their patches, which encoders and scores see as grey"
+    assert said == [f"shard 0.tar: {text}"]
+
+
+def test_whole_images_are_embedded_without_a_word_of_patches(
+    shards: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    adq.embed_shards(shards, "thumbnail", tmp_path / "f")
+    assert "patches" not in caplog.text
+
+
+def test_of_two_images_none_is_embedded_and_lost_places_are_a_bad_sample(
+    patched: list[Path], tmp_path: Path
+) -> None:
+    (sample, *_) = adq.ShardDataset(patched, shuffle=False)
+    stripped = io.BytesIO()
+    Image.open(io.BytesIO(sample["patches.jpg"])).save(stripped, "JPEG")
+    fields = [
+        ("a.patches.jpg", sample["patches.jpg"]),
+        ("a.jpg", jpeg(0)),
+        ("b.patches.jpg", stripped.getvalue()),
+    ]
+    fields += [("c.patches.jpg", sample["patches.jpg"])]
+    shard = write_tar(tmp_path / "bad.tar", fields)
+    with pytest.raises(
+        adq.SampleError, match=r"key 'a': fields 'jpg' and 'patches.jpg' are both there; name"
+    ):
+        adq.embed_shards(shard, "thumbnail", tmp_path / "f", label=None)
+    features = adq.embed_shards(
+        shard, "thumbnail", tmp_path / "f", label=None, on_error="skip", max_bad_fraction=1.0
+    )
+    (file,) = features
+    assert file.read(["key"])["key"].to_pylist() == ["c"]
+    assert [row[1] for row in file.bad] == ["a", "b"]
+    assert "field 'patches.jpg': no patch mask" in file.bad[1][5]
+
+
+def test_features_of_before_patches_could_be_stored_are_those_of_now(
+    shards: list[Path], tmp_path: Path
+) -> None:
+    """The image's spec stands in every file, and the default has grown since: its name there has not."""
+    first = "jpg;jpeg;png;webp;gif;bmp;tif;tiff;avif;ppm;pgm;pbm;pnm;pfm"
+    old = adq.embed_shards(shards, Counting(), tmp_path / "old", image=first)
+    before = files(tmp_path / "old")
+    again = Counting()
+    adq.embed_shards(shards, again, tmp_path / "old")
+    new = adq.embed_shards(shards, Counting(), tmp_path / "new")
+    assert again.n == 0
+    assert files(tmp_path / "old") == before == files(tmp_path / "new")
+    assert old.header["image"] == new.header["image"] == first

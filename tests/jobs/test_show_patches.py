@@ -13,6 +13,7 @@ from PIL import Image
 import adq_wds as adq
 from adq_wds.cli import main
 from adq_wds.jobs.show_patches import show_patches
+from adq_wds.jobs.write import write_kept
 from adq_wds.models.mae import MaeSize, MaskedAutoencoder
 from adq_wds.patch_jpeg import encode_patches, encode_whole, keep_patches
 from adq_wds.report.patch_sheet import Panel, draw_sheet, heat, holes, psnr
@@ -70,6 +71,18 @@ def test_a_network_for_other_images_is_refused(shard: str, tmp_path: Path) -> No
         show_patches(shard, texture, tmp_path / "p.png", mae=network(32), size=64)
     with pytest.raises(ValueError, match="samples must be an integer >= 1, got 0"):
         show_patches(shard, texture, tmp_path / "p.png", samples=0)
+    assert not (tmp_path / "p.png").exists()
+
+
+def test_images_that_lack_patches_already_are_not_drawn_as_whole_ones(shard: str, tmp_path: Path) -> None:
+    random = adq.importance("random")
+    write_kept(shard, None, tmp_path / "p" / "%d.tar", patch_keep=0.5, importance=random, size=64)
+    for options in ({}, {"image": "patches.jpg"}):
+        with pytest.raises(
+            adq.SampleError,
+            match=r"shard 0.tar, key 's0.*, field 'patches.jpg': some of its .* take the shards",
+        ):
+            show_patches(tmp_path / "p" / "0.tar", random, tmp_path / "p.png", size=64, **options)
     assert not (tmp_path / "p.png").exists()
 
 

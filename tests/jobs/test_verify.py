@@ -12,13 +12,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import adq_wds as adq
 from adq_wds.cli import main
 from adq_wds.jobs.index import index_shards
 from adq_wds.jobs.verify import Report, report_text, verify_shards
+from adq_wds.patch_jpeg import encode, encode_lossless, encode_whole, keep_patches
 from adq_wds.tar import Span, iter_spans
+from tests.conftest import jpeg, picture
 
 MakeShard = Callable[..., Path]
 Members = list[tuple[str, bytes]]
@@ -393,6 +396,53 @@ def test_every_kept_image_is_decoded_when_asked(make_shard: MakeShard) -> None:
     report = verified(kept, shard, decode=True)
     assert (report.n_contents, report.kept, report.kept_ok, report.ok) == (2, 2, 1, 199)
     assert [kind for _, _, kind in said(verified(kept, shard, decode=True, image="png"))] == ["unusable"] * 2
+
+
+@pytest.mark.parametrize("image", [None, "patches.jpg;patches.webp"])
+def test_of_images_without_some_patches_mask_geometry_and_pixels_are_checked(
+    tmp_path: Path, image: str | None
+) -> None:
+    whole = np.asarray(picture(0, 64))
+    kept = np.array([0, 3, 7])
+    good, exact = encode(whole, kept, 16), encode_lossless(keep_patches(whole, kept, 16))
+    start = good.index(b"ADQP\0") - 4
+    segment = good[start : start + 2 + int.from_bytes(good[start + 2 : start + 4], "big")]
+    smaller = encode_whole(np.asarray(picture(0, 32)))
+    found = {
+        "a.patches.jpg": (good, None),
+        "b.patches.jpg": (good.replace(segment, b""), "no patch mask: this JPEG has no APP9 segment"),
+        "c.patches.jpg": (
+            good.replace(segment, segment[:-5] + b"\xff" + segment[-4:]),
+            "damaged patch mask: crc32",
+        ),
+        "d.patches.jpg": (
+            good[:20] + segment + smaller[20:],
+            "the stored image has 32 x 32 pixels .*, its patch mask",
+        ),
+        "e.patches.jpg": (good[:-40], "cannot decode this JPEG"),
+        "f.patches.webp": (exact, None),
+        "g.patches.webp": (exact[:-1], "malformed WebP"),
+    }
+    shard = tmp_path / "p.tar"
+    write(shard, [(name, data) for name, (data, _) in found.items()])
+    plan = adq.Plan.from_keys(str(shard), None)
+    report = verified(plan, shard, decode=True, **({} if image is None else {"image": image}))
+    assert report.n_contents == len(found)
+    bad = [(name, text) for name, (_, text) in found.items() if text is not None]
+    assert said(report) == [("p.tar", name[0], "unusable") for name, _ in bad]
+    for difference, (name, text) in zip(report.differences, bad, strict=True):
+        place = f"shard p.tar, key '{name[0]}': unusable: field '{name[2:]}': "
+        assert re.match(re.escape(place) + text, str(difference)), str(difference)
+
+
+def test_two_images_in_a_sample_are_told_whichever_they_are(tmp_path: Path) -> None:
+    shard = tmp_path / "p.tar"
+    write(shard, [("a.jpg", jpeg(0)), ("a.patches.jpg", encode(np.asarray(picture(0)), np.array([0]), 16))])
+    plan = adq.Plan.from_keys(str(shard), None)
+    (difference,) = verified(plan, shard, decode=True).differences
+    assert "key 'a': unusable: fields 'jpg' and 'patches.jpg' are both there; name one" in str(difference)
+    for image in ("jpg", "patches.jpg"):
+        assert verified(plan, shard, decode=True, image=image).equal
 
 
 @pytest.mark.parametrize("field", ["cls", "txt"])

@@ -301,6 +301,28 @@ def test_a_field_that_the_new_image_would_take_the_place_of_is_refused(tmp_path:
         write_kept(both, None, tmp_path / "out" / "%d.tar", quality=90, image="png")
 
 
+@pytest.mark.parametrize("options", [{"quality": 50}, {"size": 32}, RANDOM])
+@pytest.mark.parametrize("image", [None, "patches.jpg"])
+def test_images_without_some_patches_are_not_written_anew(
+    shards: list[Path], tmp_path: Path, options: dict[str, Any], image: str | None
+) -> None:
+    write_kept(shards[0], None, tmp_path / "p" / "%d.tar", **RANDOM)
+    source, named = tmp_path / "p" / "0.tar", {} if image is None else {"image": image}
+    text = (
+        r"^shard 0.tar, key 's00000', field 'patches.jpg': some of its patches are dropped already, .*"
+        r"leave out patch_keep, size and quality"
+    )
+    with pytest.raises(adq.SampleError, match=text):
+        write_kept(source, None, tmp_path / "out" / "%d.tar", **options, **named)
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_without_some_patches_are_copied_as_they_are(shards: list[Path], tmp_path: Path) -> None:
+    write_kept(shards[0], None, tmp_path / "p" / "%d.tar", **RANDOM)
+    write_kept(tmp_path / "p" / "0.tar", None, tmp_path / "out" / "%d.tar")
+    assert (tmp_path / "out" / "0.tar").read_bytes() == (tmp_path / "p" / "0.tar").read_bytes()
+
+
 # ---- F36
 
 

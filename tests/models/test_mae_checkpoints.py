@@ -254,7 +254,10 @@ def changed(change: Callable[[State], Any]) -> State:
             r"pos_embed is of shape \(10, 16\), expected 3 dimensions",
         ),
         (lambda s: s.update(pos_embed=torch.zeros(1, 8, 16)), "7 position embeddings, 4 patches of 8 in"),
-        (lambda s: s.update(pos_embed=torch.zeros(1, 0, 16)), r"image_size=\(0, 0\)"),
+        (
+            lambda s: s.update(pos_embed=torch.zeros(1, 0, 16)),
+            r"pos_embed is of shape \(1, 0, 16\), expected 3 dimensions, none empty",
+        ),
         (
             lambda s: s.update({"patch_embed.proj.weight": torch.zeros(16, 192)}),
             "patch_embed.proj.weight is of shape",

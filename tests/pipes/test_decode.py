@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import adq_wds as adq
+from adq_wds.patch_jpeg import encode
+from adq_wds.pipes.decode import whole_image
 from adq_wds.sample import Sample
 
 PPM = b"P6 1 1 255 abc"
@@ -131,3 +135,45 @@ def test_bounds_that_are_just_right_are_taken() -> None:
 def test_a_class_used_as_a_stage_is_no_silent_stage(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"image=<list_iterator .* names no field"):
         adq.Decode(iter([make()]))  # type: ignore[arg-type]
+
+
+# ---- An image of any kind, for other stages and jobs
+
+
+def patched(**fields: Any) -> Sample:
+    """A sample whose image keeps the first and the last of four patches."""
+    pixels = np.arange(32 * 32 * 3, dtype=np.uint32).reshape(32, 32, 3).astype(np.uint8)
+    return {
+        "__key__": "a",
+        "__url__": "x/a.tar",
+        "patches.jpg": encode(pixels, np.array([0, 3]), 16),
+        "cls": b"1",
+        **fields,
+    }
+
+
+def test_the_whole_image_is_what_decode_gives_of_every_sample() -> None:
+    for sample, field in ((make(cls=b"1"), "ppm"), (patched(), "patches.jpg")):
+        name, image = whole_image(sample)
+        assert (name, image.mode) == (field, "RGB")
+        assert np.array_equal(np.asarray(image), decoded(sample)["image"])
+    name, image = whole_image(patched(), "patches.jpg", fill=(1, 2, 3))
+    assert (name, image.size) == ("patches.jpg", (32, 32))
+    assert np.array_equal(np.asarray(image), decoded(patched(), fill=(1, 2, 3))["image"])
+    assert (np.asarray(image)[:16, 16:] == (1, 2, 3)).all()
+    name, image = whole_image(patched(), lambda sample: sample["patches.jpg"])
+    assert (name, image.size) == (None, (32, 16))  # a function's bytes are a picture: here the tiles
+
+
+def test_of_several_images_none_is_taken_and_damaged_places_are_named() -> None:
+    with pytest.raises(adq.SampleError, match=r"fields 'ppm' and 'patches.jpg' are both there; name one"):
+        whole_image(patched(ppm=PPM))
+    assert whole_image(patched(ppm=PPM), "ppm")[1].size == (1, 1)
+    stripped = io.BytesIO()
+    Image.open(io.BytesIO(patched()["patches.jpg"])).save(stripped, "JPEG")
+    with pytest.raises(adq.SampleError, match=r"key 'a', field 'patches.jpg': no patch mask: .* metadata"):
+        whole_image(patched(**{"patches.jpg": stripped.getvalue()}))
+    with pytest.raises(
+        adq.SampleError, match=r"field 'patches.jpg': too large: .* 1024 pixels, at most 1023"
+    ):
+        whole_image(patched(), max_pixels=1023)

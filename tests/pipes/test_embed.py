@@ -303,3 +303,32 @@ def test_on_cuda_a_forked_worker_is_refused_and_a_spawned_one_works(url: str) ->
     assert "AdqError: Embed: the encoder 'builtin-free' is on cuda" in in_fork(pipe, samples)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert len(pool.apply(pipe.apply, (samples,))) == 30
+
+
+# ---- Images without some of their patches
+
+
+def stored(url: str) -> Samples:
+    drop = adq.DropPatches(adq.importance("random"), keep=0.5, size=64)
+    return adq.EncodePatches().apply(drop.apply(list(adq.ShardDataset(url, shuffle=False))))
+
+
+@pytest.mark.parametrize("image", [None, "patches.jpg"])
+def test_an_image_without_some_patches_is_embedded_in_its_places_and_grey(
+    url: str, image: str | None
+) -> None:
+    options = {} if image is None else {"image": image}
+    found = adq.Embed(adq.encoder("thumbnail"), **options).apply(stored(url))
+    filled = adq.Decode().apply(stored(url))
+    assert np.array_equal(rows(found), rows(adq.Embed(adq.encoder("thumbnail")).apply(filled)))
+    assert {"patches.jpg", "cls", "emb.npy"} < set(found[0])
+
+
+def test_tiles_that_another_program_decoded_are_not_embedded(url: str) -> None:
+    (sample, *_) = stored(url)
+    tiles = {**sample, "patches.jpg": Image.open(io.BytesIO(sample["patches.jpg"])).convert("RGB")}
+    with pytest.raises(
+        adq.SampleError,
+        match=r"field 'patches.jpg': holds Image, expected the bytes of a file; put this stage",
+    ):
+        adq.Embed(adq.encoder("thumbnail")).apply([tiles])

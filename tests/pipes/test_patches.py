@@ -334,3 +334,14 @@ def test_an_accelerator_behind_a_fork_ends_the_stream() -> None:
 
     with pytest.raises(adq.AdqError, match=r"DropPatches: the importance is on an accelerator .*='spawn'"):
         list(adq.DropPatches(importance, patch=4, on_error="skip")(samples(2)))
+
+
+@pytest.mark.parametrize("lossless", [False, True])
+def test_patches_are_not_dropped_twice(lossless: bool) -> None:
+    kept = dropped(samples(1, height=64, width=64), patch=16)
+    stored = adq.EncodePatches(lossless=lossless).apply(kept)
+    field = "patches.webp" if lossless else "patches.jpg"
+    text = rf"key 'k0', field '{field}': some of its patches are dropped already: Decode\(to='patches'\) gives those"
+    for options in ({}, {"image": field}):
+        with pytest.raises(adq.SampleError, match=text):
+            dropped(stored, patch=16, **options)
