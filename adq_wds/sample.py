@@ -293,6 +293,8 @@ def _label_reader(field: str, path: str) -> Callable[[Any], Label]:
         return _integer_label
     if kind in JSON_FIELDS:
         return lambda value: _plain_label(_json_entry(value, path))
+    if field == "label":  # what `Decode` read from another field
+        return lambda value: _name_label(value) if isinstance(value, _BYTES) else _plain_label(value)
     return _name_label
 
 

@@ -125,6 +125,9 @@ def _row(
 ) -> tuple[list[Panel], Shown]:
     pixels: Pixels = look.pixels[0]
     (kept,) = drop.choose(look)
+    if not len(kept):
+        n_patches = look.scores.shape[1]
+        raise ValueError(f"patch_keep={drop.keep} keeps none of {n_patches} patches; give at least {1 / n_patches:.3g}")
     image = keep_patches(pixels, kept, patch)
     whole = len(encode_whole(pixels, quality=quality))
     storable = patch % CODING_UNIT["4:2:0"] == 0

@@ -101,9 +101,13 @@ def new_images(
     if size is not None:
         check_size(size)
     asked = None
-    if patch_keep is not None:
-        if n_kept(1000, patch_keep) == 0:
-            raise ValueError(f"patch_keep={patch_keep} keeps no patch; expected more than 0, such as 0.75")
+    if patch_keep is not None and size is not None:
+        n_patches = (size // PATCH) ** 2
+        if n_patches and n_kept(n_patches, patch_keep) == 0:  # a size that PATCH does not divide is met below
+            raise ValueError(
+                f"patch_keep={patch_keep} keeps none of the {n_patches} patches of {PATCH} x {PATCH} pixels at size "
+                f"{size}; give at least {1 / n_patches:.3g}"
+            )
         asked = named_importance(importance, patch=PATCH) if isinstance(importance, str) else importance
         seen_by = getattr(getattr(asked, "encoder", None), "name", None)
         if seen_by is not None:

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from adq_wds.errors import AdqError, SampleError, shorten
+from adq_wds.errors import SampleError, shorten
 from adq_wds.image import MAX_PIXELS, decode_image
 from adq_wds.pipe import Pipe
+from adq_wds.pipes.accelerator import accelerator_of, wrong_process
 from adq_wds.pipes.decode import stored_patches
 from adq_wds.sample import (
     IMAGE_FIELDS,
@@ -27,7 +28,6 @@ from adq_wds.sample import (
 
 EMBEDDING_FIELD = "emb.npy"
 ENCODER_FIELD = "__adq_encoder__"  # (name, revision, preprocessing_hash) of what made the embedding
-_FORKED = "forked subprocess"  # what torch says of CUDA there
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,12 +130,8 @@ class Embed(Pipe):
             raise place_error(error, sample, name) from error.__cause__
 
     def _embedded(self, images: list[Image.Image]) -> NDArray[np.float32]:
-        try:
+        with accelerator_of("Embed", f"the encoder {self.encoder.name!r}"):
             answer: Any = self.encoder(images)
-        except RuntimeError as error:
-            if _FORKED in str(error):
-                raise self._wrong_place("an accelerator") from error
-            raise
         with np.errstate(over="ignore"):  # as `embed_shards` reads it: beyond float32 is infinity
             rows = np.asarray(answer[0], dtype=np.float32)
         if rows.ndim != 2 or len(rows) != len(images) or rows.shape[1] == 0:
@@ -147,14 +143,7 @@ class Embed(Pipe):
     def _check_process(self) -> None:
         device = _device_of(self.encoder)
         if device.partition(":")[0] != "cpu" and os.getpid() != self.__dict__["_process"]:
-            raise self._wrong_place(device)
-
-    def _wrong_place(self, device: str) -> AdqError:
-        return AdqError(
-            f"Embed: the encoder {self.encoder.name!r} is on {device}, and this process was forked from the one that made "
-            "it, so it cannot use that device: put Embed after the loader, in the main process (num_workers=0), start "
-            "workers with multiprocessing_context='spawn', or make the encoder with device='cpu'"
-        )
+            raise wrong_process("Embed", f"the encoder {self.encoder.name!r}", device)
 
 
 def unit_half(rows: NDArray[np.float32]) -> NDArray[np.float16]:

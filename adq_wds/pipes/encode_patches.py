@@ -44,7 +44,7 @@ class EncodePatches(Pipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.quality, bool) or self.quality not in range(1, 101):
+        if type(self.quality) is not int or self.quality not in range(1, 101):
             raise ValueError(f"quality must be an integer from 1 to 100, got {self.quality!r}")
         if self.subsampling not in CODING_UNIT:
             raise ValueError(

@@ -12,9 +12,10 @@ from PIL import Image
 from adq_wds.core.importance import patch_seed
 from adq_wds.core.patches import Grid, cut_patches, n_kept, patch_grid, top_patches
 from adq_wds.core.rng import check_seed
-from adq_wds.errors import AdqError, SampleError, shorten
+from adq_wds.errors import SampleError, shorten
 from adq_wds.image import MAX_PIXELS
 from adq_wds.pipe import Pipe
+from adq_wds.pipes.accelerator import accelerator_of
 from adq_wds.pipes.embed import as_rgb
 from adq_wds.pipes.resize import centre_square, check_size
 from adq_wds.pipes.shifts import Look, fewest_patches
@@ -38,7 +39,6 @@ from adq_wds.shards import base_name
 
 PATCHES_FIELD, POSITIONS_FIELD, GRID_FIELD = KEPT_FIELDS
 KEEP, PATCH = 0.75, 16
-_FORKED = "forked subprocess"  # what torch says of CUDA there
 _DROPPED = (
     "some of its patches are dropped already: Decode(to='patches') gives those it kept; to choose anew, take the shards "
     "with whole images"
@@ -74,9 +74,9 @@ class DropPatches(Pipe):
             divide their sides.
         image: field with the image, as bytes or decoded, as `Embed` takes it; or a function giving one of these. One
             that was stored without some of its patches is refused: `Decode(to="patches")` gives those it kept.
-        label: field with the class that an importance explains, a number (after `Decode`,
-            ``operator.itemgetter("label")``). Only where labels are the classes of the importance's classifier: None
-            (default) asks for the class that it predicts, as Zhou et al. 2023 (arXiv 2308.10524) do.
+        label: field with the class that an importance explains, a number: "label" after `Decode`, "cls" before it.
+            Only where labels are the classes of the importance's classifier: None (default) asks for the class that
+            it predicts, as Zhou et al. 2023 (arXiv 2308.10524) do.
         seed: of a random importance, whose draws are keyed by seed, epoch, shard and key.
         max_pixels: a larger image is an error before a pixel is decoded.
 
@@ -232,15 +232,8 @@ class DropPatches(Pipe):
             )
             for i in at
         ]
-        try:
+        with accelerator_of("DropPatches", "the importance"):
             scores: NDArray[Any] = np.asarray(self.importance(chosen, labels, seeds))
-        except RuntimeError as error:
-            if _FORKED in str(error):
-                raise AdqError(
-                    "DropPatches: the importance is on an accelerator that this process, forked from another, cannot use: start "
-                    "workers with multiprocessing_context='spawn', or make the importance with device='cpu'"
-                ) from error
-            raise
         if scores.shape != (len(at), grid[0] * grid[1]):
             raise ValueError(
                 f"the importance gave {scores.shape} for {len(at)} images of {grid[0]} x {grid[1]} patches; expected "
@@ -253,7 +246,8 @@ class DropPatches(Pipe):
         if self.tolerance is None:
             return list(top_patches(look.scores, n_kept(look.scores.shape[1], self._keep)))
         assert self.encoder is not None
-        counts = fewest_patches(self.encoder, look, self._patch, self.tolerance)
+        with accelerator_of("DropPatches", "the encoder"):
+            counts = fewest_patches(self.encoder, look, self._patch, self.tolerance)
         return [top_patches(row[None], k)[0] for row, k in zip(look.scores, counts.tolist(), strict=True)]
 
 

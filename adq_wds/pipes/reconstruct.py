@@ -10,6 +10,7 @@ import torch
 
 from adq_wds.errors import SampleError, shorten
 from adq_wds.pipe import Pipe
+from adq_wds.pipes.accelerator import accelerator_of
 from adq_wds.pipes.patches import GRID_FIELD, PATCHES_FIELD, POSITIONS_FIELD
 from adq_wds.sample import Sample, clean_fields, place_error
 
@@ -71,9 +72,11 @@ class Reconstruct(Pipe):
             by_count.setdefault(len(sample[POSITIONS_FIELD]), []).append(i)
         device = next(iter(self.mae.parameters())).device
         for at in by_count.values():
-            patches = torch.from_numpy(np.stack([cleaned[i][PATCHES_FIELD] for i in at])).to(device)
-            positions = torch.from_numpy(np.stack([cleaned[i][POSITIONS_FIELD] for i in at])).to(device)
-            images = self.mae.reconstruct_patches(patches, positions).cpu().numpy()
+            kept = np.stack([cleaned[i][PATCHES_FIELD] for i in at])
+            places = np.stack([cleaned[i][POSITIONS_FIELD] for i in at])
+            with accelerator_of("Reconstruct", "the masked autoencoder"):
+                patches, positions = (torch.from_numpy(x).to(device) for x in (kept, places))
+                images = self.mae.reconstruct_patches(patches, positions).cpu().numpy()
             for i, image in zip(at, images, strict=True):
                 for name in (PATCHES_FIELD, POSITIONS_FIELD, GRID_FIELD):
                     cleaned[i].pop(name, None)

@@ -15,7 +15,7 @@ from adq_wds.cli import main
 from adq_wds.jobs.show_patches import show_patches
 from adq_wds.jobs.write import write_kept
 from adq_wds.models.mae import MaeSize, MaskedAutoencoder
-from adq_wds.patch_jpeg import encode_patches, encode_whole, keep_patches
+from adq_wds.patch_jpeg import decode, encode_patches, encode_whole, keep_patches
 from adq_wds.report.patch_sheet import Panel, draw_sheet, heat, holes, psnr
 
 
@@ -40,8 +40,11 @@ def test_numbers_are_those_of_the_files_and_the_network(shard: str, tmp_path: Pa
         image = keep_patches(look.pixels[0], kept["positions"], 16)
         assert each.whole_bytes == len(encode_whole(look.pixels[0]))
         assert each.stored_bytes == len(encode_patches(image))
-        assert each.psnr is not None
-        assert 0 < each.psnr < 60
+        stored = decode(encode_patches(image))
+        patches, places = (torch.from_numpy(x.copy())[None] for x in (stored.patches, stored.kept))
+        rebuilt = mae.reconstruct_patches(patches, places)[0].numpy()
+        dropped = ~image.mask.reshape(4, 4).repeat(16, 0).repeat(16, 1)
+        assert each.psnr == pytest.approx(psnr(look.pixels[0], rebuilt, dropped))
     with Image.open(tmp_path / "p.png") as picture:
         assert (picture.format, picture.mode) == ("PNG", "RGB")
         assert picture.width == 5 * 234 + 10
@@ -56,7 +59,9 @@ def test_small_patches_are_shown_without_a_jpeg_and_nothing_dropped_has_no_psnr(
     options: Any = {"patch": 4, "size": 32, "samples": 1}
     texture = adq.importance("texture", patch=4)
     (small,) = show_patches(shard, texture, tmp_path / "p.png", mae=network(32, 4), **options)
-    assert small.stored_bytes is None
+    assert (small.stored_bytes, small.ratio) == (None, None)
+    with pytest.raises(ValueError, match=r"patch_keep=0.001 keeps none of 64 patches; give at least 0.0156"):
+        show_patches(shard, texture, tmp_path / "p.png", patch_keep=0.001, **options)
     (whole,) = show_patches(shard, texture, tmp_path / "p.png", mae=network(32, 4), patch_keep=1.0, **options)
     assert whole.psnr is None
 

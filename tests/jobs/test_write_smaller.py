@@ -242,7 +242,16 @@ def test_an_encoder_is_named_by_the_flags_it_always_has(
     [
         ({"importance": "random"}, "importance='random' decides which patches are kept; give patch_keep too"),
         ({"patch_keep": float("nan")}, r"keep must be a number in \[0, 1\], got nan"),
-        ({"patch_keep": 0.0}, "patch_keep=0.0 keeps no patch; expected more than 0"),
+        (
+            {"patch_keep": 0.0},
+            "patch_keep=0.0 keeps none of the 196 patches of 16 x 16 pixels at size 224; give at least",
+        ),
+        ({"patch_keep": 0.004}, "patch_keep=0.004 keeps none of the 196 patches"),
+        (
+            {"patch_keep": 0.5, "size": 16},
+            "patch_keep=0.5 keeps none of the 1 patches .* at size 16; give at least 1",
+        ),
+        ({"quality": 90.0}, "quality must be an integer from 1 to 100, got 90.0"),
         ({"patch_keep": 1.5}, "got 1.5"),
         ({"patch_keep": 0.5, "importance": "tecture"}, "unknown importance 'tecture'; did you mean texture"),
         ({"patch_keep": 0.5, "size": 100, "importance": "random"}, "100 x 100 pixels .* patches of 16 x 16"),

@@ -127,6 +127,19 @@ def test_threads_that_share_the_network_do_not_meet() -> None:
             np.testing.assert_allclose(one, other, rtol=1e-5)
 
 
+def test_weights_that_change_are_seen() -> None:
+    encoder = timm_encoder("vit_tiny_patch16_224", pretrained=False, image_size=SIZE)
+    importance = attention_importance(encoder, patch=16)
+    images = pictures(1)
+    before = importance(images, [None], [0])
+    with torch.no_grad():
+        encoder.model.blocks[-1].attn.qkv.weight.mul_(3)  # type: ignore[union-attr,index,operator]
+    np.testing.assert_allclose(
+        importance(images, [None], [0])[0], attention_importance(encoder, patch=16)(images, [None], [0])[0]
+    )
+    assert not np.allclose(before, importance(images, [None], [0]))
+
+
 @pytest.mark.parametrize("name", ["resnet10t", "swin_tiny_patch4_window7_224", "builtin"])
 def test_a_network_without_attention_over_all_patches_is_refused(name: str) -> None:
     encoder = builtin_encoder() if name == "builtin" else timm_encoder(name, pretrained=False)

@@ -135,6 +135,55 @@ def test_base_large_and_huge_need_no_heads(tmp_path: Path, width: int, heads: in
     assert load_mae(tmp_path / "a.safetensors").size == size
 
 
+def test_a_width_that_is_only_published_of_decoders_says_nothing_about_an_encoder(tmp_path: Path) -> None:
+    size = MaeSize(
+        (16, 16), 8, width=512, depth=1, heads=8, decoder_width=512, decoder_depth=1, decoder_heads=16
+    )
+    save_file(dict(MaskedAutoencoder(size).state_dict()), tmp_path / "a.safetensors")
+    with pytest.raises(
+        ValueError, match=r"how many heads a width of 512 has; give heads=\(encoder, decoder\)"
+    ):
+        load_mae(tmp_path / "a.safetensors")
+    assert load_mae(tmp_path / "a.safetensors", heads=(8, 16)).size == size
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"heads": 4}, "heads=4: expected two integers"),
+        ({"heads": (4,)}, r"heads=\(4,\): expected two integers"),
+        ({"heads": (2, 2, 2)}, "expected two integers"),
+        ({"norm_pix": "no"}, "norm_pix='no': expected True or False"),
+        ({"image_size": 32.0}, "image_size=32.0: expected an integer, or two"),
+        ({"image_size": (32,)}, r"image_size=\(32,\): expected an integer, or two"),
+    ],
+)
+def test_a_wrong_option_is_met_before_the_file_is_read(tmp_path: Path, options: Any, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        load_mae(tmp_path / "missing.safetensors", **options)
+
+
+def test_a_small_file_cannot_ask_for_many_blocks(tmp_path: Path) -> None:
+    """S5: all that are named would be made before they are compared."""
+    many = {f"blocks.{i}.norm1.bias": torch.zeros(0) for i in range(129)}
+    save_file({**network().state_dict(), **many}, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match=r"a\.safetensors: 129 blocks; expected at most 128"):
+        load_mae(tmp_path / "a.safetensors", heads=(4, 3))
+
+
+@pytest.mark.parametrize("key", ["patch_embed.proj.weight", "decoder_embed.weight", "pos_embed"])
+def test_an_empty_tensor_with_huge_sides_is_refused(tmp_path: Path, key: str) -> None:
+    """S5: no byte stands behind such a side, and a product of sides may overflow."""
+    dims = {
+        "patch_embed.proj.weight": (0, 3, 2**30, 2**30),
+        "decoder_embed.weight": (2**40, 0),
+        "pos_embed": (0, 2**60, 1),
+    }
+    save_file({**network().state_dict(), key: torch.empty(dims[key])}, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match=rf"{key} is of shape .*none empty"):
+        load_mae(tmp_path / "a.safetensors", heads=(4, 3))
+
+
 @pytest.mark.parametrize("place", ["folder", "file"])
 def test_the_hubs_layout_with_its_config(tmp_path: Path, place: str) -> None:
     made = network()
@@ -354,6 +403,7 @@ def with_header(path: Path, entry: str) -> Path:
         ('{"norm_pix": 1}', "norm_pix is 1"),
         ('{"fill": "yes"}', "fill is 'yes'"),
         ('{"norm_eps": NaN}', "norm_eps is nan"),
+        ('{"heads": 1' + "0" * 400 + "}", "heads is 10000"),
         ('{"mean": [1, 2, Infinity]}', r"mean is \[1, 2, inf\]"),
         ('{"mean": [[1], 2, 3]}', r"mean is \[\[1\], 2, 3\]"),
         ('{"image_size": null}', "image_size is None"),
@@ -377,6 +427,7 @@ def test_a_damaged_header_is_an_error(tmp_path: Path, entry: str, message: str) 
         ({"heads": 2**60}, "a width of 16 with 1152921504606846976 heads"),
         ({"decoder_heads": -3}, "decoder_heads=-3"),
         ({"std": [1, 1, 0]}, r"std=\(1, 1, 0\)"),
+        ({"image_size": [24, 24, 24]}, r"image_size=\(24, 24, 24\)"),
     ],
 )
 def test_a_header_that_lies_is_refused_before_anything_is_made(

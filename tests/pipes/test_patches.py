@@ -332,8 +332,25 @@ def test_an_accelerator_behind_a_fork_ends_the_stream() -> None:
     def importance(*_: Any) -> NDArray[np.float32]:
         raise RuntimeError("Cannot re-initialize CUDA in forked subprocess")
 
-    with pytest.raises(adq.AdqError, match=r"DropPatches: the importance is on an accelerator .*='spawn'"):
+    with pytest.raises(adq.AdqError, match=r"DropPatches: the importance is on an accelerator, .*='spawn'"):
         list(adq.DropPatches(importance, patch=4, on_error="skip")(samples(2)))
+
+    class Forked(Telling):
+        name, revision, preprocessing_hash = "a", "1", ""
+
+        def __call__(self, *_: Any) -> Any:
+            raise RuntimeError("Cannot re-initialize CUDA in forked subprocess")
+
+    pipe = adq.DropPatches(adq.importance("texture", patch=4), tolerance=0.1, encoder=Forked())
+    with pytest.raises(adq.AdqError, match=r"DropPatches: the encoder is on an accelerator, .*='spawn'"):
+        list(pipe(samples(2)))
+
+
+def test_the_label_that_decode_read_is_the_class_that_is_explained() -> None:
+    importance = Telling()
+    decoded = adq.Decode().apply(samples(3))
+    adq.DropPatches(importance, label="label").apply(decoded)
+    assert importance.heard[0][1] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("lossless", [False, True])

@@ -54,6 +54,7 @@ def test_the_pipe_gives_what_the_network_gives_of_whole_images(mae: MaskedAutoen
         cells = sample["image"].reshape(4, 4, 4, 4, 3).transpose(0, 2, 1, 3, 4).reshape(16, 4, 4, 3)
         stored = image.reshape(4, 4, 4, 4, 3).transpose(0, 2, 1, 3, 4).reshape(16, 4, 4, 3)
         assert np.array_equal(cells[kept], stored[kept])
+        assert sample["image"].base is None, "a view would keep the whole batch alive"
     assert all(a.keys() == b.keys() for a, b in zip(before, samples, strict=True))
 
 
@@ -96,6 +97,8 @@ def test_what_are_not_patches_of_such_an_image_is_a_bad_sample(
 
 def test_damaged_weights_are_an_error_and_no_image(mae: MaskedAutoencoder) -> None:
     """F35."""
+    out = mae.reconstruct_patches(torch.zeros(1, 2, 4, 4, 3, dtype=torch.uint8), torch.tensor([[0, 1]]))
+    assert out.is_inference(), "no graph is kept of what nobody trains"
     broken = MaskedAutoencoder(SIZE).eval()
     with torch.no_grad():
         broken.decoder_pred.weight.fill_(float("nan"))
@@ -134,6 +137,36 @@ def test_batches_come_back_as_normalised_images_with_their_labels(mae: MaskedAut
     assert (images.dtype, images.shape) == (torch.float32, (10, 3, 16, 16))
     assert not images.is_inference(), "a training must be able to save them"
     assert np.abs(images.numpy() - normalised(expected, mean, std)).max() <= 1.01 / 255 / 0.2
+    kept = mask(samples).reshape(10, 1, 4, 4).repeat(4, 2).repeat(4, 3).repeat(3, 1)
+    assert np.abs(images.numpy() - normalised(expected, mean, std))[kept].max() <= 1e-5
+    (other,) = reconstruct_batches([collated(samples)], mae, mean=np.array(mean), std=torch.tensor(std))  # type: ignore[arg-type]
+    assert other[0].dtype == torch.float32
+    assert torch.allclose(other[0], images, atol=1.01 / 255 / 0.2)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "text"),
+    [
+        ({"mean": (0.5,)}, ValueError, r"mean=\(0.5,\): expected three numbers"),
+        ({"mean": (0, 0, float("nan"))}, ValueError, "mean=.*expected three numbers"),
+        ({"std": (1, 0, 1)}, ValueError, "std=.*expected three numbers, each above 0"),
+        ({"device": "nowhere"}, ValueError, "nowhere"),
+        ({"mae": "builtin"}, TypeError, "needs a masked autoencoder, got 'builtin'; write adq_wds.load_mae"),
+    ],
+)
+def test_a_wrong_argument_is_met_before_the_first_batch(
+    mae: MaskedAutoencoder, options: dict[str, Any], kind: type[Exception], text: str
+) -> None:
+    with pytest.raises(kind, match=text):
+        reconstruct_batches([], **{"mae": mae, **options})
+
+
+def test_images_that_a_batch_brings_are_not_taken_for_the_rebuilt_ones(mae: MaskedAutoencoder) -> None:
+    samples = [{**sample, "image": 0} for sample in samples_of(pictures(2))]
+    whole = {name: np.stack([s[name] for s in samples]) for name in ("patches", "positions", "image")}
+    for batch in (samples, whole):
+        with pytest.raises(ValueError, match=r"has a field 'image' already, .* rename or drop it"):
+            list(reconstruct_batches([batch], mae))
 
 
 def test_dicts_arrays_and_samples_with_different_numbers_give_the_same(mae: MaskedAutoencoder) -> None:
