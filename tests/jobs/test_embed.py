@@ -14,6 +14,8 @@ from PIL import Image
 
 import adq_wds as adq
 from adq_wds.core.texture import texture
+from adq_wds.jobs.estimate import estimate
+from adq_wds.jobs.views import embed_views
 from adq_wds.jobs.write import write_kept
 from adq_wds.models.thumbnail import Thumbnail
 from adq_wds.tables.features_file import FeaturesFile
@@ -396,6 +398,28 @@ def test_an_image_without_some_patches_is_embedded_in_its_places_and_grey(
     said = [r.getMessage() for r in caplog.records if "patches" in r.getMessage()]
     text = "images are stored without some of their patches, which encoders and scores see as grey"
     assert said == [f"shard 0.tar: {text}"]
+
+
+def test_estimates_and_views_see_the_filled_image_too(patched: list[Path], tmp_path: Path) -> None:
+    found = estimate(patched, Thumbnail())
+    assert (found["shards"], found["samples"]) == (2, 40)
+    features = adq.embed_shards(patched, "thumbnail", tmp_path / "f")
+    seen = Seen()
+    embed_views(features, patched, seen, views=5)
+    sizes = {size for size, _ in seen.images}
+    assert sizes == {(64, 64)}, "views have the side of the image, not of a row of tiles"
+    assert np.mean([colours for _, colours in seen.images]) > 0.2, "half of each image is grey"
+
+
+class Seen(Thumbnail):
+    """The thumbnail, which keeps each image's size and the share of it that is the grey of a missing patch."""
+
+    def __init__(self) -> None:
+        self.images: list[tuple[tuple[int, int], float]] = []
+
+    def __call__(self, images: Any) -> Any:
+        self.images += [(i.size, float((np.asarray(i) == 128).all(2).mean())) for i in images]
+        return super().__call__(images)
 
 
 def test_whole_images_are_embedded_without_a_word_of_patches(
