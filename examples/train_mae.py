@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn import functional as F
+from tqdm import tqdm
 
 import adq_wds as adq
 from adq_wds.files import atomic_path
@@ -342,7 +343,9 @@ def main(argv: list[str] | None = None) -> None:
     training = Training(a)
     training.load()
     while training.step < training.n_steps:
-        for (images,) in training.loader:
+        done = training.step % len(training.loader)
+        bar = tqdm(training.loader, total=len(training.loader), initial=done, disable=None, leave=False)
+        for (images,) in bar:
             training.one_step(images)
             ended = training.step % len(training.loader) == 0
             if ended:

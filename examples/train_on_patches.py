@@ -16,6 +16,7 @@ from typing import Any
 
 import timm
 import torch
+from tqdm import tqdm
 
 import adq_wds as adq
 
@@ -43,7 +44,7 @@ def main() -> None:
     if a.drop:
         importance = adq.importance(a.drop, patch=mae.size.patch)
         pipes = [adq.Decode(), adq.DropPatches(importance, keep=a.keep, size=mae.size.image_size[0])]
-    fields = ("patches", "positions", "label")
+    fields = ("patches", "positions", "grid", "label")
     dataset = adq.ShardDataset(a.shards, pipes=pipes, fields=fields, batch_size=a.batch_size, shuffle=True)
     loader = adq.Loader(dataset, num_workers=a.workers)
 
@@ -53,7 +54,8 @@ def main() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for epoch in range(a.epochs):
         losses = []
-        for images, labels in adq.reconstruct_batches(loader, mae, device=a.device):
+        rebuilt = adq.reconstruct_batches(loader, mae, device=a.device)
+        for images, labels in tqdm(rebuilt, total=len(loader), disable=None, leave=False):
             loss = torch.nn.functional.cross_entropy(model(images), labels)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call, unused-ignore]

@@ -15,6 +15,7 @@ from typing import Any
 
 import timm
 import torch
+from tqdm import tqdm
 
 import adq_wds as adq
 
@@ -51,7 +52,7 @@ def main() -> None:
     if a.drop:
         importance = adq.importance(a.drop, patch=a.patch)
         pipes = [adq.Decode(), adq.DropPatches(importance, keep=a.keep, size=a.size)]
-    fields = ("patches", "positions", "label")
+    fields = ("patches", "positions", "grid", "label")
     dataset = adq.ShardDataset(a.shards, pipes=pipes, fields=fields, batch_size=a.batch_size, shuffle=True)
     loader = adq.Loader(dataset, num_workers=a.workers)
 
@@ -61,7 +62,11 @@ def main() -> None:
     optimizer = torch.optim.AdamW(vit.parameters(), lr=5e-4)
     for epoch in range(a.epochs):
         losses = []
-        for patches, positions, labels in loader:
+        for patches, positions, grid, labels in tqdm(loader, disable=None, leave=False):
+            if not (grid == torch.tensor(vit.patch_embed.grid_size)).all():
+                raise SystemExit(
+                    f"images of {grid[0].tolist()} patches, the ViT's have {vit.patch_embed.grid_size}"
+                )
             loss = torch.nn.functional.cross_entropy(forward(vit, patches, positions), labels)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call, unused-ignore]

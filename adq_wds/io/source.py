@@ -129,7 +129,7 @@ class ShardDataset(IterableDataset[Any]):
         fetch = Fetch(as_cache(cache), bool(allow_pipe), access)
         listing = _listing(urls, plan, root, index, fresh, fetch)
         if collate is None:
-            collate = default_collate if fields is not None else _as_list
+            collate = _stacked if fields is not None else _as_list
         self._recipe = Recipe(
             listing=listing,
             pipes=tuple(pipes),
@@ -155,6 +155,11 @@ class ShardDataset(IterableDataset[Any]):
         return (
             f"<ShardDataset {self._recipe.listing.n_total:,} samples in {shards} shards, epoch {self.epoch}>"
         )
+
+    @property
+    def fields(self) -> tuple[str, ...] | None:
+        """The fields that a sample's tuple is made of; None where samples are dicts."""
+        return self._recipe.fields
 
     @property
     def epoch(self) -> int:
@@ -336,3 +341,16 @@ def _check(pipes: object, batch_size: object, fields: object, collate: object, u
 
 def _as_list(samples: list[Any]) -> list[Any]:
     return samples
+
+
+def _stacked(samples: list[Any]) -> Any:
+    """Torch's default, and what to do where it cannot."""
+    try:
+        return default_collate(samples)
+    except RuntimeError as error:
+        if "equal size" not in str(error):
+            raise
+        raise ValueError(
+            f"the samples of a batch differ in shape ({error}); give collate=list for lists of samples, or a pipe that makes "
+            "them alike"
+        ) from error

@@ -140,8 +140,9 @@ def save_mae(network: MaskedAutoencoder, path: str | os.PathLike[str], header: d
     """
     said = {k: v for k, v in asdict(network.size).items() if k not in _IN_SHAPES}
     state = {name: value.cpu().half().contiguous() for name, value in network.state_dict().items()}
-    with atomic_path(path) as partial:
-        safetensors.torch.save_file(state, Path(partial), metadata={**header, HEADER_ENTRY: json.dumps(said)})
+    content = safetensors.torch.save(state, metadata={**header, HEADER_ENTRY: json.dumps(said)})
+    with atomic_path(path) as partial:  # `save_file` would make it readable for its owner alone
+        Path(partial).write_bytes(content)
 
 
 # What the file says beside its tensors

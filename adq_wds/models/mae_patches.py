@@ -47,12 +47,31 @@ def smooth_fill(kept: torch.Tensor, positions: torch.Tensor, grid: tuple[int, in
     squared = (reach[:, None].square() + reach.square()).float()
     kernel = torch.where(squared > 0, squared.clamp(min=1) ** -2.5, 0.0)
     with torch.autocast(kept.device.type, enabled=False):
-        around = nn.functional.conv2d(
-            image.reshape(-1, 1, *image.shape[2:]), kernel[None, None], padding="same"
-        )
-    around = around.view_as(image)
+        around = _convolved(image, kernel) if P <= SMALL else _convolved_by_fft(image, kernel)
     filled = around[:, :-1] / around[:, -1:].clamp(min=1e-12)
     return cut(filled.permute(0, 2, 3, 1), P)
+
+
+SMALL = 4  # sides of patches, in pixels, up to which a plain convolution is the fastest
+
+
+def _convolved(image: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
+    """Each channel of (B, C, H, W) float32 by a kernel (k, k), k odd, zeros beyond the border."""
+    H, W = image.shape[2:]
+    return nn.functional.conv2d(image.reshape(-1, 1, H, W), kernel[None, None], padding="same").view_as(image)
+
+
+def _convolved_by_fft(image: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
+    """As `_convolved`, with a kernel of many pixels: at 224 and patches of 16 in a hundredth of the time.
+
+    In float64, since weights of the farthest pixels are 1e-9 of those of the nearest; what lies below the rounding of
+    the transform is 0, as where nothing is near.
+    """
+    (H, W), k = image.shape[2:], len(kernel)
+    size = (H + k - 1, W + k - 1)
+    product = torch.fft.rfft2(image.double(), s=size) * torch.fft.rfft2(kernel.double(), s=size)
+    around = torch.fft.irfft2(product, s=size)[..., k // 2 : k // 2 + H, k // 2 : k // 2 + W]
+    return torch.where(around.abs() > 1e-13, around, 0.0).float()
 
 
 def sine_positions(grid: tuple[int, int], width: int) -> torch.Tensor:

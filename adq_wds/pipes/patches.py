@@ -56,8 +56,8 @@ class DropPatches(Pipe):
     - ``grid``: (2,) int64, rows and columns of all L patches.
 
     With `keep`, and images of one size, k is the same for all, so batches collate as they are
-    (``fields=("patches", "positions", "label")``). With `tolerance` each image has a k of its own, and batches need
-    a collate function that pads, or stay lists.
+    (``fields=("patches", "positions", "grid", "label")``). With `tolerance` each image has a k of its own, and batches
+    stay lists (``collate=list``), which `reconstruct_batches` takes.
 
     The answer does not depend on the cut into batches, but for importances and encoders that are networks: these add
     in another order for another batch, so of two patches whose importance differs by less than 1e-5 of the image's

@@ -225,24 +225,32 @@ def test_where_nothing_is_kept_a_patch_has_the_data_sets_mean_and_deviation() ->
     torch.testing.assert_close(net.pixels(predicted, nothing, NOWHERE), expected, rtol=1e-4, atol=1e-3)
 
 
-def test_a_smooth_fill_weighs_kept_pixels_by_the_fifth_power_of_the_distance_up_to_two_patches_away() -> None:
-    grid, P = (6, 3), 2
-    image = torch.rand(1, 12, 6, 3, generator=torch.Generator().manual_seed(0))
-    positions = torch.tensor([[0, 5, 7]])
+@pytest.mark.parametrize(
+    ("grid", "P", "places"), [((6, 3), 2, [0, 5, 7]), ((5, 2), 5, [0, 3]), ((6, 1), 5, [0])]
+)
+def test_a_smooth_fill_weighs_kept_pixels_by_the_fifth_power_of_the_distance_up_to_two_patches_away(
+    grid: tuple[int, int], P: int, places: list[int]
+) -> None:
+    """By a plain convolution, and for larger patches by a Fourier transform."""
+    H, W = grid[0] * P, grid[1] * P
+    image = torch.rand(1, H, W, 3, generator=torch.Generator().manual_seed(0))
+    positions = torch.tensor([places])
     patches = cut(image, P)
-    found = joined(smooth_fill(patches[:, positions[0]], positions, grid), grid)[0]
-    known = joined(torch.zeros(1, 18, P, P, 1).index_fill(1, positions[0], 1.0), grid)[0, :, :, 0].bool()
+    found = joined(smooth_fill(patches[:, positions[0]], positions, grid), grid)[0].numpy()
+    known = joined(torch.zeros(1, grid[0] * grid[1], P, P, 1).index_fill(1, positions[0], 1.0), grid)[
+        0, :, :, 0
+    ]
+    at, values = np.argwhere(known.numpy()), image[0][known.bool()].double().numpy()
     alone = 0
-    for row, column in np.ndindex(12, 6):
-        total, weights = torch.zeros(3), 0.0
-        for r, c in known.nonzero().tolist():
-            if (r, c) != (row, column) and max(abs(r - row), abs(c - column)) <= 2 * P:
-                weight = math.hypot(r - row, c - column) ** -5
-                total, weights = total + weight * image[0, r, c], weights + weight
-        alone += weights == 0
-        expected = total / weights if weights else torch.zeros(3)
-        torch.testing.assert_close(found[row, column], expected, rtol=1e-4, atol=1e-5)
-    assert alone > 0  # the lowest rows have nothing near
+    for pixel in np.ndindex(H, W):
+        away = np.abs(at - pixel)
+        near = (away.max(1) <= 2 * P) & (away.max(1) > 0)
+        weight = np.hypot(*away[near].T.astype(float)) ** -5.0
+        alone += not near.any()
+        expected = (weight[:, None] * values[near]).sum(0) / weight.sum() if near.any() else np.zeros(3)
+        np.testing.assert_allclose(found[pixel], expected, rtol=1e-4, atol=1e-5)
+        assert near.any() or (found[pixel] == 0).all()
+    assert alone > 0  # the last ones have nothing near
 
 
 def test_the_fill_is_float32_under_autocast() -> None:
