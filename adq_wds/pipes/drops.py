@@ -71,7 +71,8 @@ def measure_drops(
         encode: also measure bytes, as this pipe would store the patches.
 
     Raises:
-        ValueError: no sample, images of several sizes (give `size`), or an argument that `DropPatches` refuses.
+        ValueError: no sample, batches of them, images of several sizes (give `size`), or an argument that `DropPatches`
+            refuses.
         SampleError: a sample is bad.
 
     Source: ours.
@@ -87,6 +88,8 @@ def measure_drops(
     grids = set()
     stream = islice(samples, limit)
     while chunk := list(islice(stream, pipe.chunk)):
+        if not all(isinstance(sample, dict) for sample in chunk):
+            raise ValueError("samples to measure are dicts; give a data set without batch_size and fields")
         for look in pipe.look(chunk):
             grids.add(look.grid)
             shifts.append(shift_table(encoder, look, pipe.patch))

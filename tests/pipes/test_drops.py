@@ -128,6 +128,11 @@ def test_a_budget_of_patches_is_met_and_hardly_missed(budget: float) -> None:
         assert table.kept_at(float(below[-2])).sum() > budget * 16 * 12
 
 
+def test_batches_are_not_measured() -> None:
+    with pytest.raises(ValueError, match="samples to measure are dicts; give a data set without batch_size"):
+        measure_drops([samples(2)], TEXTURE, ENCODER)  # type: ignore[list-item]
+
+
 def test_a_budget_of_bytes_is_met_by_the_files() -> None:
     pipe = adq.EncodePatches(quality=80)
     table = measure_drops(samples(), TEXTURE, ENCODER, encode=pipe)
