@@ -317,7 +317,7 @@ def arguments() -> argparse.ArgumentParser:
     )
     made.add_argument("--drop-range", type=float, nargs=2, default=(0.15, 0.6), help="in the other steps")
     made.add_argument("--clumped", type=float, default=0.4, help="share of images whose drops lie together")
-    made.add_argument("--epochs", type=int, default=12)
+    made.add_argument("--epochs", type=int, default=24)
     made.add_argument("--batch", type=int, default=64)
     made.add_argument("--rate", type=float, default=4e-3, help="the highest learning rate")
     made.add_argument("--warmup", type=int, default=300, help="steps in which the rate rises")
