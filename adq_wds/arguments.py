@@ -167,7 +167,7 @@ def _add_write(commands: Any) -> None:
     command.add_argument("--max-bytes", type=int, default=1 << 30, help="payload bytes in a shard, at most")
     command.add_argument("--split", default="train", help="name of the split in _info.json")
     command.add_argument(
-        "--overwrite", action="store_true", help="replace another run's shards in the folder"
+        "--overwrite", action="store_true", help="replace an earlier run's shards in the folder"
     )
     _smaller_flags(command)
     _encoder_flags(command)
@@ -197,6 +197,7 @@ def _smaller_flags(command: argparse.ArgumentParser) -> None:
         "--image", default=IMAGE_FIELDS, help="field with the image, alternatives separated by ;"
     )
     group.add_argument("--seed", type=int, default=0, help="of the random importance")
+    _skip_flags(group, "what to do with a sample whose image cannot be written anew")
 
 
 def _add_index(commands: Any) -> None:
@@ -309,15 +310,7 @@ def _embed_flags(command: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     )
     group.add_argument("--batch-size", type=int, default=64, help="images per call of the encoder")
     group.add_argument("--workers", type=int, help="threads; as many as cores unless said")
-    group.add_argument(
-        "--on-error",
-        choices=("raise", "skip"),
-        default="raise",
-        help="what to do with a bad sample (not with a bad view, which ends the job)",
-    )
-    group.add_argument(
-        "--max-bad-fraction", type=float, default=MAX_BAD_FRACTION, help="of a shard, when skipping"
-    )
+    _skip_flags(group, "what to do with a bad sample (not with a bad view, which ends the job)")
     group.add_argument("--limit", type=int, help="only the first samples, this many")
     group.add_argument(
         "--logit-grad",
@@ -336,6 +329,13 @@ def _embed_flags(command: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     )
     group.add_argument("--dry-run", action="store_true", help="say samples, memory, time and bytes, and stop")
     return group
+
+
+def _skip_flags(group: argparse._ActionsContainer, text: str) -> None:
+    group.add_argument("--on-error", choices=("raise", "skip"), default="raise", help=text)
+    group.add_argument(
+        "--max-bad-fraction", type=float, default=MAX_BAD_FRACTION, help="of all samples, when skipping"
+    )
 
 
 def _plan_flags(command: argparse.ArgumentParser) -> None:
@@ -379,3 +379,9 @@ def _rate_flags(group: argparse._ActionsContainer, *, keep: str, seed: str, memo
         "--normalise", choices=("sum", "minmax"), default="sum", help="of each score over the bins"
     )
     group.add_argument("--memory-bytes", type=int, default=1 << 30, help=memory)
+
+
+def flags_of(command: str) -> set[str]:
+    """The flags that a command takes: ``--patch-keep``, ``--no-amp`` and so on."""
+    (commands,) = (each for each in make_parser()._actions if isinstance(each, argparse._SubParsersAction))
+    return {flag for flag in commands.choices[command]._option_string_actions if flag.startswith("--")}

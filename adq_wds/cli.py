@@ -17,25 +17,28 @@ from typing import Any
 from tqdm import tqdm
 
 import adq_wds
-from adq_wds.arguments import make_parser
-from adq_wds.errors import AdqError, ShardError
+from adq_wds.arguments import flags_of, make_parser
+from adq_wds.errors import AdqError, PlanError, ShardError
+from adq_wds.flagged import flagged
 from adq_wds.registry import ENCODER_OPTIONS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; gives the exit code."""
     logging.basicConfig(format="%(message)s", handlers=[_BesideBars()])
+    command = "run"  # whose run.json is read while arguments are
     try:
         arguments = _parse(argv)
+        command = arguments.command
         logging.getLogger("adq_wds").setLevel(logging.WARNING if arguments.quiet else logging.INFO)
-        _COMMANDS[arguments.command](arguments)
+        _COMMANDS[command](arguments)
         sys.stdout.flush()
     except AdqError as error:
-        return _fail(error, 1)
+        return _fail(error, command, 1)
     except BrokenPipeError:  # `adq show plan.parquet | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, TypeError, OSError) as error:
-        return _fail(error, 2)
+        return _fail(error, command, 2)
     except KeyboardInterrupt:
         print("adq: interrupted; run the same command again to go on", file=sys.stderr)
         return 130
@@ -62,9 +65,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return make_parser({name: earlier[name] for name in earlier if hasattr(arguments, name)}).parse_args(argv)
 
 
-def _fail(error: Exception, code: int) -> int:
+def _fail(error: Exception, command: str, code: int) -> int:
     kind = f"{type(error).__name__}: " if isinstance(error, AdqError) else ""
-    print(f"adq: {kind}{' '.join(str(error).split())}", file=sys.stderr)  # one line, whatever a library says
+    text = flagged(" ".join(str(error).split()), flags_of(command))  # one line, whatever a library says
+    print(f"adq: {kind}{text}", file=sys.stderr)
     return code
 
 
@@ -100,11 +104,39 @@ def _codebook(a: argparse.Namespace) -> None:
 
 def _show(a: argparse.Namespace) -> None:
     if a.patches is not None:
+        _refuse(a, ("keep",), "beside --patches; --patch-keep says how many patches are kept")
         _show_patches(a)
-    elif Path(a.plan).suffix == ".safetensors":
+        return
+    _refuse(a, (*_SHOW_PATCHES, "encoder", *ENCODER_OPTIONS), "without --patches; leave it out")
+    if Path(a.plan).suffix == ".safetensors":
         _show_codebook(a, adq_wds.load_codebook(a.plan))
-    else:
-        _show_plan(a, adq_wds.load_plan(a.plan))
+        return
+    _refuse(a, ("keep",), "on a plan, which says its own; leave it out")
+    try:
+        plan = adq_wds.load_plan(a.plan)
+    except PlanError:
+        if _like_shards(a.plan):
+            raise ValueError(
+                f"{a.plan!r} names tar shards, no plan; --patches OUT.png draws what dropping patches does to their images"
+            ) from None
+        raise
+    _show_plan(a, plan)
+
+
+def _refuse(a: argparse.Namespace, names: Sequence[str], why: str) -> None:
+    """Raise `ValueError` for a flag that was given and would do nothing."""
+    usual = make_parser().parse_args([a.command, "-"])
+    for name in names:
+        if getattr(a, name) != getattr(usual, name):
+            raise ValueError(f"--{name.replace('_', '-')} has no effect {why}")
+
+
+def _like_shards(path: str) -> bool:
+    return (
+        path.endswith((".tar", ".tar.gz", ".tgz"))
+        or "::" in path
+        or next(Path(path).glob("*.tar"), None) is not None
+    )
 
 
 def _show_patches(a: argparse.Namespace) -> None:
@@ -112,14 +144,11 @@ def _show_patches(a: argparse.Namespace) -> None:
 
     from adq_wds.jobs.show_patches import patches_text, show_patches
 
-    options = {name: value for name, value in _encoder(a).items() if name != "spec"}
-    if a.encoder is not None:
-        options["encoder"] = a.encoder
-    importance = adq_wds.importance(a.importance, patch=a.patch, **options)
+    importance = adq_wds.importance(a.importance, patch=a.patch, **_eyes(a))
     mae = None if a.mae is None else adq_wds.load_mae(a.mae)
     shown = show_patches(
         a.plan, importance, a.patches, mae=mae, size=a.size or None,
-        **_pick(a, "patch_keep", "patch", "quality", "image", "samples"),
+        **_pick(a, *(name for name in _SHOW_PATCHES if name not in ("size", "importance", "mae"))),
     )  # fmt: skip
     _print(
         a,
@@ -143,18 +172,21 @@ def _show_plan(a: argparse.Namespace, plan: adq_wds.Plan) -> None:
 def _write(a: argparse.Namespace) -> None:
     from dataclasses import asdict
 
-    from adq_wds.jobs.write import write_kept
-    from adq_wds.jobs.write_smaller import parts_text
+    from adq_wds.jobs.write import parts_text, write_kept
+    from adq_wds.jobs.write_smaller import totals
 
     report = write_kept(a.shards, a.plan, a.out, importance=_importance(a), **_pick(a, *_WRITE))
     share = 100 * report.bytes / max(1, report.source_bytes or 0)
+    bad = f" of {report.read:,} read, {report.bad:,} bad ones left out (see the log)," if report.bad else ""
     text = (
-        f"{report.samples:,} samples in {report.shards} shards: {report.bytes:,} bytes on disk "
-        f"({report.payload_bytes:,} of them payload), {share:.1f} % of the source's {report.source_bytes:,}"
+        f"{report.samples:,} samples{bad} in {report.shards} shards: {report.bytes:,} bytes on disk "
+        f"({report.payload_bytes:,} of them payload), {share:.1f} % of the source files' {report.source_bytes:,}"
     )
+    shown = {**asdict(report), "read": report.read}
     if report.parts is not None:
-        text += f"\n\n{parts_text(report.parts)}"
-    _print(a, asdict(report), text)
+        shown["totals"] = totals(report.parts)
+        text += f"\n\n{parts_text(report)}"
+    _print(a, shown, text)
 
 
 def _index(a: argparse.Namespace) -> None:
@@ -240,39 +272,18 @@ _EMBED = (
 )  # fmt: skip
 _ESTIMATE = tuple(name for name in _EMBED if name != "max_bad_fraction")
 _PLAN = (
-    "bins",
-    "kernel",
-    "keep",
-    "seed",
-    "alpha",
-    "allocation",
-    "balance",
-    "draw",
-    "scores",
-    "diversity_head",
-    "normalise",
-    "classes",
-    "memory_bytes",
-)
-
-_CODEBOOK = (
-    "bins",
-    "pilot",
-    "checkpoints",
-    "min_pilot",
-    "keep",
-    "seed",
-    "alpha",
-    "allocation",
-    "scores",
-    "normalise",
-    "memory_bytes",
-)
-
-_WRITE = (
-    "patch_keep", "size", "quality", "image", "seed", "root", "cache", "max_samples", "max_bytes", "split", "overwrite",
-    "progress",
+    "bins", "kernel", "keep", "seed", "alpha", "allocation", "balance", "draw", "scores", "diversity_head", "normalise",
+    "classes", "memory_bytes",
 )  # fmt: skip
+_CODEBOOK = (
+    "bins", "pilot", "checkpoints", "min_pilot", "keep", "seed", "alpha", "allocation", "scores", "normalise",
+    "memory_bytes",
+)  # fmt: skip
+_WRITE = (
+    "patch_keep", "size", "quality", "image", "seed", "on_error", "max_bad_fraction", "root", "cache", "max_samples",
+    "max_bytes", "split", "overwrite", "progress",
+)  # fmt: skip
+_SHOW_PATCHES = ("patch_keep", "patch", "size", "quality", "mae", "samples", "importance", "image")
 
 
 def _pick(a: argparse.Namespace, *names: str) -> dict[str, Any]:
@@ -292,11 +303,20 @@ def _encoder(a: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _eyes(a: argparse.Namespace) -> dict[str, Any]:
+    """What was said of the encoder whose eyes an importance has."""
+    options = {name: value for name, value in _encoder(a).items() if name != "spec"}
+    return options if a.encoder is None else {"encoder": a.encoder, **options}
+
+
 def _importance(a: argparse.Namespace) -> str | adq_wds.Importance:
     """The importance asked for: a name, or the object where something is said of its encoder."""
-    options = {name: value for name, value in _encoder(a).items() if name != "spec"}
-    if a.encoder is not None:
-        options["encoder"] = a.encoder
+    options = _eyes(a)
+    if options and a.patch_keep is None:
+        name, value = next(iter(options.items()))
+        raise ValueError(
+            f"{name}={value!r} is about which patches are kept; give patch_keep too, such as 0.75"
+        )
     return adq_wds.importance(a.importance, **options) if options else str(a.importance)
 
 

@@ -15,6 +15,7 @@ import pytest
 import adq_wds as adq
 from adq_wds.arguments import make_parser
 from adq_wds.cli import main
+from adq_wds.flagged import flagged
 from adq_wds.jobs.write import write_kept
 
 MakeShard = Callable[..., Path]
@@ -175,6 +176,7 @@ def test_write_says_how_much_smaller_it_became(
     n_bytes = (tmp_path / "w" / "0.tar").stat().st_size
     assert f"30 samples in 1 shards: {n_bytes:,} bytes on disk" in capsys.readouterr().out
     assert main(["write", *shards, "--plan", plan, "-o", str(tmp_path / "w" / "%d.tar")]) == 1
+    assert capsys.readouterr().err.endswith("of an earlier run; give another folder, or --overwrite\n")
     assert main(["write", *shards, "--plan", plan, "-o", str(tmp_path / "w" / "%d.tar"), "--overwrite"]) == 0
 
 
@@ -232,6 +234,60 @@ def test_from_an_earlier_run_takes_its_arguments_and_flags_go_before(
     assert adq.load_plan(tmp_path / "third" / "plan.parquet").n_samples == 30
 
 
+# ---- Names of arguments in errors
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("give size=, such as 224", "give --size, such as 224"),
+        ("patch_keep=0.0 keeps none", "--patch-keep 0.0 keeps none"),
+        ("patch_keep=1e-05 keeps none", "--patch-keep 1e-05 keeps none"),
+        ("give patch_keep, size= or quality= too", "give --patch-keep, --size or --quality too"),
+        ("at size=64 (224 unless size= says another).", "at --size 64 (224 unless --size says another)."),
+        ("importance='random' decides", "--importance random decides"),
+        ("importance='two words' decides", "--importance 'two words' decides"),
+        ("or overwrite=True", "or --overwrite"),
+        ("pass head=False", "pass --no-head"),
+        ("pretrained=True.", "--pretrained."),
+        ("overwrite=False is odd", "overwrite=False is odd"),  # there is no --no-overwrite
+        ("use label=None", "use --label none"),
+        ("limit=None", "limit=None"),
+        ("amp=True and label=None exclude each other", "--amp and --label none exclude each other"),
+        ("it needs amp=True (--amp, or --head)", "it needs --amp, or --head"),
+        ("embed with views=20_000 (--views 20000)", "embed with --views 20000"),
+        ("embed with views= (--views) again", "embed with --views again"),
+        ("image_size=(3, 4): expected", "--image-size (3, 4): expected"),
+        ("quality must be an integer", "--quality must be an integer"),
+        ("more than max_bad_fraction=0.1; the last", "more than --max-bad-fraction 0.1; the last"),
+        ("a smaller batch_size may help", "a smaller --batch-size may help"),
+        # what is no argument of the command, and what only looks like one
+        ("use_labels=False, patch=16, encode=adq.EncodePatches()", "use_labels=False, patch=16, encode=adq.EncodePatches()"),
+        ("the image has no label of that size; raise quality", "the image has no label of that size; raise quality"),
+        ("every image must be RGB", "every image must be RGB"),
+        ("key 'size=3', field 'patch_keep': bad", "key 'size=3', field 'patch_keep': bad"),
+        ("starts with b'patch_keep size=1'", "starts with b'patch_keep size=1'"),
+        ('got ["patch_keep"]', 'got ["patch_keep"]'),
+        ("the source's size=3, the plan's limit=4", "the source's --size 3, the plan's --limit 4"),
+        ("data/size=3/a.tar: no such file", "data/size=3/a.tar: no such file"),
+        ("data/patch_keep: no such file", "data/patch_keep: no such file"),
+        ("size=3/a.tar", "size=3/a.tar"),
+        ("patch_keep.tar, patch_keep-1, my_patch_keep, patch_keeps", "patch_keep.tar, patch_keep-1, my_patch_keep, patch_keeps"),
+        ("shard size=3, key 'k': bad", "shard size=3, key 'k': bad"),
+        ("--size=3 --patch-keep", "--size=3 --patch-keep"),
+        ("alias.size=3, resize=3", "alias.size=3, resize=3"),
+    ],
+)  # fmt: skip
+def test_arguments_named_in_an_error_are_shown_as_flags(text: str, shown: str) -> None:
+    words = (
+        "size quality patch-keep importance overwrite head no-head pretrained no-pretrained label limit image"
+    )
+    words += " amp no-amp views image-size max-bad-fraction batch-size"
+    flags = {f"--{word}" for word in words.split()}
+    assert flagged(text, flags) == shown
+    assert flagged(text, set()) == text
+
+
 # ---- Ends
 
 
@@ -251,7 +307,62 @@ def test_errors_are_one_line_with_a_code(
     odd = str(make_shard("odd.tar", 5, label=None))
     cases: list[tuple[list[str], int, str]] = [
         (["show", "none.parquet"], 1, "adq: PlanError: none.parquet: no such file"),
-        (["show", shards[0]], 1, "adq: PlanError: "),
+        (
+            ["show", shards[0]],
+            2,
+            f"adq: {shards[0]!r} names tar shards, no plan; --patches OUT.png draws what",
+        ),
+        (
+            ["show", "t-{0..1}.tar"],
+            2,
+            "adq: 't-{0..1}.tar' names tar shards, no plan; --patches OUT.png draws",
+        ),
+        (["show", str(Path(shards[0]).parent)], 2, f"adq: {str(Path(shards[0]).parent)!r} names tar shards"),
+        (["show", str(tmp_path / "features")], 1, "adq: PlanError: "),
+        (["show", plan, "--mae", "builtin"], 2, "adq: --mae has no effect without --patches; leave it out"),
+        (["show", plan, "--patch-keep", "0.5"], 2, "adq: --patch-keep has no effect without --patches"),
+        (["show", plan, "--no-amp"], 2, "adq: --amp has no effect without --patches"),
+        (
+            ["show", plan, "--keep", "0.5"],
+            2,
+            "adq: --keep has no effect on a plan, which says its own; leave it",
+        ),
+        (["show", "x.safetensors", "--size", "3"], 2, "adq: --size has no effect without --patches"),
+        (
+            ["show", shards[0], "--patches", "o.png", "--keep", "0.5"],
+            2,
+            "adq: --keep has no effect beside --patches; --patch-keep says how many patches are kept",
+        ),
+        (
+            ["show", shards[0], "--patches", "o.png", "--patch-keep", "7"],
+            2,
+            "adq: --patch-keep must be a number",
+        ),
+        (
+            ["write", *shards, *out[:1], f"{out[1]}/%d.tar", "--encoder", "builtin"],
+            2,
+            "adq: --encoder builtin is about which patches are kept; give --patch-keep too, such as 0.75",
+        ),
+        (
+            ["write", *shards, *out[:1], f"{out[1]}/%d.tar", "--size", "8", "--no-pretrained"],
+            2,
+            "adq: --no-pretrained is about which patches are kept; give --patch-keep too, such as 0.75",
+        ),
+        (
+            ["write", *shards, *out[:1], f"{out[1]}/%d.tar", "--importance", "random"],
+            2,
+            "adq: --importance random decides which patches are kept; give --patch-keep too, such as 0.75",
+        ),
+        (
+            ["write", *shards, *out[:1], f"{out[1]}/%d.tar", "--on-error", "skip"],
+            2,
+            "adq: --on-error skip has no effect: no image is written anew; give --patch-keep, --size or --quality too",
+        ),
+        (
+            ["write", *shards, *out[:1], f"{out[1]}/%d.tar", "--patch-keep", "0"],
+            2,
+            "adq: --patch-keep 0.0 keeps none of the 196 patches",
+        ),
         (["plan", "nowhere", *out], 1, "adq: FeaturesError: nowhere: no features here"),
         (["embed", "none.tar", *out], 1, "adq: ShardError: shard none.tar: cannot be opened: No such file"),
         (["embed", "none-*.tar", *out], 2, "adq: no shards match 'none-*.tar'"),
@@ -271,15 +382,19 @@ def test_errors_are_one_line_with_a_code(
             2,
             "adq: encoder 'thumbnail' takes no options",
         ),
-        (["embed", *shards, *out, "--batch-size", "0"], 2, "adq: batch_size must be an integer >= 1, got 0"),
+        (
+            ["embed", *shards, *out, "--batch-size", "0"],
+            2,
+            "adq: --batch-size must be an integer >= 1, got 0",
+        ),
         (
             ["embed", *shards, *out, "--dry-run", "--batch-size", "0"],
             2,
-            "adq: batch_size must be an integer >= 1",
+            "adq: --batch-size must be an integer >= 1",
         ),
-        (["embed", *shards, *out, "--limit", "-1"], 2, "adq: limit must be an integer >= 1, got -1"),
-        (["run", *shards, *out, "--keep", "1.5"], 2, "adq: keep"),
-        (["run", *shards, *out, "--keep", "nan", "--dry-run"], 2, "adq: keep"),
+        (["embed", *shards, *out, "--limit", "-1"], 2, "adq: --limit must be an integer >= 1, got -1"),
+        (["run", *shards, *out, "--keep", "1.5"], 2, "adq: --keep must"),
+        (["run", *shards, *out, "--keep", "nan", "--dry-run"], 2, "adq: --keep must"),
         (
             ["run", *shards, *out, "--allocation", "uniforn"],
             2,

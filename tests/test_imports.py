@@ -26,6 +26,7 @@ LEVELS = [
 # Files that are parts of a room without lying in its folder.
 PART_OF = {
     "arguments": "cli",
+    "flagged": "cli",
     "binning": "planner",
     "buckets": "planner",
     "tar_watch": "tar_headers",

@@ -143,7 +143,20 @@ def _members(sample: Sample) -> list[tuple[str, bytes]]:
 
 def _add(tar: tarfile.TarFile, key: str, members: list[tuple[str, bytes]]) -> None:
     for name, data in members:
-        member = tarfile.TarInfo(f"{key}.{name}")
-        member.size = len(data)
-        member.mode = 0o444
-        tar.addfile(member, io.BytesIO(data))
+        tar.addfile(_header(key, name, len(data)), io.BytesIO(data))
+
+
+def _header(key: str, name: str, n_bytes: int) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(f"{key}.{name}")
+    member.size = n_bytes
+    member.mode = 0o444
+    return member
+
+
+def member_bytes(key: str, name: str, n_bytes: int) -> int:
+    """Bytes that a field of `n_bytes` takes in a shard: its headers, more of them for a long name, and padding.
+
+    >>> member_bytes("a", "jpg", 674), member_bytes("a" * 100, "jpg", 674)
+    (1536, 2560)
+    """
+    return len(_header(key, name, n_bytes).tobuf(tarfile.PAX_FORMAT)) + n_bytes + -n_bytes % tarfile.BLOCKSIZE

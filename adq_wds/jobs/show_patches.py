@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from adq_wds.core.patches import tile, tile_columns
 from adq_wds.errors import AdqError, shorten
 from adq_wds.files import atomic_path
 from adq_wds.io.source import ShardDataset
+from adq_wds.jobs.write_smaller import check_patch_keep, say_whose_eyes
 from adq_wds.patch_jpeg import CODING_UNIT, MAX_JPEG_SIDE, decode, encode_patches, encode_whole, keep_patches
 from adq_wds.pipes.patches import KEEP, PATCH, DropPatches
 from adq_wds.pipes.reconstruct import Rebuilder
@@ -67,7 +69,7 @@ def show_patches(
     Args:
         urls: shards, as `expand_urls` reads them; images from all over them are shown, the same every time.
         importance: see `DropPatches`.
-        out: the picture's file, a PNG.
+        out: the picture's file, a PNG: ``.png``.
         mae: rebuilds the images, if it is for patches and images of that size.
         patch_keep: ratio of patches kept.
         patch: side of a patch.
@@ -83,11 +85,15 @@ def show_patches(
     """
     if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
         raise ValueError(f"samples must be an integer >= 1, got {samples!r}")
+    if Path(out).suffix.lower() != ".png":
+        raise ValueError(f"{shorten(os.fspath(out))} will hold a PNG; give it a name that ends in .png")
+    check_patch_keep(patch_keep)
     drop = DropPatches(importance, keep=patch_keep, patch=patch, size=size, image=image)
     if mae is not None and mae.size.patch != patch:
         raise ValueError(
             f"the network rebuilds patches of {mae.size.patch} pixels, not {patch}; give that patch"
         )
+    say_whose_eyes(importance)
     rows, shown = [], []
     for key, look in _looks(urls, drop, samples):
         row, numbers = _row(key, look, drop, mae, patch, quality)
@@ -127,7 +133,9 @@ def _row(
     (kept,) = drop.choose(look)
     if not len(kept):
         n_patches = look.scores.shape[1]
-        raise ValueError(f"patch_keep={drop.keep} keeps none of {n_patches} patches; give at least {1 / n_patches:.3g}")
+        raise ValueError(
+            f"patch_keep={drop.keep} keeps none of {n_patches} patches; give at least {1 / n_patches:.3g}"
+        )
     image = keep_patches(pixels, kept, patch)
     whole = len(encode_whole(pixels, quality=quality))
     storable = patch % CODING_UNIT["4:2:0"] == 0

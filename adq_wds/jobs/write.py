@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +13,8 @@ from adq_wds.errors import AdqError, shorten
 from adq_wds.files import canonical_json, lock, make_folder, write_text
 from adq_wds.io.source import ShardDataset
 from adq_wds.io.writer import ShardPattern, WrittenShard, write_tars
-from adq_wds.jobs.write_smaller import Counted, Parts, new_images, written_anew
+from adq_wds.jobs.write_smaller import CELL_FIELD, Counted, Parts, new_images, totals, written_anew
+from adq_wds.pipe import MAX_BAD_FRACTION, OnError, Tally, check_on_error
 from adq_wds.sample import IMAGE_FIELDS, Importance, Sample
 from adq_wds.shards import expand_urls
 from adq_wds.tables.plan import Plan, as_plan
@@ -32,10 +33,11 @@ class WriteReport:
         samples: samples in them.
         payload_bytes: bytes of their members.
         bytes: bytes on the disk, tar headers and padding included.
-        source_bytes: bytes of the shards they came from; None for a stream.
-        parts: where images were written anew: bytes of images, other fields and container, each ``before`` (the same
-            samples in their source), ``whole`` (the images at the new size and quality, with all their patches) and
-            ``after``.
+        source_bytes: bytes of the shards they came from, whole files; None for a stream.
+        parts: where images were written anew: bytes of images, other fields and container (tar headers and padding,
+            without the blocks that end a tar), each ``before`` (these samples alone, in their source), ``whole`` (the
+            same images at the new size and quality, with all their patches) and ``after``. See `totals`.
+        bad: samples whose image could not be written anew, and which were left out.
     """
 
     shards: int
@@ -44,6 +46,35 @@ class WriteReport:
     bytes: int
     source_bytes: int | None = None
     parts: Parts | None = None
+    bad: int = 0
+
+    @property
+    def read(self) -> int:
+        """Samples that came in: those written and the bad ones."""
+        return self.samples + self.bad
+
+
+def parts_text(report: WriteReport) -> str:
+    """A table of the report's parts, with sums, and what its columns are; empty where bytes stayed untouched."""
+    if report.parts is None:
+        return ""
+    sums = totals(report.parts)
+    columns = ("before", "whole", "after")
+    rows: dict[str, Mapping[str, float]] = {**report.parts, "all": sums}
+    lines = [_row("bytes", columns)]
+    lines += [_row(name, [f"{part[column]:,}" for column in columns]) for name, part in rows.items()]
+    lines += [
+        f"after: {sums['of_whole']:.3f} of whole, {sums['of_before']:.3f} of before",
+        f"before: these {report.samples:,} samples alone, in their source; whole: at the new size and quality, with all "
+        "their patches",
+        "container: tar headers and padding, without the blocks that end a tar; on disk, with them: "
+        f"{report.bytes:,}",
+    ]
+    return "\n".join(lines)
+
+
+def _row(name: str, cells: Iterable[str]) -> str:
+    return "  ".join([f"{name:<12}", *(f"{cell:>15}" for cell in cells)])
 
 
 def write_shards(
@@ -71,11 +102,11 @@ def write_shards(
         max_samples: samples in a shard, at most.
         max_bytes: payload bytes in a shard, at most (a larger sample has a shard of its own).
         split: name of the split in ``_info.json``.
-        overwrite: replace the shards of another run in the folder.
+        overwrite: replace the shards of an earlier run in the folder.
         progress: show a bar; only on a terminal by default.
 
     Raises:
-        AdqError: the folder holds another run's shards, or cannot be written.
+        AdqError: the folder holds an earlier run's shards, or cannot be written.
         SampleError: a sample without key, a field that is not bytes, a name that would be read back as another.
     """
     shards = ShardPattern(os.fspath(pattern))
@@ -110,6 +141,8 @@ def write_kept(
     quality: int | None = None,
     image: str = IMAGE_FIELDS,
     seed: int = 0,
+    on_error: OnError = "raise",
+    max_bad_fraction: float = MAX_BAD_FRACTION,
     root: str | None = None,
     cache: str | os.PathLike[str] | None = None,
     max_samples: int = MAX_SAMPLES,
@@ -135,24 +168,29 @@ def write_kept(
         quality: of the JPEGs, 1 … 100; 90 unless said.
         image: field with the image.
         seed: of a random importance.
+        on_error: what to do with a sample whose image cannot be written anew: "raise", "skip", or a function of the
+            error that says whether to skip. Skipped ones are logged and counted; they stay in the plan's copy.
+        max_bad_fraction: more than this among all samples is an error even so, once 100 were read, and at the end;
+            a single bad one never is.
 
     Raises:
-        ValueError: the pattern would replace one of `urls`; an argument is out of range; without patches images would
-            take more bytes than with them.
-        SampleError: an image that is to be written anew is bad, or lacks patches already.
+        ValueError: the pattern would replace one of `urls`; an argument is out of range or has no effect; images
+            would take more bytes without patches than with them, or than they took.
+        SampleError: an image that is to be written anew is bad, or lacks patches already; or too many are.
         PlanError: a shard of the plan is not among `urls`, or the other way round.
         ShardError: a shard changed since it was planned.
     """
     new = new_images(
         patch_keep=patch_keep, importance=importance, size=size, quality=quality, image=image, seed=seed
     )
+    tally = _tally(on_error, max_bad_fraction, idle=new is None)
     paths = expand_urls(urls)
     refuse_sources(paths, ShardPattern(os.fspath(pattern)))
     chosen = Plan.from_keys(paths, None) if plan is None else as_plan(plan)
     stream: Iterable[Sample] = ShardDataset(paths, plan=chosen, root=root, rank=0, world=1, cache=cache)
     counted = Counted()
     report = write_shards(
-        stream if new is None else written_anew(stream, new, counted),
+        stream if new is None else written_anew(_with_cells(stream, chosen), new, counted, tally),
         pattern,
         plan=None if plan is None else chosen,
         max_samples=max_samples,
@@ -161,16 +199,43 @@ def write_kept(
         overwrite=overwrite,
         progress=progress,
     )
-    if report.samples != chosen.n_kept:
+    report = replace(
+        report,
+        source_bytes=sum(source_stamp(path)["bytes"] for path in paths),
+        parts=None if new is None else counted.parts(),
+        bad=tally.bad,
+    )
+    if report.read != chosen.n_kept:
         raise AdqError(
-            f"{shorten(os.fspath(pattern))}: {report.samples} samples written, the plan keeps {chosen.n_kept}"
+            f"{shorten(os.fspath(pattern))}: {report.samples} samples written and {report.bad} bad, the plan keeps "
+            f"{chosen.n_kept}"
         )
-    n_bytes = sum(source_stamp(path)["bytes"] for path in paths)
-    parts = None
-    if new is not None:
-        cells = sum(int(shard.spans.n_bytes[shard.kept].sum()) for shard in chosen)
-        parts = counted.parts(source_cells=cells, new_bytes=report.bytes)
-    return replace(report, source_bytes=n_bytes, parts=parts)
+    return report
+
+
+def _tally(on_error: OnError, max_bad_fraction: float, *, idle: bool) -> Tally:
+    """Counts of bad samples; `idle`: no image is written anew, so there can be none.
+
+    Raises:
+        ValueError: an argument is out of range, or has no effect.
+    """
+    check_on_error(on_error)
+    if not 0.0 <= max_bad_fraction <= 1.0:  # NaN fails too
+        raise ValueError(f"max_bad_fraction must lie in [0, 1], got {max_bad_fraction!r}")
+    asked = {"on_error": (on_error, "raise"), "max_bad_fraction": (max_bad_fraction, MAX_BAD_FRACTION)}
+    for name, (value, default) in asked.items():
+        if idle and value != default:
+            raise ValueError(
+                f"{name}={value!r} has no effect: no image is written anew; give patch_keep=, size= or quality= too"
+            )
+    return Tally("write", on_error, max_bad_fraction)
+
+
+def _with_cells(stream: Iterable[Sample], plan: Plan) -> Iterator[Sample]:
+    """The plan's samples as they are read, in its order, with what each takes in its source."""
+    cells = (int(n) for shard in plan for n in shard.spans.n_bytes[shard.kept])
+    for sample, n_bytes in zip(stream, cells, strict=True):
+        yield {**sample, CELL_FIELD: n_bytes}
 
 
 def refuse_sources(paths: list[str], shards: ShardPattern) -> None:
@@ -185,11 +250,11 @@ def refuse_sources(paths: list[str], shards: ShardPattern) -> None:
 
 
 def _clear(shards: ShardPattern, overwrite: bool, *, keep_plan: bool) -> None:
-    """Refuse, or remove, what another run left; `keep_plan`: its plan will be replaced, and may be in use."""
+    """Refuse, or remove, what an earlier run left; `keep_plan`: its plan will be replaced, and may be in use."""
     old = [path for path in (shards.folder / "_info.json", *shards.existing()) if path.exists()]
     if old and not overwrite:
         raise AdqError(
-            f"{shards.folder} holds {old[0].name} of another run; give another folder, or overwrite"
+            f"{shorten(str(shards.folder))} holds {old[0].name} of an earlier run; give another folder, or overwrite=True"
         )
     for path in old:  # _info.json goes first: from here on the set is not complete
         path.unlink()

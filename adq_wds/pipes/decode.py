@@ -13,6 +13,7 @@ from adq_wds.errors import SampleError, shorten
 from adq_wds.image import MAX_PIXELS, WHITE
 from adq_wds.patch_jpeg import GREY, PatchImage
 from adq_wds.patch_jpeg import decode as decode_patches
+from adq_wds.patch_record import IDENTIFIER
 from adq_wds.pipe import Pipe
 from adq_wds.sample import (
     IMAGE_FIELDS,
@@ -30,6 +31,10 @@ from adq_wds.sample import (
 )
 
 FORMS = ("pil", "numpy", "torch", "patches")
+_WHOLE = (
+    f"a whole image, not kept patches, which are stored as {STORED_FIELDS[0]!r} or {STORED_FIELDS[1]!r}: drop patches with "
+    "DropPatches, or decode it without to='patches'"
+)
 
 
 def whole_image(
@@ -80,7 +85,8 @@ def _read_patches(sample: Sample, spec: FieldSpec, max_pixels: int) -> tuple[str
     try:
         return field, decode_patches(data, max_pixels=max_pixels)
     except SampleError as error:
-        raise place_error(error, sample, field) from error
+        whole = not callable(spec) and field not in STORED_FIELDS and IDENTIFIER not in data
+        raise place_error(SampleError(_WHOLE) if whole else error, sample, field) from error
 
 
 @dataclass(frozen=True, eq=False)

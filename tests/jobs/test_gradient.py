@@ -258,7 +258,7 @@ def test_the_command_embeds_what_the_kernel_needs(
     assert '"features_bytes"' in capsys.readouterr().out
     dry = ["run", shard, "--dry-run", "-o", str(tmp_path / "x")]
     for flags, text in (
-        (["--double-softmax"], "it needs logit_grad=True"),
+        (["--double-softmax"], "it needs --logit-grad, or --kernel gradient"),
         (["--encoder", "thumbnail", "--kernel", "gradient"], "'thumbnail' gives no logits"),
         (["--embeddings", "field:emb.npy", "--diversity-head", "paper"], "views need an encoder"),
     ):

@@ -1,6 +1,7 @@
 """The picture of dropped patches: numbers that are right, a file that opens, errors that say what to do."""
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -79,9 +80,39 @@ def test_a_network_for_other_images_is_refused(shard: str, tmp_path: Path) -> No
     assert not (tmp_path / "p.png").exists()
 
 
-def test_images_that_lack_patches_already_are_not_drawn_as_whole_ones(shard: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["p.txt", "p.jpg", "p", "png"])
+def test_a_picture_of_another_name_than_a_png_is_refused(shard: str, tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}' will hold a PNG; give it a name that ends in .png"):
+        show_patches(shard, adq.importance("texture"), tmp_path / name)
+    assert not (tmp_path / name).exists()
+    show_patches(shard, adq.importance("texture"), tmp_path / "P.PNG", size=32, samples=1)
+    assert Image.open(tmp_path / "P.PNG").format == "PNG"
+
+
+@pytest.mark.parametrize("keep", [1.5, float("nan"), "all"])
+def test_a_wrong_ratio_is_called_by_its_name(shard: str, tmp_path: Path, keep: Any) -> None:
+    with pytest.raises(ValueError, match=r"^patch_keep must be a number in \[0, 1\], got "):
+        show_patches(shard, adq.importance("texture"), tmp_path / "p.png", patch_keep=keep)
+
+
+def test_the_built_in_classifier_is_named_as_when_shards_are_written(
+    shard: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "adq_wds"):
+        show_patches(shard, adq.importance("texture"), tmp_path / "p.png", size=32, samples=1)
+        assert not caplog.text
+        show_patches(shard, adq.importance("gradcam"), tmp_path / "p.png", size=32, samples=1)
+    assert (
+        "patches are kept by what 'builtin' looks at, a small classifier of CIFAR-10's classes" in caplog.text
+    )
+
+
+def test_images_that_lack_patches_already_are_not_drawn_as_whole_ones(
+    make_shard: Callable[..., Path], tmp_path: Path
+) -> None:
     random = adq.importance("random")
-    write_kept(shard, None, tmp_path / "p" / "%d.tar", patch_keep=0.5, importance=random, size=64)
+    whole = make_shard("large.tar", 9, side=96)
+    write_kept(whole, None, tmp_path / "p" / "%d.tar", patch_keep=0.5, importance=random, size=64)
     for options in ({}, {"image": "patches.jpg"}):
         with pytest.raises(
             adq.SampleError,

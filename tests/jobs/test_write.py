@@ -160,17 +160,17 @@ def test_a_plan_that_keeps_nothing_writes_a_complete_empty_set(setup: Setup, tmp
 # ---- What is not written over
 
 
-def test_a_folder_with_another_runs_shards_is_refused_and_left_alone(setup: Setup, tmp_path: Path) -> None:
+def test_a_folder_with_an_earlier_runs_shards_is_refused_and_left_alone(setup: Setup, tmp_path: Path) -> None:
     shards, plan = setup
     pattern = tmp_path / "out" / "%06d.tar"
     write_kept(shards, None, pattern, max_samples=15)
     before = listing(tmp_path / "out")
     with pytest.raises(
-        adq.AdqError, match=r"out holds _info.json of another run; give another folder, or overwrite"
+        adq.AdqError, match=r"out' holds _info.json of an earlier run; give another folder, or overwrite=True"
     ):
         write_kept(shards, plan, pattern)
     (tmp_path / "out" / "_info.json").unlink()
-    with pytest.raises(adq.AdqError, match=r"out holds 000000.tar of another run"):
+    with pytest.raises(adq.AdqError, match=r"out' holds 000000.tar of an earlier run"):
         write_kept(shards, plan, pattern)
     del before["_info.json"]
     assert listing(tmp_path / "out") == before

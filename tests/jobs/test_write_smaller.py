@@ -19,8 +19,8 @@ from PIL import Image
 
 import adq_wds as adq
 from adq_wds.cli import main
-from adq_wds.jobs.write import WriteReport, write_kept
-from adq_wds.jobs.write_smaller import MEASURED, parts_text
+from adq_wds.jobs.write import WriteReport, parts_text, write_kept
+from adq_wds.jobs.write_smaller import MEASURED, totals
 from adq_wds.models.plain_importance import RandomImportance
 from adq_wds.patch_jpeg import encode, encode_whole
 from adq_wds.pipes.resize import centre_square
@@ -44,6 +44,20 @@ def samples_of(folder: Path) -> list[dict[str, Any]]:
                 read_sample(buffer, span, url=path.name) for span in iter_spans(buffer, shard=path.name)
             ]
     return found
+
+
+def png(seed: int, side: int = 96) -> bytes:
+    out = io.BytesIO()
+    picture(seed, side).save(out, "PNG")
+    return out.getvalue()
+
+
+def noise(seed: int) -> bytes:
+    """A PNG of which a quarter of the patches is more than a tar's longer name takes."""
+    out = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -95,7 +109,8 @@ def test_other_formats_become_jpegs_and_other_fields_stay(tmp_path: Path) -> Non
     assert sample["jpg"].startswith(b"\xff\xd8")
 
 
-def test_224_pixels_and_quality_90_are_meant_unless_said(shards: list[Path], tmp_path: Path) -> None:
+def test_224_pixels_and_quality_90_are_meant_unless_said(make_shard: MakeShard, tmp_path: Path) -> None:
+    shards = [make_shard("in/large.tar", 5, side=300)]
     write_kept(shards, None, tmp_path / "a" / "%d.tar", patch_keep=0.5, importance="random")
     write_kept(
         shards, None, tmp_path / "b" / "%d.tar", patch_keep=0.5, importance="random", size=224, quality=90
@@ -151,6 +166,19 @@ def test_an_importance_of_ones_own_is_asked_for_patches_of_16(shards: list[Path]
 # ---- The report
 
 
+def cells(folder: Path, *fields: str) -> int:
+    """Bytes of all members of a folder's tars, or of those fields: headers, content, padding, read as they lie."""
+    found = 0
+    for path in folder.glob("*.tar"):
+        with tarfile.open(path) as tar:
+            members = tar.getmembers()
+            ends = [*(member.offset for member in members[1:]), tar.offset]
+        for member, end in zip(members, ends, strict=True):
+            name = member.name.rpartition("/")[2].partition(".")[2]
+            found += end - member.offset if not fields or name in fields else 0
+    return found
+
+
 def test_the_report_is_what_lies_on_the_disk(shards: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     report = write_kept(shards, None, out / "%06d.tar", **RANDOM, max_samples=30)
@@ -161,24 +189,67 @@ def test_the_report_is_what_lies_on_the_disk(shards: list[Path], tmp_path: Path)
     whole = [centre_square(Image.open(io.BytesIO(jpeg(i, 80))).convert("RGB"), 64) for i in range(80)]
     assert found["images"]["whole"] == sum(len(encode_whole(np.asarray(image))) for image in whole)
     assert set(found["other fields"].values()) == {80}
-    sizes = {path.name: path.stat().st_size for path in out.glob("*.tar")}
-    assert len(sizes) == 3
-    assert sum(part["after"] for part in found.values()) == report.bytes == sum(sizes.values())
-    cells = 0
-    for path in shards:  # all but what ends a tar
-        with tarfile.open(path) as tar:
-            cells += sum(512 + member.size + -member.size % 512 for member in tar)
-    assert sum(part["before"] for part in found.values()) == cells
-
-
-def test_whole_is_what_the_same_command_without_patches_writes(shards: list[Path], tmp_path: Path) -> None:
-    some = write_kept(shards, None, tmp_path / "some" / "%06d.tar", **RANDOM)
-    whole = write_kept(shards, None, tmp_path / "whole" / "%06d.tar", size=64)
-    assert (
-        parts(some)["images"]["whole"] == parts(whole)["images"]["after"] == parts(whole)["images"]["whole"]
+    assert report.bytes == sum(path.stat().st_size for path in out.glob("*.tar"))
+    sums = totals(found)
+    assert (sums["before"], sums["after"]) == (cells(tmp_path / "in"), cells(out))
+    assert sums["of_whole"] == sums["after"] / sums["whole"]
+    assert sums["of_before"] == sums["after"] / sums["before"]
+    assert report.bytes - sums["after"] == sum(
+        -size % 10_240 or 10_240 for size in (cells_of(path) for path in out.glob("*.tar"))
     )
-    expected = sum(part["whole"] for part in parts(some).values())
-    assert abs(whole.bytes - expected) < 10_240  # a tar's last record
+
+
+def cells_of(path: Path) -> int:
+    """The same of one tar."""
+    with tarfile.open(path) as tar:
+        tar.getmembers()
+        return tar.offset
+
+
+def test_before_is_of_the_samples_that_a_plan_keeps_alone(make_shard: MakeShard, tmp_path: Path) -> None:
+    paths = [make_shard(f"in/{name}.tar", 20, first=20 * i, side=80 + 16 * i) for i, name in enumerate("ba")]
+    plan = adq.Plan.from_keys([str(path) for path in paths], ["s00003", "s00030", "s00031"])
+    found = parts(write_kept(paths, plan, tmp_path / "out" / "%d.tar", **RANDOM))
+    write_kept(paths, plan, tmp_path / "same" / "%d.tar")
+    assert totals(found)["before"] == cells(tmp_path / "same")
+    assert found["images"]["before"] == sum(len(s["jpg"]) for s in samples_of(tmp_path / "same"))
+
+
+@pytest.mark.parametrize("key", ["short", "a/" + "long" * 22 + "12345", "füße"])
+def test_whole_is_what_the_same_command_without_patches_writes(tmp_path: Path, key: str) -> None:
+    """Names of more than 100 bytes, or not of ASCII, have a header more: here `patches.jpg`, and not `jpg`."""
+    source = write_tar(
+        tmp_path / "a.tar",
+        [
+            (f"{key}{i}.{name}", data)
+            for i in range(9)
+            for name, data in (("png", noise(i)), ("cls", b"1"), ("a.json", b"{}"))
+        ],
+    )
+    options = {"max_samples": 4}
+    for importance in ("random", "texture"):
+        out = tmp_path / importance
+        some = parts(
+            write_kept(
+                source, None, out / "%d.tar", **{**RANDOM, "importance": importance, "size": 96}, **options
+            )
+        )
+        assert totals(some)["after"] == cells(out)
+        whole = parts(
+            write_kept(
+                source, None, tmp_path / "whole" / "%d.tar", size=96, quality=90, overwrite=True, **options
+            )
+        )
+        assert {name: part["whole"] for name, part in some.items()} == {
+            name: part["after"] for name, part in whole.items()
+        }
+        assert totals(some)["whole"] == cells(tmp_path / "whole")
+        assert (
+            cells(tmp_path / "whole", "jpg") + cells(tmp_path / "whole", "cls", "a.json")
+            == totals(some)["whole"]
+        )
+        for name in ("before", "whole"):
+            assert [part[name] for part in some.values()] == [part[name] for part in whole.values()]
 
 
 def test_the_command_prints_the_parts_and_their_sums(
@@ -201,10 +272,12 @@ def test_the_command_prints_the_parts_and_their_sums(
     said = json.loads(capsys.readouterr().out)
     report = write_kept(shards, None, tmp_path / "b" / "%06d.tar", **RANDOM)
     assert said["parts"] == parts(report)
+    assert said["totals"] == totals(parts(report))
+    assert (said["read"], said["bad"]) == (80, 0)
     assert files(tmp_path / "a") == files(tmp_path / "b")
     assert main([*command, "--overwrite"]) == 0
     printed = capsys.readouterr().out
-    assert parts_text(parts(report)) in printed
+    assert parts_text(report) in printed
     lines = [line.split("  ") for line in printed.splitlines()]
     assert [line[0] for line in lines if len(line) > 3] == [
         "bytes",
@@ -213,8 +286,10 @@ def test_the_command_prints_the_parts_and_their_sums(
         "container",
         "all",
     ]
-    share = report.bytes / sum(part["whole"] for part in parts(report).values())
-    assert f"after: {share:.3f} of whole, which is the same images at the same size and quality" in printed
+    sums = totals(parts(report))
+    assert f"after: {sums['of_whole']:.3f} of whole, {sums['of_before']:.3f} of before\n" in printed
+    assert "before: these 80 samples alone, in their source" in printed
+    assert printed.endswith(f"without the blocks that end a tar; on disk, with them: {report.bytes:,}\n")
 
 
 def test_an_encoder_is_named_by_the_flags_it_always_has(
@@ -241,7 +316,21 @@ def test_an_encoder_is_named_by_the_flags_it_always_has(
     ("options", "text"),
     [
         ({"importance": "random"}, "importance='random' decides which patches are kept; give patch_keep too"),
-        ({"patch_keep": float("nan")}, r"keep must be a number in \[0, 1\], got nan"),
+        (
+            {"importance": adq.importance("gradcam")},
+            r"^importance=<CamImportance> decides which patches are kept; give patch_keep too, such as 0.75$",
+        ),
+        ({"quality": 90, "on_error": "ignore"}, "on_error must be 'raise', 'skip' or a function"),
+        (
+            {"quality": 90, "max_bad_fraction": float("nan")},
+            r"max_bad_fraction must lie in \[0, 1\], got nan",
+        ),
+        (
+            {"on_error": "skip"},
+            "on_error='skip' has no effect: no image is written anew; give patch_keep=, size= or quality= too",
+        ),
+        ({"max_bad_fraction": 0.5}, "max_bad_fraction=0.5 has no effect: no image is written anew"),
+        ({"patch_keep": float("nan")}, r"patch_keep must be a number in \[0, 1\], got nan"),
         (
             {"patch_keep": 0.0},
             "patch_keep=0.0 keeps none of the 196 patches of 16 x 16 pixels at size 224; give at least",
@@ -282,12 +371,33 @@ def test_what_would_become_larger_without_patches_is_refused_with_numbers(tmp_pa
     assert not (tmp_path / "out").exists()
 
 
-def test_images_that_become_larger_than_they_were_are_warned_of(
-    shards: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("said", [{}, {"size": 224}, {"size": 96}])
+def test_patches_that_take_more_than_the_images_did_are_refused_with_numbers(
+    shards: list[Path], tmp_path: Path, said: dict[str, int]
 ) -> None:
-    write_kept(shards, None, tmp_path / "out" / "%d.tar", quality=100)
+    side = said.get("size", 224)
+    options: dict[str, Any] = {"patch_keep": 0.95, "importance": "random", "quality": 95, **said}
+    with pytest.raises(ValueError, match="would become larger") as caught:
+        write_kept(shards, None, tmp_path / "out" / "%d.tar", **options)
+    assert not (tmp_path / "out").exists()
+    drop = adq.DropPatches(adq.importance("random"), keep=0.95, size=side)
+    first = list(adq.ShardDataset(shards))[:MEASURED]
+    after = [len(s["patches.jpg"]) for s in adq.EncodePatches(quality=95).apply(drop.apply(first))]
+    means = [sum(after) // MEASURED, sum(len(sample["jpg"]) for sample in first) // MEASURED]
+    assert str(caught.value).startswith(
+        f"images would become larger than they were: {means[0]} bytes each against {means[1]} (mean of the first "
+        f"{MEASURED}) at size={side} (224 unless size= says another), quality=95"
+    )
+
+
+@pytest.mark.parametrize(("options", "at"), [({}, "their own size"), ({"size": 224}, "size 224")])
+def test_images_that_become_larger_than_they_were_are_warned_of(
+    shards: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, options: dict[str, int], at: str
+) -> None:
+    write_kept(shards, None, tmp_path / "out" / "%d.tar", quality=100, **options)
     assert "images become larger than they were: " in caplog.text
-    assert f"(mean of the first {MEASURED}); a lower quality or a smaller size would help" in caplog.text
+    end = f"(mean of the first {MEASURED}) at {at} and quality 100; a lower quality or a smaller size would help"
+    assert end in caplog.text
 
 
 def test_a_bad_image_is_named_and_nothing_looks_complete(shards: list[Path], tmp_path: Path) -> None:
@@ -300,6 +410,76 @@ def test_a_bad_image_is_named_and_nothing_looks_complete(shards: list[Path], tmp
     none = write_tar(tmp_path / "d.tar", [("k.txt", b"x")])
     with pytest.raises(adq.SampleError, match=r"shard d.tar, key 'k': no image field"):
         write_kept(none, None, tmp_path / "out2" / "%06d.tar", quality=90)
+
+
+@pytest.mark.parametrize("options", [RANDOM, {"quality": 90}])
+def test_bad_images_are_skipped_logged_and_counted(
+    shards: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, options: dict[str, Any]
+) -> None:
+    """Whichever stage they fail in: a damaged image, none, two, one without some patches."""
+    write_kept(shards[0], None, tmp_path / "p" / "%d.tar", **RANDOM)
+    stored = samples_of(tmp_path / "p")[0]["patches.jpg"]
+    taken = "patches.jpg" if options is RANDOM else "jpg"
+    bad = [
+        ("k1.jpg", b"no"),
+        ("k2.txt", b"x"),
+        ("k3.png", png(0)),
+        (f"k3.{taken}", b""),
+        ("k4.patches.jpg", stored),
+    ]
+    fine = [(f"n{i:02d}.jpg", jpeg(i, 80)) for i in range(20)]
+    source = write_tar(tmp_path / "in" / "c.tar", [*fine[:10], *bad, *fine[10:]])
+    report = write_kept(
+        [*shards, source], None, tmp_path / "out" / "%d.tar", **options, on_error="skip", max_samples=50
+    )
+    assert (report.samples, report.bad, report.read) == (100, 4, 104)
+    source = write_tar(tmp_path / "c.tar", fine)
+    write_kept([*shards, source], None, tmp_path / "as" / "%d.tar", **options, max_samples=50)
+    assert files(tmp_path / "out") == files(tmp_path / "as")
+    lines = [json.loads(r.getMessage()) for r in caplog.records if r.getMessage().startswith("{")]
+    assert [line["error"].partition(",")[2][:9] for line in lines] == [f" key 'k{i}'" for i in range(1, 5)]
+    assert "write: read 104 = kept 100 + dropped 0 + bad 4" in caplog.text
+    assert totals(parts(report))["after"] == cells(tmp_path / "out")
+    write_kept([*shards, source], None, tmp_path / "same" / "%d.tar")
+    assert totals(parts(report))["before"] == cells(tmp_path / "same")
+
+
+def test_too_many_bad_images_are_an_error_and_nothing_looks_complete(
+    make_shard: MakeShard, tmp_path: Path
+) -> None:
+    some = [(f"k{i}.jpg", jpeg(i, 80) if i % 4 else b"no") for i in range(12)]
+    source = write_tar(tmp_path / "a.tar", some)
+    text = "3 of 12 samples are bad, more than max_bad_fraction=0.2; the last: shard a.tar, key 'k8'"
+    with pytest.raises(adq.SampleError, match=text):
+        write_kept(source, None, tmp_path / "out" / "%d.tar", **RANDOM, on_error="skip", max_bad_fraction=0.2)
+    assert not (tmp_path / "out").exists()
+    for on_error in ("skip", lambda error: "not an image" in str(error)):
+        report = write_kept(
+            source, None, tmp_path / "out" / "%d.tar", **RANDOM, on_error=on_error, max_bad_fraction=0.25,
+            overwrite=True,
+        )  # fmt: skip
+        assert (report.samples, report.bad) == (9, 3)
+    with pytest.raises(adq.SampleError, match="key 'k0', field 'jpg': not an image"):
+        write_kept(source, None, tmp_path / "no" / "%d.tar", **RANDOM, on_error=lambda error: False)
+
+
+def test_the_command_says_how_many_samples_were_bad(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    some = [(f"k{i}.jpg", jpeg(i, 80) if i % 4 else b"no") for i in range(12)]
+    source = write_tar(tmp_path / "a.tar", some)
+    command = ["write", str(source), "--quality", "50", "-o", str(tmp_path / "out" / "%d.tar"), "--overwrite"]
+    assert main(command) == 1
+    assert main([*command, "--on-error", "skip"]) == 1
+    assert "bad, more than --max-bad-fraction 0.1; the last" in capsys.readouterr().err
+    command += ["--on-error", "skip", "--max-bad-fraction", "0.3"]
+    assert main(command) == 0
+    assert capsys.readouterr().out.startswith(
+        "9 samples of 12 read, 3 bad ones left out (see the log), in 1 shards: "
+    )
+    assert main([*command, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["read"], said["samples"], said["bad"]) == (12, 9, 3)
 
 
 def test_a_field_that_the_new_image_would_take_the_place_of_is_refused(tmp_path: Path) -> None:
@@ -319,7 +499,7 @@ def test_images_without_some_patches_are_not_written_anew(
     source, named = tmp_path / "p" / "0.tar", {} if image is None else {"image": image}
     text = (
         r"^shard 0.tar, key 's00000', field 'patches.jpg': some of its patches are dropped already, .*"
-        r"leave out patch_keep, size and quality"
+        r"leave out patch_keep=, size= and quality=:"
     )
     with pytest.raises(adq.SampleError, match=text):
         write_kept(source, None, tmp_path / "out" / "%d.tar", **options, **named)

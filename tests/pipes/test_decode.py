@@ -137,6 +137,29 @@ def test_a_class_used_as_a_stage_is_no_silent_stage(tmp_path: Path) -> None:
         adq.Decode(iter([make()]))  # type: ignore[arg-type]
 
 
+def test_whole_images_asked_for_patches_say_that_they_are_whole() -> None:
+    def patches_of(sample: Sample) -> Sample:
+        return adq.Decode(label=None, to="patches").apply([sample])[0]
+
+    text = (
+        r"^shard a.tar, key 'a', field '{}': a whole image, not kept patches, which are stored as 'patches.jpg' or "
+        r"'patches.webp': drop patches with DropPatches, or decode it without to='patches'$"
+    )
+    picture = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(picture, "JPEG")
+    for sample in ({"ppm": PPM}, {"jpg": picture.getvalue()}):
+        (name,) = sample
+        with pytest.raises(adq.SampleError, match=text.format(name)):
+            patches_of({"__key__": "a", "__url__": "x/a.tar", **sample})
+    renamed = {"__key__": "a", "__url__": "x/a.tar", "jpg": patched()["patches.jpg"]}
+    assert patches_of(renamed)["positions"].tolist() == [0, 3]
+    renamed["jpg"] = renamed["jpg"].replace(b"ADQP\0\1", b"ADQP\0\7")
+    with pytest.raises(adq.SampleError, match="field 'jpg': patch mask of version 7"):
+        patches_of(renamed)
+    with pytest.raises(adq.SampleError, match=r"field 'patches.jpg': no patch mask: .* metadata"):
+        patches_of(patched(**{"patches.jpg": picture.getvalue()}))
+
+
 # ---- An image of any kind, for other stages and jobs
 
 
