@@ -9,12 +9,12 @@ on disk, container included, as a share of the same images written whole at the 
 DIR holds imagenet-sample/ and cifar10/ shards.
 
 Last measured (one of two cores of an AMD EPYC shared with other programs, Python 3.11, Pillow 13.0, 200 photographs and
-2,000 images of 32 x 32; medians of seven): photographs are dropped at 11,200 a second by chance, 2,080 by texture, 1,350 by
-gradcam++ of the built-in classifier, stored at 2,410, and decoded to patches at 4,490, in 0.96 of the time of the whole image
-(0.74 to 1.27 from run to run); to a whole image with filled holes in 1.59. At 32 x 32: 25,600, 8,720 and 1,650, of which
-decoding takes as long as the drop by chance; gradcam++ is the classifier's forward pass, 15 times the decoding. New
-shards of photographs, a quarter dropped: 0.781 of the bytes of whole images by chance, 0.812 by gradcam++, 0.872 by
-texture; half dropped: 0.560, 0.595, 0.679. What matters costs more.
+2,000 images of 32 x 32; medians of seven): photographs are dropped at 13,100 a second by chance, 2,450 by texture, 1,540 by
+gradcam++ of the built-in classifier, stored at 2,770, and decoded to patches at 5,250, in 0.90 of the time of the whole image
+(0.89 to 0.94; `Decode` copies them out of the strip); to a whole image with filled holes in 1.52. At 32 x 32: 37,000, 12,200
+and 2,150, where decoding takes as long as the drop by chance; gradcam++ is the classifier's forward pass, 14 times the
+decoding. New shards of photographs, a quarter dropped: 0.781 of the bytes of whole images by chance, 0.811 by gradcam++,
+0.872 by texture; half dropped: 0.559, 0.595, 0.678. What matters costs more.
 """
 
 from __future__ import annotations
