@@ -3,12 +3,17 @@
 CIFAR-10, a class-balanced random tenth of it, the same images and the same training (`small` of benchmarks.accuracy) for
 all; patches of 4, 48 of 64 kept, read through the package's own pipes, tested on whole images. Patches are dropped where
 Grad-CAM++ of the `builtin` classifier sees least, or by chance; once for all epochs, or by chance anew in every epoch (four
-draws by turns). What was dropped is rebuilt by the `builtin` masked autoencoder or left grey. `whole` is the baseline. Both networks of the
-package have seen all of CIFAR-10 train, the classifier its labels too, so what an importance chooses says more than
-the tenth does.
+draws by turns). What was dropped is rebuilt by the `builtin` masked autoencoder or left grey. `whole` is the baseline. Both
+networks of the package have seen all of CIFAR-10 train, the classifier its labels too, so what they choose and rebuild
+brings in more than the tenth.
 
     python -m benchmarks.patch_training --data DATA --at-once 2 --out benchmarks/results/patch_training.json
 
+Last measured (two cores of an AMD EPYC, torch 2.15, seeds 0 to 2; mean and standard deviation in percent): whole 73.54 ±
+0.21; Grad-CAM++ rebuilt 72.34 ± 0.34, grey 69.96 ± 0.89; by chance rebuilt 72.05 ± 0.16, grey 67.74 ± 0.37; by chance anew
+rebuilt 72.64 ± 0.68, grey 69.26 ± 0.41. So a quarter of the patches costs 0.9 to 1.5 points where it is rebuilt, 3.6 to 5.8
+where it is not; as an augmentation it does not pay here, and Grad-CAM++ is ahead of chance by less than the spread once
+patches are rebuilt.
 """
 
 from __future__ import annotations
