@@ -144,8 +144,15 @@ def _show_patches(a: argparse.Namespace) -> None:
 
     from adq_wds.jobs.show_patches import patches_text, show_patches
 
-    importance = adq_wds.importance(a.importance, patch=a.patch, **_eyes(a))
-    mae = None if a.mae is None else adq_wds.load_mae(a.mae)
+    eyes = _eyes(a)
+    if a.checkpoint is None:  # then a pickle can only be the autoencoder's
+        eyes.pop("allow_pickle", None)
+    importance = adq_wds.importance(a.importance, patch=a.patch, **eyes)
+    mae = (
+        None
+        if a.mae is None
+        else adq_wds.load_mae(a.mae, allow_pickle=bool(a.allow_pickle) and a.mae != "builtin")
+    )
     shown = show_patches(
         a.plan, importance, a.patches, mae=mae, size=a.size or None,
         **_pick(a, *(name for name in _SHOW_PATCHES if name not in ("size", "importance", "mae"))),

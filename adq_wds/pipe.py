@@ -94,10 +94,12 @@ class Tally:
         )
 
 
-def check_on_error(on_error: OnError) -> None:
-    """Raise `ValueError` unless it is "raise", "skip" or a function."""
+def check_on_error(on_error: OnError, max_bad_fraction: float = MAX_BAD_FRACTION) -> None:
+    """Raise `ValueError` unless it is "raise", "skip" or a function, and the fraction lies in [0, 1]."""
     if on_error not in ("raise", "skip") and not callable(on_error):
         raise ValueError(f"on_error must be 'raise', 'skip' or a function, got {on_error!r}")
+    if not 0.0 <= max_bad_fraction <= 1.0:  # NaN fails too
+        raise ValueError(f"max_bad_fraction must lie in [0, 1], got {max_bad_fraction!r}")
 
 
 @dataclass(frozen=True, eq=False)

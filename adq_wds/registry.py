@@ -80,12 +80,16 @@ def encoder(spec: str | Encoder | Callable[..., Any] = "builtin", **options: Any
     return timm_encoder(spec, **options)
 
 
+def _as_arguments(names: list[str]) -> str:
+    return ", ".join(f"{name}=" for name in names)
+
+
 def _shipped(name: str, options: dict[str, Any]) -> Encoder:
     """An encoder that needs nothing from outside the package."""
     taken = {"device"} if name == "thumbnail" else {"device", "amp", "channels_last", "compile"}
     if surplus := sorted(set(options) - taken):
         raise ValueError(
-            f"encoder {name!r} takes no options but {', '.join(sorted(taken))}, got {surplus}; "
+            f"encoder {name!r} takes no options but {_as_arguments(sorted(taken))}, got {_as_arguments(surplus)}; "
             "leave them out, or name a timm model"
         )
     if name == "thumbnail":
@@ -192,7 +196,9 @@ def _plain_importance(name: str, given: dict[str, Any]) -> Importance:
     from adq_wds.models.plain_importance import RandomImportance, TextureImportance
 
     if surplus := sorted(set(given) - {"patch"}):
-        raise ValueError(f"importance {name!r} looks through no network, got {surplus}; leave them out")
+        raise ValueError(
+            f"importance {name!r} looks through no network, got {_as_arguments(surplus)}; leave them out"
+        )
     return TextureImportance(given["patch"]) if name == "texture" else RandomImportance(given["patch"])
 
 

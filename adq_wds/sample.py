@@ -34,6 +34,8 @@ WHOLE_FIELDS = "jpg;jpeg;png;webp;gif;bmp;tif;tiff;avif;ppm;pgm;pbm;pnm;pfm"
 STORED_FIELDS = ("patches.jpg", "patches.webp")
 """What `EncodePatches` writes: kept patches tiled side by side. Opened as a picture it would not be the image."""
 IMAGE_FIELDS = ";".join((WHOLE_FIELDS, *STORED_FIELDS))
+FILLED_FIELD = "__adq_filled__"
+"""Set to True beside an image whose missing patches `Decode` filled with a colour."""
 KEPT_FIELDS = ("patches", "positions", "grid")
 """What `DropPatches` makes of an image, and `Decode` of a stored one."""
 INTEGER_FIELDS = frozenset({"cls", "cls2", "class", "count", "index", "inx", "id"})  # as WebDataset has them

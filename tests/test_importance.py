@@ -144,9 +144,9 @@ def test_installed_packages_offer_importances(offer: None) -> None:
         (
             "texture",
             {"encoder": "builtin"},
-            r"importance 'texture' looks through no network, got \['encoder'\]; leave",
+            r"importance 'texture' looks through no network, got encoder=; leave",
         ),
-        ("random", {"use_labels": False}, r"got \['use_labels'\]"),
+        ("random", {"use_labels": False}, r"got use_labels="),
         ("texture", {"patch": 0}, "patch must be a positive integer"),
         ("gradcam", {"patch": 0}, "patch=0: expected the side of a patch in pixels"),
         ("gradcam", {"encoder": "resnet81"}, "unknown encoder 'resnet81'; did you mean"),
@@ -161,7 +161,7 @@ def test_installed_packages_offer_importances(offer: None) -> None:
             "cannot look into the encoder 'thumbnail'; take builtin, or a timm network",
         ),
         ("gradcam", {"encoder": "vit_tiny_patch16_224", **SMALL}, "for a ViT take attention_importance"),
-        ("gradcam", {"power": 2}, r"takes no options but .*, got \['power'\]"),
+        ("gradcam", {"power": 2}, r"takes no options but .*, got power="),
         ("attention", {}, "needs a vision transformer: give encoder=, such as 'vit_small_patch16_224'"),
         ("attention", {"encoder": "builtin"}, "encoder 'builtin' has no attention over all patches"),
         (

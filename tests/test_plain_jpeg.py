@@ -93,6 +93,8 @@ NOT_PLAIN = {
     "table of no number": BASE.replace(TABLE, TABLE[:4] + b"\x04" + TABLE[5:]),
     "empty table segment": BASE.replace(TABLE, segment(0xDB, b"") + TABLE),
     "segment beyond the end": after_soi(BASE, b"\xff\xfe\xff\xff"),
+    "scan header beyond the end": BASE[: BASE.index(b"\xff\xda") + 2] + b"\xff\xff" + BASE[-2:],
+    "scan header of length 1": BASE.replace(b"\xff\xda\0\x0c", b"\xff\xda\0\1", 1),
     "segment of length 0": after_soi(BASE, b"\xff\xfe\0\0"),
     "another start": b"\xff\xd9" + BASE[2:],
     "only an end": b"\xff\xd8\xff\xd9",

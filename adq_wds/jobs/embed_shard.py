@@ -39,11 +39,9 @@ class EmbedSettings:
     scores: tuple[Score, ...] = ()
 
     def __post_init__(self) -> None:
-        check_on_error(self.on_error)
+        check_on_error(self.on_error, self.max_bad_fraction)
         check_spec(self.image, "image")
         check_spec(self.label, "label")
-        if not 0.0 <= self.max_bad_fraction <= 1.0:
-            raise ValueError(f"max_bad_fraction must lie in [0, 1], got {self.max_bad_fraction!r}")
         names = [score.name for score in self.scores]
         if len(set(names)) != len(names):
             raise ValueError(f"scores must each be named once, got {names}")

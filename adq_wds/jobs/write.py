@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from adq_wds.errors import AdqError, shorten
+from adq_wds.errors import AdqError, SampleError, shorten
 from adq_wds.files import canonical_json, lock, make_folder, write_text
 from adq_wds.io.source import ShardDataset
 from adq_wds.io.writer import ShardPattern, WrittenShard, write_tars
@@ -171,7 +171,7 @@ def write_kept(
         on_error: what to do with a sample whose image cannot be written anew: "raise", "skip", or a function of the
             error that says whether to skip. Skipped ones are logged and counted; they stay in the plan's copy.
         max_bad_fraction: more than this among all samples is an error even so, once 100 were read, and at the end;
-            a single bad one never is.
+            so are 100 bad ones in a row, and nothing but bad ones.
 
     Raises:
         ValueError: the pattern would replace one of `urls`; an argument is out of range or has no effect; images
@@ -205,6 +205,8 @@ def write_kept(
         parts=None if new is None else counted.parts(),
         bad=tally.bad,
     )
+    if report.bad and not report.samples:
+        raise SampleError(f"all {report.bad} samples are bad; see the log")
     if report.read != chosen.n_kept:
         raise AdqError(
             f"{shorten(os.fspath(pattern))}: {report.samples} samples written and {report.bad} bad, the plan keeps "
@@ -219,9 +221,7 @@ def _tally(on_error: OnError, max_bad_fraction: float, *, idle: bool) -> Tally:
     Raises:
         ValueError: an argument is out of range, or has no effect.
     """
-    check_on_error(on_error)
-    if not 0.0 <= max_bad_fraction <= 1.0:  # NaN fails too
-        raise ValueError(f"max_bad_fraction must lie in [0, 1], got {max_bad_fraction!r}")
+    check_on_error(on_error, max_bad_fraction)
     asked = {"on_error": (on_error, "raise"), "max_bad_fraction": (max_bad_fraction, MAX_BAD_FRACTION)}
     for name, (value, default) in asked.items():
         if idle and value != default:

@@ -57,6 +57,7 @@ class NewImages:
         patch_keep: ratio of patches of 16 that are kept, as ``patches.jpg``; None for whole images, as ``jpg``.
         importance: what says which.
         seed: of a random importance.
+        size_asked: the size was named; else images that grow at it are refused.
     """
 
     size: int | None
@@ -65,6 +66,7 @@ class NewImages:
     patch_keep: float | None
     importance: Importance | None
     seed: int
+    size_asked: bool = True
 
     @property
     def field(self) -> str:
@@ -95,6 +97,7 @@ def new_images(
         return None
     check_spec(image, "image")
     EncodePatches(quality=QUALITY if quality is None else quality)  # speaks now if it is out of range
+    size_asked = size is not None
     if size is None and patch_keep is not None:
         size = SIZE
     if size is not None:
@@ -102,16 +105,20 @@ def new_images(
     asked = None
     if patch_keep is not None and size is not None:
         check_patch_keep(patch_keep)
+        if size % PATCH:
+            raise ValueError(
+                f"size={size} does not fall into patches of {PATCH} pixels; give a multiple of {PATCH}"
+            )
         n_patches = (size // PATCH) ** 2
-        if n_patches and n_kept(n_patches, patch_keep) == 0:  # a size that PATCH does not divide is met below
+        if n_kept(n_patches, patch_keep) == 0:
             raise ValueError(
                 f"patch_keep={patch_keep} keeps none of the {n_patches} patches of {PATCH} x {PATCH} pixels at size "
                 f"{size}; give at least {1 / n_patches:.3g}"
             )
         asked = named_importance(importance, patch=PATCH) if isinstance(importance, str) else importance
         say_whose_eyes(asked)
-    new = NewImages(size, QUALITY if quality is None else quality, image, patch_keep, asked, seed)
-    WriteAnew(new)  # speaks now of a size that does not fit
+    new = NewImages(size, QUALITY if quality is None else quality, image, patch_keep, asked, seed, size_asked)
+    WriteAnew(new)  # speaks now of what does not fit together
     return new
 
 
@@ -263,8 +270,8 @@ def written_anew(
         tally: of bad samples.
 
     Raises:
-        ValueError: without their patches the images would take as many bytes as whole or more, or more than they took;
-            has the numbers.
+        ValueError: without their patches the images would take as many bytes as whole or more, or, at a size that was
+            not asked for, more than they took; has the numbers.
         SampleError: a bad image, or too many.
     """
     made = _made(samples, new, counted, tally)
@@ -294,10 +301,10 @@ def _check_bytes(new: NewImages, counted: Counted) -> None:
         f"images would become larger than they were: {counted.after // n} bytes each against {counted.before // n} "
         f"(mean of the first {n})"
     )
-    if new.importance is not None:
+    if not new.size_asked and new.importance is not None:
         raise ValueError(
-            f"{grown} at size={new.size} ({SIZE} unless size= says another), quality={new.quality}; give a "
-            "smaller one, or drop patches while training"
+            f"{grown} at size {new.size}, which is taken where size= says nothing, and quality {new.quality}; give a smaller one, "
+            f"or size={new.size} if it is meant"
         )
     at = "their own size" if new.size is None else f"size {new.size}"
     logger.warning(

@@ -76,7 +76,7 @@ class AttentionImportance:
         (args, kwargs), shown = caught[-1], copy.copy(self._shown)
         weights: list[torch.Tensor] = []
         shown._modules = {**shown._modules, "attn_drop": _Tell(weights)}
-        shown(*args, **kwargs)
+        shown(*args, **(kwargs or {}))
         return weights[0]
 
     def __reduce__(self) -> tuple[Any, ...]:

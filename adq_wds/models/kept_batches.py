@@ -10,8 +10,10 @@ import numpy as np
 import torch
 
 from adq_wds.errors import shorten
+from adq_wds.sample import KEPT_FIELDS
 
-PATCHES, POSITIONS, GRID, IMAGE = "patches", "positions", "grid", "image"
+PATCHES, POSITIONS, GRID = KEPT_FIELDS
+IMAGE = "image"
 
 Part = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Patches (b, K, P, P, 3), positions (b, K), and which rows of the batch they are (b,)."""
@@ -48,7 +50,8 @@ def read_batch(batch: Any, names: Sequence[str] | None = None) -> KeptBatch:
     Raises:
         ValueError: it is none of these, or a dict with a field "image".
     """
-    ragged = isinstance(batch, list) and bool(batch) and isinstance(batch[0], dict | tuple)
+    # a collated batch is a list too; its fields of text are tuples, its patches are not
+    ragged = isinstance(batch, list) and bool(batch) and all(isinstance(x, dict | tuple) for x in batch)
     one = batch[0] if ragged else batch
     form = dict if isinstance(one, dict) else tuple
     fields = _named(one, names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
@@ -16,6 +17,8 @@ from adq_wds.models.forward import check_bfloat16
 from adq_wds.models.kept_batches import KeptBatch, check_grid, read_batch
 from adq_wds.models.mae import IMAGENET_MEAN, IMAGENET_STD, MaskedAutoencoder
 
+log = logging.getLogger("adq_wds")
+
 
 def reconstruct_batches(
     loader: Iterable[Any],
@@ -25,7 +28,7 @@ def reconstruct_batches(
     fields: Sequence[str] | None = None,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
-    amp: bool = True,
+    amp: bool | None = None,
     compile: bool | str = False,  # noqa: A002 - torch's own word
 ) -> Iterator[Any]:
     """Batches with whole, normalised images in place of kept patches: kept pixels as stored, dropped ones predicted.
@@ -42,7 +45,7 @@ def reconstruct_batches(
         fields: names of the items of tuples, such as ``("patches", "positions", "grid", "label")``. The loader's data set
             is asked where nothing is said; if it does not tell, patches and positions are the first two.
         mean, std: of the colours in [0, 1], which the trained network expects: (x - mean) / std.
-        amp: on CUDA, in bfloat16. On the CPU in float32, whatever this says.
+        amp: in bfloat16, on CUDA; unless said, where the device computes in it. On the CPU in float32, whatever this says.
         compile: let torch compile the network, in place; pays when batches have one size. A mode of `torch.compile`
             may be named: "reduce-overhead" replays CUDA graphs, which pays for small batches.
 
@@ -52,7 +55,7 @@ def reconstruct_batches(
 
     Raises:
         TypeError: `mae` is no masked autoencoder.
-        ValueError: no such device, or one without bfloat16; `mean` or `std` are not three numbers that can be used.
+        ValueError: no such device, or with ``amp=True`` one without bfloat16; `mean` or `std` are not three numbers that can be used.
 
     Raises (while streaming):
         ValueError: a batch is none of these, holds images already, or its patches are not those of such an image.
@@ -71,9 +74,7 @@ def reconstruct_batches(
                 f"{name}={shorten(values)}: expected three numbers{', each above 0' if name == 'std' else ''}"
             )
     place = pick_device(str(device)) if device is not None else next(mae.parameters()).device
-    amp = amp and place.type == "cuda"
-    if amp:
-        check_bfloat16(place)
+    half = _in_bfloat16(amp, place)
     mae = mae.to(place).eval()
     if compile:
         mae.compile(mode=compile if isinstance(compile, str) else None)
@@ -82,7 +83,20 @@ def reconstruct_batches(
         own = getattr(getattr(loader, "dataset", loader), "fields", None)
         fields = own if isinstance(own, tuple) else None
     batches = (_checked(read_batch(batch, fields), mae) for batch in loader)
-    return _rebuilt(batches, mae, place, amp, *(255 * levels.to(place)[:, :, None, None]).unbind())
+    return _rebuilt(batches, mae, place, half, *(255 * levels.to(place)[:, :, None, None]).unbind())
+
+
+def _in_bfloat16(amp: bool | None, place: torch.device) -> bool:
+    if amp is False or place.type != "cuda":
+        return False
+    try:
+        check_bfloat16(place)
+    except ValueError as error:
+        if amp:
+            raise
+        log.info("images are rebuilt in float32: %s", error)
+        return False
+    return True
 
 
 def _checked(batch: KeptBatch, mae: MaskedAutoencoder) -> KeptBatch:

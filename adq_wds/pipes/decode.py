@@ -16,6 +16,7 @@ from adq_wds.patch_jpeg import decode as decode_patches
 from adq_wds.patch_record import IDENTIFIER
 from adq_wds.pipe import Pipe
 from adq_wds.sample import (
+    FILLED_FIELD,
     IMAGE_FIELDS,
     KEPT_FIELDS,
     STORED_FIELDS,
@@ -98,7 +99,7 @@ class Decode(Pipe):
     code. To be put before `.decode()`, or in its place.
 
     An image that was stored without some of its patches (``patches.jpg`` or ``patches.webp``, from `EncodePatches`)
-    becomes a whole one again, of one colour where patches are missing; with ``to="patches"`` it is what was kept, in
+    becomes a whole one again, of one colour where patches are missing (and ``__adq_filled__`` is True); with ``to="patches"`` it is what was kept, in
     the fields that `DropPatches` makes: ``patches`` (k, P, P, 3) uint8, ``positions`` (k,) and ``grid`` (2,) int64.
 
     Args:
@@ -170,7 +171,8 @@ class Decode(Pipe):
             )
             return by, {"image": _as(picture, self.to)}
         pixels = stored[1].to_image(self.fill)
-        return stored[0], {"image": Image.fromarray(pixels) if self.to == "pil" else _formed(pixels, self.to)}
+        image = Image.fromarray(pixels) if self.to == "pil" else _formed(pixels, self.to)
+        return stored[0], {"image": image, FILLED_FIELD: True}
 
 
 def _kept(found: PatchImage) -> Sample:

@@ -21,6 +21,7 @@ from adq_wds.pipes.resize import centre_square, check_size
 from adq_wds.pipes.shifts import Look, fewest_patches
 from adq_wds.sample import (
     EPOCH_FIELD,
+    FILLED_FIELD,
     IMAGE_FIELDS,
     KEPT_FIELDS,
     STORED_FIELDS,
@@ -205,7 +206,7 @@ class DropPatches(Pipe):
     def _image(self, sample: Sample) -> tuple[Image.Image, Grid]:
         name, value = image_value(sample, self.image)
         try:
-            if name in STORED_FIELDS:
+            if name in STORED_FIELDS or sample.get(FILLED_FIELD) is True:
                 raise SampleError(_DROPPED)
             image = as_rgb(value, self.max_pixels)
             if self.size is not None:

@@ -145,7 +145,7 @@ class Cache:
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
             reason = error.strerror or type(error).__name__
-            text = "no space left: give another folder, or a smaller max_bytes" if full else reason
+            text = "no space left: give another folder, or a cache with a smaller bound" if full else reason
             raise AdqError(f"cache {self.path}: {text}") from error
 
 

@@ -154,3 +154,24 @@ def test_pixels_are_where_they_should_be() -> None:
     assert np.isclose(psnr(image, other, where), 10 * np.log10(255**2 / 100))
     with pytest.raises(ValueError, match=r"\[1\] panels in rows, expected 2 in each"):
         draw_sheet([[Panel(image, ())]], ["a", "b"])
+
+
+def test_a_pickle_may_be_the_networks_while_the_importance_needs_none(
+    shard: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({"model": network(64).state_dict()}, tmp_path / "mae.pth")
+    given = [
+        "show",
+        shard,
+        "--patches",
+        str(tmp_path / "p.png"),
+        "--mae",
+        str(tmp_path / "mae.pth"),
+        "--size",
+        "64",
+    ]
+    given += ["--importance", "random", "--samples", "1"]
+    assert main(given) == 2
+    assert "read only with --allow-pickle" in capsys.readouterr().err
+    assert main([*given, "--allow-pickle"]) == 2
+    assert "how many heads a width of 16 has" in capsys.readouterr().err  # so it was read

@@ -343,7 +343,10 @@ def test_an_encoder_is_named_by_the_flags_it_always_has(
         ({"quality": 90.0}, "quality must be an integer from 1 to 100, got 90.0"),
         ({"patch_keep": 1.5}, "got 1.5"),
         ({"patch_keep": 0.5, "importance": "tecture"}, "unknown importance 'tecture'; did you mean texture"),
-        ({"patch_keep": 0.5, "size": 100, "importance": "random"}, "100 x 100 pixels .* patches of 16 x 16"),
+        (
+            {"patch_keep": 0.5, "size": 100, "importance": "random"},
+            "size=100 does not fall into patches of 16 pixels; give a multiple of 16",
+        ),
         ({"size": 0}, "size must be an integer >= 1"),
         ({"quality": 101}, "quality must be an integer from 1 to 100, got 101"),
         ({"quality": 90, "image": "pkl"}, "would run what a pickle says"),
@@ -371,12 +374,11 @@ def test_what_would_become_larger_without_patches_is_refused_with_numbers(tmp_pa
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("said", [{}, {"size": 224}, {"size": 96}])
-def test_patches_that_take_more_than_the_images_did_are_refused_with_numbers(
-    shards: list[Path], tmp_path: Path, said: dict[str, int]
+def test_patches_that_take_more_than_the_images_did_at_a_size_nobody_named_are_refused_with_numbers(
+    shards: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    side = said.get("size", 224)
-    options: dict[str, Any] = {"patch_keep": 0.95, "importance": "random", "quality": 95, **said}
+    side = 224
+    options: dict[str, Any] = {"patch_keep": 0.95, "importance": "random", "quality": 95}
     with pytest.raises(ValueError, match="would become larger") as caught:
         write_kept(shards, None, tmp_path / "out" / "%d.tar", **options)
     assert not (tmp_path / "out").exists()
@@ -386,8 +388,26 @@ def test_patches_that_take_more_than_the_images_did_are_refused_with_numbers(
     means = [sum(after) // MEASURED, sum(len(sample["jpg"]) for sample in first) // MEASURED]
     assert str(caught.value).startswith(
         f"images would become larger than they were: {means[0]} bytes each against {means[1]} (mean of the first "
-        f"{MEASURED}) at size={side} (224 unless size= says another), quality=95"
+        f"{MEASURED}) at size 224, which is taken where size= says nothing, and quality 95; give a smaller one, or size=224 if"
     )
+    write_kept(shards, None, tmp_path / "out" / "%d.tar", size=224, **options)
+    assert "images become larger than they were: " in caplog.text
+
+
+def test_a_size_that_does_not_fall_into_patches_is_said_before_how_many_are_kept(
+    shards: list[Path], tmp_path: Path
+) -> None:
+    size = 30
+    with pytest.raises(
+        ValueError, match=f"size={size} does not fall into patches of 16 pixels; give a multiple of 16"
+    ):
+        write_kept(shards, None, tmp_path / "out" / "%d.tar", patch_keep=0.5, importance="random", size=size)
+
+
+def test_nothing_but_bad_images_is_an_error(tmp_path: Path) -> None:
+    source = write_tar(tmp_path / "a.tar", [("k.jpg", b"no")])
+    with pytest.raises(adq.SampleError, match="all 1 samples are bad; see the log"):
+        write_kept(source, None, tmp_path / "out" / "%d.tar", size=64, on_error="skip")
 
 
 @pytest.mark.parametrize(("options", "at"), [({}, "their own size"), ({"size": 224}, "size 224")])
@@ -428,7 +448,7 @@ def test_bad_images_are_skipped_logged_and_counted(
         ("k4.patches.jpg", stored),
     ]
     fine = [(f"n{i:02d}.jpg", jpeg(i, 80)) for i in range(20)]
-    source = write_tar(tmp_path / "in" / "c.tar", [*fine[:10], *bad, *fine[10:]])
+    source = write_tar(tmp_path / "in" / "c.tar", [*fine[:3], *bad, *fine[3:]])
     report = write_kept(
         [*shards, source], None, tmp_path / "out" / "%d.tar", **options, on_error="skip", max_samples=50
     )

@@ -6,6 +6,7 @@ import pickle
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -114,6 +115,21 @@ def test_the_encoder_is_left_as_it_was_and_pickles_come_back() -> None:
     assert attention.fused_attn
     assert not attention._forward_pre_hooks
     assert importance([], [], []).size == 0
+
+
+def test_a_hook_that_torch_calls_without_keywords_still_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it does when another thread takes its own hook away at that moment."""
+    encoder = random_encoder("vit_tiny_patch16_224")
+    importance = attention_importance(encoder, patch=16)
+    images = pictures(1)
+    expected = importance(images, [None], [0])
+    with_keywords = torch.nn.Module.register_forward_pre_hook
+
+    def register(module: Any, hook: Any, **options: Any) -> Any:
+        return with_keywords(module, lambda m, args: hook(m, args))
+
+    monkeypatch.setattr(torch.nn.Module, "register_forward_pre_hook", register)
+    np.testing.assert_array_equal(importance(images, [None], [0]), expected)
 
 
 def test_threads_that_share_the_network_do_not_meet() -> None:

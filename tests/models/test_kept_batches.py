@@ -43,6 +43,10 @@ def test_a_loader_tells_the_names_of_its_tuples_whatever_their_order(
         assert torch.equal(again, labels)
     ((images, again),) = adq.reconstruct_batches(list(dataset(make_shard, fields=FIELDS)), mae, fields=FIELDS)
     assert torch.equal(images, expected)
+    ((images, keys, _),) = adq.reconstruct_batches(dataset(make_shard, fields=("__key__", *FIELDS)), mae)
+    assert torch.equal(images, expected)
+    assert len(keys) == 4
+    assert all(isinstance(key, str) for key in keys)
 
 
 @pytest.mark.parametrize(

@@ -285,6 +285,10 @@ def test_a_dropped_patch_borrows_mean_and_deviation_from_kept_ones_by_the_square
         m, v = (weight * x.mean((1, 2, 3))).sum(), (weight * x.var((1, 2, 3))).sum()
         expected = ((predicted[0, place].double() * (v + 1e-6).sqrt() + m) * std + mean) * 255
         torch.testing.assert_close(found[0, place].double(), expected, rtol=1e-4, atol=1e-3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(net.pixels(predicted, kept, positions), found), (
+            "what is borrowed is float32 always"
+        )
 
 
 # Whole images

@@ -163,6 +163,12 @@ def test_a_wrong_option_is_met_before_the_file_is_read(tmp_path: Path, options: 
         load_mae(tmp_path / "missing.safetensors", **options)
 
 
+def test_whoever_may_read_the_folder_may_read_the_weights(tmp_path: Path) -> None:
+    (tmp_path / "as_usual").touch()
+    save_mae(network(), tmp_path / "a.safetensors", {})
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "as_usual").stat().st_mode
+
+
 def test_a_small_file_cannot_ask_for_many_blocks(tmp_path: Path) -> None:
     """S5: all that are named would be made before they are compared."""
     many = {f"blocks.{i}.norm1.bias": torch.zeros(0) for i in range(129)}

@@ -359,6 +359,11 @@ def test_patches_are_not_dropped_twice(lossless: bool) -> None:
     stored = adq.EncodePatches(lossless=lossless).apply(kept)
     field = "patches.webp" if lossless else "patches.jpg"
     text = rf"key 'k0', field '{field}': some of its patches are dropped already: Decode\(to='patches'\) gives those"
+    filled = adq.Decode(label=None).apply(stored)
+    with pytest.raises(
+        adq.SampleError, match="key 'k0', field 'image': some of its patches are dropped already"
+    ):
+        dropped(filled, patch=16)
     for options in ({}, {"image": field}):
         with pytest.raises(adq.SampleError, match=text):
             dropped(stored, patch=16, **options)
