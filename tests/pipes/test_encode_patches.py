@@ -71,7 +71,7 @@ def test_as_a_picture_the_kept_patches_are_in_their_places_and_the_others_are_fi
     in_parts = adq.Decode(to="patches").apply(stored)
     for form in ("pil", "numpy", "torch"):
         for out, parts in zip(adq.Decode(to=form, fill=fill).apply(stored), in_parts, strict=True):
-            assert set(out) == {"__key__", "__url__", "image", "label"}
+            assert set(out) == {"__key__", "__url__", "image", "label", "__adq_filled__"}
             image = np.asarray(out["image"])
             image = image.transpose(1, 2, 0) if form == "torch" else image
             expected = np.empty((64, 64, 3), np.uint8)
