@@ -121,7 +121,10 @@ class PatchImage:
                 f"fill must be three values from 0 to 255 or an image {size} uint8, got {values.shape} {values.dtype}"
             )
         image = np.empty(size, np.uint8)
-        image[:] = values
+        if values.shape == (3,):  # a row at a time: pixel by pixel takes ten times as long
+            image.reshape(size[0], -1)[:] = np.tile(values.astype(np.uint8), size[1])
+        else:
+            image[:] = values
         cells = image.reshape(self.grid[0], self.patch, self.grid[1], self.patch, 3)
         row, column = np.divmod(self.kept, self.grid[1])
         cells[row, :, column] = self.patches  # a view: of 64 million pixels one copy is enough
