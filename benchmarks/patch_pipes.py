@@ -9,10 +9,10 @@ on disk, container included, as a share of the same images written whole at the 
 DIR holds imagenet-sample/ and cifar10/ shards.
 
 Last measured (one of two cores of an AMD EPYC shared with other programs, Python 3.11, Pillow 13.0, 200 photographs and
-2,000 images of 32 x 32; medians of seven): photographs are dropped at 13,100 a second by chance, 2,450 by texture, 1,540 by
-gradcam++ of the built-in classifier, stored at 2,770, and decoded to patches at 5,250, in 0.90 of the time of the whole image
-(0.89 to 0.94; `Decode` copies them out of the strip); to a whole image with filled holes in 1.52. At 32 x 32: 37,000, 12,200
-and 2,150, where decoding takes as long as the drop by chance; gradcam++ is the classifier's forward pass, 14 times the
+2,000 images of 32 x 32; medians of seven): photographs are dropped at 13,700 a second by chance, 2,570 by texture, 1,660 by
+gradcam++ of the built-in classifier, stored at 2,770, and decoded to patches at 5,410, in 0.89 of the time of the whole image
+(0.84 to 0.94; `Decode` copies them out of the strip); to a whole image with filled holes in 0.97. At 32 x 32: 37,900, 12,400
+and 2,280, where decoding takes as long as the drop by chance; gradcam++ is the classifier's forward pass, 14 times the
 decoding. New shards of photographs, a quarter dropped: 0.781 of the bytes of whole images by chance, 0.811 by gradcam++,
 0.872 by texture; half dropped: 0.559, 0.595, 0.678. What matters costs more.
 """
