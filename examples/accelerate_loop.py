@@ -73,6 +73,8 @@ def main() -> None:
                 accelerator.save_state(a.checkpoint)
             if step >= a.max_steps:
                 break
+    accelerator.wait_for_everyone()
+    accelerator.end_training()  # else a process may end while another still talks to it, which aborts one
 
 
 if __name__ == "__main__":
