@@ -73,8 +73,10 @@ def main() -> None:
                 accelerator.save_state(a.checkpoint)
             if step >= a.max_steps:
                 break
-    accelerator.wait_for_everyone()
-    accelerator.end_training()  # else a process may end while another still talks to it, which aborts one
+    # a process group that lives on at the end of its process may abort it: nothing refers to it any more, then it goes
+    del loader, net, optimizer
+    accelerator.free_memory()
+    accelerator.end_training()
 
 
 if __name__ == "__main__":
