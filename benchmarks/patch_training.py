@@ -31,11 +31,12 @@ import torch
 from numpy.typing import NDArray
 
 import adq_wds as adq
+from adq_wds.patch_jpeg import PatchImage
 from benchmarks.accuracy import ONE_BIN
 from benchmarks.common import data_folder, parser, report
 from benchmarks.training import Images, read_images, recipe_for, train
 
-PATCH, GREY = 4, 128
+PATCH = 4
 DRAWS = 4  # that take turns where epochs differ
 WHOLE = "whole"
 ARMS: dict[str, tuple[str, bool, bool]] = {
@@ -51,11 +52,9 @@ ARMS: dict[str, tuple[str, bool, bool]] = {
 
 def with_grey_holes(sample: dict[str, Any]) -> dict[str, Any]:
     """The image, grey where patches are missing; for `Map`."""
-    rows, columns = sample["grid"]
-    image = np.full((rows, PATCH, columns, PATCH, 3), GREY, np.uint8)
-    row, column = np.divmod(sample["positions"], columns)
-    image[row, :, column] = sample["patches"]
-    return {"image": image.reshape(rows * PATCH, columns * PATCH, 3), "label": sample["label"]}
+    rows, columns = sample["grid"].tolist()
+    kept = PatchImage(sample["patches"], sample["positions"], (rows, columns), PATCH)
+    return {"image": kept.to_image(), "label": sample["label"]}
 
 
 def images_of(shards: list[Path], plan: adq.Plan, arm: str, *, seed: int, keep: float) -> Images:

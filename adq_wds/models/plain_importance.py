@@ -16,8 +16,8 @@ from adq_wds.sample import Label
 
 
 @dataclass(frozen=True)
-class TextureImportance:
-    """The texture level of each patch; see `core.importance.texture_importance`. Labels and seeds play no part.
+class _OfPatches:
+    """An importance that is known by the side of its patches alone.
 
     Attributes:
         patch: side P in pixels of the images' patches.
@@ -27,6 +27,11 @@ class TextureImportance:
 
     def __post_init__(self) -> None:
         patch_grid(self.patch, self.patch, self.patch)
+
+
+@dataclass(frozen=True)
+class TextureImportance(_OfPatches):
+    """The texture level of each patch; see `core.importance.texture_importance`. Labels and seeds play no part."""
 
     def __call__(
         self, images: Sequence[PIL.Image.Image], labels: Sequence[Label], seeds: Sequence[int]
@@ -40,17 +45,8 @@ class TextureImportance:
 
 
 @dataclass(frozen=True)
-class RandomImportance:
-    """Uniform draws by each image's seed; see `core.importance.random_importance`. Pixels and labels play no part.
-
-    Attributes:
-        patch: side P in pixels of the images' patches.
-    """
-
-    patch: int
-
-    def __post_init__(self) -> None:
-        patch_grid(self.patch, self.patch, self.patch)
+class RandomImportance(_OfPatches):
+    """Uniform draws by each image's seed; see `core.importance.random_importance`. Pixels and labels play no part."""
 
     def __call__(
         self, images: Sequence[PIL.Image.Image], labels: Sequence[Label], seeds: Sequence[int]

@@ -67,8 +67,8 @@ def reconstruct_batches(
         raise TypeError(
             f"reconstruct_batches needs a masked autoencoder, got {shorten(mae)}; write adq_wds.load_mae(...)"
         )
-    for name, values in (("mean", mean), ("std", std)):
-        numbers = [float(x) for x in values]
+    colours = [[float(x) for x in values] for values in (mean, std)]
+    for name, values, numbers in (("mean", mean, colours[0]), ("std", std, colours[1])):
         if len(numbers) != 3 or not all(map(math.isfinite, numbers)) or (name == "std" and min(numbers) <= 0):
             raise ValueError(
                 f"{name}={shorten(values)}: expected three numbers{', each above 0' if name == 'std' else ''}"
@@ -78,7 +78,7 @@ def reconstruct_batches(
     mae = mae.to(place).eval()
     if compile:
         mae.compile(mode=compile if isinstance(compile, str) else None)
-    levels = torch.tensor([[float(x) for x in values] for values in (mean, std)], dtype=torch.float32)
+    levels = torch.tensor(colours, dtype=torch.float32)
     if fields is None:  # a ShardDataset, or a loader of one, knows
         own = getattr(getattr(loader, "dataset", loader), "fields", None)
         fields = own if isinstance(own, tuple) else None

@@ -10,11 +10,9 @@ import numpy as np
 from adq_wds.errors import SampleError, shorten
 from adq_wds.patch_jpeg import CODING_UNIT, PatchImage, Subsampling, encode_lossless, encode_patches
 from adq_wds.pipe import Pipe
-from adq_wds.pipes.patches import GRID_FIELD, PATCHES_FIELD, POSITIONS_FIELD
-from adq_wds.sample import STORED_FIELDS, Sample, SpecError, clean_fields, place_error
+from adq_wds.sample import KEPT_FIELDS, STORED_FIELDS, Sample, SpecError, clean_fields, place_error
 
 JPEG_FIELD, WEBP_FIELD = STORED_FIELDS
-_GIVEN = (PATCHES_FIELD, POSITIONS_FIELD, GRID_FIELD)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +63,7 @@ class EncodePatches(Pipe):
                 SampleError("is there already; rename or drop it before EncodePatches"), out, new
             )
         image = _kept_patches(out)
-        for name in _GIVEN:
+        for name in KEPT_FIELDS:
             del out[name]
         out[new] = self._file(image, sample)
         return out
@@ -87,13 +85,13 @@ def _kept_patches(sample: Sample) -> PatchImage:
     Raises:
         SampleError: it is not there, or not as it was.
     """
-    missing = [name for name in _GIVEN if name not in sample]
+    missing = [name for name in KEPT_FIELDS if name not in sample]
     if missing:
         raise place_error(
             SampleError(f"no field {missing[0]!r} with kept patches; put DropPatches before EncodePatches"),
             sample,
         )
-    patches, positions, grid = (np.asarray(sample[name]) for name in _GIVEN)
+    patches, positions, grid = (np.asarray(sample[name]) for name in KEPT_FIELDS)
     try:
         rows, columns = map(_integer, grid.tolist())
         return PatchImage(patches, positions, (rows, columns), patches.shape[1])
