@@ -121,7 +121,7 @@ class PatchImage:
                 f"fill must be three values from 0 to 255 or an image {size} uint8, got {values.shape} {values.dtype}"
             )
         image = np.empty(size, np.uint8)
-        if values.shape == (3,):  # a row at a time: pixel by pixel takes ten times as long
+        if values.shape == (3,):  # a row at a time: numpy is slow to repeat three values pixel by pixel
             image.reshape(size[0], -1)[:] = np.tile(values.astype(np.uint8), size[1])
         else:
             image[:] = values

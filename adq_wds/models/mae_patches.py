@@ -62,7 +62,7 @@ def _convolved(image: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
 
 
 def _convolved_by_fft(image: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
-    """As `_convolved`, with a kernel of many pixels: at 224 and patches of 16 in a hundredth of the time.
+    """As `_convolved`, for kernels of many pixels, of which a plain convolution takes each for every pixel.
 
     In float64, since weights of the farthest pixels are 1e-9 of those of the nearest; what lies below the rounding of
     the transform is 0, as where nothing is near.

@@ -99,8 +99,9 @@ class Decode(Pipe):
     code. To be put before `.decode()`, or in its place.
 
     An image that was stored without some of its patches (``patches.jpg`` or ``patches.webp``, from `EncodePatches`)
-    becomes a whole one again, of one colour where patches are missing (and ``__adq_filled__`` is True); with ``to="patches"`` it is what was kept, in
-    the fields that `DropPatches` makes: ``patches`` (k, P, P, 3) uint8, ``positions`` (k,) and ``grid`` (2,) int64.
+    becomes a whole one again, of one colour where patches are missing, and ``__adq_filled__`` is True beside it; with
+    ``to="patches"`` it is what was kept, in the fields that `DropPatches` makes: ``patches`` (k, P, P, 3) uint8,
+    ``positions`` (k,) and ``grid`` (2,) int64.
 
     Args:
         image: field with the image, alternatives separated by ``;``, or a function giving its bytes.
