@@ -69,10 +69,24 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def _inside(path: str, name: str) -> str:
-    """Where a run's folder stands for a file or folder in it, that one; else `path` as it is."""
-    within = os.path.join(path, name)
-    return within if os.path.exists(within) else path
+def _inside(folder: str, name: str) -> str:
+    """The file of that name in a run's folder; `folder` itself where it is a file, or nothing yet.
+
+    Raises:
+        ValueError: a folder without that file.
+    """
+    within = Path(folder) / name
+    if not within.exists() and Path(folder).is_dir():
+        raise ValueError(
+            f"{folder}: a folder without {name}; name the file, or a folder that `adq run` wrote"
+        )
+    return str(within) if within.exists() else folder
+
+
+def _features_in(folder: str) -> str:
+    """The folder of features in a run's folder; `folder` itself where it is no run's."""
+    within = Path(folder) / "features"
+    return str(within) if within.is_dir() else folder
 
 
 def _fail(error: Exception, command: str, code: int) -> int:
@@ -103,14 +117,12 @@ def _embed(a: argparse.Namespace) -> None:
 
 
 def _plan(a: argparse.Namespace) -> None:
-    plan = adq_wds.build_plan(
-        _inside(a.features, "features"), out=a.out, progress=a.progress, **_plan_options(a)
-    )
+    plan = adq_wds.build_plan(_features_in(a.features), out=a.out, progress=a.progress, **_plan_options(a))
     _show_plan(a, plan)
 
 
 def _codebook(a: argparse.Namespace) -> None:
-    features = _inside(a.features, "features")
+    features = _features_in(a.features)
     codebook = adq_wds.fit_codebook(features, out=a.out, progress=a.progress, **_pick(a, *_CODEBOOK))
     _show_codebook(a, codebook)
 
@@ -118,22 +130,41 @@ def _codebook(a: argparse.Namespace) -> None:
 def _show(a: argparse.Namespace) -> None:
     if a.patches is not None:
         _refuse(a, ("keep",), "beside --patches; --patch-keep says how many patches are kept")
+        _refuse(a, ("keys",), "beside --patches; leave it out")
         _show_patches(a)
         return
     _refuse(a, (*_SHOW_PATCHES, "encoder", *ENCODER_OPTIONS), "without --patches; leave it out")
     if Path(a.plan).suffix == ".safetensors":
+        _refuse(a, ("keys",), "on a codebook, which lists no samples; leave it out")
         _show_codebook(a, adq_wds.load_codebook(a.plan))
         return
     _refuse(a, ("keep",), "on a plan, which says its own; leave it out")
     try:
-        plan = adq_wds.load_plan(a.plan)
-    except PlanError:
+        plan = adq_wds.load_plan(_inside(a.plan, "plan.parquet"))
+    except (PlanError, ValueError):
         if _like_shards(a.plan):
             raise ValueError(
                 f"{a.plan!r} names tar shards, no plan; --patches OUT.png draws what dropping patches does to their images"
             ) from None
         raise
-    _show_plan(a, plan)
+    if a.keys:
+        _print_keys(a, plan)
+    else:
+        _show_plan(a, plan)
+
+
+def _print_keys(a: argparse.Namespace, plan: adq_wds.Plan) -> None:
+    """The kept samples, a line each as ``--must-include`` reads it, or as one JSON list."""
+    from adq_wds.jobs.show import kept_samples
+
+    if a.json:
+        kept = [key if shard is None else [shard, key] for shard, key in kept_samples(plan)]
+        print(json.dumps(kept, indent=1))
+        return
+    for shard, key in kept_samples(plan):
+        if "\n" in key or "\r" in key:
+            raise ValueError(f"shard {shard}, key {key!r}: a line break in a key; --json lists such keys")
+        print(key if shard is None else f"{shard}\t{key}")
 
 
 def _refuse(a: argparse.Namespace, names: Sequence[str], why: str) -> None:
@@ -195,7 +226,8 @@ def _write(a: argparse.Namespace) -> None:
     from adq_wds.jobs.write import parts_text, write_kept
     from adq_wds.jobs.write_smaller import totals
 
-    report = write_kept(a.shards, a.plan, a.out, importance=_importance(a), **_pick(a, *_WRITE))
+    plan = None if a.plan is None else _inside(a.plan, "plan.parquet")
+    report = write_kept(a.shards, plan, a.out, importance=_importance(a), **_pick(a, *_WRITE))
     share = 100 * report.bytes / max(1, report.source_bytes or 0)
     bad = f" of {report.read:,} read, {report.bad:,} bad ones left out (see the log)," if report.bad else ""
     text = (
@@ -228,7 +260,9 @@ def _verify(a: argparse.Namespace) -> None:
     from adq_wds.jobs.verify import report_text, verify_shards
 
     options = _pick(a, "root", "decode", "image", "label", "workers", "progress")
-    report = verify_shards(a.plan, a.shards, **options)
+    is_run = (Path(a.plan) / "features").is_dir()  # else it may be a folder of features
+    plan = _inside(a.plan, "plan.parquet") if is_run else a.plan
+    report = verify_shards(plan, a.shards, **options)
     _print(a, {"equal": report.equal, **asdict(report)}, report_text(report, lines=a.lines))
     if not report.equal:
         raise ShardError(f"the shards are not those of the {report.against} {a.plan}: see above")
@@ -274,7 +308,8 @@ def _print(a: argparse.Namespace, value: dict[str, Any], text: str | None = None
     if a.json:
         print(json.dumps(value, indent=1))
     elif text is not None:
-        print(text)
+        if not a.quiet or a.command in ("show", "verify"):
+            print(text)
     else:
         for name, entry in value.items():
             print(
@@ -349,7 +384,7 @@ def _plan_options(a: argparse.Namespace) -> dict[str, Any]:
 
 def _keys_in(path: str) -> list[Any]:
     """Keys from a file: one a line, or shard and key with a tab between."""
-    lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    lines = Path(path).read_text(encoding="utf-8-sig").split("\n")  # not `splitlines`: a key may hold U+2028
     return [tuple(line.split("\t", 1)) if "\t" in line else line for line in lines if line]
 
 
