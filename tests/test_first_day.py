@@ -1,6 +1,7 @@
 """A newcomer's first commands: nothing heavy is loaded to find a mistake, and the answer says what to type."""
 
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,7 +12,8 @@ import pytest
 import adq_wds as adq
 from adq_wds.arguments import make_parser
 from adq_wds.cli import _keys_in, main
-from tests.conftest import write_tar
+from adq_wds.sample import read_label
+from tests.conftest import jpeg, write_tar
 
 MakeShard = Callable[..., Path]
 
@@ -280,3 +282,48 @@ def test_quiet_prints_nothing_but_what_was_asked_for(
     ]
     for command in asks:
         assert printed(capsys, *command, "-q"), command
+
+
+# ---- Errors that say what to type
+
+
+@pytest.mark.parametrize(
+    ("fields", "typed"),
+    [
+        (("input.jpg", "output.cls"), ["--label", "output.cls", "--image", "input.jpg"]),
+        (("left.jpg", "right.jpg", "cls"), ["--image", "left.jpg"]),
+        (("0 (clean).jpg", "0 (clean).cls"), ["--label", "0 (clean).cls", "--image", "0 (clean).jpg"]),
+        (("it's.jpg", "cls"), ["--image", "it's.jpg"]),
+        (("a;b.jpg", "z.png", "cls"), ["--image", "z.png"]),  # ";" parts alternatives
+        (("cls", "jpg"), []),
+    ],
+)
+def test_typing_what_the_errors_say_embeds_the_shard(
+    fields: tuple[str, ...], typed: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    payload = {"jpg": jpeg(0), "png": jpeg(0), "cls": b"1"}
+    members = [(f"s{i}.{field}", payload[field.rpartition(".")[2]]) for i in range(3) for field in fields]
+    command = ["embed", str(write_tar(tmp_path / "a.tar", members)), "--encoder", "thumbnail"]
+    command += ["-q", "-o", str(tmp_path / "f")]
+    followed: list[str] = []
+    while main([*command, *followed]):
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "(a field is all behind a name's first dot)" in line
+        followed += shlex.split(line.partition("such as ")[2].partition("; for ")[0])
+        assert len(followed) <= len(typed), line
+    assert followed == typed
+
+
+def test_a_field_inside_json_is_offered_with_its_path() -> None:
+    with pytest.raises(
+        adq.SampleError, match=r"name one, such as label='meta\.json:a\.b'; for unlabelled data"
+    ):
+        read_label({"__key__": "k", "jpg": b"", "meta.json": b"{}"}, "json:a.b")
+
+
+def test_members_that_are_not_neighbours_are_answered_with_a_sorting_tar(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [f"s{i}.{field}" for field in ("jpg", "cls") for i in range(2)]
+    shard = write_tar(tmp_path / "a.tar", [(name, b"0") for name in names])
+    assert "tar --sort=name -cf" in printed(capsys, "embed", shard, "-o", tmp_path / "f", code=1)
