@@ -14,7 +14,8 @@ from adq_wds.arguments import Parser, make_parser
 from adq_wds.cli import main
 
 MakeShard = Callable[..., Path]
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 FENCED = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 BLOCKS = [(language, dedent(text)) for _, language, text in FENCED.findall(README)]
 
@@ -42,6 +43,12 @@ def test_there_is_something_to_test() -> None:
     assert len([language for language, _ in BLOCKS if language == "python"]) >= 7
     assert len(command_lines()) >= 8
     assert len(inline_commands()) >= 15
+
+
+def test_every_file_that_the_readme_names_is_there() -> None:
+    named = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
+    assert len(named) > 10
+    assert [link for link in named if not (ROOT / link).exists()] == []
 
 
 @pytest.mark.parametrize("words", [*command_lines(), *inline_commands()], ids=" ".join)
