@@ -209,6 +209,16 @@ def _write(a: argparse.Namespace) -> None:
     _print(a, shown, text)
 
 
+def _pack(a: argparse.Namespace) -> None:
+    from dataclasses import asdict
+
+    from adq_wds.jobs.pack import pack_folder, pack_text
+
+    label = None if a.label == "none" else "folder"
+    report = pack_folder(a.folder, a.out, label=label, **_pick(a, *_PACK))
+    _print(a, {**asdict(report), "files": report.files}, pack_text(report))
+
+
 def _index(a: argparse.Namespace) -> None:
     from dataclasses import asdict
 
@@ -303,6 +313,7 @@ _WRITE = (
     "patch_keep", "size", "quality", "image", "seed", "on_error", "max_bad_fraction", "root", "cache", "max_samples",
     "max_bytes", "split", "overwrite", "progress",
 )  # fmt: skip
+_PACK = ("seed", "on_error", "max_bad_fraction", "max_samples", "max_bytes", "split", "overwrite", "progress")
 _SHOW_PATCHES = ("patch_keep", "patch", "size", "quality", "mae", "samples", "importance", "image")
 
 
@@ -360,6 +371,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "codebook": _codebook,
     "show": _show,
     "write": _write,
+    "pack": _pack,
     "index": _index,
     "verify": _verify,
     "demo": _demo,

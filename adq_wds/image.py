@@ -117,7 +117,7 @@ def decode_image(
 
 def _decode_any(data: bytes, max_pixels: int, background: tuple[int, int, int]) -> Image.Image:
     """`decode_image` of every file, by Pillow's reader of its format."""
-    name = _format_of(data)
+    name = image_format(data)
     try:
         image = _open(name, data, max_pixels)
         image.load()
@@ -160,7 +160,12 @@ def exif_orientation(exif: bytes) -> int:
     return 1
 
 
-def _format_of(data: bytes) -> str:
+def image_format(data: bytes) -> str:
+    """One of `IMAGE_FORMATS`, by the first bytes of a file.
+
+    Raises:
+        SampleError: empty, or none of the formats.
+    """
     match = _SIGNATURE.match(data)
     if match is None:
         if not data:
