@@ -307,7 +307,11 @@ def _add_verify(commands: Any) -> None:
     command.add_argument(
         "--root", help="folder that the shard names are relative to, where a path fits several"
     )
-    command.add_argument("--decode", action="store_true", help="also decode every kept image")
+    command.add_argument(
+        "--decode",
+        action="store_true",
+        help="also decode every kept image; bytes changed inside a JPEG may decode all the same",
+    )
     command.add_argument(
         "--image", default=IMAGE_FIELDS, help="field with the image, alternatives separated by ;"
     )

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import adq_wds
 from adq_wds.arguments import check_values, flags_of, make_parser
@@ -214,7 +214,7 @@ def _pack(a: argparse.Namespace) -> None:
 
     from adq_wds.jobs.pack import pack_folder, pack_text
 
-    label = None if a.label == "none" else "folder"
+    label: Literal["folder"] | None = None if a.label == "none" else "folder"
     report = pack_folder(a.folder, a.out, label=label, **_pick(a, *_PACK))
     _print(a, {**asdict(report), "files": report.files}, pack_text(report))
 

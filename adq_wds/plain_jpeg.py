@@ -13,9 +13,7 @@ _MEANINGLESS = frozenset(
     {0xC4, 0xDD, 0xFE}
 )  # to Pillow: DHT, DRI and COM are left to the decoder, or to nobody
 _END = b"\xff\xd9"
-_ONE_SCAN = frozenset(
-    {0xC0, 0xC1}
-)  # baseline and extended sequential: one scan, unless another start of scan follows
+_ONE_SCAN = frozenset({0xC0, 0xC1})  # baseline, extended sequential: no other scan must follow
 _PADDING = b"\xff\x00" * 8  # 64 bits of ones: as many as the decoder looks ahead, and no Huffman code
 
 

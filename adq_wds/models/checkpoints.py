@@ -32,8 +32,9 @@ State = dict[str, torch.Tensor]
 def load_state(path: str | Path, *, allow_pickle: bool = False) -> State:
     """The tensors of a checkpoint by name, on the CPU.
 
-    A checkpoint of a training script is opened down to its weights (the first of `NESTED_KEYS`), and the prefixes of DistributedDataParallel and torch.compile are taken off. Nothing a file contains
-    is ever run: pickles are read with `weights_only=True`.
+    A checkpoint of a training script is opened down to its weights (the first of `NESTED_KEYS`), and the prefixes of
+    DistributedDataParallel and torch.compile are taken off. Nothing a file contains is ever run: pickles are read with
+    `weights_only=True`.
 
     Args:
         path: a `.safetensors` file; with `allow_pickle`, also `.pth`, `.pt`, `.bin`, `.ckpt` or `.pth.tar`.
