@@ -82,6 +82,7 @@ def make_parser(earlier_run: dict[str, Any] | None = None) -> Parser:
     _add_codebook(commands)
     _add_show(commands)
     _add_write(commands)
+    _add_pack(commands)
     _add_index(commands)
     _add_verify(commands)
     _add_demo(commands)
@@ -228,15 +229,42 @@ def _add_write(commands: Any) -> None:
     command.add_argument(
         "--cache", metavar="FOLDER", help="where bytes of remote shards stay, for another try"
     )
+    _shard_flags(command)
+    _smaller_flags(command)
+    _encoder_flags(command)
+    command.set_defaults(encoder=None)  # whose eyes an importance has; its own unless said
+
+
+def _shard_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--max-samples", type=int, default=10_000, help="samples in a shard, at most")
     command.add_argument("--max-bytes", type=int, default=1 << 30, help="payload bytes in a shard, at most")
     command.add_argument("--split", default="train", help="name of the split in _info.json")
     command.add_argument(
         "--overwrite", action="store_true", help="replace an earlier run's shards in the folder"
     )
-    _smaller_flags(command)
-    _encoder_flags(command)
-    command.set_defaults(encoder=None)  # whose eyes an importance has; its own unless said
+
+
+def _add_pack(commands: Any) -> None:
+    command = _command(
+        commands, "pack", "pack a folder of image files into tar shards, bytes untouched, folders as classes"
+    )
+    command.add_argument("folder", metavar="FOLDER", help="one split, such as imagenet/train")
+    command.add_argument(
+        "-o",
+        "--out",
+        required=True,
+        metavar="PATTERN",
+        help="pattern for the shards, such as shards/%%06d.tar",
+    )
+    command.add_argument(
+        "--label",
+        choices=("folder", "none"),
+        default="folder",
+        help="folder: cls is the number of the first folder on a file's path, by sorted names (see _info.json)",
+    )
+    command.add_argument("--seed", type=int, default=0, help="of the order in which files lie in the shards")
+    _skip_flags(command, "what to do with a file that has an image's extension and is no image")
+    _shard_flags(command)
 
 
 def _smaller_flags(command: argparse.ArgumentParser) -> None:
@@ -289,7 +317,11 @@ def _add_verify(commands: Any) -> None:
     command.add_argument(
         "--root", help="folder that the shard names are relative to, where a path fits several"
     )
-    command.add_argument("--decode", action="store_true", help="also decode every kept image")
+    command.add_argument(
+        "--decode",
+        action="store_true",
+        help="also decode every kept image; bytes changed inside a JPEG may decode all the same",
+    )
     command.add_argument(
         "--image", default=IMAGE_FIELDS, help="field with the image, alternatives separated by ;"
     )

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import adq_wds
 from adq_wds.arguments import check_values, flags_of, make_parser
@@ -241,6 +241,16 @@ def _write(a: argparse.Namespace) -> None:
     _print(a, shown, text)
 
 
+def _pack(a: argparse.Namespace) -> None:
+    from dataclasses import asdict
+
+    from adq_wds.jobs.pack import pack_folder, pack_text
+
+    label: Literal["folder"] | None = None if a.label == "none" else "folder"
+    report = pack_folder(a.folder, a.out, label=label, **_pick(a, *_PACK))
+    _print(a, {**asdict(report), "files": report.files}, pack_text(report))
+
+
 def _index(a: argparse.Namespace) -> None:
     from dataclasses import asdict
 
@@ -338,6 +348,7 @@ _WRITE = (
     "patch_keep", "size", "quality", "image", "seed", "on_error", "max_bad_fraction", "root", "cache", "max_samples",
     "max_bytes", "split", "overwrite", "progress",
 )  # fmt: skip
+_PACK = ("seed", "on_error", "max_bad_fraction", "max_samples", "max_bytes", "split", "overwrite", "progress")
 _SHOW_PATCHES = ("patch_keep", "patch", "size", "quality", "mae", "samples", "importance", "image")
 
 
@@ -395,6 +406,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "codebook": _codebook,
     "show": _show,
     "write": _write,
+    "pack": _pack,
     "index": _index,
     "verify": _verify,
     "demo": _demo,
