@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 import adq_wds
+from adq_wds.errors import printable
 from adq_wds.pipe import MAX_BAD_FRACTION
 from adq_wds.registry import ALLOCATIONS, HEADS, IMPORTANCES, KERNELS, SCORES
 from adq_wds.sample import IMAGE_FIELDS
@@ -15,9 +16,16 @@ _SHARDS_HELP = (
 )
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose messages quote wrong words as a terminal may show them; commands' parsers are of its class."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        super()._print_message(printable(message), file)
+
+
 def make_parser(earlier_run: dict[str, Any] | None = None) -> argparse.ArgumentParser:
     """The parser of all commands; `earlier_run` gives defaults to `adq run`, which flags override."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="adq",
         description="Adaptive Dataset Quantization: choose a part of your tar shards, and train on it.",
         epilog="Exit codes: 0 ok, 1 data differ or are damaged, 2 wrong usage, 130 interrupted.",

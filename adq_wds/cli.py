@@ -12,13 +12,13 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
 import adq_wds
 from adq_wds.arguments import flags_of, make_parser
-from adq_wds.errors import AdqError, PlanError, ShardError
+from adq_wds.errors import AdqError, PlanError, ShardError, printable
 from adq_wds.flagged import flagged
 from adq_wds.registry import ENCODER_OPTIONS
 
@@ -32,15 +32,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = arguments.command
         logging.getLogger("adq_wds").setLevel(logging.WARNING if arguments.quiet else logging.INFO)
         _COMMANDS[command](arguments)
-        sys.stdout.flush()
     except AdqError as error:
         return _fail(error, command, 1)
     except BrokenPipeError:  # `adq show plan.parquet | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard(sys.stdout)
     except (ValueError, TypeError, OSError) as error:
         return _fail(error, command, 2)
     except KeyboardInterrupt:
-        print("adq: interrupted; run the same command again to go on", file=sys.stderr)
+        _say("adq: interrupted; run the same command again to go on")
         return 130
     return 0
 
@@ -49,7 +48,35 @@ class _BesideBars(logging.Handler):
     """Log lines above the progress bars, on lines of their own."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        _say(self.format(record))
+
+
+def _say(text: str) -> None:
+    """Write a line to standard error. Where it cannot be written, nobody can be told, and the job goes on."""
+    try:
+        tqdm.write(printable(text), file=sys.stderr)
+    except OSError:
+        _discard(sys.stderr)
+
+
+def _print_text(text: str) -> None:
+    """Write lines to standard output.
+
+    Raises:
+        AdqError: its disk is full.
+    """
+    try:
+        print(printable(text), flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _discard(sys.stdout)
+        raise AdqError(f"cannot write the standard output: {error.strerror}") from error
+
+
+def _discard(stream: TextIO) -> None:
+    """Let what a stream still holds go nowhere: Python tries to write it once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -68,7 +95,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def _fail(error: Exception, command: str, code: int) -> int:
     kind = f"{type(error).__name__}: " if isinstance(error, AdqError) else ""
     text = flagged(" ".join(str(error).split()), flags_of(command))  # one line, whatever a library says
-    print(f"adq: {kind}{text}", file=sys.stderr)
+    _say(f"adq: {kind}{text}")
     return code
 
 
@@ -259,16 +286,15 @@ def _demo(a: argparse.Namespace) -> None:
 
 def _print(a: argparse.Namespace, value: dict[str, Any], text: str | None = None) -> None:
     if a.json:
-        print(json.dumps(value, indent=1))
-    elif text is not None:
-        print(text)
-    else:
-        for name, entry in value.items():
-            print(
-                f"{name.replace('_', ' ')}: {entry:,}"
-                if isinstance(entry, int)
-                else f"{name.replace('_', ' ')}: {entry}"
-            )
+        text = json.dumps(value, indent=1)
+    elif text is None:
+        text = "\n".join(
+            f"{name.replace('_', ' ')}: {entry:,}"
+            if isinstance(entry, int)
+            else f"{name.replace('_', ' ')}: {entry}"
+            for name, entry in value.items()
+        )
+    _print_text(text)
 
 
 # ---- What the arguments stand for

@@ -93,7 +93,8 @@ KINDS: dict[str, tuple[str, Callable[[], list[Save]], Callable[[Path], object]]]
 
 def main(folder: Path) -> None:
     kinds = {kind: make() for kind, (_, make, _) in KINDS.items()}
-    print("ready", flush=True)
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
     for line in sys.stdin:
         kind = line.strip()
         failed = []
@@ -102,7 +103,8 @@ def main(folder: Path) -> None:
                 kinds[kind][i % len(kinds[kind])](folder / KINDS[kind][0])
             except AdqError as error:
                 failed.append(str(error))
-        print(len(failed), failed[:1], flush=True)
+        sys.stdout.write(f"{len(failed)} {failed[:1]}\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":
