@@ -13,6 +13,7 @@ import adq_wds
 from adq_wds import registry
 from adq_wds.core.allocation import budget_for, check_alpha
 from adq_wds.core.rng import check_seed
+from adq_wds.errors import printable
 from adq_wds.jobs.threads import positive
 from adq_wds.pipe import MAX_BAD_FRACTION
 from adq_wds.registry import ALLOCATIONS, HEADS, IMPORTANCES, KERNELS, SCORES
@@ -27,7 +28,7 @@ _NUMBER = re.compile(r"-\.?\d.*")
 
 
 class Parser(argparse.ArgumentParser):
-    """An `ArgumentParser` that names close flags and commands for one it does not know.
+    """An `ArgumentParser` that names close flags and commands for one it does not know, as a terminal may show them.
 
     Attributes:
         commands: the parsers of the commands, by name; empty for a command's own.
@@ -52,6 +53,9 @@ class Parser(argparse.ArgumentParser):
             if self._is_flag(word) and not self._knows(flag):
                 self._fail("flag", flag, self._option_string_actions)
         return super().parse_known_args(words, namespace)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        super()._print_message(printable(message), file)
 
     def _is_flag(self, word: str) -> bool:
         return len(word) > 1 and word[0] == "-" and " " not in word and not _NUMBER.fullmatch(word)

@@ -12,11 +12,11 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 import adq_wds
 from adq_wds.arguments import check_values, flags_of, make_parser
-from adq_wds.errors import AdqError, PlanError, ShardError
+from adq_wds.errors import AdqError, PlanError, ShardError, printable
 from adq_wds.flagged import flagged
 from adq_wds.registry import ENCODER_OPTIONS
 
@@ -31,15 +31,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.getLogger("adq_wds").setLevel(logging.WARNING if arguments.quiet else logging.INFO)
         check_values(arguments)
         _COMMANDS[command](arguments)
-        sys.stdout.flush()
     except AdqError as error:
         return _fail(error, command, 1)
     except BrokenPipeError:  # `adq show plan.parquet | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard(sys.stdout)
     except (ValueError, TypeError, OSError) as error:
         return _fail(error, command, 2)
     except KeyboardInterrupt:
-        print("adq: interrupted; run the same command again to go on", file=sys.stderr)
+        _say("adq: interrupted; run the same command again to go on")
         return 130
     return 0
 
@@ -48,9 +47,37 @@ class _BesideBars(logging.Handler):
     """Log lines above the progress bars, on lines of their own."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        from tqdm import tqdm
+        _say(self.format(record))
 
-        tqdm.write(self.format(record), file=sys.stderr)
+
+def _say(text: str) -> None:
+    """Write a line to standard error. Where it cannot be written, nobody can be told, and the job goes on."""
+    from tqdm import tqdm
+
+    try:
+        tqdm.write(printable(text), file=sys.stderr)
+    except OSError:
+        _discard(sys.stderr)
+
+
+def _print_text(text: str) -> None:
+    """Write lines to standard output.
+
+    Raises:
+        AdqError: its disk is full.
+    """
+    try:
+        print(printable(text), flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _discard(sys.stdout)
+        raise AdqError(f"cannot write the standard output: {error.strerror}") from error
+
+
+def _discard(stream: TextIO) -> None:
+    """Let what a stream still holds go nowhere: Python tries to write it once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -92,7 +119,7 @@ def _features_in(folder: str) -> str:
 def _fail(error: Exception, command: str, code: int) -> int:
     kind = f"{type(error).__name__}: " if isinstance(error, AdqError) else ""
     text = flagged(" ".join(str(error).split()), flags_of(command))  # one line, whatever a library says
-    print(f"adq: {kind}{text}", file=sys.stderr)
+    _say(f"adq: {kind}{text}")
     return code
 
 
@@ -154,17 +181,23 @@ def _show(a: argparse.Namespace) -> None:
 
 
 def _print_keys(a: argparse.Namespace, plan: adq_wds.Plan) -> None:
-    """The kept samples, a line each as ``--must-include`` reads it, or as one JSON list."""
+    """The kept samples, a line each as ``--must-include`` reads it, or as one JSON list.
+
+    Raises:
+        ValueError: a key is no line that a terminal may show as it is, and an escaped one would be another key.
+    """
     from adq_wds.jobs.show import kept_samples
 
-    if a.json:
-        kept = [key if shard is None else [shard, key] for shard, key in kept_samples(plan)]
-        print(json.dumps(kept, indent=1))
-        return
+    kept: list[str | list[str]] = []
+    lines = []
     for shard, key in kept_samples(plan):
-        if "\n" in key or "\r" in key:
-            raise ValueError(f"shard {shard}, key {key!r}: a line break in a key; --json lists such keys")
-        print(key if shard is None else f"{shard}\t{key}")
+        kept.append(key if shard is None else [shard, key])
+        line = key if shard is None else f"{shard}\t{key}"
+        if not a.json and ("\n" in line or printable(line) != line):
+            raise ValueError(f"key {key!r} cannot stand in a line of text; --json lists such keys")
+        lines.append(line)
+    if lines or a.json:
+        _print(a, kept, "\n".join(lines))
 
 
 def _refuse(a: argparse.Namespace, names: Sequence[str], why: str) -> None:
@@ -314,19 +347,20 @@ def _demo(a: argparse.Namespace) -> None:
     _print(a, result, demo_text(result, a.out))
 
 
-def _print(a: argparse.Namespace, value: dict[str, Any], text: str | None = None) -> None:
+def _print(a: argparse.Namespace, value: dict[str, Any] | list[Any], text: str | None = None) -> None:
+    """Print JSON, a text, or the entries of a value; of a command that makes something no text where it is to be quiet."""
     if a.json:
-        print(json.dumps(value, indent=1))
-    elif text is not None:
-        if not a.quiet or a.command in ("show", "verify"):
-            print(text)
-    else:
-        for name, entry in value.items():
-            print(
-                f"{name.replace('_', ' ')}: {entry:,}"
-                if isinstance(entry, int)
-                else f"{name.replace('_', ' ')}: {entry}"
-            )
+        text = json.dumps(value, indent=1)
+    elif text is None:
+        text = "\n".join(
+            f"{name.replace('_', ' ')}: {entry:,}"
+            if isinstance(entry, int)
+            else f"{name.replace('_', ' ')}: {entry}"
+            for name, entry in dict(value).items()
+        )
+    elif a.quiet and a.command not in ("show", "verify"):
+        return
+    _print_text(text)
 
 
 # ---- What the arguments stand for

@@ -65,14 +65,14 @@ def command(job: str, folder: str) -> list[str]:
 # ---- F27: a full disk
 
 FILL = """
-import io, json, os, resource, sys
+import io, json, os, re, resource, sys
 from contextlib import redirect_stderr, redirect_stdout
 from adq_wds.cli import main
 
 limit = None
 
-def fill_up(event, arguments):  # a job removes what a killed one left just before it begins to write
-    if limit is not None and event == "os.remove" and str(arguments[0]).endswith(f"/.{name}.partial"):
+def fill_up(event, arguments):  # as soon as the file is made that will take the name
+    if limit is not None and event == "open" and re.fullmatch(f".*/[.]{name}[.].*partial", str(arguments[0])):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
 
 sys.addaudithook(fill_up)

@@ -213,7 +213,7 @@ def test_the_printed_keys_are_the_kept_samples_and_are_read_again(
 
 
 def test_keys_of_any_letters_are_read_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    names = ["a\tb", "c\u2028d", "e\x0bf", "-g", " h ", "ü"]
+    names = ["a\tb", "-g", " h ", "ü"]
     shard = write_tar(tmp_path / "s.tar", [(f"{name}.txt", b"x") for name in names])
     adq.Plan.from_keys(shard, names).save(tmp_path / "plan.parquet")
     text = printed(capsys, "show", tmp_path, "--keys")
@@ -221,11 +221,20 @@ def test_keys_of_any_letters_are_read_again(tmp_path: Path, capsys: pytest.Captu
     assert _keys_in(str(tmp_path / "keys.txt")) == [("s.tar", names[0]), *names[1:]]
 
 
-def test_a_key_that_is_no_line_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shard = write_tar(tmp_path / "s.tar", [("a\nb.txt", b"x")])
-    adq.Plan.from_keys(shard, ["a\nb"]).save(tmp_path / "plan.parquet")
+def test_a_line_of_keys_ends_at_a_line_break_only(tmp_path: Path) -> None:
+    for end in ("\n", "\r\n"):
+        (tmp_path / "keys.txt").write_bytes(f"c\u2028d{end}{end}e\x0bf{end}".encode())
+        assert _keys_in(str(tmp_path / "keys.txt")) == ["c\u2028d", "e\x0bf"]
+
+
+@pytest.mark.parametrize("key", ["a\nb", "a\rb", "a\x1b[31mb", "a\u2028b"])
+def test_a_key_that_is_no_line_of_text_is_refused(
+    tmp_path: Path, key: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shard = write_tar(tmp_path / "s.tar", [("a.txt", b"x"), (f"{key}.txt", b"x")])
+    adq.Plan.from_keys(shard, ["a", key]).save(tmp_path / "plan.parquet")
     assert "--json lists such keys" in printed(capsys, "show", tmp_path, "--keys", code=2)
-    assert json.loads(printed(capsys, "show", tmp_path, "--keys", "--json")) == ["a\nb"]
+    assert json.loads(printed(capsys, "show", tmp_path, "--keys", "--json")) == ["a", key]
 
 
 def test_printing_keys_into_a_closed_pipe_is_no_error(tmp_path: Path) -> None:

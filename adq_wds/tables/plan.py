@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from adq_wds.core.allocation import fresh_draw
 from adq_wds.errors import PlanError, shorten
 from adq_wds.files import canonical_json, sha256_text
-from adq_wds.shards import ShardNames, check_shard_name, expand_urls, shard_names
+from adq_wds.shards import ShardNames, check_shard_name, expand_urls, plain_shard_names
 from adq_wds.tables.parquet import GroupFile, Header, column_hashes, write_groups
 from adq_wds.tables.spans import SPAN_FIELDS, Spans, scan_spans
 
@@ -194,7 +194,7 @@ class Plan:
         The samples have no bins: `kept_in` keeps the same ones in every epoch, and `adq show` has no table.
         """
         paths = expand_urls(urls)
-        names = shard_names(paths)
+        names = plain_shard_names(paths)
         spans = {name: scan_spans(path, shard=name) for name, path in zip(names, paths, strict=True)}
         wanted = None if keys is None else _find_keys(spans, keys)
         shards = []
