@@ -79,7 +79,7 @@ def make_parser(earlier_run: dict[str, Any] | None = None) -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"adq {adq_wds.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    parser.commands = commands.choices  # type: ignore[assignment]  # filled below
+    parser.commands = commands.choices  # filled below
     _add_run(commands).set_defaults(**earlier_run or {})
     _add_embed(commands)
     _add_plan(commands)
