@@ -12,12 +12,10 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
-
-from tqdm import tqdm
+from typing import Any, Literal
 
 import adq_wds
-from adq_wds.arguments import flags_of, make_parser
+from adq_wds.arguments import check_values, flags_of, make_parser
 from adq_wds.errors import AdqError, PlanError, ShardError
 from adq_wds.flagged import flagged
 from adq_wds.registry import ENCODER_OPTIONS
@@ -31,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = _parse(argv)
         command = arguments.command
         logging.getLogger("adq_wds").setLevel(logging.WARNING if arguments.quiet else logging.INFO)
+        check_values(arguments)
         _COMMANDS[command](arguments)
         sys.stdout.flush()
     except AdqError as error:
@@ -49,20 +48,31 @@ class _BesideBars(logging.Handler):
     """Log lines above the progress bars, on lines of their own."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
         tqdm.write(self.format(record), file=sys.stderr)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments; ``--from run.json`` sets defaults, which flags override."""
     arguments = make_parser().parse_args(argv)
-    if getattr(arguments, "from_run", None) is None:
-        return arguments
-    from adq_wds.jobs.run import load_run
+    if getattr(arguments, "from_run", None) is not None:
+        from adq_wds.jobs.run import load_run
 
-    old = load_run(arguments.from_run)
-    encoder = {"encoder" if name == "spec" else name: value for name, value in old["encoder"].items()}
-    earlier = {"shards": old["urls"], "write": old["write"], **encoder, **old["embed"], **old["plan"]}
-    return make_parser({name: earlier[name] for name in earlier if hasattr(arguments, name)}).parse_args(argv)
+        old = load_run(_inside(arguments.from_run, "run.json"))
+        encoder = {"encoder" if name == "spec" else name: value for name, value in old["encoder"].items()}
+        earlier = {"shards": old["urls"], "write": old["write"], **encoder, **old["embed"], **old["plan"]}
+        earlier = {name: value for name, value in earlier.items() if hasattr(arguments, name)}
+        arguments = make_parser(earlier).parse_args(argv)
+    if arguments.quiet and arguments.progress is None:
+        arguments.progress = False
+    return arguments
+
+
+def _inside(path: str, name: str) -> str:
+    """Where a run's folder stands for a file or folder in it, that one; else `path` as it is."""
+    within = os.path.join(path, name)
+    return within if os.path.exists(within) else path
 
 
 def _fail(error: Exception, command: str, code: int) -> int:
@@ -93,12 +103,15 @@ def _embed(a: argparse.Namespace) -> None:
 
 
 def _plan(a: argparse.Namespace) -> None:
-    plan = adq_wds.build_plan(a.features, out=a.out, progress=a.progress, **_plan_options(a))
+    plan = adq_wds.build_plan(
+        _inside(a.features, "features"), out=a.out, progress=a.progress, **_plan_options(a)
+    )
     _show_plan(a, plan)
 
 
 def _codebook(a: argparse.Namespace) -> None:
-    codebook = adq_wds.fit_codebook(a.features, out=a.out, progress=a.progress, **_pick(a, *_CODEBOOK))
+    features = _inside(a.features, "features")
+    codebook = adq_wds.fit_codebook(features, out=a.out, progress=a.progress, **_pick(a, *_CODEBOOK))
     _show_codebook(a, codebook)
 
 
@@ -196,6 +209,16 @@ def _write(a: argparse.Namespace) -> None:
     _print(a, shown, text)
 
 
+def _pack(a: argparse.Namespace) -> None:
+    from dataclasses import asdict
+
+    from adq_wds.jobs.pack import pack_folder, pack_text
+
+    label: Literal["folder"] | None = None if a.label == "none" else "folder"
+    report = pack_folder(a.folder, a.out, label=label, **_pick(a, *_PACK))
+    _print(a, {**asdict(report), "files": report.files}, pack_text(report))
+
+
 def _index(a: argparse.Namespace) -> None:
     from dataclasses import asdict
 
@@ -222,12 +245,12 @@ def _verify(a: argparse.Namespace) -> None:
 
 
 def _run(a: argparse.Namespace) -> None:
+    if not a.shards:
+        raise ValueError("no shards given: name SHARDS, or --from run.json")
     from adq_wds.jobs.estimate import estimate
     from adq_wds.jobs.run import check_plan_options, needed, run_job
     from adq_wds.jobs.show import show_plan
 
-    if not a.shards:
-        raise ValueError("no shards given: name SHARDS, or --from run.json")
     plan_options = _plan_options(a)
     if a.dry_run:
         check_plan_options(plan_options)
@@ -290,6 +313,7 @@ _WRITE = (
     "patch_keep", "size", "quality", "image", "seed", "on_error", "max_bad_fraction", "root", "cache", "max_samples",
     "max_bytes", "split", "overwrite", "progress",
 )  # fmt: skip
+_PACK = ("seed", "on_error", "max_bad_fraction", "max_samples", "max_bytes", "split", "overwrite", "progress")
 _SHOW_PATCHES = ("patch_keep", "patch", "size", "quality", "mae", "samples", "importance", "image")
 
 
@@ -347,6 +371,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "codebook": _codebook,
     "show": _show,
     "write": _write,
+    "pack": _pack,
     "index": _index,
     "verify": _verify,
     "demo": _demo,

@@ -6,6 +6,7 @@ import glob
 import math
 import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import islice
@@ -19,6 +20,7 @@ from adq_wds.errors import PlanError, shorten
 MAX_SHARDS = 1_000_000
 _RANGE = re.compile(r"\{(-?\d{1,18})\.\.(-?\d{1,18})[.}]")
 _LIKE_SCP = re.compile(r"[^/]*@[^/]*:")
+_IMAGE_NAME = re.compile(r"\.(?:jpe?g|png|webp|gif|bmp|tiff?|avif)$", re.IGNORECASE)
 _TAR_IN_COMMAND = re.compile(r"[^/\s'\"|<>?#&=:@]+\.(?:tar|tgz)[.\w]*")
 
 
@@ -73,7 +75,7 @@ def _expand_one(part: str) -> list[str]:
         if is_url(name):
             found.append(_without_file_scheme(name))
         elif os.path.isdir(name):
-            found.extend(_matches(os.path.join(glob.escape(name), "*.tar"), f"{name}/*.tar"))
+            found.extend(_matches(os.path.join(glob.escape(name), "*.tar"), f"{name}/*.tar", folder=name))
         elif any(c in name for c in "*?[") and not os.path.exists(name):
             found.extend(_matches(name, name))
         else:
@@ -81,11 +83,21 @@ def _expand_one(part: str) -> list[str]:
     return found
 
 
-def _matches(pattern: str, shown: str) -> list[str]:
+def _matches(pattern: str, shown: str, *, folder: str | None = None) -> list[str]:
     names = sorted(glob.glob(pattern))
     if not names:
-        raise ValueError(f"no shards match {shorten(shown)}")
+        remedy = ""
+        if folder is not None and _holds_images(folder):
+            packed = f"adq pack {shlex.quote(folder)} -o shards/%06d.tar"
+            remedy = f"; the folder holds image files: `{packed}` makes shards of them"
+        raise ValueError(f"no shards match {shorten(shown)}{remedy}")
     return names
+
+
+def _holds_images(folder: str) -> bool:
+    """Whether an image file is among the first files below a folder, by extension."""
+    paths = (name for _, _, names in os.walk(folder) for name in names)
+    return any(_IMAGE_NAME.search(name) for name in islice(paths, 1000))
 
 
 def _without_file_scheme(url: str) -> str:

@@ -1,6 +1,7 @@
 """The examples run as they are, as a newcomer would run them."""
 
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -149,3 +150,16 @@ def test_a_classifier_trains_on_images_that_are_rebuilt_on_the_fly(
     runpy.run_path(str(EXAMPLES / "train_on_patches.py"), run_name="__main__")
     out = capsys.readouterr().out
     assert out.count(f"4 batches of {'64x64' if stored else '32x32'}, mean loss") == 2
+
+
+def test_hugging_faces_streams_give_exactly_the_kept_samples(
+    make_shard: Callable[..., Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("datasets", reason="Hugging Face datasets is not installed")
+    shards = [str(make_shard(f"t-{i}.tar", 60, first=60 * i)) for i in range(2)]
+    plan = tmp_path / "plan.parquet"
+    adq.Plan.from_keys(shards, [f"s{i:05d}" for i in range(0, 120, 5)]).save(plan)
+    command = [sys.executable, str(EXAMPLES / "huggingface_datasets.py"), f"{tmp_path}/t-*.tar", str(plan)]
+    homes = {name: str(tmp_path / "cache") for name in ("HF_HOME", "HF_DATASETS_CACHE")}
+    out = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, **homes})
+    assert out.stdout == "24 of the 24 kept samples, out of 120\n"

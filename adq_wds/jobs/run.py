@@ -19,7 +19,6 @@ from adq_wds.jobs.embed import embed_shards
 from adq_wds.jobs.plan import build_plan, find_bins, plan_settings
 from adq_wds.jobs.threads import positive
 from adq_wds.jobs.views import N_VIEWS
-from adq_wds.jobs.write import refuse_sources, write_kept
 from adq_wds.models.stored import open_embeddings
 from adq_wds.registry import ENCODER_OPTIONS, KERNELS, SCORES, look_up
 from adq_wds.registry import encoder as named_encoder
@@ -101,6 +100,8 @@ def run_job(
         made = _plan(folder, features, plan, progress)
         result = {**asked, **_summary(features, made)}
         if write:
+            from adq_wds.jobs.write import write_kept  # which imports torch
+
             target = _shards_of(folder)
             result["written"] = asdict(write_kept(paths, made, target, overwrite=True, progress=progress))
         elif ShardPattern(str(_shards_of(folder))).existing():
@@ -144,6 +145,8 @@ def _shards_of(folder: Path) -> Path:
 
 def _refuse_foreign_shards(folder: Path, paths: list[str]) -> None:
     """A run replaces what an earlier run wrote, and nothing else."""
+    from adq_wds.jobs.write import refuse_sources
+
     pattern = ShardPattern(str(_shards_of(folder)))
     refuse_sources(paths, pattern)
     if pattern.existing() and not (folder / "features").exists():
