@@ -3,6 +3,7 @@
 import json
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def test_fresh_draws_leave_out_what_is_in_no_bin_and_cells_without_a_quota() -> 
     assert not one_cell([0, 1, 2], size=3, quota=0).kept_in("a.tar", 1).any()
     header = {**HEADER, "cells": {"size": [[3, 3], [3, 2]], "quota": [[3, 3], [3, 2]]}}
     shard = shard_of("a.tar")
-    whole = PlanShard(*[getattr(shard, name) for name in PlanShard.__annotations__][:-1], shard.rank < 3)
+    whole = replace(shard, kept=shard.rank < 3)
     assert adq.Plan.from_shards([whole], header).kept_in("a.tar", 2).tolist() == [True] * 11 + [False]
 
 
