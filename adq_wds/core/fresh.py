@@ -50,6 +50,7 @@ class FreshDraws:
         Raises:
             ValueError: `epoch` is below 0.
         """
+        epoch = int(epoch)  # a numpy integer would overflow
         if epoch < 0:
             raise ValueError(f"epoch must be >= 0, got {epoch}")
         if epoch == 0:
