@@ -470,8 +470,12 @@ def _header(
 
 
 def _equal_to_alpha_0(cells: _Cells, quota: NDArray[np.int64], settings: PlanSettings) -> bool | None:
-    """Whether importance made no difference: the quotas are those of weights by size; None where none was asked for."""
-    if settings.allocation == "uniform" or (settings.allocation == "adaptive" and settings.alpha == 0):
+    """Whether importance made no difference: the quotas are those of weights by size.
+
+    None where nothing could differ: no importance was asked for, there is one bin, none or all are kept.
+    """
+    asked = settings.allocation != "uniform" and (settings.allocation != "adaptive" or settings.alpha > 0)
+    if not asked or cells.size.shape[1] == 1 or cells.budget in (0, cells.n_class.sum()):
         return None
     weight = np.stack([uniform(size, size, settings.keep) for size in cells.size])
     return bool((replace(cells, weight=weight).quotas(settings) == quota).all())
