@@ -451,6 +451,9 @@ def _plan_flags(command: argparse.ArgumentParser) -> None:
         "--diversity-head", choices=HEADS, default="none", help="what the diversity is measured behind"
     )
     group.add_argument("--classes", nargs="+", help="plan these classes only")
+    group.add_argument(
+        "--dedup", choices=("exact", "none"), default="exact", help="leave out copies of the same bytes?"
+    )
     group.add_argument("--must-include", metavar="FILE", help="keys that are kept in any case, one a line")
 
 

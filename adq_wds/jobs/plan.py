@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from adq_wds.binning import bin_features, listed
+from adq_wds.binning import bin_features, check_dedup, listed, possible_dedup
 from adq_wds.core.allocation import adaptive
 from adq_wds.errors import PlanError
 from adq_wds.files import lock, make_folder
@@ -46,16 +46,17 @@ def build_plan(
     normalise: str = "sum",
     must_include: Iterable[SampleId] = (),
     classes: Iterable[int | str] | None = None,
+    dedup: str | None = "exact",
     memory_bytes: int = 1 << 30,
     out: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
 ) -> Plan:
     """Decide for every sample whether it is kept.
 
-    The set is cut into bins, class by class (exact GraphCut); the bins are scored; the budget of keep · N samples is
-    split over classes and bins; inside a bin a keyed draw ranks the samples. Equal features, settings and seed give
-    an equal plan, and a plan of a smaller `keep` lies inside one of a larger (unless a function of yours as
-    `allocation` looks at `keep`).
+    Copies are left out; the rest is cut into bins, class by class (exact GraphCut); the bins are scored; the budget of
+    keep · N samples is split over classes and bins, odd ones by the seed; inside a bin a keyed draw ranks the samples.
+    Equal features, settings and seed give an equal plan, and a plan of a smaller `keep` lies inside one of a larger
+    (unless a function of yours as `allocation` looks at `keep`).
 
     Args:
         features: a folder that `embed_shards` wrote, or the `Features` it gave.
@@ -77,6 +78,8 @@ def build_plan(
         normalise: "sum" or "minmax".
         must_include: keys kept in any case; (shard, key) where a key stands in several shards.
         classes: plan these only; other samples are not kept.
+        dedup: "exact" leaves out samples whose contents an earlier sample has (by shard name and position; the
+            features' digests say so); must-include samples stay before others. None keeps copies.
         memory_bytes: what one class's similarity matrix may take; larger classes need none, and more time.
         out: file to write the plan to; a plan without one stays in memory.
         progress: show a bar; only on a terminal by default.
@@ -105,6 +108,7 @@ def build_plan(
         normalise=normalise,
     )
     look_up("kernel", kernel, dict.fromkeys(KERNELS))
+    check_dedup(dedup)
     must = listed("must_include", must_include)
     if out is not None and Path(out).is_dir():
         raise PlanError(f"{out}: a folder; give the plan a file name, such as {Path(out) / 'plan.parquet'}")
@@ -118,6 +122,14 @@ def build_plan(
         raise ValueError("classes= is chosen when bins are made; leave it out, or give bins= as a number")
     if isinstance(bins, Bins) and bins.header["kernel"] != kernel:
         raise ValueError(f"the bins were made with kernel {bins.header['kernel']!r}, not {kernel!r}")
+    possible = possible_dedup(features, dedup)
+    if possible != dedup:
+        logger.info(
+            "copies are not looked for: %s holds no digests; embed again, which reads the bytes and embeds nothing anew",
+            features.folder,
+        )
+    if isinstance(bins, Bins) and bins.header.get("dedup") != possible:
+        raise ValueError(f"the bins were made with dedup={bins.header.get('dedup')!r}, not {possible!r}")
     folder = None if out is None else make_folder(Path(out).parent)
     # locked before the work, so that of two jobs one learns it at once
     with nullcontext() if folder is None else lock(folder):
@@ -127,6 +139,7 @@ def build_plan(
                 bins=bins,
                 kernel=kernel,
                 classes=classes,
+                dedup=dedup,
                 memory_bytes=memory_bytes,
                 scratch=folder,
                 progress=progress,
@@ -197,6 +210,7 @@ def find_bins(
     bins: int,
     kernel: str = "features",
     classes: Iterable[int | str] | None = None,
+    dedup: str | None = "exact",
     memory_bytes: int = 1 << 30,
     scratch: Path | None = None,
     progress: bool | None = None,
@@ -211,6 +225,7 @@ def find_bins(
             bins=bins,
             kernel=kernel,
             classes=classes,
+            dedup=dedup,
             memory_bytes=memory_bytes,
             scratch=scratch,
             progress=bar.update,
