@@ -162,10 +162,23 @@ class Pipe(ABC):
         tally.good(len(chunk), len(out))
         return out
 
+    def counted(self, stream: Iterable[Sample]) -> Iterable[Sample]:
+        """The stream, held against what only a whole pass can show; as it is, for a pipe that knows of nothing."""
+        return stream
+
     def _stream(self, stream: Iterable[Sample]) -> Iterator[Sample]:
         tally = Tally(type(self).__name__, self.on_error)
-        samples = iter(stream)
-        while chunk := list(islice(samples, self.chunk)):
+        samples = iter(self.counted(stream))
+        failed: Exception | None = None
+        while failed is None:
+            chunk: list[Sample] = []
+            try:
+                for sample in islice(samples, self.chunk):
+                    chunk.append(sample)
+            except Exception as error:  # raised once the good samples before it are handed on
+                failed = error
+            if not chunk:
+                break
             try:
                 out = self.apply(chunk)
             except Exception:  # each sample is tried again alone, and raises again
@@ -173,6 +186,8 @@ class Pipe(ABC):
                 continue
             tally.good(len(chunk), len(out))
             yield from out
+        if failed is not None:
+            raise failed
         tally.close()
 
     def _one_by_one(self, chunk: list[Sample], tally: Tally) -> Iterator[Sample]:

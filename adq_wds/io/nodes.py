@@ -62,7 +62,7 @@ def as_node(source: ShardDataset | Iterable[Any], *pipes: Pipe) -> Node:
     for pipe in pipes:
         if not isinstance(pipe, Pipe):
             raise ValueError(f"as_node: {shorten(pipe)} is no pipe; wrap a function in adq.Map")
-    return Node(source_of(source, with_epoch=bool(pipes)), pipes)
+    return Node(source_of(source, pipes), pipes)
 
 
 class Node(BaseNode[Any]):  # type: ignore[misc]
