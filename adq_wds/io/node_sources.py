@@ -35,6 +35,9 @@ class Source(Protocol):
     def state(self, mark: Any, *, lossy: bool) -> Any:
         """The state at a mark; `lossy` if another rank may have given out as many samples and stand elsewhere."""
 
+    def begun(self) -> None:
+        """The first sample has been given out."""
+
     def finish(self) -> None:
         """All has been given out."""
 
@@ -100,8 +103,10 @@ class _Shards:
             begin.epoch, mark, start=begin.start, lanes=begin.lanes, dropped=lossy or self._dropped
         )
 
+    def begun(self) -> None:
+        self._dataset.begun(self._begin.epoch)
+
     def finish(self) -> None:
-        self._dataset.set_epoch(self._begin.epoch + 1)
         self._begin, self._n, self._dropped = self._dataset.begin, 0, False
 
 
@@ -113,6 +118,9 @@ class _Marked:
 
     def state(self, mark: Any, *, lossy: bool) -> Any:
         return mark
+
+    def begun(self) -> None:
+        pass
 
     def finish(self) -> None:
         pass
