@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch.utils.data import get_worker_info
 
 from adq_wds.core.order import n_for_rank, rank_positions
-from adq_wds.errors import AdqError, LoaderClosed
+from adq_wds.errors import AdqError, LoaderClosed, names_place, placed, retold
 from adq_wds.io.epoch import Begin, Clock
 from adq_wds.io.recipe import EpochOrder, Found, Layout, Places, Recipe
 from adq_wds.io.serving import Server
@@ -159,12 +159,23 @@ class Stream(Iterator[Any]):
             out = self._server.serve(here)
             batch: Any = _EMPTY
             if out:
-                batch = collate(out)
+                try:
+                    batch = collate(out)
+                except AdqError as error:
+                    raise self._of_batch(error, here) from error
             else:
                 logger.warning("ShardDataset: a batch of %d is left out: all were dropped", len(here))
                 self._left_out = True
             self._next_batch = number + self._layout.n_workers
             yield batch
+
+    def _of_batch(self, error: AdqError, found: list[Found]) -> AdqError:
+        """An error of the user's `collate`, which is given no places, with the place of the batch's first sample."""
+        names = [self._recipe.listing.names[one[0]] for one in found]
+        if any(names_place(error, name) for name in names):
+            return error
+        text = f"in the batch of {len(found)} that begins here: {error}"
+        return placed(retold(error, text), shard=names[0], key=found[0][3])
 
     def _singles(self, numbers: range, found: Iterator[Found]) -> Iterator[Any]:
         server, n_workers = self._server, self._layout.n_workers
