@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from adq_wds.errors import SampleError, located, shorten
+from adq_wds.errors import AdqError, SampleError, located, names_place, shorten
 from adq_wds.image import MAX_PIXELS, WHITE, decode_image
 from adq_wds.shards import base_name
 
@@ -319,6 +319,8 @@ def _call(function: Callable[[Sample], Any], sample: Sample, what: str) -> Any:
     except SpecError:
         raise
     except Exception as error:
+        if isinstance(error, AdqError) and names_place(error, base_name(str(sample.get("__url__", "?")))):
+            raise  # of a reader of ours that the function calls
         trouble = f"{what} function raised {type(error).__name__}: {shorten(str(error), 200)}"
         raise place_error(SampleError(trouble), sample, _name_of(function)) from error
 
