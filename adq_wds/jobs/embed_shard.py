@@ -18,7 +18,7 @@ from adq_wds.sample import IMAGE_FIELDS, WHOLE_FIELDS, Encoder, FieldSpec, Label
 from adq_wds.score import Score
 from adq_wds.tables.features_file import NO_LABEL, FeaturesFile, ShardFeatures
 from adq_wds.tables.spans import Spans, source_stamp
-from adq_wds.tar import Ignored, Span, iter_spans, open_shard, payload_crc32
+from adq_wds.tar import Buffer, Ignored, Span, iter_spans, open_shard, payload_crc32
 
 logger = logging.getLogger("adq_wds")
 
@@ -77,7 +77,7 @@ class ShardJob:
 
     path: str
     name: str
-    buffer: memoryview
+    buffer: Buffer
     close: ExitStack
     spans: list[Span]
     crc32: list[int]
@@ -93,7 +93,7 @@ class ShardJob:
 
 
 def open_job(path: str, name: str, first: int, left: int | None) -> ShardJob:
-    """Map a shard into memory and scan it, or its first `left` samples."""
+    """Open a shard and scan it, or its first `left` samples."""
     close = ExitStack()
     ignored = Ignored()
     stamp = source_stamp(path)  # before it is read: a shard replaced meanwhile is seen to differ

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -20,6 +21,13 @@ T = TypeVar("T")
 logger = logging.getLogger("adq_wds")
 
 TIMEOUT = 30.0
+LEAST_RATE = 16 << 10
+"""Bytes a second that an answer must bring on average, once `timeout` seconds have passed: n bytes come within
+timeout + n / LEAST_RATE seconds, or not at all."""
+
+N_AT_ONCE = 10
+"""Ranges of one file that are asked for at one time."""
+
 TRIES = 3
 """Requests for one range whose answers break off, before it is an error."""
 
@@ -35,7 +43,8 @@ class Access:
     """How servers are asked.
 
     Attributes:
-        timeout: seconds without an answer after which a request has failed, > 0.
+        timeout: seconds without an answer after which a request has failed, > 0; an answer that comes at less than
+            `LEAST_RATE` bytes a second from then on has failed too.
         storage_options: for the library that reads the URL: obstore's store configuration (``endpoint``,
             ``access_key_id``, ``skip_signature``, …) or fsspec's options; by default what it finds in the environment.
     """
@@ -62,6 +71,69 @@ class Trouble(Exception):  # noqa: N818
     def __init__(self, text: str, *, again: bool = False) -> None:
         super().__init__(text)
         self.again = again
+
+
+class Answer:
+    """Collects the bytes of one range, and refuses more of them than were asked for.
+
+    Args:
+        start: first byte asked for.
+        end: behind the last.
+    """
+
+    def __init__(self, start: int, end: int) -> None:
+        self._n_bytes = end - start
+        self._chunks: list[bytes] = []
+        self._n_left = self._n_bytes
+
+    def add(self, chunk: bytes) -> None:
+        """Take in the next bytes. Raises `Trouble`: more than asked for."""
+        self._n_left -= len(chunk)
+        if self._n_left < 0:
+            raise Trouble(f"the server sends more than the {self._n_bytes:,} bytes asked for")
+        self._chunks.append(chunk)
+
+    def all(self) -> bytes:
+        """The bytes that came, perhaps too few."""
+        return b"".join(self._chunks)
+
+
+class Pace:
+    """Whether an answer comes fast enough.
+
+    Args:
+        timeout: seconds that it may take to begin.
+
+    Attributes:
+        n_bytes: that came so far.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout, self._waited, self.n_bytes = timeout, 0.0, 0
+
+    def limit(self, n_bytes: int) -> float:
+        """Seconds in which so many bytes must have come."""
+        return self._timeout + n_bytes / LEAST_RATE
+
+    def timed(self, chunks: Iterator[T], n_bytes: Callable[[T], int]) -> Iterator[T]:
+        """The chunks as they come; only waiting for them counts. Raises `Trouble`: too slow."""
+        while True:
+            start = time.monotonic()
+            chunk = next(chunks, None)
+            if chunk is None:
+                return
+            self._waited += time.monotonic() - start
+            self.n_bytes += n_bytes(chunk)
+            if self._waited > self.limit(self.n_bytes):
+                raise self.trouble()
+            yield chunk
+
+    def trouble(self) -> Trouble:
+        """The error of an answer that is too slow."""
+        return Trouble(
+            f"too slow: {self.n_bytes:,} bytes came in time (timeout= {self._timeout:g} s and {LEAST_RATE:,} bytes/s): "
+            "the server stalls"
+        )
 
 
 class Backend(Protocol):
