@@ -2,6 +2,10 @@
 
 What these libraries raise often quotes the URL, which may hold a token or a password. So their texts are read for what
 went wrong, and neither passed on nor chained.
+
+Servers are not trusted: an answer holds what was asked for and no byte more, comes at `LEAST_RATE` at least, is of one
+version of the file (size, ETag), and is not packed (Content-Encoding). A redirect is followed to http and https URLs only;
+another host is asked without the password of the URL.
 """
 
 from __future__ import annotations
@@ -96,6 +100,29 @@ class Answer:
     def all(self) -> bytes:
         """The bytes that came, perhaps too few."""
         return b"".join(self._chunks)
+
+
+class Version:
+    """Which version of a file a server's answers are parts of: all of one, or it is an error."""
+
+    def __init__(self) -> None:
+        self._first: tuple[int | None, str | None] | None = None
+
+    def see(self, size: int | None, tag: str | None) -> None:
+        """Compare an answer's size of the whole file, and its strong ETag, with those of the first answer.
+
+        Raises:
+            Trouble: the file changed on the server.
+        """
+        tag = None if tag is None or tag.startswith("W/") else tag
+        if self._first is None:
+            self._first = size, tag
+        for now, then in zip((size, tag), self._first, strict=True):
+            if None not in (now, then) and now != then:
+                raise Trouble(
+                    "changed on the server while it was read (another size or ETag): start anew, and index or plan the "
+                    "shard again if its samples are others"
+                )
 
 
 class Pace:

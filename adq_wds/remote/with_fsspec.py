@@ -9,7 +9,7 @@ from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from adq_wds.remote.store import N_AT_ONCE, Access, Answer, NoRanges, Pace, Range, Stamp, Trouble
+from adq_wds.remote.store import N_AT_ONCE, Access, Answer, NoRanges, Pace, Range, Stamp, Trouble, Version
 
 _CHUNK = 4 << 20
 
@@ -31,7 +31,8 @@ class Fsspec:
     def __init__(self, url: str, access: Access) -> None:
         import fsspec
 
-        options, self._timeout = dict(access.storage_options), access.timeout
+        options = dict(access.storage_options)
+        self._timeout, self._version = access.timeout, Version()
         self._http = url.lower().startswith(("http://", "https://"))
         if self._http:
             import aiohttp
@@ -39,7 +40,11 @@ class Fsspec:
             patience = aiohttp.ClientTimeout(
                 total=None, sock_connect=access.timeout, sock_read=access.timeout
             )
-            options["client_kwargs"] = {"timeout": patience, **dict(options.get("client_kwargs", {}))}
+            options["client_kwargs"] = {
+                "timeout": patience,
+                "auto_decompress": False,  # a packed answer is refused, or unpacked within limits (`expand`)
+                **dict(options.get("client_kwargs", {})),
+            }
         with _words():
             self._fs, self._path = fsspec.core.url_to_fs(url, **options)
         self._info: dict[str, Any] | None = None
@@ -98,8 +103,14 @@ class Fsspec:
                     got.raise_for_status()
                     if got.status != 206:
                         raise NoRanges
-                    if not got.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+                    where, _, size = got.headers.get("Content-Range", "").partition("/")
+                    if not where.startswith(f"bytes {start}-"):
                         raise Trouble("the server answers with other bytes than those asked for")
+                    self._version.see(int(size) if size.isdigit() else None, got.headers.get("ETag"))
+                    if got.headers.get("Content-Encoding", "identity") != "identity":
+                        raise Trouble(
+                            "the server packs its answers (Content-Encoding): let it send shards as they are"
+                        )
                     async for chunk in got.content.iter_any():
                         pace.n_bytes += len(chunk)
                         answer.add(chunk)

@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import Any
 from urllib.parse import unquote
 
-from adq_wds.remote.store import N_AT_ONCE, Access, Answer, NoRanges, Pace, Range, Stamp, Trouble
+from adq_wds.remote.store import N_AT_ONCE, Access, Answer, NoRanges, Pace, Range, Stamp, Trouble, Version
 
 SCHEMES = frozenset({"http", "https", "s3", "s3a", "gs", "az", "azure", "adl", "abfs", "abfss"})
 _STATUS = re.compile(r"status code: (\d{3})")
@@ -34,7 +34,7 @@ class Obstore:
 
         if not _first_process:
             _first_process.append(os.getpid())
-        self._obstore, self._timeout = obstore, access.timeout
+        self._obstore, self._timeout, self._version = obstore, access.timeout, Version()
         url, headers = _without_user(url)
         options = dict(access.storage_options)
         client: dict[str, Any] = {
@@ -76,8 +76,9 @@ class Obstore:
     def _range(self, asked: Range) -> bytes:
         answer = Answer(*asked)
         with self._words():
-            stream = self._obstore.get(self._store, "", options={"range": asked}).stream(min_chunk_size=1)
-            for chunk in Pace(self._timeout).timed(stream, len):
+            got = self._obstore.get(self._store, "", options={"range": asked})
+            self._version.see(got.meta["size"], got.meta["e_tag"])
+            for chunk in Pace(self._timeout).timed(got.stream(min_chunk_size=1), len):
                 answer.add(bytes(chunk))
         return answer.all()
 
