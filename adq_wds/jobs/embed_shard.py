@@ -17,7 +17,7 @@ from adq_wds.pipe import OnError, Tally, check_on_error
 from adq_wds.sample import IMAGE_FIELDS, WHOLE_FIELDS, Encoder, FieldSpec, Label, check_spec
 from adq_wds.score import Score
 from adq_wds.tables.features_file import NO_LABEL, FeaturesFile, ShardFeatures
-from adq_wds.tables.spans import Spans, source_stamp
+from adq_wds.tables.spans import Spans, source_stamp, warn_empty
 from adq_wds.tar import Buffer, Ignored, Span, iter_spans, open_shard, payload_crc32
 
 logger = logging.getLogger("adq_wds")
@@ -107,10 +107,10 @@ def open_job(path: str, name: str, first: int, left: int | None) -> ShardJob:
             break
         spans.append(span)
         crc32.append(payload_crc32(buffer, span))
-    if ignored.n_members:
-        logger.warning("shard %s: %s", name, ignored)
     if not spans:
-        raise ShardError(f"shard {name}: no samples (no member has a name with an extension)")
+        warn_empty(name, ignored)
+    elif ignored.n_members:
+        logger.warning("shard %s: %s", name, ignored)
     return ShardJob(path, name, buffer, close, spans, crc32, first, complete, stamp)
 
 

@@ -19,7 +19,7 @@ from adq_wds.errors import PlanError, shorten
 from adq_wds.files import canonical_json, sha256_text
 from adq_wds.shards import ShardNames, check_shard_name, expand_urls, shard_names
 from adq_wds.tables.parquet import GroupFile, Header, column_hashes, write_groups
-from adq_wds.tables.spans import SPAN_FIELDS, Spans, scan_spans
+from adq_wds.tables.spans import SPAN_FIELDS, Spans, no_samples, scan_spans
 
 VERSION = 1
 ALWAYS = -1  # rank of a sample that is kept whatever the budget
@@ -190,12 +190,15 @@ class Plan:
 
         Raises:
             PlanError: a key is in no shard, or in several and given without its shard.
+            ShardError: a shard is damaged, or none holds a sample.
 
         The samples have no bins: `kept_in` keeps the same ones in every epoch, and `adq show` has no table.
         """
         paths = expand_urls(urls)
         names = shard_names(paths)
         spans = {name: scan_spans(path, shard=name) for name, path in zip(names, paths, strict=True)}
+        if not any(map(len, spans.values())):
+            raise no_samples(len(spans))
         wanted = None if keys is None else _find_keys(spans, keys)
         shards = []
         for name, found in spans.items():
