@@ -307,7 +307,7 @@ def _listing(
     base = None if root is None else os.fspath(root)
     if plan is None:
         return everything(paths, index, root=base, fetch=fetch)
-    return planned(paths, as_plan(plan), root=base, fresh=fresh)
+    return planned(paths, as_plan(plan), root=base, fresh=fresh, fetch=fetch)
 
 
 def _drawn_by(

@@ -37,7 +37,7 @@ from adq_wds.score import Score
 from adq_wds.shards import check_shard_name, expand_urls, shard_names
 from adq_wds.tables.features import Features, file_name
 from adq_wds.tables.features_file import FeaturesFile, ShardFeatures
-from adq_wds.tables.spans import Spans, source_stamp
+from adq_wds.tables.spans import Spans, no_samples, source_stamp
 from adq_wds.tar import iter_spans, open_shard, payload_crc32
 
 logger = logging.getLogger("adq_wds")
@@ -123,9 +123,15 @@ def embed_shards(
         bar = stack.enter_context(_Bar(paths, limit, progress))
         tally = Tally("embed", settings.on_error, settings.max_bad_fraction)
         todo = _shards_to_do(paths, names, folder, settings, source, left, bar, tally)
-        for made in _embed_all(todo, settings, source, n_workers, bar.update, tally):
+        empty: list[str] = []
+        for made in _embed_all(
+            _with_samples(todo, folder, empty), settings, source, n_workers, bar.update, tally
+        ):
             made.save(folder / file_name(made.shard))
         tally.close()
+        names = [name for name in names if name not in empty]
+        if not names:
+            raise no_samples(len(paths))
         features = Features(folder, shards=names, limit=limit)
         if views and not isinstance(source, StoredEmbeddings | FieldEmbeddings):
             embed_views(
@@ -133,6 +139,17 @@ def embed_shards(
                 workers=n_workers, progress=progress,
             )  # fmt: skip
     return features
+
+
+def _with_samples(jobs: Iterator[ShardJob], folder: Path, empty: list[str]) -> Iterator[ShardJob]:
+    """The jobs that have something to do; the others' names go to `empty`, and features that they once had go."""
+    for job in jobs:
+        if job.spans:
+            yield job
+            continue
+        job.close.close()
+        (folder / file_name(job.name)).unlink(missing_ok=True)
+        empty.append(job.name)
 
 
 def refuse_views(views: int) -> None:

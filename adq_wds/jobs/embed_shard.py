@@ -23,8 +23,8 @@ from adq_wds.tables.features_file import (
     numbered,
     unit_and_norm,
 )
-from adq_wds.tables.spans import Spans, source_stamp
-from adq_wds.tar import Ignored, Span, iter_spans, open_shard, payload_crc32
+from adq_wds.tables.spans import Spans, source_stamp, warn_empty
+from adq_wds.tar import Buffer, Ignored, Span, iter_spans, open_shard, payload_crc32
 
 logger = logging.getLogger("adq_wds")
 
@@ -83,7 +83,7 @@ class ShardJob:
 
     path: str
     name: str
-    buffer: memoryview
+    buffer: Buffer
     close: ExitStack
     spans: list[Span]
     crc32: list[int]
@@ -107,7 +107,7 @@ class ShardJob:
 
 
 def open_job(path: str, name: str, first: int, left: int | None) -> ShardJob:
-    """Map a shard into memory and scan it, or its first `left` samples."""
+    """Open a shard and scan it, or its first `left` samples."""
     close = ExitStack()
     ignored = Ignored()
     stamp = source_stamp(path)  # before it is read: a shard replaced meanwhile is seen to differ
@@ -121,10 +121,10 @@ def open_job(path: str, name: str, first: int, left: int | None) -> ShardJob:
             break
         spans.append(span)
         crc32.append(payload_crc32(buffer, span))
-    if ignored.n_members:
-        logger.warning("shard %s: %s", name, ignored)
     if not spans:
-        raise ShardError(f"shard {name}: no samples (no member has a name with an extension)")
+        warn_empty(name, ignored)
+    elif ignored.n_members:
+        logger.warning("shard %s: %s", name, ignored)
     return ShardJob(path, name, buffer, close, spans, crc32, first, complete, stamp)
 
 

@@ -22,7 +22,7 @@ from adq_wds.pipes.decode import whole_image
 from adq_wds.registry import score as named_score
 from adq_wds.sample import IMAGE_FIELDS, Encoder, FieldSpec, read_label
 from adq_wds.shards import base_name, expand_urls, is_url
-from adq_wds.tables.spans import source_stamp
+from adq_wds.tables.spans import no_samples, source_stamp, warn_empty
 from adq_wds.tar import iter_spans, open_shard, read_sample
 
 _TRIED = 64  # samples that are really embedded, to time them
@@ -95,7 +95,11 @@ def estimate(
                 width, n_classes = _embed(encoder, images, batch_size)
         tried += len(samples)
         spent += time.perf_counter() - before
+        if not spans:
+            warn_empty(base_name(path))
         counts.append(len(spans))
+    if not sum(counts):
+        raise no_samples(len(paths))
     if logit_grad and tried and not n_classes:
         raise AdqError(no_logits(encoder.name if embeddings is None else str(embeddings)))
     n = sum(counts) if n_wanted is None else min(n_wanted, sum(counts))

@@ -22,7 +22,7 @@ from adq_wds.errors import PlanError, shorten
 from adq_wds.files import canonical_json, sha256_text
 from adq_wds.shards import ShardNames, check_shard_name, expand_urls, shard_names
 from adq_wds.tables.parquet import GroupFile, Header, column_hashes, write_groups
-from adq_wds.tables.spans import SPAN_FIELDS, Spans, scan_spans
+from adq_wds.tables.spans import SPAN_FIELDS, Spans, no_samples, scan_spans
 
 VERSION = 2
 """1: no reasons, no shares; fresh draws by whole rounds. 2: `reason`, `duplicate_of` and the header's `cells.share`."""
@@ -251,12 +251,15 @@ class Plan:
 
         Raises:
             PlanError: a key is in no shard, or in several and given without its shard.
+            ShardError: a shard is damaged, or none holds a sample.
 
         The samples have no bins: `kept_in` keeps the same ones in every epoch, and `adq show` has no table.
         """
         paths = expand_urls(urls)
         names = shard_names(paths)
         spans = {name: scan_spans(path, shard=name) for name, path in zip(names, paths, strict=True)}
+        if not any(map(len, spans.values())):
+            raise no_samples(len(spans))
         wanted = None if keys is None else _find_keys(spans, keys)
         shards = []
         for name, found in spans.items():
