@@ -13,6 +13,7 @@ import adq_wds
 from adq_wds import registry
 from adq_wds.core.allocation import budget_for, check_alpha
 from adq_wds.core.rng import check_seed
+from adq_wds.errors import printable
 from adq_wds.jobs.threads import positive
 from adq_wds.pipe import MAX_BAD_FRACTION
 from adq_wds.registry import ALLOCATIONS, HEADS, IMPORTANCES, KERNELS, SCORES
@@ -27,7 +28,7 @@ _NUMBER = re.compile(r"-\.?\d.*")
 
 
 class Parser(argparse.ArgumentParser):
-    """An `ArgumentParser` that names close flags and commands for one it does not know.
+    """An `ArgumentParser` that names close flags and commands for one it does not know, as a terminal may show them.
 
     Attributes:
         commands: the parsers of the commands, by name; empty for a command's own.
@@ -52,6 +53,9 @@ class Parser(argparse.ArgumentParser):
             if self._is_flag(word) and not self._knows(flag):
                 self._fail("flag", flag, self._option_string_actions)
         return super().parse_known_args(words, namespace)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        super()._print_message(printable(message), file)
 
     def _is_flag(self, word: str) -> bool:
         return len(word) > 1 and word[0] == "-" and " " not in word and not _NUMBER.fullmatch(word)
@@ -98,7 +102,7 @@ def _command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
         "-q",
         "--quiet",
         action="store_true",
-        help="warnings only; what was asked for, by `show`, `--json` or `--dry-run`, is printed all the same",
+        help="warnings only; what was asked for, of show, verify, --json or --dry-run, is printed all the same",
     )
     command.add_argument(
         "--progress",
@@ -122,7 +126,7 @@ def _add_run(commands: Any) -> argparse.ArgumentParser:
         "--from",
         dest="from_run",
         metavar="RUN.JSON",
-        help="the shards and arguments of an earlier run; what is given beside it goes before",
+        help="the shards and arguments of an earlier run, by its folder or run.json; what is given beside it goes before",
     )
     _encoder_flags(command)
     _embed_flags(command)
@@ -142,7 +146,7 @@ def _add_embed(commands: Any) -> None:
 
 def _add_plan(commands: Any) -> None:
     command = _command(commands, "plan", "turn features into a plan: bins, scores, quotas, ranks")
-    command.add_argument("features", metavar="FEATURES", help="folder that `adq embed` wrote")
+    command.add_argument("features", metavar="FEATURES", help="folder that `adq embed` or `adq run` wrote")
     command.add_argument("-o", "--out", default="plan.parquet", help="file for the plan")
     _plan_flags(command)
 
@@ -151,7 +155,7 @@ def _add_codebook(commands: Any) -> None:
     command = _command(
         commands, "codebook", "learn from features which bin any sample is in, also one never seen"
     )
-    command.add_argument("features", metavar="FEATURES", help="folder that `adq embed` wrote")
+    command.add_argument("features", metavar="FEATURES", help="folder that `adq embed` or `adq run` wrote")
     command.add_argument(
         "-o", "--out", default="codebook.safetensors", help="file for the codebook, .safetensors"
     )
@@ -175,7 +179,15 @@ def _add_show(commands: Any) -> None:
         "what a plan or a codebook keeps, per bin and per class; or what dropping patches does",
     )
     command.add_argument(
-        "plan", metavar="PLAN", help="a plan file, or a codebook, .safetensors; with --patches: tar shards"
+        "plan",
+        metavar="PLAN",
+        help="a plan file, or the folder of a run; or a codebook, .safetensors; with --patches: tar shards",
+    )
+    command.add_argument(
+        "--keys",
+        action="store_true",
+        help="only the kept keys, a line each, as --must-include reads them: KEY, or SHARD<TAB>KEY where a key "
+        "stands in several shards",
     )
     command.add_argument("--keep", type=ratio, default=0.3, help="of a codebook, whose rates hang on it")
     group = command.add_argument_group("patches of a few images, drawn into one picture")
@@ -207,7 +219,7 @@ def _add_write(commands: Any) -> None:
         "write the kept samples to new shards, bytes untouched unless images are to be smaller",
     )
     command.add_argument("shards", nargs="+", metavar="SHARDS", help=_SHARDS_HELP)
-    command.add_argument("--plan", help="the plan; all samples without one")
+    command.add_argument("--plan", help="the plan, or the folder of a run; all samples without one")
     command.add_argument(
         "-o",
         "--out",
@@ -302,7 +314,9 @@ def _add_verify(commands: Any) -> None:
     command = _command(
         commands, "verify", "hold shards against a plan, to the end, and list all that differs"
     )
-    command.add_argument("plan", metavar="PLAN", help="a plan, an index file, or a folder of features")
+    command.add_argument(
+        "plan", metavar="PLAN", help="a plan, the folder of a run, an index file, or a folder of features"
+    )
     command.add_argument("shards", nargs="+", metavar="SHARDS", help=_SHARDS_HELP)
     command.add_argument(
         "--root", help="folder that the shard names are relative to, where a path fits several"
@@ -431,7 +445,7 @@ def _plan_flags(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("plan")
     _rate_flags(
         group,
-        keep="ratio of samples kept, in [0, 1]",
+        keep="ratio of samples kept, such as 0.2 or 20%%",
         seed="of the keyed draw",
         memory="for one class's similarity matrix",
     )
@@ -454,7 +468,11 @@ def _plan_flags(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--dedup", choices=("exact", "none"), default="exact", help="leave out copies of the same bytes?"
     )
-    group.add_argument("--must-include", metavar="FILE", help="keys that are kept in any case, one a line")
+    group.add_argument(
+        "--must-include",
+        metavar="FILE",
+        help="keys that are kept in any case, one a line: KEY, or SHARD<TAB>KEY where a key stands in several shards",
+    )
 
 
 def _rate_flags(group: argparse._ActionsContainer, *, keep: str, seed: str, memory: str) -> None:

@@ -12,11 +12,11 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 import adq_wds
 from adq_wds.arguments import check_values, flags_of, make_parser
-from adq_wds.errors import AdqError, PlanError, ShardError
+from adq_wds.errors import AdqError, PlanError, ShardError, printable
 from adq_wds.flagged import flagged
 from adq_wds.registry import ENCODER_OPTIONS
 
@@ -31,15 +31,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.getLogger("adq_wds").setLevel(logging.WARNING if arguments.quiet else logging.INFO)
         check_values(arguments)
         _COMMANDS[command](arguments)
-        sys.stdout.flush()
     except AdqError as error:
         return _fail(error, command, 1)
     except BrokenPipeError:  # `adq show plan.parquet | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard(sys.stdout)
     except (ValueError, TypeError, OSError) as error:
         return _fail(error, command, 2)
     except KeyboardInterrupt:
-        print("adq: interrupted; run the same command again to go on", file=sys.stderr)
+        _say("adq: interrupted; run the same command again to go on")
         return 130
     return 0
 
@@ -48,9 +47,37 @@ class _BesideBars(logging.Handler):
     """Log lines above the progress bars, on lines of their own."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        from tqdm import tqdm
+        _say(self.format(record))
 
-        tqdm.write(self.format(record), file=sys.stderr)
+
+def _say(text: str) -> None:
+    """Write a line to standard error. Where it cannot be written, nobody can be told, and the job goes on."""
+    from tqdm import tqdm
+
+    try:
+        tqdm.write(printable(text), file=sys.stderr)
+    except OSError:
+        _discard(sys.stderr)
+
+
+def _print_text(text: str) -> None:
+    """Write lines to standard output.
+
+    Raises:
+        AdqError: its disk is full.
+    """
+    try:
+        print(printable(text), flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _discard(sys.stdout)
+        raise AdqError(f"cannot write the standard output: {error.strerror}") from error
+
+
+def _discard(stream: TextIO) -> None:
+    """Let what a stream still holds go nowhere: Python tries to write it once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -69,16 +96,30 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def _inside(path: str, name: str) -> str:
-    """Where a run's folder stands for a file or folder in it, that one; else `path` as it is."""
-    within = os.path.join(path, name)
-    return within if os.path.exists(within) else path
+def _inside(folder: str, name: str) -> str:
+    """The file of that name in a run's folder; `folder` itself where it is a file, or nothing yet.
+
+    Raises:
+        ValueError: a folder without that file.
+    """
+    within = Path(folder) / name
+    if not within.exists() and Path(folder).is_dir():
+        raise ValueError(
+            f"{folder}: a folder without {name}; name the file, or a folder that `adq run` wrote"
+        )
+    return str(within) if within.exists() else folder
+
+
+def _features_in(folder: str) -> str:
+    """The folder of features in a run's folder; `folder` itself where it is no run's."""
+    within = Path(folder) / "features"
+    return str(within) if within.is_dir() else folder
 
 
 def _fail(error: Exception, command: str, code: int) -> int:
     kind = f"{type(error).__name__}: " if isinstance(error, AdqError) else ""
     text = flagged(" ".join(str(error).split()), flags_of(command))  # one line, whatever a library says
-    print(f"adq: {kind}{text}", file=sys.stderr)
+    _say(f"adq: {kind}{text}")
     return code
 
 
@@ -103,14 +144,12 @@ def _embed(a: argparse.Namespace) -> None:
 
 
 def _plan(a: argparse.Namespace) -> None:
-    plan = adq_wds.build_plan(
-        _inside(a.features, "features"), out=a.out, progress=a.progress, **_plan_options(a)
-    )
+    plan = adq_wds.build_plan(_features_in(a.features), out=a.out, progress=a.progress, **_plan_options(a))
     _show_plan(a, plan)
 
 
 def _codebook(a: argparse.Namespace) -> None:
-    features = _inside(a.features, "features")
+    features = _features_in(a.features)
     codebook = adq_wds.fit_codebook(features, out=a.out, progress=a.progress, **_pick(a, *_CODEBOOK))
     _show_codebook(a, codebook)
 
@@ -118,22 +157,47 @@ def _codebook(a: argparse.Namespace) -> None:
 def _show(a: argparse.Namespace) -> None:
     if a.patches is not None:
         _refuse(a, ("keep",), "beside --patches; --patch-keep says how many patches are kept")
+        _refuse(a, ("keys",), "beside --patches; leave it out")
         _show_patches(a)
         return
     _refuse(a, (*_SHOW_PATCHES, "encoder", *ENCODER_OPTIONS), "without --patches; leave it out")
     if Path(a.plan).suffix == ".safetensors":
+        _refuse(a, ("keys",), "on a codebook, which lists no samples; leave it out")
         _show_codebook(a, adq_wds.load_codebook(a.plan))
         return
     _refuse(a, ("keep",), "on a plan, which says its own; leave it out")
     try:
-        plan = adq_wds.load_plan(a.plan)
-    except PlanError:
+        plan = adq_wds.load_plan(_inside(a.plan, "plan.parquet"))
+    except (PlanError, ValueError):
         if _like_shards(a.plan):
             raise ValueError(
                 f"{a.plan!r} names tar shards, no plan; --patches OUT.png draws what dropping patches does to their images"
             ) from None
         raise
-    _show_plan(a, plan)
+    if a.keys:
+        _print_keys(a, plan)
+    else:
+        _show_plan(a, plan)
+
+
+def _print_keys(a: argparse.Namespace, plan: adq_wds.Plan) -> None:
+    """The kept samples, a line each as ``--must-include`` reads it, or as one JSON list.
+
+    Raises:
+        ValueError: a key is no line that a terminal may show as it is, and an escaped one would be another key.
+    """
+    from adq_wds.jobs.show import kept_samples
+
+    kept: list[str | list[str]] = []
+    lines = []
+    for shard, key in kept_samples(plan):
+        kept.append(key if shard is None else [shard, key])
+        line = key if shard is None else f"{shard}\t{key}"
+        if not a.json and ("\n" in line or printable(line) != line):
+            raise ValueError(f"key {key!r} cannot stand in a line of text; --json lists such keys")
+        lines.append(line)
+    if lines or a.json:
+        _print(a, kept, "\n".join(lines))
 
 
 def _refuse(a: argparse.Namespace, names: Sequence[str], why: str) -> None:
@@ -195,7 +259,8 @@ def _write(a: argparse.Namespace) -> None:
     from adq_wds.jobs.write import parts_text, write_kept
     from adq_wds.jobs.write_smaller import totals
 
-    report = write_kept(a.shards, a.plan, a.out, importance=_importance(a), **_pick(a, *_WRITE))
+    plan = None if a.plan is None else _inside(a.plan, "plan.parquet")
+    report = write_kept(a.shards, plan, a.out, importance=_importance(a), **_pick(a, *_WRITE))
     share = 100 * report.bytes / max(1, report.source_bytes or 0)
     bad = f" of {report.read:,} read, {report.bad:,} bad ones left out (see the log)," if report.bad else ""
     text = (
@@ -238,7 +303,9 @@ def _verify(a: argparse.Namespace) -> None:
     from adq_wds.jobs.verify import report_text, verify_shards
 
     options = _pick(a, "root", "decode", "image", "label", "workers", "progress")
-    report = verify_shards(a.plan, a.shards, **options)
+    is_run = (Path(a.plan) / "features").is_dir()  # else it may be a folder of features
+    plan = _inside(a.plan, "plan.parquet") if is_run else a.plan
+    report = verify_shards(plan, a.shards, **options)
     _print(a, {"equal": report.equal, **asdict(report)}, report_text(report, lines=a.lines))
     if not report.equal:
         raise ShardError(f"the shards are not those of the {report.against} {a.plan}: see above")
@@ -280,18 +347,20 @@ def _demo(a: argparse.Namespace) -> None:
     _print(a, result, demo_text(result, a.out))
 
 
-def _print(a: argparse.Namespace, value: dict[str, Any], text: str | None = None) -> None:
+def _print(a: argparse.Namespace, value: dict[str, Any] | list[Any], text: str | None = None) -> None:
+    """Print JSON, a text, or the entries of a value; of a command that makes something no text where it is to be quiet."""
     if a.json:
-        print(json.dumps(value, indent=1))
-    elif text is not None:
-        print(text)
-    else:
-        for name, entry in value.items():
-            print(
-                f"{name.replace('_', ' ')}: {entry:,}"
-                if isinstance(entry, int)
-                else f"{name.replace('_', ' ')}: {entry}"
-            )
+        text = json.dumps(value, indent=1)
+    elif text is None:
+        text = "\n".join(
+            f"{name.replace('_', ' ')}: {entry:,}"
+            if isinstance(entry, int)
+            else f"{name.replace('_', ' ')}: {entry}"
+            for name, entry in dict(value).items()
+        )
+    elif a.quiet and a.command not in ("show", "verify"):
+        return
+    _print_text(text)
 
 
 # ---- What the arguments stand for
@@ -361,7 +430,7 @@ def _plan_options(a: argparse.Namespace) -> dict[str, Any]:
 
 def _keys_in(path: str) -> list[Any]:
     """Keys from a file: one a line, or shard and key with a tab between."""
-    lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    lines = Path(path).read_text(encoding="utf-8-sig").split("\n")  # not `splitlines`: a key may hold U+2028
     return [tuple(line.split("\t", 1)) if "\t" in line else line for line in lines if line]
 
 

@@ -6,14 +6,36 @@ A message says what is wrong, the value, what was expected and what to do, and s
 
 from __future__ import annotations
 
+import re
 from typing import TypeVar
+
+_CONTROL = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # C0 but tab and newline, DEL, C1
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # marks that turn the direction of text
+    "\u2028\u2029\ud800-\udfff]"  # line separators; half a character, which cannot be encoded
+)
+
+
+def printable(text: str) -> str:
+    r"""Text as a terminal or a log may show it: characters that steer it are escaped, as `repr` escapes them.
+
+    Newlines and tabs stay; so does all that is merely not ASCII.
+
+    >>> print(printable("caf\u00e9 \x1b[31mred\u202e"))
+    café \x1b[31mred\u202e
+    """
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 class AdqError(Exception):
     """Base of everything this package raises on purpose about data, files and state.
 
-    Wrong arguments raise `ValueError` or `TypeError` instead: they are the program's, not the data's.
+    Wrong arguments raise `ValueError` or `TypeError` instead: they are the program's, not the data's. Its text is
+    `printable`: files, keys and names come from strangers.
     """
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class SampleError(AdqError):

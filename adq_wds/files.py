@@ -8,12 +8,13 @@ import fcntl
 import hashlib
 import json
 import os
+import secrets
 import socket
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from adq_wds.errors import AdqError
 
@@ -23,8 +24,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A path to write to that becomes `path` when the block ends well, and vanishes when it does not.
 
     The bytes go to a hidden file beside `path`, are flushed to the disk, and take the name with one
-    `os.replace`: a reader sees the old file or the new one, never a part. A job that is killed leaves at
-    most its hidden file, which the next writer of the same path removes.
+    `os.replace`: a reader sees the old file or the new one, never a part. Every writer has a hidden file of its
+    own, so several processes may write one path: the last one wins. A writer that is killed leaves at most its
+    hidden file, which the next writer of the same path on the same machine removes.
 
     Args:
         path: the final name; its folder must exist.
@@ -40,21 +42,57 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         path = Path(os.path.realpath(path))  # os.replace would put a file in the link's place
         if path.is_symlink():
             raise AdqError(f"cannot write {path}: a link that leads back to itself; remove it")
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        with contextlib.suppress(FileNotFoundError):
-            partial.unlink()
-        yield partial
-        with partial.open("rb") as handle:
-            os.fsync(handle.fileno())
-        os.replace(partial, path)
+        _remove_partials_of_the_dead(path)
+        with _partial_of(path) as (partial, handle):
+            try:
+                yield partial
+                os.fsync(handle)
+                os.replace(partial, path)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    partial.unlink()
+                raise
         sync_folder(path.parent)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        if isinstance(error, OSError):
-            raise AdqError(f"cannot write {path}: {_reason(error)}") from error
-        raise
+    except OSError as error:
+        raise AdqError(f"cannot write {path}: {_reason(error)}") from error
+
+
+def _partial_prefix(path: Path) -> str:
+    """How the hidden files begin that writers of `path` on this machine make.
+
+    Other machines' are left alone: not every shared file system tells one machine of another's locks.
+    """
+    machine = sha256_text(socket.gethostname())[:6]
+    name = os.fsdecode(os.fsencode(path.name)[:200])  # a file's name has at most 255 bytes
+    return f".{name}.{machine}-"
+
+
+@contextlib.contextmanager
+def _partial_of(path: Path) -> Iterator[tuple[Path, int]]:
+    """A new hidden file beside `path` and its descriptor, locked for as long as its writer lives."""
+    while True:
+        partial = path.with_name(f"{_partial_prefix(path)}{secrets.token_hex(6)}.partial")
+        handle = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            with contextlib.suppress(OSError):  # without locks here, nobody removes partials either
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            if not partial.exists():  # taken for a dead writer's before it was locked
+                continue
+            yield partial, handle
+        finally:
+            os.close(handle)
+        return
+
+
+def _remove_partials_of_the_dead(path: Path) -> None:
+    """Remove what killed writers of `path` left; a living one holds the lock of its file."""
+    prefix = _partial_prefix(path)
+    for name in os.listdir(path.parent):
+        if name.startswith(prefix) and name.endswith(".partial"):
+            with contextlib.suppress(OSError), open(path.with_name(name), "rb") as partial:
+                fcntl.flock(partial, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(partial.name)
 
 
 def sync_folder(folder: Path) -> None:
@@ -121,35 +159,40 @@ def lock(folder: str | os.PathLike[str]) -> Iterator[None]:
     """
     path = Path(folder) / ".adq.lock"
     handle = _locked(path)
-    with handle:
+    try:
         started = time.strftime("%Y-%m-%d %H:%M:%S")
         command = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python"
-        handle.truncate(0)
-        handle.write(f"pid {os.getpid()} on {socket.gethostname()} ({command}, since {started})")
-        handle.flush()
+        holder = f"pid {os.getpid()} on {socket.gethostname()} ({command}, since {started})"
         try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)  # while it is held: `_locked` sees to those who wait with it open
+            os.ftruncate(handle, 0)
+            with open(handle, "w", encoding="utf-8", errors="backslashreplace", closefd=False) as text:
+                text.write(holder)
+        except OSError as error:
+            raise AdqError(f"cannot write {path}: {_reason(error)}") from error
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # while it is held: `_locked` sees to those who wait with it open
+        os.close(handle)
 
 
-def _locked(path: Path) -> TextIO:
-    """The open lock file, locked, and still the one that `path` names."""
+def _locked(path: Path) -> int:
+    """The descriptor of the lock file, locked, and still the one that `path` names."""
     while True:
         try:
-            handle = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - the caller closes it, and the lock with it
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
             raise AdqError(f"cannot lock {path.parent}: {_reason(error)}") from error
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            with handle:
-                handle.seek(0)
-                holder = handle.read(500).strip() or "a process that has not said its name"
-            raise AdqError(
-                f"{path.parent} is in use by {holder}; wait for it, or choose another folder"
-            ) from error
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(handle.fileno()), path.stat()):
+            if os.path.samestat(os.fstat(handle), path.stat()):
                 return handle
-        handle.close()  # its holder removed it between our two calls
+        except FileNotFoundError:
+            pass  # its holder removed it between our two calls
+        except OSError as error:
+            holder = os.pread(handle, 500, 0).decode("utf-8", "replace").strip()
+            os.close(handle)
+            raise AdqError(
+                f"{path.parent} is in use by {holder or 'a process that has not said its name'}; wait for it, or "
+                "choose another folder"
+            ) from error
+        os.close(handle)

@@ -339,7 +339,9 @@ def _draws_and_asked(
     for name, found in places.items():
         if len(found) != 1:
             problem = (
-                "is in several shards; give (shard, key)" if found else "is not among the usable samples"
+                "is in several shards; give (shard, key)"
+                if found
+                else "is not among the usable samples; expected a key, or (shard, key)"
             )
             raise PlanError(f"must-include sample {shorten(name)} {problem}")
     return np.concatenate(all_draws), {name: i for name, (i,) in places.items()}

@@ -180,7 +180,8 @@ def importance(
 
 def check_importance(name: str) -> None:
     """Raise `ValueError`, with close names, for an importance that neither we nor an installed package offer."""
-    look_up("importance", name, dict.fromkeys([*IMPORTANCES, *_installed_names("importances")]))
+    if name not in IMPORTANCES:
+        look_up("importance", name, dict.fromkeys([*IMPORTANCES, *_installed_names("importances")]))
 
 
 def _plain_importance(name: str, given: dict[str, Any]) -> Importance:

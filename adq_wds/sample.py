@@ -7,6 +7,7 @@ import json
 import operator
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -301,10 +302,26 @@ def _present(sample: Sample, spec: object, what: str) -> tuple[str, str]:
     else:
         names = [shorten(field, 40) for field in sorted(sample) if not field.startswith("__")]
         listed = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
-        remedy = "; for unlabelled data, label=None" if what == "label" else ""
+        like = _like(_wanted(spec, what), sample)
+        remedy = (
+            f" (a field is all behind a name's first dot); name one, such as {what}={like!r}" if like else ""
+        )
+        remedy += "; for unlabelled data, label=None" if what == "label" else ""
         looked = ", ".join(field for field, _ in _wanted(spec, what))
         trouble = f"no {what} field: looked for {looked}; the sample has {listed or 'no field'}{remedy}"
     raise place_error(SampleError(trouble), sample)
+
+
+def _like(wanted: tuple[tuple[str, str], ...], sample: Sample) -> str | None:
+    """A spec of a field that `sample` has and that ends as a wanted one, such as "left.jpg" for "jpg"."""
+    for name in sorted(sample):
+        for field, path in wanted:
+            spec = f"{name}:{path}" if path else name
+            if name.rpartition(".")[2] == field.rpartition(".")[2] and not name.startswith("__"):
+                with suppress(SpecError):  # ";" or ":" in a name
+                    if _alternatives(spec) == ((name, path),):
+                        return spec
+    return None
 
 
 @lru_cache(maxsize=64)  # most samples of a stream have the same names

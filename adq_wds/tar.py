@@ -307,7 +307,8 @@ def _group(entries: Iterable[Entry], *, shard: str, limits: Limits, ignored: Ign
             if key in seen:
                 text = (
                     f"key twice in a shard (again at byte {start}): the members of a sample must be adjacent and "
-                    "keys unique; write the shard again with one key per sample"
+                    "keys unique; write the shard again with one key per sample, sorted: "
+                    "tar --sort=name -cf NEW.tar FOLDER"
                 )
                 raise located(ShardError(text), shard=shard, key=key)
             seen.add(key)

@@ -27,6 +27,7 @@ LEVELS = [
 PART_OF = {
     "arguments": "cli",
     "flagged": "cli",
+    "braces": "shards",
     "binning": "planner",
     "buckets": "planner",
     "tar_watch": "tar_headers",

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from adq_wds.errors import AdqError
+
 _EPOCH, _START_EPOCH, _START, _LANES, _TOLD, _SEED, _TURN, _TURN_EPOCH, _RECORD, _JOINED = range(10)
 _N_JOINED = 64  # workers that are told apart
 
@@ -134,8 +136,15 @@ class Clock:
 
 
 def _shared(values: torch.Tensor) -> torch.Tensor:
-    """The same, where forked and spawned workers see it too."""
-    return values.share_memory_()  # type: ignore[no-any-return,no-untyped-call,unused-ignore]
+    """The same, where forked and spawned workers see it too.
+
+    Raises:
+        AdqError: there is no shared memory left.
+    """
+    try:
+        return values.share_memory_()  # type: ignore[no-any-return,no-untyped-call,unused-ignore]
+    except RuntimeError as error:
+        raise AdqError(f"no shared memory for the epoch's number, make room in /dev/shm: {error}") from error
 
 
 @functools.cache

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 from torch.utils.data import IterableDataset, default_collate, get_worker_info
 
@@ -280,6 +280,10 @@ class ShardDataset(IterableDataset[Any]):
         rank, world = self._ranks.look()
         total = self._recipe.listing.n_total
         return n_for_rank(total, start=0, rank=rank, world=world, uneven=self._recipe.uneven)
+
+    def __getitem__(self, index: Any) -> NoReturn:
+        """A stream is read in its order: `as_map` gives samples by number."""
+        raise TypeError(f"a ShardDataset is a stream and takes no [{index!r}]; write .as_map()[{index!r}]")
 
     def as_map(self) -> MapView:
         """All kept samples by number, for samplers that choose the order, such as torch's DistributedSampler.

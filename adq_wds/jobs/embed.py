@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from adq_wds.binning import listed
-from adq_wds.errors import FeaturesError, SampleError
+from adq_wds.errors import FeaturesError, SampleError, shorten
 from adq_wds.files import lock, make_folder
 from adq_wds.jobs.embed_batch import embed_batch
 from adq_wds.jobs.embed_shard import (
@@ -34,13 +34,15 @@ from adq_wds.registry import encoder as named_encoder
 from adq_wds.registry import score as named_score
 from adq_wds.sample import IMAGE_FIELDS, Encoder, FieldSpec
 from adq_wds.score import Score
-from adq_wds.shards import check_shard_name, expand_urls, shard_names
+from adq_wds.shards import expand_urls, plain_shard_names
 from adq_wds.tables.features import Features, file_name
 from adq_wds.tables.features_file import FeaturesFile, ShardFeatures
 from adq_wds.tables.spans import Spans, no_samples, source_stamp
 from adq_wds.tar import iter_spans, open_shard, payload_crc32
 
 logger = logging.getLogger("adq_wds")
+
+_MAX_NAME_BYTES = 255  # of a file, on the usual file systems
 
 
 def embed_shards(
@@ -112,8 +114,7 @@ def embed_shards(
     n_workers = positive("workers", cores() if workers is None else workers)
     left = None if limit is None else positive("limit", limit)
     paths = expand_urls(urls)
-    names = [check_shard_name(name) for name in shard_names(paths)]
-    _check_files(names)
+    names = names_of_features(paths)
     if embeddings is not None:
         refuse_views(views)
     source = open_embeddings(embeddings) if embeddings is not None else named_encoder(encoder)
@@ -178,13 +179,25 @@ def _say_what_it_saw(source: Source, names: list[str]) -> None:
         )
 
 
-def _check_files(names: list[str]) -> None:
-    """Raise `ValueError` when two shards would have one file (`a/b.tar` and `a--b.tar`)."""
+def names_of_features(paths: list[str]) -> list[str]:
+    """The shards' names, which their features go by.
+
+    Raises:
+        ValueError: two shards would have one file (`a/b.tar` and `a--b.tar`), or a name is too long for one.
+        PlanError: a name that no table may hold.
+    """
+    names = plain_shard_names(paths)
     shard_of: dict[str, str] = {}
     for name in names:
-        other = shard_of.setdefault(file_name(name), name)
+        file = file_name(name)
+        other = shard_of.setdefault(file, name)
         if other != name:
-            raise ValueError(f"shards {other!r} and {name!r} would both be {file_name(name)}; rename one")
+            raise ValueError(f"shards {other!r} and {name!r} would both be {file}; rename one")
+        if len(os.fsencode(file)) > _MAX_NAME_BYTES:
+            raise ValueError(
+                f"shard {shorten(name)}: its features would be a file whose name is too long; rename it"
+            )
+    return names
 
 
 def _shards_to_do(

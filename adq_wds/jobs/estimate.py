@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from adq_wds.errors import AdqError, SampleError
-from adq_wds.jobs.embed import kind_of_gradient, refuse_views
+from adq_wds.jobs.embed import kind_of_gradient, names_of_features, refuse_views
 from adq_wds.jobs.embed_batch import no_logits, texture_of
 from adq_wds.jobs.embed_shard import EmbedSettings
 from adq_wds.jobs.threads import cores, positive
@@ -57,6 +57,7 @@ def estimate(
     if embeddings is not None:
         refuse_views(views)
     paths = expand_urls(urls)
+    names_of_features(paths)  # speaks now of names that cannot be
     n_workers = positive("workers", cores() if workers is None else workers)
     n_wanted = None if limit is None else positive("limit", limit)
     counts: list[int] = []

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from adq_wds.errors import AdqError, ShardError
 from adq_wds.files import lock, make_folder
-from adq_wds.shards import check_shard_name, expand_urls, shard_names
+from adq_wds.shards import expand_urls, plain_shard_names
 from adq_wds.tables.info import read_info
 from adq_wds.tables.spans import (
     IndexedShard,
@@ -88,7 +88,7 @@ def index_shards(
         AdqError: `out` is another file than an index, or cannot be written.
     """
     paths, counts = _listed(urls, split)
-    names = [check_shard_name(name) for name in shard_names(paths)]
+    names = plain_shard_names(paths)
     file = Path(out)
     with lock(make_folder(file.parent)):
         old = _earlier(file)

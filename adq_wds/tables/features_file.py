@@ -266,7 +266,7 @@ class FeaturesFile:
             if lacking := sorted(set(self._schema.names) - set(columns)):
                 raise ValueError(f"columns {shorten(columns)} without {lacking}")
         except (AdqError, KeyError, TypeError, ValueError, OverflowError) as cause:
-            raise FeaturesError(f"{self.path}: damaged header: {shorten(str(cause))}") from cause
+            raise FeaturesError(f"{self.path}: damaged header: {shorten(str(cause), 200)}") from cause
         if limit is not None and limit < self.n + len(self.bad):
             self.bad = [row for row in self.bad if row[0] < limit]
             self.n = int(np.searchsorted(self.read(["index"])["index"].to_numpy(), limit))

@@ -262,9 +262,9 @@ def test_wrong_arguments_are_value_errors(shards: list[Path], tmp_path: Path) ->
     (tmp_path / "_info.json").write_text('{"splits": {}}')
     with pytest.raises(ValueError, match=r"_info\.json lists no shards"):
         index_shards(tmp_path / "_info.json", tmp_path / "i.parquet")
-    shutil.copy(shards[0], tmp_path / "it's.tar")
-    with pytest.raises(adq.PlanError, match="is refused: it is not a plain file name"):
-        index_shards(tmp_path / "it's.tar", tmp_path / "i.parquet")
+    shutil.copy(shards[0], tmp_path / "a*.tar")
+    with pytest.raises(adq.PlanError, match=r"is refused: it holds \*; rename"):
+        index_shards(tmp_path / "a*.tar", tmp_path / "i.parquet")
 
 
 # ---- Is it still theirs?
