@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import operator
+import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
@@ -38,7 +39,8 @@ FILLED_FIELD = "__adq_filled__"
 """Set to True beside an image whose missing patches `Decode` filled with a colour."""
 KEPT_FIELDS = ("patches", "positions", "grid")
 """What `DropPatches` makes of an image, and `Decode` of a stored one."""
-INTEGER_FIELDS = frozenset({"cls", "cls2", "class", "count", "index", "inx", "id"})  # as WebDataset has them
+CLASS_FIELDS = frozenset({"cls", "cls2", "class", "count", "index", "inx", "id"})
+"""What WebDataset reads as integers; here a word in them is a class too."""
 JSON_FIELDS = frozenset({"json", "jsn"})
 PICKLE_FIELDS = frozenset({"pickle", "pkl", "pyd", "pth", "pt"})
 MAX_LABEL = 2**31 - 1
@@ -141,9 +143,11 @@ def read_label(sample: Sample, spec: FieldSpec | None) -> Label:
     Args:
         sample: fields as bytes, or as WebDataset decodes them (an int in "cls", a dict in "json").
         spec: None or "none" for no label. Else alternatives separated by ";", each read by its last
-            extension: `INTEGER_FIELDS` as an ASCII integer from 0; "json:label", "json:a.b" as the entry
-            at that path, an integer or a name by its JSON type; every other one ("txt") as a name, UTF-8
-            with white space around it taken off. Or a function of the sample, giving int, str or None.
+            extension: `CLASS_FIELDS` as an integer from 0 where they hold ASCII digits, and as a name where
+            they hold a word (with a letter in it, and no number such as "3.0" or "nan"); "json:label",
+            "json:a.b" as the entry at that path, an integer or a name by its JSON type; every other one
+            ("txt") as a name. Names are UTF-8; white space around them, and a byte-order mark in front, are
+            taken off. Or a function of the sample, giving int, str or None.
 
     Raises:
         SampleError: no such field, several of them, or a value that is no label. Located.
@@ -151,6 +155,8 @@ def read_label(sample: Sample, spec: FieldSpec | None) -> Label:
 
     >>> read_label({"cls": b"7\\n"}, "cls"), read_label({"json": b'{"a": {"b": "cat"}}'}, "cls;json:a.b")
     (7, 'cat')
+    >>> read_label({"cls": b"\\xef\\xbb\\xbfcat\\r\\n"}, "cls")
+    'cat'
     """
     return find_label(sample, spec)[1]
 
@@ -291,8 +297,8 @@ def _name_of(function: Callable[[Sample], Any]) -> str:
 def _label_reader(field: str, path: str) -> Callable[[Any], Label]:
     """How the last extension of a field says that its value is read."""
     kind = field.rpartition(".")[2]
-    if kind in INTEGER_FIELDS:
-        return _integer_label
+    if kind in CLASS_FIELDS:
+        return _class_label
     if kind in JSON_FIELDS:
         return lambda value: _plain_label(_json_entry(value, path))
     if field == "label":  # what `Decode` read from another field
@@ -302,25 +308,59 @@ def _label_reader(field: str, path: str) -> Callable[[Any], Label]:
 
 def _plain_label(value: Any) -> Label:
     """An integer or a name by its Python type."""
-    return _name_label(value) if isinstance(value, str) else _integer_label(value)
+    return _name_label(value) if isinstance(value, str) else _number_label(_as_integer(value))
 
 
-def _integer_label(value: Any) -> int:
-    if isinstance(value, str):
-        value = value.encode("utf-8", "replace")
-    if isinstance(value, _BYTES):
-        text = bytes(value).strip()
-        digits = text.removeprefix(b"-")
-        if not digits.isdigit() or len(digits) > 20:
-            raise _LabelError(
-                f"{shorten(text)} is no integer label; expected digits, or read a name from 'txt'"
-            )
-        number = int(text)
-    else:
-        number = _as_integer(value)
+def _class_label(value: Any) -> Label:
+    """A number where there are digits, a name where there is a word."""
+    if not isinstance(value, (*_BYTES, str)):
+        return _number_label(_as_integer(value))
+    text = _text(value)
+    digits = text.removeprefix("-")
+    if digits.isascii() and digits.isdigit() and len(digits) <= 20:
+        return _number_label(int(text))
+    if any(letter.isalpha() for letter in text) and not _is_number(text):
+        return _name_label(text)
+    raise _LabelError(
+        f"{shorten(text)} is neither a class number (digits) nor a word; {_remedy(_whole_number(text))}"
+    )
+
+
+def _number_label(number: int) -> int:
     if not 0 <= number < MAX_LABEL:
         raise _LabelError(f"label {number} is out of range; expected 0 to {MAX_LABEL - 1}")
     return number
+
+
+def _is_number(text: str) -> bool:
+    """Whether Python reads a number, NaN and infinity included."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _whole_number(text: str) -> int | None:
+    """3 of "3.0", which is what tools write that keep labels as floats."""
+    whole = re.fullmatch(r"\+?([0-9]{1,10})(?:\.0*)?", text)
+    return None if whole is None else int(whole[1])
+
+
+def _remedy(whole: int | None) -> str:
+    """What to do about a label of another kind; `whole` where it is a class number after all."""
+    write = "" if whole is None else f"write {whole}, or give a function as label=; "
+    return write + "for several labels, a regression or none, use label=None"
+
+
+def _text(value: bytes | bytearray | memoryview | str) -> str:
+    """UTF-8 text, without white space around it and without a byte-order mark in front."""
+    if not isinstance(value, str):
+        try:
+            value = bytes(value).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise _LabelError(f"label {shorten(bytes(value))} is not UTF-8 text") from error
+    return value.strip().lstrip("\ufeff").strip()
 
 
 def _as_integer(value: Any) -> int:
@@ -330,21 +370,16 @@ def _as_integer(value: Any) -> int:
         return operator.index(value)
     except (TypeError, ValueError):
         kind = "null" if value is None else type(value).__name__
+        whole = _whole_number(str(value)) if isinstance(value, float) else None
         raise _LabelError(
-            f"label {shorten(value)} is of type {kind}, expected an integer or a name; "
-            "for several labels, a regression or none, use label=None"
+            f"label {shorten(value)} is of type {kind}, expected an integer or a name; {_remedy(whole)}"
         ) from None
 
 
 def _name_label(value: Any) -> str:
-    if isinstance(value, _BYTES):
-        try:
-            value = bytes(value).decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise _LabelError(f"label {shorten(bytes(value))} is not UTF-8 text") from error
-    if not isinstance(value, str):
+    if not isinstance(value, (*_BYTES, str)):
         raise _LabelError(f"label {shorten(value)} is of type {type(value).__name__}, expected text")
-    name = str(value.strip())
+    name = _text(value)
     if not name:
         raise _LabelError("the label is empty; for unlabelled data, label=None")
     if not name.isascii() and any("\ud800" <= letter <= "\udfff" for letter in name):
@@ -358,7 +393,7 @@ def _json_entry(value: Any, path: str) -> Any:
         if len(value) > MAX_JSON_BYTES:
             raise _LabelError(f"{len(value)} bytes of JSON, at most {MAX_JSON_BYTES} are read")
         try:
-            value = json.loads(value if isinstance(value, str) else bytes(value))
+            value = json.loads(value.lstrip("\ufeff") if isinstance(value, str) else bytes(value))
         except (ValueError, RecursionError) as error:
             raise _LabelError(f"not JSON that can be read: {shorten(str(error), 200)}") from error
     for step in path.split(".") if path else ():

@@ -56,7 +56,7 @@ BAD_SAMPLES: list[tuple[dict[str, bytes | None], str]] = [
     ({"png": png(4)[:60]}, r"shard a.tar, key 'k4', field 'png': "),
     ({"jpg": png(4)}, r"shard a.tar, key 'k4': fields 'jpg' and 'png' are both there; name one"),
     ({"cls": None}, r"shard a.tar, key 'k4': no label field: looked for cls; .*label=None"),
-    ({"cls": b"cat"}, r"shard a.tar, key 'k4', field 'cls': b'cat' is no integer label"),
+    ({"cls": b"3.5"}, r"shard a.tar, key 'k4', field 'cls': '3.5' is neither a class number"),
     ({"cls": b"-1"}, r"shard a.tar, key 'k4', field 'cls': label -1 is out of range"),
     ({"__bad__": b""}, r"shard a.tar, key 'k4', field '__bad__': reserved"),
 ]
