@@ -19,6 +19,7 @@ RESERVED = frozenset(
         "bin",
         "byte_offset",
         "crc32",
+        "digest",
         "diversity",
         "diversity_spread",
         "embedding",

@@ -54,6 +54,10 @@ def test_features_are_read_to_the_last_value(folder: Path, expected: dict[str, o
     if folder.name != "v1":
         for row, file in zip(rows, features, strict=True):
             row += [file.logit_grad().tolist(), file.score("sharp").tolist()]
+    for row, file in zip(rows, features, strict=True):
+        digest = file.digest()
+        assert (digest is None) == (folder.name in ("v1", "v2"))
+        row += [] if digest is None else [digest.tolist()]
     assert json.loads(json.dumps(rows)) == expected["features"]
 
 

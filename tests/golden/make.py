@@ -1,8 +1,8 @@
 """Write the golden files of the current format versions; run once per version, never to make a test pass.
 
-python tests/golden/make.py tests/golden/v2
+python tests/golden/make.py tests/golden/v3
 
-v1 was made by the same script before version 2 added columns.
+v1 and v2 were made by the same script before later versions added columns.
 """
 
 import json
@@ -63,6 +63,9 @@ def main(folder: Path) -> None:
             texture=rng.random(n - 1).astype(np.float32),
             logit_grad=logit_gradients(logits, classes).astype(np.float16),
             scores={"sharp": rng.random(n - 1).astype(np.float32)},
+            digest=draws(0, 0, shard, [f"{i} {half}" for i in good for half in "ab"])
+            .view(np.uint8)
+            .reshape(-1, 16),
             header={**settings, "complete": True, "source": {"bytes": n * 2048, "mtime_ns": 0}},
             names=["cat", "dog"] if shard.startswith("a") else ["dog", "emu"],
             bad=every.take(bad),
@@ -79,7 +82,7 @@ def main(folder: Path) -> None:
     save_index(folder / "index.parquet", [(shard, spans(shard, n)) for shard, n in SHARDS.items()])
     rows = [
         [f.shard, f.spans().keys, f.texture().tolist(), f.embedding().tolist(), f.bad,
-         f.logit_grad().tolist(), f.score("sharp").tolist()]
+         f.logit_grad().tolist(), f.score("sharp").tolist(), f.digest().tolist()]
         for f in features
     ]  # fmt: skip
     expected = {
