@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from adq_wds.binning import listed
-from adq_wds.errors import FeaturesError, SampleError
+from adq_wds.errors import FeaturesError, shorten
 from adq_wds.files import lock, make_folder
 from adq_wds.jobs.embed_batch import embed_batch
 from adq_wds.jobs.embed_shard import (
@@ -23,6 +24,7 @@ from adq_wds.jobs.embed_shard import (
     Source,
     finished,
     open_job,
+    skipped_before,
     take_batch,
 )
 from adq_wds.jobs.threads import cores, in_order, positive
@@ -65,7 +67,9 @@ def embed_shards(
     """Embed every sample of some shards: one Parquet file per shard, with labels, texture and where samples lie.
 
     Shards whose file is there, complete and made with the same settings are not embedded again, so a job that was
-    killed goes on where it was, and loses at most the shards it was working on (one per worker).
+    killed goes on where it was, and loses at most the shards it was working on (one per worker). Where only `label`
+    is another one, labels are read again from the shards' bytes and nothing is embedded, save samples that were bad
+    before, and all where `logit_grad` is asked for: logit gradients depend on the labels.
 
     Args:
         urls: tar shards, local ones or URLs (these are fetched whole): a pattern (braces, ``::``, stars), a folder, or several of them.
@@ -75,6 +79,8 @@ def embed_shards(
             known by its name only: give it another name, or another `out`, when it changes. An image that was stored
             without some of its patches is seen grey there, which is logged once.
         label: field with the label (``cls``, ``txt``, ``json:label``), a function, or None for unlabelled data.
+            Classes are all numbers or all words: the first label of a shard decides, and a sample of the other kind
+            is a bad one; two shards of two kinds are an error.
         embeddings: a Parquet file (columns key, embedding) or .npy file with embeddings made elsewhere, or
             ``field:emb.npy`` for embeddings in a field of the samples themselves; instead of an encoder.
         batch_size: images per call of the encoder; batches are cut inside a shard.
@@ -122,10 +128,13 @@ def embed_shards(
     with lock(folder), ExitStack() as stack:
         bar = stack.enter_context(_Bar(paths, limit, progress))
         tally = Tally("embed", settings.on_error, settings.max_bad_fraction)
-        todo = _shards_to_do(paths, names, folder, settings, source, left, bar, tally)
+        reread, kinds = _Reread(), _LabelKinds()
+        todo = _shards_to_do(paths, names, folder, settings, source, left, bar, tally, reread, kinds)
         for made in _embed_all(todo, settings, source, n_workers, bar.update, tally):
+            kinds.check(made.shard, made.names, len(made.spans))
             made.save(folder / file_name(made.shard))
         tally.close()
+        reread.say(folder, settings)
         features = Features(folder, shards=names, limit=limit)
         if views and not isinstance(source, StoredEmbeddings | FieldEmbeddings):
             embed_views(
@@ -179,6 +188,8 @@ def _shards_to_do(
     left: int | None,
     bar: _Bar,
     tally: Tally,
+    reread: _Reread,
+    kinds: _LabelKinds,
 ) -> Iterator[ShardJob]:
     """The shards that have no usable file yet, each opened and scanned when its turn comes.
 
@@ -189,18 +200,20 @@ def _shards_to_do(
         if left is not None and left <= 0:
             return
         header = settings.header(source, first)
-        found = _found(path, folder / file_name(name), header, left)
-        old = found if found is not None and not _lacking(found, header) else None
-        if old is None:
-            job = open_job(path, name, first, left if found is None else _as_many(found, left))
-            job.old = found
+        old = _found(path, folder / file_name(name), header, left)
+        if old is None or _lacking(old, header) or _stale(old, header):
+            job = open_job(path, name, first, left if old is None else _as_many(old, left))
+            job.old = old
+            if old is not None and not _lacking(old, header):
+                reread.begin(job, old, header)
             n_read = len(job.spans)
             yield job
         else:
             n_read = old.n_read
+            kinds.check(old.shard, old.names, old.n)
             tally.good(old.n, old.n)
             for row in old.bad:
-                tally.failed(SampleError(f"{row[5]} (skipped when {old.path} was made)"))
+                tally.failed(skipped_before(row[5], old))
             bar.skip(path, n_read)
         first += n_read
         left = None if left is None else left - n_read
@@ -215,7 +228,7 @@ def _shards_to_do(
 def _found(path: str, file: Path, header: dict[str, Any], left: int | None) -> FeaturesFile | None:
     """The features of a shard, or of its first `left` samples, made by the same encoder from the same bytes; or None.
 
-    They may lack columns that are asked for now; see `_lacking`.
+    They may lack columns that are asked for now (see `_lacking`), or have labels by another field (`_stale`).
     """
     if not file.exists():
         return None
@@ -226,7 +239,8 @@ def _found(path: str, file: Path, header: dict[str, Any], left: int | None) -> F
         logger.warning("%s; embedding the shard again", error)
         return None
     kind = {} if old.n_classes is None else {"logit_grad": header.get("logit_grad", old.header["logit_grad"])}
-    wanted = {name: value for name, value in header.items() if name not in ("scores", "logit_grad")} | kind
+    not_here = ("scores", "logit_grad", "label")
+    wanted = {name: value for name, value in header.items() if name not in not_here} | kind
     differs = [name for name, value in wanted.items() if old.header.get(name) != value]
     if differs:
         raise FeaturesError(
@@ -241,6 +255,7 @@ def _found(path: str, file: Path, header: dict[str, Any], left: int | None) -> F
         return None
     if _lacking(old, header):
         logger.info("%s has no %s; embedding the shard again", file, ", ".join(_lacking(old, header)))
+    if _lacking(old, header) or _stale(old, header):
         return old
     return FeaturesFile(file, limit=left)
 
@@ -254,21 +269,93 @@ def _lacking(old: FeaturesFile, header: dict[str, Any]) -> list[str]:
     """Columns that are asked for and not there, or there in another revision."""
     scores = header.get("scores", {})
     lacking = [name for name, revision in scores.items() if old.scores.get(name) != revision]
-    return lacking + (["logit_grad"] if "logit_grad" in header and old.n_classes is None else [])
+    if "logit_grad" in header:
+        if old.n_classes is None:
+            lacking.append("logit_grad")
+        elif old.header["label"] != header["label"]:
+            lacking.append(f"logit_grad by label {header['label']!r}")
+    return lacking
+
+
+def _stale(old: FeaturesFile, header: dict[str, Any]) -> bool:
+    """Whether a column has to be read from the samples' bytes, without an encoder: other labels, or no digests yet."""
+    return bool(old.header["label"] != header["label"] or not old.has_digest)
+
+
+@dataclass
+class _Reread:
+    """The shards whose bytes are read again, not their images: other labels, or digests that older files lack."""
+
+    n_labels: int = 0
+    n_tried: int = 0  # bad samples that are tried again, since their label may have been what was wrong
+    n_digests: int = 0
+
+    def begin(self, job: ShardJob, old: FeaturesFile, header: dict[str, Any]) -> None:
+        """Take the embeddings of the old features, unless the shard changed; labels and digests are read."""
+        if job.rows() != _rows(old):
+            logger.warning("shard %s changed since %s was made; embedding it again", job.name, old.path)
+            job.old = None
+            return
+        job.known = frozenset(old.spans().index.tolist())
+        if old.header["label"] != header["label"]:
+            self.n_labels += 1
+            self.n_tried += len(old.bad)
+        else:
+            job.settled = {row[0]: row[5] for row in old.bad}
+            self.n_digests += 1
+
+    def say(self, folder: Path, settings: EmbedSettings) -> None:
+        """One line for each kind."""
+        if self.n_labels:
+            logger.info(
+                "%s: the labels of %d shards are now by %r, read without embedding again; %d samples that were bad before "
+                "were tried again", folder, self.n_labels, settings.label or "none", self.n_tried,
+            )  # fmt: skip
+        if self.n_digests:
+            logger.info(
+                "%s: the features of %d shards had no digests, which were added without embedding again",
+                folder,
+                self.n_digests,
+            )
+
+
+class _LabelKinds:
+    """Classes are all numbers or all words, over all shards; said with the first shard that differs."""
+
+    def __init__(self) -> None:
+        self._shards: dict[bool, str] = {}  # by whether the labels are words
+
+    def check(self, shard: str, names: list[str] | None, n: int) -> None:
+        """Raise `FeaturesError` where an earlier shard had labels of the other kind."""
+        if not n:
+            return
+        self._shards.setdefault(names is not None, shard)
+        if len(self._shards) == 2:
+            here, there = ("words", "numbers") if names is not None else ("numbers", "words")
+            example = f", such as {shorten(names[0])}" if names else ""
+            raise FeaturesError(
+                f"shard {shard}: its labels are {here}{example}, those of shard {self._shards[names is None]} are "
+                f"{there}: classes are all numbers or all words; write them alike, or give a function as label= that does"
+            )
+
+
+def _rows(old: FeaturesFile) -> list[tuple[int, str, int, int, int]]:
+    """Where all samples lay, usable or not, and their checksums."""
+    spans = Spans.joined([old.spans(), old.bad_spans()])
+    return spans.take(np.argsort(spans.index, kind="stable")).rows()
 
 
 def _same_samples(path: str, old: FeaturesFile) -> bool:
     """Does a shard whose date changed still hold what was embedded? Decided by its checksums."""
-    spans = Spans.joined([old.spans(), old.bad_spans()])
-    spans = spans.take(np.argsort(spans.index, kind="stable"))
+    rows = _rows(old)
     with open_shard(path) as buffer:
         found = [
             (span.key, span.byte_offset, span.n_bytes, payload_crc32(buffer, span))
             for span in iter_spans(buffer, shard=old.shard)
         ]
     if not old.header["complete"]:
-        found = found[: len(spans)]
-    return found == [row[1:] for row in spans.rows()]
+        found = found[: len(rows)]
+    return found == [row[1:] for row in rows]
 
 
 def _embed_all(

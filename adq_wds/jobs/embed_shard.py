@@ -105,6 +105,11 @@ class ShardJob:
     first_label: tuple[Label] | None = None  # once the first that can be read is known
     stored_width: int | None = None  # of the embeddings in its samples, once the first is known
 
+    def rows(self) -> list[tuple[int, str, int, int, int]]:
+        """(index, key, byte_offset, n_bytes, crc32) of each sample, as `Spans.rows` gives them."""
+        pairs = zip(self.spans, self.crc32, strict=True)
+        return [(i, s.key, s.byte_offset, s.n_bytes, crc) for i, (s, crc) in enumerate(pairs)]
+
 
 def open_job(path: str, name: str, first: int, left: int | None) -> ShardJob:
     """Map a shard into memory and scan it, or its first `left` samples."""
@@ -208,8 +213,9 @@ def finished(job: ShardJob, settings: EmbedSettings, source: Source) -> ShardFea
     if job.old is not None and set(good) <= set(job.old.spans().index.tolist()):
         rows = np.searchsorted(job.old.spans().index, good)
         kept = {name: job.old.score(name)[rows] for name in job.old.scores if name not in scores}
-        header["scores"] = {**header.get("scores", {}), **{name: job.old.scores[name] for name in kept}}
-        scores |= kept
+        if kept:
+            header["scores"] = {**header.get("scores", {}), **{name: job.old.scores[name] for name in kept}}
+            scores |= kept
         same = len(good) == job.old.n and job.old.header["label"] == header["label"]
         if logit_grad is None and job.old.n_classes is not None and same:
             logit_grad = job.old.logit_grad()
@@ -254,7 +260,5 @@ def _columns(job: ShardJob, settings: EmbedSettings, good: list[int]) -> dict[st
 
 
 def _spans(job: ShardJob, rows: list[int]) -> Spans:
-    chosen = [job.spans[i] for i in rows]
-    return Spans.from_rows(
-        [(i, s.key, s.byte_offset, s.n_bytes, job.crc32[i]) for i, s in zip(rows, chosen, strict=True)]
-    )
+    every = job.rows()
+    return Spans.from_rows([every[i] for i in rows])

@@ -83,9 +83,14 @@ class Features:
             for name in ALIKE:
                 a, b = first.header.get(name), file.header.get(name)
                 if a != b:
+                    remedy = (
+                        "embed all shards again with one label, which reads labels alone"
+                        if name == "label"
+                        else "embed all shards with the same settings"
+                    )
                     raise FeaturesError(
                         f"{first.path} and {file.path} do not belong together: {name} {shorten(a)} and "
-                        f"{shorten(b)}; embed all shards with the same settings"
+                        f"{shorten(b)}; {remedy}"
                     )
 
     def __iter__(self) -> Iterator[FeaturesFile]:
