@@ -233,7 +233,7 @@ def _rows(
     shards, first, total, total_kept = [], 0, 0.0, 0.0
     for file in features:
         part = slice(first, first + file.n)
-        texture = file.texture().astype(np.float64)
+        texture = file.texture().astype(np.float64) if file.has_texture else np.zeros(file.n)
         total += float(texture.sum())
         total_kept += float(texture[kept[part]].sum())
         columns = [bins.label[part], bins.bin[part], bins.pick[part], rank[part], kept[part]]
@@ -324,6 +324,8 @@ def _header(
         "texture": {
             "all": round(texture[0] / max(1, len(features)), 6),
             "kept": round(texture[1] / max(1, n_kept), 6),
-        },
+        }
+        if all(file.has_texture for file in features)
+        else None,
         "bad": sum(len(file.bad) for file in features),
     }

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def embed_shards(
     encoder: str | Encoder = "builtin",
     out: str | os.PathLike[str] = "features",
     *,
-    image: FieldSpec = IMAGE_FIELDS,
+    image: FieldSpec | None = IMAGE_FIELDS,
     label: FieldSpec | None = "cls",
     embeddings: str | os.PathLike[str] | None = None,
     batch_size: int = 64,
@@ -77,12 +77,14 @@ def embed_shards(
         out: folder for the features; made if missing.
         image: field with the image, alternatives separated by ``;``, or a function of the sample. A function is
             known by its name only: give it another name, or another `out`, when it changes. An image that was stored
-            without some of its patches is seen grey there, which is logged once.
+            without some of its patches is seen grey there, which is logged once. None or "none" beside `embeddings`
+            for samples without images, such as text, of which there is no texture then; unless said, so it is where
+            the first shard has no image field and no score needs one.
         label: field with the label (``cls``, ``txt``, ``json:label``), a function, or None for unlabelled data.
             Classes are all numbers or all words: the first label of a shard decides, and a sample of the other kind
             is a bad one; two shards of two kinds are an error.
-        embeddings: a Parquet file (columns key, embedding) or .npy file with embeddings made elsewhere, or
-            ``field:emb.npy`` for embeddings in a field of the samples themselves; instead of an encoder.
+        embeddings: embeddings made elsewhere, instead of an encoder: a Parquet file (columns key, embedding), an
+            .npy file or a folder of numbered ones, or ``field:emb.npy`` for a field of the samples themselves.
         batch_size: images per call of the encoder; batches are cut inside a shard.
         workers: threads, each decoding and embedding whole batches with one intra-op thread, so that results
             do not depend on their number. As many as cores by default.
@@ -109,8 +111,10 @@ def embed_shards(
             do not fit the samples.
         AdqError: the folder cannot be written, or another job works in it.
     """
+    if embeddings is None:
+        refuse_no_image(image)
     settings = EmbedSettings(
-        image, label, positive("batch_size", batch_size), on_error, max_bad_fraction,
+        None if image == "none" else image, label, positive("batch_size", batch_size), on_error, max_bad_fraction,
         kind_of_gradient(logit_grad, double_softmax), tuple(map(named_score, listed("scores", scores))),
     )  # fmt: skip
     if views:
@@ -124,6 +128,8 @@ def embed_shards(
         refuse_views(views)
     source = open_embeddings(embeddings) if embeddings is not None else named_encoder(encoder)
     _say_what_it_saw(source, names)
+    if embeddings is not None:
+        settings = without_images(settings, paths[0], names[0], Path(out) / file_name(names[0]))
     folder = make_folder(out)
     with lock(folder), ExitStack() as stack:
         bar = stack.enter_context(_Bar(paths, limit, progress))
@@ -138,7 +144,7 @@ def embed_shards(
         features = Features(folder, shards=names, limit=limit)
         if views and not isinstance(source, StoredEmbeddings | FieldEmbeddings):
             embed_views(
-                features, paths, source, views=views, image=image, batch_size=batch_size,
+                features, paths, source, views=views, image=settings.image, batch_size=batch_size,
                 workers=n_workers, progress=progress,
             )  # fmt: skip
     return features
@@ -150,6 +156,37 @@ def refuse_views(views: int) -> None:
         raise ValueError(
             "views need an encoder, and embeddings made elsewhere have none: leave one of them out"
         )
+
+
+def refuse_no_image(image: FieldSpec | None) -> None:
+    """An encoder looks at images."""
+    if image is None or image == "none":
+        raise ValueError(
+            "image=None (--image none) needs embeddings made elsewhere, embeddings= (--embeddings): an encoder looks at images"
+        )
+
+
+def without_images(settings: EmbedSettings, path: str, shard: str, made: Path | None = None) -> EmbedSettings:
+    """The settings of a job with stored embeddings: with no image, where none was named and the first shard has none.
+
+    Args:
+        settings: what was asked for.
+        path, shard: the first shard.
+        made: where its features are, if there are some: what was done then is done again, and the shard not opened.
+    """
+    if settings.image != IMAGE_FIELDS or any(score.needs_image for score in settings.scores):
+        return settings
+    if made is not None and made.exists():
+        with suppress(FeaturesError):
+            is_none = FeaturesFile(made).header.get("image") == "none"
+            return replace(settings, image=None) if is_none else settings
+    fields = set(IMAGE_FIELDS.split(";"))
+    with open_shard(path) as buffer:
+        for span in iter_spans(buffer, shard=shard):
+            if not fields.isdisjoint(member.field for member in span.members):
+                return settings
+    logger.info("shard %s has no image field: samples are taken without images, and have no texture", shard)
+    return replace(settings, image=None)
 
 
 def kind_of_gradient(logit_grad: bool, double_softmax: bool) -> str | None:
@@ -217,7 +254,7 @@ def _shards_to_do(
             bar.skip(path, n_read)
         first += n_read
         left = None if left is None else left - n_read
-    if not isinstance(source, StoredEmbeddings) or source.path.suffix != ".npy" or left is not None:
+    if not isinstance(source, StoredEmbeddings) or not source.by_position or left is not None:
         return
     if source.n_rows != first:
         raise FeaturesError(

@@ -36,7 +36,7 @@ Source = Encoder | StoredEmbeddings | FieldEmbeddings
 class EmbedSettings:
     """How samples are read and what happens to bad ones; see `embed_shards`."""
 
-    image: FieldSpec
+    image: FieldSpec | None  # None where no image is looked at
     label: FieldSpec | None
     batch_size: int
     on_error: OnError
@@ -46,17 +46,21 @@ class EmbedSettings:
 
     def __post_init__(self) -> None:
         check_on_error(self.on_error, self.max_bad_fraction)
-        check_spec(self.image, "image")
+        if self.image is not None:
+            check_spec(self.image, "image")
         check_spec(self.label, "label")
         names = [score.name for score in self.scores]
         if len(set(names)) != len(names):
             raise ValueError(f"scores must each be named once, got {names}")
         if self.logit_grad is not None and (self.label is None or self.label == "none"):
             raise ValueError("logit gradients need labels: logit_grad=True and label=None exclude each other")
+        for score in self.scores:
+            if self.image is None and score.needs_image:
+                raise ValueError(f"score {score.name!r} looks at images, and image=None leaves them out")
 
     def header(self, source: Source, first: int) -> dict[str, Any]:
         """What a file must agree in to be used again; `first` is its first sample's position in the set."""
-        by_position = isinstance(source, StoredEmbeddings) and source.path.suffix == ".npy"
+        by_position = isinstance(source, StoredEmbeddings) and source.by_position
         return {
             **({"first_row": first} if by_position else {}),
             "encoder": source.name,
@@ -141,7 +145,7 @@ class Batch:
         good: positions in the shard of the samples that were embedded.
         labels: of these and of those whose embedding is known, by position.
         digests: likewise.
-        columns: a row of each of `good`: "embedding" (n, D), "texture" (n,), "logit_grad" (n, C), and scores (n,) by name.
+        columns: a row of each of `good`: "embedding" (n, D), "texture" (n,) of images, "logit_grad" (n, C), and scores (n,) by name.
         bad: an error for each other position, save those that were bad before and are not tried again.
         filled: some of the images were stored without some of their patches, and seen grey there.
     """

@@ -114,6 +114,12 @@ class Features:
         """What all files have in common."""
         return {name: self.files[0].header.get(name) for name in ALIKE}
 
+    def texture(self) -> NDArray[np.float32] | None:
+        """(N,) float32 texture levels over all shards; None where no image was looked at."""
+        if not all(file.has_texture for file in self.files):
+            return None
+        return np.concatenate([file.texture() for file in self.files])
+
     def score(self, name: str) -> NDArray[np.float32]:
         """(N,) float32 numbers of a score of users, over all shards.
 
