@@ -125,7 +125,7 @@ def check_plan_options(options: dict[str, Any]) -> None:
 def needed(embed: dict[str, Any], plan: dict[str, Any]) -> dict[str, Any]:
     """What has to be embedded for such a plan, beyond what was asked for."""
     more: dict[str, Any] = {}
-    own = [score for score in plan.get("scores", ()) if score not in SCORES]
+    own = [score for score in plan.get("scores") or () if score not in SCORES]
     if own:
         more["scores"] = sorted({*embed.get("scores", ()), *own})
     if plan.get("kernel") == "gradient":

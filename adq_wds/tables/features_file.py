@@ -332,9 +332,14 @@ class FeaturesFile:
             )
         return self._numbers("texture")
 
+    @property
+    def has_digest(self) -> bool:
+        """Whether there are digests: not in files of versions 1 and 2."""
+        return "digest" in self._schema.names
+
     def digest(self) -> NDArray[np.uint8] | None:
         """(n, 16) uint8, `content_digest` of each sample: equal rows, equal contents. None in older files."""
-        if "digest" not in self._schema.names:
+        if not self.has_digest:
             return None
         column = self.read(["digest"])["digest"].combine_chunks()
         if len(column) == 0:  # then Arrow may give no buffer
