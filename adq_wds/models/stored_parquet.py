@@ -33,7 +33,7 @@ class ParquetRows:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._file = pq.ParquetFile(path, memory_map=True)
+            self._file = pq.ParquetFile(path)  # not mapped: a file cut short meanwhile is an error
             schema = self._file.schema_arrow
             self._has_shard = "shard" in schema.names
             self._has_norm = "norm" in schema.names
