@@ -206,7 +206,9 @@ def _add_show(commands: Any) -> None:
     group.add_argument("--samples", type=int, default=4, help="images shown")
     group.add_argument("--importance", default="gradcam++", help=f"one of {', '.join(IMPORTANCES)}")
     group.add_argument(
-        "--image", default=IMAGE_FIELDS, help="field with the image, alternatives separated by ;"
+        "--image",
+        default=IMAGE_FIELDS,
+        help="field with the image, alternatives separated by ;; none beside --embeddings for text and the like",
     )
     _encoder_flags(command)
     command.set_defaults(encoder=None)  # whose eyes an importance has; its own unless said
@@ -291,7 +293,9 @@ def _smaller_flags(command: argparse.ArgumentParser) -> None:
         help=f"which patches are kept: {', '.join(IMPORTANCES)}; by the classifier builtin unless --encoder says another",
     )
     group.add_argument(
-        "--image", default=IMAGE_FIELDS, help="field with the image, alternatives separated by ;"
+        "--image",
+        default=IMAGE_FIELDS,
+        help="field with the image, alternatives separated by ;; none beside --embeddings for text and the like",
     )
     group.add_argument("--seed", type=int, default=0, help="of the random importance")
     _skip_flags(group, "what to do with a sample whose image cannot be written anew")
@@ -327,7 +331,9 @@ def _add_verify(commands: Any) -> None:
         help="also decode every kept image; bytes changed inside a JPEG may decode all the same",
     )
     command.add_argument(
-        "--image", default=IMAGE_FIELDS, help="field with the image, alternatives separated by ;"
+        "--image",
+        default=IMAGE_FIELDS,
+        help="field with the image, alternatives separated by ;; none beside --embeddings for text and the like",
     )
     command.add_argument("--label", help="also compare the labels in this field with the plan's")
     command.add_argument("--workers", type=int, help="threads for that; as many as cores unless said")
@@ -401,7 +407,9 @@ def _forward_flags(group: argparse._ArgumentGroup) -> None:
 def _embed_flags(command: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     group = command.add_argument_group("embedding")
     group.add_argument(
-        "--image", default=IMAGE_FIELDS, help="field with the image, alternatives separated by ;"
+        "--image",
+        default=IMAGE_FIELDS,
+        help="field with the image, alternatives separated by ;; none beside --embeddings for text and the like",
     )
     group.add_argument(
         "--label", default="cls", help="field with the label: cls, txt, json:label; none for unlabelled data"
@@ -409,7 +417,8 @@ def _embed_flags(command: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     group.add_argument(
         "--embeddings",
         metavar="FILE",
-        help="Parquet or .npy file with embeddings made elsewhere, or field:emb.npy in the shards; no encoder then",
+        help="embeddings made elsewhere: a Parquet or .npy file, a folder of .npy files, or field:emb.npy in the shards; "
+        "no encoder then",
     )
     group.add_argument("--batch-size", type=int, default=64, help="images per call of the encoder")
     group.add_argument("--workers", type=int, help="threads; as many as cores unless said")
@@ -466,6 +475,9 @@ def _plan_flags(command: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--classes", nargs="+", help="plan these classes only")
     group.add_argument(
+        "--dedup", choices=("exact", "none"), default="exact", help="leave out copies of the same bytes?"
+    )
+    group.add_argument(
         "--must-include",
         metavar="FILE",
         help="keys that are kept in any case, one a line: KEY, or SHARD<TAB>KEY where a key stands in several shards",
@@ -481,7 +493,11 @@ def _rate_flags(group: argparse._ActionsContainer, *, keep: str, seed: str, memo
         "--alpha", type=ratio, default=0.65, help="share of the importance in a bin's rate; 0 is uniform"
     )
     group.add_argument("--allocation", default="adaptive", help=f"one of {', '.join(ALLOCATIONS)}")
-    group.add_argument("--scores", nargs="+", default=list(SCORES), help="which add up to a bin's importance")
+    group.add_argument(
+        "--scores",
+        nargs="+",
+        help=f"which add up to a bin's importance; {' and '.join(SCORES)} unless said, diversity alone without images",
+    )
     group.add_argument(
         "--normalise", choices=("sum", "minmax"), default="sum", help="of each score over the bins"
     )

@@ -422,6 +422,7 @@ def _importance(a: argparse.Namespace) -> str | adq_wds.Importance:
 
 def _plan_options(a: argparse.Namespace) -> dict[str, Any]:
     options = _pick(a, *_PLAN)
+    options["dedup"] = None if a.dedup in ("none", None) else a.dedup
     asked = a.must_include  # a file's name; keys, where an earlier run read them
     options["must_include"] = _keys_in(asked) if isinstance(asked, str) else list(asked or [])
     return options

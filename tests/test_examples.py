@@ -17,6 +17,7 @@ from adq_wds.jobs.write import write_kept
 from adq_wds.models.mae import MaeSize, MaskedAutoencoder
 from adq_wds.models.mae_checkpoints import save_mae
 from adq_wds.models.mae_patches import cut
+from tests.conftest import write_tar
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -64,6 +65,18 @@ def test_one_pass_keeps_a_part_of_shards_no_fit_has_seen(
     assert 70 <= kept <= 130  # 100 expected, four standard deviations either way
     counts = [int(line.split()[-1]) for line in out.stdout.splitlines() if line.startswith("bin ")]
     assert (len(counts), sum(counts)) == (10, kept)
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["of one's own", "made by the example"])
+def test_a_fifth_of_a_set_of_instructions_is_kept(given: bool, tmp_path: Path) -> None:
+    command = [sys.executable, str(EXAMPLES / "instruction_tuning.py")]
+    if given:
+        texts = [f"Say {i} in words, {'please' * (i % 4)}" for i in range(40)]
+        members = [(f"k{i}.json", json.dumps({"instruction": text}).encode()) for i, text in enumerate(texts)]
+        command += [str(write_tar(tmp_path / "t.tar", members))]
+    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert ("<Plan 8 of 40 samples in 1 shards" if given else "<Plan 60 of 300 samples in 2 shards") in out
+    assert len(out.splitlines()) == 4
 
 
 @pytest.mark.parametrize("stored", [True, False])

@@ -68,7 +68,7 @@ def pack_text(report: PackReport) -> str:
     return (
         f"{report.samples:,} images, {classes}, in {report.shards:,} shards: {report.bytes:,} bytes on disk\n"
         f"{report.files:,} files = {report.samples:,} packed + {report.bad:,} bad + {report.hidden:,} hidden"
-        f" + {sum(report.other.values()):,} without an image's extension{f' ({by_kind})' if by_kind else ''}\n"
+        f" + {sum(report.other.values()):,} without an image's extension{f' ({by_kind})' if by_kind else ''}"
         f"{renamed if report.renamed else ''}"
     )
 

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from adq_wds.binning import check_memory
+from adq_wds.binning import check_dedup, check_memory, possible_dedup
 from adq_wds.errors import AdqError, PlanError
 from adq_wds.files import canonical_json, lock, make_folder, write_text
 from adq_wds.io.writer import ShardPattern
@@ -114,9 +114,10 @@ def run_job(
 
 def check_plan_options(options: dict[str, Any]) -> None:
     """Raise `ValueError` when arguments of `build_plan` are out of range, as far as they alone can tell."""
-    others = ("bins", "classes", "kernel", "memory_bytes", "must_include")
+    others = ("bins", "classes", "dedup", "kernel", "memory_bytes", "must_include")
     plan_settings(**{name: value for name, value in options.items() if name not in others})
     look_up("kernel", options.get("kernel", "features"), dict.fromkeys(KERNELS))
+    check_dedup(options.get("dedup", "exact"))
     positive("bins", options["bins"])
     check_memory(options.get("memory_bytes", 1 << 30))
 
@@ -124,7 +125,7 @@ def check_plan_options(options: dict[str, Any]) -> None:
 def needed(embed: dict[str, Any], plan: dict[str, Any]) -> dict[str, Any]:
     """What has to be embedded for such a plan, beyond what was asked for."""
     more: dict[str, Any] = {}
-    own = [score for score in plan.get("scores", ()) if score not in SCORES]
+    own = [score for score in plan.get("scores") or () if score not in SCORES]
     if own:
         more["scores"] = sorted({*embed.get("scores", ()), *own})
     if plan.get("kernel") == "gradient":
@@ -178,6 +179,7 @@ def _bins(folder: Path, features: Features, options: dict[str, Any], progress: b
             old = Bins.load(path)
             same_set = old.header["features"] == features.hash and old.n_bins == options["bins"]
             same_set &= old.header["kernel"] == options.get("kernel", "features")
+            same_set &= old.header.get("dedup") == possible_dedup(features, options.get("dedup", "exact"))
             if same_set and old.header["asked_classes"] == options.get("classes"):
                 return old
         except (PlanError, KeyError) as error:
@@ -187,6 +189,7 @@ def _bins(folder: Path, features: Features, options: dict[str, Any], progress: b
         bins=options["bins"],
         kernel=options.get("kernel", "features"),
         classes=options.get("classes"),
+        dedup=options.get("dedup", "exact"),
         memory_bytes=options.get("memory_bytes", 1 << 30),
         scratch=folder,
         progress=progress,

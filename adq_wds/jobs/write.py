@@ -235,7 +235,7 @@ def _tally(on_error: OnError, max_bad_fraction: float, *, idle: bool) -> Tally:
 
 def _with_cells(stream: Iterable[Sample], plan: Plan) -> Iterator[Sample]:
     """The plan's samples as they are read, in its order, with what each takes in its source."""
-    cells = (int(n) for shard in plan for n in shard.spans.n_bytes[shard.kept])
+    cells = (int(n) for shard in map(plan.shard, plan.shards) for n in shard.spans.n_bytes[shard.kept])
     for sample, n_bytes in zip(stream, cells, strict=True):
         yield {**sample, CELL_FIELD: n_bytes}
 

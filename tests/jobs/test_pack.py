@@ -123,6 +123,7 @@ def test_every_file_is_packed_or_counted(tmp_path: Path, caplog: pytest.LogCaptu
     }.items():  # fmt: skip
         assert any(name in line and reason in line for line in caplog.messages), name
     assert "34 files = 21 packed + 6 bad + 4 hidden + 3 without" in pack_text(report)
+    assert pack_text(report).count("\n") == 1, "no key was changed"
 
 
 @pytest.mark.parametrize("bad", ["c0/empty.jpg", "c0/page.PNG", "top.jpg"])
