@@ -11,16 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adq_wds.buckets import ClassBuckets
+from adq_wds.core.copies import first_of
 from adq_wds.core.gradient import GradientKernel, gradient_bins
 from adq_wds.core.graphcut import graphcut_bins
 from adq_wds.core.kernel import unit_rows
-from adq_wds.core.scores import DECIMALS, BinSums, diversity, representativeness
+from adq_wds.core.scores import DECIMALS, BinSums, bin_scores
 from adq_wds.errors import FeaturesError, shorten
 from adq_wds.tables.bins import Bins
 from adq_wds.tables.features import Features
 from adq_wds.tables.features_file import NO_LABEL
 
 Progress = Callable[[int], object]
+_COPY = -2  # stands for the class of a copy that is left out
 
 logger = logging.getLogger("adq_wds")
 
@@ -31,6 +33,7 @@ def bin_features(
     bins: int,
     kernel: str = "features",
     classes: Iterable[int | str] | None = None,
+    dedup: str | None = "exact",
     memory_bytes: int = 1 << 30,
     scratch: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
@@ -43,15 +46,17 @@ def bin_features(
         kernel: "features" (cosine of the embeddings) or "gradient" (cosine of the gradients of the loss by the
             weights of a linear head, from logit gradients, norms and embeddings).
         classes: classes to bin, by number or name; the others are left out of the plan. All by default.
+        dedup: "exact" leaves samples out whose digest an earlier sample of the chosen classes has; None bins all.
+            Features without digests are binned as with None.
         memory_bytes: what one class's similarity matrix may take; larger classes are binned without one.
         scratch: folder for a scratch file of N·D·2 bytes, N·(2·D + 2·C + 4) with kernel "gradient".
         progress: called with numbers of samples done, which add up to 2·N: N read, N binned or left out.
 
     Returns:
-        Bins of all N samples, with the mean texture and the diversity of each bin over all classes.
+        Bins of all N samples, with the mean texture (of images) and the diversity of each bin over all classes.
 
     Raises:
-        ValueError: `bins` is not a positive integer below 32,768, `memory_bytes` is not a number >= 0, or a
+        ValueError: `bins` is not a positive integer below 32,768, `memory_bytes` is not a number >= 0, `dedup` or a
             class is unknown.
         FeaturesError: damaged features, a NaN, or kernel "gradient" without logit gradients or with a head whose
             classes are not the labels.
@@ -61,27 +66,30 @@ def bin_features(
     if isinstance(bins, bool) or not isinstance(bins, (int, np.integer)) or not 1 <= bins < 2**15:
         raise ValueError(f"bins must be an integer in 1 … 32767, got {bins!r}")
     check_memory(memory_bytes)
+    dedup = possible_dedup(features, dedup)
     if len(features) == 0:
         raise FeaturesError(f"{features.folder}: no usable samples in {len(features.files)} shards")
     label, names = global_labels(features)
     if kernel == "gradient":
         _check_head(features, label)
-    present, counts = np.unique(label, return_counts=True)
-    n_of = dict(zip(present.tolist(), counts.tolist(), strict=True))
-    chosen = _chosen_classes(list(n_of), names, classes)
-    n_chosen = [n_of[c] for c in chosen]
+    chosen = _chosen_classes(np.unique(label).tolist(), names, classes)
+    copy = find_copies(features, label, chosen, dedup) != np.arange(len(label))
+    binned = np.where(copy, _COPY, label)
+    n_chosen = [int((binned == c).sum()) for c in chosen]
     _say_what_it_takes(features, chosen, n_chosen, int(bins), memory_bytes, kernel)
     if progress is not None:
         progress(len(label) - sum(n_chosen))
-    texture = np.concatenate([file.texture() for file in features])
+    texture = features.texture()
     bin = np.full(len(label), -1, dtype=np.int16)
     pick = np.full(len(label), -1, dtype=np.int32)
-    sums = BinSums.empty(int(bins), features.width)
+    sums = BinSums.empty(int(bins), features.width, texture=texture is not None)
     gradients = kernel == "gradient"
-    buckets = ClassBuckets(features, label, chosen, gradients=gradients, scratch=scratch, progress=progress)
+    buckets = ClassBuckets(features, binned, chosen, gradients=gradients, scratch=scratch, progress=progress)
     try:
         for c in chosen:
             where, embedding = buckets.read(c)
+            if not len(where):
+                continue  # all are copies of samples of other classes
             rows = unit_rows(embedding)
             if gradients:
                 b, norm = buckets.read_gradients(c)
@@ -90,21 +98,45 @@ def bin_features(
             else:
                 binning = graphcut_bins(rows, int(bins), memory_bytes=memory_bytes, progress=progress)
             bin[where], pick[where] = binning.bin, binning.pick
-            sums.add(binning.bin, rows, texture[where])
+            sums.add(binning.bin, rows, None if texture is None else texture[where])
     finally:
         buckets.close()
     header = {
         "n_bins": int(bins),
         "kernel": kernel,
+        "dedup": dedup,
         "features": features.hash,
         "classes": chosen,
         "names": names,
-        "scores": {
-            "texture": rounded(representativeness(sums)),
-            "diversity": rounded(diversity(sums)),
-        },
+        "scores": {name: rounded(score) for name, score in bin_scores(sums).items()},
     }
     return Bins([(file.shard, file.n) for file in features], label, bin, pick, header)
+
+
+def possible_dedup(features: Features, dedup: str | None) -> str | None:
+    """`dedup`, or None where the features have no digests to compare.
+
+    Raises:
+        ValueError: neither "exact" nor None.
+    """
+    check_dedup(dedup)
+    return dedup if all("digest" in file.header["columns"] for file in features) else None
+
+
+def check_dedup(dedup: object) -> None:
+    """Raise `ValueError` unless it is "exact" or None."""
+    if dedup not in ("exact", None):
+        raise ValueError(f"dedup must be 'exact' or None, got {dedup!r}")
+
+
+def find_copies(
+    features: Features, label: NDArray[np.int32], classes: list[int], dedup: str | None
+) -> NDArray[np.int64]:
+    """(N,) int64: for each sample the first one of the chosen classes with an equal digest; itself with dedup None."""
+    if dedup is None:
+        return np.arange(len(label))
+    digests = [rows for file in features if (rows := file.digest()) is not None]
+    return first_of(np.concatenate(digests), np.isin(label, classes))
 
 
 def _check_head(features: Features, label: NDArray[np.int32]) -> None:

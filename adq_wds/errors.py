@@ -83,6 +83,32 @@ def located(error: E, *, shard: str, key: str | None = None, field: str | None =
     return type(error)(f"{place}: {error}")
 
 
+def names_place(error: AdqError, shard: str) -> bool:
+    """Whether an error's text starts with its place in `shard` already, as `located` puts it there."""
+    text = str(error)
+    return text.startswith("shard ") and (shard in text or shorten(shard) in text)
+
+
+def retold(error: E, text: str) -> E:
+    """The same error with another text, caused by it: of whatever class, whose constructor is not called."""
+    new = type(error).__new__(type(error))
+    new.__dict__.update(error.__dict__)
+    new.args = (text,)
+    new.__cause__ = error
+    return new
+
+
+def placed(error: E, *, shard: str, key: str) -> E:
+    """As `located`, unless the place is named already.
+
+    >>> placed(SampleError("no good"), shard="a.tar", key="x")
+    SampleError("shard a.tar, key 'x': no good")
+    """
+    if names_place(error, shard):
+        return error
+    return retold(error, str(located(AdqError(str(error)), shard=shard, key=key)))
+
+
 def shorten(value: object, limit: int = 80) -> str:
     """`repr` of a value on one line, cut in the middle when it is long (keys come from strangers).
 

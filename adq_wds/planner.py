@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from adq_wds.binning import listed, rounded
-from adq_wds.core.allocation import budget_for, check_alpha, split_budget
+from adq_wds.binning import find_copies, listed, rounded
+from adq_wds.core.allocation import budget_for, check_alpha, exact_shares, split_budget, uniform
+from adq_wds.core.copies import who_stays
+from adq_wds.core.fresh import ONE
 from adq_wds.core.rng import check_seed, draws
 from adq_wds.core.scores import DECIMALS, importance
 from adq_wds.errors import PlanError, shorten
@@ -20,7 +22,18 @@ from adq_wds.shards import base_name
 from adq_wds.tables.bins import Bins
 from adq_wds.tables.features import Features
 from adq_wds.tables.features_file import NO_LABEL, FeaturesFile
-from adq_wds.tables.plan import ALWAYS, NEVER, Plan, PlanShard
+from adq_wds.tables.plan import (
+    ALWAYS,
+    BAD,
+    DUPLICATE,
+    EXCLUDED,
+    KEPT,
+    NEVER,
+    QUOTA,
+    REASONS,
+    Plan,
+    PlanShard,
+)
 from adq_wds.tables.spans import Spans
 
 Allocation = Callable[[NDArray[np.int64], NDArray[np.float64], float], NDArray[np.float64]]
@@ -94,7 +107,7 @@ def plan_bins(
     Raises:
         ValueError: the bins lack a score, or the allocation gives weights that cannot be used.
         PlanError: bins of other features, a must-include sample that is not there or not usable, or more of
-            them in a class than its budget.
+            them than the budget.
     """
     if bins.header["features"] != features.hash or bins.shards != [(file.shard, file.n) for file in features]:
         raise PlanError(f"{features.folder}: the bins were made from other features; bin these again")
@@ -103,24 +116,22 @@ def plan_bins(
         if name not in scores:
             raise ValueError(f"the bins have no score {name!r}, only {sorted(scores)}")
     draw, asked = _draws_and_asked(features, settings.seed, must_include)
+    chosen = np.isin(bins.label, bins.classes)
     for sample, i in asked.items():
-        if bins.bin[i] < 0:
+        if not chosen[i]:
             raise PlanError(
                 f"must-include sample {shorten(sample)} is of class {bins.label[i]}, which is left out; add its class"
             )
     must = np.zeros(len(draw), dtype=bool)
     must[list(asked.values())] = True
-    classes, n_bins = bins.classes, bins.n_bins
-    free = (bins.bin >= 0) & ~must
-    class_row = np.searchsorted(classes, bins.label)
-    size = _counts(class_row[free], bins.bin[free], len(classes), n_bins)
-    n_must = np.bincount(class_row[must], minlength=len(classes))
     value = importance([scores[name] for name in sorted(settings.scores)], normalise=settings.normalise)
-    quota = _quotas(size, n_must, classes, value, settings, allocation)
-    rank = _ranks(class_row, bins, free, draw if settings.draw == "random" else bins.pick)
-    rank[must] = ALWAYS
-    shards, kept_texture = _rows(features, bins, rank, class_row, quota)
-    header = _header(features, bins, settings, size, quota, n_must, value, scores, shards, kept_texture)
+    rows = _sort_samples(features, bins, must)
+    cells = _Cells.of(rows, bins, value, settings, allocation)
+    quota = cells.quotas(settings)
+    rows.rank_within(cells.row, draw if settings.draw == "random" else bins.pick, quota)
+    shards, kept_texture = _shards(features, bins, rows)
+    header = _header(features, bins, settings, cells, quota, value, scores, shards, kept_texture)
+    header["copies_of_other_label"] = _say_other_labels(features, bins.label, rows.stays)
     header["settings"]["must_include"] = (
         sha256_text(canonical_json(np.flatnonzero(must).tolist())) if must.any() else None
     )
@@ -130,12 +141,183 @@ def plan_bins(
     return plan
 
 
-def _counts(
-    class_row: NDArray[np.int64], bin: NDArray[np.int16], n_classes: int, n_bins: int
-) -> NDArray[np.int64]:
-    """(C, K) int64: samples in each class and bin."""
-    cells = class_row * n_bins + bin
-    return np.bincount(cells, minlength=n_classes * n_bins).reshape(n_classes, n_bins)
+@dataclass
+class _Rows:
+    """Each of the N usable samples: what it is, and what becomes of it.
+
+    Attributes:
+        bin, pick: as in `Bins`, -1 also for a copy that only a must-include sample made one.
+        must: (N,) bool.
+        chosen: (N,) bool, of a class that is planned.
+        stays: (N,) int64, position of the copy that stays; its own where it stays itself.
+        rank, kept: as in `PlanShard`; set by `rank_within`.
+    """
+
+    bin: NDArray[np.int16]
+    pick: NDArray[np.int32]
+    must: NDArray[np.bool_]
+    chosen: NDArray[np.bool_]
+    stays: NDArray[np.int64]
+    rank: NDArray[np.int32]
+    kept: NDArray[np.bool_]
+
+    @property
+    def copy(self) -> NDArray[np.bool_]:
+        """(N,) bool: left out as a copy."""
+        return self.stays != np.arange(len(self.stays))
+
+    @property
+    def free(self) -> NDArray[np.bool_]:
+        """(N,) bool: in a bin and to be drawn from it."""
+        return (self.bin >= 0) & ~self.must
+
+    @property
+    def reason(self) -> NDArray[np.uint8]:
+        """(N,) uint8, as in `PlanShard`."""
+        outside = np.where(self.copy, DUPLICATE, EXCLUDED)
+        return np.where(self.kept, KEPT, np.where(self.bin >= 0, QUOTA, outside)).astype(np.uint8)
+
+    def rank_within(self, row: NDArray[np.int64], order: NDArray[Any], quota: NDArray[np.int64]) -> None:
+        """Rank the free samples of each class and bin by ascending `order`, ties by position; keep rank < quota."""
+        rows = np.flatnonzero(self.free)
+        cell = row[rows] * quota.shape[1] + self.bin[rows]
+        by_cell = np.lexsort((order[rows], cell))  # stable, so ties keep their position
+        _, starts, counts = np.unique(cell[by_cell], return_index=True, return_counts=True)
+        self.rank[rows[by_cell]] = np.arange(len(rows)) - np.repeat(starts, counts)
+        self.rank[self.must] = ALWAYS
+        self.kept = self.must.copy()
+        self.kept[rows] = self.rank[rows] < quota.ravel()[cell]
+
+
+def _sort_samples(features: Features, bins: Bins, must: NDArray[np.bool_]) -> _Rows:
+    """The samples with their bins, of which copies are taken out that the bins still hold."""
+    n = len(must)
+    first = find_copies(features, bins.label, bins.classes, bins.header.get("dedup"))
+    stays = who_stays(first, must)
+    gone = stays != np.arange(n)
+    bin, pick = bins.bin.copy(), bins.pick.copy()
+    bin[gone] = pick[gone] = -1
+    rank = np.full(n, NEVER, dtype=np.int32)
+    chosen = np.isin(bins.label, bins.classes)
+    return _Rows(bin, pick, must, chosen, stays, rank, np.zeros(n, dtype=bool))
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """What is drawn from: C classes of K bins.
+
+    Attributes:
+        row: (N,) int64, each sample's class as a position among the C.
+        size: (C, K) int64, samples that are neither copies nor must-includes.
+        n_must: (C,) int64.
+        weight: (C, K) float64, by the allocation rule.
+        budget: samples to keep, must-includes among them.
+    """
+
+    row: NDArray[np.int64]
+    size: NDArray[np.int64]
+    n_must: NDArray[np.int64]
+    weight: NDArray[np.float64]
+    budget: int
+
+    @classmethod
+    def of(
+        cls,
+        rows: _Rows,
+        bins: Bins,
+        value: NDArray[np.float64],
+        settings: PlanSettings,
+        allocation: Allocation,
+    ) -> _Cells:
+        """The cells of samples, and the budget of keep · the samples of the chosen classes, copies too."""
+        row = np.searchsorted(bins.classes, bins.label)
+        n_classes, free = len(bins.classes), rows.free
+        cells = np.bincount(row[free] * bins.n_bins + rows.bin[free], minlength=n_classes * bins.n_bins)
+        size = cells.reshape(n_classes, bins.n_bins)
+        n_must = np.bincount(row[rows.must], minlength=n_classes)
+        weight = np.stack([_weights(allocation, of_class, value, settings) for of_class in size])
+        n_chosen, n_left = int(rows.chosen.sum()), int(size.sum() + n_must.sum())
+        budget = budget_for(settings.keep, n_chosen)
+        if budget < n_must.sum():
+            raise PlanError(
+                f"{n_must.sum()} must-include samples, but keep={settings.keep} leaves a budget of {budget}; raise "
+                "keep or name fewer"
+            )
+        if budget > n_left:
+            logger.warning(
+                "keep=%s of %d samples is %d, but %d are left without copies: all of them are kept",
+                settings.keep, n_chosen, budget, n_left,
+            )  # fmt: skip
+        return cls(row, size, n_must, weight, min(budget, n_left))
+
+    @property
+    def n_class(self) -> NDArray[np.int64]:
+        """(C,) int64: samples of each class that may be kept."""
+        n: NDArray[np.int64] = self.size.sum(axis=1) + self.n_must
+        return n
+
+    def quotas(self, settings: PlanSettings) -> NDArray[np.int64]:
+        """(C, K) int64: samples kept by rank in each class and bin; must-include samples come on top."""
+        left, seed = self.budget - int(self.n_must.sum()), int(settings.seed)
+        if settings.balance == "none":
+            return split_budget(self.size.ravel(), self.weight.ravel(), left, seed=seed).reshape(
+                self.size.shape
+            )
+        n, weight = self.n_class, _CLASS_WEIGHTS[settings.balance](self.n_class)
+        budgets = (
+            split_budget(n, weight, self.budget, seed=seed, name="classes", low=self.n_must) - self.n_must
+        )
+        split = zip(self.size, self.weight, budgets.tolist(), strict=True)
+        return np.stack(
+            [split_budget(s, w, b, seed=seed, name=f"class {c}") for c, (s, w, b) in enumerate(split)]
+        )
+
+    def shares(self, settings: PlanSettings) -> NDArray[np.int64]:
+        """(C, K) int64: what the quotas are rounded from, in units of 1/ONE.
+
+        A cell that has samples and a weight has at least one unit, where the budget allows it.
+        """
+        size, left = self.size * ONE, (self.budget - int(self.n_must.sum())) * ONE
+        least = ((self.size > 0) & (self.weight > 0)).astype(np.int64)
+        if least.sum() > left:
+            least[:] = 0
+        if settings.balance == "none":
+            shares = exact_shares(size.ravel(), self.weight.ravel(), left, low=least.ravel())
+            return shares.reshape(size.shape)
+        n, weight, must = self.n_class, _CLASS_WEIGHTS[settings.balance](self.n_class), self.n_must * ONE
+        budgets = exact_shares(n * ONE, weight, self.budget * ONE, low=must + least.sum(axis=1)) - must
+        split = zip(size, self.weight, budgets.tolist(), least, strict=True)
+        return np.stack([exact_shares(s, w, b, low=low) for s, w, b, low in split])
+
+
+_CLASS_WEIGHTS: dict[str, Callable[[NDArray[np.int64]], NDArray[np.float64]]] = {
+    "class": lambda n: n.astype(np.float64),
+}
+
+
+def _say_other_labels(features: Features, label: NDArray[np.int32], stays: NDArray[np.int64]) -> int:
+    """How many copies have another label than the sample that stays; a warning names one."""
+    other = np.flatnonzero(label != label[stays])
+    if len(other):
+        i, j = int(other[0]), int(stays[other[0]])
+        names = _names_of(features, [i, j])
+        logger.warning(
+            "%d copies have another label than the sample that stays, such as %s (class %d) of %s (class %d)",
+            len(other), shorten(names[i]), label[i], shorten(names[j]), label[j],
+        )  # fmt: skip
+    return len(other)
+
+
+def _names_of(features: Features, positions: Iterable[int]) -> dict[int, str]:
+    """SHARD/KEY of some samples, by position."""
+    wanted, names, first = np.unique(np.fromiter(positions, dtype=np.int64)), {}, 0
+    for file in features:
+        here = wanted[(wanted >= first) & (wanted < first + file.n)]
+        if len(here):
+            keys = file.read(["key"])["key"].take(here - first).to_pylist()
+            names |= {i: f"{file.shard}/{key}" for i, key in zip(here.tolist(), keys, strict=True)}
+        first += file.n
+    return names
 
 
 def _draws_and_asked(
@@ -157,42 +339,12 @@ def _draws_and_asked(
     for name, found in places.items():
         if len(found) != 1:
             problem = (
-                "is in several shards; give (shard, key)" if found else "is not among the usable samples"
+                "is in several shards; give (shard, key)"
+                if found
+                else "is not among the usable samples; expected a key, or (shard, key)"
             )
             raise PlanError(f"must-include sample {shorten(name)} {problem}")
     return np.concatenate(all_draws), {name: i for name, (i,) in places.items()}
-
-
-def _quotas(
-    size: NDArray[np.int64],
-    n_must: NDArray[np.int64],
-    classes: Sequence[int],
-    value: NDArray[np.float64],
-    settings: PlanSettings,
-    allocation: Allocation,
-) -> NDArray[np.int64]:
-    """(C, K) int64: samples kept by rank in each class and bin; must-include samples come on top."""
-    n_class = size.sum(axis=1) + n_must
-    budget = budget_for(settings.keep, int(n_class.sum()))
-    weight = np.stack([_weights(allocation, cells, value, settings) for cells in size])
-    if settings.balance == "none":
-        left = budget - int(n_must.sum())
-        if left < 0:
-            raise PlanError(
-                f"{n_must.sum()} must-include samples, but keep={settings.keep} leaves a budget of {budget}"
-            )
-        return split_budget(size.ravel(), weight.ravel(), left).reshape(size.shape)
-    budgets = split_budget(n_class, n_class.astype(np.float64), budget)
-    over = np.flatnonzero(n_must > budgets)
-    if len(over):
-        c = over[0]
-        raise PlanError(
-            f"class {classes[c]}: {n_must[c]} must-include samples, but keep={settings.keep} gives it a budget of "
-            f"{budgets[c]}; raise keep or name fewer"
-        )
-    return np.stack(
-        [split_budget(cells, w, int(b)) for cells, w, b in zip(size, weight, budgets - n_must, strict=True)]
-    ).reshape(size.shape)
 
 
 def _weights(
@@ -207,54 +359,37 @@ def _weights(
     return weight
 
 
-def _ranks(
-    class_row: NDArray[np.int64], bins: Bins, free: NDArray[np.bool_], order: NDArray[Any]
-) -> NDArray[np.int32]:
-    """(N,) int32: 0, 1, … within each class and bin by ascending `order`, ties by position; NEVER elsewhere."""
-    rank = np.full(len(free), NEVER, dtype=np.int32)
-    rows = np.flatnonzero(free)
-    cell = class_row[rows] * bins.n_bins + bins.bin[rows]
-    by_cell = np.lexsort((order[rows], cell))  # stable, so ties keep their position
-    _, starts, counts = np.unique(cell[by_cell], return_index=True, return_counts=True)
-    rank[rows[by_cell]] = np.arange(len(rows)) - np.repeat(starts, counts)
-    return rank
-
-
-def _rows(
-    features: Features,
-    bins: Bins,
-    rank: NDArray[np.int32],
-    class_row: NDArray[np.int64],
-    quota: NDArray[np.int64],
-) -> tuple[list[PlanShard], tuple[float, float]]:
+def _shards(features: Features, bins: Bins, rows: _Rows) -> tuple[list[PlanShard], tuple[float, float]]:
     """The plan's rows per shard, and the sums of texture over all and over kept samples."""
-    limit = np.where(bins.bin >= 0, quota[class_row.clip(max=len(quota) - 1), bins.bin], 0)
-    kept = (rank < limit) | (rank == ALWAYS)
+    names, reason = _names_of(features, np.unique(rows.stays[rows.copy]).tolist()), rows.reason
+    stays = np.where(rows.copy, rows.stays, -1)
     shards, first, total, total_kept = [], 0, 0.0, 0.0
     for file in features:
         part = slice(first, first + file.n)
-        texture = file.texture().astype(np.float64)
+        texture = file.texture().astype(np.float64) if file.has_texture else np.zeros(file.n)
         total += float(texture.sum())
-        total_kept += float(texture[kept[part]].sum())
-        columns = [bins.label[part], bins.bin[part], bins.pick[part], rank[part], kept[part]]
-        shards.append(_with_bad(file, columns))
+        total_kept += float(texture[rows.kept[part]].sum())
+        columns = (bins.label, rows.bin, rows.pick, rows.rank, rows.kept, reason, stays)
+        shards.append(_with_bad(file, [column[part] for column in columns], names))
         first += file.n
     return shards, (total, total_kept)
 
 
-def _with_bad(file: FeaturesFile, columns: list[NDArray[Any]]) -> PlanShard:
+def _with_bad(file: FeaturesFile, columns: list[NDArray[Any]], names: Mapping[int, str]) -> PlanShard:
     """One shard's rows, with its unusable samples in their places, never kept."""
     spans = file.spans()
     if file.bad:
         bad = file.bad_spans()
         order = np.argsort(np.concatenate([spans.index, bad.index]), kind="stable")
         spans = Spans.joined([spans, bad]).take(order)
-        fills = (NO_LABEL, -1, -1, NEVER, False)
+        fills = (NO_LABEL, -1, -1, NEVER, False, BAD, -1)
         columns = [
             np.concatenate([column, np.full(len(bad), fill, dtype=column.dtype)])[order]
             for column, fill in zip(columns, fills, strict=True)
         ]
-    return PlanShard(file.shard, spans, *columns)
+    *columns, stays = columns
+    copies = {row: names[int(stays[row])] for row in np.flatnonzero(stays >= 0).tolist()}
+    return PlanShard(file.shard, spans, *columns, duplicate_of=copies)
 
 
 def _more_columns(features: Features, bins: Bins, settings: PlanSettings) -> dict[str, Any]:
@@ -269,15 +404,15 @@ def _header(
     features: Features,
     bins: Bins,
     settings: PlanSettings,
-    size: NDArray[np.int64],
+    cells: _Cells,
     quota: NDArray[np.int64],
-    n_must: NDArray[np.int64],
     value: NDArray[np.float64],
     scores: Mapping[str, NDArray[np.float64]],
     shards: list[PlanShard],
     texture: tuple[float, float],
 ) -> dict[str, Any]:
     """What `adq show` shows, and what makes two plans equal."""
+    size, n_must = cells.size, cells.n_must
     shown = {name: rounded(score) for name, score in scores.items()}
     n_kept = sum(int(shard.kept.sum()) for shard in shards)
     bytes_kept = sum(int(shard.spans.n_bytes[shard.kept].sum()) for shard in shards)
@@ -291,6 +426,7 @@ def _header(
             "alpha": float(settings.alpha),
             "n_bins": bins.n_bins,
             "kernel": bins.header["kernel"],
+            "dedup": bins.header.get("dedup"),
         },
         "features": {
             **features.header,
@@ -309,7 +445,12 @@ def _header(
             }
             for i, c in enumerate(bins.classes)
         ],
-        "cells": {"size": size.tolist(), "quota": quota.tolist()},
+        "cells": {
+            "size": size.tolist(),
+            "quota": quota.tolist(),
+            "share": (cells.shares(settings) / ONE).tolist(),
+        },
+        "equal_to_alpha_0": _equal_to_alpha_0(cells, quota, settings),
         "bins": [
             {
                 "size": int(size[:, k].sum()),
@@ -324,6 +465,28 @@ def _header(
         "texture": {
             "all": round(texture[0] / max(1, len(features)), 6),
             "kept": round(texture[1] / max(1, n_kept), 6),
-        },
+        }
+        if all(file.has_texture for file in features)
+        else None,
         "bad": sum(len(file.bad) for file in features),
+        "reasons": _count_reasons(shards),
     }
+
+
+def _equal_to_alpha_0(cells: _Cells, quota: NDArray[np.int64], settings: PlanSettings) -> bool | None:
+    """Whether importance made no difference: the quotas are those of weights by size.
+
+    None where nothing could differ: no importance was asked for, there is one bin, none or all are kept.
+    """
+    asked = settings.allocation != "uniform" and (settings.allocation != "adaptive" or settings.alpha > 0)
+    if not asked or cells.size.shape[1] == 1 or cells.budget in (0, cells.n_class.sum()):
+        return None
+    weight = np.stack([uniform(size, size, settings.keep) for size in cells.size])
+    return bool((replace(cells, weight=weight).quotas(settings) == quota).all())
+
+
+def _count_reasons(shards: list[PlanShard]) -> dict[str, int]:
+    """How many samples have each reason."""
+    reasons = [shard.reason for shard in shards if shard.reason is not None]
+    counts = np.bincount(np.concatenate(reasons), minlength=len(REASONS))
+    return dict(zip(REASONS, counts.tolist(), strict=True))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import operator
+import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -12,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from adq_wds.errors import SampleError, located, shorten
+from adq_wds.errors import AdqError, SampleError, located, names_place, shorten
 from adq_wds.image import MAX_PIXELS, WHITE, decode_image
 from adq_wds.shards import base_name
 
@@ -38,7 +41,8 @@ FILLED_FIELD = "__adq_filled__"
 """Set to True beside an image whose missing patches `Decode` filled with a colour."""
 KEPT_FIELDS = ("patches", "positions", "grid")
 """What `DropPatches` makes of an image, and `Decode` of a stored one."""
-INTEGER_FIELDS = frozenset({"cls", "cls2", "class", "count", "index", "inx", "id"})  # as WebDataset has them
+CLASS_FIELDS = frozenset({"cls", "cls2", "class", "count", "index", "inx", "id"})
+"""What WebDataset reads as integers; here a word in them is a class too."""
 JSON_FIELDS = frozenset({"json", "jsn"})
 PICKLE_FIELDS = frozenset({"pickle", "pkl", "pyd", "pth", "pt"})
 MAX_LABEL = 2**31 - 1
@@ -87,11 +91,15 @@ def image_bytes(sample: Sample, spec: FieldSpec = IMAGE_FIELDS) -> tuple[str, by
     ('png', b'...')
     """
     field, data = image_value(sample, spec)
+    return field, _as_bytes(sample, field, data)
+
+
+def _as_bytes(sample: Sample, field: str, data: Any) -> bytes:
     if not isinstance(data, _BYTES):
         kind = type(data).__name__
         hint = "the bytes of a file; put this stage before .decode()"
         raise place_error(SampleError(f"holds {kind}, expected {hint}"), sample, field)
-    return field, bytes(data)
+    return bytes(data)
 
 
 def image_value(sample: Sample, spec: FieldSpec = IMAGE_FIELDS) -> tuple[str, Any]:
@@ -141,9 +149,11 @@ def read_label(sample: Sample, spec: FieldSpec | None) -> Label:
     Args:
         sample: fields as bytes, or as WebDataset decodes them (an int in "cls", a dict in "json").
         spec: None or "none" for no label. Else alternatives separated by ";", each read by its last
-            extension: `INTEGER_FIELDS` as an ASCII integer from 0; "json:label", "json:a.b" as the entry
-            at that path, an integer or a name by its JSON type; every other one ("txt") as a name, UTF-8
-            with white space around it taken off. Or a function of the sample, giving int, str or None.
+            extension: `CLASS_FIELDS` as an integer from 0 where they hold ASCII digits, and as a name where
+            they hold a word (with a letter in it, and no number such as "3.0" or "nan"); "json:label",
+            "json:a.b" as the entry at that path, an integer or a name by its JSON type; every other one
+            ("txt") as a name. Names are UTF-8; white space around them, and a byte-order mark in front, are
+            taken off. Or a function of the sample, giving int, str or None.
 
     Raises:
         SampleError: no such field, several of them, or a value that is no label. Located.
@@ -151,6 +161,8 @@ def read_label(sample: Sample, spec: FieldSpec | None) -> Label:
 
     >>> read_label({"cls": b"7\\n"}, "cls"), read_label({"json": b'{"a": {"b": "cat"}}'}, "cls;json:a.b")
     (7, 'cat')
+    >>> read_label({"cls": b"\\xef\\xbb\\xbfcat\\r\\n"}, "cls")
+    'cat'
     """
     return find_label(sample, spec)[1]
 
@@ -175,6 +187,35 @@ def find_label(sample: Sample, spec: FieldSpec | None) -> tuple[str | None, Labe
         return None if callable(spec) else field, read(value)
     except _LabelError as error:
         raise place_error(SampleError(str(error)), sample, field) from error.__cause__
+
+
+def content_digest(sample: Sample, image: FieldSpec | None = None) -> bytes:
+    """16 bytes of blake2b by which copies are known: of the image's bytes, or else of all fields.
+
+    Args:
+        sample: fields as bytes, in the order of the shard.
+        image: field with the image, or a function giving its bytes. None where no image is looked at: then one of
+            `IMAGE_FIELDS`, where the sample has one, and else every field's name and bytes, each behind its length.
+
+    Raises:
+        SampleError: no such field, several of them, or a field that does not hold bytes. Located.
+
+    >>> content_digest({"__key__": "a", "jpg": b"x", "cls": b"0"}) == content_digest({"__key__": "b", "png": b"x"})
+    True
+    """
+    if image is None:
+        usual = _among(IMAGE_FIELDS, "image", tuple(sample))
+        image = usual[0][0] if len(usual) == 1 else None
+    digest = hashlib.blake2b(digest_size=16)
+    if image is not None:
+        digest.update(image_bytes(sample, image)[1])
+        return digest.digest()
+    for name, data in sample.items():
+        if not name.startswith("__"):
+            for part in (name.encode("utf-8"), _as_bytes(sample, name, data)):
+                digest.update(len(part).to_bytes(8, "little"))
+                digest.update(part)
+    return digest.digest()
 
 
 def check_spec(spec: FieldSpec | None, what: str) -> None:
@@ -261,10 +302,26 @@ def _present(sample: Sample, spec: object, what: str) -> tuple[str, str]:
     else:
         names = [shorten(field, 40) for field in sorted(sample) if not field.startswith("__")]
         listed = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
-        remedy = "; for unlabelled data, label=None" if what == "label" else ""
+        like = _like(_wanted(spec, what), sample)
+        remedy = (
+            f" (a field is all behind a name's first dot); name one, such as {what}={like!r}" if like else ""
+        )
+        remedy += "; for unlabelled data, label=None" if what == "label" else ""
         looked = ", ".join(field for field, _ in _wanted(spec, what))
         trouble = f"no {what} field: looked for {looked}; the sample has {listed or 'no field'}{remedy}"
     raise place_error(SampleError(trouble), sample)
+
+
+def _like(wanted: tuple[tuple[str, str], ...], sample: Sample) -> str | None:
+    """A spec of a field that `sample` has and that ends as a wanted one, such as "left.jpg" for "jpg"."""
+    for name in sorted(sample):
+        for field, path in wanted:
+            spec = f"{name}:{path}" if path else name
+            if name.rpartition(".")[2] == field.rpartition(".")[2] and not name.startswith("__"):
+                with suppress(SpecError):  # ";" or ":" in a name
+                    if _alternatives(spec) == ((name, path),):
+                        return spec
+    return None
 
 
 @lru_cache(maxsize=64)  # most samples of a stream have the same names
@@ -279,6 +336,8 @@ def _call(function: Callable[[Sample], Any], sample: Sample, what: str) -> Any:
     except SpecError:
         raise
     except Exception as error:
+        if isinstance(error, AdqError) and names_place(error, base_name(str(sample.get("__url__", "?")))):
+            raise  # of a reader of ours that the function calls
         trouble = f"{what} function raised {type(error).__name__}: {shorten(str(error), 200)}"
         raise place_error(SampleError(trouble), sample, _name_of(function)) from error
 
@@ -291,8 +350,8 @@ def _name_of(function: Callable[[Sample], Any]) -> str:
 def _label_reader(field: str, path: str) -> Callable[[Any], Label]:
     """How the last extension of a field says that its value is read."""
     kind = field.rpartition(".")[2]
-    if kind in INTEGER_FIELDS:
-        return _integer_label
+    if kind in CLASS_FIELDS:
+        return _class_label
     if kind in JSON_FIELDS:
         return lambda value: _plain_label(_json_entry(value, path))
     if field == "label":  # what `Decode` read from another field
@@ -302,25 +361,59 @@ def _label_reader(field: str, path: str) -> Callable[[Any], Label]:
 
 def _plain_label(value: Any) -> Label:
     """An integer or a name by its Python type."""
-    return _name_label(value) if isinstance(value, str) else _integer_label(value)
+    return _name_label(value) if isinstance(value, str) else _number_label(_as_integer(value))
 
 
-def _integer_label(value: Any) -> int:
-    if isinstance(value, str):
-        value = value.encode("utf-8", "replace")
-    if isinstance(value, _BYTES):
-        text = bytes(value).strip()
-        digits = text.removeprefix(b"-")
-        if not digits.isdigit() or len(digits) > 20:
-            raise _LabelError(
-                f"{shorten(text)} is no integer label; expected digits, or read a name from 'txt'"
-            )
-        number = int(text)
-    else:
-        number = _as_integer(value)
+def _class_label(value: Any) -> Label:
+    """A number where there are digits, a name where there is a word."""
+    if not isinstance(value, (*_BYTES, str)):
+        return _number_label(_as_integer(value))
+    text = _text(value)
+    digits = text.removeprefix("-")
+    if digits.isascii() and digits.isdigit() and len(digits) <= 20:
+        return _number_label(int(text))
+    if any(letter.isalpha() for letter in text) and not _is_number(text):
+        return _name_label(text)
+    raise _LabelError(
+        f"{shorten(text)} is neither a class number (digits) nor a word; {_remedy(_whole_number(text))}"
+    )
+
+
+def _number_label(number: int) -> int:
     if not 0 <= number < MAX_LABEL:
         raise _LabelError(f"label {number} is out of range; expected 0 to {MAX_LABEL - 1}")
     return number
+
+
+def _is_number(text: str) -> bool:
+    """Whether Python reads a number, NaN and infinity included."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _whole_number(text: str) -> int | None:
+    """3 of "3.0", which is what tools write that keep labels as floats."""
+    whole = re.fullmatch(r"\+?([0-9]{1,10})(?:\.0*)?", text)
+    return None if whole is None else int(whole[1])
+
+
+def _remedy(whole: int | None) -> str:
+    """What to do about a label of another kind; `whole` where it is a class number after all."""
+    write = "" if whole is None else f"write {whole}, or give a function as label=; "
+    return write + "for several labels, a regression or none, use label=None"
+
+
+def _text(value: bytes | bytearray | memoryview | str) -> str:
+    """UTF-8 text, without white space around it and without a byte-order mark in front."""
+    if not isinstance(value, str):
+        try:
+            value = bytes(value).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise _LabelError(f"label {shorten(bytes(value))} is not UTF-8 text") from error
+    return value.strip().lstrip("\ufeff").strip()
 
 
 def _as_integer(value: Any) -> int:
@@ -330,21 +423,16 @@ def _as_integer(value: Any) -> int:
         return operator.index(value)
     except (TypeError, ValueError):
         kind = "null" if value is None else type(value).__name__
+        whole = _whole_number(str(value)) if isinstance(value, float) else None
         raise _LabelError(
-            f"label {shorten(value)} is of type {kind}, expected an integer or a name; "
-            "for several labels, a regression or none, use label=None"
+            f"label {shorten(value)} is of type {kind}, expected an integer or a name; {_remedy(whole)}"
         ) from None
 
 
 def _name_label(value: Any) -> str:
-    if isinstance(value, _BYTES):
-        try:
-            value = bytes(value).decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise _LabelError(f"label {shorten(bytes(value))} is not UTF-8 text") from error
-    if not isinstance(value, str):
+    if not isinstance(value, (*_BYTES, str)):
         raise _LabelError(f"label {shorten(value)} is of type {type(value).__name__}, expected text")
-    name = str(value.strip())
+    name = _text(value)
     if not name:
         raise _LabelError("the label is empty; for unlabelled data, label=None")
     if not name.isascii() and any("\ud800" <= letter <= "\udfff" for letter in name):
@@ -358,7 +446,7 @@ def _json_entry(value: Any, path: str) -> Any:
         if len(value) > MAX_JSON_BYTES:
             raise _LabelError(f"{len(value)} bytes of JSON, at most {MAX_JSON_BYTES} are read")
         try:
-            value = json.loads(value if isinstance(value, str) else bytes(value))
+            value = json.loads(value.lstrip("\ufeff") if isinstance(value, str) else bytes(value))
         except (ValueError, RecursionError) as error:
             raise _LabelError(f"not JSON that can be read: {shorten(str(error), 200)}") from error
     for step in path.split(".") if path else ():

@@ -132,7 +132,7 @@ def _shards_in(folder: str) -> list[str]:
     if not shards:
         in_folders = any(_IMAGE.fullmatch(file) for files in inside.values() for file in files)
         pack = (
-            f"; to make shards of images: adq pack {shlex.quote(folder)} -o shards/%06d.tar"
+            f"; to make shards of image files: adq pack {shlex.quote(folder)} -o shards/%06d.tar"
             if images or in_folders
             else ""
         )

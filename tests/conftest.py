@@ -1,5 +1,6 @@
 """Small real shards, made once per test; and the folder of large ones, where there is one."""
 
+import hashlib
 import io
 import os
 import tarfile
@@ -101,13 +102,14 @@ def synthetic_features(
     first: int = 0,
     n_classes: int | None = None,
     scores: dict[str, str] | None = None,
+    contents: Sequence[int] | None = None,
     **header: str,
 ) -> ShardFeatures:
     """Features without images: random unit rows that depend on the shard's name alone, one row per label.
 
     `bad` are positions in the shard of samples that could not be used, between the usable ones; keys count
     from `first`, bad samples included. With `n_classes` there are logit gradients, with `scores` (revision by name)
-    random numbers for each.
+    random numbers for each, with `contents` digests, equal for equal numbers.
     """
     n = len(label)
     rng = np.random.default_rng(zlib.crc32(shard.encode()))
@@ -144,7 +146,13 @@ def synthetic_features(
         bad_reasons=["not an image"] * len(bad),
         logit_grad=_unit(rng.normal(size=(n, n_classes))) if n_classes else None,
         scores={name: rng.random(n).astype(np.float32) for name in scores or {}},
+        digest=None if contents is None else _digests(contents),
     )
+
+
+def _digests(contents: Sequence[int]) -> Any:
+    rows = [hashlib.blake2b(str(number).encode(), digest_size=16).digest() for number in contents]
+    return np.frombuffer(b"".join(rows), dtype=np.uint8).reshape(-1, 16)
 
 
 def _unit(rows: Any) -> Any:

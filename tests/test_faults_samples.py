@@ -96,7 +96,7 @@ KINDS: dict[str, Kind] = {
     "truncated PNG": not_image("truncated PNG", "png"),
     "undecodable AVIF": not_image("AVIF of nothing", "avif"),
     "missing label": Kind({"cls": None}, ": no label field: looked for cls; the sample has 'emb.npy', 'jpg'"),
-    "no integer": Kind({"cls": b"cat"}, ", field 'cls': b'cat' is no integer label"),
+    "no class": Kind({"cls": b"3.5"}, ", field 'cls': '3.5' is neither a class number"),
     "out of range": Kind({"cls": b"2147483647"}, ", field 'cls': label 2147483647 is out of range; expected 0 to"),
     "missing image": Kind({"jpg": None}, ": no image field: looked for jpg, .*the sample has 'cls', 'emb.npy'"),
     "two images": Kind({"png": PNG}, ": fields 'jpg' and 'png' are both there; name one"),

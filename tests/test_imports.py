@@ -31,6 +31,7 @@ PART_OF = {
     "binning": "planner",
     "buckets": "planner",
     "tar_watch": "tar_headers",
+    "shard_file": "tar_headers",
     "image": "sample",
     "plain_jpeg": "sample",
     "score": "sample",

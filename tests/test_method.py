@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Iterable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -105,12 +106,57 @@ def oracle_importance(
     return [round(t / sum(total), 12) for t in total]
 
 
-def oracle_split(size: list[int], weight: list[float], budget: int) -> list[int]:
-    """Highest averages, one seat at a time."""
-    quota = [0] * len(size)
-    for _ in range(budget):
-        open_cells = [k for k in range(len(size)) if quota[k] < size[k]]
-        quota[max(open_cells, key=lambda k: (weight[k] / (2 * quota[k] + 1), -k))] += 1
+def oracle_level(cells: list[tuple[Fraction, int, int]], budget: int) -> Fraction:
+    """The level at which clip(level · weight, least, most) of all cells sums to `budget`: tried between all kinks."""
+    kinks = sorted({Fraction(x) / w for w, least, most in cells for x in (least, most)})
+    for a, b in itertools.pairwise([Fraction(0), *kinks]):
+        middle = (a + b) / 2
+        fixed = sum(least if w * middle < least else most for w, least, most in cells
+                    if not least <= w * middle <= most)  # fmt: skip
+        free = sum(w for w, least, most in cells if least <= w * middle <= most)
+        if free and a <= (level := (budget - fixed) / free) <= b:
+            return level
+    return kinks[-1]
+
+
+def oracle_tree(
+    cells: list[tuple[Fraction, int, int]], first: int, budget: int, u: Callable[[str], Fraction]
+) -> list[int]:
+    """Half by half: the left one's exact part, and one seat more as often as its fraction says."""
+    if len(cells) <= 1:
+        return [budget] * len(cells)
+    middle = (first + first + len(cells)) // 2 - first
+    level = oracle_level(cells, budget)
+    part = sum(min(max(level * w, Fraction(least)), Fraction(most)) for w, least, most in cells[:middle])
+    left = math.floor(part + u(f"{first}-{first + len(cells)}"))
+    return [
+        *oracle_tree(cells[:middle], first, left, u),
+        *oracle_tree(cells[middle:], first + middle, budget - left, u),
+    ]
+
+
+def oracle_split(
+    size: list[int], weight: list[float], budget: int, seed: int, name: str, least: list[int] | None = None
+) -> list[int]:
+    """A tree over the cells that have a choice and a weight; then, by their sizes, one over those without a weight."""
+    least = least or [0] * len(size)
+    quota, scale = list(least), 2.0 ** (40 - math.frexp(max(weight))[1])
+    among = [k for k in range(len(size)) if size[k] > least[k]]
+    left = budget - sum(least[k] for k in range(len(size)) if k not in among)
+    weighty = [k for k in among if weight[k] > 0]
+    first = min(left, sum(size[k] for k in weighty))
+    for part, chosen, total in (
+        ("", weighty, first),
+        ("0", [k for k in among if weight[k] == 0], left - first),
+    ):
+        of = {k: Fraction(round(weight[k] * scale) if part == "" else size[k]) for k in chosen}
+
+        def u(node: str, tree: str = f"{name}/{part}") -> Fraction:
+            return Fraction(keyed_draw(seed, 0, tree, node, purpose="seat"), 2**64)
+
+        seats = oracle_tree([(of[k], least[k], size[k]) for k in chosen], 0, total, u)
+        for k, n in zip(chosen, seats, strict=True):
+            quota[k] = n
     return quota
 
 
@@ -152,14 +198,20 @@ def oracle_plan(
         names = list(cells)
         left = budget - sum(n_must)
         quota = dict(
-            zip(names, oracle_split([size[c] for c in names], [weight[c] for c in names], left), strict=True)
+            zip(
+                names,
+                oracle_split([size[c] for c in names], [weight[c] for c in names], left, seed, ""),
+                strict=True,
+            )
         )
     else:
         quota = {}
-        budgets = oracle_split(n_class, [float(n) for n in n_class], budget)
-        for c, b, m in zip(classes, budgets, n_must, strict=True):
+        budgets = oracle_split(n_class, [float(n) for n in n_class], budget, seed, "classes", n_must)
+        for i, (c, b, m) in enumerate(zip(classes, budgets, n_must, strict=True)):
             names = [(c, n) for n in range(n_bins)]
-            split = oracle_split([size[x] for x in names], [weight[x] for x in names], b - m)
+            split = oracle_split(
+                [size[x] for x in names], [weight[x] for x in names], b - m, seed, f"class {i}"
+            )
             quota.update(zip(names, split, strict=True))
     plan = {}
     for cell, members in cells.items():

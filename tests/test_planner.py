@@ -80,7 +80,7 @@ def test_counts_per_class_and_cell_are_those_the_header_lists(balance: str, fold
         assert entry["kept"] == sum(r["label"] == label and r["kept"] for r in rows)
         assert entry["must_include"] == sum(r["label"] == label and r["rank"] == ALWAYS for r in rows)
         if balance == "class":
-            assert abs(entry["kept"] - 0.37 * entry["n"]) < 1
+            assert abs(entry["kept"] - 0.37 * entry["n"]) < 2
     assert sum(size.values()) == 118
 
 
@@ -114,8 +114,10 @@ def test_another_seed_draws_other_samples_of_the_same_bins(folder: Path) -> None
     a, b = (adq.build_plan(folder, keep=0.3, seed=seed).table() for seed in (0, 1))
     assert a["bin"].equals(b["bin"])
     assert a["kept"].to_pylist() != b["kept"].to_pylist()
-    ordered = [adq.build_plan(folder, keep=0.3, draw="ordered", seed=s).table() for s in (0, 1)]
-    assert ordered[0].equals(ordered[1])
+    ordered = [adq.build_plan(folder, keep=0.3, draw="ordered", seed=s) for s in (0, 1)]
+    assert ordered[0].table()["rank"].equals(ordered[1].table()["rank"])
+    assert ordered[0].header["cells"]["share"] == ordered[1].header["cells"]["share"]
+    assert ordered[0].header["cells"]["quota"] != ordered[1].header["cells"]["quota"]  # odd seats are drawn
 
 
 def test_draws_use_the_base_name_so_a_new_folder_moves_no_sample(
@@ -167,21 +169,19 @@ def test_a_must_include_sample_of_a_class_left_out_is_refused(folder: Path) -> N
         adq.build_plan(folder, keep=0.5, classes=[0, 1], must_include=[key])
 
 
-def test_more_must_includes_than_a_class_may_keep_are_refused_with_the_numbers(folder: Path) -> None:
+@pytest.mark.parametrize("balance", ["class", "none"])
+def test_more_must_includes_than_the_budget_are_refused_with_the_numbers(balance: str, folder: Path) -> None:
     sevens = [f"k{i:04d}" for i, c in enumerate(mixed_labels(70)) if c == 7]
     assert len(sevens) > 1
-    text = rf"class 7: {len(sevens)} must-include samples, but keep=0.05 gives it a budget of [01];"
-    with pytest.raises(adq.PlanError, match=text):
-        adq.build_plan(folder, keep=0.05, must_include=sevens)
-    # the whole set's budget has room for them
-    assert set(adq.build_plan(folder, keep=0.05, must_include=sevens, balance="none").keys()) >= set(sevens)
+    # more than the class's share of 0.3: the budget has room for them
+    plan = adq.build_plan(folder, keep=0.05, must_include=sevens, balance=balance)
+    assert set(plan.keys()) >= set(sevens)
+    assert len(plan) == 6
     many = [f"k{i:04d}" for i in range(7)]
     with pytest.raises(adq.PlanError, match=r"7 must-include samples, but keep=0.05 leaves a budget of 6"):
-        adq.build_plan(folder, keep=0.05, must_include=many, balance="none")
-    with pytest.raises(
-        adq.PlanError, match="class 0: 1 must-include samples, but keep=0 gives it a budget of 0"
-    ):
-        adq.build_plan(folder, keep=0, must_include=[f"k{mixed_labels(70).index(0):04d}"])
+        adq.build_plan(folder, keep=0.05, must_include=many, balance=balance)
+    with pytest.raises(adq.PlanError, match="1 must-include samples, but keep=0 leaves a budget of 0; raise"):
+        adq.build_plan(folder, keep=0, must_include=["k0000"], balance=balance)
 
 
 def test_must_include_samples_are_part_of_the_plans_hash(folder: Path) -> None:

@@ -148,8 +148,8 @@ def check_many_classes(n_classes: int, make_features: MakeFeatures, tmp_path: Pa
     assert plans[0].hash == plans[1].hash
     assert len(plans[0]) == round(0.5 * len(label))
     assert len(plans[0].header["classes"]) == n_classes
-    kept = {entry["kept"] for entry in plans[0].header["classes"] if entry["n"] == 2}
-    assert kept == {1}
+    entries = plans[0].header["classes"]
+    assert all(abs(entry["kept"] - 0.5 * entry["n"]) < 2 for entry in entries)
 
 
 def test_a_thousand_small_classes(make_features: MakeFeatures, tmp_path: Path) -> None:

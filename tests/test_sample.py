@@ -17,8 +17,8 @@ from PIL import Image
 
 from adq_wds.errors import SampleError
 from adq_wds.sample import (
+    CLASS_FIELDS,
     IMAGE_FIELDS,
-    INTEGER_FIELDS,
     MAX_JSON_BYTES,
     MAX_LABEL,
     STORED_FIELDS,
@@ -189,7 +189,7 @@ def test_the_field_that_was_read_is_told_by_its_name_in_the_sample(spec: Any, fi
 
 
 # ------------------------------------------------------------------------------------------ labels
-@given(st.integers(0, MAX_LABEL - 1), st.sampled_from(sorted(INTEGER_FIELDS)))
+@given(st.integers(0, MAX_LABEL - 1), st.sampled_from(sorted(CLASS_FIELDS)))
 def test_an_integer_label_is_what_was_written_however_it_was_stored(number: int, field: str) -> None:
     text = f" {number}\n"
     for stored in (text.encode(), bytearray(text, "ascii"), text, number, np.int64(number), np.array(number)):
@@ -215,6 +215,28 @@ def test_a_name_is_the_text_without_the_white_space_around_it(text: str) -> None
                 read_label(sample, spec)
 
 
+@given(
+    st.sampled_from(sorted(CLASS_FIELDS)),
+    st.sampled_from(["cat", "n01440764", "Ölkanne", "two words", "3d", "e5"]),
+)
+def test_a_word_where_numbers_usually_stand_is_a_name(field: str, word: str) -> None:
+    for stored in (word, word.encode(), f" {word}\r\n".encode(), np.str_(word)):
+        label = read_label(make(**{field: stored}), field)
+        assert (label, type(label)) == (word, str)
+
+
+@pytest.mark.parametrize("before", ["", "\ufeff", " \ufeff ", "\ufeff\ufeff"])
+@pytest.mark.parametrize("text", ["3", "cat"])
+def test_a_byte_order_mark_is_no_part_of_a_label(before: str, text: str) -> None:
+    for field in ("cls", "txt"):
+        for stored in (before + text, (before + text).encode()):
+            assert read_label(make(**{field: stored}), field) == read_label(make(**{field: text}), field)
+    document = json.dumps({"a": before + text}, ensure_ascii=False)
+    for whole in (document, "\ufeff" + document, "\ufeff".encode() + document.encode()):
+        assert read_label(make(json=whole), "json:a") == text
+    assert read_label(make(), lambda sample: before + text) == text
+
+
 def test_no_label_is_asked_for_by_none() -> None:
     assert read_label(make(cls=b"junk"), None) is None
     assert read_label(make(), "none") is None
@@ -232,14 +254,26 @@ def test_a_json_path_leads_down_and_its_case_counts() -> None:
 
 
 BAD_LABELS: list[tuple[Any, str | Callable[[Sample], Any], str]] = [
-    (b"seven", "cls", r"field 'cls': b'seven' is no integer label; expected digits"),
-    (b"", "cls", "is no integer label"),
-    (b"7.0", "cls", "is no integer label"),
-    (b"+7", "cls", "is no integer label"),
-    (b"1_000", "cls", "is no integer label"),
-    ("٣", "cls", "is no integer label"),
-    (b"1 2", "cls", "is no integer label"),
-    (b"9" * 5000, "cls", "is no integer label"),
+    (b"", "cls", "field 'cls': '' is neither a class number"),
+    (
+        b"7.0",
+        "cls",
+        r"field 'cls': '7\.0' is neither a class number \(digits\) nor a word; write 7, or give a function",
+    ),
+    (b"7.", "cls", "write 7, or give a function"),
+    (b"+7", "cls", "write 7, or give a function"),
+    (b"7.5", "cls", "nor a word; .*regression.*label=None"),
+    (b"1_000", "cls", "nor a word"),
+    ("٣", "cls", "nor a word"),
+    (b"1 2", "cls", "nor a word.*several labels"),
+    (b"[1, 2]", "cls", "nor a word"),
+    (b"1e3", "cls", "nor a word"),
+    (b"NaN", "cls", "nor a word"),
+    (b"-inf", "cls", "nor a word"),
+    (b"?", "cls", "nor a word"),
+    (b"9" * 5000, "cls", "nor a word"),
+    (b"cat\xff", "cls", "is not UTF-8 text"),
+    ("\ud800a", "cls", "is not valid Unicode"),
     (b"-1", "cls", "label -1 is out of range; expected 0 to 2147483646"),
     (str(MAX_LABEL), "cls", "label 2147483647 is out of range"),
     (-1, "cls", "label -1 is out of range"),
@@ -258,6 +292,7 @@ BAD_LABELS: list[tuple[Any, str | Callable[[Sample], Any], str]] = [
         r"field 'json': label \[1, 2\] is of type list, .*several labels.*label=None",
     ),
     (b'{"a": 0.5}', "json:a", "of type float, .*regression.*label=None"),
+    (b'{"a": 3.0}', "json:a", "of type float, expected an integer or a name; write 3, or give a function"),
     (b'{"a": true}', "json:a", "of type bool"),
     (b'{"a": null}', "json:a", "label None is of type null"),
     (b'{"a": {"b": 1}}', "json:a", "the entry is an object; name one inside it, such as 'json:label'"),

@@ -140,7 +140,7 @@ def test_a_folder_of_shards_alone_says_nothing(tmp_path: Path, caplog: pytest.Lo
     ("files", "text"),
     [
         (["cat/0.jpg", "dog/1.png"], r"no shards match .*/\*\.tar'.*adq pack .* -o"),
-        (["0.webp"], r"1 images \('0.webp'\); to make shards of images: adq pack "),
+        (["0.webp"], r"1 images \('0.webp'\); to make shards of image files: adq pack "),
         (["train/0.tar", "val/0.tar"], r"there are 2 folders with shards \('train', 'val'\)$"),
         (["a.tar.zst"], r"1 archives of another kind \('a.tar.zst'\)$"),
         (["notes.txt"], r"\*\.tgz$"),

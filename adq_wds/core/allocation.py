@@ -1,90 +1,97 @@
-"""How many samples of each bin are kept? Weights by an allocation rule, seats by highest averages."""
+"""How many samples of each bin are kept? Weights by an allocation rule, seats by a keyed tree."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-_SMALL = 4096  # samples in all cells: so few rounds are sorted as they are
+from adq_wds.core.seats import parts, tree_seats, whole_shares
 
 
-def split_budget(size: NDArray[np.int64], weight: NDArray[np.float64], budget: int) -> NDArray[np.int64]:
+def split_budget(
+    size: NDArray[np.int64],
+    weight: NDArray[np.float64],
+    budget: int,
+    *,
+    seed: int = 0,
+    name: str = "",
+    low: NDArray[np.int64] | None = None,
+) -> NDArray[np.int64]:
     """Split `budget` picks over K cells in proportion to their weights.
 
-    Seat by seat to the cell with the largest weight / (2·seats + 1) (highest averages, Webster): the sum is
-    `budget` exactly, a full cell is skipped, and a larger budget never takes a pick away. Ties go to the lowest
-    index; cells of weight 0 are filled last, in order.
+    The exact shares are clip(λ·weight, low, size), with the λ at which they sum to `budget`; a keyed tree rounds them
+    (`core.seats.tree_seats`): the sum is `budget`, the seed decides which cells get the odd picks, each cell as often
+    as its share says, and a larger budget never takes a pick away. Cells of weight 0 are filled last, by their sizes.
 
     Args:
         size: (K,) int64, samples in each cell, >= 0.
         weight: (K,) float64, finite, >= 0.
-        budget: picks to give out, 0 <= budget <= size.sum().
+        budget: picks to give out, low.sum() <= budget <= size.sum().
+        seed: of the rounding.
+        name: of this split, so that two splits of one seed are rounded independently.
+        low: (K,) int64, picks that each cell has in any case, 0 <= low <= size; none by default.
 
     Returns:
-        (K,) int64, sums to `budget`, 0 <= quota <= size.
+        (K,) int64, sums to `budget`, low <= quota <= size.
 
     Raises:
         ValueError: shapes differ, a size or weight is negative or not finite, or the budget is out of range.
 
-    Source: Li et al. 2024 (arXiv 2412.16895), bin sampling; the rounding by highest averages is ours.
+    Source: Li et al. 2024 (arXiv 2412.16895), bin sampling; shares within the sizes and their rounding are ours.
 
-    >>> split_budget(np.array([5, 5, 2]), np.array([1.0, 2.0, 1.0]), 6)
-    array([2, 3, 1])
+    >>> split_budget(np.array([5, 5, 2]), np.array([1.0, 2.0, 1.0]), 8)
+    array([2, 4, 2])
     """
-    size = np.asarray(size, dtype=np.int64)
-    weight = np.asarray(weight, dtype=np.float64)
-    if size.shape != weight.shape or size.ndim != 1:
-        raise ValueError(f"size {size.shape} and weight {weight.shape} must both be (K,)")
+    low = np.zeros_like(size) if low is None else low
+    _check_split(size, weight, budget, low)
+    quota = low.copy()
+    for part, cells, whole, total in parts(weight, low, size, budget):
+        least, most = low[cells].tolist(), size[cells].tolist()
+        quota[cells] = tree_seats(whole, least, most, total, seed=seed, name=f"{name}/{part}")
+    return quota
+
+
+def exact_shares(
+    size: NDArray[np.int64],
+    weight: NDArray[np.float64],
+    budget: int,
+    *,
+    low: NDArray[np.int64] | None = None,
+) -> NDArray[np.int64]:
+    """The shares that `split_budget` rounds, in whatever small unit sizes, bounds and budget are given in: (K,) int64.
+
+    >>> exact_shares(np.array([500, 500, 200]), np.array([1.0, 2.0, 1.0]), 100)
+    array([25, 50, 25])
+    """
+    low = np.zeros_like(size) if low is None else low
+    _check_split(size, weight, budget, low)
+    share = low.copy()
+    for _, cells, whole, total in parts(weight, low, size, budget):
+        share[cells] = whole_shares(whole, low[cells].tolist(), size[cells].tolist(), total)
+    return share
+
+
+def _check_split(
+    size: NDArray[np.int64], weight: NDArray[np.float64], budget: int, low: NDArray[np.int64]
+) -> None:
+    if not size.shape == weight.shape == low.shape or size.ndim != 1:
+        raise ValueError(f"size {size.shape}, weight {weight.shape} and low {low.shape} must all be (K,)")
     if (size < 0).any():
         raise ValueError(f"sizes must be >= 0, got {size.min()}")
+    if (low < 0).any() or (low > size).any():
+        raise ValueError("low must lie in 0 … size in every cell")
     if not np.isfinite(weight).all() or (weight < 0).any():
         raise ValueError(f"weights must be finite and >= 0, got {weight.tolist()[:10]}")
-    total = int(size.sum())
-    if not 0 <= budget <= total:
-        raise ValueError(f"budget must lie in 0 … {total} (the samples there are), got {budget}")
-    if budget == 0:
-        return np.zeros_like(size)
-    if budget == total:
-        return size.copy()
-    quota = _surely_won(size, weight, budget) if total > _SMALL else np.zeros_like(size)
-    missing = budget - int(quota.sum())
-    # The remaining candidates, each with its quotient; one stable sort plays all remaining rounds at once,
-    # since quotients fall with every seat and so a cell's seats come in order.
-    room = np.minimum(size - quota, missing)
-    cell = np.repeat(np.arange(len(size)), room)
-    seat = np.arange(len(cell)) - np.repeat(np.cumsum(room) - room, room) + quota[cell]
-    quotient = weight[cell] / (2 * seat + 1)
-    winners = np.argsort(-quotient, kind="stable")[:missing]  # stable: ties to the lowest index
-    return quota + np.bincount(cell[winners], minlength=len(size))
-
-
-def _surely_won(size: NDArray[np.int64], weight: NDArray[np.float64], budget: int) -> NDArray[np.int64]:
-    """Seats that each cell has won for certain, before any rounding or tie could matter: (K,) int64.
-
-    With a price per seat, every cell takes the seats whose quotient reaches it. At a price, found by bisection,
-    where the cells together take at most `budget` seats, each of those is won; one a cell is left out, so that
-    rounding here cannot give a seat away.
-    """
-    seats = np.zeros_like(size)
-    low, high = 0.0, float(weight.max())
-    for _ in range(60):
-        price = 0.5 * (low + high)
-        if price <= 0.0:
-            break
-        with np.errstate(over="ignore"):
-            reached = np.floor(0.5 * (weight / price - 1.0)) + 1.0
-        reached = np.clip(reached, 0.0, size)
-        if reached.sum() <= budget:
-            seats, high = np.maximum(reached.astype(np.int64) - 1, 0), price
-        else:
-            low = price
-    return seats
+    if not low.sum() <= budget <= size.sum():
+        raise ValueError(
+            f"budget must lie in {low.sum()} … {size.sum()} (the samples there are), got {budget}"
+        )
 
 
 def fresh_draw(
     rank: NDArray[np.int32], size: NDArray[np.int64], quota: NDArray[np.int64], epoch: int
 ) -> NDArray[np.bool_]:
-    """Which samples does this epoch keep, when every epoch takes the next ones of each cell?
+    """Which samples does this epoch keep, by the rule of plans of version 1?
 
     Epoch e keeps ranks with (rank − e·quota) mod size < quota: exactly `quota` of a cell in each epoch, epoch 0 as a
     plan without fresh draws, and each sample at least once in ⌈size/quota⌉ epochs. The compute per epoch falls with

@@ -17,7 +17,15 @@ from adq_wds.jobs.embed_shard import Batch, EmbedSettings, ShardJob, Source, unl
 from adq_wds.models.stored import StoredEmbeddings
 from adq_wds.models.stored_field import FieldEmbeddings
 from adq_wds.pipes.decode import whole_image
-from adq_wds.sample import STORED_FIELDS, Encoder, Label, place_error, read_label
+from adq_wds.sample import (
+    STORED_FIELDS,
+    Encoder,
+    Label,
+    Sample,
+    content_digest,
+    place_error,
+    read_label,
+)
 from adq_wds.score import sample_value
 from adq_wds.shards import base_name
 from adq_wds.tar import Span, read_sample
@@ -30,58 +38,74 @@ class _Part:
     """Decoded samples of a batch: as many as fit into `PART_PIXELS`, or one."""
 
     rows: list[int]
-    labels: list[Label]
-    images: list[Image.Image]
+    images: list[Image.Image]  # of each; none where no image is looked at
     stored: list[NDArray[np.float32]] = field(default_factory=list)  # embeddings, where the samples hold them
     filled: list[bool] = field(default_factory=list)  # those that were stored without some of their patches
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What the bytes of a batch's samples say without an encoder, by position."""
+
+    labels: dict[int, Label] = field(default_factory=dict)
+    digests: dict[int, bytes] = field(default_factory=dict)
+    bad: dict[int, AdqError] = field(default_factory=dict)
 
 
 def embed_batch(job: ShardJob, rows: range, settings: EmbedSettings, source: Source) -> Batch:
     """Embed some samples of a shard; runs in a thread of its own.
 
     Large images are embedded a part of the batch at a time; where it is cut depends on their sizes alone.
+    Of samples whose embedding is known, labels and digests are read and nothing is decoded.
     """
-    bad: dict[int, AdqError] = {}
-    done = [
-        _embed_part(job, part, settings, source, bad) for part in _decoded(job, rows, settings, source, bad)
+    read = _Read()
+    parts = [
+        (part, _embed_part(job, part, settings, source, read))
+        for part in _decoded(job, rows, settings, source, read)
     ]
-    done = [part for part in done if part.good]
-    widths = sorted({part.width for part in done})
+    done = [columns for _, columns in parts if len(columns["embedding"])]
+    widths = sorted({columns["embedding"].shape[1] for columns in done})
     if len(widths) > 1:
         raise unlike(job, widths[0], widths[1])
     return Batch(
-        [i for part in done for i in part.good],
-        [label for part in done for label in part.labels],
-        {name: np.concatenate([part.columns[name] for part in done]) for name in done[0].columns}
-        if done
-        else {},
-        bad,
-        any(part.filled for part in done),
+        [i for part, _ in parts for i in part.rows if i not in read.bad],
+        {i: label for i, label in read.labels.items() if i not in read.bad},
+        {i: digest for i, digest in read.digests.items() if i not in read.bad},
+        {name: np.concatenate([columns[name] for columns in done]) for name in done[0]} if done else {},
+        read.bad,
+        any(any(part.filled) for part, columns in parts if len(columns["embedding"])),
     )
 
 
 def _decoded(
-    job: ShardJob, rows: range, settings: EmbedSettings, source: Source, bad: dict[int, AdqError]
+    job: ShardJob, rows: range, settings: EmbedSettings, source: Source, read: _Read
 ) -> Iterator[_Part]:
-    """The samples of a batch that can be read, in parts; the others go into `bad`."""
-    part = _Part([], [], [])
+    """The samples of a batch that are to be embedded and can be, in parts; what is wrong with others goes to `read`."""
+    part = _Part([], [])
     n_pixels = 0
     for i in rows:
+        if i in job.settled:
+            continue
         try:
             sample = _read(job, job.spans[i])
-            label = read_label(sample, settings.label)
+            label = _label(job, sample, settings)
+            digest = content_digest(sample, settings.image)
+            if i in job.known:
+                read.labels[i], read.digests[i] = label, digest
+                continue
             stored = [_stored(job, sample, source)] if isinstance(source, FieldEmbeddings) else []
-            name, image = whole_image(sample, settings.image)
+            name, image = _image(sample, settings, source)
         except SampleError as error:
-            bad[i] = _with_whole_name(job, error)
+            read.bad[i] = _with_whole_name(job, error)
             continue
-        size = image.size[0] * image.size[1]
+        read.labels[i], read.digests[i] = label, digest
+        size = 0 if image is None else image.size[0] * image.size[1]
         if part.rows and n_pixels + size > PART_PIXELS:
             yield part
-            part, n_pixels = _Part([], [], []), 0
+            part, n_pixels = _Part([], []), 0
         part.rows.append(i)
-        part.labels.append(label)
-        part.images.append(image)
+        if image is not None:
+            part.images.append(image)
         part.stored.extend(stored)
         part.filled.append(name in STORED_FIELDS)
         n_pixels += size
@@ -89,15 +113,49 @@ def _decoded(
         yield part
 
 
+def _image(sample: Sample, settings: EmbedSettings, source: Source) -> tuple[str | None, Image.Image | None]:
+    """As `whole_image`; nothing where no image is looked at."""
+    if settings.image is None:
+        return None, None
+    try:
+        return whole_image(sample, settings.image)
+    except SampleError as error:
+        if not isinstance(source, StoredEmbeddings | FieldEmbeddings):
+            raise
+        trouble = f"{error}; embeddings are given, so image=None (--image none) looks at no image"
+        raise SampleError(trouble) from error
+
+
+def _label(job: ShardJob, sample: Sample, settings: EmbedSettings) -> Label:
+    """The label of a sample, of the kind (number, word, none) that the first readable one of its shard has."""
+    label = read_label(sample, settings.label)
+    if job.first_label is None:
+        job.first_label = (_first_label(job, settings),)  # whichever thread finds it first finds the same
+    (first,) = job.first_label
+    if type(label) is not type(first):
+        trouble = (
+            f"label {shorten(label)}, but the shard's first is {shorten(first)}: classes are all numbers or all "
+            "words; write them alike, or give a function as label= that does"
+        )
+        raise place_error(SampleError(trouble), sample)
+    return label
+
+
+def _first_label(job: ShardJob, settings: EmbedSettings) -> Label:
+    for span in job.spans:
+        try:
+            return read_label(_read(job, span), settings.label)
+        except SampleError:
+            continue  # reported where its own batch reads it
+    raise AssertionError("called only where a label of the shard has been read")
+
+
 def _embed_part(
-    job: ShardJob,
-    part: _Part,
-    settings: EmbedSettings,
-    source: Source,
-    bad: dict[int, AdqError],
-) -> Batch:
-    """All columns of one part; what fails goes into `bad`."""
+    job: ShardJob, part: _Part, settings: EmbedSettings, source: Source, read: _Read
+) -> dict[str, NDArray[np.float32]]:
+    """A row of each column for each sample of a part that can be used; what is wrong with others goes to `read`."""
     h, logits, failed = _embed_images(job, part, source)
+    bad = read.bad
     bad |= failed
     _refuse_not_finite(job, part, "embedding holds", h, bad)
     if settings.logit_grad is not None:
@@ -106,17 +164,20 @@ def _embed_part(
         if logits is not None:
             _refuse_not_finite(job, part, "logits hold", logits, bad)
     keep = [k for k, i in enumerate(part.rows) if i not in bad]
-    levels = dict(zip(keep, texture_of([part.images[k] for k in keep]), strict=True))
+    pictured = keep if settings.image is not None else []
+    levels = dict(zip(pictured, texture_of([part.images[k] for k in pictured]), strict=True))
     values = {k: _score(job, part, k, h[k], settings, bad) for k in keep} if settings.scores else {}
     keep = [k for k in keep if part.rows[k] not in bad]
-    columns = {"embedding": h[keep], "texture": np.array([levels[k] for k in keep], dtype=np.float32)}
+    columns = {"embedding": h[keep]}
+    if settings.image is not None:
+        columns["texture"] = np.array([levels[k] for k in keep], dtype=np.float32)
     if settings.logit_grad is not None and logits is not None:
-        labels = [part.labels[k] for k in keep]
+        labels = [read.labels[part.rows[k]] for k in keep]
         columns["logit_grad"] = _logit_grad(job, source.name, logits[keep], labels, settings)
         columns["head_right"] = (logits[keep].argmax(axis=1) == np.array(labels)).astype(np.float32)
     for j, score in enumerate(settings.scores):
         columns[score.name] = np.array([values[k][j] for k in keep], dtype=np.float32)
-    return Batch([part.rows[k] for k in keep], [part.labels[k] for k in keep], columns, {}, any(part.filled))
+    return columns
 
 
 def no_logits(encoder: str) -> str:
@@ -140,10 +201,13 @@ def _score(
     settings: EmbedSettings,
     bad: dict[int, AdqError],
 ) -> list[float]:
-    """The numbers of the scores of users for one image of a part; none where one fails."""
+    """The numbers of the scores of users for one sample of a part; none where one fails."""
     try:
         # copies, so that a score that works in place changes nothing for the others
-        return [sample_value(score, part.images[k].copy(), h.copy()) for score in settings.scores]
+        return [
+            sample_value(score, part.images[k].copy() if score.needs_image else None, h.copy())
+            for score in settings.scores
+        ]
     except SampleError as error:
         bad[part.rows[k]] = _bad_sample(job, part.rows[k], str(error))
         return []

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterable
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from adq_wds.binning import bin_features, listed
+from adq_wds.binning import bin_features, check_dedup, listed, possible_dedup
 from adq_wds.core.allocation import adaptive
 from adq_wds.errors import PlanError
 from adq_wds.files import lock, make_folder
@@ -41,21 +42,22 @@ def build_plan(
     allocation: str | Allocation = "adaptive",
     balance: str = "class",
     draw: str = "random",
-    scores: Iterable[str | Score] = SCORES,
+    scores: Iterable[str | Score] | None = None,
     diversity_head: str = "none",
     normalise: str = "sum",
     must_include: Iterable[SampleId] = (),
     classes: Iterable[int | str] | None = None,
+    dedup: str | None = "exact",
     memory_bytes: int = 1 << 30,
     out: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
 ) -> Plan:
     """Decide for every sample whether it is kept.
 
-    The set is cut into bins, class by class (exact GraphCut); the bins are scored; the budget of keep · N samples is
-    split over classes and bins; inside a bin a keyed draw ranks the samples. Equal features, settings and seed give
-    an equal plan, and a plan of a smaller `keep` lies inside one of a larger (unless a function of yours as
-    `allocation` looks at `keep`).
+    Copies are left out; the rest is cut into bins, class by class (exact GraphCut); the bins are scored; the budget of
+    keep · N samples is split over classes and bins, odd ones by the seed; inside a bin a keyed draw ranks the samples.
+    Equal features, settings and seed give an equal plan, and a plan of a smaller `keep` lies inside one of a larger
+    (unless a function of yours as `allocation` looks at `keep`).
 
     Args:
         features: a folder that `embed_shards` wrote, or the `Features` it gave.
@@ -71,12 +73,15 @@ def build_plan(
         balance: "class" keeps the classes' proportions; "none" lets all cells compete.
         draw: "random" (keyed draw) or "ordered" (GraphCut's pick order).
         scores: which add up to the importance: "texture" (representativeness), "diversity", and scores of yours
-            (`Score`, or the name of an installed one) that the features were made with.
+            (`Score`, or the name of an installed one) that the features were made with. Texture and diversity
+            unless said; diversity alone, which is logged, where the features were made without images.
         diversity_head: what the diversity is measured behind: "none" (the embeddings of all samples), "contrastive"
             or "paper" (a small head over two views of some images; features made with ``views=``).
         normalise: "sum" or "minmax".
         must_include: keys kept in any case; (shard, key) where a key stands in several shards.
         classes: plan these only; other samples are not kept.
+        dedup: "exact" leaves out samples whose contents an earlier sample has (by shard name and position; the
+            features' digests say so); must-include samples stay before others. None keeps copies.
         memory_bytes: what one class's similarity matrix may take; larger classes need none, and more time.
         out: file to write the plan to; a plan without one stays in memory.
         progress: show a bar; only on a terminal by default.
@@ -105,11 +110,13 @@ def build_plan(
         normalise=normalise,
     )
     look_up("kernel", kernel, dict.fromkeys(KERNELS))
+    check_dedup(dedup)
     must = listed("must_include", must_include)
     if out is not None and Path(out).is_dir():
         raise PlanError(f"{out}: a folder; give the plan a file name, such as {Path(out) / 'plan.parquet'}")
     if not isinstance(features, Features):
         features = Features(features)
+    settings = with_usual_scores(settings, features, scores)
     if out is not None and Path(os.path.realpath(out)).parent == Path(os.path.realpath(features.folder)):
         raise PlanError(
             f"{out}: lies among the features, where every file is one shard's; write it elsewhere"
@@ -118,6 +125,14 @@ def build_plan(
         raise ValueError("classes= is chosen when bins are made; leave it out, or give bins= as a number")
     if isinstance(bins, Bins) and bins.header["kernel"] != kernel:
         raise ValueError(f"the bins were made with kernel {bins.header['kernel']!r}, not {kernel!r}")
+    possible = possible_dedup(features, dedup)
+    if possible != dedup:
+        logger.info(
+            "copies are not looked for: %s holds no digests; embed again, which reads the bytes and embeds nothing anew",
+            features.folder,
+        )
+    if isinstance(bins, Bins) and bins.header.get("dedup") != possible:
+        raise ValueError(f"the bins were made with dedup={bins.header.get('dedup')!r}, not {possible!r}")
     folder = None if out is None else make_folder(Path(out).parent)
     # locked before the work, so that of two jobs one learns it at once
     with nullcontext() if folder is None else lock(folder):
@@ -127,6 +142,7 @@ def build_plan(
                 bins=bins,
                 kernel=kernel,
                 classes=classes,
+                dedup=dedup,
                 memory_bytes=memory_bytes,
                 scratch=folder,
                 progress=progress,
@@ -147,7 +163,7 @@ def plan_settings(
     allocation: str | Allocation = "adaptive",
     balance: str = "class",
     draw: str = "random",
-    scores: Iterable[str | Score] = SCORES,
+    scores: Iterable[str | Score] | None = None,
     diversity_head: str = "none",
     normalise: str = "sum",
 ) -> tuple[PlanSettings, Allocation, list[Score]]:
@@ -156,7 +172,7 @@ def plan_settings(
     Raises:
         ValueError: an argument is out of range, or a name unknown.
     """
-    chosen = listed("scores", scores)
+    chosen = listed("scores", SCORES if scores is None else scores)
     own = own_scores(chosen)
     names = tuple(score for score in chosen if score in SCORES) + tuple(score.name for score in own)
     look_up("diversity head", diversity_head, dict.fromkeys(HEADS))
@@ -165,6 +181,23 @@ def plan_settings(
     rule, rule_name = _allocation(allocation, alpha)
     settings = PlanSettings(keep, seed, alpha, rule_name, balance, draw, names, normalise, diversity_head)
     return settings, rule, own
+
+
+def with_usual_scores(
+    settings: PlanSettings, features: Features, asked: Iterable[str | Score] | None
+) -> PlanSettings:
+    """The settings with diversity alone where no scores were asked for, and there were no images to measure texture on.
+
+    Raises:
+        FeaturesError: texture was asked for, and is not there.
+    """
+    lacking = [file for file in features if not file.has_texture]
+    if not lacking or "texture" not in settings.scores:
+        return settings
+    if asked is not None:
+        lacking[0].texture()  # raises
+    logger.info("%s: made without images, so there is no texture: scored by diversity alone", features.folder)
+    return replace(settings, scores=("diversity",))
 
 
 def own_scores(scores: Iterable[str | Score]) -> list[Score]:
@@ -197,6 +230,7 @@ def find_bins(
     bins: int,
     kernel: str = "features",
     classes: Iterable[int | str] | None = None,
+    dedup: str | None = "exact",
     memory_bytes: int = 1 << 30,
     scratch: Path | None = None,
     progress: bool | None = None,
@@ -211,6 +245,7 @@ def find_bins(
             bins=bins,
             kernel=kernel,
             classes=classes,
+            dedup=dedup,
             memory_bytes=memory_bytes,
             scratch=scratch,
             progress=bar.update,

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from adq_wds.binning import check_memory
+from adq_wds.binning import check_dedup, check_memory, possible_dedup
 from adq_wds.errors import AdqError, PlanError
 from adq_wds.files import canonical_json, lock, make_folder, write_text
 from adq_wds.io.writer import ShardPattern
@@ -19,7 +19,6 @@ from adq_wds.jobs.embed import embed_shards, names_of_features
 from adq_wds.jobs.plan import build_plan, find_bins, plan_settings
 from adq_wds.jobs.threads import positive
 from adq_wds.jobs.views import N_VIEWS
-from adq_wds.jobs.write import refuse_sources, write_kept
 from adq_wds.models.stored import open_embeddings
 from adq_wds.registry import ENCODER_OPTIONS, KERNELS, SCORES, look_up
 from adq_wds.registry import encoder as named_encoder
@@ -101,6 +100,8 @@ def run_job(
         made = _plan(folder, features, plan, progress)
         result = {**asked, **_summary(features, made)}
         if write:
+            from adq_wds.jobs.write import write_kept  # which imports torch
+
             target = _shards_of(folder)
             result["written"] = asdict(write_kept(paths, made, target, overwrite=True, progress=progress))
         elif ShardPattern(str(_shards_of(folder))).existing():
@@ -113,9 +114,10 @@ def run_job(
 
 def check_plan_options(options: dict[str, Any]) -> None:
     """Raise `ValueError` when arguments of `build_plan` are out of range, as far as they alone can tell."""
-    others = ("bins", "classes", "kernel", "memory_bytes", "must_include")
+    others = ("bins", "classes", "dedup", "kernel", "memory_bytes", "must_include")
     plan_settings(**{name: value for name, value in options.items() if name not in others})
     look_up("kernel", options.get("kernel", "features"), dict.fromkeys(KERNELS))
+    check_dedup(options.get("dedup", "exact"))
     positive("bins", options["bins"])
     check_memory(options.get("memory_bytes", 1 << 30))
 
@@ -123,7 +125,7 @@ def check_plan_options(options: dict[str, Any]) -> None:
 def needed(embed: dict[str, Any], plan: dict[str, Any]) -> dict[str, Any]:
     """What has to be embedded for such a plan, beyond what was asked for."""
     more: dict[str, Any] = {}
-    own = [score for score in plan.get("scores", ()) if score not in SCORES]
+    own = [score for score in plan.get("scores") or () if score not in SCORES]
     if own:
         more["scores"] = sorted({*embed.get("scores", ()), *own})
     if plan.get("kernel") == "gradient":
@@ -144,6 +146,8 @@ def _shards_of(folder: Path) -> Path:
 
 def _refuse_foreign_shards(folder: Path, paths: list[str]) -> None:
     """A run replaces what an earlier run wrote, and nothing else."""
+    from adq_wds.jobs.write import refuse_sources
+
     pattern = ShardPattern(str(_shards_of(folder)))
     refuse_sources(paths, pattern)
     if pattern.existing() and not (folder / "features").exists():
@@ -175,6 +179,7 @@ def _bins(folder: Path, features: Features, options: dict[str, Any], progress: b
             old = Bins.load(path)
             same_set = old.header["features"] == features.hash and old.n_bins == options["bins"]
             same_set &= old.header["kernel"] == options.get("kernel", "features")
+            same_set &= old.header.get("dedup") == possible_dedup(features, options.get("dedup", "exact"))
             if same_set and old.header["asked_classes"] == options.get("classes"):
                 return old
         except (PlanError, KeyError) as error:
@@ -184,6 +189,7 @@ def _bins(folder: Path, features: Features, options: dict[str, Any], progress: b
         bins=options["bins"],
         kernel=options.get("kernel", "features"),
         classes=options.get("classes"),
+        dedup=options.get("dedup", "exact"),
         memory_bytes=options.get("memory_bytes", 1 << 30),
         scratch=folder,
         progress=progress,

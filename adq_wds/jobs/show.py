@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from adq_wds.errors import CodebookError, PlanError, shorten
@@ -9,10 +10,17 @@ from adq_wds.tables.codebook import POOLED, Codebook
 from adq_wds.tables.plan import Plan
 
 _SHOWN_CLASSES = 20
+_SHOWN_NAMES = 5
+_UNEQUAL = 3  # times: classes whose sizes differ by more are said
 
 
 def describe_plan(plan: Plan) -> dict[str, Any]:
-    """Everything `adq show` prints, as JSON values: settings, bins, classes, bytes, texture, hash."""
+    """Everything `adq show` prints, as JSON values: settings, bins, classes, bytes, texture, hash.
+
+    Of a plan with bins also what a user must know: `reasons` (samples by why they are kept or not), `empty_classes`
+    (labels of classes that get nothing), `never_kept` (samples that no epoch keeps, not even with fresh draws),
+    `class_ratio` (size of the largest class over the smallest), `equal_to_alpha_0`, `copies_of_other_label`.
+    """
     header = plan.header
     described = {
         "hash": plan.hash,
@@ -21,10 +29,27 @@ def describe_plan(plan: Plan) -> dict[str, Any]:
         "n_samples": plan.n_samples,
         "n_kept": plan.n_kept,
     }
-    for name in ("settings", "features", "bins", "classes", "bytes", "texture", "bad"):
+    for name in (
+        "settings", "features", "bins", "classes", "bytes", "texture", "bad", "reasons", "equal_to_alpha_0",
+        "copies_of_other_label",
+    ):  # fmt: skip
         if name in header:
             described[name] = header[name]
-    return described
+    return described | _derived(header) if header["classes"] else described
+
+
+def _derived(header: dict[str, Any]) -> dict[str, Any]:
+    """What follows from a plan's classes and cells."""
+    sizes = [c["n"] for c in header["classes"] if c["n"]]
+    cells = header["cells"]
+    # without shares every epoch takes the quota
+    shares = cells.get("share", cells["quota"])
+    rows = zip(cells["size"], shares, strict=True)
+    return {
+        "empty_classes": [c["label"] for c in header["classes"] if not c["kept"]],
+        "never_kept": sum(n for size, share in rows for n, s in zip(size, share, strict=True) if s == 0),
+        "class_ratio": max(sizes) / min(sizes) if sizes else None,
+    }
 
 
 def show_plan(plan: Plan) -> str:
@@ -55,6 +80,7 @@ def _text(plan: Plan, about: dict[str, Any]) -> str:
         )
     if about.get("bad"):
         lines.append(f"{about['bad']:,} samples could not be used and are not kept")
+    lines += _notes(about)
     settings = ", ".join(
         f"{_plain(k)} {_short(v)}" for k, v in sorted(about["settings"].items()) if v is not None
     )
@@ -64,6 +90,54 @@ def _text(plan: Plan, about: dict[str, Any]) -> str:
     lines += [f"hash {plan.hash}", ""]
     lines += [*_bin_table(about["bins"]), "", *_class_table(about["classes"])]
     return "\n".join(lines).rstrip()
+
+
+def _notes(about: dict[str, Any]) -> list[str]:
+    """A line for each thing that a user must know of this plan; none where there is nothing to say."""
+    if not about["classes"] or not about["n_kept"]:
+        return []
+    lines, classes = [], [c for c in about["classes"] if c["n"]]
+    if copies := about.get("reasons", {}).get("duplicate", 0):
+        other = about["copies_of_other_label"]
+        more = f", {other:,} of them with another label than the sample that stays" if other else ""
+        lines.append(f"{copies:,} copies are left out{more}")
+    if excluded := about.get("reasons", {}).get("excluded", 0):
+        lines.append(f"{excluded:,} samples of other classes are left out")
+    if about["empty_classes"]:
+        names = [_class_name(c) for c in about["classes"] if not c["kept"]][:_SHOWN_NAMES]
+        n = len(about["empty_classes"])
+        more = ", …" if n > _SHOWN_NAMES else ""
+        lines.append(f"{n:,} of {len(about['classes']):,} classes get nothing: {', '.join(names)}{more}")
+    if about["never_kept"]:
+        lines.append(f"{about['never_kept']:,} samples can never be kept, not even by fresh draws")
+    if about.get("equal_to_alpha_0"):
+        lines.append("importance made no difference: equal to --alpha 0")
+    if (about["class_ratio"] or 0) > _UNEQUAL:
+        least, most = min(classes, key=lambda c: c["n"]), max(classes, key=lambda c: c["n"])
+        lines.append(
+            f"classes are unequal: {most['n']:,} samples in {_class_name(most)}, {least['n']:,} in {_class_name(least)}"
+        )
+    return lines
+
+
+def _class_name(entry: dict[str, Any]) -> str:
+    return _plain(entry["name"] if entry["name"] is not None else entry["label"])
+
+
+def kept_samples(plan: Plan) -> Iterator[tuple[str | None, str]]:
+    """Shard and key of every kept sample, in the plan's order; no shard where the key alone names the sample.
+
+    A key with a tab goes with its shard too, since a tab parts the two in a line.
+    """
+    seen: set[str] = set()
+    several: set[str] = set()  # keys that stand in several shards, kept or not
+    for shard in plan:
+        several.update(key for key in shard.spans.keys if key in seen or "\t" in key)
+        seen.update(shard.spans.keys)
+    for shard in plan:
+        for key, kept in zip(shard.spans.keys, shard.kept, strict=True):
+            if kept:
+                yield shard.name if key in several else None, key
 
 
 def describe_codebook(codebook: Codebook, keep: float) -> dict[str, Any]:

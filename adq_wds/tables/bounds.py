@@ -99,13 +99,19 @@ def check_names(name: str, n_bytes: int, rows: int) -> None:
 
 
 def check_width(field: pa.Field, rows: int, size: int) -> None:
-    """Raise `TooLargeError` for lists that a file of `size` bytes cannot hold, as we write them: uncompressed."""
-    if not pa.types.is_fixed_size_list(field.type):
+    """Raise `TooLargeError` for lists or fixed-size bytes that a file of `size` bytes cannot hold uncompressed.
+
+    Embeddings and digests do not compress, so a file of ours has about as many bytes as they do.
+    """
+    if pa.types.is_fixed_size_list(field.type):
+        width, bits, what = field.type.list_size, field.type.value_type.bit_width, "numbers"
+    elif pa.types.is_fixed_size_binary(field.type):
+        width, bits, what = field.type.byte_width, 8, "bytes"
+    else:
         return
-    width = field.type.list_size
-    if rows * width * field.type.value_type.bit_width // 8 > size:
+    if rows * width * bits // 8 > size:
         raise TooLargeError(
-            f"column {field.name!r} claims {rows:,} rows of {width:,} numbers in a file of {size:,} bytes"
+            f"column {field.name!r} claims {rows:,} rows of {width:,} {what} in a file of {size:,} bytes"
         )
 
 

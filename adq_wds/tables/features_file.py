@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,8 +25,12 @@ from adq_wds.tables.parquet import (
 )
 from adq_wds.tables.spans import SPAN_FIELDS, Spans
 
-VERSION = 2
-"""1: embedding, norm, texture. 2: also logit_grad or scores of users. A file says the least one that it needs."""
+VERSION = 3
+"""1: embedding, norm, texture. 2: also logit_grad or scores of users. 3: also digest, or without texture.
+
+A file says the least one that it needs.
+"""
+DIGEST_BYTES = 16
 LOGIT_GRADS = ("softmax", "double_softmax")
 NO_LABEL = -1  # unlabelled data is one class of this number
 
@@ -41,11 +45,12 @@ class ShardFeatures:
         label: (n,) int32; an index into `names` for string labels; -1 for unlabelled data.
         embedding: (n, D) float16 unit rows; a zero row stays zero.
         norm: (n,) float32, the norms before that.
-        texture: (n,) float32.
+        texture: (n,) float32; None where there are no images.
         names: the string labels in this shard, sorted; None for integer labels or none.
         bad: samples that could not be used; `bad_reasons` says why.
         logit_grad: (n, C) float16, the directions of the loss's gradients by the logits, unit rows; or None.
         scores: (n,) float32 of each score of users, by name.
+        digest: (n, 16) uint8, `content_digest` of each sample; None in files from before there was one.
         header: encoder, revision, preprocessing_hash, image, label (specifications), source; with `logit_grad` its
             kind under that name and as "head_right" how many samples the head is right about; with `scores` their
             revisions by name.
@@ -56,13 +61,14 @@ class ShardFeatures:
     label: NDArray[np.int32]
     embedding: NDArray[np.float16]
     norm: NDArray[np.float32]
-    texture: NDArray[np.float32]
+    texture: NDArray[np.float32] | None
     header: Header
     names: list[str] | None = None
     bad: Spans | None = None
     bad_reasons: list[str] = field(default_factory=list)
     logit_grad: NDArray[np.float16] | None = None
     scores: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    digest: NDArray[np.uint8] | None = None
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file, whole or not at all, its rows checked first."""
@@ -72,18 +78,22 @@ class ShardFeatures:
             "label": self.label,
             "embedding": embedding_array(self.embedding),
             "norm": self.norm,
-            "texture": self.texture,
             **self.scores,
         }
+        if self.texture is not None:
+            columns["texture"] = self.texture
+        if self.digest is not None:
+            columns["digest"] = _digest_array(self.digest)
         n_classes = None
         if self.logit_grad is not None:
             columns["logit_grad"], n_classes = embedding_array(self.logit_grad), self.logit_grad.shape[1]
-        table = pa.table(columns, schema=_schema(self.embedding.shape[1], n_classes, self.scores))
+        schema = _schema(self.embedding.shape[1], n_classes, self.scores, columns)
+        table = pa.table(columns, schema=schema)
         entry = {"name": self.shard, "n": len(self.spans), "columns": column_hashes(table)}
         header = {
             **self.header,
             "format": "adq_wds.features",
-            "version": VERSION if self.scores or n_classes else 1,
+            "version": self._version(),
             **({"n_classes": n_classes} if n_classes else {}),
             "width": self.embedding.shape[1],
             "columns": table.column_names,
@@ -94,16 +104,27 @@ class ShardFeatures:
         # random mantissas do not compress, so the zstd pass would only cost time
         write_groups(path, table.schema, [table], header, compression="none")
 
+    def _version(self) -> int:
+        if self.digest is not None or self.texture is None:
+            return 3
+        return 2 if self.scores or self.logit_grad is not None else 1
+
     def check(self) -> None:
         """Raise `FeaturesError` unless the columns fit together and every number is finite."""
         n = len(self.spans)
-        numbers: dict[str, NDArray[np.float32]] = {"norm": self.norm, "texture": self.texture, **self.scores}
+        texture = {} if self.texture is None else {"texture": self.texture}
+        numbers: dict[str, NDArray[np.float32]] = {"norm": self.norm, **texture, **self.scores}
         shapes = [len(self.label), len(self.embedding), *map(len, numbers.values())]
         if shapes != [n] * len(shapes):
             raise FeaturesError(f"shard {self.shard}: columns of {shapes} rows for {n} samples")
         if self.embedding.ndim != 2 or self.embedding.shape[1] == 0 or self.embedding.dtype != np.float16:
             found = f"{self.embedding.shape} {self.embedding.dtype}"
             raise FeaturesError(f"shard {self.shard}: embeddings are {found}, expected (n, D) float16")
+        if self.digest is not None and (
+            self.digest.shape != (n, DIGEST_BYTES) or self.digest.dtype != np.uint8
+        ):
+            found = f"{self.digest.shape} {self.digest.dtype}"
+            raise FeaturesError(f"shard {self.shard}: digests are {found}, expected ({n}, 16) uint8")
         if set(self.header.get("scores", {})) != set(self.scores):
             raise FeaturesError(f"shard {self.shard}: scores {sorted(self.scores)}, its header says others")
         self._check_logit_grad(n)
@@ -133,6 +154,31 @@ class ShardFeatures:
         _check_finite(self.shard, "logit_grad", rows, lambda: self.spans.keys)
 
 
+def numbered(labels: Sequence[int | str | None]) -> tuple[NDArray[np.int32], list[str] | None]:
+    """Labels of one kind as int32, and the names they stand for, sorted, when they are words.
+
+    >>> numbered(["dog", "cat", "dog"])
+    (array([1, 0, 1], dtype=int32), ['cat', 'dog'])
+    """
+    if labels and isinstance(labels[0], str):
+        names = sorted({str(label) for label in labels})
+        number = {name: i for i, name in enumerate(names)}
+        return np.array([number[str(label)] for label in labels], dtype=np.int32), names
+    return np.array([NO_LABEL if label is None else label for label in labels], dtype=np.int32), None
+
+
+def unit_and_norm(rows: NDArray[np.float32]) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
+    """(n, D) float16 rows of length 1, zero rows left zero, and the (n,) float32 norms they had.
+
+    >>> unit_and_norm(np.array([[3.0, 4.0]], np.float32))
+    (array([[0.6, 0.8]], dtype=float16), array([5.], dtype=float32))
+    """
+    h = rows.astype(np.float64)
+    norm = np.sqrt(np.einsum("nd,nd->n", h, h))
+    unit = np.divide(h, norm[:, None], out=np.zeros_like(h), where=norm[:, None] > 0)
+    return unit.astype(np.float16), np.minimum(norm, np.finfo(np.float32).max).astype(np.float32)
+
+
 def _check_finite(
     shard: str, name: str, values: NDArray[np.floating[Any]], keys: Callable[[], list[str]]
 ) -> None:
@@ -146,17 +192,35 @@ def _check_finite(
         raise FeaturesError(f"shard {shard}, key {shorten(keys()[row])}: {name} holds NaN or infinity")
 
 
-def _schema(width: int, n_classes: int | None = None, scores: Iterable[str] = ()) -> pa.Schema:
+def _schema(
+    width: int,
+    n_classes: int | None = None,
+    scores: Iterable[str] = (),
+    columns: Iterable[str] = ("texture",),
+) -> pa.Schema:
+    """The columns of a file, `texture` and `digest` where they are among `columns`."""
+    optional = [
+        pa.field("texture", pa.float32(), nullable=False),
+        pa.field("digest", pa.binary(DIGEST_BYTES), nullable=False),
+    ]
+    texture, digest = ([field] if field.name in columns else [] for field in optional)
     fields = [
         *SPAN_FIELDS,
         pa.field("label", pa.int32(), nullable=False),
         pa.field("embedding", embedding_type(width), nullable=False),
         pa.field("norm", pa.float32(), nullable=False),
-        pa.field("texture", pa.float32(), nullable=False),
+        *texture,
     ]
     if n_classes is not None:
         fields.append(pa.field("logit_grad", embedding_type(n_classes), nullable=False))
-    return pa.schema([*fields, *(pa.field(name, pa.float32(), nullable=False) for name in sorted(scores))])
+    own = (pa.field(name, pa.float32(), nullable=False) for name in sorted(scores))
+    return pa.schema([*fields, *own, *digest])
+
+
+def _digest_array(rows: NDArray[np.uint8]) -> pa.FixedSizeBinaryArray:
+    """(n, 16) uint8 as an Arrow column of fixed-size binary values."""
+    values = pa.py_buffer(np.ascontiguousarray(rows).tobytes())
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(DIGEST_BYTES), len(rows), [None, values])
 
 
 def _bad_rows(bad: Spans | None, reasons: list[str]) -> list[list[Any]]:
@@ -193,11 +257,14 @@ class FeaturesFile:
             self.width = _checked_width(self.header["width"])
             self.n_classes = _checked_classes(self.header)
             self.scores = _checked_scores(self.header.get("scores", {}))
-            self._schema = _schema(self.width, self.n_classes, self.scores)
+            columns = _checked_columns(self.header["columns"])
+            self._schema = _schema(self.width, self.n_classes, self.scores, columns)
             self.names = _checked_names(self.header["label_names"])
             self.bad = _checked_bad(self.header["bad"])
             self.bad_spans()
-            _check_origin(self.header, self._schema.names)
+            _check_origin(self.header)
+            if lacking := sorted(set(self._schema.names) - set(columns)):
+                raise ValueError(f"columns {shorten(columns)} without {lacking}")
         except (AdqError, KeyError, TypeError, ValueError, OverflowError) as cause:
             raise FeaturesError(f"{self.path}: damaged header: {shorten(str(cause), 200)}") from cause
         if limit is not None and limit < self.n + len(self.bad):
@@ -247,9 +314,38 @@ class FeaturesFile:
             )
         return norm
 
+    @property
+    def has_texture(self) -> bool:
+        """Whether texture was measured: not where no image was looked at."""
+        return "texture" in self._schema.names
+
     def texture(self) -> NDArray[np.float32]:
-        """(n,) float32 texture levels, all finite."""
+        """(n,) float32 texture levels, all finite.
+
+        Raises:
+            FeaturesError: the file has none, since it was made without images; or is damaged.
+        """
+        if not self.has_texture:
+            raise FeaturesError(
+                f"{self.path}: no texture here, as no image was looked at; plan with scores=['diversity'] "
+                "(--scores diversity), or embed into another folder with the images, image='jpg' (--image jpg)"
+            )
         return self._numbers("texture")
+
+    @property
+    def has_digest(self) -> bool:
+        """Whether there are digests: not in files of versions 1 and 2."""
+        return "digest" in self._schema.names
+
+    def digest(self) -> NDArray[np.uint8] | None:
+        """(n, 16) uint8, `content_digest` of each sample: equal rows, equal contents. None in older files."""
+        if not self.has_digest:
+            return None
+        column = self.read(["digest"])["digest"].combine_chunks()
+        if len(column) == 0:  # then Arrow may give no buffer
+            return np.empty((0, DIGEST_BYTES), dtype=np.uint8)
+        values = np.frombuffer(column.buffers()[1], dtype=np.uint8)[column.offset * DIGEST_BYTES :]
+        return values[: len(column) * DIGEST_BYTES].reshape(-1, DIGEST_BYTES)
 
     def score(self, name: str) -> NDArray[np.float32]:
         """(n,) float32 numbers of a score of users, all finite.
@@ -310,10 +406,15 @@ def _checked_bad(rows: object) -> list[tuple[Any, ...]]:
     return [tuple(row) for row in rows]
 
 
-def _check_origin(header: Header, columns: list[str]) -> None:
-    """Raise unless a header says of which source it is, whether of all of it, and which columns it has."""
-    if header["columns"] != columns:
-        raise ValueError(f"columns {shorten(header['columns'])}")
+def _checked_columns(columns: object) -> list[str]:
+    """The names of a file's columns; a later version may have added some."""
+    if not isinstance(columns, list) or not all(isinstance(name, str) for name in columns):
+        raise ValueError(f"columns {shorten(columns)}")
+    return columns
+
+
+def _check_origin(header: Header) -> None:
+    """Raise unless a header says of which source it is, and whether of all of it."""
     if type(header["complete"]) is not bool:
         raise ValueError(f"complete {shorten(header['complete'])}, expected true or false")
     source = header["source"]

@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ def column_hash(column: pa.ChunkedArray | pa.Array) -> str:
     """SHA-256 over a column's values, whatever its chunks and encoding.
 
     Numbers are hashed as little-endian bytes, booleans as one byte each, strings as their int64 lengths and then
-    their UTF-8 bytes, fixed-size lists as their flat values; nulls are refused.
+    their UTF-8 bytes, fixed-size lists as their flat values, fixed-size binary values end to end; nulls are refused.
     """
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if array.null_count:
@@ -49,6 +49,10 @@ def column_hash(column: pa.ChunkedArray | pa.Array) -> str:
         digest.update(np.diff(ends).astype("<i8").tobytes())
         if len(text) and text.buffers()[2] is not None:
             digest.update(memoryview(text.buffers()[2])[int(ends[0]) : int(ends[-1])])
+        return digest.hexdigest()
+    if pa.types.is_fixed_size_binary(array.type):
+        width = array.type.byte_width
+        digest.update(memoryview(array.buffers()[1])[array.offset * width :][: len(array) * width])
         return digest.hexdigest()
     if pa.types.is_fixed_size_list(array.type):
         array = array.flatten()
@@ -170,17 +174,36 @@ class GroupFile:
             raise self._error(f"{self.path}: damaged: the header is not JSON of ours ({reason})") from cause
         return header
 
-    def group(self, i: int, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
+    def has(self, name: str) -> bool:
+        """Whether the file has a column of this name."""
+        return name in self._schema.names
+
+    def group(
+        self,
+        i: int,
+        schema: pa.Schema,
+        columns: Collection[str] | None = None,
+        *,
+        optional: Collection[str] = (),
+    ) -> pa.Table:
         """Row group `i`, or some of its columns, checked against the header.
 
+        Args:
+            i: which row group.
+            schema: the columns of the format, in the order of the table that is returned. Columns of the file that
+                it does not name are ignored, so that a later version may add some.
+            columns: names of those to read; all by default.
+            optional: names that the file may lack; the table then lacks them too.
+
         Raises:
-            the error class given: the columns are not those of `schema`, or a value changed.
+            the error class given: a column is missing or of another type, or a value changed.
         """
         entry = self.header["shards"][i]
-        wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
         place = f"{self.path}, shard {_shown(entry.get('name'))}"
         try:
-            table = self._read(i, entry["n"], schema, wanted)
+            present = self._present(schema, optional)
+            wanted = pa.schema([f for f in present if columns is None or f.name in columns])
+            table = self._read(i, entry["n"], wanted)
             found = column_hashes(table)
         except (pa.ArrowException, OSError, ValueError, KeyError, RuntimeError, MemoryError) as cause:
             raise self._error(f"{place}: damaged: {shorten(str(cause), 200)}; make it again") from cause
@@ -190,10 +213,24 @@ class GroupFile:
                 raise self._error(f"{place}: damaged: column {name!r} does not match its hash; make it again")
         return table
 
-    def _read(self, i: int, n: int, schema: pa.Schema, wanted: pa.Schema) -> pa.Table:
-        """Some columns of a row group of `n` rows, of which nothing is read that is not of the format's types."""
-        if not self._schema.equals(schema):
-            raise ValueError(f"columns {self._schema.names} of types {self._schema.types}")
+    def _present(self, schema: pa.Schema, optional: Collection[str]) -> pa.Schema:
+        """Those of a format's columns that the file has, each once and of the format's type."""
+        names = self._schema.names
+        # pyarrow reads "key.x" along with "key", as if it were a part of it
+        if len(set(names)) != len(names) or any("." in name for name in names):
+            raise ValueError(f"columns named twice or with a dot: {names}")
+        present = [field for field in schema if field.name in names or field.name not in optional]
+        for field in present:
+            if field.name not in names:
+                raise ValueError(f"no column {field.name!r}, only {names}")
+            found = self._schema.field(field.name)
+            if not found.equals(field):
+                kinds = (f"{f.type}{'' if f.nullable else ' not null'}" for f in (found, field))
+                raise ValueError("column {}: {}, expected {}".format(field.name, *kinds))
+        return pa.schema(present)
+
+    def _read(self, i: int, n: int, wanted: pa.Schema) -> pa.Table:
+        """Some columns of a row group of `n` rows."""
         for field in wanted:
             bounds.check_width(field, n, self._size)
         numbers = [field.name for field in wanted if not pa.types.is_string(field.type)]

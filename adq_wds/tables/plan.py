@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from adq_wds.core.allocation import fresh_draw
+from adq_wds.core.fresh import ONE, FreshDraws
+from adq_wds.core.rng import check_seed, draw
 from adq_wds.errors import PlanError, shorten
 from adq_wds.files import canonical_json, sha256_text
 from adq_wds.shards import ShardNames, check_shard_name, expand_urls, plain_shard_names
 from adq_wds.tables.parquet import GroupFile, Header, column_hashes, write_groups
-from adq_wds.tables.spans import SPAN_FIELDS, Spans, scan_spans
+from adq_wds.tables.spans import SPAN_FIELDS, Spans, no_samples, scan_spans
 
-VERSION = 1
+VERSION = 2
+"""1: no reasons, no shares; fresh draws by whole rounds. 2: `reason`, `duplicate_of` and the header's `cells.share`."""
 ALWAYS = -1  # rank of a sample that is kept whatever the budget
-NEVER = 2**31 - 1  # rank of a sample outside all bins: damaged, or of a class left out
+NEVER = 2**31 - 1  # rank of a sample outside all bins: damaged, a copy, or of a class left out
+REASONS = ("kept", "quota", "duplicate", "label", "bad", "excluded")
+KEPT, QUOTA, DUPLICATE, LABEL, BAD, EXCLUDED = range(len(REASONS))
 HELD_SHARDS = (
     72  # shards whose rows are held: streams that read several shards in turn read each one's rows once
 )
@@ -37,6 +43,13 @@ _SCHEMA = pa.schema(
         pa.field("kept", pa.bool_(), nullable=False),
     ]
 )
+_REASON_FIELDS = [
+    pa.field("reason", pa.string(), nullable=False),
+    pa.field("duplicate_of", pa.string(), nullable=False),
+]
+_MORE = [field.name for field in _REASON_FIELDS]
+_FULL_SCHEMA = pa.schema([*_SCHEMA, *_REASON_FIELDS])
+_HELD_EPOCHS = 4  # epochs whose places in all cells are held: workers of one stream may be in two
 
 
 @dataclass(frozen=True)
@@ -51,6 +64,9 @@ class PlanShard:
         pick: (n,) int32, position in which its bin took it; -1 for a sample in no bin.
         rank: (n,) int32, kept when below the quota of its class and bin; -1 is always kept.
         kept: (n,) bool.
+        reason: (n,) uint8, why each is kept or not, a position in `REASONS`; None where it was not read, or the plan is
+            of version 1.
+        duplicate_of: "SHARD/KEY" of the sample that stays, by row, for each row whose reason is "duplicate".
     """
 
     name: str
@@ -60,24 +76,59 @@ class PlanShard:
     pick: NDArray[np.int32]
     rank: NDArray[np.int32]
     kept: NDArray[np.bool_]
+    reason: NDArray[np.uint8] | None = None
+    duplicate_of: Mapping[int, str] | None = None
 
     @cached_property
-    def by_key(self) -> dict[str, tuple[bool, int]]:
-        """Key → (kept, crc32)."""
-        return dict(
-            zip(self.spans.keys, zip(self.kept.tolist(), self.spans.crc32.tolist(), strict=True), strict=True)
-        )
+    def by_key(self) -> dict[str, tuple[bool, int, int]]:
+        """Key → (kept, crc32, row)."""
+        return self.rows_by_key(self.kept)
+
+    def rows_by_key(self, kept: NDArray[np.bool_]) -> dict[str, tuple[bool, int, int]]:
+        """Key → (kept, crc32, row), for another choice of the kept ones: (n,) bool."""
+        crc32 = self.spans.crc32.tolist()
+        rows = zip(kept.tolist(), crc32, range(len(crc32)), strict=True)
+        return dict(zip(self.spans.keys, rows, strict=True))
 
     def table(self) -> pa.Table:
         """As an Arrow table with the plan's columns."""
         columns = {name: getattr(self, name) for name in ("label", "bin", "pick", "rank", "kept")}
-        return pa.table({**self.spans.columns(self.name), **columns}, schema=_SCHEMA)
+        columns = {**self.spans.columns(self.name), **columns}
+        if self.reason is None:
+            return pa.table(columns, schema=_SCHEMA)
+        copies = self.duplicate_of or {}
+        columns["reason"] = pa.array(REASONS).take(pa.array(self.reason))
+        columns["duplicate_of"] = [copies.get(row, "") for row in range(len(self.reason))]
+        return pa.table(columns, schema=_FULL_SCHEMA)
 
     @classmethod
     def from_table(cls, name: str, table: pa.Table) -> PlanShard:
-        """The way back from `table`."""
+        """The way back from `table`, without reasons."""
         columns = [table[c].to_numpy() for c in ("label", "bin", "pick", "rank", "kept")]
         return cls(name, Spans.from_table(table), *columns)
+
+    def with_reasons(self, table: pa.Table) -> PlanShard:
+        """The same rows with the reasons in a table's columns `reason` and `duplicate_of`.
+
+        Raises:
+            PlanError: the reasons contradict the rows.
+        """
+        place = f"shard {shorten(self.name)}"
+        codes = pc.index_in(table["reason"], value_set=pa.array(REASONS))
+        if codes.null_count:
+            raise PlanError(f"{place}: a reason is not one of {', '.join(REASONS)}")
+        reason = codes.to_numpy().astype(np.uint8)
+        names = table["duplicate_of"]
+        rows = np.flatnonzero(pc.not_equal(names, "").to_numpy())
+        copies = dict(zip(rows.tolist(), names.take(pa.array(rows)).to_pylist(), strict=True))
+        binned = self.bin >= 0
+        expected = np.where(self.kept, KEPT, np.where(binned, QUOTA, reason))
+        outside = ~self.kept & ~binned
+        if (reason != expected).any() or ((reason <= QUOTA) | (self.rank != NEVER))[outside].any():
+            raise PlanError(f"{place}: a reason contradicts what is kept, or in which bin")
+        if not np.array_equal(rows, np.flatnonzero(reason == DUPLICATE)):
+            raise PlanError(f"{place}: a copy names no sample that stays, or another sample names one")
+        return replace(self, reason=reason, duplicate_of=copies)
 
     def check(self, n_kept: int, classes: Sequence[int], quota: NDArray[np.int64]) -> None:
         """Raise `PlanError` unless the rows make sense together and agree with the quotas.
@@ -132,6 +183,7 @@ class Plan:
         self.header, self.path, self._groups = header, path, groups
         self.hash = groups.hash if isinstance(groups, GroupFile) else sha256_text(canonical_json(header))
         self._held: OrderedDict[str, PlanShard] = OrderedDict()
+        self._epochs: OrderedDict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = OrderedDict()
         try:
             self.shards = [check_shard_name(entry["name"]) for entry in header["shards"]]
             self._kept = [int(entry["kept"]) for entry in header["shards"]]
@@ -140,6 +192,7 @@ class Plan:
                 len(self._classes) or 1, -1
             )
             self._size = np.array(header["cells"]["size"], dtype=np.int64).reshape(self._quota.shape)
+            self._draws = None if header["version"] == 1 else _fresh_draws(header, self._size, self._quota)
             self.n_samples = sum(int(entry["n"]) for entry in header["shards"])
             self.n_kept = sum(self._kept)
             agrees = (header["n_samples"], header["n_kept"]) == (self.n_samples, self.n_kept)
@@ -159,7 +212,15 @@ class Plan:
 
     @classmethod
     def from_shards(cls, shards: Iterable[PlanShard], header: Header) -> Plan:
-        """A plan in memory from the rows of each shard; the header's counts per shard are filled in here."""
+        """A plan in memory from the rows of each shard; the header's counts per shard are filled in here.
+
+        With reasons in the rows and shares in the header it is of version 2, without both of version 1.
+        """
+        shards = list(shards)
+        reasons = {shard.reason is not None for shard in shards} or {"share" in header["cells"]}
+        if reasons != {"share" in header["cells"]}:
+            raise PlanError("a plan has reasons for all samples and shares of all cells, or neither")
+        version = VERSION if reasons == {True} else 1
         tables: list[pa.Table] = []
         entries: list[dict[str, Any]] = []
         for shard in sorted(shards, key=lambda shard: shard.name):
@@ -174,10 +235,10 @@ class Plan:
             )
         counts = {"n_samples": sum(e["n"] for e in entries), "n_kept": sum(e["kept"] for e in entries)}
         plan = cls(
-            {**header, **counts, "format": "adq_wds.plan", "version": VERSION, "shards": entries}, tables
+            {**header, **counts, "format": "adq_wds.plan", "version": version, "shards": entries}, tables
         )
-        for name in plan.shards:
-            plan.shard(name)  # a plan that would be refused when loaded is refused when made
+        for _ in plan:  # a plan that would be refused when loaded is refused when made
+            pass
         return plan
 
     @classmethod
@@ -190,23 +251,28 @@ class Plan:
 
         Raises:
             PlanError: a key is in no shard, or in several and given without its shard.
+            ShardError: a shard is damaged, or none holds a sample.
 
         The samples have no bins: `kept_in` keeps the same ones in every epoch, and `adq show` has no table.
         """
         paths = expand_urls(urls)
         names = plain_shard_names(paths)
         spans = {name: scan_spans(path, shard=name) for name, path in zip(names, paths, strict=True)}
+        if not any(map(len, spans.values())):
+            raise no_samples(len(spans))
         wanted = None if keys is None else _find_keys(spans, keys)
         shards = []
         for name, found in spans.items():
             kept = np.array([wanted is None or (name, key) in wanted for key in found.keys], dtype=bool)
             nowhere = np.full(len(found), -1, dtype=np.int32)
             rank = np.where(kept, ALWAYS, NEVER).astype(np.int32)
-            shards.append(PlanShard(name, found, nowhere, nowhere.astype(np.int16), nowhere, rank, kept))
+            reason = np.where(kept, KEPT, EXCLUDED).astype(np.uint8)
+            bin = nowhere.astype(np.int16)
+            shards.append(PlanShard(name, found, nowhere, bin, nowhere, rank, kept, reason))
         header = {
             "settings": {"source": "keys"},
             "classes": [],
-            "cells": {"size": [], "quota": []},
+            "cells": {"size": [], "quota": [], "share": []},
             "bins": [],
         }
         return cls.from_shards(shards, header)
@@ -223,7 +289,7 @@ class Plan:
         return f"<Plan {self.n_kept:,} of {self.n_samples:,} samples in {len(self.shards)} shards, {self.hash[:12]}>"
 
     def shard(self, name: str) -> PlanShard:
-        """The rows of one shard, checked; the last 72 are held.
+        """The rows of one shard without their reasons, checked; the last 72 are held.
 
         Raises:
             PlanError: the shard is not in the plan, or its rows are damaged.
@@ -250,8 +316,10 @@ class Plan:
     def kept_in(self, name: str, epoch: int) -> NDArray[np.bool_]:
         """Which samples of a shard an epoch keeps, with fresh draws: (n,) bool, rows as in `shard(name)`.
 
-        Every epoch takes as many of each class and bin as the plan does, going through them in the order of their
-        ranks; epoch 0 is the plan itself. Must-include samples are kept in all.
+        Every epoch keeps as many samples as the plan and goes through each class and bin in the order of ranks, each
+        sample once before any twice; epoch 0 is the plan itself. Over the epochs each class and bin gets its exact
+        share of `cells.share`, so that every sample of a share above 0 is reached. Must-include samples are kept in
+        all. A plan of version 1 takes its quotas in every epoch.
 
         Raises:
             PlanError: the shard is not in the plan, its rows are damaged, or a rank contradicts its cell's size.
@@ -259,32 +327,76 @@ class Plan:
         rows = self.shard(name)
         kept: NDArray[np.bool_] = rows.rank == ALWAYS
         drawn = np.flatnonzero((rows.bin >= 0) & ~kept)
-        cell = np.searchsorted(self._classes, rows.label[drawn]), rows.bin[drawn]
-        size = self._size[cell]
-        if (rows.rank[drawn] >= size).any():
+        cell = np.searchsorted(self._classes, rows.label[drawn]) * self._size.shape[1] + rows.bin[drawn]
+        rank, size = rows.rank[drawn], self._size.ravel()[cell]
+        if (rank >= size).any():
             raise PlanError(f"{self._where}: shard {shorten(name)}: a rank is beyond the size of its bin")
-        kept[drawn] = fresh_draw(rows.rank[drawn], size, self._quota[cell], epoch)
+        if self._draws is None:
+            kept[drawn] = fresh_draw(rank, size, self._quota.ravel()[cell], epoch)
+        else:
+            first, n = self._seats(self._draws, epoch)
+            kept[drawn] = (rank - first[cell]) % size < n[cell]
         return kept
 
+    def _seats(self, draws: FreshDraws, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """`FreshDraws.seats`, held for the last few epochs: every shard asks for them."""
+        held = self._epochs.get(epoch)
+        if held is None:
+            held = self._epochs[epoch] = draws.seats(epoch)
+            while len(self._epochs) > _HELD_EPOCHS:
+                self._epochs.popitem(last=False)
+        return held
+
     def __iter__(self) -> Iterator[PlanShard]:
-        """The rows of each shard, in order."""
-        return (self.shard(name) for name in self.shards)
+        """The rows of each shard with their reasons, in order."""
+        return (self._with_reasons(i, self.shard(name)) for i, name in enumerate(self.shards))
+
+    def _with_reasons(self, i: int, shard: PlanShard) -> PlanShard:
+        """A shard's rows with their reasons, where the plan has them: two columns that streams do not need."""
+        if not self._explained:
+            return shard
+        file = self._groups
+        table = file.group(i, _FULL_SCHEMA, _MORE) if isinstance(file, GroupFile) else file[i]
+        try:
+            return shard.with_reasons(table)
+        except PlanError as error:
+            raise PlanError(f"{self._where}: {error}") from None
 
     def names(self, *, root: str | None = None) -> ShardNames:
         """The way from a sample's `__url__` to a shard of this plan."""
         return ShardNames(self.shards, root=root)
 
     def table(self) -> pa.Table:
-        """All rows as one Arrow table: shard, index, key, byte_offset, n_bytes, crc32, label, bin, pick, rank, kept."""
-        return pa.concat_tables([shard.table() for shard in self]) if self.shards else _SCHEMA.empty_table()
+        """All rows as one Arrow table: shard, index, key, byte_offset, n_bytes, crc32, label, bin, pick, rank, kept.
+
+        Plans of version 2 also have `reason` (kept, quota, duplicate, label, bad, excluded) and `duplicate_of`
+        ("SHARD/KEY" of the sample that a copy is one of, else "").
+        """
+        if not self.shards:
+            return self._schema.empty_table()
+        return pa.concat_tables([shard.table() for shard in self])
+
+    @property
+    def _schema(self) -> pa.Schema:
+        return _FULL_SCHEMA if self._explained else _SCHEMA
+
+    @property
+    def _explained(self) -> bool:
+        """Whether the rows have reasons."""
+        if isinstance(self._groups, GroupFile):
+            return all(map(self._groups.has, _MORE))
+        return all(set(_MORE) <= set(table.column_names) for table in self._groups)
 
     def keys(self) -> list[str]:
         """The kept keys, in the order of shards and of samples in them."""
-        return [key for shard in self for key, kept in zip(shard.spans.keys, shard.kept, strict=True) if kept]
+        shards = map(self.shard, self.shards)
+        return [
+            key for shard in shards for key, kept in zip(shard.spans.keys, shard.kept, strict=True) if kept
+        ]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to one Parquet file, whole or not at all; the hash stays."""
-        write_groups(path, _SCHEMA, (shard.table() for shard in self), self.header)
+        write_groups(path, self._schema, (shard.table() for shard in self), self.header)
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.path is not None:
@@ -305,6 +417,24 @@ def load_plan(path: str | os.PathLike[str]) -> Plan:
 def as_plan(plan: Plan | str | os.PathLike[str]) -> Plan:
     """`plan` itself, or the plan at that path."""
     return plan if isinstance(plan, Plan) else load_plan(plan)
+
+
+def _fresh_draws(header: Header, size: NDArray[np.int64], quota: NDArray[np.int64]) -> FreshDraws | None:
+    """The draws of a plan of version 2, held against its sizes and quotas; None for a plan without bins.
+
+    Raises:
+        KeyError, TypeError, ValueError: the header lacks shares, or they contradict it.
+    """
+    share = np.array(header["cells"]["share"], dtype=np.float64).reshape(size.shape)
+    if not size.size:
+        return None
+    units = np.rint(share * ONE)
+    fits = (units == share * ONE) & (share >= 0) & (share <= size)
+    # 2⁴² samples: below it all sums of units are exact, as integers and as floats
+    if not fits.all() or not share.sum() == quota.sum() < 2**42:
+        raise ValueError("shares that contradict the sizes and quotas")
+    start = draw(check_seed(header["settings"]["seed"]), 0, "", "", purpose="fresh")
+    return FreshDraws(size.ravel(), quota.ravel(), units.astype(np.int64).ravel(), start)
 
 
 def _reopen(path: str, expected: str) -> Plan:

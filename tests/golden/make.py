@@ -1,8 +1,8 @@
 """Write the golden files of the current format versions; run once per version, never to make a test pass.
 
-python tests/golden/make.py tests/golden/v2
+python tests/golden/make.py tests/golden/v3
 
-v1 was made by the same script before version 2 added columns.
+v1 and v2 were made by the same script before later versions added columns.
 """
 
 import json
@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from adq_wds.binning import bin_features
 from adq_wds.core.gradient import logit_gradients
@@ -32,8 +33,16 @@ def spans(shard: str, n: int) -> Spans:
     return Spans(np.arange(n, dtype=np.int32), keys, offset, np.full(n, 2048, dtype=np.int64), crc32)
 
 
+def digests(shard: str, n: int) -> NDArray[np.uint8]:
+    """Digests of which two are copies: the seventh of the first shard, the first of the second one."""
+    original = {("a-000000.tar", 6): ("a-000000.tar", 4), ("b/a-000001.tar", 0): ("a-000000.tar", 3)}
+    rows = [original.get((shard, i), (shard, i)) for i in range(n)]
+    halves = [draws(0, 0, name, [f"{i} a", f"{i} b"]) for name, i in rows]
+    return np.stack(halves).view(np.uint8)
+
+
 def main(folder: Path) -> None:
-    """Two shards, three classes with names, a bad sample each; features, bins, plan and index of them."""
+    """Two shards, three classes with names, a bad sample and a copy each; features, bins, plan and index of them."""
     (folder / "features").mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     for shard, n in SHARDS.items():
@@ -63,6 +72,7 @@ def main(folder: Path) -> None:
             texture=rng.random(n - 1).astype(np.float32),
             logit_grad=logit_gradients(logits, classes).astype(np.float16),
             scores={"sharp": rng.random(n - 1).astype(np.float32)},
+            digest=digests(shard, n - 1),
             header={**settings, "complete": True, "source": {"bytes": n * 2048, "mtime_ns": 0}},
             names=["cat", "dog"] if shard.startswith("a") else ["dog", "emu"],
             bad=every.take(bad),
@@ -79,13 +89,18 @@ def main(folder: Path) -> None:
     save_index(folder / "index.parquet", [(shard, spans(shard, n)) for shard, n in SHARDS.items()])
     rows = [
         [f.shard, f.spans().keys, f.texture().tolist(), f.embedding().tolist(), f.bad,
-         f.logit_grad().tolist(), f.score("sharp").tolist()]
+         f.logit_grad().tolist(), f.score("sharp").tolist(), f.digest().tolist()]
         for f in features
     ]  # fmt: skip
     expected = {
         "plan_hash": plan.hash,
         "features_hash": features.hash,
         "plan": plan.table().to_pydict(),
+        "share": plan.header["cells"]["share"],
+        "epochs": [
+            [plan.kept_in(name, epoch).tolist() for name in plan.shards]
+            for epoch in (0, 1, 2, 3, 1000, 10**9)
+        ],
         "features": rows,
         "bins": [bins.label.tolist(), bins.bin.tolist(), bins.pick.tolist()],
         "index": {shard: [list(row) for row in spans(shard, n).rows()] for shard, n in SHARDS.items()},

@@ -174,7 +174,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "plan cut": lambda out: (out / "plan.parquet").write_bytes((out / "plan.parquet").read_bytes()[:-50]),
     "a byte in the plan": lambda out: flip(out / "plan.parquet", 0.3),
     "plan of keys": lambda out: adq.Plan.from_keys(str(out.parent / "in"), []).save(out / "plan.parquet"),
-    "bins and plan": lambda out: [flip(out / "bins.parquet", 0.3), (out / "plan.parquet").unlink()],
+    "bins and plan": lambda out: [flip(out / "bins.parquet", 0.5), (out / "plan.parquet").unlink()],
     "bins are text": lambda out: [(out / "bins.parquet").write_text("x"), (out / "plan.parquet").unlink()],
     "run.json empty": lambda out: (out / "run.json").write_text(""),
     "run.json a list": lambda out: (out / "run.json").write_text("[]"),

@@ -22,6 +22,7 @@ from adq_wds.tables.bins import Bins
 from adq_wds.tables.features_file import FeaturesFile, _schema
 from adq_wds.tables.parquet import HASH_KEY, HEADER_KEY, column_hashes, write_groups
 from adq_wds.tables.plan import _SCHEMA as PLAN
+from adq_wds.tables.plan import VERSION
 from adq_wds.tables.spans import SPAN_FIELDS, load_index
 
 INDEX = pa.schema(SPAN_FIELDS)
@@ -191,10 +192,10 @@ def test_a_header_that_is_no_json_of_ours_is_the_files_error(name: str, kind: st
         READ[kind](tmp_path / "x.parquet")
 
 
-@pytest.mark.parametrize("value", [True, 1.0, "1", None, [1], 0, 2])
+@pytest.mark.parametrize("value", [True, 1.0, "1", None, [1], 0, VERSION + 1])
 def test_a_version_is_a_whole_number_that_is_known(value: Any, tmp_path: Path) -> None:
     put(tmp_path / "x.parquet", "plan", PLAN, version=value)
-    with pytest.raises(adq.PlanError, match=r"x\.parquet: version .* reads versions 1 to 1"):
+    with pytest.raises(adq.PlanError, match=r"x\.parquet: version .* reads versions 1 to \d,"):
         READ["plan"](tmp_path / "x.parquet")
 
 
@@ -301,7 +302,7 @@ def test_a_file_of_other_columns_is_refused_before_they_are_read(
 ) -> None:
     put(tmp_path / "x.parquet", "bins", INDEX, zeros(INDEX, 1, 1, shard=same("a", 1), key=same("k", 1)))
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", lambda *a, **k: pytest.fail("read"))
-    with pytest.raises(adq.PlanError, match=r"damaged: .columns .*byte_offset.*of types"):
+    with pytest.raises(adq.PlanError, match=r"damaged: .no column 'label', only .*byte_offset"):
         Bins.load(tmp_path / "x.parquet")
 
 

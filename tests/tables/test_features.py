@@ -98,6 +98,82 @@ def test_logit_gradients_and_scores_are_columns_of_version_2(
     assert (file.header["version"], file.n_classes, file.scores, plain.scores) == (1, None, {}, {})
 
 
+def test_a_column_that_a_later_version_adds_is_passed_over(
+    make_features: MakeFeatures, path: Path, made: ShardFeatures
+) -> None:
+    expected = everything(path)[1:]
+
+    def margin(header: dict[str, Any], tables: list[pa.Table]) -> None:
+        tables[0] = tables[0].append_column(
+            pa.field("margin", pa.float32(), nullable=False), pa.array(np.ones(8, np.float32))
+        )
+        header["columns"].append("margin")
+
+    rewritten(path, margin)
+    assert everything(path)[1:] == expected
+    file = FeaturesFile(path)
+    assert file.read(file.header["columns"]).column_names == file.header["columns"][:-1]
+
+
+@pytest.mark.parametrize("labels", [[], [0, 2, 1]])
+def test_digests_are_a_column_of_version_3_and_older_files_have_none(
+    make_features: MakeFeatures, tmp_path: Path, labels: list[int]
+) -> None:
+    made = make_features("a.tar", labels, bad=[0])
+    assert FeaturesFile(tmp_path / "features" / "a.parquet").digest() is None
+    digest = np.random.default_rng(0).integers(0, 256, (len(labels), 16), dtype=np.uint8)
+    path = tmp_path / "b.parquet"
+    dataclasses.replace(made, digest=digest).save(path)
+    file = FeaturesFile(path)
+    found = file.digest()
+    assert found is not None
+    assert (file.header["version"], found.dtype, found.tobytes()) == (3, np.uint8, digest.tobytes())
+    assert found.shape == (len(labels), 16)
+    part = FeaturesFile(path, limit=2).digest()
+    assert part is not None
+    assert part.tobytes() == digest[: len(part)].tobytes()
+    assert pq.ParquetFile(path).schema_arrow.field("digest").type == pa.binary(16)
+    rewritten(path, put_digest(b"x" * 16 * len(labels)))
+    if labels:
+        data = bytearray(path.read_bytes())
+        data[data.index(b"x" * 16)] ^= 1
+        path.write_bytes(data)
+        with pytest.raises(adq.FeaturesError, match="column 'digest' does not match its hash"):
+            FeaturesFile(path).digest()
+
+
+def put_digest(data: bytes) -> "Change":
+    def change(header: dict[str, Any], tables: list[pa.Table]) -> None:
+        i = tables[0].schema.get_field_index("digest")
+        values = pa.array([data[j : j + 16] for j in range(0, len(data), 16)], pa.binary(16))
+        tables[0] = tables[0].set_column(i, pa.field("digest", pa.binary(16), nullable=False), values)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "digest", [np.zeros((2, 16), np.uint8), np.zeros((3, 15), np.uint8), np.zeros((3, 16))]
+)
+def test_digests_of_another_shape_are_never_written(
+    make_features: MakeFeatures, tmp_path: Path, digest: Any
+) -> None:
+    made = make_features("a.tar", [0, 2, 1])
+    with pytest.raises(adq.FeaturesError, match=r"shard a\.tar: digests are .*, expected \(3, 16\) uint8"):
+        dataclasses.replace(made, digest=digest).save(tmp_path / "x.parquet")
+
+
+def test_features_without_images_have_no_texture_and_say_what_to_do(
+    make_features: MakeFeatures, tmp_path: Path
+) -> None:
+    made = make_features("a.tar", [0, 2, 1])
+    dataclasses.replace(made, texture=None).save(tmp_path / "b.parquet")
+    file = FeaturesFile(tmp_path / "b.parquet")
+    assert (file.header["version"], file.has_texture) == (3, False)
+    assert file.embedding().tobytes() == made.embedding.tobytes()
+    with pytest.raises(adq.FeaturesError, match=r"b\.parquet: no texture here.*scores=\['diversity'\]"):
+        file.texture()
+
+
 def test_what_a_file_does_not_hold_is_refused_by_name(make_features: MakeFeatures, tmp_path: Path) -> None:
     make_features("a.tar", [0, 1], scores={"sharp": "1"})
     file = FeaturesFile(tmp_path / "features" / "a.parquet")
@@ -169,7 +245,8 @@ def test_columns_that_do_not_fit_are_never_written(
         (("scores", {"../x": "1"}), "damaged header: .*score name '../x'"),
         (("scores", {"label": "1"}), "damaged header: .*'label' is one of ours"),
         (("scores", {"other": "1"}), "damaged header: .*columns"),
-        (("scores", {}), "damaged header: .*columns"),
+        (("columns", ["label"]), "damaged header: .*columns .* without"),
+        (("columns", 3), "damaged header: .*columns 3"),
     ],
 )
 def test_a_header_that_lies_about_columns_is_refused(
@@ -357,7 +434,7 @@ def two_shards(header: dict[str, Any], tables: list[pa.Table]) -> None:
 
 TAMPERED: dict[str, tuple[Change, str]] = {
     "other format": (put("format", "adq_wds.plan"), "expected adq_wds.features"),
-    "newer version": (put("version", 3), "reads versions 1 to 2"),
+    "newer version": (put("version", 4), "reads versions 1 to 3"),
     "hostile shard name": (put_entry("name", "../../a.tar"), r"shard name '../../a.tar' is refused"),
     "shard name of another type": (put_entry("name", 5), "shard name 5 is not a name"),
     "no width": (drop("width"), "damaged header: \"'width'\""),

@@ -3,6 +3,7 @@
 import json
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def test_fresh_draws_leave_out_what_is_in_no_bin_and_cells_without_a_quota() -> 
     assert not one_cell([0, 1, 2], size=3, quota=0).kept_in("a.tar", 1).any()
     header = {**HEADER, "cells": {"size": [[3, 3], [3, 2]], "quota": [[3, 3], [3, 2]]}}
     shard = shard_of("a.tar")
-    whole = PlanShard(*[getattr(shard, name) for name in PlanShard.__annotations__][:-1], shard.rank < 3)
+    whole = replace(shard, kept=shard.rank < 3)
     assert adq.Plan.from_shards([whole], header).kept_in("a.tar", 2).tolist() == [True] * 11 + [False]
 
 
@@ -272,6 +273,96 @@ VIOLATIONS: dict[str, tuple[Callable[[dict[str, Any], list[pa.Table]], None], st
 }
 
 
+def explained(path: Path) -> Path:
+    """A plan of version 2: a copy and a sample of a class left out besides those of `shard_of`."""
+    n = 4
+    i = np.arange(n, dtype=np.int32)
+    none = np.full(n, -1, dtype=np.int32)
+    bin, rank = np.where(i < 2, 0, none), np.where(i < 2, i, NEVER).astype(np.int32)
+    label = np.array([0, 0, 0, 5], dtype=np.int32)
+    reason = np.array([0, 1, 2, 5], dtype=np.uint8)
+    columns = (label, bin.astype(np.int16), np.where(i < 2, i, none), rank, rank < 1, reason)
+    header = {
+        **HEADER,
+        "settings": {"seed": 0},
+        "classes": [{"label": 0}],
+        "cells": {"size": [[2]], "quota": [[1]], "share": [[1.0]]},
+    }
+    shard = PlanShard("a.tar", spans_of(n), *columns, duplicate_of={2: "a.tar/k0"})
+    adq.Plan.from_shards([shard], header).save(path)
+    return path
+
+
+def set_share(share: Any) -> Callable[[dict[str, Any], list[pa.Table]], None]:
+    return set_header("cells", {"size": [[2]], "quota": [[1]], "share": share})
+
+
+EXPLAINED: dict[str, tuple[Callable[[dict[str, Any], list[pa.Table]], None], str]] = {
+    "unknown reason": (set_value("reason", 1, "mood"), "a reason is not one of kept, quota, duplicate"),
+    "a kept sample with a reason against it": (set_value("reason", 0, "quota"), "a reason contradicts"),
+    "a binned sample without a quota": (set_value("reason", 1, "excluded"), "a reason contradicts"),
+    "a sample outside that has a quota": (set_value("reason", 3, "quota"), "a reason contradicts"),
+    "a sample outside that is kept": (set_value("reason", 3, "kept"), "a reason contradicts"),
+    "a sample outside with a rank": (set_value("rank", 3, 7), "a reason contradicts"),
+    "a copy of none": (set_value("duplicate_of", 2, ""), "a copy names no sample that stays"),
+    "a copy that is none": (set_value("duplicate_of", 3, "a.tar/k0"), "or another sample names one"),
+    "no shares": (set_header("cells", {"size": [[2]], "quota": [[1]]}), "damaged header"),
+    "shares of another shape": (set_share([[0.5, 0.5]]), "damaged header"),
+    "a share beyond its cell": (set_share([[3.0]]), "shares that contradict the sizes and quotas"),
+    "a share below 0": (set_share([[-1.0]]), "shares that contradict"),
+    "a share between the steps": (set_share([[1 + 2**-30]]), "shares that contradict"),
+    "shares of another sum": (set_share([[0.5]]), "shares that contradict"),
+    "a share of text": (set_share([["x"]]), "damaged header"),
+    "no seed": (set_header("settings", {}), "damaged header"),
+    "a seed of text": (set_header("settings", {"seed": "0"}), "damaged header: .*seed must be an integer"),
+}
+
+
+@pytest.mark.parametrize("name", EXPLAINED)
+def test_reasons_and_shares_that_contradict_a_plan_are_refused(name: str, tmp_path: Path) -> None:
+    change, text = EXPLAINED[name]
+    path = explained(tmp_path / "plan.parquet")
+    assert read_all(rewritten(path, lambda header, tables: None)).equals(read_all(path))
+    with pytest.raises(adq.PlanError, match=text):
+        read_all(rewritten(path, change))
+
+
+def test_every_sample_has_a_reason_and_a_copy_names_what_stays(tmp_path: Path) -> None:
+    plan = adq.load_plan(explained(tmp_path / "plan.parquet"))
+    assert plan.header["version"] == 2
+    table = plan.table()
+    assert table["reason"].to_pylist() == ["kept", "quota", "duplicate", "excluded"]
+    assert table["duplicate_of"].to_pylist() == ["", "", "a.tar/k0", ""]
+    assert pickle.loads(pickle.dumps(plan)).table().equals(table)  # noqa: S301 - our own bytes
+    plan.save(tmp_path / "again.parquet")
+    assert adq.load_plan(tmp_path / "again.parquet").hash == plan.hash
+
+
+def test_streams_read_no_reasons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = adq.load_plan(explained(tmp_path / "plan.parquet"))
+    asked: list[str] = []
+    names = plan._groups._names  # type: ignore[union-attr]
+    monkeypatch.setattr(plan._groups, "_names", lambda i, n, name: (asked.append(name), names(i, n, name))[1])
+    rows = plan.shard("a.tar")
+    assert rows.reason is None
+    assert rows.kept.tolist() == [True, False, False, False]
+    assert asked == ["shard", "key"]
+
+
+def test_reasons_without_shares_or_shares_without_reasons_are_refused() -> None:
+    shard = shard_of("a.tar")
+    header = {**HEADER, "cells": {**HEADER["cells"], "share": [[1.0, 1.0], [1.0, 1.0]]}}
+    with pytest.raises(adq.PlanError, match="reasons for all samples and shares of all cells, or neither"):
+        adq.Plan.from_shards([shard], header)
+
+
+def test_a_column_of_a_later_version_leaves_a_plan_readable(path: Path, plan: adq.Plan) -> None:
+    def more(header: dict[str, Any], tables: list[pa.Table]) -> None:
+        tables[:] = [table.append_column("mood", [[0.5] * table.num_rows]) for table in tables]
+
+    assert read_all(rewritten(path, more)).equals(plan.table())
+
+
 def read_all(path: Path) -> pa.Table:
     return adq.load_plan(path).table()
 
@@ -344,6 +435,8 @@ def test_a_selection_made_elsewhere_becomes_a_plan(make_shard: Callable[..., Pat
         ("a.tar", "s00000"), ("b.tar", "s00003"), ("b.tar", "s00007"),
     ]  # fmt: skip
     assert set(plan.table()["rank"].to_pylist()) == {ALWAYS, NEVER}
+    assert [plan.table()["reason"].to_pylist().count(reason) for reason in ("kept", "excluded")] == [3, 7]
+    assert plan.kept_in("a.tar", 5).tolist() == plan.shard("a.tar").kept.tolist()
 
 
 def test_pairs_may_be_lists_and_a_bare_text_is_refused(make_shard: Callable[..., Path]) -> None:

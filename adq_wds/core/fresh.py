@@ -1,0 +1,92 @@
+"""Which samples does an epoch take, when every epoch takes the next ones of each cell?
+
+Shares of cells lie end to end on a line. Epoch e takes of a cell one sample for each whole number k for which k + u_e
+lies on the cell's stretch, where u_e = frac(u + e/φ) and φ is the golden ratio: every cell and every run of cells gets
+its share, rounded down or up, and the multiples of 1/φ are spread so evenly that no cell waits long.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+ONE = 1 << 20
+"""Shares are whole multiples of 1/ONE, which floats and JSON hold exactly."""
+_GOLDEN = 0x9E3779B97F4A7C15  # 2⁶⁴/φ, odd
+_TURN = 1 << 64
+_SORTED = 1 << 16  # so many epochs are sorted to be counted; more are counted one border at a time
+
+
+class FreshDraws:
+    """The seats of M cells in every epoch from 1 on.
+
+    Args:
+        size: (M,) int64, samples in each cell.
+        quota: (M,) int64, what epoch 0 takes of each: its first samples.
+        share: (M,) int64, the mean of the other epochs in units of 1/ONE, 0 <= share <= size · ONE; sums to a whole
+            number of samples.
+        start: u, in units of 2⁻⁶⁴.
+
+    Source: ours. RS2 (Okanovic et al., ICLR 2024) is this with one cell.
+    """
+
+    def __init__(
+        self, size: NDArray[np.int64], quota: NDArray[np.int64], share: NDArray[np.int64], start: int
+    ) -> None:
+        borders = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(share)])
+        self._size, self._quota, self._start = size, quota, start
+        self._whole = borders // ONE
+        self._part = (borders % ONE).astype(np.uint64) << np.uint64(44)
+
+    def seats(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Where an epoch begins in each cell, and how many samples it takes there.
+
+        Args:
+            epoch: >= 0.
+
+        Returns:
+            (M,) int64, rank of the first sample taken, and (M,) int64, how many; they go on at rank 0 after the last.
+
+        Raises:
+            ValueError: `epoch` is below 0.
+        """
+        epoch = int(epoch)  # a numpy integer would overflow
+        if epoch < 0:
+            raise ValueError(f"epoch must be >= 0, got {epoch}")
+        if epoch == 0:
+            return np.zeros_like(self._quota), self._quota
+        # ⌈c − u⌉ = ⌊c⌋ + [frac(c) > u]; a cell has the difference of its two borders
+        u = np.uint64((self._start + epoch * _GOLDEN) % _TURN)
+        n = np.diff(self._whole + (self._part > u))
+        taken = np.diff((epoch - 1) * self._whole.astype(object) + self._n_below(epoch - 1))
+        first = (self._quota + taken) % np.maximum(self._size, 1)
+        return first.astype(np.int64), n
+
+    def _n_below(self, n: int) -> NDArray[np.object_]:
+        """(M + 1,) Python integers: how many of u_1 … u_n lie below the fraction of each border."""
+        if n <= _SORTED:
+            steps = np.arange(1, n + 1, dtype=np.uint64) * np.uint64(_GOLDEN) + np.uint64(self._start)
+            return np.searchsorted(np.sort(steps), self._part, side="left").astype(object)
+        fractions, where = np.unique(self._part, return_inverse=True)
+        counts = [_multiples_below(self._start + _GOLDEN, n, fraction) for fraction in fractions.tolist()]
+        return np.array(counts, dtype=object)[where]
+
+
+def _multiples_below(start: int, n: int, limit: int) -> int:
+    """How many of start + i·G mod 2⁶⁴, 0 <= i < n, are below `limit`."""
+    # x mod M < R exactly where ⌊x/M⌋ and ⌊(x − R)/M⌋ differ, by one
+    below = _floor_sum(n, _TURN, _GOLDEN, start + _TURN - limit) - n
+    return _floor_sum(n, _TURN, _GOLDEN, start) - below
+
+
+def _floor_sum(n: int, m: int, a: int, b: int) -> int:
+    """Σ ⌊(a·i + b)/m⌋ over 0 <= i < n, by the steps of Euclid's algorithm."""
+    total = 0
+    while n > 0:
+        total += (n - 1) * n // 2 * (a // m) + n * (b // m)
+        a, b = a % m, b % m
+        top = a * n + b
+        if top < m:
+            break
+        n, b, m, a = top // m, top % m, a, m
+    return total
