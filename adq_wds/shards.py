@@ -78,13 +78,13 @@ def _expand_one(part: str) -> list[str]:
         return [part]  # a file whose own name has braces or stars
     try:
         many = count_braces(part)  # first: ranges would be written out in memory
-        if many > MAX_SHARDS:
-            raise ValueError(f"shards {shown_url(part)}: {many:,} shards, at most {MAX_SHARDS:,}")
-        names = list(braceexpand.braceexpand(part)) if part else []
-    except braceexpand.UnbalancedBracesError:
+        names = braceexpand.braceexpand(part) if part and many <= MAX_SHARDS else iter(())
+    except ValueError:  # its text quotes the pattern, which may hold a secret
         raise ValueError(f"shards {shown_url(part)}: braces that do not match") from None
     except RecursionError:
         raise ValueError(f"shards {shown_url(part)}: too many braces within braces") from None
+    if many > MAX_SHARDS:
+        raise ValueError(f"shards {shown_url(part)}: {many:,} shards, at most {MAX_SHARDS:,}")
     found = []
     for name in names:
         if is_url(name):

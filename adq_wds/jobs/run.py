@@ -15,7 +15,7 @@ from adq_wds.binning import check_dedup, check_memory, possible_dedup
 from adq_wds.errors import AdqError, PlanError
 from adq_wds.files import canonical_json, lock, make_folder, write_text
 from adq_wds.io.writer import ShardPattern
-from adq_wds.jobs.embed import embed_shards
+from adq_wds.jobs.embed import embed_shards, names_of_features
 from adq_wds.jobs.plan import build_plan, find_bins, plan_settings
 from adq_wds.jobs.threads import positive
 from adq_wds.jobs.views import N_VIEWS
@@ -23,7 +23,7 @@ from adq_wds.models.stored import open_embeddings
 from adq_wds.registry import ENCODER_OPTIONS, KERNELS, SCORES, look_up
 from adq_wds.registry import encoder as named_encoder
 from adq_wds.registry import score as named_score
-from adq_wds.shards import expand_urls, is_url, shard_names, without_secrets
+from adq_wds.shards import expand_urls, is_url, without_secrets
 from adq_wds.tables.bins import Bins
 from adq_wds.tables.features import Features
 from adq_wds.tables.plan import Plan, load_plan
@@ -86,7 +86,7 @@ def run_job(
         "scores": {score.name: score.revision for score in map(named_score, embed.get("scores", ()))},
         "shards": [
             {"path": _settled(path), "name": name, **source_stamp(path)}
-            for path, name in zip(paths, shard_names(paths), strict=True)
+            for path, name in zip(paths, names_of_features(paths), strict=True)
         ],
     }
     folder = make_folder(out)
