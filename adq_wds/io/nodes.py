@@ -31,8 +31,9 @@ def as_node(source: ShardDataset | Iterable[Any], *pipes: Pipe) -> Node:
       a pipeline that shuffles anew each time is refused, not resumed somewhere else.
 
     An epoch is begun with the first sample given out, as torchdata's samplers have it: the next `reset` without a state
-    makes a `ShardDataset` read the next one. (What a `Prefetcher` has read ahead counts as given out.) Pipes right here on a data set know its
-    epoch, as its own do, and draw anew in each; with another node between they do not.
+    makes a `ShardDataset` read the next one. (What a `Prefetcher` has read ahead counts as given out.) Pipes right here
+    on a data set know its epoch, as its own do, and draw anew in each; with another node between they do not. A
+    `Subsample` right here on an iterable that is read anew counts what came of each shard, in a resumed pass too.
 
     Args:
         source: what to read.

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from adq_wds.errors import StateError, shorten
-from adq_wds.files import canonical_json, sha256_text
+from adq_wds.files import sha256_text
 
 VERSION = 2
 CHECKSUM = "checksum"
@@ -145,7 +145,7 @@ def unsealed(saved: object, names: Sequence[str]) -> dict[str, Any]:
 def _checksum(state: dict[str, Any]) -> str:
     """64 bits of SHA-256, in hexadecimal, of the state as JSON gives it back."""
     plain = json.loads(json.dumps(state, default=lambda value: type(value).__name__, skipkeys=True))
-    return sha256_text(canonical_json(plain))[:16]
+    return sha256_text(json.dumps(plain, sort_keys=True))[:16]
 
 
 def own_part(state: object) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -75,7 +75,7 @@ class Stream(Iterator[Any]):
         self._n_batches = -(-self._n // self._size)
         self._whole = layout[1:] == (1, 0, 1) and begin.start == next_batch == 0
         self._batches = self._read_on()
-        self._ended = self._left_out = False
+        self._ended = self._left_out = self._begun = False
 
     def _announce(self) -> None:
         """Say what may surprise, before the first sample."""
@@ -115,8 +115,8 @@ class Stream(Iterator[Any]):
         return Item(number, None, empty=True) if batch is _EMPTY else Item(number, batch)
 
     def _note_begun(self) -> None:
-        if self._advance:
-            self._advance = False
+        if self._advance and not self._begun:
+            self._begun = True
             self._clock.begun(self._begin.epoch)
 
     def _over(self, error: BaseException) -> BaseException:

@@ -234,17 +234,20 @@ class _ByPlan:
     def _raise_named(self, error: Exception, url: str | None, key: str) -> NoReturn:
         """Raise a reader's error as a `ShardError`, any other as it is; `url` and `key` are the last sample's."""
         marked = marked_url(error)
-        if isinstance(error, AdqError) or (marked is None and (url is None or not is_damage(error))):
+        damaged = marked or (url if is_damage(error) else None)
+        name = None if damaged is None or isinstance(error, AdqError) else self._found(damaged)
+        if damaged is None or name is None:
             raise error
-        try:
-            name = self._find(marked or url or "")
-        except PlanError:  # no shard's URL: the error is some other stage's
-            raise error from None
         after = key if url is not None and marked in (None, url) else None
-        named = reader_error(error, shard=name, after=after, sure=marked is not None)
-        raise named from (
-            None if is_url(marked or url or "") else error
-        )  # whose text may hold a URL's secrets
+        cause = None if is_url(damaged) else error  # whose text may hold a URL's secrets
+        raise reader_error(error, shard=name, after=after, sure=marked is not None) from cause
+
+    def _found(self, url: str) -> str | None:
+        """The shard at `url`; None where that is no shard's of the plan, but what another stage's error ends with."""
+        try:
+            return self._find(url)
+        except PlanError:
+            return None
 
     def _judge(self, arrivals: Arrivals, missing: str) -> None:
         """Say which kept samples never came."""

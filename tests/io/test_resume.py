@@ -259,6 +259,20 @@ def test_an_iterators_state_brings_along_where_its_epoch_began(tar_set: TarSet) 
         assert ids(dataset) == line[10:], "begins where both began"
 
 
+def test_an_iterator_that_goes_back_begins_its_epoch_again(tar_set: TarSet) -> None:
+    reference = made(tar_set)
+    epochs = [ids(reference) for _ in range(2)]
+    dataset = made(tar_set)
+    stream = iter(dataset)
+    next(stream)
+    state = stream.state_dict()  # type: ignore[attr-defined]
+    next(stream)
+    stream.load_state_dict(state)  # type: ignore[attr-defined]
+    assert dataset.epoch == 0
+    assert ids(stream) == epochs[0][5:]
+    assert ids(dataset) == epochs[1]
+
+
 @pytest.mark.parametrize(
     "pipes",
     [[adq.Map(number), adq.Map(noisy, seed=1)], [OnlyEven(), adq.Map(noisy)], [Trips(("k00003", "k00024"))]],

@@ -372,10 +372,9 @@ def test_the_readers_errors_name_the_shard(two: Set, tmp_path: Path) -> None:
         adq.ShardError, match=r"^shard b\.tar: cannot be read \(FileNotFoundError: No such file"
     ):
         list(plain(two.urls, two.plan))
-    command = f"pipe:cat {two.urls[0]}; echo s3cret >/dev/null; exit 3"
-    with pytest.raises(
-        adq.ShardError, match=r"^shard a\.tar: cannot be read.* \(OSError: exit 3\)"
-    ) as caught:
+    command = f"pipe:head -c 700 {two.urls[0]}; echo s3cret >/dev/null; exit 3"
+    text = r"^shard a\.tar: cannot be read \((OSError: exit 3|ReadError: .*)\)"  # whichever is noticed first
+    with pytest.raises(adq.ShardError, match=text) as caught:
         list(plain([command], two.plan))
     assert "s3cret" not in str(caught.value)
     write_tar(Path(two.urls[0]), [("a0.jpg", b"1"), ("a0.JPG", b"2")])
