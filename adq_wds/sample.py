@@ -409,10 +409,11 @@ def _remedy(whole: int | None) -> str:
 def _text(value: bytes | bytearray | memoryview | str) -> str:
     """UTF-8 text, without white space around it and without a byte-order mark in front."""
     if not isinstance(value, str):
+        data = bytes(value)
         try:
-            value = bytes(value).decode("utf-8")
+            value = data.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise _LabelError(f"label {shorten(bytes(value))} is not UTF-8 text") from error
+            raise _LabelError(f"label {shorten(data)} is not UTF-8 text") from error
     return value.strip().lstrip("\ufeff").strip()
 
 

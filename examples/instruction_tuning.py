@@ -3,8 +3,7 @@
     python examples/instruction_tuning.py                          # on a small set that it makes itself
     python examples/instruction_tuning.py "text-{000..099}.tar"    # a json field with "instruction" in each sample
 
-The embeddings here are hashed character n-grams, which need no model. For better ones put any text encoder into
-`embed`: it takes texts and gives a row of floats for each.
+The embeddings are hashed character n-grams, which need no model; any text encoder may take the place of `embed`.
 """
 
 import argparse

@@ -93,10 +93,11 @@ def _numbered_files(folder: Path) -> list[Path]:
             raise FeaturesError(
                 f"embeddings {folder}: {first.name} and {file.name} are not of one series; give a folder of one"
             )
-    first, last = min(numbers), max(numbers)
-    if missing := next((number for number in range(first, last) if number not in numbers), None):
+    lowest, highest = min(numbers), max(numbers)
+    if highest - lowest >= len(numbers):
+        missing = next(number for number in range(lowest, highest) if number not in numbers)
         raise FeaturesError(
-            f"embeddings {folder}: {len(numbers)} files, numbered {first} to {last}, and number {missing} is missing"
+            f"embeddings {folder}: {len(numbers)} files, numbered {lowest} to {highest}, and number {missing} is missing"
         )
     return [numbers[number] for number in sorted(numbers)]
 
