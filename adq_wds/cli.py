@@ -209,11 +209,9 @@ def _refuse(a: argparse.Namespace, names: Sequence[str], why: str) -> None:
 
 
 def _like_shards(path: str) -> bool:
-    return (
-        path.endswith((".tar", ".tar.gz", ".tgz"))
-        or "::" in path
-        or next(Path(path).glob("*.tar"), None) is not None
-    )
+    tars = (".tar", ".tar.gz", ".tgz")
+    inside = os.listdir(path) if os.path.isdir(path) else []
+    return path.endswith(tars) or "::" in path or any(name.endswith(tars) for name in inside)
 
 
 def _show_patches(a: argparse.Namespace) -> None:

@@ -159,6 +159,7 @@ WRITERS = {  # every command that writes, as `JOBS`, with all that it can write
     "embed": [*JOBS["embed"], "--views", "10"],
     "write-patches": ["write", "in", "--patch-keep", "0.5", "--importance", "random", "--size", "64", "-o", "{}/%06d.tar"],
     "show-patches": ["show", "in", "--patches", "{}/sheet.png", "--importance", "random", "--size", "64"],
+    "pack": ["pack", "photos", "-o", "{}/%06d.tar"],
     "demo": ["demo", "-o", "{}", "--encoder", "thumbnail", "--seeds", "1", "--epochs", "1"],
 }  # fmt: skip
 
@@ -169,9 +170,11 @@ def test_a_full_disk_at_any_write_of_any_command_is_named_and_leaves_nothing(
     job: str, limit: int, here: Path, filling: Filling
 ) -> None:
     """F42: the lock's own text, scratch files and shared memory included."""
-    (here / "out").mkdir()
+    for folder in ("out", "photos"):
+        (here / folder).mkdir()
+    (here / "photos" / "a.jpg").write_bytes(jpeg(0))
     words = [word.format(here / "out") for word in WRITERS[job]]
-    words = [str(here / word) if word in ("in", "features") else word for word in words]
+    words = [str(here / word) if word in ("in", "features", "photos") else word for word in words]
     code, said = filling(None, limit, *words)
     assert_full(code, said, here / "out")
     if limit < 100:
@@ -268,7 +271,8 @@ def test_a_file_in_the_folders_place_is_named(
 READ_ONLY = """
 import os, sys
 from adq_wds.cli import main
-import adq_wds.jobs.run, adq_wds.jobs.codebook, adq_wds.jobs.index, adq_wds.models.thumbnail
+import torch  # jobs import it when they begin, and then its files may be out of reach
+import adq_wds.jobs.run, adq_wds.jobs.codebook, adq_wds.jobs.index, adq_wds.jobs.write, adq_wds.models.thumbnail
 if os.geteuid() == 0:
     os.setgroups([]); os.setgid(65534); os.setuid(65534)  # root may write anywhere
 import json

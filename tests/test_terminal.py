@@ -67,6 +67,8 @@ def outputs(home: Path, text: str) -> dict[str, str]:
         ),
         "show": say("show", plan),
         "show --json": say("show", plan, "--json"),
+        "show --keys": say("show", plan, "--keys"),
+        "show --keys --json": say("show", plan, "--keys", "--json"),
         "plan --json": say("plan", home / "run/features", *labels, "-o", home / "p.parquet", "--json"),
         "codebook": say(
             "codebook", home / "run/features", "--bins", 2, "--min-pilot", 5, "-o", home / "c.safetensors"
@@ -94,6 +96,10 @@ def outputs(home: Path, text: str) -> dict[str, str]:
             command, *first, named, *(["-o", home / "n" / "%d.tar"] if not first else [])
         )
     said["run DRY"] = say("run", named, *run, "--dry-run", "-o", home / "n")
+    (home / "photos" / f"cat{text}").mkdir(parents=True)
+    (home / "photos" / f"cat{text}" / f"x{text}.jpg").write_bytes(b"<html>")
+    said["pack"] = say("pack", home / "photos", "-o", home / "packs/%06d.tar")
+    said["photos"] = say("run", home / "photos", *run, "-o", home / "n")
     (home / "bad").mkdir()
     (home / "bad" / f"x{text}.parquet").write_bytes(b"PAR1zz")
     (home / "packed").mkdir()
@@ -164,7 +170,12 @@ def test_no_command_writes_a_character_that_steers_a_terminal(
     assert {command: found for command, found in steering.items() if found} == {}
     escaped = (repr(text)[1:-1], repr(repr(text))[1:-1][1:-1], json.dumps(text)[1:-1])
     quiet = {command for command, all_of_it in said.items() if not any(form in all_of_it for form in escaped)}
-    assert quiet <= {"write", "index", "must-include"}  # which name no key, or read keys line by line
+    assert quiet <= {
+        "write",
+        "index",
+        "photos",
+        "must-include",
+    }  # which name no key, or read keys line by line
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=list(HOSTILE))
