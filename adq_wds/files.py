@@ -8,7 +8,6 @@ import fcntl
 import hashlib
 import json
 import os
-import secrets
 import socket
 import sys
 import time
@@ -18,6 +17,8 @@ from typing import Any
 
 from adq_wds.errors import AdqError
 
+_MAX_WRITERS = 8  # of one path at one time and machine; more wait
+
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -26,7 +27,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     The bytes go to a hidden file beside `path`, are flushed to the disk, and take the name with one
     `os.replace`: a reader sees the old file or the new one, never a part. Every writer has a hidden file of its
     own, so several processes may write one path: the last one wins. A writer that is killed leaves at most its
-    hidden file, which the next writer of the same path on the same machine removes.
+    hidden file, which the next writer of the same path on the same machine uses or removes.
 
     Args:
         path: the final name; its folder must exist.
@@ -43,7 +44,6 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         if path.is_symlink():
             raise AdqError(f"cannot write {path}: a link that leads back to itself; remove it")
     try:
-        _remove_partials_of_the_dead(path)
         with _partial_of(path) as (partial, handle):
             try:
                 yield partial
@@ -58,41 +58,61 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise AdqError(f"cannot write {path}: {_reason(error)}") from error
 
 
-def _partial_prefix(path: Path) -> str:
-    """How the hidden files begin that writers of `path` on this machine make.
+def _partials_of(path: Path) -> list[Path]:
+    """The hidden files that writers of `path` on this machine may use, one each.
 
-    Other machines' are left alone: not every shared file system tells one machine of another's locks.
+    Other machines have others: not every shared file system tells one machine of another's locks.
     """
     machine = sha256_text(socket.gethostname())[:6]
     name = os.fsdecode(os.fsencode(path.name)[:200])  # a file's name has at most 255 bytes
-    return f".{name}.{machine}-"
+    return [path.with_name(f".{name}.{machine}-{i}.partial") for i in range(_MAX_WRITERS)]
 
 
 @contextlib.contextmanager
 def _partial_of(path: Path) -> Iterator[tuple[Path, int]]:
-    """A new hidden file beside `path` and its descriptor, locked for as long as its writer lives."""
-    while True:
-        partial = path.with_name(f"{_partial_prefix(path)}{secrets.token_hex(6)}.partial")
-        handle = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        try:
-            with contextlib.suppress(OSError):  # without locks here, nobody removes partials either
-                fcntl.flock(handle, fcntl.LOCK_EX)
-            if not partial.exists():  # taken for a dead writer's before it was locked
+    """An empty hidden file beside `path` and its descriptor, locked for as long as its writer lives.
+
+    The first one that nobody has locked is taken, be it a dead writer's; what other dead writers left is removed.
+    When as many writers live as there are names, the next waits for one of them.
+    """
+    partials = _partials_of(path)
+    mine = None
+    while mine is None:
+        for partial in partials:
+            if mine is not None and not partial.exists():
                 continue
-            yield partial, handle
-        finally:
+            handle = _claimed(partial, wait=mine is None and partial == partials[-1])
+            if handle is None:
+                continue
+            if mine is None:
+                mine = partial, handle
+            else:
+                partial.unlink()
+                os.close(handle)
+    try:
+        os.ftruncate(mine[1], 0)
+        yield mine
+    finally:
+        os.close(mine[1])
+
+
+def _claimed(partial: Path, *, wait: bool) -> int | None:
+    """The descriptor of a hidden file, locked, and still the one of that name; None where a living writer has it."""
+    while True:
+        handle = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if os.path.samestat(os.fstat(handle), partial.stat()):
+                return handle
+        except FileNotFoundError:
+            pass  # its writer has just given it its final name, or removed it
+        except BlockingIOError:
             os.close(handle)
-        return
-
-
-def _remove_partials_of_the_dead(path: Path) -> None:
-    """Remove what killed writers of `path` left; a living one holds the lock of its file."""
-    prefix = _partial_prefix(path)
-    for name in os.listdir(path.parent):
-        if name.startswith(prefix) and name.endswith(".partial"):
-            with contextlib.suppress(OSError), open(path.with_name(name), "rb") as partial:
-                fcntl.flock(partial, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                os.unlink(partial.name)
+            return None
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
 
 
 def sync_folder(folder: Path) -> None:
