@@ -144,7 +144,7 @@ def embed_shards(
             kinds.check(made.shard, made.names, len(made.spans))
             made.save(folder / file_name(made.shard))
         tally.close()
-        reread.say(folder, settings)
+        reread.say(folder)
         names = [name for name in names if name not in empty]
         if not names:
             raise no_samples(len(paths))
@@ -353,6 +353,7 @@ def _stale(old: FeaturesFile, header: dict[str, Any]) -> bool:
 class _Reread:
     """The shards whose bytes are read again, not their images: other labels, or digests that older files lack."""
 
+    label: str = ""  # what labels are by now
     n_labels: int = 0
     n_tried: int = 0  # bad samples that are tried again, since their label may have been what was wrong
     n_digests: int = 0
@@ -365,18 +366,19 @@ class _Reread:
             return
         job.known = frozenset(old.spans().index.tolist())
         if old.header["label"] != header["label"]:
+            self.label = header["label"]
             self.n_labels += 1
             self.n_tried += len(old.bad)
         else:
             job.settled = {row[0]: row[5] for row in old.bad}
             self.n_digests += 1
 
-    def say(self, folder: Path, settings: EmbedSettings) -> None:
+    def say(self, folder: Path) -> None:
         """One line for each kind."""
         if self.n_labels:
             logger.info(
                 "%s: the labels of %d shards are now by %r, read without embedding again; %d samples that were bad before "
-                "were tried again", folder, self.n_labels, settings.label or "none", self.n_tried,
+                "were tried again", folder, self.n_labels, self.label, self.n_tried,
             )  # fmt: skip
         if self.n_digests:
             logger.info(
