@@ -102,9 +102,9 @@ class Readers:
             self._pool = None
 
     def _each(self, places: Places) -> Iterator[Found]:
-        groups, numbers, keys, at = places
+        by_shard, numbers, keys, at = places
         shard = np.empty(len(keys), np.int64)
-        for number, _, start, stop in groups:
+        for number, _, start, stop in by_shard:
             shard[start:stop] = number
         columns = shard[at].tolist(), *numbers[:2, at].tolist(), keys[at].tolist()
         nothing = repeat(None), repeat(()), repeat(None)
@@ -112,7 +112,7 @@ class Readers:
             return zip(*columns, repeat(None), *nothing, strict=False)
         columns = (*columns, numbers[2, at].tolist())
         groups, data = self._read_ahead(places)
-        row, keys = numbers[3], places.keys
+        row = numbers[3]
         laid = self._recipe.layouts.find(Samples(groups, row, numbers[1], keys, data)) if groups else None
         if laid is None:
             return zip(*columns, *nothing, strict=False)
