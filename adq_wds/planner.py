@@ -164,7 +164,8 @@ class _Rows:
     @property
     def copy(self) -> NDArray[np.bool_]:
         """(N,) bool: left out as a copy."""
-        return self.stays != np.arange(len(self.stays))
+        copy: NDArray[np.bool_] = self.stays != np.arange(len(self.stays))
+        return copy
 
     @property
     def free(self) -> NDArray[np.bool_]:
@@ -310,7 +311,8 @@ def _say_other_labels(features: Features, label: NDArray[np.int32], stays: NDArr
 
 def _names_of(features: Features, positions: Iterable[int]) -> dict[int, str]:
     """SHARD/KEY of some samples, by position."""
-    wanted, names, first = np.unique(np.fromiter(positions, dtype=np.int64)), {}, 0
+    names: dict[int, str] = {}
+    wanted, first = np.unique(np.fromiter(positions, dtype=np.int64)), 0
     for file in features:
         here = wanted[(wanted >= first) & (wanted < first + file.n)]
         if len(here):
@@ -387,9 +389,9 @@ def _with_bad(file: FeaturesFile, columns: list[NDArray[Any]], names: Mapping[in
             np.concatenate([column, np.full(len(bad), fill, dtype=column.dtype)])[order]
             for column, fill in zip(columns, fills, strict=True)
         ]
-    *columns, stays = columns
+    label, bin, pick, rank, kept, reason, stays = columns
     copies = {row: names[int(stays[row])] for row in np.flatnonzero(stays >= 0).tolist()}
-    return PlanShard(file.shard, spans, *columns, duplicate_of=copies)
+    return PlanShard(file.shard, spans, label, bin, pick, rank, kept, reason, copies)
 
 
 def _more_columns(features: Features, bins: Bins, settings: PlanSettings) -> dict[str, Any]:
