@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
-from functools import lru_cache
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adq_wds.errors import FeaturesError, shorten
-from adq_wds.npy import MAX_HEADER_BYTES, NpyError, read_header
+from adq_wds.npy import MAX_HEADER_BYTES, NpyError, NpyHeader, read_header
 
-MAX_MAPPED = 16  # files mapped at a time: a folder may hold more of them than a process may open
 _NUMBERED = re.compile(r"(.*?)([0-9]+)\.npy")
 
 
@@ -32,15 +32,15 @@ class NpyRows:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.files = _numbered_files(path) if path.is_dir() else [path]
-        shapes = [_checked_shape(file) for file in self.files]
-        self.width = shapes[0][1]
-        for file, (_, width) in zip(self.files, shapes, strict=True):
+        self._files = [_NpyFile(file, _checked_header(file)) for file in self.files]
+        self.width = int(self._files[0].header.shape[1])
+        for file in self._files:
+            width = file.header.shape[1]
             if width != self.width:
                 raise FeaturesError(
-                    f"embeddings {file}: rows of {width} numbers, {self.files[0].name} has rows of {self.width}"
+                    f"embeddings {file.path}: rows of {width} numbers, {self.files[0].name} has rows of {self.width}"
                 )
-        self._starts = np.cumsum([0, *(n for n, _ in shapes)])
-        self._map = lru_cache(maxsize=MAX_MAPPED)(_mapped)
+        self._starts = np.cumsum([0, *(file.header.shape[0] for file in self._files)])
 
     @property
     def n_rows(self) -> int:
@@ -63,7 +63,9 @@ class NpyRows:
             base = int(self._starts[i])
             if base >= stop:
                 break
-            rows = self._map(self.files[i])[max(0, start - base) : stop - base]
+            rows = self._files[i].rows(
+                max(0, start - base), min(stop - base, int(self._starts[i + 1]) - base)
+            )
             # float64 beyond float32 becomes Inf, which is refused where h is stored
             with np.errstate(over="ignore"):
                 parts.append(rows.astype(np.float32))
@@ -102,8 +104,8 @@ def _numbered_files(folder: Path) -> list[Path]:
     return [numbers[number] for number in sorted(numbers)]
 
 
-def _checked_shape(path: Path) -> tuple[int, int]:
-    """(N, D) of an npy file, its header held against its size: nothing is allocated on its word."""
+def _checked_header(path: Path) -> NpyHeader:
+    """The header of an npy file of shape (N, D), held against its size: nothing is allocated on its word."""
     size = path.stat().st_size
     try:
         with path.open("rb") as handle:
@@ -119,9 +121,41 @@ def _checked_shape(path: Path) -> tuple[int, int]:
             f"embeddings {path}: declares {header.declared_bytes} bytes of numbers, shape {header.shape}, and holds "
             f"{size - header.start}; write it again"
         )
-    return header.shape[0], header.shape[1]
+    return header
 
 
-def _mapped(path: Path) -> NDArray[np.floating[Any]]:
-    mapped: NDArray[np.floating[Any]] = np.load(path, mmap_mode="r", allow_pickle=False)
-    return mapped
+@dataclass(frozen=True)
+class _NpyFile:
+    """An npy file of shape (N, D) whose rows are read, not mapped: one cut short meanwhile is an error, not a crash."""
+
+    path: Path
+    header: NpyHeader
+
+    def rows(self, start: int, stop: int) -> NDArray[np.floating[Any]]:
+        """Rows start … stop − 1, which must lie in the file: (stop − start, D), of the file's own type.
+
+        Raises:
+            FeaturesError: the file was cut short, or cannot be read.
+        """
+        n_rows, width = self.header.shape
+        try:
+            with self.path.open("rb") as handle:
+                if not self.header.fortran_order:
+                    return self._numbers(handle.fileno(), start * width, (stop - start) * width).reshape(
+                        -1, width
+                    )
+                columns = [
+                    self._numbers(handle.fileno(), i * n_rows + start, stop - start) for i in range(width)
+                ]
+        except OSError as error:
+            raise FeaturesError(f"embeddings {self.path}: cannot be read: {error.strerror}") from error
+        return np.stack(columns, axis=1)
+
+    def _numbers(self, handle: int, first: int, n: int) -> NDArray[np.floating[Any]]:
+        itemsize = self.header.dtype.itemsize
+        data = os.pread(handle, n * itemsize, self.header.start + first * itemsize)
+        if len(data) != n * itemsize:
+            raise FeaturesError(
+                f"embeddings {self.path}: truncated while it was read; write it again, and start anew"
+            )
+        return np.frombuffer(data, dtype=self.header.dtype)

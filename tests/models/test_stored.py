@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from adq_wds.errors import FeaturesError
 from adq_wds.models.stored import open_embeddings
 from adq_wds.models.stored_field import FieldEmbeddings
-from adq_wds.models.stored_npy import MAX_MAPPED
 from adq_wds.models.stored_parquet import MAX_HELD
 
 KEYS = ["a", "b", "c", "d", "e"]
@@ -310,10 +309,26 @@ def test_a_folder_of_npy_files_is_one_array_in_the_order_of_the_numbers(tmp_path
     assert open_embeddings(tmp_path / "img_emb").revision != opened.revision
 
 
-def test_more_files_than_are_mapped_at_a_time_are_read(tmp_path: Path) -> None:
-    h = write_folder(tmp_path / "e", [1] * (3 * MAX_MAPPED), dtype=np.float64)
+def test_a_folder_of_many_files_is_read(tmp_path: Path) -> None:
+    h = write_folder(tmp_path / "e", [1] * 48, dtype=np.float64)
     rows = open_embeddings(tmp_path / "e").rows("a.tar", [""] * len(h), 0)
     np.testing.assert_array_equal(rows, h.astype(np.float32))
+
+
+def test_rows_of_an_array_whose_columns_lie_together_are_read(tmp_path: Path) -> None:
+    np.save(tmp_path / "e.npy", np.asfortranarray(H))
+    opened = open_embeddings(tmp_path / "e.npy")
+    np.testing.assert_array_equal(opened.rows("a.tar", [""] * 3, 1), H[1:4])
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_file_cut_short_while_it_is_read_is_an_error(tmp_path: Path, order: Any) -> None:
+    path = tmp_path / "e.npy"
+    np.save(path, np.asarray(H, order=order))
+    opened = open_embeddings(path)
+    os.truncate(path, path.stat().st_size - 4)
+    with pytest.raises(FeaturesError, match=r"e\.npy: truncated while it was read"):
+        opened.rows("a.tar", [""] * 5, 0)
 
 
 @pytest.mark.parametrize(
