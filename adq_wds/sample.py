@@ -402,7 +402,7 @@ def _whole_number(text: str) -> int | None:
 
 def _remedy(whole: int | None) -> str:
     """What to do about a label of another kind; `whole` where it is a class number after all."""
-    write = "" if whole is None else f"write {whole}, or give a function as label=; "
+    write = "" if whole is None else f"write {whole}, or in a program read it by a function of your own; "
     return write + "for several labels, a regression or none, use label=None"
 
 

@@ -404,7 +404,7 @@ class _LabelKinds:
             example = f", such as {shorten(names[0])}" if names else ""
             raise FeaturesError(
                 f"shard {shard}: its labels are {here}{example}, those of shard {self._shards[names is None]} are "
-                f"{there}: classes are all numbers or all words; write them alike, or give a function as label= that does"
+                f"{there}: classes are all numbers or all words; write them alike, or in a program read them by a function of your own"
             )
 
 

@@ -135,7 +135,7 @@ def _label(job: ShardJob, sample: Sample, settings: EmbedSettings) -> Label:
     if type(label) is not type(first):
         trouble = (
             f"label {shorten(label)}, but the shard's first is {shorten(first)}: classes are all numbers or all "
-            "words; write them alike, or give a function as label= that does"
+            "words; write them alike, or in a program read them by a function of your own"
         )
         raise place_error(SampleError(trouble), sample)
     return label
