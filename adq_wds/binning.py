@@ -15,7 +15,7 @@ from adq_wds.core.copies import first_of
 from adq_wds.core.gradient import GradientKernel, gradient_bins
 from adq_wds.core.graphcut import graphcut_bins
 from adq_wds.core.kernel import unit_rows
-from adq_wds.core.scores import DECIMALS, BinSums, diversity, representativeness
+from adq_wds.core.scores import DECIMALS, BinSums, bin_scores
 from adq_wds.errors import FeaturesError, shorten
 from adq_wds.tables.bins import Bins
 from adq_wds.tables.features import Features
@@ -53,7 +53,7 @@ def bin_features(
         progress: called with numbers of samples done, which add up to 2·N: N read, N binned or left out.
 
     Returns:
-        Bins of all N samples, with the mean texture and the diversity of each bin over all classes.
+        Bins of all N samples, with the mean texture (of images) and the diversity of each bin over all classes.
 
     Raises:
         ValueError: `bins` is not a positive integer below 32,768, `memory_bytes` is not a number >= 0, `dedup` or a
@@ -79,10 +79,10 @@ def bin_features(
     _say_what_it_takes(features, chosen, n_chosen, int(bins), memory_bytes, kernel)
     if progress is not None:
         progress(len(label) - sum(n_chosen))
-    texture = np.concatenate([file.texture() for file in features])
+    texture = features.texture()
     bin = np.full(len(label), -1, dtype=np.int16)
     pick = np.full(len(label), -1, dtype=np.int32)
-    sums = BinSums.empty(int(bins), features.width)
+    sums = BinSums.empty(int(bins), features.width, texture=texture is not None)
     gradients = kernel == "gradient"
     buckets = ClassBuckets(features, binned, chosen, gradients=gradients, scratch=scratch, progress=progress)
     try:
@@ -98,7 +98,7 @@ def bin_features(
             else:
                 binning = graphcut_bins(rows, int(bins), memory_bytes=memory_bytes, progress=progress)
             bin[where], pick[where] = binning.bin, binning.pick
-            sums.add(binning.bin, rows, texture[where])
+            sums.add(binning.bin, rows, None if texture is None else texture[where])
     finally:
         buckets.close()
     header = {
@@ -108,10 +108,7 @@ def bin_features(
         "features": features.hash,
         "classes": chosen,
         "names": names,
-        "scores": {
-            "texture": rounded(representativeness(sums)),
-            "diversity": rounded(diversity(sums)),
-        },
+        "scores": {name: rounded(score) for name, score in bin_scores(sums).items()},
     }
     return Bins([(file.shard, file.n) for file in features], label, bin, pick, header)
 

@@ -6,14 +6,36 @@ A message says what is wrong, the value, what was expected and what to do, and s
 
 from __future__ import annotations
 
+import re
 from typing import TypeVar
+
+_CONTROL = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # C0 but tab and newline, DEL, C1
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # marks that turn the direction of text
+    "\u2028\u2029\ud800-\udfff]"  # line separators; half a character, which cannot be encoded
+)
+
+
+def printable(text: str) -> str:
+    r"""Text as a terminal or a log may show it: characters that steer it are escaped, as `repr` escapes them.
+
+    Newlines and tabs stay; so does all that is merely not ASCII.
+
+    >>> print(printable("caf\u00e9 \x1b[31mred\u202e"))
+    café \x1b[31mred\u202e
+    """
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 class AdqError(Exception):
     """Base of everything this package raises on purpose about data, files and state.
 
-    Wrong arguments raise `ValueError` or `TypeError` instead: they are the program's, not the data's.
+    Wrong arguments raise `ValueError` or `TypeError` instead: they are the program's, not the data's. Its text is
+    `printable`: files, keys and names come from strangers.
     """
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class SampleError(AdqError):
@@ -59,6 +81,32 @@ def located(error: E, *, shard: str, key: str | None = None, field: str | None =
     if field is not None:
         place += f", field {shorten(field)}"
     return type(error)(f"{place}: {error}")
+
+
+def names_place(error: AdqError, shard: str) -> bool:
+    """Whether an error's text starts with its place in `shard` already, as `located` puts it there."""
+    text = str(error)
+    return text.startswith("shard ") and (shard in text or shorten(shard) in text)
+
+
+def retold(error: E, text: str) -> E:
+    """The same error with another text, caused by it: of whatever class, whose constructor is not called."""
+    new = type(error).__new__(type(error))
+    new.__dict__.update(error.__dict__)
+    new.args = (text,)
+    new.__cause__ = error
+    return new
+
+
+def placed(error: E, *, shard: str, key: str) -> E:
+    """As `located`, unless the place is named already.
+
+    >>> placed(SampleError("no good"), shard="a.tar", key="x")
+    SampleError("shard a.tar, key 'x': no good")
+    """
+    if names_place(error, shard):
+        return error
+    return retold(error, str(located(AdqError(str(error)), shard=shard, key=key)))
 
 
 def shorten(value: object, limit: int = 80) -> str:

@@ -13,9 +13,11 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from adq_wds.errors import AdqError
+
+_MAX_WRITERS = 8  # of one path at one time and machine; more wait
 
 
 @contextlib.contextmanager
@@ -23,8 +25,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A path to write to that becomes `path` when the block ends well, and vanishes when it does not.
 
     The bytes go to a hidden file beside `path`, are flushed to the disk, and take the name with one
-    `os.replace`: a reader sees the old file or the new one, never a part. A job that is killed leaves at
-    most its hidden file, which the next writer of the same path removes.
+    `os.replace`: a reader sees the old file or the new one, never a part. Every writer has a hidden file of its
+    own, so several processes may write one path: the last one wins. A writer that is killed leaves at most its
+    hidden file, which the next writer of the same path on the same machine uses or removes.
 
     Args:
         path: the final name; its folder must exist.
@@ -40,21 +43,76 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         path = Path(os.path.realpath(path))  # os.replace would put a file in the link's place
         if path.is_symlink():
             raise AdqError(f"cannot write {path}: a link that leads back to itself; remove it")
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        with contextlib.suppress(FileNotFoundError):
-            partial.unlink()
-        yield partial
-        with partial.open("rb") as handle:
-            os.fsync(handle.fileno())
-        os.replace(partial, path)
+        with _partial_of(path) as (partial, handle):
+            try:
+                yield partial
+                os.fsync(handle)
+                os.replace(partial, path)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    partial.unlink()
+                raise
         sync_folder(path.parent)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        if isinstance(error, OSError):
-            raise AdqError(f"cannot write {path}: {_reason(error)}") from error
-        raise
+    except OSError as error:
+        raise AdqError(f"cannot write {path}: {_reason(error)}") from error
+
+
+def _partials_of(path: Path) -> list[Path]:
+    """The hidden files that writers of `path` on this machine may use, one each.
+
+    Other machines have others: not every shared file system tells one machine of another's locks.
+    """
+    machine = sha256_text(socket.gethostname())[:6]
+    name = os.fsdecode(os.fsencode(path.name)[:200])  # a file's name has at most 255 bytes
+    return [path.with_name(f".{name}.{machine}-{i}.partial") for i in range(_MAX_WRITERS)]
+
+
+@contextlib.contextmanager
+def _partial_of(path: Path) -> Iterator[tuple[Path, int]]:
+    """An empty hidden file beside `path` and its descriptor, locked for as long as its writer lives.
+
+    The first one that nobody has locked is taken, be it a dead writer's; what other dead writers left is removed.
+    When as many writers live as there are names, the next waits for one of them.
+    """
+    partials = _partials_of(path)
+    mine = None
+    while mine is None:
+        for partial in partials:
+            if mine is not None and not partial.exists():
+                continue
+            handle = _claimed(partial, wait=mine is None and partial == partials[-1])
+            if handle is None:
+                continue
+            if mine is None:
+                mine = partial, handle
+            else:
+                partial.unlink()
+                os.close(handle)
+    try:
+        os.ftruncate(mine[1], 0)
+        yield mine
+    finally:
+        os.close(mine[1])
+
+
+def _claimed(partial: Path, *, wait: bool) -> int | None:
+    """The descriptor of a hidden file, locked, and still the one of that name; None where a living writer has it."""
+    while True:
+        handle = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if os.path.samestat(os.fstat(handle), partial.stat()):
+                return handle
+        except FileNotFoundError:
+            pass  # its writer has just given it its final name, or removed it
+        except BlockingIOError:
+            os.close(handle)
+            return None
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
 
 
 def sync_folder(folder: Path) -> None:
@@ -121,35 +179,40 @@ def lock(folder: str | os.PathLike[str]) -> Iterator[None]:
     """
     path = Path(folder) / ".adq.lock"
     handle = _locked(path)
-    with handle:
+    try:
         started = time.strftime("%Y-%m-%d %H:%M:%S")
         command = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python"
-        handle.truncate(0)
-        handle.write(f"pid {os.getpid()} on {socket.gethostname()} ({command}, since {started})")
-        handle.flush()
+        holder = f"pid {os.getpid()} on {socket.gethostname()} ({command}, since {started})"
         try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)  # while it is held: `_locked` sees to those who wait with it open
+            os.ftruncate(handle, 0)
+            with open(handle, "w", encoding="utf-8", errors="backslashreplace", closefd=False) as text:
+                text.write(holder)
+        except OSError as error:
+            raise AdqError(f"cannot write {path}: {_reason(error)}") from error
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # while it is held: `_locked` sees to those who wait with it open
+        os.close(handle)
 
 
-def _locked(path: Path) -> TextIO:
-    """The open lock file, locked, and still the one that `path` names."""
+def _locked(path: Path) -> int:
+    """The descriptor of the lock file, locked, and still the one that `path` names."""
     while True:
         try:
-            handle = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - the caller closes it, and the lock with it
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
             raise AdqError(f"cannot lock {path.parent}: {_reason(error)}") from error
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            with handle:
-                handle.seek(0)
-                holder = handle.read(500).strip() or "a process that has not said its name"
-            raise AdqError(
-                f"{path.parent} is in use by {holder}; wait for it, or choose another folder"
-            ) from error
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(handle.fileno()), path.stat()):
+            if os.path.samestat(os.fstat(handle), path.stat()):
                 return handle
-        handle.close()  # its holder removed it between our two calls
+        except FileNotFoundError:
+            pass  # its holder removed it between our two calls
+        except OSError as error:
+            holder = os.pread(handle, 500, 0).decode("utf-8", "replace").strip()
+            os.close(handle)
+            raise AdqError(
+                f"{path.parent} is in use by {holder or 'a process that has not said its name'}; wait for it, or "
+                "choose another folder"
+            ) from error
+        os.close(handle)

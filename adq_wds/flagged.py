@@ -9,6 +9,7 @@ from collections.abc import Set
 _NAMED = re.compile(
     r"""(?<!\w)b?'(?:[^'\\]|\\.)*'|(?<!\w)b?"(?:[^"\\]|\\.)*"      # what was read: values, keys, fields
     |\bshard\ \S+?[,:]|(?<!\S)\S*[/\\]\S*                           # and from where
+    |(?P<pair>\(shard,\ key\))
     |^(?P<first>[a-z_]+)(?=\ must\ )
     |(?<![\w./=-])(?P<name>[a-z_]+)(?:
         =(?:(?P<value>True|False|None|-?\d[\d_]*(?:\.\d+)?(?:e[+-]?\d+)?|'[^']*'|"[^"]*")(?![\w/=-]|\.\w)
@@ -24,7 +25,8 @@ _SAID_TWICE = re.compile(r"(--[\w-]+)(?: [^\s()]+)? \((\1\b[^()]*)\)")  # --view
 def flagged(text: str, flags: Set[str]) -> str:
     """The text of an error, with the names of Python's arguments as a command's flags.
 
-    Those are ``name=value``, ``name=``, every name with an underscore, and a name that begins the text before "must".
+    Those are ``name=value``, ``name=``, every name with an underscore, and a name that begins the text before "must";
+    and the pair (shard, key), which is a line with a tab in the file of ``--must-include``.
     Other words may be English, and what is in quotes, paths and names of shards was never ours.
 
     >>> flagged("give patch_keep=0.5, not size=, in 'size=3'", {"--patch-keep", "--size"})
@@ -34,6 +36,8 @@ def flagged(text: str, flags: Set[str]) -> str:
 
 
 def _flag(found: re.Match[str], flags: Set[str]) -> str:
+    if found["pair"] is not None:
+        return "SHARD<TAB>KEY" if "--must-include" in flags else found[0]
     whole, name, value = found[0], found["first"] or found["name"], found["value"]
     flag = f"--{(name or '').replace('_', '-')}"
     if flag not in flags or (whole == found["name"] and "_" not in whole):

@@ -30,7 +30,7 @@ from PIL import (
 )
 
 from adq_wds.errors import SampleError, shorten
-from adq_wds.plain_jpeg import decode_plain_jpeg, plain_jpeg_size
+from adq_wds.plain_jpeg import decode_plain_jpeg, plain_jpeg_size, without_end
 
 logger = logging.getLogger("adq_wds")
 
@@ -95,7 +95,9 @@ def decode_image(
     Raises:
         SampleError: empty; none of the formats; truncated or damaged; too large; several frames; a value
             out of range. Whatever Pillow raised is its cause. Where the program has set
-            `PIL.ImageFile.LOAD_TRUNCATED_IMAGES`, truncation is still found, other damage may pass.
+            `PIL.ImageFile.LOAD_TRUNCATED_IMAGES`, truncation is still found, other damage may pass. Not found is
+            what a format has no checksum for: changed bytes (zeros too) inside the scan of a JPEG that still
+            decode to as many blocks, and the end of a progressive JPEG that is missing in front of an end marker.
         ValueError: `max_pixels` or `background` out of range.
 
     >>> decode_image(b"P6 1 1 255 abc").getpixel((0, 0))
@@ -115,7 +117,7 @@ def decode_image(
 
 def _decode_any(data: bytes, max_pixels: int, background: tuple[int, int, int]) -> Image.Image:
     """`decode_image` of every file, by Pillow's reader of its format."""
-    name = _format_of(data)
+    name = image_format(data)
     try:
         image = _open(name, data, max_pixels)
         image.load()
@@ -158,7 +160,12 @@ def exif_orientation(exif: bytes) -> int:
     return 1
 
 
-def _format_of(data: bytes) -> str:
+def image_format(data: bytes) -> str:
+    """One of `IMAGE_FORMATS`, by the first bytes of a file.
+
+    Raises:
+        SampleError: empty, or none of the formats.
+    """
     match = _SIGNATURE.match(data)
     if match is None:
         if not data:
@@ -182,6 +189,8 @@ def _open(name: str, data: bytes, max_pixels: int) -> ImageFile.ImageFile:
     """The image with its header read, none of its pixels decoded, and known to be one frame of fair size."""
     if name == "WEBP":  # its reader makes room for the canvas at once
         _refuse_large(_webp_size(data), max_pixels)
+    elif name == "JPEG":
+        data = without_end(data)
     elif name == "AVIF":  # turned by its own boxes, never by EXIF; hidden, or damage to it would be an error
         head, mdat, pixels = data.partition(b"mdat")
         data = head.replace(b"Exif", b"exif") + mdat + pixels

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import ClassVar, Literal
 
-from adq_wds.errors import AdqError, SampleError, located, shorten
+from adq_wds.errors import AdqError, SampleError, located, placed, retold, shorten
 from adq_wds.sample import Sample, SpecError
 from adq_wds.shards import base_name
 
@@ -58,10 +58,7 @@ class Tally:
 
     def failed(self, error: AdqError) -> None:
         """Count a bad sample, or raise: only a `SampleError` may be skipped, and not without end."""
-        skip = isinstance(error, SampleError) and (
-            self.on_error == "skip" or (callable(self.on_error) and bool(self.on_error(error)))
-        )
-        if not skip:
+        if not (isinstance(error, SampleError) and self._skips(error)):
             raise error
         self.read += 1
         self.bad += 1
@@ -72,6 +69,16 @@ class Tally:
             raise SampleError(f"{self._in_a_row} bad samples in a row; the last: {error}") from error
         if self.read >= _MIN_JUDGED and self._too_many():
             raise self._verdict() from error
+
+    def _skips(self, error: SampleError) -> bool:
+        if not callable(self.on_error):
+            return self.on_error == "skip"
+        try:
+            return bool(self.on_error(error))
+        except AdqError as theirs:
+            if str(error) in str(theirs):
+                raise
+            raise retold(theirs, f"{error}; on_error raised {type(theirs).__name__}: {theirs}") from theirs
 
     def close(self, *, whole: bool = True) -> None:
         """Say what was skipped, once, at the end of a pass; raise `SampleError` if it was too much of it.
@@ -162,10 +169,23 @@ class Pipe(ABC):
         tally.good(len(chunk), len(out))
         return out
 
+    def counted(self, stream: Iterable[Sample]) -> Iterable[Sample]:
+        """The stream, held against what only a whole pass can show; as it is, for a pipe that knows of nothing."""
+        return stream
+
     def _stream(self, stream: Iterable[Sample]) -> Iterator[Sample]:
         tally = Tally(type(self).__name__, self.on_error)
-        samples = iter(stream)
-        while chunk := list(islice(samples, self.chunk)):
+        samples = iter(self.counted(stream))
+        failed: Exception | None = None
+        while failed is None:
+            chunk: list[Sample] = []
+            try:
+                for sample in islice(samples, self.chunk):
+                    chunk.append(sample)
+            except Exception as error:  # raised once the good samples before it are handed on
+                failed = error
+            if not chunk:
+                break
             try:
                 out = self.apply(chunk)
             except Exception:  # each sample is tried again alone, and raises again
@@ -173,6 +193,8 @@ class Pipe(ABC):
                 continue
             tally.good(len(chunk), len(out))
             yield from out
+        if failed is not None:
+            raise failed
         tally.close()
 
     def _one_by_one(self, chunk: list[Sample], tally: Tally) -> Iterator[Sample]:
@@ -183,7 +205,10 @@ class Pipe(ABC):
                 raise
             except Exception as error:
                 self._check_sample(sample, error)
-                tally.failed(error if isinstance(error, AdqError) else self._wrapped(error, sample))
+                if isinstance(error, AdqError):  # a user's own function may raise one that names no place
+                    tally.failed(placed(error, shard=base_name(sample["__url__"]), key=sample["__key__"]))
+                else:
+                    tally.failed(self._wrapped(error, sample))
             else:
                 tally.good(1, len(out))
                 yield from out

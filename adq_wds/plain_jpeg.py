@@ -13,6 +13,8 @@ _MEANINGLESS = frozenset(
     {0xC4, 0xDD, 0xFE}
 )  # to Pillow: DHT, DRI and COM are left to the decoder, or to nobody
 _END = b"\xff\xd9"
+_ONE_SCAN = frozenset({0xC0, 0xC1})  # baseline, extended sequential: no other scan must follow
+_PADDING = b"\xff\x00" * 8  # 64 bits of ones: as many as the decoder looks ahead, and no Huffman code
 
 
 def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
@@ -58,6 +60,33 @@ def decode_plain_jpeg(data: bytes, size: tuple[int, int]) -> Image.Image | None:
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         return None
     try:
-        return Image.frombytes("RGB", size, data, "jpeg", "RGB", "")
+        return Image.frombytes("RGB", size, without_end(data), "jpeg", "RGB", "")
     except (ValueError, OSError):
         return None
+
+
+def without_end(data: bytes) -> bytes:
+    """The same JPEG with padding in place of its end marker, so that its decoder finds a scan that ends early.
+
+    libjpeg fills up with grey what a scan lacks before a marker, and counts a warning that Pillow does not tell.
+    Without the marker it asks for more bytes, which Pillow reports as truncated. A whole scan gives the same pixels.
+    What lies behind the first picture goes. A JPEG of several scans (progressive ones are) comes back unchanged: its
+    decoder gives no pixel before it has seen the end marker.
+
+    A part of the last two blocks of 8 × 8 may still be missing: the padding is enough for them.
+    """
+    at, frame = 2, 0
+    while data[at : at + 1] == b"\xff" and at + 4 <= len(data):
+        marker = data[at + 1]
+        if marker == 0xFF:  # a byte of filling
+            at += 1
+            continue
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # DHT, JPG, DAC
+            frame = marker
+        at += 2 + (data[at + 2] << 8 | data[at + 3])
+        if marker == _SOS:
+            end = data.find(_END, at)  # inside a scan, 0xff is always followed by 0
+            if frame not in _ONE_SCAN or end < 0 or data.find(b"\xff\xda", at, end) >= 0:
+                return data
+            return data[:end] + _PADDING
+    return data

@@ -341,7 +341,9 @@ def _draws_and_asked(
     for name, found in places.items():
         if len(found) != 1:
             problem = (
-                "is in several shards; give (shard, key)" if found else "is not among the usable samples"
+                "is in several shards; give (shard, key)"
+                if found
+                else "is not among the usable samples; expected a key, or (shard, key)"
             )
             raise PlanError(f"must-include sample {shorten(name)} {problem}")
     return np.concatenate(all_draws), {name: i for name, (i,) in places.items()}
@@ -366,7 +368,7 @@ def _shards(features: Features, bins: Bins, rows: _Rows) -> tuple[list[PlanShard
     shards, first, total, total_kept = [], 0, 0.0, 0.0
     for file in features:
         part = slice(first, first + file.n)
-        texture = file.texture().astype(np.float64)
+        texture = file.texture().astype(np.float64) if file.has_texture else np.zeros(file.n)
         total += float(texture.sum())
         total_kept += float(texture[rows.kept[part]].sum())
         columns = (bins.label, rows.bin, rows.pick, rows.rank, rows.kept, reason, stays)
@@ -465,7 +467,9 @@ def _header(
         "texture": {
             "all": round(texture[0] / max(1, len(features)), 6),
             "kept": round(texture[1] / max(1, n_kept), 6),
-        },
+        }
+        if all(file.has_texture for file in features)
+        else None,
         "bad": sum(len(file.bad) for file in features),
         "reasons": _count_reasons(shards),
     }

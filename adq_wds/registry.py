@@ -1,38 +1,24 @@
-"""What does a name stand for? Encoders, scores, importances, allocations, pipes; a new one is a function and a line here."""
+"""What does a name stand for? Encoders, scores, importances, allocations; a new one is a function and a line here.
+
+The command reads its names from here before it knows what it will do: torch, Pillow and Arrow are imported in functions.
+"""
 
 from __future__ import annotations
 
 import difflib
 import importlib.metadata
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adq_wds.core.allocation import adaptive, uniform
 from adq_wds.errors import AdqError
-from adq_wds.pipe import Pipe
-from adq_wds.pipes.assign import AssignBins
-from adq_wds.pipes.decode import Decode
-from adq_wds.pipes.embed import Embed
-from adq_wds.pipes.encode_patches import EncodePatches
-from adq_wds.pipes.map import Map
-from adq_wds.pipes.patches import PATCH, DropPatches
-from adq_wds.pipes.reconstruct import Reconstruct
-from adq_wds.pipes.subsample import Subsample
-from adq_wds.planner import Allocation
-from adq_wds.sample import Encoder, Importance
-from adq_wds.score import Score, check_score
+
+if TYPE_CHECKING:
+    from adq_wds.planner import Allocation
+    from adq_wds.sample import Encoder, Importance
+    from adq_wds.score import Score
 
 ALLOCATIONS: dict[str, Allocation] = {"adaptive": adaptive, "uniform": uniform}
-PIPES: dict[str, type[Pipe]] = {
-    "assign_bins": AssignBins,
-    "decode": Decode,
-    "drop_patches": DropPatches,
-    "embed": Embed,
-    "encode_patches": EncodePatches,
-    "map": Map,
-    "reconstruct": Reconstruct,
-    "subsample": Subsample,
-}
 SHIPPED_ENCODERS = ("builtin", "builtin-free", "thumbnail")
 ENCODER_OPTIONS = (  # what the command and a run.json may say of an encoder, beside its name
     "checkpoint", "device", "image_size", "pretrained", "head", "allow_pickle", "cache_dir", "amp", "channels_last",
@@ -126,6 +112,8 @@ def score(spec: str | Score) -> Score:
         ValueError: an unknown name, or a score that cannot be used.
         TypeError: not a score.
     """
+    from adq_wds.score import check_score
+
     if not isinstance(spec, str):
         return check_score(spec)
     found = _installed("scores", spec)
@@ -174,21 +162,26 @@ def importance(
         if given:
             raise ValueError(f"importance {spec!r} is ready made; options {sorted(given)} do not apply")
         return spec
+    from adq_wds.pipes.patches import PATCH
+
     given.setdefault("patch", PATCH)
     if spec in ("texture", "random"):
         return _plain_importance(spec, given)
     if spec in IMPORTANCES:
         return _seeing_importance(spec, given)
-    offered = _installed("importances", spec)
-    if offered is None:
-        known = [*IMPORTANCES, *_installed_names("importances")]
-        raise ValueError(unknown("importance", spec, difflib.get_close_matches(spec, known) or known))
-    made = _made("importance", spec, offered, given)
+    check_importance(spec)
+    made = _made("importance", spec, _installed("importances", spec), given)
     if not callable(made):
         raise ValueError(
             f"entry point {spec!r} of adq_wds.importances gives {made!r}, which is no importance"
         )
     return made  # type: ignore[no-any-return]
+
+
+def check_importance(name: str) -> None:
+    """Raise `ValueError`, with close names, for an importance that neither we nor an installed package offer."""
+    if name not in IMPORTANCES:
+        look_up("importance", name, dict.fromkeys([*IMPORTANCES, *_installed_names("importances")]))
 
 
 def _plain_importance(name: str, given: dict[str, Any]) -> Importance:

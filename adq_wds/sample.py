@@ -7,6 +7,7 @@ import json
 import operator
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from adq_wds.errors import SampleError, located, shorten
+from adq_wds.errors import AdqError, SampleError, located, names_place, shorten
 from adq_wds.image import MAX_PIXELS, WHITE, decode_image
 from adq_wds.shards import base_name
 
@@ -301,10 +302,26 @@ def _present(sample: Sample, spec: object, what: str) -> tuple[str, str]:
     else:
         names = [shorten(field, 40) for field in sorted(sample) if not field.startswith("__")]
         listed = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
-        remedy = "; for unlabelled data, label=None" if what == "label" else ""
+        like = _like(_wanted(spec, what), sample)
+        remedy = (
+            f" (a field is all behind a name's first dot); name one, such as {what}={like!r}" if like else ""
+        )
+        remedy += "; for unlabelled data, label=None" if what == "label" else ""
         looked = ", ".join(field for field, _ in _wanted(spec, what))
         trouble = f"no {what} field: looked for {looked}; the sample has {listed or 'no field'}{remedy}"
     raise place_error(SampleError(trouble), sample)
+
+
+def _like(wanted: tuple[tuple[str, str], ...], sample: Sample) -> str | None:
+    """A spec of a field that `sample` has and that ends as a wanted one, such as "left.jpg" for "jpg"."""
+    for name in sorted(sample):
+        for field, path in wanted:
+            spec = f"{name}:{path}" if path else name
+            if name.rpartition(".")[2] == field.rpartition(".")[2] and not name.startswith("__"):
+                with suppress(SpecError):  # ";" or ":" in a name
+                    if _alternatives(spec) == ((name, path),):
+                        return spec
+    return None
 
 
 @lru_cache(maxsize=64)  # most samples of a stream have the same names
@@ -319,6 +336,8 @@ def _call(function: Callable[[Sample], Any], sample: Sample, what: str) -> Any:
     except SpecError:
         raise
     except Exception as error:
+        if isinstance(error, AdqError) and names_place(error, base_name(str(sample.get("__url__", "?")))):
+            raise  # of a reader of ours that the function calls
         trouble = f"{what} function raised {type(error).__name__}: {shorten(str(error), 200)}"
         raise place_error(SampleError(trouble), sample, _name_of(function)) from error
 
@@ -390,10 +409,11 @@ def _remedy(whole: int | None) -> str:
 def _text(value: bytes | bytearray | memoryview | str) -> str:
     """UTF-8 text, without white space around it and without a byte-order mark in front."""
     if not isinstance(value, str):
+        data = bytes(value)
         try:
-            value = bytes(value).decode("utf-8")
+            value = data.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise _LabelError(f"label {shorten(bytes(value))} is not UTF-8 text") from error
+            raise _LabelError(f"label {shorten(data)} is not UTF-8 text") from error
     return value.strip().lstrip("\ufeff").strip()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +52,8 @@ class Score(ABC):
     Attributes:
         name: lower-case letters, digits and ``_``, at most 40; the column's name.
         revision: change it when `per_sample` changes, so that old and new numbers are never mixed.
+        needs_image: False for a score that looks at `h` alone: it is given None for the image, and samples without
+            one, such as text with embeddings of its own, can be scored too.
 
     >>> class Brightness(Score):
     ...     name = "brightness"
@@ -62,13 +65,14 @@ class Score(ABC):
 
     name: str
     revision: str = "1"
+    needs_image: bool = True
 
     @abstractmethod
-    def per_sample(self, image: Image.Image, h: NDArray[np.float32]) -> float:
+    def per_sample(self, image: Any, h: NDArray[np.float32]) -> float:
         """What one sample is worth: a finite number. Called from several threads.
 
         Args:
-            image: upright, RGB, of its own size.
+            image: PIL, upright, RGB, of its own size; None for a score with ``needs_image = False``.
             h: (D,) float32, its embedding as the encoder gave it.
         """
 
@@ -110,14 +114,14 @@ def check_score_name(name: object) -> str:
     return name
 
 
-def sample_value(score: Score, image: Image.Image, h: NDArray[np.float32]) -> float:
+def sample_value(score: Score, image: Image.Image | None, h: NDArray[np.float32]) -> float:
     """`score.per_sample`, checked.
 
     Raises:
         SampleError: it raised, or gave anything but a finite number (of float32's range).
     """
     try:
-        given = score.per_sample(image, h)
+        given = score.per_sample(image if score.needs_image else None, h)
         number = float(given) if np.ndim(given) == 0 else None
     except Exception as error:
         text = " ".join(str(error).split())[:200]

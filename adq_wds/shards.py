@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import glob
-import math
+import logging
 import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import islice
 from pathlib import PurePosixPath
 from urllib.parse import unquote
 
 import braceexpand
 
-from adq_wds.errors import PlanError, shorten
+from adq_wds.braces import count_braces
+from adq_wds.errors import PlanError, printable, shorten
+
+logger = logging.getLogger("adq_wds")
 
 MAX_SHARDS = 1_000_000
-_RANGE = re.compile(r"\{(-?\d{1,18})\.\.(-?\d{1,18})[.}]")
+_TARS = (".tar", ".tar.gz", ".tgz")
+_IMAGE = re.compile(r".*\.(?:jpe?g|png|webp|bmp|gif|tiff?)", re.IGNORECASE)
+_PACKED = re.compile(  # archives that are not read, and tars of which a part is there
+    r".*\.(?:tar(?:\.(?:gz|bz2|xz|zst|lz4|br|z|part|tmp|aria2|crdownload))?|tgz|tbz2?|txz|tzst|zip|7z|rar)",
+    re.IGNORECASE,
+)
+_URL_PATTERN = re.compile(r"\*|\[[^]/]{2,}\]")  # train[1].tar may be a name
+_QUERY_PATTERN = re.compile(r"[?\d_-]*\.(?:tar|tgz)(?:\.\w+)*")  # what follows the first ? of t-00?.tar
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _LIKE_SCP = re.compile(r"[^/]*@[^/]*:")
 _TAR_IN_COMMAND = re.compile(r"[^/\s'\"|<>?#&=:@]+\.(?:tar|tgz)[.\w]*")
 
@@ -28,11 +39,13 @@ def expand_urls(
     """The shards that a pattern, or several, stand for, in the order written.
 
     Braces (``train-{000000..000146}.tar``) and ``::`` are read as WebDataset reads them; ``*`` and ``?`` match
-    local files, sorted; a folder means the ``*.tar`` files in it, sorted; ``file:`` URLs become paths. A command
-    (``pipe:``) is refused, unless `commands` lets it pass.
+    local files, sorted; a folder means the ``.tar``, ``.tar.gz`` and ``.tgz`` files in it, sorted, and a warning says
+    which other files in it look like data; ``file:`` URLs become paths. A command (``pipe:``) is refused, unless
+    `commands` lets it pass.
 
     Raises:
-        ValueError: nothing is named, a local pattern matches nothing, a shard is named twice, or is a command.
+        ValueError: nothing is named, a local pattern or folder has no shards, a URL is a folder or has ``*``, a shard
+            is named twice, or is a command.
 
     >>> expand_urls("a-{000..002}.tar::b.tar")
     ['a-000.tar', 'a-001.tar', 'a-002.tar', 'b.tar']
@@ -59,33 +72,99 @@ def expand_urls(
 
 
 def _expand_one(part: str) -> list[str]:
-    if os.path.exists(part) and not os.path.isdir(part):
+    if os.path.isdir(part):
+        return _shards_in(part)
+    if os.path.exists(part):
         return [part]  # a file whose own name has braces or stars
-    many = math.prod(abs(int(last) - int(first)) + 1 for first, last in _RANGE.findall(part))
-    if many > MAX_SHARDS:  # counted first: the ranges would be written out in memory
-        raise ValueError(f"shards {shown_url(part)}: {many:,} shards, at most {MAX_SHARDS:,}")
     try:
-        names = list(islice(braceexpand.braceexpand(part), MAX_SHARDS)) if part else []
-    except ValueError:  # its text quotes the pattern
+        many = count_braces(part)  # first: ranges would be written out in memory
+        names = braceexpand.braceexpand(part) if part and many <= MAX_SHARDS else iter(())
+    except ValueError:  # its text quotes the pattern, which may hold a secret
         raise ValueError(f"shards {shown_url(part)}: braces that do not match") from None
+    except RecursionError:
+        raise ValueError(f"shards {shown_url(part)}: too many braces within braces") from None
+    if many > MAX_SHARDS:
+        raise ValueError(f"shards {shown_url(part)}: {many:,} shards, at most {MAX_SHARDS:,}")
     found = []
     for name in names:
         if is_url(name):
+            _refuse_url_pattern(name)
             found.append(_without_file_scheme(name))
         elif os.path.isdir(name):
-            found.extend(_matches(os.path.join(glob.escape(name), "*.tar"), f"{name}/*.tar"))
+            found.extend(_shards_in(name))
         elif any(c in name for c in "*?[") and not os.path.exists(name):
-            found.extend(_matches(name, name))
+            found.extend(_matches(name))
         else:
             found.append(name)
     return found
 
 
-def _matches(pattern: str, shown: str) -> list[str]:
+def _matches(pattern: str) -> list[str]:
     names = sorted(glob.glob(pattern))
     if not names:
-        raise ValueError(f"no shards match {shorten(shown)}")
+        raise ValueError(f"no shards match {shorten(pattern)}")
     return names
+
+
+def _shards_in(folder: str) -> list[str]:
+    """The shards that lie in a folder, sorted; a warning says what else in it looks like data.
+
+    Raises:
+        ValueError: there are none; says what is there instead.
+    """
+    with os.scandir(folder) as entries:
+        is_folder = {entry.name: entry.is_dir() for entry in entries if not entry.name.startswith(".")}
+    names = sorted(is_folder)
+    shards = [name for name in names if name.endswith(_TARS)]
+    packed = [name for name in names if _PACKED.fullmatch(name) and not name.endswith(_TARS)]
+    images = [name for name in names if _IMAGE.fullmatch(name)]
+    inside = {name: _listed(os.path.join(folder, name)) for name in names if is_folder[name]}
+    deeper = [name for name, files in inside.items() if any(file.endswith(_TARS) for file in files)]
+    left_out = [
+        f"{len(some):,} {what} ({', '.join(map(shorten, some[:3]))}{', …' if len(some) > 3 else ''})"
+        for some, what in (
+            (packed, "archives of another kind"),
+            (images, "images"),
+            (deeper, "folders with shards"),
+        )
+        if some
+    ]
+    if not shards:
+        in_folders = any(_IMAGE.fullmatch(file) for files in inside.values() for file in files)
+        pack = (
+            f"; to make shards of image files: adq pack {shlex.quote(folder)} -o shards/%06d.tar"
+            if images or in_folders
+            else ""
+        )
+        there = f"; there are {', '.join(left_out)}" if left_out else ""
+        raise ValueError(f"no shards match {shorten(f'{folder}/*.tar')}, *.tar.gz or *.tgz{there}{pack}")
+    if left_out:
+        logger.warning(
+            "folder %s: %d shards; left out: %s", printable(folder), len(shards), ", ".join(left_out)
+        )
+    return [os.path.join(folder, name) for name in shards]
+
+
+def _listed(path: str) -> list[str]:
+    """The names in a folder; none where it may not be read."""
+    try:
+        return os.listdir(path)
+    except OSError:
+        return []
+
+
+def _refuse_url_pattern(url: str) -> None:
+    """Raise `ValueError` for a URL that can only be meant as a pattern or a folder."""
+    if is_pipe(url):
+        return
+    rest, _, query = url.partition("://")[2].partition("#")[0].partition("?")
+    host, _, path = rest.partition("/")
+    folder = not query and (not path or path.endswith("/")) and not host.endswith(_TARS)
+    if folder or _URL_PATTERN.search(path) or _QUERY_PATTERN.fullmatch(query):
+        raise ValueError(
+            f"shard {shown_url(url)}: in URLs braces are expanded only, no *, ? or [...], and no folders are read: "
+            "list the names, such as train-{000000..000009}.tar"
+        )
 
 
 def _without_file_scheme(url: str) -> str:
@@ -122,7 +201,7 @@ def shown_url(url: str) -> str:
     folder, slash, name = path_of(url).rpartition("/")
     if is_pipe(url):
         return f"'pipe:' … {shorten(name)}"
-    return shorten(name) if slash and folder and not set(name) & set("@:?#") else "a URL"
+    return shorten(name) if slash and folder and name and not set(name) & set("@:?#") else "a URL"
 
 
 def without_secrets(url: str) -> str:
@@ -163,6 +242,8 @@ def base_name(shard: str) -> str:
 def shard_names(urls: Sequence[str]) -> list[str]:
     """A name for each shard: the file's name, with as much of its folder as makes it unique.
 
+    A name that would be read as a URL or as an option (``log-10:00.tar``, ``-1.tar``) takes its folder with it.
+
     Raises:
         ValueError: two of the URLs are the same file.
 
@@ -176,13 +257,25 @@ def shard_names(urls: Sequence[str]) -> list[str]:
         names = ["/".join(p[-d:]) for p, d in zip(parts, depth, strict=True)]
         groups = Counter(names)
         same = [i for i, name in enumerate(names) if groups[name] > 1]
-        if not same:
-            return names
         stuck = [i for i in same if depth[i] >= len(parts[i])]
         if len(stuck) > 1:
             raise ValueError(f"shard {shown_url(urls[stuck[0]])} is listed twice; name each shard once")
-        for i in same:
-            depth[i] = min(depth[i] + 1, len(parts[i]))
+        misread = [i for i, name in enumerate(names) if _reads_as_more(name)]
+        deeper = {i for i in (*same, *misread) if depth[i] < len(parts[i])}
+        if not deeper:
+            return names
+        for i in deeper:
+            depth[i] += 1
+
+
+def plain_shard_names(urls: Sequence[str]) -> list[str]:
+    """`shard_names`, if a plan or index may list them: said before any work, not after it.
+
+    Raises:
+        ValueError: two of the URLs are the same file.
+        PlanError: see `check_shard_name`.
+    """
+    return [check_shard_name(name) for name in shard_names(urls)]
 
 
 class ShardNames:
@@ -237,18 +330,38 @@ def _shared_suffix(a: list[str], b: list[str]) -> int:
 def check_shard_name(name: object) -> str:
     """`name`, if it is a plain relative file name: a plan comes from a stranger and must not name more.
 
-    Raises:
-        PlanError: empty, absolute, ``..``, a scheme, a command, or a character that a shell or a pattern reads.
+    Names are only ever matched with the shards that a user gives, so any character of ordinary names is allowed.
+    What some program would read as more than a name is refused: plans are also read by others.
 
-    >>> check_shard_name("train/a-000001.tar")
-    'train/a-000001.tar'
+    Raises:
+        PlanError: empty, absolute, ``..``, a scheme, a command, or a character that a pattern or a shell expands.
+
+    >>> check_shard_name("R&D/train's [1]-2024:05.tar")
+    "R&D/train's [1]-2024:05.tar"
     """
     if not isinstance(name, str) or not name:
         raise PlanError(f"shard name {shorten(name)} is not a name")
-    parts = name.split("/")
-    hostile = set(name) & set("{}[]*?$|`<>\\:;&\"'!")
-    if hostile or not name.isprintable() or name != name.strip() or name[0] in "-~":
-        raise PlanError(f"shard name {shorten(name)} is refused: it is not a plain file name")
-    if any(part in ("", ".", "..") for part in parts):
-        raise PlanError(f"shard name {shorten(name)} is refused: it must be a relative path without '..'")
+    why = _why_refused(name)
+    if why is not None:
+        raise PlanError(f"shard name {shorten(name)} is refused: {why}; rename the file or folder")
     return name
+
+
+def _reads_as_more(name: str) -> bool:
+    """Whether a name reads as a URL, another machine's file or an option, which a folder before it would settle."""
+    return bool(_SCHEME.match(name) or _LIKE_SCP.match(name)) or name[:1] in ("-", "~")
+
+
+def _why_refused(name: str) -> str | None:
+    hostile = sorted(set(name) & set('{}*?$|`<>\\"'))
+    if hostile:
+        return f"it holds {' '.join(hostile)}"
+    if printable(name) != name or set(name) & {"\n", "\t"}:
+        return "it holds control characters"
+    if name != name.strip():
+        return "it begins or ends with a space"
+    if _reads_as_more(name) or "://" in name or "::" in name:
+        return "it reads as a URL, a command or an option"
+    if any(part in ("", ".", "..") for part in name.split("/")):
+        return "it must be a relative path without '..'"
+    return None

@@ -37,29 +37,31 @@ an index), and an empty last member whose header is zeroed looks like the end (h
 
 from __future__ import annotations
 
-import mmap
 import os
 import re
 import stat
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeAlias
 
 from adq_wds.errors import SampleError, ShardError, located, shorten
 from adq_wds.remote.fetch import Fetch
+from adq_wds.shard_file import ShardFile
 from adq_wds.shards import base_name, is_url
-from adq_wds.tar_headers import BLOCK, DEFAULT_LIMITS, Entry, Limits, iter_entries
+from adq_wds.tar_headers import BLOCK, DEFAULT_LIMITS, Entry, Limits, View, iter_entries
 
 __all__ = [
     "DEFAULT_LIMITS", "Buffer", "Ignored", "Limits", "Member", "Span",
     "iter_spans", "open_shard", "payload_crc32", "read_sample", "span_at", "split_name",
 ]  # fmt: skip
 
-Buffer: TypeAlias = bytes | bytearray | memoryview | mmap.mmap
+Buffer: TypeAlias = bytes | bytearray | memoryview | ShardFile
+"""What holds a tar: bytes in memory, or a file that is read by offset."""
 
 _META = re.compile(r"__[^/]*__($|/)")  # webdataset's `skip_meta`
+_PIECE = 1 << 20  # bytes of a payload whose crc32 is taken at one time
 _PACKED = {b"\x1f\x8b": "gzip", b"BZh91AY&SY": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
@@ -138,7 +140,7 @@ def iter_spans(
     a 0 1024 ['jpg', 'cls']
     b 1024 512 ['jpg']
     """
-    view = memoryview(buffer).cast("B")
+    view = _view(buffer)
     if len(view) == 0:
         raise ShardError(f"shard {shard}: empty file, expected a tar file: write or fetch it again")
     entries = iter_entries(view, shard=shard, limits=limits, marked=True)
@@ -152,7 +154,7 @@ def span_at(data: Buffer, *, shard: str, limits: Limits = DEFAULT_LIMITS) -> Spa
         ShardError: what `iter_spans` refuses, or the bytes are not exactly one sample: none, two, or more
             bytes in front of it or behind it (the shard is not the one that the offset was taken from).
     """
-    view = memoryview(data).cast("B")
+    view = _view(data)
     entries = iter_entries(view, shard=shard, limits=limits, marked=False)
     spans = list(_group(entries, shard=shard, limits=limits, ignored=Ignored()))
     if not spans or spans[0].n_bytes != len(view):
@@ -168,12 +170,15 @@ def payload_crc32(buffer: Buffer, span: Span) -> int:
     """crc32 over the payloads of all members of a span, in tar order.
 
     Raises:
+        ShardError: the file was cut short since the span was found, or cannot be read.
         ValueError: the span ends behind the buffer, so it was found in another one.
     """
     crc = 0
-    with memoryview(buffer) as view:
-        for member in span.members:
-            crc = zlib.crc32(_payload(view, member), crc)
+    for member in span.members:
+        _check_inside(buffer, member)
+        end = member.offset + member.n_bytes
+        for start in range(member.offset, end, _PIECE):
+            crc = zlib.crc32(_bytes_of(buffer, start, min(start + _PIECE, end), span.key), crc)
     return crc
 
 
@@ -182,25 +187,36 @@ def read_sample(buffer: Buffer, span: Span, *, url: str) -> dict[str, Any]:
 
     Raises:
         SampleError: the span has a problem.
+        ShardError: the file was cut short since the span was found, or cannot be read.
         ValueError: the span ends behind the buffer, so it was found in another one.
     """
     if span.problem is not None:
         raise SampleError(span.problem)
     sample: dict[str, Any] = {"__key__": span.key, "__url__": url}
-    with memoryview(buffer) as view:
-        for member in span.members:
-            if not member.field.startswith("__adq_"):
-                sample[member.field] = bytes(_payload(view, member))
+    for member in span.members:
+        if not member.field.startswith("__adq_"):
+            _check_inside(buffer, member)
+            sample[member.field] = _bytes_of(buffer, member.offset, member.offset + member.n_bytes, span.key)
     return sample
 
 
-def _payload(view: memoryview, member: Member) -> memoryview:
+def _view(buffer: Buffer) -> View:
+    return buffer if isinstance(buffer, ShardFile) else memoryview(buffer).cast("B")
+
+
+def _check_inside(buffer: Buffer, member: Member) -> None:
     end = member.offset + member.n_bytes
-    if end > len(view):
+    if end > len(buffer):
         raise ValueError(
-            f"{member} ends at byte {end} of a buffer of {len(view)}: pass the bytes it was found in"
+            f"{member} ends at byte {end} of a buffer of {len(buffer)}: pass the bytes it was found in"
         )
-    return view[member.offset : end]
+
+
+def _bytes_of(buffer: Buffer, start: int, stop: int, key: str) -> bytes:
+    """Part of a sample's bytes."""
+    if isinstance(buffer, ShardFile):
+        return buffer.read(start, stop, key=key)
+    return bytes(buffer[start:stop])
 
 
 @contextmanager
@@ -210,17 +226,17 @@ def open_shard(
     shard: str | None = None,
     fetch: Fetch | None = None,
     sparse: bool = False,
-) -> Iterator[memoryview]:
-    """The bytes of a shard, memory-mapped and read-only; slices kept after the block stay valid.
+) -> Iterator[ShardFile]:
+    """The bytes of a shard, read by offset until the block ends.
 
     A shard at a URL, or packed with gzip, is fetched whole and unpacked first, into `fetch`'s cache or a temporary file.
-    A file that another process shortens meanwhile kills this one (SIGBUS): shards are replaced, never cut. With
-    `sparse` the kernel is told to fetch what is read and nothing around it: for reading a small part.
+    A file that another process shortens meanwhile is a `ShardError` where its bytes are missing.
 
     Args:
         path: a local path, a URL, or a command (``pipe:``), if `fetch` allows it.
         shard: its name, for messages.
         fetch: how what is not a plain local tar is got.
+        sparse: a small part will be read; see `ShardFile`.
 
     Raises:
         ShardError: missing, unreadable, no regular file, empty, or packed otherwise than with gzip.
@@ -229,24 +245,18 @@ def open_shard(
     fetch = fetch or Fetch()
     remote = is_url(url)
     name = shard or (base_name(url) if remote else url)
-    file = fetch.whole(url, shard=name) if remote else _opened(url, name)
     with ExitStack() as close:
-        close.enter_context(file)
-        mapped = _mapped(file, name, sparse)
-        packer = next((packer for magic, packer in _PACKED.items() if mapped[: len(magic)] == magic), None)
+        file = close.enter_context(fetch.whole(url, shard=name) if remote else _opened(url, name))
+        data = ShardFile(file, name, sparse=sparse)
+        start = data[: max(map(len, _PACKED))]
+        packer = next((packer for magic, packer in _PACKED.items() if start.startswith(magic)), None)
         if packer is not None:
-            mapped.close()
             if packer != "gzip" or remote:
                 text = f"{packer}: unpack it, samples are read from tar files by offset"
                 raise ShardError(f"shard {name}: {text}")
-            mapped = _mapped(close.enter_context(fetch.unpacked(file, url, shard=name)), name, sparse)
-    view = memoryview(mapped)
-    try:
-        yield view
-    finally:
-        with suppress(BufferError):  # somebody still holds a slice: the mapping goes when the slice does
-            view.release()
-            mapped.close()
+            unpacked = close.enter_context(fetch.unpacked(file, url, shard=name))
+            data = ShardFile(unpacked, name, sparse=sparse)
+        yield data
 
 
 def _opened(path: str, name: str) -> BinaryIO:
@@ -264,20 +274,6 @@ def _opened(path: str, name: str) -> BinaryIO:
     except BaseException:
         os.close(handle)
         raise
-
-
-def _mapped(file: BinaryIO, name: str, sparse: bool) -> mmap.mmap:
-    try:
-        if os.fstat(file.fileno()).st_size == 0:
-            raise ShardError(f"shard {name}: empty file, expected a tar file: write or fetch it again")
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        if sparse and hasattr(
-            mmap, "MADV_RANDOM"
-        ):  # before the first look, which would fetch megabytes ahead
-            mapped.madvise(mmap.MADV_RANDOM)
-        return mapped
-    except OSError as error:
-        raise ShardError(f"shard {name}: cannot be read: {error.strerror or error}") from error
 
 
 def split_name(name: str) -> tuple[str, str] | None:
@@ -311,7 +307,8 @@ def _group(entries: Iterable[Entry], *, shard: str, limits: Limits, ignored: Ign
             if key in seen:
                 text = (
                     f"key twice in a shard (again at byte {start}): the members of a sample must be adjacent and "
-                    "keys unique; write the shard again with one key per sample"
+                    "keys unique; write the shard again with one key per sample, sorted: "
+                    "tar --sort=name -cf NEW.tar FOLDER"
                 )
                 raise located(ShardError(text), shard=shard, key=key)
             seen.add(key)

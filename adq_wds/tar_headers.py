@@ -9,16 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
 from adq_wds.errors import ShardError, shorten
+from adq_wds.shard_file import ShardFile
 
 BLOCK = 512
 
+View: TypeAlias = memoryview | ShardFile
+"""A tar's bytes: in memory, with format 'B', or in a file."""
+
 _ZEROS = bytes(BLOCK)
 _BATCH = 4096  # headers whose checksums are verified together: 2 MiB
+_AHEAD = 256 << 10  # bytes of a file that are read for the headers in them
+_APART = 4096  # and where payloads are large, so that few headers would be in them
+_LARGE = 16 << 10
 FILES = b"0\x007"
 PREFIXES = b"xXLKg"
 _KINDS = {"1": "hard link", "2": "symbolic link", "3": "character device", "4": "block device", "6": "fifo",
@@ -70,14 +77,14 @@ class Entry(NamedTuple):
     n_bytes: int
 
 
-def iter_entries(view: memoryview, *, shard: str, limits: Limits, marked: bool) -> Iterator[Entry]:
+def iter_entries(view: View, *, shard: str, limits: Limits, marked: bool) -> Iterator[Entry]:
     """Every entry in tar order, each given out only when the checksums of its headers have been verified.
 
     Checksums are verified a batch at a time, for speed. A size changed by damage can lead the walk astray
     meanwhile, but only inside the view, and then the bad checksum in front of it is what gets reported.
 
     Args:
-        view: the bytes, format 'B'.
+        view: the bytes.
         marked: True: an end-of-archive marker must follow; False: the bytes end with the last payload's block.
 
     Raises:
@@ -135,13 +142,17 @@ def sum_fits(head: bytes) -> bool:
 
 
 def _walk(
-    view: memoryview, heads: list[tuple[int, bytes]], *, shard: str, limits: Limits, marked: bool
+    view: View, heads: list[tuple[int, bytes]], *, shard: str, limits: Limits, marked: bool
 ) -> Iterator[Entry]:
     """Every entry in tar order; each header goes to `heads` before it is looked at, for the caller to verify."""
     total, position, limit = len(view), 0, limits.member_bytes
     prefix: _Prefix | None = None
+    ahead, start, size = b"", 0, 0  # bytes read ahead, where they start, and the size of the last payload
     while marked or position < total:
-        head = view[position : position + BLOCK].tobytes()
+        head = ahead[position - start : position - start + BLOCK]
+        if len(head) < BLOCK:
+            ahead, start = bytes(view[position : position + (_AHEAD if size < _LARGE else _APART)]), position
+            head = ahead[:BLOCK]
         if len(head) < BLOCK:
             raise at_byte(shard, total, "truncated: no end-of-archive marker; write or fetch the shard again")
         if head == _ZEROS and prefix is None:
@@ -193,7 +204,7 @@ class _Prefix:
     size: int | None = None
     kinds: bytes = b""
 
-    def read(self, view: memoryview, head: bytes, payload: int, limits: Limits) -> int:
+    def read(self, view: View, head: bytes, payload: int, limits: Limits) -> int:
         """Take one prefix header in; returns where the next header starts. Raises ValueError."""
         kind = head[156:157]
         if kind in self.kinds or (kind == b"g" and self.kinds):
@@ -204,7 +215,7 @@ class _Prefix:
         if size > getattr(limits, which) or size + -size % BLOCK > left:
             what = f"{kind.decode()!r} header (long name or PAX)"
             raise ValueError(f"{what} {_too_long(size, getattr(limits, which), which, left)}")
-        body = view[payload : payload + size].tobytes()
+        body = bytes(view[payload : payload + size])
         if kind == b"L":
             self._set_name(body.partition(b"\0")[0], limits)
         elif kind != b"K":
@@ -307,12 +318,12 @@ def number(field: bytes) -> int:
     return int(text or b"0", 8)
 
 
-def _check_tail(view: memoryview, position: int, *, shard: str, limits: Limits, marked: bool) -> None:
+def _check_tail(view: View, position: int, *, shard: str, limits: Limits, marked: bool) -> None:
     """From a block of zeros on there are only zeros, and not suspiciously many."""
     if not marked:
         raise at_byte(shard, position, "end-of-archive marker inside a span: index the shard again")
     left = len(view) - position
-    tail = view[position : position + limits.padding_bytes].tobytes()
+    tail = bytes(view[position : position + limits.padding_bytes])
     if tail.count(0) != len(tail):
         text = "data after the end-of-archive marker (a zeroed header, or concatenated tars): samples would be lost"
         raise at_byte(shard, position, f"{text}; write or fetch the shard again")

@@ -318,7 +318,7 @@ def test_errors_are_one_line_with_a_code(
             "adq: 't-{0..1}.tar' names tar shards, no plan; --patches OUT.png draws",
         ),
         (["show", str(Path(shards[0]).parent)], 2, f"adq: {str(Path(shards[0]).parent)!r} names tar shards"),
-        (["show", str(tmp_path / "features")], 1, "adq: PlanError: "),
+        (["show", str(tmp_path / "features")], 2, f"adq: {tmp_path}/features: a folder without plan.parquet"),
         (["show", plan, "--mae", "builtin"], 2, "adq: --mae has no effect without --patches; leave it out"),
         (["show", plan, "--patch-keep", "0.5"], 2, "adq: --patch-keep has no effect without --patches"),
         (["show", plan, "--no-amp"], 2, "adq: --amp has no effect without --patches"),

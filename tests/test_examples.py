@@ -1,6 +1,7 @@
 """The examples run as they are, as a newcomer would run them."""
 
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -12,10 +13,12 @@ import timm
 import torch
 
 import adq_wds as adq
+from adq_wds.io.state import sealed
 from adq_wds.jobs.write import write_kept
 from adq_wds.models.mae import MaeSize, MaskedAutoencoder
 from adq_wds.models.mae_checkpoints import save_mae
 from adq_wds.models.mae_patches import cut
+from tests.conftest import write_tar
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -45,7 +48,8 @@ def test_training_on_a_plan_goes_on_where_it_was_stopped(
     assert first.count("15 batches, mean loss") == 2
     state = json.loads((tmp_path / "state.json").read_text())
     assert (state["epoch"], state["t"]) == (2, 0)
-    (tmp_path / "state.json").write_text(json.dumps({**state, "epoch": 1, "t": 40}))
+    before = {name: value for name, value in {**state, "epoch": 1, "t": 40}.items() if name != "checksum"}
+    (tmp_path / "state.json").write_text(json.dumps(sealed(before)))
     again = run()
     assert "epoch 1: 5 batches" in again
     assert again.count("mean loss") == 1
@@ -63,6 +67,18 @@ def test_one_pass_keeps_a_part_of_shards_no_fit_has_seen(
     assert 70 <= kept <= 130  # 100 expected, four standard deviations either way
     counts = [int(line.split()[-1]) for line in out.stdout.splitlines() if line.startswith("bin ")]
     assert (len(counts), sum(counts)) == (10, kept)
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["of one's own", "made by the example"])
+def test_a_fifth_of_a_set_of_instructions_is_kept(given: bool, tmp_path: Path) -> None:
+    command = [sys.executable, str(EXAMPLES / "instruction_tuning.py")]
+    if given:
+        texts = [f"Say {i} in words, {'please' * (i % 4)}" for i in range(40)]
+        members = [(f"k{i}.json", json.dumps({"instruction": text}).encode()) for i, text in enumerate(texts)]
+        command += [str(write_tar(tmp_path / "t.tar", members))]
+    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert ("<Plan 8 of 40 samples in 1 shards" if given else "<Plan 60 of 300 samples in 2 shards") in out
+    assert len(out.splitlines()) == 4
 
 
 @pytest.mark.parametrize("stored", [True, False])
@@ -149,3 +165,16 @@ def test_a_classifier_trains_on_images_that_are_rebuilt_on_the_fly(
     runpy.run_path(str(EXAMPLES / "train_on_patches.py"), run_name="__main__")
     out = capsys.readouterr().out
     assert out.count(f"4 batches of {'64x64' if stored else '32x32'}, mean loss") == 2
+
+
+def test_hugging_faces_streams_give_exactly_the_kept_samples(
+    make_shard: Callable[..., Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("datasets", reason="Hugging Face datasets is not installed")
+    shards = [str(make_shard(f"t-{i}.tar", 60, first=60 * i)) for i in range(2)]
+    plan = tmp_path / "plan.parquet"
+    adq.Plan.from_keys(shards, [f"s{i:05d}" for i in range(0, 120, 5)]).save(plan)
+    command = [sys.executable, str(EXAMPLES / "huggingface_datasets.py"), f"{tmp_path}/t-*.tar", str(plan)]
+    homes = {name: str(tmp_path / "cache") for name in ("HF_HOME", "HF_DATASETS_CACHE")}
+    out = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, **homes})
+    assert out.stdout == "24 of the 24 kept samples, out of 120\n"

@@ -20,6 +20,7 @@ from adq_wds.files import lock
 from tests.conftest import jpeg, write_tar
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
+Filling = Callable[..., tuple[int, str]]
 
 
 def write_shard(path: Path, n: int, first: int = 0) -> None:
@@ -65,20 +66,22 @@ def command(job: str, folder: str) -> list[str]:
 # ---- F27: a full disk
 
 FILL = """
-import io, json, os, resource, sys
+import io, json, os, re, resource, sys
 from contextlib import redirect_stderr, redirect_stdout
 from adq_wds.cli import main
 
-limit = None
+limit = name = None
 
-def fill_up(event, arguments):  # a job removes what a killed one left just before it begins to write
-    if limit is not None and event == "os.remove" and str(arguments[0]).endswith(f"/.{name}.partial"):
+def fill_up(event, arguments):  # as soon as the file is made that will take the name
+    if limit is not None and name and event == "open" and re.fullmatch(f".*/[.]{name}[.].*partial", str(arguments[0])):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
 
 sys.addaudithook(fill_up)
 for line in sys.stdin:
     name, limit, *command = json.loads(line)
     said = io.StringIO()
+    if limit is not None and not name:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     with redirect_stderr(said), redirect_stdout(io.StringIO()):
         code = main(command)
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
@@ -96,15 +99,18 @@ TARGETS = {  # what is written, by which job, after which change to its surround
 
 
 @pytest.fixture(scope="module")
-def filling() -> Iterator[Callable[..., tuple[int, str]]]:
-    """filling(name, limit, *command): the command in one other process, on a disk with room for `limit` bytes of it."""
+def filling() -> Iterator[Filling]:
+    """filling(name, limit, *command): the command in one other process, on a disk with room for `limit` bytes of it.
+
+    Without a name every file has so much room and no more.
+    """
     process = subprocess.Popen(
         [sys.executable, "-c", FILL], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert process.stdin is not None
     assert process.stdout is not None
 
-    def call(name: str, limit: int | None, *command: str) -> tuple[int, str]:
+    def call(name: str | None, limit: int | None, *command: str) -> tuple[int, str]:
         process.stdin.write(json.dumps([name, limit, *command]) + "\n")
         process.stdin.flush()
         code, said = json.loads(process.stdout.readline())
@@ -118,7 +124,7 @@ def filling() -> Iterator[Callable[..., tuple[int, str]]]:
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_a_disk_that_fills_up_anywhere_costs_no_file_and_is_named(
-    name: str, here: Path, filling: Callable[..., tuple[int, str]]
+    name: str, here: Path, filling: Filling
 ) -> None:
     """F27. Shards that `--overwrite` replaces, and a run.json of another plan, go first; none is ever torn."""
     job, changed, stays = TARGETS[name]
@@ -147,6 +153,102 @@ def test_a_disk_that_fills_up_anywhere_costs_no_file_and_is_named(
     assert target.read_bytes() == new
 
 
+WRITERS = {  # every command that writes, as `JOBS`, with all that it can write
+    **JOBS,
+    "run": [*JOBS["run"], "--write"],
+    "embed": [*JOBS["embed"], "--views", "10"],
+    "write-patches": ["write", "in", "--patch-keep", "0.5", "--importance", "random", "--size", "64", "-o", "{}/%06d.tar"],
+    "show-patches": ["show", "in", "--patches", "{}/sheet.png", "--importance", "random", "--size", "64"],
+    "pack": ["pack", "photos", "-o", "{}/%06d.tar"],
+    "demo": ["demo", "-o", "{}", "--encoder", "thumbnail", "--seeds", "1", "--epochs", "1"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("limit", [0, 10, 100, 4_000, 20_000])
+@pytest.mark.parametrize("job", WRITERS)
+def test_a_full_disk_at_any_write_of_any_command_is_named_and_leaves_nothing(
+    job: str, limit: int, here: Path, filling: Filling
+) -> None:
+    """F42: the lock's own text, scratch files and shared memory included."""
+    for folder in ("out", "photos"):
+        (here / folder).mkdir()
+    (here / "photos" / "a.jpg").write_bytes(jpeg(0))
+    words = [word.format(here / "out") for word in WRITERS[job]]
+    words = [str(here / word) if word in ("in", "features", "photos") else word for word in words]
+    code, said = filling(None, limit, *words)
+    assert_full(code, said, here / "out")
+    if limit < 100:
+        assert code == 1
+        assert not any((here / "out").iterdir())
+
+
+def assert_full(code: int, said: str, out: Path) -> None:
+    """The job has ended well, or named where there was no room; what is left is whole and under its own name."""
+    last = (said.splitlines() or [""])[-1]
+    assert code in (0, 1), said
+    if code:
+        assert last.startswith(("adq: AdqError: ", "adq: FeaturesError: ")), said
+        assert str(out) in last or "no shared memory" in last
+        assert "File too large" in last or "No space left" in last
+    assert not list(out.rglob(".*")), said
+
+
+FULL = """
+import io, json, os, subprocess, sys
+from contextlib import redirect_stderr, redirect_stdout
+from adq_wds.cli import main
+
+out, size, *command = sys.argv[1:]
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", out], check=True)
+with open(out + "/full", "wb") as full:
+    full.write(bytes(65536 - int(size)))
+said = io.StringIO()
+with redirect_stderr(said), redirect_stdout(io.StringIO()):
+    code = main(command)
+print(json.dumps([code, said.getvalue(), os.listdir(out), os.stat(out + "/full").st_size]))
+"""
+
+
+@pytest.mark.parametrize("n_free", [0, 4_096])
+@pytest.mark.parametrize("job", ["index", "write"])
+def test_a_file_system_without_space_is_named_and_left_as_it_was(job: str, n_free: int, here: Path) -> None:
+    """F42 by a small file system of its own, where one may be mounted."""
+    tried = ["unshare", "-rm", "mount", "-t", "tmpfs", "none", str(here / "in")]
+    if shutil.which("unshare") is None or subprocess.run(tried, capture_output=True).returncode:
+        pytest.skip("needs a mount of its own")
+    (here / "out").mkdir()
+    run = ["unshare", "-rm", sys.executable, "-c", FULL, str(here / "out"), str(n_free)]
+    result = subprocess.run(
+        [*run, *command(job, str(here / "out"))], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    code, said, left, n_full = json.loads(result.stdout)
+    assert (code, n_full) == (1, 65_536 - n_free)
+    assert left == ["full"]
+    assert_full(code, said, here / "out")
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_full_standard_output_is_one_line_and_a_full_standard_error_stops_no_job(
+    stream: str, here: Path
+) -> None:
+    with open("/dev/full", "w") as full:
+        streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: full}
+        result = subprocess.run(
+            [sys.executable, "-m", "adq_wds", *command("plan", "out")], text=True, check=False, **streams
+        )
+    assert (here / "out" / "plan.parquet").exists()
+    if stream == "stdout":
+        assert result.returncode == 1
+        assert result.stderr.splitlines()[-1].startswith(
+            "adq: AdqError: cannot write the standard output: No space"
+        )
+        assert "Traceback" not in result.stderr
+    else:
+        assert result.returncode == 0
+        assert result.stdout
+
+
 # ---- F28: a folder that is none, or none of ours
 
 
@@ -169,7 +271,8 @@ def test_a_file_in_the_folders_place_is_named(
 READ_ONLY = """
 import os, sys
 from adq_wds.cli import main
-import adq_wds.jobs.run, adq_wds.jobs.codebook, adq_wds.jobs.index, adq_wds.models.thumbnail
+import torch  # jobs import it when they begin, and then its files may be out of reach
+import adq_wds.jobs.run, adq_wds.jobs.codebook, adq_wds.jobs.index, adq_wds.jobs.write, adq_wds.models.thumbnail
 if os.geteuid() == 0:
     os.setgroups([]); os.setgid(65534); os.setuid(65534)  # root may write anywhere
 import json

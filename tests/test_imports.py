@@ -27,9 +27,11 @@ LEVELS = [
 PART_OF = {
     "arguments": "cli",
     "flagged": "cli",
+    "braces": "shards",
     "binning": "planner",
     "buckets": "planner",
     "tar_watch": "tar_headers",
+    "shard_file": "tar_headers",
     "image": "sample",
     "plain_jpeg": "sample",
     "score": "sample",

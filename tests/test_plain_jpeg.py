@@ -13,7 +13,7 @@ from PIL import Image, ImageCms, ImageFile
 from adq_wds import image
 from adq_wds.errors import SampleError
 from adq_wds.image import MAX_PIXELS, WHITE, decode_image
-from adq_wds.plain_jpeg import decode_plain_jpeg, plain_jpeg_size
+from adq_wds.plain_jpeg import decode_plain_jpeg, plain_jpeg_size, without_end
 
 W, H = 43, 29
 rng = np.random.default_rng(9)
@@ -181,3 +181,53 @@ def test_a_program_that_loads_truncated_images_has_the_long_way_alone(
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     assert decode_plain_jpeg(BASE, (W, H)) is None
     assert decode_image(BASE).tobytes() == outcome(BASE, long=True)[4]
+
+
+ONE_SCAN = {
+    **{name: data for name, data in PLAIN.items() if "progressive" not in name},
+    **{
+        name: NOT_PLAIN[name]
+        for name in ("grey", "CMYK", "RGB in the file", "EXIF", "profile", "Adobe marker")
+    },
+}
+
+
+@pytest.mark.parametrize("name", ONE_SCAN)
+@pytest.mark.parametrize("fill_up", [False, True])
+def test_a_scan_that_ends_early_in_front_of_an_end_marker_is_refused_but_for_its_last_blocks(
+    name: str, fill_up: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libjpeg would fill up with grey and say nothing that Pillow tells."""
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", fill_up)
+    data, chance = ONE_SCAN[name], random.Random(name)
+    refused: list[str] = []
+    scan, whole = data.rindex(b"\xff\xda") + 14, np.asarray(decode_image(data))
+    for _ in range(100):
+        cut = data[: chance.randrange(scan, max(scan + 1, len(data) - 2))].removesuffix(b"\xff")
+        for closed in (cut + b"\xff\xd9", cut + b"\xff\xd9" + data):
+            try:
+                seen = np.asarray(decode_image(closed))
+            except SampleError as error:
+                refused.append(str(error))
+            else:  # a part of the last blocks, 16 x 16 pixels and what chroma spreads
+                rows, columns = np.nonzero((seen != whole).any(2))
+                height, width = whole.shape[:2]
+                assert (rows > (height - 1) // 16 * 16 - 3).all()
+                assert (columns > (width - 1) // 16 * 16 - 3).all()
+    assert len(refused) > (0 if name == "one pixel" else 150)
+    assert all("cannot decode this JPEG: OSError: 'image file is truncated" in text for text in refused)
+
+
+def test_the_padding_changes_no_pixel_and_no_picture_of_several_scans() -> None:
+    for name, data in (PLAIN | ONE_SCAN).items():
+        padded = without_end(data)
+        assert (padded == data) == ("progressive" in name)
+        with Image.open(io.BytesIO(padded)) as ours, Image.open(io.BytesIO(data)) as theirs:
+            assert ours.tobytes() == theirs.tobytes(), name
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\xff\xd8", b"\xff\xd8" + b"\xff" * 9, BASE[:-2], NOT_PLAIN["two frames"][:300]]
+)
+def test_what_has_no_end_marker_keeps_its_bytes(data: bytes) -> None:
+    assert without_end(data) == data

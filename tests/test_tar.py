@@ -289,19 +289,32 @@ def test_spans_pickle_and_compare() -> None:
 # files
 
 
-def test_a_mapped_shard_reads_like_its_bytes_and_slices_outlive_the_block(tmp_path: Path) -> None:
+def test_a_shards_file_reads_like_its_bytes_and_is_closed_with_the_block(tmp_path: Path) -> None:
     data = pack("a.jpg", "b.jpg")
     (tmp_path / "a#1.tar").write_bytes(data)
     with open_shard(tmp_path / "a#1.tar") as view:
-        assert view.readonly
-        assert list(iter_spans(view, shard="s.tar")) == list(iter_spans(data, shard="s.tar"))
-        kept = view[512:517]
-    assert bytes(kept) == b"a.jpg"
+        spans = list(iter_spans(view, shard="s.tar"))
+        assert spans == list(iter_spans(data, shard="s.tar"))
+        assert [payload_crc32(view, span) for span in spans] == [payload_crc32(data, span) for span in spans]
+        assert len(view) == len(data)
+        assert (view[512:517], view[-5:], view[len(data) :]) == (b"a.jpg", bytes(5), b"")
     n_open = len(os.listdir("/dev/fd"))
     for _ in range(20):
         with open_shard(tmp_path / "a#1.tar") as view:
             next(iter_spans(view, shard="s.tar"))
     assert len(os.listdir("/dev/fd")) == n_open
+
+
+@pytest.mark.parametrize("sizes", [[0, 1, 511] * 200, [70_000, 3, 20_000, 300_000], [16_384, 16_383] * 30])
+def test_headers_are_found_wherever_reading_ahead_ends(tmp_path: Path, sizes: list[int]) -> None:
+    data = pack(*((f"k{i}.bin", bytes([i % 256]) * size) for i, size in enumerate(sizes)))
+    (tmp_path / "a.tar").write_bytes(data)
+    with open_shard(tmp_path / "a.tar") as view:
+        spans = list(iter_spans(view, shard="s.tar"))
+        samples = [read_sample(view, span, url="u") for span in spans]
+    assert spans == list(iter_spans(data, shard="s.tar"))
+    assert [len(sample["bin"]) for sample in samples] == sizes
+    assert samples == [read_sample(data, span, url="u") for span in spans]
 
 
 def test_what_is_no_tar_file_is_refused_by_path(tmp_path: Path) -> None:

@@ -19,26 +19,30 @@ class BinSums:
     """
 
     n: NDArray[np.int64]  # (K,)
-    texture: NDArray[np.float64]  # (K,)
+    texture: NDArray[np.float64] | None  # (K,); None where no image was looked at
     embedding: NDArray[np.float64]  # (K, D) Σz
     squares: NDArray[np.float64]  # (K,) Σ‖z‖²
 
     @classmethod
-    def empty(cls, n_bins: int, width: int) -> BinSums:
-        """Sums over no samples."""
-        return cls(np.zeros(n_bins, np.int64), np.zeros(n_bins), np.zeros((n_bins, width)), np.zeros(n_bins))
+    def empty(cls, n_bins: int, width: int, *, texture: bool = True) -> BinSums:
+        """Sums over no samples, of texture too where there is some."""
+        levels = np.zeros(n_bins) if texture else None
+        return cls(np.zeros(n_bins, np.int64), levels, np.zeros((n_bins, width)), np.zeros(n_bins))
 
-    def add(self, bin: NDArray[np.int16], rows: NDArray[np.float64], texture: NDArray[np.float32]) -> None:
+    def add(
+        self, bin: NDArray[np.int16], rows: NDArray[np.float64], texture: NDArray[np.float32] | None
+    ) -> None:
         """Add samples.
 
         Args:
             bin: (n,) int16, each sample's bin.
             rows: (n, D) float64, their rounded unit embeddings.
-            texture: (n,) float32, their texture levels.
+            texture: (n,) float32, their texture levels; None where these are no images.
         """
         n_bins = len(self.n)
         self.n += np.bincount(bin, minlength=n_bins)
-        self.texture += np.bincount(bin, weights=texture.astype(np.float64), minlength=n_bins)
+        if self.texture is not None and texture is not None:
+            self.texture += np.bincount(bin, weights=texture.astype(np.float64), minlength=n_bins)
         squares = np.einsum("nd,nd->n", rows, rows)
         self.squares += np.bincount(bin, weights=squares, minlength=n_bins)
         order = np.argsort(bin, kind="stable")
@@ -47,11 +51,18 @@ class BinSums:
             self.embedding[k] += rows[order[ends[k] : ends[k + 1]]].sum(axis=0)
 
 
+def bin_scores(sums: BinSums) -> dict[str, NDArray[np.float64]]:
+    """(K,) float64 of each score that every set has: "diversity", and "texture" where there are images."""
+    texture = {} if sums.texture is None else {"texture": representativeness(sums)}
+    return {**texture, "diversity": diversity(sums)}
+
+
 def representativeness(sums: BinSums) -> NDArray[np.float64]:
-    """Mean texture level of each bin: (K,) float64, NaN where a bin is empty.
+    """Mean texture level of each bin: (K,) float64, NaN where a bin is empty; of images only.
 
     Source: Li et al. 2024 (arXiv 2412.16895).
     """
+    assert sums.texture is not None
     with np.errstate(invalid="ignore"):
         return sums.texture / sums.n
 

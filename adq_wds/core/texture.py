@@ -6,7 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 SHORT_SIDE = 256  # larger images are scaled down to it first, by the caller, who has the decoder
-_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32) / np.float32(255)
+# Luma times 255,000: whole numbers, which float32 holds exactly through the filters below. So a BLAS library may add
+# them in any order, and an image's texture depends neither on its place in the batch nor on the machine's BLAS.
+_LUMA = np.array([299, 587, 114], dtype=np.float32)
 
 
 def texture(images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -36,5 +38,5 @@ def texture(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     columns = padded[:, :, :-2] + 2 * padded[:, :, 1:-1] + padded[:, :, 2:]  # (B, H + 2, W)
     edges = np.abs(rows[:, :, 2:] - rows[:, :, :-2])
     edges += np.abs(columns[:, 2:] - columns[:, :-2])
-    level: NDArray[np.float32] = np.float32(0.5) * edges.reshape(len(images), -1).mean(axis=1)
+    level: NDArray[np.float32] = np.float32(0.5 / 255_000) * edges.reshape(len(images), -1).mean(axis=1)
     return level

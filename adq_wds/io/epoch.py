@@ -1,8 +1,9 @@
 """Which epoch is it, and where in it does reading start? A few integers that a data set shares with its workers.
 
-`set_epoch` reaches workers that are running already, and the epoch that workers finish is known where they were
-started. All workers of one iteration must agree on its epoch, though some may end before others begin: new workers
-take what stood there when they were forked or sent, running ones what the first of them to begin took.
+An epoch is begun with the first batch of it that is handed on: then the next iteration reads the next one. `set_epoch`
+reaches workers that are running already, and the epoch that workers begin is known where they were started. All workers
+of one iteration must agree on its epoch, though some may begin the next one before others begin: `adq.Loader` tells them;
+with other loaders they take what the first of them to begin took.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ from typing import Any
 
 import torch
 
-_EPOCH, _START_EPOCH, _START, _LANES, _SEED, _TURN, _TURN_EPOCH = range(7)
+from adq_wds.errors import AdqError
+
+_EPOCH, _START_EPOCH, _START, _LANES, _TOLD, _SEED, _TURN, _TURN_EPOCH, _RECORD, _JOINED = range(10)
+_N_JOINED = 64  # workers that are told apart
 
 
 @dataclass(frozen=True)
@@ -37,13 +41,14 @@ class Clock:
     """The shared integers."""
 
     def __init__(self) -> None:
-        self._values = _shared(torch.zeros(7, dtype=torch.int64))
+        self._values = _shared(torch.zeros(_JOINED + _N_JOINED, dtype=torch.int64))
         self._values[_START_EPOCH] = self._values[_SEED] = -1
         self._settle()
 
     def _settle(self) -> None:
         self._pid = os.getpid()
         self._seen = 0  # the epoch when this copy was made
+        self._told = 0  # the epoch of the iteration that this copy was made for
         self._turns = 0  # iterations begun by this copy in a worker
         _watched().add(self)
 
@@ -64,23 +69,44 @@ class Clock:
         for place, value in ((_START_EPOCH, begin.epoch), (_START, begin.start), (_LANES, begin.lanes)):
             self._values[place] = value
 
-    def begin(self) -> Begin:
-        """Where the iteration that begins now begins."""
+    def begun(self, epoch: int) -> None:
+        """Note that `epoch` is begun: the next iteration reads the one after it, unless another was set."""
+        if self.epoch == epoch:
+            self.epoch = epoch + 1
+
+    def tell(self, epoch: int) -> None:
+        """Let the workers of the iteration that begins now read `epoch`, whenever they begin."""
+        self._part()
+        self._told = epoch  # for copies made now
+        self._values[_TOLD] = epoch  # for those that run already
+
+    def begin(self, *, told: bool = False) -> Begin:
+        """Where the iteration that begins now begins; in a worker that is `told`, where `tell` said."""
         worker = torch.utils.data.get_worker_info()
         if worker is None:
             return self.at(self.epoch)
-        values, seed, turn = self._values, worker.seed - worker.id, self._turns
+        turn = self._turns
         self._turns += 1
-        if turn == 0:
-            epoch = self._seen
-        elif (int(values[_SEED]), int(values[_TURN])) == (seed, turn):
-            return self.at(int(values[_TURN_EPOCH]))
+        if told:
+            return self.at(int(self._values[_TOLD]) if turn else self._told)
+        return self.at(self._agreed(worker.seed - worker.id, turn, worker.id % _N_JOINED))
+
+    def _agreed(self, seed: int, turn: int, worker: int) -> int:
+        """The epoch that all workers of one iteration take: the one that the first of them to begin wrote down.
+
+        An iteration is known by its seed and turn, and, as the seed may be the same in each, by the workers that
+        have joined it: one that is there already begins another iteration.
+        """
+        values = self._values.tolist()  # at one moment: before the epoch is moved on, its record is written
+        known = (values[_SEED], values[_TURN]) == (seed, turn)
+        if known and values[_JOINED + worker] != values[_RECORD]:
+            epoch, record = int(values[_TURN_EPOCH]), values[_RECORD]
         else:
-            epoch = int(values[_EPOCH])
-        values[_TURN_EPOCH] = epoch
-        values[_TURN] = turn
-        values[_SEED] = seed
-        return self.at(epoch)
+            epoch, record = self._seen if turn == 0 else int(values[_EPOCH]), values[_RECORD] + 1
+            for place, value in ((_TURN_EPOCH, epoch), (_RECORD, record), (_TURN, turn), (_SEED, seed)):
+                self._values[place] = value
+        self._values[_JOINED + worker] = record
+        return epoch
 
     def at(self, epoch: int) -> Begin:
         """Where an iteration over `epoch` begins."""
@@ -100,17 +126,25 @@ class Clock:
             self._settle()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"values": self._values, "pid": self._pid, "seen": int(self._values[_EPOCH])}
+        seen = int(self._values[_EPOCH])
+        return {"values": self._values, "pid": self._pid, "seen": seen, "told": self._told}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._values = _shared(state["values"])  # as it is, when sent to a worker
         self._settle()
-        self._pid, self._seen = state["pid"], state["seen"]
+        self._pid, self._seen, self._told = state["pid"], state["seen"], state["told"]
 
 
 def _shared(values: torch.Tensor) -> torch.Tensor:
-    """The same, where forked and spawned workers see it too."""
-    return values.share_memory_()  # type: ignore[no-any-return,no-untyped-call,unused-ignore]
+    """The same, where forked and spawned workers see it too.
+
+    Raises:
+        AdqError: there is no shared memory left.
+    """
+    try:
+        return values.share_memory_()  # type: ignore[no-any-return,no-untyped-call,unused-ignore]
+    except RuntimeError as error:
+        raise AdqError(f"no shared memory for the epoch's number, make room in /dev/shm: {error}") from error
 
 
 @functools.cache

@@ -6,7 +6,6 @@ its numbers in octal digits as all writers write them, its checksum right.
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,13 +26,9 @@ _ZERO, _SPACE = ord("0"), ord(" ")
 _OCTAL = 8 ** np.arange(10, -1, -1, dtype=np.int64)
 _EVEN_BYTES = np.uint64(0x00FF00FF00FF00FF)
 
-Part = tuple[mmap.mmap, int, int]
-"""Samples `start` to `stop` lie in this mapped file, of one block or more."""
-
 
 def payload_sizes(
-    parts: Sequence[Part],
-    offset: NDArray[np.int64],
+    data: Sequence[bytes],
     n_bytes: NDArray[np.int64],
     keys: NDArray[np.object_],
     endings: tuple[str, ...],
@@ -41,9 +36,8 @@ def payload_sizes(
     """The sizes of n samples' payloads, as far as their members are named by their keys with F endings.
 
     Args:
-        parts: which file each sample lies in, all samples in order.
-        offset: (n,) int64, of its first byte in the file.
-        n_bytes: (n,) int64, its length, headers and padding included; it lies in the file.
+        data: the bytes of each sample, headers and padding included; whole blocks, one or more.
+        n_bytes: (n,) int64, how many these are.
         keys: (n,) ASCII str, its key.
         endings: what follows the key in the members' names, in order.
 
@@ -51,28 +45,26 @@ def payload_sizes(
         (F, n) int64; and (n,) bool, whether all F headers are plain, and these members the whole sample. Sizes of
         others mean nothing.
     """
-    heads = np.zeros(len(keys), dtype=_HEADER)
     size = np.zeros((len(endings), len(keys)), dtype=np.int64)
     good = np.full(len(keys), len(endings) > 0)
-    at, end = offset, offset + n_bytes
+    at = np.zeros(len(keys), dtype=np.int64)
     for i, ending in enumerate(endings):
-        _gather(parts, at, heads)
+        heads = _blocks_at(data, at)
         names = (keys + ending).astype("S101")  # one too long stays so
         digits = heads["size"] - np.uint8(_ZERO)
         good &= _plain(heads) & (heads["name"] == names) & (digits < 8).all(axis=1)
         size[i] = digits @ _OCTAL
         at = at + BLOCK + size[i] + -size[i] % BLOCK
-        good &= at == end if i == len(endings) - 1 else at < end
-        at = np.where(good, at, offset)
+        good &= at == n_bytes if i == len(endings) - 1 else at < n_bytes
+        at = np.where(good, at, 0)
     return size, good
 
 
-def _gather(parts: Sequence[Part], at: NDArray[np.int64], heads: NDArray[np.void]) -> None:
-    """Copy the blocks at some places of the files to `heads`, (n,)."""
-    words = heads.view(np.uint64).reshape(-1, _WORDS)
-    for data, start, stop in parts:
-        blocks = np.frombuffer(data, np.uint64, count=len(data) // BLOCK * _WORDS).reshape(-1, _WORDS)
-        np.take(blocks, at[start:stop] // BLOCK, axis=0, out=words[start:stop], mode="clip")
+def _blocks_at(data: Sequence[bytes], at: NDArray[np.int64]) -> NDArray[np.void]:
+    """The header that begins at a byte of each sample: (n,)."""
+    return np.frombuffer(
+        b"".join([span[i : i + BLOCK] for span, i in zip(data, at.tolist(), strict=True)]), dtype=_HEADER
+    )
 
 
 def _plain(heads: NDArray[np.void]) -> NDArray[np.bool_]:
@@ -96,14 +88,14 @@ def _sums(heads: NDArray[np.void]) -> NDArray[np.int64]:
     return total
 
 
-def endings_at(data: mmap.mmap, offset: int, n_bytes: int, key: str, *, most: int) -> tuple[str, ...]:
+def endings_at(data: bytes, key: str, *, most: int) -> tuple[str, ...]:
     """What follows the key in the names of a sample's members; none unless each is a dot and a field.
 
     Nothing is verified: this is a guess for `payload_sizes`.
     """
-    at, end = offset, offset + n_bytes
+    at = 0
     found: list[str] = []
-    while at < end and len(found) < most:
+    while at < len(data) and len(found) < most:
         head = data[at : at + BLOCK]
         ending, size = head[len(key) : 100].rstrip(b"\0"), head[124:135]
         if not ending.isascii() or size.strip(b"01234567"):
@@ -113,4 +105,4 @@ def endings_at(data: mmap.mmap, offset: int, n_bytes: int, key: str, *, most: in
         at += BLOCK + n + -n % BLOCK
     named = all(e[:1] == "." and e.isprintable() and e[1:3] != "__" and "/" not in e for e in found)
     different = len({ending.lower() for ending in found}) == len(found)
-    return tuple(found) if at == end and named and different else ()
+    return tuple(found) if at == len(data) and named and different else ()

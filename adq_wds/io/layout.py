@@ -1,8 +1,8 @@
-"""Which bytes of a mapped shard are the fields of the samples that are read next? Found for a thousand at a time.
+"""Which bytes of the samples that are read next are their fields? Found for a thousand at a time.
 
 `SpanReader.parse` finds them header by header. Here the headers of many samples are verified as it verifies them, in a
 few array operations, and the sizes they give are kept: in later epochs the fields are cut out at once, and only their
-crc32 is looked at. Laid out are samples of the usual kind: plain headers of plain files, 8 KiB or less. All others
+crc32 is looked at. Laid out are samples of the usual kind: plain headers of plain files, `MAX_BYTES` or less. All others
 are left to `parse`, and so is every sample whose payloads then have not the crc32 they must have: no error is made here.
 
 What was found holds for the file it was found in, as its device, number, size and date say when it is opened; found in
@@ -12,18 +12,21 @@ payloads' crc32; a header changed alone, the payloads being right, is not before
 
 from __future__ import annotations
 
-import mmap
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 
-from adq_wds.io.headers import Part, endings_at, payload_sizes
+from adq_wds.io.headers import endings_at, payload_sizes
+from adq_wds.sample import Sample
 from adq_wds.tar_headers import BLOCK
 
-_MAX_BYTES = 8192  # larger ones gain little, and their headers would be fetched before the rest
+MAX_BYTES = 8192
+"""Larger samples gain little, and a thousand of them would be held."""
+
 _MAX_FIELDS = 8
 _MAX_ROWS = 4_000_000  # of 17 bytes
 _MAX_SHAPES = 200
@@ -41,15 +44,13 @@ class Group(NamedTuple):
     Attributes:
         shard: its number.
         n_rows: samples listed in it.
-        data: the mapped file.
-        stamp: the file's; None when it is not known.
+        stamp: its file's; None when it is not known.
         start: the first of them among all samples asked for.
         stop: behind the last.
     """
 
     shard: int
     n_rows: int
-    data: mmap.mmap
     stamp: FileStamp | None
     start: int
     stop: int
@@ -61,16 +62,16 @@ class Samples(NamedTuple):
     Attributes:
         groups: whose they are; those of none are not laid out.
         row: (n,) int64, the place of each in its shard's list.
-        offset: (n,) int64, of its first byte.
         n_bytes: (n,) int64, headers and padding included.
         keys: (n,) str, the key it must have.
+        data: (n,) object, the bytes of each; None for a sample that is not laid out.
     """
 
     groups: Sequence[Group]
     row: NDArray[np.int64]
-    offset: NDArray[np.int64]
     n_bytes: NDArray[np.int64]
     keys: NDArray[np.object_]
+    data: NDArray[np.object_]
 
 
 class Laid(NamedTuple):
@@ -78,7 +79,7 @@ class Laid(NamedTuple):
 
     Attributes:
         fields: (n,) object, a tuple of names in tar order; None for a sample that `parse` must read.
-        cuts: (2F, n) int64, start and stop of each field's payload, F the most fields of any.
+        cuts: (2F, n) int64, start and stop of each field's payload in the sample's bytes, F the most fields of any.
     """
 
     fields: NDArray[np.object_]
@@ -120,12 +121,13 @@ class Layouts:
         new = np.flatnonzero(shape == _UNKNOWN)
         if len(new):
             shape[new] = _ODD
-            new = new[_usual(samples.offset[new], samples.n_bytes[new], samples.keys[new])]
+            new = new[_usual(samples.n_bytes[new], samples.keys[new], samples.data[new])]
             shape[new], size[:, new] = self._look(samples, new)
             self._remember(samples, shape, size)
+        shape[samples.data == None] = _ODD  # noqa: E711 - of each
         if not shape.any():
             return None
-        return Laid(self._fields[shape], _cuts(samples.offset, size[: self._width]))
+        return Laid(self._fields[shape], _cuts(size[: self._width]))
 
     def _of(self, group: Group) -> _Known | None:
         """What is known of the group's shard, as its file is now."""
@@ -152,39 +154,25 @@ class Layouts:
 
     def _look(self, samples: Samples, new: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
         """Shapes (m,) and sizes (_MAX_FIELDS, m) of some samples met for the first time."""
-        columns = samples.offset[new], samples.n_bytes[new], samples.keys[new]
-        parts: list[Part] = []
-        whole = np.zeros(len(new), np.bool_)
-        for group in samples.groups:
-            start, stop = np.searchsorted(new, [group.start, group.stop]).tolist()
-            if stop > start and len(group.data) >= BLOCK:
-                parts.append((group.data, start, stop))
-                whole[start:stop] = columns[0][start:stop] + columns[1][start:stop] <= len(group.data)
+        n_bytes, keys, data = samples.n_bytes[new], samples.keys[new], samples.data[new].tolist()
         shape, size = np.full(len(new), _ODD, np.uint8), np.zeros((_MAX_FIELDS, len(new)), np.uint16)
-        left, guess = np.flatnonzero(whole), self._last
+        left, guess = np.arange(len(new)), self._last
         for i in range(_TRIES):
             if len(left) < (_MANY if i else 1):
                 break
             if i or not guess:
-                guess = self._shape_at(parts, *columns, int(left[i * len(left) // _TRIES]))
+                one = int(left[i * len(left) // _TRIES])
+                guess = self._shape_of(data[one], keys[one])
             if guess:
-                found, fits = payload_sizes(parts, *columns, self._shapes[guess])
+                found, fits = payload_sizes(data, n_bytes, keys, self._shapes[guess])
                 here, left = left[fits[left]], left[~fits[left]]
                 shape[here], size[: len(found), here] = guess, found[:, here]
                 self._last = guess if len(here) else self._last
         return shape, size
 
-    def _shape_at(
-        self,
-        parts: list[Part],
-        offset: NDArray[np.int64],
-        n_bytes: NDArray[np.int64],
-        keys: NDArray[np.object_],
-        i: int,
-    ) -> int:
-        """The number of the shape that sample i seems to have."""
-        data = next(data for data, start, stop in parts if start <= i < stop)
-        endings = endings_at(data, int(offset[i]), int(n_bytes[i]), keys[i], most=_MAX_FIELDS)
+    def _shape_of(self, data: bytes, key: str) -> int:
+        """The number of the shape that a sample seems to have."""
+        endings = endings_at(data, key, most=_MAX_FIELDS)
         if endings not in self._shapes:
             if len(self._shapes) == _MAX_SHAPES:
                 return _ODD
@@ -195,13 +183,13 @@ class Layouts:
 
 
 def _usual(
-    offset: NDArray[np.int64], n_bytes: NDArray[np.int64], keys: NDArray[np.object_]
+    n_bytes: NDArray[np.int64], keys: NDArray[np.object_], data: NDArray[np.object_]
 ) -> NDArray[np.bool_]:
-    """Which of n samples are small, begin at a block, and have a key such that `key.field` can mean nothing else.
+    """Which of n samples were read, are whole blocks, and have a key such that `key.field` can mean nothing else.
 
     That is by the rules of `adq_wds.tar.split_name`: no dot in the key, a name after the last slash, and no `__` in front.
     """
-    usual: NDArray[np.bool_] = (n_bytes <= _MAX_BYTES) & (offset >= 0) & (offset % BLOCK == 0)
+    usual: NDArray[np.bool_] = (n_bytes >= BLOCK) & (n_bytes % BLOCK == 0) & (data != None)  # noqa: E711
     for i in np.flatnonzero(usual).tolist():
         key = keys[i]
         usual[i] = (
@@ -214,12 +202,38 @@ def _usual(
     return usual
 
 
-def _cuts(offset: NDArray[np.int64], size: NDArray[np.uint16]) -> NDArray[np.int64]:
+def _cuts(size: NDArray[np.uint16]) -> NDArray[np.int64]:
     """See `Laid`; sizes as (F, n)."""
-    cuts = np.empty((2 * len(size), len(offset)), np.int64)
-    at = offset
+    cuts = np.empty((2 * len(size), size.shape[1]), np.int64)
+    at = np.zeros(size.shape[1], np.int64)
     for i, n_bytes in enumerate(size.astype(np.int64)):
         cuts[2 * i] = start = at + BLOCK
         cuts[2 * i + 1] = stop = start + n_bytes
         at = stop + -stop % BLOCK
     return cuts
+
+
+def cut(
+    data: bytes, url: str, key: str, crc: int | None, fields: tuple[str, ...], cuts: tuple[int, ...]
+) -> Sample | None:
+    """The sample that was laid out; None unless its payloads have the crc32.
+
+    Args:
+        data: its bytes.
+        url: its shard's, as the user wrote it.
+        key: its key.
+        crc: over its payloads; never None where it was laid out.
+        fields: their names.
+        cuts: start and stop of each; there may be more, which mean nothing.
+    """
+    if len(fields) == 2:  # an image and its label: in a loop it would take a quarter longer
+        first, second = data[cuts[0] : cuts[1]], data[cuts[2] : cuts[3]]
+        if crc32(second, crc32(first)) != crc:
+            return None
+        return {"__key__": key, "__url__": url, fields[0]: first, fields[1]: second}
+    sample: Sample = {"__key__": key, "__url__": url}
+    found, bounds = 0, iter(cuts)
+    for field, start, stop in zip(fields, bounds, bounds, strict=False):
+        sample[field] = payload = data[start:stop]
+        found = crc32(payload, found)
+    return sample if found == crc else None

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from adq_wds.errors import PlanError, ShardError, shorten
 from adq_wds.remote.fetch import Fetch, comes_whole
-from adq_wds.shards import ShardNames, is_url, shard_names, shown_url
+from adq_wds.shards import ShardNames, base_name, is_url, shard_names, shown_url
 from adq_wds.tables.plan import Plan
-from adq_wds.tables.spans import Spans, check_source, read_index, scan_spans
+from adq_wds.tables.spans import Spans, check_source, is_empty, no_samples, read_index, scan_spans, warn_empty
 from adq_wds.tar import Ignored, iter_spans, open_shard
 
 logger = logging.getLogger("adq_wds")
@@ -134,13 +134,13 @@ class Everything:
         return self.spans[shard], np.arange(len(self.spans[shard]))
 
 
-def planned(paths: Sequence[str], plan: Plan, *, root: str | None, fresh: bool) -> Planned:
+def planned(paths: Sequence[str], plan: Plan, *, root: str | None, fresh: bool, fetch: Fetch) -> Planned:
     """The plan's samples in the shards at `paths`.
 
     Raises:
-        PlanError: a shard of the plan is not among the paths, or the other way round.
+        PlanError: a shard of the plan is not among the paths, or one with samples not in the plan.
     """
-    found = _by_name(paths, plan.names(root=root))
+    found = _by_name(paths, plan.names(root=root), fetch)
     missing = [name for name in plan.shards if name not in found]
     if missing:
         raise PlanError(
@@ -177,7 +177,7 @@ def everything(
     else:
         indexed = read_index(index)
         try:
-            found = _by_name(paths, ShardNames(indexed, root=root))
+            found = _by_name(paths, ShardNames(indexed, root=root), fetch)
         except PlanError as error:
             raise ShardError(f"index {os.fspath(index)}: {error}".replace("the plan", "it")) from None
         for name, path in found.items():
@@ -186,14 +186,23 @@ def everything(
         listed = {name: indexed[name].spans for name in found}
     order = sorted(found)
     spans = [listed[name] for name in order]
+    if not any(map(len, spans)):
+        raise no_samples(len(paths))
     urls = [found[name] for name in order]
     return Everything(_hash(order, spans), order, urls, spans, checked, scanned=index is None)
 
 
-def _by_name(paths: Sequence[str], names: ShardNames) -> dict[str, str]:
+def _by_name(paths: Sequence[str], names: ShardNames, fetch: Fetch) -> dict[str, str]:
+    """The path of each shard; one that is not listed and holds no sample is left out."""
     found: dict[str, str] = {}
     for path in paths:
-        name = names.find(path)
+        try:
+            name = names.find(path)
+        except PlanError:
+            if not is_empty(path, fetch):
+                raise
+            warn_empty(base_name(path))
+            continue
         if name in found:
             raise PlanError(
                 f"shards {shown_url(found[name])} and {shown_url(path)} both match {name!r} of the plan; name one"
@@ -219,7 +228,9 @@ def _scan(path: str, *, shard: str) -> Spans:
     with open_shard(path) as buffer:
         found = iter_spans(buffer, shard=shard, ignored=ignored)
         spans = Spans.from_rows([(i, s.key, s.byte_offset, s.n_bytes, 0) for i, s in enumerate(found)])
-    if ignored.n_members:
+    if not len(spans):
+        warn_empty(shard, ignored)
+    elif ignored.n_members:
         logger.info("shard %s: %s", shard, ignored)
     return spans
 

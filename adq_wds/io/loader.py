@@ -19,9 +19,12 @@ class Loader(StatefulDataLoader[Any]):  # type: ignore[misc]
     """Reads a `ShardDataset`, with or without workers, in one order whatever their number.
 
     `state_dict()` may be asked for after any batch: under 400 bytes of JSON, it counts the batches given out, not
-    those that workers have read ahead, and any number of workers and ranks may load it. An epoch is over with its last
-    batch (not all programs ask for one more): the next iteration, and a state saved from there on, are the next
-    epoch's. One that was broken off is repeated.
+    those that workers have read ahead, and any number of workers and ranks may load it.
+
+    An epoch is begun with its first batch given out: the next iteration reads the next epoch, whether this one is read to
+    its end or broken off, as by Lightning's ``limit_train_batches``. A state names the epoch in progress, and the iteration
+    that follows its loading goes on with that one. An epoch is over with its last batch (not all programs ask for one
+    more): a state saved from there on is the next epoch's.
 
     Args:
         dataset: batches, order, ranks and pipes are its matter.
@@ -59,13 +62,10 @@ class Loader(StatefulDataLoader[Any]):  # type: ignore[misc]
 
     def __iter__(self) -> Iterator[Any]:
         place = _Place(self)
-        place.batches = super().__iter__()
+        with self.dataset.tagging():
+            place.batches = super().__iter__()
         self._place = place
         return place
-
-    def _get_iterator(self) -> Any:
-        with self.dataset.tagging():
-            return super()._get_iterator()
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands, for `load_state_dict` of any Loader or `start_from` of any data set like this."""
@@ -100,8 +100,9 @@ class _Place(Iterator[Any]):
         self.batches: Any = None
         self.n_batches = 0
         self._n = self._dataset.n_batches_from(self.begin)
-        self.over = False  # the next epoch is the current one
+        self.over = False  # a state is the next epoch's
         self.dropped = self._ended = False
+        self._first = True  # no batch was given out yet
         self._failed: str | None = None
 
     def __next__(self) -> Any:
@@ -113,8 +114,8 @@ class _Place(Iterator[Any]):
             while (item := self._take()).empty:
                 self.dropped = True
         except StopIteration:
-            self._ended = True
-            self._finish()
+            self._ended = self.over = True
+            self._note_begun()  # an epoch without a batch
             raise
         except BaseException as error:
             self._failed = f"{type(error).__name__}: {error}"
@@ -123,7 +124,13 @@ class _Place(Iterator[Any]):
             if stop is not None:
                 stop()
             raise
+        self._note_begun()
         return item.batch
+
+    def _note_begun(self) -> None:
+        if self._first:
+            self._first = False
+            self._dataset.begun(self.begin.epoch)
 
     def _take(self) -> Item:
         item: Item = next(self.batches)
@@ -131,13 +138,8 @@ class _Place(Iterator[Any]):
             raise item.error
         self.n_batches = item.number + 1
         if self.n_batches == self._n and not self.dropped:
-            self._finish()
-        return item
-
-    def _finish(self) -> None:
-        if not self.over:
             self.over = True
-            self._dataset.set_epoch(self.begin.epoch + 1)
+        return item
 
 
 def _as_is(item: Any) -> Any:

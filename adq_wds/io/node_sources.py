@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Protocol
 
@@ -13,6 +13,7 @@ from torchdata.nodes.types import Stateful
 
 from adq_wds.errors import StateError, shorten
 from adq_wds.io.source import ShardDataset
+from adq_wds.pipe import Pipe
 from adq_wds.sample import EPOCH_FIELD
 from adq_wds.shards import base_name
 
@@ -34,14 +35,17 @@ class Source(Protocol):
     def state(self, mark: Any, *, lossy: bool) -> Any:
         """The state at a mark; `lossy` if another rank may have given out as many samples and stand elsewhere."""
 
+    def begun(self) -> None:
+        """The first sample has been given out."""
+
     def finish(self) -> None:
         """All has been given out."""
 
 
-def source_of(source: Any, *, with_epoch: bool) -> Source:
-    """The source that `as_node` was given; `with_epoch` puts the epoch's number into a data set's samples."""
+def source_of(source: Any, pipes: Sequence[Pipe]) -> Source:
+    """The source that `as_node` was given, for pipes: these make a data set's samples bear the epoch's number."""
     if isinstance(source, ShardDataset):
-        return _Shards(source, with_epoch=with_epoch)
+        return _Shards(source, with_epoch=bool(pipes))
     if isinstance(source, BaseNode):
         return _Nested(source)
     if isinstance(source, str | bytes | dict) or not isinstance(source, Iterable):
@@ -50,7 +54,7 @@ def source_of(source: Any, *, with_epoch: bool) -> Source:
         raise TypeError(
             f"as_node got a {type(source).__name__}, which can be read only once: give what makes it, such as a data set"
         )
-    return _Loaded(source) if isinstance(source, Stateful) else _Replayed(source)
+    return _Loaded(source) if isinstance(source, Stateful) else _Replayed(source, pipes)
 
 
 class _Shards:
@@ -99,8 +103,10 @@ class _Shards:
             begin.epoch, mark, start=begin.start, lanes=begin.lanes, dropped=lossy or self._dropped
         )
 
+    def begun(self) -> None:
+        self._dataset.begun(self._begin.epoch)
+
     def finish(self) -> None:
-        self._dataset.set_epoch(self._begin.epoch + 1)
         self._begin, self._n, self._dropped = self._dataset.begin, 0, False
 
 
@@ -112,6 +118,9 @@ class _Marked:
 
     def state(self, mark: Any, *, lossy: bool) -> Any:
         return mark
+
+    def begun(self) -> None:
+        pass
 
     def finish(self) -> None:
         pass
@@ -152,10 +161,13 @@ class _Loaded(_Marked):
 
 
 class _Replayed(_Marked):
-    """An iterable that can be read from its beginning only; its state is what had been read."""
+    """An iterable that can be read from its beginning only; its state is what had been read.
 
-    def __init__(self, samples: Iterable[Any]) -> None:
-        self._iterable = samples
+    Each pass reads all of it, a resumed one too, so that pipes which know their set hold it against that.
+    """
+
+    def __init__(self, samples: Iterable[Any], pipes: Sequence[Pipe]) -> None:
+        self._iterable, self._pipes = samples, pipes
 
     def begin(self, state: Any, *, ended: bool) -> None:
         if state is not None and not (
@@ -167,8 +179,14 @@ class _Replayed(_Marked):
                 f"state {shorten(state)} is not of a source that is read anew, as a {type(self._iterable).__name__} is"
             )
         self._n_read = self._crc32 = 0
-        self._samples: Iterator[Any] = iter(()) if ended else iter(self._iterable)
-        if state is None or ended:
+        self._samples: Iterator[Any] = iter(())
+        if ended:
+            return
+        counted = self._iterable
+        for pipe in self._pipes:
+            counted = pipe.counted(counted)
+        self._samples = iter(counted)
+        if state is None:
             return
         for _ in islice(self, state["n_read"]):
             pass

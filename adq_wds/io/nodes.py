@@ -10,11 +10,10 @@ from torchdata.nodes import BaseNode
 from adq_wds.errors import LoaderClosed, StateError, shorten
 from adq_wds.io.node_sources import Source, source_of
 from adq_wds.io.source import ShardDataset
+from adq_wds.io.state import VERSION, sealed, unsealed
 from adq_wds.io.stream import Closed
 from adq_wds.pipe import Pipe, Tally
 from adq_wds.sample import EPOCH_FIELD, Sample
-
-VERSION = 1
 
 
 def as_node(source: ShardDataset | Iterable[Any], *pipes: Pipe) -> Node:
@@ -31,9 +30,10 @@ def as_node(source: ShardDataset | Iterable[Any], *pipes: Pipe) -> Node:
       what had been given out is left out. Shards and keys of that part must be what they were (a checksum is kept):
       a pipeline that shuffles anew each time is refused, not resumed somewhere else.
 
-    A node read to its end has finished its epoch: the next `reset` makes a `ShardDataset` read the next one. An epoch
-    broken off is repeated. (What a `Prefetcher` has read ahead counts as read.) Pipes right here on a data set know its
-    epoch, as its own do, and draw anew in each; with another node between they do not.
+    An epoch is begun with the first sample given out, as torchdata's samplers have it: the next `reset` without a state
+    makes a `ShardDataset` read the next one. (What a `Prefetcher` has read ahead counts as given out.) Pipes right here
+    on a data set know its epoch, as its own do, and draw anew in each; with another node between they do not. A
+    `Subsample` right here on an iterable that is read anew counts what came of each shard, in a resumed pass too.
 
     Args:
         source: what to read.
@@ -62,7 +62,7 @@ def as_node(source: ShardDataset | Iterable[Any], *pipes: Pipe) -> Node:
     for pipe in pipes:
         if not isinstance(pipe, Pipe):
             raise ValueError(f"as_node: {shorten(pipe)} is no pipe; wrap a function in adq.Map")
-    return Node(source_of(source, with_epoch=bool(pipes)), pipes)
+    return Node(source_of(source, pipes), pipes)
 
 
 class Node(BaseNode[Any]):  # type: ignore[misc]
@@ -106,26 +106,35 @@ class _Run(Iterator[Any]):
         self._open = source.mark()
         self._one_each = False  # whether the open chunk's n-th output came of its n-th sample
         self._whole = saved is None
+        self._first = not self._ended  # nothing was given out yet
         self._lossy = not all(pipe.one_to_one and pipe.on_error == "raise" for pipe in pipes)
         self._tallies = [Tally(type(pipe).__name__, pipe.on_error) for pipe in pipes]
         self._outputs: Iterator[Any] = iter(()) if self._ended else self._read_on()
 
     def __next__(self) -> Any:
         try:
-            return next(self._outputs)
+            output = next(self._outputs)
         except StopIteration:
+            self._note_begun()  # an epoch without a sample
             raise
         except BaseException as error:
             if not isinstance(self._outputs, Closed):
                 self._outputs = Closed(error)
             raise
+        self._note_begun()
+        return output
+
+    def _note_begun(self) -> None:
+        if self._first:
+            self._first = False
+            self._source.begun()
 
     def state(self) -> dict[str, Any]:
         mark, n_given = self._open, self._n_given
         if self._one_each:
             mark, n_given = self._source.after(mark, n_given)
         source = self._source.state(mark, lossy=self._lossy)
-        return {"version": VERSION, "source": source, "n_given": n_given, "ended": self._ended}
+        return sealed({"version": VERSION, "source": source, "n_given": n_given, "ended": self._ended})
 
     def _read_on(self) -> Iterator[Any]:
         """The outputs that are not given out yet, each counted just before it is."""
@@ -204,12 +213,8 @@ def _stripped(samples: list[Sample]) -> list[Sample]:
 
 
 def _parts(saved: object) -> tuple[Any, int, bool]:
-    if isinstance(saved, dict) and sorted(map(str, saved)) == ["ended", "n_given", "source", "version"]:
-        version, n_given, ended = saved["version"], saved["n_given"], saved["ended"]
-        if version != VERSION:
-            raise StateError(
-                f"state has version={shorten(version)}, this adq_wds reads {VERSION}: begin anew"
-            )
-        if type(n_given) is int and n_given >= 0 and isinstance(ended, bool):
-            return saved["source"], n_given, ended
-    raise StateError(f"state {shorten(saved)} is not a node's of ours: expected what state_dict() gave")
+    state = unsealed(saved, ("version", "source", "n_given", "ended"))
+    n_given, ended = state["n_given"], state["ended"]
+    if type(n_given) is not int or n_given < 0 or not isinstance(ended, bool):
+        raise StateError(f"state {shorten(saved)} is not a node's of ours: expected what state_dict() gave")
+    return state["source"], n_given, ended

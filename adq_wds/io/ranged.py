@@ -9,7 +9,7 @@ server that gives whole files only is found out by its first answer, and its sha
 from __future__ import annotations
 
 import logging
-import mmap
+import weakref
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import BinaryIO
@@ -23,13 +23,14 @@ from adq_wds.io.reader import SpanReader, WrongBytes
 from adq_wds.remote.fetch import Fetch
 from adq_wds.remote.store import NoRanges, Range
 from adq_wds.sample import Sample
+from adq_wds.shard_file import ShardFile
 
 logger = logging.getLogger("adq_wds")
 
 MAX_GAP = 16 << 10
 """Bytes between kept samples that are read along: a further request costs more than these."""
 
-_Bytes = bytes | mmap.mmap
+_Block = bytes | ShardFile
 
 
 class Kept:
@@ -132,8 +133,9 @@ class RangedShard(SpanReader):
                 break
             block, at = self._kept.find(offset)
             try:
-                data = self._bytes_of(offset, block)
-                return self.parse(data, at, n_bytes, key, crc, moved=offset - at)
+                held = self._block_of(offset, block)
+                data = held[at : at + n_bytes] if isinstance(held, bytes) else held.read_some(at, n_bytes)
+                return self.parse(data, offset, n_bytes, key, crc)
             except NoRanges:
                 self._take_whole()
             except WrongBytes:
@@ -145,7 +147,7 @@ class RangedShard(SpanReader):
         assert self._whole is not None
         return self._whole.read(offset, n_bytes, key, crc)
 
-    def _bytes_of(self, offset: int, block: int) -> _Bytes:
+    def _block_of(self, offset: int, block: int) -> _Block:
         self.expect(offset)
         data = self._held.get((self._url, block))
         if self._fetch.cache is None:
@@ -163,7 +165,7 @@ class RangedShard(SpanReader):
     def _key(self, block: int) -> str:
         return f"ranges\n{self._url}\n{self._kept.ranges(block)}"
 
-    def _get(self, block: int) -> _Bytes:
+    def _get(self, block: int) -> _Block:
         ranges = self._kept.ranges(block)
         if self._fetch.cache is None:
             return b"".join(self._remote.read_many(ranges))
@@ -171,8 +173,10 @@ class RangedShard(SpanReader):
         def fill(file: BinaryIO) -> None:
             file.writelines(self._remote.read_many(ranges))
 
-        with self._fetch.cache.open(self._key(block), fill) as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        file = self._fetch.cache.open(self._key(block), fill)
+        found = ShardFile(file, self._name)
+        weakref.finalize(found, file.close)
+        return found
 
 
 Place = tuple[str, int]
@@ -188,19 +192,19 @@ class Held:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._blocks: OrderedDict[Place, Future[_Bytes]] = OrderedDict()
+        self._blocks: OrderedDict[Place, Future[_Block]] = OrderedDict()
 
     def has(self, place: Place) -> bool:
         """Whether it is here, or on its way."""
         return place in self._blocks
 
-    def put(self, place: Place, block: Future[_Bytes]) -> None:
+    def put(self, place: Place, block: Future[_Block]) -> None:
         """Hold one more."""
         self._blocks[place] = block
         while len(self._blocks) > self._most:
             self._blocks.popitem(last=False)[1].cancel()
 
-    def get(self, place: Place) -> _Bytes:
+    def get(self, place: Place) -> _Block:
         """The bytes of one that `has` says is here; waits for them."""
         self._blocks.move_to_end(place)
         return self._blocks[place].result()

@@ -1,6 +1,6 @@
 """How does a sample come out of its shard by offset, fast, and without believing anything unchecked?
 
-Only headers name a sample's fields, so those of its span are read each time, or once for a mapped file that stays as it
+Only headers name a sample's fields, so those of its span are read each time, or once for a local file that stays as it
 is (`adq_wds.io.layout`). The quick way knows one shape: plain headers whose names are the expected key and a field met
 before. It verifies their checksums and sizes, and the payloads' crc32 where one is known. All that is not of this shape,
 damaged or merely rare (PAX headers, long names), goes to the strict reader, and its answer, or error, is the one given.
@@ -8,13 +8,13 @@ damaged or merely rare (PAX headers, long names), goes to the strict reader, and
 
 from __future__ import annotations
 
-import mmap
 import os
-from contextlib import ExitStack, suppress
+from collections.abc import Sequence
+from contextlib import ExitStack
 from zlib import adler32, crc32
 
 from adq_wds.errors import ShardError, located, shorten
-from adq_wds.io.layout import FileStamp, Group
+from adq_wds.io.layout import FileStamp
 from adq_wds.remote.fetch import Fetch
 from adq_wds.sample import Sample
 from adq_wds.shards import is_url
@@ -22,8 +22,6 @@ from adq_wds.tar import Span, open_shard, payload_crc32, read_sample, span_at
 
 _MAX_FIELDS = 1000  # field names remembered: strangers choose them
 _MAX_SUMS = 10_000
-_AHEAD = 2 * mmap.PAGESIZE
-_NEVER = 2**63
 
 
 class WrongBytes(ShardError):  # noqa: N818 - it says what is
@@ -44,18 +42,15 @@ class SpanReader:
         self._fields: dict[bytes, str] = {} if fields is None else fields
         self._sums: dict[bytes, int] = {}
 
-    def parse(
-        self, data: mmap.mmap | bytes, offset: int, n_bytes: int, key: str, crc: int | None, *, moved: int = 0
-    ) -> Sample:
-        """The sample in a part of `data`: `__key__`, `__url__`, and each field's bytes.
+    def parse(self, data: bytes, offset: int, n_bytes: int, key: str, crc: int | None) -> Sample:
+        """The sample in its span: `__key__`, `__url__`, and each field's bytes.
 
         Args:
-            data: what holds it; its slices are bytes.
-            offset: of the part's first byte.
-            n_bytes: its length.
+            data: the span's bytes, fewer where the shard ends before it does.
+            offset: of the span's first byte in the shard; for messages.
+            n_bytes: the span's length.
             key: the key it must have.
             crc: the crc32 its payloads must have; None takes them as they are.
-            moved: how much further on in the shard `data` begins; for messages.
 
         Raises:
             ShardError: the bytes there are not one whole sample with that key and crc32.
@@ -65,12 +60,11 @@ class SpanReader:
         sample: Sample = {"__key__": key, "__url__": self._url}
         prefix = key.encode() + b"."
         n_prefix = len(prefix)
-        at, end = offset, offset + n_bytes
-        found = 0
+        at = found = 0
         try:
-            if end > len(data):
+            if len(data) != n_bytes:
                 raise IndexError  # for the strict reader to say
-            while at < end:
+            while at < n_bytes:
                 head = data[at : at + 512]
                 field = known[head[n_prefix:100].rstrip(b"\0")]
                 start, size = at + 512, head[124:135]
@@ -85,7 +79,7 @@ class SpanReader:
                     break
                 stop = start + int(size, 8)
                 at = stop + -stop % 512
-                if at > end:
+                if at > n_bytes:
                     break
                 sample[field] = payload = data[start:stop]
                 if crc is not None:
@@ -93,9 +87,9 @@ class SpanReader:
         except (KeyError, ValueError, IndexError):  # a new field, odd digits, the end of the file
             pass
         else:
-            if at == end and (crc is None or found == crc):
+            if at == n_bytes and (crc is None or found == crc):
                 return sample
-        return self._parse_strictly(data, offset, n_bytes, key, crc, moved)
+        return self._parse_strictly(data, offset, n_bytes, key, crc)
 
     def _sum(self, stored: bytes) -> int:
         """The low half of a whole header's adler32, from its stored checksum and type: -1 unless a usual plain file's.
@@ -110,13 +104,10 @@ class SpanReader:
             self._sums[stored] = low
         return low
 
-    def _parse_strictly(
-        self, whole: mmap.mmap | bytes, offset: int, n_bytes: int, key: str, crc: int | None, moved: int
-    ) -> Sample:
+    def _parse_strictly(self, data: bytes, offset: int, n_bytes: int, key: str, crc: int | None) -> Sample:
         """`parse` by the reader that takes every form of tar and names what is wrong."""
-        data = whole[offset : offset + n_bytes]
-        ends = len(whole) + moved, offset + n_bytes + moved
-        trouble = f"ends at byte {ends[0]}, but this sample at {ends[1]}: truncated"
+        where = f"at byte {offset + len(data)}" if data else f"before byte {offset}"
+        trouble = f"ends {where}, but this sample at {offset + n_bytes}: truncated"
         if len(data) == n_bytes:
             try:
                 span = span_at(data, shard=self._name)
@@ -143,15 +134,18 @@ class SpanReader:
                 self._fields[raw] = member.field
 
 
-class MappedShard(SpanReader):
-    """One shard, memory-mapped until closed: a local tar, or what was fetched whole and unpacked.
+class LocalShard(SpanReader):
+    """One shard in an open file: a local tar, or what was fetched whole and unpacked.
 
     Args:
         url: see `SpanReader`; a path, or what `fetch` gets.
         name: see `SpanReader`.
         fields: see `SpanReader`.
         fetch: how a shard is got that is not a plain local tar.
-        sparse: only a small part will be read: the kernel is to fetch that, and nothing around it.
+        sparse: a small part will be read; see `ShardFile`.
+
+    Attributes:
+        stamp: the file's; None when it is not known.
 
     Raises:
         ShardError: missing, unreadable, empty, no regular file, or not to be unpacked.
@@ -170,14 +164,11 @@ class MappedShard(SpanReader):
         self._opened = ExitStack()
         shown = name if is_url(url) else None  # a path says more
         stamp = _stamp(url)
-        view = self._opened.enter_context(open_shard(url, shard=shown, fetch=fetch, sparse=sparse))
-        assert isinstance(view.obj, mmap.mmap)
-        self._data = view.obj  # whose slices are bytes at once
-        self._stamp = stamp if stamp == _stamp(url) else None  # else it is not known whose
-        self._ahead = _AHEAD if sparse and hasattr(mmap, "MADV_WILLNEED") else _NEVER
+        self._file = self._opened.enter_context(open_shard(url, shard=shown, fetch=fetch, sparse=sparse))
+        self.stamp = stamp if stamp == _stamp(url) else None  # else it is not known whose
 
     def close(self) -> None:
-        """Give the mapping back."""
+        """Close the file."""
         self._opened.close()
 
     def expect(self, offset: int) -> None:
@@ -185,37 +176,11 @@ class MappedShard(SpanReader):
 
     def read(self, offset: int, n_bytes: int, key: str, crc: int | None) -> Sample:
         """The sample of a span; see `SpanReader.parse`."""
-        if n_bytes > self._ahead:  # asked for as a whole, not page by page
-            page = offset - offset % mmap.PAGESIZE
-            with suppress(OSError, ValueError):  # behind the end: parsing will say so
-                self._data.madvise(mmap.MADV_WILLNEED, page, min(offset + n_bytes, len(self._data)) - page)
-        return self.parse(self._data, offset, n_bytes, key, crc)
+        return self.parse(self._file.read_some(offset, n_bytes, key=key), offset, n_bytes, key, crc)
 
-    def group(self, number: int, n_listed: int, start: int, stop: int) -> Group:
-        """Some of its samples, for `Layouts`."""
-        return Group(number, n_listed, self._data, self._stamp, start, stop)
-
-    def cut(self, key: str, crc: int | None, fields: tuple[str, ...], cuts: tuple[int, ...]) -> Sample | None:
-        """The sample that was laid out; None unless its payloads have the crc32.
-
-        Args:
-            key: its key.
-            crc: over its payloads; never None where it was laid out.
-            fields: their names.
-            cuts: start and stop of each; there may be more, which mean nothing.
-        """
-        data = self._data
-        if len(fields) == 2:  # an image and its label: in a loop it would take a quarter longer
-            first, second = data[cuts[0] : cuts[1]], data[cuts[2] : cuts[3]]
-            if crc32(second, crc32(first)) != crc:
-                return None
-            return {"__key__": key, "__url__": self._url, fields[0]: first, fields[1]: second}
-        sample: Sample = {"__key__": key, "__url__": self._url}
-        found, bounds = 0, iter(cuts)
-        for field, start, stop in zip(fields, bounds, bounds, strict=False):
-            sample[field] = payload = data[start:stop]
-            found = crc32(payload, found)
-        return sample if found == crc else None
+    def read_spans(self, offsets: Sequence[int], sizes: Sequence[int]) -> list[bytes | None]:
+        """The bytes of some spans, for `Layouts`; see `ShardFile.read_spans`."""
+        return self._file.read_spans(offsets, sizes)
 
 
 def _stamp(path: str) -> FileStamp | None:

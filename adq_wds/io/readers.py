@@ -11,13 +11,14 @@ from itertools import chain, repeat
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from adq_wds.core.order import LANES
 from adq_wds.errors import AdqError
 from adq_wds.io.fetched import FetchedShard
-from adq_wds.io.layout import Laid, Samples
+from adq_wds.io.layout import MAX_BYTES, Group, Samples, cut
 from adq_wds.io.ranged import Held, Kept, RangedShard
-from adq_wds.io.reader import MappedShard
+from adq_wds.io.reader import LocalShard
 from adq_wds.io.recipe import HELD_SHARDS, Found, Places, Recipe
 from adq_wds.remote.fetch import comes_whole
 from adq_wds.sample import Sample
@@ -59,7 +60,6 @@ class Readers:
     def __init__(self, recipe: Recipe, epoch: int) -> None:
         self._recipe, self._epoch = recipe, epoch
         self.held: dict[int, Reader] = {}
-        self._mapped: dict[int, MappedShard] = {}  # those of them that are local tars
         self._fields: dict[bytes, str] = {}
         self._cached = recipe.fetch.cache is not None
         self._blocks = Held(_HELD_BLOCKS if self._cached else 4 * _AHEAD)
@@ -70,13 +70,9 @@ class Readers:
     def open(self, shard: int) -> Reader:
         """One more; the one opened first is closed when they are many."""
         if len(self.held) == HELD_SHARDS:
-            first = next(iter(self.held))
-            self._mapped.pop(first, None)
-            self.held.pop(first).close()
-        reader = self.held[shard] = self._made(shard)
-        if isinstance(reader, MappedShard):
-            self._mapped[shard] = reader
-        return reader
+            self.held.pop(next(iter(self.held))).close()
+        self.held[shard] = self._made(shard)
+        return self.held[shard]
 
     def found(self, places: Iterator[Places]) -> Iterator[Found]:
         """Each sample in the order of its position, announced to its reader some time before it is given out."""
@@ -85,11 +81,11 @@ class Readers:
 
     def read(self, found: Iterable[Found]) -> list[Sample]:
         """The samples; see `SpanReader.parse`, which reads all but those laid out and as they must be."""
-        held, mapped, opened = self.held, self._mapped, self.open
+        held, opened, urls = self.held, self.open, self._recipe.listing.urls
         samples: list[Sample] = []
-        for shard, offset, n_bytes, key, crc, fields, cuts in found:
-            if fields is not None and (reader := mapped.get(shard)) is not None:
-                sample = reader.cut(key, crc, fields, cuts)
+        for shard, offset, n_bytes, key, crc, fields, cuts, data in found:
+            if fields is not None and data is not None:
+                sample = cut(data, urls[shard], key, crc, fields, cuts)
                 if sample is not None:
                     samples.append(sample)
                     continue
@@ -101,39 +97,43 @@ class Readers:
         for reader in self.held.values():
             reader.close()
         self.held.clear()
-        self._mapped.clear()
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
             self._pool = None
 
     def _each(self, places: Places) -> Iterator[Found]:
-        groups, numbers, keys, at = places
+        by_shard, numbers, keys, at = places
         shard = np.empty(len(keys), np.int64)
-        for number, _, start, stop in groups:
+        for number, _, start, stop in by_shard:
             shard[start:stop] = number
         columns = shard[at].tolist(), *numbers[:2, at].tolist(), keys[at].tolist()
+        nothing = repeat(None), repeat(()), repeat(None)
         if not self._recipe.verify:
-            return zip(*columns, repeat(None), repeat(None), repeat(()))
+            return zip(*columns, repeat(None), *nothing, strict=False)
         columns = (*columns, numbers[2, at].tolist())
-        laid = self._laid(places)
+        groups, data = self._read_ahead(places)
+        row = numbers[3]
+        laid = self._recipe.layouts.find(Samples(groups, row, numbers[1], keys, data)) if groups else None
         if laid is None:
-            return zip(*columns, repeat(None), repeat(()))
+            return zip(*columns, *nothing, strict=False)
         cuts = zip(*laid.cuts[:, at].tolist(), strict=True)
-        return zip(*columns, laid.fields[at].tolist(), cuts, strict=True)
+        return zip(*columns, laid.fields[at].tolist(), cuts, data[at].tolist(), strict=True)
 
-    def _laid(self, places: Places) -> Laid | None:
-        """Where the payloads lie in mapped shards of which enough is read now; None when that is not known of any."""
-        mapped = []
+    def _read_ahead(self, places: Places) -> tuple[list[Group], NDArray[np.object_]]:
+        """The small samples of local shards of which enough is read now: which, and the bytes of each."""
+        groups: list[Group] = []
+        offset, n_bytes = places.numbers[:2]
+        small = (n_bytes > 0) & (n_bytes <= MAX_BYTES) & (offset >= 0)
+        data = np.full(len(small), None, dtype=object)
         for shard, n_listed, start, stop in places.groups:
-            if stop - start >= _ENOUGH and not self._distant[shard]:
+            here = start + np.flatnonzero(small[start:stop])
+            if len(here) >= _ENOUGH and not self._distant[shard]:
                 with suppress(AdqError):  # said when the first of its samples is read
-                    if shard not in self.held:
-                        self.open(shard)
-                    mapped.append(self._mapped[shard].group(shard, n_listed, start, stop))
-        if not mapped:
-            return None
-        offset, n_bytes, _, row = places.numbers
-        return self._recipe.layouts.find(Samples(mapped, row, offset, n_bytes, places.keys))
+                    reader = self.held.get(shard) or self.open(shard)
+                    assert isinstance(reader, LocalShard)  # as no distant shard is
+                    data[here] = reader.read_spans(offset[here].tolist(), n_bytes[here].tolist())
+                    groups.append(Group(shard, n_listed, reader.stamp, start, stop))
+        return groups, data
 
     def _announced(self, found: Iterator[Found]) -> Iterator[Found]:
         waiting: deque[Found] = deque()
@@ -152,7 +152,7 @@ class Readers:
         listing, fetch = recipe.listing, recipe.fetch
         url, name = listing.urls[shard], listing.names[shard]
         if not self._distant[shard]:
-            return MappedShard(url, name, fields, fetch=fetch, sparse=listing.share(shard) < _SPARSE)
+            return LocalShard(url, name, fields, fetch=fetch, sparse=listing.share(shard) < _SPARSE)
         if self._pool is None:
             self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="adq-fetch")
         if comes_whole(url) or (listing.scanned and self._cached):

@@ -21,8 +21,8 @@ from adq_wds.remote.fetch import Fetch
 
 HELD_SHARDS = LANES + 8  # shards that a stream reads in turn, and a few that it has just left
 
-Found = tuple[int, int, int, str, int | None, tuple[str, ...] | None, tuple[int, ...]]
-"""Where a sample lies: shard, byte_offset, n_bytes, key, crc32 to compare with; fields and cuts as in `Laid`."""
+Found = tuple[int, int, int, str, int | None, tuple[str, ...] | None, tuple[int, ...], bytes | None]
+"""Where a sample lies: shard, byte_offset, n_bytes, key, crc32 to compare with; fields, cuts and bytes of one laid out."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 from torch.utils.data import IterableDataset, default_collate, get_worker_info
 
@@ -39,6 +39,9 @@ class ShardDataset(IterableDataset[Any]):
     Without pipes it gives WebDataset-like dicts: `__key__`, `__url__`, and fields as bytes.
     Every kept sample comes exactly once in an epoch (but see `uneven`), in an order that depends on plan, seed and
     epoch alone: not on the number of workers, and ranks share it out among them. See `adq_wds.core.order`.
+
+    Every iteration reads the next epoch, as soon as the one before has handed on a batch (with workers of another loader
+    than `adq.Loader`: as soon as these have read one ahead); `set_epoch` chooses another.
 
     Iterate it, or hand it to `adq.Loader` (workers; one small state for any number of ranks and workers), to
     ``torch.utils.data.DataLoader(ds, batch_size=None)`` or to torchdata's StatefulDataLoader (which resumes on the
@@ -163,11 +166,11 @@ class ShardDataset(IterableDataset[Any]):
 
     @property
     def epoch(self) -> int:
-        """The epoch that the next iteration reads: one more after each that was read to its end."""
+        """The epoch that the next iteration reads: one more than the one whose first batch was handed on last."""
         return self._clock.epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Let the next iteration read this epoch, in running workers too.
+        """Let the next iteration read this epoch, in running workers too; not needed for epochs that follow each other.
 
         Raises:
             ValueError: not an integer >= 0.
@@ -234,9 +237,17 @@ class ShardDataset(IterableDataset[Any]):
         """Where the next iteration begins."""
         return self._clock.at(self._clock.epoch)
 
+    def begun(self, epoch: int) -> None:
+        """Note that a batch of `epoch` was handed on: the next iteration reads the next one, unless another was set."""
+        self._clock.begun(epoch)
+
     @contextmanager
     def tagging(self) -> Iterator[None]:
-        """While this holds, iterators, and those of copies sent to workers, give `Item`s and leave the epoch alone."""
+        """While this holds, iterators, and those of copies sent to workers, give `Item`s and leave the epoch alone.
+
+        Who asks for them says by `begun` that an epoch is begun. Workers read the epoch that is the next one now.
+        """
+        self._clock.tell(self._clock.epoch)
         self._tagged = True
         try:
             yield
@@ -247,7 +258,7 @@ class ShardDataset(IterableDataset[Any]):
         rank, world = self._ranks.look()
         worker = get_worker_info()
         layout = Layout(rank, world) if worker is None else Layout(rank, world, worker.id, worker.num_workers)
-        begin = self._clock.begin()
+        begin = self._clock.begin(told=self._tagged)
         own = begin.epoch == self._own_epoch
         stream = Stream(self._recipe, self._clock, begin, layout, advance=not self._tagged, own=own)
         return TaggedStream(stream) if self._tagged else stream
@@ -269,6 +280,10 @@ class ShardDataset(IterableDataset[Any]):
         rank, world = self._ranks.look()
         total = self._recipe.listing.n_total
         return n_for_rank(total, start=0, rank=rank, world=world, uneven=self._recipe.uneven)
+
+    def __getitem__(self, index: Any) -> NoReturn:
+        """A stream is read in its order: `as_map` gives samples by number."""
+        raise TypeError(f"a ShardDataset is a stream and takes no [{index!r}]; write .as_map()[{index!r}]")
 
     def as_map(self) -> MapView:
         """All kept samples by number, for samplers that choose the order, such as torch's DistributedSampler.
@@ -296,7 +311,7 @@ def _listing(
     base = None if root is None else os.fspath(root)
     if plan is None:
         return everything(paths, index, root=base, fetch=fetch)
-    return planned(paths, as_plan(plan), root=base, fresh=fresh)
+    return planned(paths, as_plan(plan), root=base, fresh=fresh, fetch=fetch)
 
 
 def _drawn_by(

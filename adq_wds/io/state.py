@@ -1,14 +1,21 @@
-"""Where does a stream stand? A few fields that fit into 400 bytes of JSON, compared one by one when loaded."""
+"""Where does a stream stand? A few fields that fit into 400 bytes of JSON, compared one by one when loaded.
+
+Version 2 has a checksum of all fields, since most values of `t`, `lanes` and `epoch` would be believed. Version 1, which
+has exactly its own fields, is still read.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from adq_wds.errors import StateError, shorten
+from adq_wds.files import sha256_text
 
-VERSION = 1
+VERSION = 2
+CHECKSUM = "checksum"
 _MAX = 2**62
 _REMEDY = {
     "version": "load it with the adq_wds that saved it, or start the epoch anew",
@@ -49,10 +56,11 @@ class State:
     version: int = VERSION
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain numbers and text, for any kind of file."""
-        return asdict(self)
+        """As plain numbers and text, for any kind of file, with their checksum."""
+        return sealed(asdict(self))
 
 
+_NAMES = tuple(field.name for field in fields(State))
 _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("version", "seed", "epoch", "lanes", "t"), (int,)),
     **dict.fromkeys(("batch_size", "rank", "world"), (int, type(None))),
@@ -72,21 +80,16 @@ def read_state(saved: object, now: State, n_total: int) -> State:
     Raises:
         StateError: not a state, or of another stream; names the field, the saved and the present value.
     """
-    if not isinstance(saved, dict):
-        raise StateError(f"state {shorten(saved)} is not one of ours: expected what state_dict() gave")
-    if saved.get("version") != VERSION or isinstance(saved.get("version"), bool):
-        raise _differs("version", saved.get("version"), VERSION)
-    names = [field.name for field in fields(State)]
-    if odd := sorted(map(str, set(names) ^ set(saved))):
-        what = "lacks" if odd[0] in names else "has an unknown"
-        raise StateError(f"damaged state: it {what} field {shorten(odd[0])}; load another checkpoint")
-    for name in names:
-        value = saved[name]
+    read = unsealed(saved, _NAMES)
+    for name in _NAMES:
+        value = read[name]
         whole = type(value) in _TYPES[name] and (type(value) is not int or -_MAX <= 2 * value <= 2 * _MAX)
         if not whole:
             kinds = " or ".join("None" if kind is type(None) else kind.__name__ for kind in _TYPES[name])
-            raise StateError(f"damaged state: {name} is {shorten(value)}, expected {kinds}")
-    state = State(**saved)
+            raise StateError(
+                f"damaged state: {name} is {shorten(value)}, expected {kinds}; load another checkpoint"
+            )
+    state = State(**read)
     for name in ("plan", "seed", "shuffle", "fresh", "batch_size"):
         if getattr(state, name) != getattr(now, name):
             raise _differs(name, getattr(state, name), getattr(now, name))
@@ -95,7 +98,9 @@ def read_state(saved: object, now: State, n_total: int) -> State:
             raise _differs(name, getattr(state, name), getattr(now, name))
     for name, low, high in (("epoch", 0, _MAX), ("t", 0, n_total), ("lanes", 1, max(1, n_total, now.lanes))):
         if not low <= getattr(state, name) <= high:
-            raise StateError(f"damaged state: {name} is {getattr(state, name)}, expected {low} to {high}")
+            raise StateError(
+                f"damaged state: {name} is {getattr(state, name)}, expected {low} to {high}; load another checkpoint"
+            )
     return state
 
 
@@ -104,16 +109,55 @@ def _differs(name: str, old: object, new: object) -> StateError:
     return StateError(f"state has {name}={shorten(old)}, this stream {name}={shorten(new)}: {remedy}")
 
 
+def sealed(state: dict[str, Any]) -> dict[str, Any]:
+    """A state with the checksum of all its fields; of values that JSON does not know, only that they are there."""
+    return {**state, CHECKSUM: _checksum(state)}
+
+
+def unsealed(saved: object, names: Sequence[str]) -> dict[str, Any]:
+    """The fields of a saved state without its checksum, which must fit; a version 1 has none.
+
+    Args:
+        saved: what `sealed` gave.
+        names: the fields that it has, no more and no fewer.
+
+    Raises:
+        StateError: no state, of a version that is not read here, or changed since it was saved.
+    """
+    if not isinstance(saved, dict):
+        raise StateError(f"state {shorten(saved)} is not one of ours: expected what state_dict() gave")
+    version = saved.get("version")
+    if type(version) is not int or not 1 <= version <= VERSION:
+        raise _differs("version", version, VERSION)
+    expected = {*names, CHECKSUM} if version > 1 else {*names}
+    if odd := sorted(map(str, expected ^ set(saved))):
+        what = "lacks" if odd[0] in expected else "has an unknown"
+        raise StateError(f"damaged state: it {what} field {shorten(odd[0])}; load another checkpoint")
+    state = {name: saved[name] for name in names}
+    if version > 1 and saved[CHECKSUM] != _checksum(state):
+        raise StateError(
+            f"damaged state: its checksum is {shorten(saved[CHECKSUM])}, that of its fields {_checksum(state)!r}: it was "
+            "changed since it was saved; load another checkpoint"
+        )
+    return state
+
+
+def _checksum(state: dict[str, Any]) -> str:
+    """64 bits of SHA-256, in hexadecimal, of the state as JSON gives it back."""
+    plain = json.loads(json.dumps(state, default=lambda value: type(value).__name__, skipkeys=True))
+    return sha256_text(json.dumps(plain, sort_keys=True))[:16]
+
+
 def own_part(state: object) -> tuple[dict[str, Any], dict[str, Any]]:
     """An iterator's state in two: the stream's, and what its worker's place adds.
 
     Raises:
         StateError: it is not an iterator's.
     """
-    own = state.get("iterator") if isinstance(state, dict) else None
+    whole = unsealed(state, (*_NAMES, "iterator"))
+    own = whole.pop("iterator")
     if (
-        not isinstance(state, dict)
-        or not isinstance(own, dict)
+        not isinstance(own, dict)
         or sorted(map(str, own)) != ["ended", "layout", "next_batch", "start"]
         or not isinstance(own["ended"], bool)
         or not isinstance(own["layout"], list)
@@ -123,7 +167,7 @@ def own_part(state: object) -> tuple[dict[str, Any], dict[str, Any]]:
         )
     ):
         raise StateError(f"state {shorten(state)} is not an iterator's: expected what its state_dict() gave")
-    return {name: value for name, value in state.items() if name != "iterator"}, own
+    return whole if whole["version"] == 1 else sealed(whole), own
 
 
 def check_layout(saved: Sequence[int], now: Sequence[int]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from torch.utils.data import get_worker_info
 
 from adq_wds.core.order import n_for_rank, rank_positions
-from adq_wds.errors import AdqError, LoaderClosed
+from adq_wds.errors import AdqError, LoaderClosed, names_place, placed, retold
 from adq_wds.io.epoch import Begin, Clock
 from adq_wds.io.recipe import EpochOrder, Found, Layout, Places, Recipe
 from adq_wds.io.serving import Server
-from adq_wds.io.state import check_layout, own_part, read_state
+from adq_wds.io.state import check_layout, own_part, read_state, sealed
 from adq_wds.pipe import Pipe, Tally
 
 _BLOCK = 1024  # positions looked up together
@@ -44,7 +44,7 @@ class Stream(Iterator[Any]):
         clock: told of the epoch's end.
         begin: the epoch, and where in it all ranks began.
         layout: whose share this is.
-        advance: whether the end of this share makes the next epoch the current one.
+        advance: whether its first batch makes the next epoch the one that the next iteration reads.
         own: whether `begin` is this rank's own place, since samples were dropped before it.
     """
 
@@ -75,7 +75,7 @@ class Stream(Iterator[Any]):
         self._n_batches = -(-self._n // self._size)
         self._whole = layout[1:] == (1, 0, 1) and begin.start == next_batch == 0
         self._batches = self._read_on()
-        self._ended = self._left_out = False
+        self._ended = self._left_out = self._begun = False
 
     def _announce(self) -> None:
         """Say what may surprise, before the first sample."""
@@ -99,6 +99,7 @@ class Stream(Iterator[Any]):
         try:
             for batch in self._batches:
                 if batch is not _EMPTY:
+                    self._note_begun()
                     return batch
             raise StopIteration
         except BaseException as error:
@@ -113,12 +114,16 @@ class Stream(Iterator[Any]):
         number = self._next_batch - self._layout.n_workers
         return Item(number, None, empty=True) if batch is _EMPTY else Item(number, batch)
 
+    def _note_begun(self) -> None:
+        if self._advance and not self._begun:
+            self._begun = True
+            self._clock.begun(self._begin.epoch)
+
     def _over(self, error: BaseException) -> BaseException:
         """What to raise when reading ended with `error`; from now on the end, or `LoaderClosed`."""
         if isinstance(error, StopIteration) and not self._ended:
             self._ended = True
-            if self._advance:
-                self._clock.epoch = self._begin.epoch + 1
+            self._note_begun()  # an epoch without a batch
             try:
                 self._server.finish(whole=self._whole)
             except AdqError as verdict:
@@ -154,12 +159,23 @@ class Stream(Iterator[Any]):
             out = self._server.serve(here)
             batch: Any = _EMPTY
             if out:
-                batch = collate(out)
+                try:
+                    batch = collate(out)
+                except AdqError as error:
+                    raise self._of_batch(error, here) from error
             else:
                 logger.warning("ShardDataset: a batch of %d is left out: all were dropped", len(here))
                 self._left_out = True
             self._next_batch = number + self._layout.n_workers
             yield batch
+
+    def _of_batch(self, error: AdqError, found: list[Found]) -> AdqError:
+        """An error of the user's `collate`, which is given no places, with the place of the batch's first sample."""
+        names = [self._recipe.listing.names[one[0]] for one in found]
+        if any(names_place(error, name) for name in names):
+            return error
+        text = f"in the batch of {len(found)} that begins here: {error}"
+        return placed(retold(error, text), shard=names[0], key=found[0][3])
 
     def _singles(self, numbers: range, found: Iterator[Found]) -> Iterator[Any]:
         server, n_workers = self._server, self._layout.n_workers
@@ -200,7 +216,7 @@ class Stream(Iterator[Any]):
             "ended": self._ended,
             "layout": list(layout),
         }
-        return {**state.as_dict(), "iterator": own}
+        return sealed({**asdict(state), "iterator": own})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to where another iterator, at the same place of the same layout, stood.

@@ -9,9 +9,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from adq_wds.errors import SampleError, shorten
+from adq_wds.errors import PlanError, SampleError, shorten
 from adq_wds.files import atomic_path
 from adq_wds.sample import Sample, place_error
+from adq_wds.shards import check_shard_name
 from adq_wds.tar import split_name
 
 _NUMBER = re.compile(r"%(0\d{1,2})?d")
@@ -41,7 +42,7 @@ class ShardPattern:
     """A pattern such as ``DIR/small-%06d.tar``: one number, in the file's name.
 
     Raises:
-        ValueError: no number, several, or one in the folder's name.
+        ValueError: no number, several, or one in the folder's name; names that no index may hold.
     """
 
     def __init__(self, pattern: str) -> None:
@@ -54,6 +55,10 @@ class ShardPattern:
             )
         if not self._name.endswith(".tar"):
             raise ValueError(f"pattern {pattern!r} must end in .tar")
+        try:
+            check_shard_name(self._name % 0)
+        except PlanError as error:
+            raise ValueError(f"pattern {pattern!r}: {error}") from None
 
     def path(self, i: int) -> Path:
         """The `i`-th shard's path."""

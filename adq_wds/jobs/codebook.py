@@ -20,10 +20,10 @@ from adq_wds.core.codebook import Checkpoints, bin_checkpoints
 from adq_wds.core.graphcut import graphcut_bins
 from adq_wds.core.kernel import unit_rows
 from adq_wds.core.rng import draws
-from adq_wds.core.scores import BinSums, diversity, importance, representativeness
+from adq_wds.core.scores import BinSums, bin_scores, importance
 from adq_wds.errors import CodebookError, FeaturesError, shorten
 from adq_wds.files import lock, make_folder
-from adq_wds.jobs.plan import plan_settings
+from adq_wds.jobs.plan import plan_settings, with_usual_scores
 from adq_wds.planner import Allocation, PlanSettings
 from adq_wds.registry import SCORES, look_up
 from adq_wds.shards import base_name
@@ -50,7 +50,7 @@ def fit_codebook(
     seed: int = 0,
     alpha: float = 0.65,
     allocation: str | Allocation = "adaptive",
-    scores: Iterable[str] = SCORES,
+    scores: Iterable[str] | None = None,
     normalise: str = "sum",
     memory_bytes: int = 1 << 30,
     out: str | os.PathLike[str] | None = None,
@@ -75,7 +75,8 @@ def fit_codebook(
         alpha: share of the importance in a bin's rate, in [0, 1]; 0 is uniform, which is DQ.
         allocation: "adaptive" (ADQ), "uniform" (DQ), or a function (size (K,), importance (K,), keep) → weights (K,),
             finite and >= 0, called for each class with its held-out counts.
-        scores: which add up to the importance, of "texture" (representativeness) and "diversity".
+        scores: which add up to the importance, of "texture" (representativeness) and "diversity"; both unless said,
+            diversity alone where the features were made without images.
         normalise: "sum" or "minmax".
         memory_bytes: what one pilot's similarity matrix may take; larger pilots need none, and more time.
         out: file to write to, ending in .safetensors; a codebook without one stays in memory.
@@ -100,8 +101,7 @@ def fit_codebook(
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 1 <= value <= most:
             raise ValueError(f"{name} must be an integer in 1 … {most:,}, got {value!r}")
     check_memory(memory_bytes)
-    scores = listed("scores", scores)
-    for score in scores:
+    for score in [] if scores is None else listed("scores", scores):
         look_up("score of a codebook", score, dict.fromkeys(SCORES))
     settings, rule, _ = plan_settings(
         keep=keep, seed=seed, alpha=alpha, allocation=allocation, scores=scores, normalise=normalise
@@ -114,6 +114,7 @@ def fit_codebook(
         folder = make_folder(Path(out).parent)
     if not isinstance(features, Features):
         features = Features(features)
+    settings = with_usual_scores(settings, features, scores)
     fit = _Fit(
         features, int(bins), PILOT if pilot is None else int(pilot), int(checkpoints), int(seed), memory_bytes
     )
@@ -178,8 +179,11 @@ class _Fit:
                 for f in features
             ]
         )
-        self._texture = np.concatenate([file.texture() for file in features])
-        self.sums = {kind: BinSums.empty(bins, features.width) for kind in ("classes", "pooled")}
+        self._texture = features.texture()
+        self.sums = {
+            kind: BinSums.empty(bins, features.width, texture=self._texture is not None)
+            for kind in ("classes", "pooled")
+        }
 
     def n_pilot(self, n: int) -> int:
         """Pilot samples of a class of n."""
@@ -230,7 +234,7 @@ class _Fit:
     def _rule(self, c: int, kind: str, embedding: NDArray[np.float16], where: NDArray[np.int64]) -> _Row:
         rows = unit_rows(embedding)
         binning = graphcut_bins(rows, self.bins, memory_bytes=self._memory_bytes)
-        self.sums[kind].add(binning.bin, rows, self._texture[where])
+        self.sums[kind].add(binning.bin, rows, None if self._texture is None else self._texture[where])
         query, threshold = bin_checkpoints(rows, binning, self.checkpoints)
         return _Row(c, len(rows), query, threshold, np.zeros(self.bins, dtype=np.int64))
 
@@ -245,11 +249,7 @@ def _codebook(
     fit: _Fit, rows: list[_Row], settings: PlanSettings, rule: Allocation, more: dict[str, Any]
 ) -> Codebook:
     """The rows with their weights, and what they are of."""
-    values = {
-        kind: {"texture": representativeness(sums), "diversity": diversity(sums)}
-        for kind, sums in fit.sums.items()
-        if sums.n.any()
-    }
+    values = {kind: bin_scores(sums) for kind, sums in fit.sums.items() if sums.n.any()}
     worth = {
         kind: importance([scores[name] for name in sorted(settings.scores)], normalise=settings.normalise)
         for kind, scores in values.items()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from adq_wds.binning import listed
-from adq_wds.errors import FeaturesError, SampleError
+from adq_wds.errors import FeaturesError, shorten
 from adq_wds.files import lock, make_folder
 from adq_wds.jobs.embed_batch import embed_batch
 from adq_wds.jobs.embed_shard import (
@@ -23,6 +24,7 @@ from adq_wds.jobs.embed_shard import (
     Source,
     finished,
     open_job,
+    skipped_before,
     take_batch,
 )
 from adq_wds.jobs.threads import cores, in_order, positive
@@ -34,13 +36,15 @@ from adq_wds.registry import encoder as named_encoder
 from adq_wds.registry import score as named_score
 from adq_wds.sample import IMAGE_FIELDS, Encoder, FieldSpec
 from adq_wds.score import Score
-from adq_wds.shards import check_shard_name, expand_urls, shard_names
+from adq_wds.shards import expand_urls, plain_shard_names
 from adq_wds.tables.features import Features, file_name
 from adq_wds.tables.features_file import FeaturesFile, ShardFeatures
-from adq_wds.tables.spans import Spans, source_stamp
+from adq_wds.tables.spans import Spans, no_samples, source_stamp
 from adq_wds.tar import iter_spans, open_shard, payload_crc32
 
 logger = logging.getLogger("adq_wds")
+
+_MAX_NAME_BYTES = 255  # of a file, on the usual file systems
 
 
 def embed_shards(
@@ -48,7 +52,7 @@ def embed_shards(
     encoder: str | Encoder = "builtin",
     out: str | os.PathLike[str] = "features",
     *,
-    image: FieldSpec = IMAGE_FIELDS,
+    image: FieldSpec | None = IMAGE_FIELDS,
     label: FieldSpec | None = "cls",
     embeddings: str | os.PathLike[str] | None = None,
     batch_size: int = 64,
@@ -65,7 +69,9 @@ def embed_shards(
     """Embed every sample of some shards: one Parquet file per shard, with labels, texture and where samples lie.
 
     Shards whose file is there, complete and made with the same settings are not embedded again, so a job that was
-    killed goes on where it was, and loses at most the shards it was working on (one per worker).
+    killed goes on where it was, and loses at most the shards it was working on (one per worker). Where only `label`
+    is another one, labels are read again from the shards' bytes and nothing is embedded, save samples that were bad
+    before, and all where `logit_grad` is asked for: logit gradients depend on the labels.
 
     Args:
         urls: tar shards, local ones or URLs (these are fetched whole): a pattern (braces, ``::``, stars), a folder, or several of them.
@@ -73,10 +79,14 @@ def embed_shards(
         out: folder for the features; made if missing.
         image: field with the image, alternatives separated by ``;``, or a function of the sample. A function is
             known by its name only: give it another name, or another `out`, when it changes. An image that was stored
-            without some of its patches is seen grey there, which is logged once.
+            without some of its patches is seen grey there, which is logged once. None or "none" beside `embeddings`
+            for samples without images, such as text, of which there is no texture then; unless said, so it is where
+            the first shard has no image field and no score needs one.
         label: field with the label (``cls``, ``txt``, ``json:label``), a function, or None for unlabelled data.
-        embeddings: a Parquet file (columns key, embedding) or .npy file with embeddings made elsewhere, or
-            ``field:emb.npy`` for embeddings in a field of the samples themselves; instead of an encoder.
+            Classes are all numbers or all words: the first label of a shard decides, and a sample of the other kind
+            is a bad one; two shards of two kinds are an error.
+        embeddings: embeddings made elsewhere, instead of an encoder: a Parquet file (columns key, embedding), an
+            .npy file or a folder of numbered ones, or ``field:emb.npy`` for a field of the samples themselves.
         batch_size: images per call of the encoder; batches are cut inside a shard.
         workers: threads, each decoding and embedding whole batches with one intra-op thread, so that results
             do not depend on their number. As many as cores by default.
@@ -103,8 +113,10 @@ def embed_shards(
             do not fit the samples.
         AdqError: the folder cannot be written, or another job works in it.
     """
+    if embeddings is None:
+        refuse_no_image(image)
     settings = EmbedSettings(
-        image, label, positive("batch_size", batch_size), on_error, max_bad_fraction,
+        None if image == "none" else image, label, positive("batch_size", batch_size), on_error, max_bad_fraction,
         kind_of_gradient(logit_grad, double_softmax), tuple(map(named_score, listed("scores", scores))),
     )  # fmt: skip
     if views:
@@ -112,27 +124,48 @@ def embed_shards(
     n_workers = positive("workers", cores() if workers is None else workers)
     left = None if limit is None else positive("limit", limit)
     paths = expand_urls(urls)
-    names = [check_shard_name(name) for name in shard_names(paths)]
-    _check_files(names)
+    names = names_of_features(paths)
     if embeddings is not None:
         refuse_views(views)
     source = open_embeddings(embeddings) if embeddings is not None else named_encoder(encoder)
     _say_what_it_saw(source, names)
+    if embeddings is not None:
+        settings = without_images(settings, paths[0], names[0], Path(out) / file_name(names[0]))
     folder = make_folder(out)
     with lock(folder), ExitStack() as stack:
         bar = stack.enter_context(_Bar(paths, limit, progress))
         tally = Tally("embed", settings.on_error, settings.max_bad_fraction)
-        todo = _shards_to_do(paths, names, folder, settings, source, left, bar, tally)
-        for made in _embed_all(todo, settings, source, n_workers, bar.update, tally):
+        reread, kinds = _Reread(), _LabelKinds()
+        todo = _shards_to_do(paths, names, folder, settings, source, left, bar, tally, reread, kinds)
+        empty: list[str] = []
+        for made in _embed_all(
+            _with_samples(todo, folder, empty), settings, source, n_workers, bar.update, tally
+        ):
+            kinds.check(made.shard, made.names, len(made.spans))
             made.save(folder / file_name(made.shard))
         tally.close()
+        reread.say(folder)
+        names = [name for name in names if name not in empty]
+        if not names:
+            raise no_samples(len(paths))
         features = Features(folder, shards=names, limit=limit)
         if views and not isinstance(source, StoredEmbeddings | FieldEmbeddings):
             embed_views(
-                features, paths, source, views=views, image=image, batch_size=batch_size,
+                features, paths, source, views=views, image=settings.image, batch_size=batch_size,
                 workers=n_workers, progress=progress,
             )  # fmt: skip
     return features
+
+
+def _with_samples(jobs: Iterator[ShardJob], folder: Path, empty: list[str]) -> Iterator[ShardJob]:
+    """The jobs that have something to do; the others' names go to `empty`, and features that they once had go."""
+    for job in jobs:
+        if job.spans:
+            yield job
+            continue
+        job.close.close()
+        (folder / file_name(job.name)).unlink(missing_ok=True)
+        empty.append(job.name)
 
 
 def refuse_views(views: int) -> None:
@@ -141,6 +174,37 @@ def refuse_views(views: int) -> None:
         raise ValueError(
             "views need an encoder, and embeddings made elsewhere have none: leave one of them out"
         )
+
+
+def refuse_no_image(image: FieldSpec | None) -> None:
+    """An encoder looks at images."""
+    if image is None or image == "none":
+        raise ValueError(
+            "image=None (--image none) needs embeddings made elsewhere, embeddings= (--embeddings): an encoder looks at images"
+        )
+
+
+def without_images(settings: EmbedSettings, path: str, shard: str, made: Path | None = None) -> EmbedSettings:
+    """The settings of a job with stored embeddings: with no image, where none was named and the first shard has none.
+
+    Args:
+        settings: what was asked for.
+        path, shard: the first shard.
+        made: where its features are, if there are some: what was done then is done again, and the shard not opened.
+    """
+    if settings.image != IMAGE_FIELDS or any(score.needs_image for score in settings.scores):
+        return settings
+    if made is not None and made.exists():
+        with suppress(FeaturesError):
+            is_none = FeaturesFile(made).header.get("image") == "none"
+            return replace(settings, image=None) if is_none else settings
+    fields = set(IMAGE_FIELDS.split(";"))
+    with open_shard(path) as buffer:
+        for span in iter_spans(buffer, shard=shard):
+            if not fields.isdisjoint(member.field for member in span.members):
+                return settings
+    logger.info("shard %s has no image field: samples are taken without images, and have no texture", shard)
+    return replace(settings, image=None)
 
 
 def kind_of_gradient(logit_grad: bool, double_softmax: bool) -> str | None:
@@ -161,13 +225,25 @@ def _say_what_it_saw(source: Source, names: list[str]) -> None:
         )
 
 
-def _check_files(names: list[str]) -> None:
-    """Raise `ValueError` when two shards would have one file (`a/b.tar` and `a--b.tar`)."""
+def names_of_features(paths: list[str]) -> list[str]:
+    """The shards' names, which their features go by.
+
+    Raises:
+        ValueError: two shards would have one file (`a/b.tar` and `a--b.tar`), or a name is too long for one.
+        PlanError: a name that no table may hold.
+    """
+    names = plain_shard_names(paths)
     shard_of: dict[str, str] = {}
     for name in names:
-        other = shard_of.setdefault(file_name(name), name)
+        file = file_name(name)
+        other = shard_of.setdefault(file, name)
         if other != name:
-            raise ValueError(f"shards {other!r} and {name!r} would both be {file_name(name)}; rename one")
+            raise ValueError(f"shards {other!r} and {name!r} would both be {file}; rename one")
+        if len(os.fsencode(file)) > _MAX_NAME_BYTES:
+            raise ValueError(
+                f"shard {shorten(name)}: its features would be a file whose name is too long; rename it"
+            )
+    return names
 
 
 def _shards_to_do(
@@ -179,6 +255,8 @@ def _shards_to_do(
     left: int | None,
     bar: _Bar,
     tally: Tally,
+    reread: _Reread,
+    kinds: _LabelKinds,
 ) -> Iterator[ShardJob]:
     """The shards that have no usable file yet, each opened and scanned when its turn comes.
 
@@ -189,22 +267,24 @@ def _shards_to_do(
         if left is not None and left <= 0:
             return
         header = settings.header(source, first)
-        found = _found(path, folder / file_name(name), header, left)
-        old = found if found is not None and not _lacking(found, header) else None
-        if old is None:
-            job = open_job(path, name, first, left if found is None else _as_many(found, left))
-            job.old = found
+        old = _found(path, folder / file_name(name), header, left)
+        if old is None or _lacking(old, header) or _stale(old, header):
+            job = open_job(path, name, first, left if old is None else _as_many(old, left))
+            job.old = old
+            if old is not None and not _lacking(old, header):
+                reread.begin(job, old, header)
             n_read = len(job.spans)
             yield job
         else:
             n_read = old.n_read
+            kinds.check(old.shard, old.names, old.n)
             tally.good(old.n, old.n)
             for row in old.bad:
-                tally.failed(SampleError(f"{row[5]} (skipped when {old.path} was made)"))
+                tally.failed(skipped_before(row[5], old))
             bar.skip(path, n_read)
         first += n_read
         left = None if left is None else left - n_read
-    if not isinstance(source, StoredEmbeddings) or source.path.suffix != ".npy" or left is not None:
+    if not isinstance(source, StoredEmbeddings) or not source.by_position or left is not None:
         return
     if source.n_rows != first:
         raise FeaturesError(
@@ -215,7 +295,7 @@ def _shards_to_do(
 def _found(path: str, file: Path, header: dict[str, Any], left: int | None) -> FeaturesFile | None:
     """The features of a shard, or of its first `left` samples, made by the same encoder from the same bytes; or None.
 
-    They may lack columns that are asked for now; see `_lacking`.
+    They may lack columns that are asked for now (see `_lacking`), or have labels by another field (`_stale`).
     """
     if not file.exists():
         return None
@@ -226,7 +306,8 @@ def _found(path: str, file: Path, header: dict[str, Any], left: int | None) -> F
         logger.warning("%s; embedding the shard again", error)
         return None
     kind = {} if old.n_classes is None else {"logit_grad": header.get("logit_grad", old.header["logit_grad"])}
-    wanted = {name: value for name, value in header.items() if name not in ("scores", "logit_grad")} | kind
+    not_here = ("scores", "logit_grad", "label")
+    wanted = {name: value for name, value in header.items() if name not in not_here} | kind
     differs = [name for name, value in wanted.items() if old.header.get(name) != value]
     if differs:
         raise FeaturesError(
@@ -241,6 +322,7 @@ def _found(path: str, file: Path, header: dict[str, Any], left: int | None) -> F
         return None
     if _lacking(old, header):
         logger.info("%s has no %s; embedding the shard again", file, ", ".join(_lacking(old, header)))
+    if _lacking(old, header) or _stale(old, header):
         return old
     return FeaturesFile(file, limit=left)
 
@@ -254,21 +336,95 @@ def _lacking(old: FeaturesFile, header: dict[str, Any]) -> list[str]:
     """Columns that are asked for and not there, or there in another revision."""
     scores = header.get("scores", {})
     lacking = [name for name, revision in scores.items() if old.scores.get(name) != revision]
-    return lacking + (["logit_grad"] if "logit_grad" in header and old.n_classes is None else [])
+    if "logit_grad" in header:
+        if old.n_classes is None:
+            lacking.append("logit_grad")
+        elif old.header["label"] != header["label"]:
+            lacking.append(f"logit_grad by label {header['label']!r}")
+    return lacking
+
+
+def _stale(old: FeaturesFile, header: dict[str, Any]) -> bool:
+    """Whether a column has to be read from the samples' bytes, without an encoder: other labels, or no digests yet."""
+    return bool(old.header["label"] != header["label"] or not old.has_digest)
+
+
+@dataclass
+class _Reread:
+    """The shards whose bytes are read again, not their images: other labels, or digests that older files lack."""
+
+    label: str = ""  # what labels are by now
+    n_labels: int = 0
+    n_tried: int = 0  # bad samples that are tried again, since their label may have been what was wrong
+    n_digests: int = 0
+
+    def begin(self, job: ShardJob, old: FeaturesFile, header: dict[str, Any]) -> None:
+        """Take the embeddings of the old features, unless the shard changed; labels and digests are read."""
+        if job.rows() != _rows(old):
+            logger.warning("shard %s changed since %s was made; embedding it again", job.name, old.path)
+            job.old = None
+            return
+        job.known = frozenset(old.spans().index.tolist())
+        if old.header["label"] != header["label"]:
+            self.label = header["label"]
+            self.n_labels += 1
+            self.n_tried += len(old.bad)
+        else:
+            job.settled = {row[0]: row[5] for row in old.bad}
+            self.n_digests += 1
+
+    def say(self, folder: Path) -> None:
+        """One line for each kind."""
+        if self.n_labels:
+            logger.info(
+                "%s: the labels of %d shards are now by %r, read without embedding again; %d samples that were bad before "
+                "were tried again", folder, self.n_labels, self.label, self.n_tried,
+            )  # fmt: skip
+        if self.n_digests:
+            logger.info(
+                "%s: the features of %d shards had no digests, which were added without embedding again",
+                folder,
+                self.n_digests,
+            )
+
+
+class _LabelKinds:
+    """Classes are all numbers or all words, over all shards; said with the first shard that differs."""
+
+    def __init__(self) -> None:
+        self._shards: dict[bool, str] = {}  # by whether the labels are words
+
+    def check(self, shard: str, names: list[str] | None, n: int) -> None:
+        """Raise `FeaturesError` where an earlier shard had labels of the other kind."""
+        if not n:
+            return
+        self._shards.setdefault(names is not None, shard)
+        if len(self._shards) == 2:
+            here, there = ("words", "numbers") if names is not None else ("numbers", "words")
+            example = f", such as {shorten(names[0])}" if names else ""
+            raise FeaturesError(
+                f"shard {shard}: its labels are {here}{example}, those of shard {self._shards[names is None]} are "
+                f"{there}: classes are all numbers or all words; write them alike, or give a function as label= that does"
+            )
+
+
+def _rows(old: FeaturesFile) -> list[tuple[int, str, int, int, int]]:
+    """Where all samples lay, usable or not, and their checksums."""
+    spans = Spans.joined([old.spans(), old.bad_spans()])
+    return spans.take(np.argsort(spans.index, kind="stable")).rows()
 
 
 def _same_samples(path: str, old: FeaturesFile) -> bool:
     """Does a shard whose date changed still hold what was embedded? Decided by its checksums."""
-    spans = Spans.joined([old.spans(), old.bad_spans()])
-    spans = spans.take(np.argsort(spans.index, kind="stable"))
+    rows = _rows(old)
     with open_shard(path) as buffer:
         found = [
             (span.key, span.byte_offset, span.n_bytes, payload_crc32(buffer, span))
             for span in iter_spans(buffer, shard=old.shard)
         ]
     if not old.header["complete"]:
-        found = found[: len(spans)]
-    return found == [row[1:] for row in spans.rows()]
+        found = found[: len(rows)]
+    return found == [row[1:] for row in rows]
 
 
 def _embed_all(

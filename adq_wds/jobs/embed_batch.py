@@ -38,7 +38,7 @@ class _Part:
     """Decoded samples of a batch: as many as fit into `PART_PIXELS`, or one."""
 
     rows: list[int]
-    images: list[Image.Image]
+    images: list[Image.Image]  # of each; none where no image is looked at
     stored: list[NDArray[np.float32]] = field(default_factory=list)  # embeddings, where the samples hold them
     filled: list[bool] = field(default_factory=list)  # those that were stored without some of their patches
 
@@ -94,22 +94,36 @@ def _decoded(
                 read.labels[i], read.digests[i] = label, digest
                 continue
             stored = [_stored(job, sample, source)] if isinstance(source, FieldEmbeddings) else []
-            name, image = whole_image(sample, settings.image)
+            name, image = _image(sample, settings, source)
         except SampleError as error:
             read.bad[i] = _with_whole_name(job, error)
             continue
         read.labels[i], read.digests[i] = label, digest
-        size = image.size[0] * image.size[1]
+        size = 0 if image is None else image.size[0] * image.size[1]
         if part.rows and n_pixels + size > PART_PIXELS:
             yield part
             part, n_pixels = _Part([], []), 0
         part.rows.append(i)
-        part.images.append(image)
+        if image is not None:
+            part.images.append(image)
         part.stored.extend(stored)
         part.filled.append(name in STORED_FIELDS)
         n_pixels += size
     if part.rows:
         yield part
+
+
+def _image(sample: Sample, settings: EmbedSettings, source: Source) -> tuple[str | None, Image.Image | None]:
+    """As `whole_image`; nothing where no image is looked at."""
+    if settings.image is None:
+        return None, None
+    try:
+        return whole_image(sample, settings.image)
+    except SampleError as error:
+        if not isinstance(source, StoredEmbeddings | FieldEmbeddings):
+            raise
+        trouble = f"{error}; embeddings are given, so image=None (--image none) looks at no image"
+        raise SampleError(trouble) from error
 
 
 def _label(job: ShardJob, sample: Sample, settings: EmbedSettings) -> Label:
@@ -150,10 +164,13 @@ def _embed_part(
         if logits is not None:
             _refuse_not_finite(job, part, "logits hold", logits, bad)
     keep = [k for k, i in enumerate(part.rows) if i not in bad]
-    levels = dict(zip(keep, texture_of([part.images[k] for k in keep]), strict=True))
+    pictured = keep if settings.image is not None else []
+    levels = dict(zip(pictured, texture_of([part.images[k] for k in pictured]), strict=True))
     values = {k: _score(job, part, k, h[k], settings, bad) for k in keep} if settings.scores else {}
     keep = [k for k in keep if part.rows[k] not in bad]
-    columns = {"embedding": h[keep], "texture": np.array([levels[k] for k in keep], dtype=np.float32)}
+    columns = {"embedding": h[keep]}
+    if settings.image is not None:
+        columns["texture"] = np.array([levels[k] for k in keep], dtype=np.float32)
     if settings.logit_grad is not None and logits is not None:
         labels = [read.labels[part.rows[k]] for k in keep]
         columns["logit_grad"] = _logit_grad(job, source.name, logits[keep], labels, settings)
@@ -184,10 +201,13 @@ def _score(
     settings: EmbedSettings,
     bad: dict[int, AdqError],
 ) -> list[float]:
-    """The numbers of the scores of users for one image of a part; none where one fails."""
+    """The numbers of the scores of users for one sample of a part; none where one fails."""
     try:
         # copies, so that a score that works in place changes nothing for the others
-        return [sample_value(score, part.images[k].copy(), h.copy()) for score in settings.scores]
+        return [
+            sample_value(score, part.images[k].copy() if score.needs_image else None, h.copy())
+            for score in settings.scores
+        ]
     except SampleError as error:
         bad[part.rows[k]] = _bad_sample(job, part.rows[k], str(error))
         return []

@@ -23,8 +23,8 @@ from adq_wds.tables.features_file import (
     numbered,
     unit_and_norm,
 )
-from adq_wds.tables.spans import Spans, source_stamp
-from adq_wds.tar import Ignored, Span, iter_spans, open_shard, payload_crc32
+from adq_wds.tables.spans import Spans, source_stamp, warn_empty
+from adq_wds.tar import Buffer, Ignored, Span, iter_spans, open_shard, payload_crc32
 
 logger = logging.getLogger("adq_wds")
 
@@ -36,7 +36,7 @@ Source = Encoder | StoredEmbeddings | FieldEmbeddings
 class EmbedSettings:
     """How samples are read and what happens to bad ones; see `embed_shards`."""
 
-    image: FieldSpec
+    image: FieldSpec | None  # None where no image is looked at
     label: FieldSpec | None
     batch_size: int
     on_error: OnError
@@ -46,17 +46,21 @@ class EmbedSettings:
 
     def __post_init__(self) -> None:
         check_on_error(self.on_error, self.max_bad_fraction)
-        check_spec(self.image, "image")
+        if self.image is not None:
+            check_spec(self.image, "image")
         check_spec(self.label, "label")
         names = [score.name for score in self.scores]
         if len(set(names)) != len(names):
             raise ValueError(f"scores must each be named once, got {names}")
         if self.logit_grad is not None and (self.label is None or self.label == "none"):
             raise ValueError("logit gradients need labels: logit_grad=True and label=None exclude each other")
+        for score in self.scores:
+            if self.image is None and score.needs_image:
+                raise ValueError(f"score {score.name!r} looks at images, and image=None leaves them out")
 
     def header(self, source: Source, first: int) -> dict[str, Any]:
         """What a file must agree in to be used again; `first` is its first sample's position in the set."""
-        by_position = isinstance(source, StoredEmbeddings) and source.path.suffix == ".npy"
+        by_position = isinstance(source, StoredEmbeddings) and source.by_position
         return {
             **({"first_row": first} if by_position else {}),
             "encoder": source.name,
@@ -83,7 +87,7 @@ class ShardJob:
 
     path: str
     name: str
-    buffer: memoryview
+    buffer: Buffer
     close: ExitStack
     spans: list[Span]
     crc32: list[int]
@@ -105,9 +109,14 @@ class ShardJob:
     first_label: tuple[Label] | None = None  # once the first that can be read is known
     stored_width: int | None = None  # of the embeddings in its samples, once the first is known
 
+    def rows(self) -> list[tuple[int, str, int, int, int]]:
+        """(index, key, byte_offset, n_bytes, crc32) of each sample, as `Spans.rows` gives them."""
+        pairs = zip(self.spans, self.crc32, strict=True)
+        return [(i, s.key, s.byte_offset, s.n_bytes, crc) for i, (s, crc) in enumerate(pairs)]
+
 
 def open_job(path: str, name: str, first: int, left: int | None) -> ShardJob:
-    """Map a shard into memory and scan it, or its first `left` samples."""
+    """Open a shard and scan it, or its first `left` samples."""
     close = ExitStack()
     ignored = Ignored()
     stamp = source_stamp(path)  # before it is read: a shard replaced meanwhile is seen to differ
@@ -121,10 +130,10 @@ def open_job(path: str, name: str, first: int, left: int | None) -> ShardJob:
             break
         spans.append(span)
         crc32.append(payload_crc32(buffer, span))
-    if ignored.n_members:
-        logger.warning("shard %s: %s", name, ignored)
     if not spans:
-        raise ShardError(f"shard {name}: no samples (no member has a name with an extension)")
+        warn_empty(name, ignored)
+    elif ignored.n_members:
+        logger.warning("shard %s: %s", name, ignored)
     return ShardJob(path, name, buffer, close, spans, crc32, first, complete, stamp)
 
 
@@ -136,7 +145,7 @@ class Batch:
         good: positions in the shard of the samples that were embedded.
         labels: of these and of those whose embedding is known, by position.
         digests: likewise.
-        columns: a row of each of `good`: "embedding" (n, D), "texture" (n,), "logit_grad" (n, C), and scores (n,) by name.
+        columns: a row of each of `good`: "embedding" (n, D), "texture" (n,) of images, "logit_grad" (n, C), and scores (n,) by name.
         bad: an error for each other position, save those that were bad before and are not tried again.
         filled: some of the images were stored without some of their patches, and seen grey there.
     """
@@ -208,8 +217,9 @@ def finished(job: ShardJob, settings: EmbedSettings, source: Source) -> ShardFea
     if job.old is not None and set(good) <= set(job.old.spans().index.tolist()):
         rows = np.searchsorted(job.old.spans().index, good)
         kept = {name: job.old.score(name)[rows] for name in job.old.scores if name not in scores}
-        header["scores"] = {**header.get("scores", {}), **{name: job.old.scores[name] for name in kept}}
-        scores |= kept
+        if kept:
+            header["scores"] = {**header.get("scores", {}), **{name: job.old.scores[name] for name in kept}}
+            scores |= kept
         same = len(good) == job.old.n and job.old.header["label"] == header["label"]
         if logit_grad is None and job.old.n_classes is not None and same:
             logit_grad = job.old.logit_grad()
@@ -254,7 +264,5 @@ def _columns(job: ShardJob, settings: EmbedSettings, good: list[int]) -> dict[st
 
 
 def _spans(job: ShardJob, rows: list[int]) -> Spans:
-    chosen = [job.spans[i] for i in rows]
-    return Spans.from_rows(
-        [(i, s.key, s.byte_offset, s.n_bytes, job.crc32[i]) for i, s in zip(rows, chosen, strict=True)]
-    )
+    every = job.rows()
+    return Spans.from_rows([every[i] for i in rows])

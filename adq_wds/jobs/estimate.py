@@ -11,7 +11,13 @@ import numpy as np
 from PIL import Image
 
 from adq_wds.errors import AdqError, SampleError
-from adq_wds.jobs.embed import kind_of_gradient, refuse_views
+from adq_wds.jobs.embed import (
+    kind_of_gradient,
+    names_of_features,
+    refuse_no_image,
+    refuse_views,
+    without_images,
+)
 from adq_wds.jobs.embed_batch import no_logits, texture_of
 from adq_wds.jobs.embed_shard import EmbedSettings
 from adq_wds.jobs.threads import cores, positive
@@ -20,9 +26,10 @@ from adq_wds.models.stored_field import FieldEmbeddings
 from adq_wds.pipe import OnError
 from adq_wds.pipes.decode import whole_image
 from adq_wds.registry import score as named_score
-from adq_wds.sample import IMAGE_FIELDS, Encoder, FieldSpec, read_label
+from adq_wds.sample import IMAGE_FIELDS, Encoder, FieldSpec, content_digest, read_label
 from adq_wds.shards import base_name, expand_urls, is_url
-from adq_wds.tables.spans import source_stamp
+from adq_wds.tables.features_file import DIGEST_BYTES
+from adq_wds.tables.spans import no_samples, source_stamp, warn_empty
 from adq_wds.tar import iter_spans, open_shard, read_sample
 
 _TRIED = 64  # samples that are really embedded, to time them
@@ -32,7 +39,7 @@ def estimate(
     urls: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     encoder: Encoder,
     *,
-    image: FieldSpec = IMAGE_FIELDS,
+    image: FieldSpec | None = IMAGE_FIELDS,
     label: FieldSpec | None = "cls",
     embeddings: str | os.PathLike[str] | None = None,
     batch_size: int = 64,
@@ -52,11 +59,18 @@ def estimate(
         shards, samples, bytes of the shards, bytes of the features, seconds for embedding with views (on this machine,
         from at most 64 samples), and with `plan` the samples kept and bytes of memory for binning, for classes of equal size.
     """
-    EmbedSettings(image, label, positive("batch_size", batch_size), on_error, 0.0,
-                  kind_of_gradient(logit_grad, double_softmax), tuple(map(named_score, scores)))  # fmt: skip
+    if embeddings is None:
+        refuse_no_image(image)
+    settings = EmbedSettings(
+        None if image == "none" else image, label, positive("batch_size", batch_size), on_error, 0.0,
+        kind_of_gradient(logit_grad, double_softmax), tuple(map(named_score, scores)),
+    )  # fmt: skip
     if embeddings is not None:
         refuse_views(views)
     paths = expand_urls(urls)
+    names_of_features(paths)  # speaks now of names that cannot be
+    if embeddings is not None:
+        settings = without_images(settings, paths[0], base_name(paths[0]))
     n_workers = positive("workers", cores() if workers is None else workers)
     n_wanted = None if limit is None else positive("limit", limit)
     counts: list[int] = []
@@ -86,7 +100,9 @@ def estimate(
                     labels.add(read_label(sample, label))
                     if isinstance(stored, FieldEmbeddings):
                         width = len(stored.row(sample))
-                    images.append(whole_image(sample, image)[1])
+                    content_digest(sample, settings.image)
+                    if settings.image is not None:
+                        images.append(whole_image(sample, settings.image)[1])
                 except SampleError:
                     if on_error == "raise":
                         raise
@@ -95,12 +111,16 @@ def estimate(
                 width, n_classes = _embed(encoder, images, batch_size)
         tried += len(samples)
         spent += time.perf_counter() - before
+        if not spans:
+            warn_empty(base_name(path))
         counts.append(len(spans))
+    if not sum(counts):
+        raise no_samples(len(paths))
     if logit_grad and tried and not n_classes:
         raise AdqError(no_logits(encoder.name if embeddings is None else str(embeddings)))
     n = sum(counts) if n_wanted is None else min(n_wanted, sum(counts))
     n_views = min(positive("views", views), n) if views else 0
-    row_bytes = width * 2 + 64 + 4 * len(scores) + (2 * n_classes if logit_grad else 0)
+    row_bytes = width * 2 + 64 + DIGEST_BYTES + 4 * len(scores) + (2 * n_classes if logit_grad else 0)
     said: dict[str, Any] = {
         "shards": len(paths),
         "samples": n,

@@ -28,9 +28,17 @@ from tqdm import tqdm
 
 from adq_wds.errors import AdqError, ShardError
 from adq_wds.files import lock, make_folder
-from adq_wds.shards import check_shard_name, expand_urls, shard_names
+from adq_wds.shards import expand_urls, plain_shard_names
 from adq_wds.tables.info import read_info
-from adq_wds.tables.spans import IndexedShard, read_index, save_index, scan_spans, source_stamp
+from adq_wds.tables.spans import (
+    IndexedShard,
+    no_samples,
+    read_index,
+    save_index,
+    scan_spans,
+    source_stamp,
+    warn_empty,
+)
 
 logger = logging.getLogger("adq_wds")
 
@@ -76,11 +84,11 @@ def index_shards(
 
     Raises:
         ValueError: no shards, or a split without a description.
-        ShardError: a shard is damaged or missing, or holds another number of samples than its description says.
+        ShardError: no shard holds a sample, one is damaged or missing, or holds another number of samples than its description says.
         AdqError: `out` is another file than an index, or cannot be written.
     """
     paths, counts = _listed(urls, split)
-    names = [check_shard_name(name) for name in shard_names(paths)]
+    names = plain_shard_names(paths)
     file = Path(out)
     with lock(make_folder(file.parent)):
         old = _earlier(file)
@@ -125,11 +133,13 @@ def _scan_all(
         for name, path in path_of.items():
             if name in old and old[name].source == sources[name]:
                 found[name] = old[name]
+                if not len(old[name].spans):
+                    warn_empty(name)
             else:
                 found[name] = IndexedShard(scan_spans(path, shard=name), sources[name])
-            if not len(found[name].spans):
-                raise ShardError(f"shard {name}: no samples (no member has a name with an extension)")
             bar.update(sources[name]["bytes"])
+    if not any(len(shard.spans) for shard in found.values()):
+        raise no_samples(len(found))
     return found
 
 

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterable
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def build_plan(
     allocation: str | Allocation = "adaptive",
     balance: str = "class",
     draw: str = "random",
-    scores: Iterable[str | Score] = SCORES,
+    scores: Iterable[str | Score] | None = None,
     diversity_head: str = "none",
     normalise: str = "sum",
     must_include: Iterable[SampleId] = (),
@@ -72,7 +73,8 @@ def build_plan(
         balance: "class" keeps the classes' proportions; "none" lets all cells compete.
         draw: "random" (keyed draw) or "ordered" (GraphCut's pick order).
         scores: which add up to the importance: "texture" (representativeness), "diversity", and scores of yours
-            (`Score`, or the name of an installed one) that the features were made with.
+            (`Score`, or the name of an installed one) that the features were made with. Texture and diversity
+            unless said; diversity alone, which is logged, where the features were made without images.
         diversity_head: what the diversity is measured behind: "none" (the embeddings of all samples), "contrastive"
             or "paper" (a small head over two views of some images; features made with ``views=``).
         normalise: "sum" or "minmax".
@@ -114,6 +116,7 @@ def build_plan(
         raise PlanError(f"{out}: a folder; give the plan a file name, such as {Path(out) / 'plan.parquet'}")
     if not isinstance(features, Features):
         features = Features(features)
+    settings = with_usual_scores(settings, features, scores)
     if out is not None and Path(os.path.realpath(out)).parent == Path(os.path.realpath(features.folder)):
         raise PlanError(
             f"{out}: lies among the features, where every file is one shard's; write it elsewhere"
@@ -160,7 +163,7 @@ def plan_settings(
     allocation: str | Allocation = "adaptive",
     balance: str = "class",
     draw: str = "random",
-    scores: Iterable[str | Score] = SCORES,
+    scores: Iterable[str | Score] | None = None,
     diversity_head: str = "none",
     normalise: str = "sum",
 ) -> tuple[PlanSettings, Allocation, list[Score]]:
@@ -169,7 +172,7 @@ def plan_settings(
     Raises:
         ValueError: an argument is out of range, or a name unknown.
     """
-    chosen = listed("scores", scores)
+    chosen = listed("scores", SCORES if scores is None else scores)
     own = own_scores(chosen)
     names = tuple(score for score in chosen if score in SCORES) + tuple(score.name for score in own)
     look_up("diversity head", diversity_head, dict.fromkeys(HEADS))
@@ -178,6 +181,23 @@ def plan_settings(
     rule, rule_name = _allocation(allocation, alpha)
     settings = PlanSettings(keep, seed, alpha, rule_name, balance, draw, names, normalise, diversity_head)
     return settings, rule, own
+
+
+def with_usual_scores(
+    settings: PlanSettings, features: Features, asked: Iterable[str | Score] | None
+) -> PlanSettings:
+    """The settings with diversity alone where no scores were asked for, and there were no images to measure texture on.
+
+    Raises:
+        FeaturesError: texture was asked for, and is not there.
+    """
+    lacking = [file for file in features if not file.has_texture]
+    if not lacking or "texture" not in settings.scores:
+        return settings
+    if asked is not None:
+        lacking[0].texture()  # raises
+    logger.info("%s: made without images, so there is no texture: scored by diversity alone", features.folder)
+    return replace(settings, scores=("diversity",))
 
 
 def own_scores(scores: Iterable[str | Score]) -> list[Score]:

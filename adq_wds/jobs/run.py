@@ -15,16 +15,15 @@ from adq_wds.binning import check_dedup, check_memory, possible_dedup
 from adq_wds.errors import AdqError, PlanError
 from adq_wds.files import canonical_json, lock, make_folder, write_text
 from adq_wds.io.writer import ShardPattern
-from adq_wds.jobs.embed import embed_shards
+from adq_wds.jobs.embed import embed_shards, names_of_features
 from adq_wds.jobs.plan import build_plan, find_bins, plan_settings
 from adq_wds.jobs.threads import positive
 from adq_wds.jobs.views import N_VIEWS
-from adq_wds.jobs.write import refuse_sources, write_kept
 from adq_wds.models.stored import open_embeddings
 from adq_wds.registry import ENCODER_OPTIONS, KERNELS, SCORES, look_up
 from adq_wds.registry import encoder as named_encoder
 from adq_wds.registry import score as named_score
-from adq_wds.shards import expand_urls, is_url, shard_names, without_secrets
+from adq_wds.shards import expand_urls, is_url, without_secrets
 from adq_wds.tables.bins import Bins
 from adq_wds.tables.features import Features
 from adq_wds.tables.plan import Plan, load_plan
@@ -87,7 +86,7 @@ def run_job(
         "scores": {score.name: score.revision for score in map(named_score, embed.get("scores", ()))},
         "shards": [
             {"path": _settled(path), "name": name, **source_stamp(path)}
-            for path, name in zip(paths, shard_names(paths), strict=True)
+            for path, name in zip(paths, names_of_features(paths), strict=True)
         ],
     }
     folder = make_folder(out)
@@ -101,6 +100,8 @@ def run_job(
         made = _plan(folder, features, plan, progress)
         result = {**asked, **_summary(features, made)}
         if write:
+            from adq_wds.jobs.write import write_kept  # which imports torch
+
             target = _shards_of(folder)
             result["written"] = asdict(write_kept(paths, made, target, overwrite=True, progress=progress))
         elif ShardPattern(str(_shards_of(folder))).existing():
@@ -124,7 +125,7 @@ def check_plan_options(options: dict[str, Any]) -> None:
 def needed(embed: dict[str, Any], plan: dict[str, Any]) -> dict[str, Any]:
     """What has to be embedded for such a plan, beyond what was asked for."""
     more: dict[str, Any] = {}
-    own = [score for score in plan.get("scores", ()) if score not in SCORES]
+    own = [score for score in plan.get("scores") or () if score not in SCORES]
     if own:
         more["scores"] = sorted({*embed.get("scores", ()), *own})
     if plan.get("kernel") == "gradient":
@@ -145,6 +146,8 @@ def _shards_of(folder: Path) -> Path:
 
 def _refuse_foreign_shards(folder: Path, paths: list[str]) -> None:
     """A run replaces what an earlier run wrote, and nothing else."""
+    from adq_wds.jobs.write import refuse_sources
+
     pattern = ShardPattern(str(_shards_of(folder)))
     refuse_sources(paths, pattern)
     if pattern.existing() and not (folder / "features").exists():

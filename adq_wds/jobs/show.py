@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from adq_wds.errors import CodebookError, PlanError, shorten
@@ -121,6 +122,22 @@ def _notes(about: dict[str, Any]) -> list[str]:
 
 def _class_name(entry: dict[str, Any]) -> str:
     return _plain(entry["name"] if entry["name"] is not None else entry["label"])
+
+
+def kept_samples(plan: Plan) -> Iterator[tuple[str | None, str]]:
+    """Shard and key of every kept sample, in the plan's order; no shard where the key alone names the sample.
+
+    A key with a tab goes with its shard too, since a tab parts the two in a line.
+    """
+    seen: set[str] = set()
+    several: set[str] = set()  # keys that stand in several shards, kept or not
+    for shard in plan:
+        several.update(key for key in shard.spans.keys if key in seen or "\t" in key)
+        seen.update(shard.spans.keys)
+    for shard in plan:
+        for key, kept in zip(shard.spans.keys, shard.kept, strict=True):
+            if kept:
+                yield shard.name if key in several else None, key
 
 
 def describe_codebook(codebook: Codebook, keep: float) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from adq_wds.sample import IMAGE_FIELDS, FieldSpec, check_spec
 from adq_wds.shards import ShardNames, base_name, expand_urls, shown_url
 from adq_wds.tables.features import Features
 from adq_wds.tables.plan import Plan
+from adq_wds.tables.spans import is_empty, warn_empty
 from adq_wds.tar import iter_spans, open_shard, payload_crc32
 
 SHOWN = 20
@@ -153,6 +154,9 @@ def _matched(
             if base_name(path) in known:  # in several folders, or not below `root`
                 kind, text = "unmatched shard", str(error)
             else:
+                if is_empty(path):
+                    warn_empty(base_name(path))
+                    continue
                 again = f"leave it out, or make the {listed.kind} again with it"
                 kind, text = EXTRA, f"not in the {listed.kind}; {again}"
         else:

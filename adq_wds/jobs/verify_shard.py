@@ -11,7 +11,7 @@ from adq_wds.jobs.verify_listed import Expected
 from adq_wds.pipes.decode import whole_image
 from adq_wds.sample import FieldSpec, read_label
 from adq_wds.shards import base_name, is_url
-from adq_wds.tar import Span, iter_spans, open_shard, payload_crc32, read_sample, span_at
+from adq_wds.tar import Buffer, Span, iter_spans, open_shard, payload_crc32, read_sample, span_at
 
 MISSING = "missing"
 _DECODED_AT_ONCE = 64
@@ -94,7 +94,7 @@ def gone(expected: Expected, kind: str, text: str) -> ShardCheck:
     return ShardCheck(missing=n, differences=[Difference(expected.name, None, kind, text, n)])
 
 
-def _compare(buffer: memoryview, expected: Expected, contents: Contents | None) -> ShardCheck:
+def _compare(buffer: Buffer, expected: Expected, contents: Contents | None) -> ShardCheck:
     name, differences = expected.name, []
     found = _Found(buffer, name)
     if found.fault is not None:
@@ -131,7 +131,7 @@ def _compare(buffer: memoryview, expected: Expected, contents: Contents | None) 
 class _Sample:
     """A sample that is as listed: `span` counts from the start of `data`."""
 
-    data: memoryview
+    data: Buffer
     span: Span
 
 
@@ -151,7 +151,7 @@ class _Found:
         fault: why the shard cannot be read on from there; None when it ends well.
     """
 
-    def __init__(self, buffer: memoryview, name: str) -> None:
+    def __init__(self, buffer: Buffer, name: str) -> None:
         self.buffer, self.name = buffer, name
         self.spans: list[Span] = []
         self.fault: str | None = None

@@ -167,7 +167,7 @@ def _jobs_to_do(
             continue
         close = ExitStack()
         path = paths[file.shard]
-        buffer = close.enter_context(open_shard(path)) if len(spans) else memoryview(b"")
+        buffer = close.enter_context(open_shard(path)) if len(spans) else b""
         yield ViewJob(path, file.shard, spans, buffer, close)
 
 

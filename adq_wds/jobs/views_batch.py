@@ -18,7 +18,7 @@ from adq_wds.pipes.decode import whole_image
 from adq_wds.sample import Encoder, FieldSpec, Sample
 from adq_wds.shards import base_name
 from adq_wds.tables.spans import Spans
-from adq_wds.tar import payload_crc32, read_sample, span_at
+from adq_wds.tar import Buffer, payload_crc32, read_sample, span_at
 
 
 @dataclass
@@ -28,7 +28,7 @@ class ViewJob:
     path: str
     name: str
     spans: Spans
-    buffer: memoryview
+    buffer: Buffer
     close: ExitStack
     parts: list[NDArray[np.float16]] = field(default_factory=list)  # (b, 2, D) each
 

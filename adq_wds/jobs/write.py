@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -82,6 +82,7 @@ def write_shards(
     pattern: str | os.PathLike[str],
     *,
     plan: Plan | str | os.PathLike[str] | None = None,
+    classes: Sequence[str] | None = None,
     max_samples: int = MAX_SAMPLES,
     max_bytes: int = MAX_BYTES,
     split: str = "train",
@@ -99,6 +100,7 @@ def write_shards(
         samples: WebDataset-like dicts of bytes with `__key__`.
         pattern: such as ``small/%06d.tar``; its folder is made if missing.
         plan: the plan that chose the samples; copied beside them.
+        classes: names of the classes in the order of their numbers, for ``_info.json``; those of the plan unless given.
         max_samples: samples in a shard, at most.
         max_bytes: payload bytes in a shard, at most (a larger sample has a shard of its own).
         split: name of the split in ``_info.json``.
@@ -121,7 +123,7 @@ def write_shards(
         quiet = None if progress is None else not progress
         with tqdm(samples, total=total, unit=" samples", desc="write", disable=quiet) as stream:
             written = list(write_tars(stream, shards, max_samples=max_samples, max_bytes=max_bytes))
-        _describe(folder, written, chosen, split)
+        _describe(folder, written, chosen, split, classes)
     return WriteReport(
         len(written),
         sum(shard.n for shard in written),
@@ -262,7 +264,9 @@ def _clear(shards: ShardPattern, overwrite: bool, *, keep_plan: bool) -> None:
         (shards.folder / "plan.parquet").unlink(missing_ok=True)
 
 
-def _describe(folder: Path, written: list[WrittenShard], plan: Plan | None, split: str) -> None:
+def _describe(
+    folder: Path, written: list[WrittenShard], plan: Plan | None, split: str, classes: Sequence[str] | None
+) -> None:
     """Write the index, read back from the new files; the plan's copy; and last `_info.json`."""
     save_index(
         folder / "index.parquet",
@@ -276,6 +280,6 @@ def _describe(folder: Path, written: list[WrittenShard], plan: Plan | None, spli
         "filenames": [shard.path.name for shard in written],
         "shard_lengths": [shard.n for shard in written],
     }
-    names = plan.header.get("names") if plan is not None else None
+    names = plan.header.get("names") if classes is None and plan is not None else classes
     text = canonical_json({"splits": {split: info}, **({"classes": names} if names else {})})
     write_text(folder / "_info.json", text + "\n")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
-from collections.abc import Iterable, Mapping
+import os
+import re
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,13 @@ import torch
 from adq_wds.errors import AdqError, shorten
 
 PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".pth.tar")
-# Where training scripts put the weights, in the order timm looks: averaged weights before the raw ones.
-NESTED_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model")
+# Where training scripts put the weights: averaged weights before the raw ones (DINO's teacher is an average).
+NESTED_KEYS = (
+    "state_dict_ema", "model_ema", "teacher", "state_dict", "model_state_dict", "model", "module", "student",
+)  # fmt: skip
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
+
+_REFUSED_TYPE = re.compile(r"GLOBAL ([\w.]+)")  # how torch names it, in the midst of advice to unpickle it
 
 State = dict[str, torch.Tensor]
 
@@ -26,9 +32,9 @@ State = dict[str, torch.Tensor]
 def load_state(path: str | Path, *, allow_pickle: bool = False) -> State:
     """The tensors of a checkpoint by name, on the CPU.
 
-    A checkpoint of a training script is opened down to its weights (`state_dict_ema`, `model_ema`, `state_dict` or
-    `model`), and the prefixes of DistributedDataParallel and torch.compile are taken off. Nothing a file contains
-    is ever run: pickles are read with `weights_only=True`.
+    A checkpoint of a training script is opened down to its weights (the first of `NESTED_KEYS`), and the prefixes of
+    DistributedDataParallel and torch.compile are taken off. Nothing a file contains is ever run: pickles are read with
+    `weights_only=True`.
 
     Args:
         path: a `.safetensors` file; with `allow_pickle`, also `.pth`, `.pt`, `.bin`, `.ckpt` or `.pth.tar`.
@@ -36,7 +42,8 @@ def load_state(path: str | Path, *, allow_pickle: bool = False) -> State:
 
     Raises:
         ValueError: no such file, a pickle without `allow_pickle`, or an unknown suffix.
-        AdqError: the file is damaged, is not what its suffix says, or holds no weights; names the path.
+        AdqError: the file is damaged, is not what its suffix says, holds no weights, or holds an object of another
+            type beside them; names the path.
     """
     path = Path(path)
     if not path.is_file():
@@ -79,6 +86,11 @@ def _load_pickle(path: Path) -> Any:
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged or hostile pickle may fail in any way
+            if refused := _REFUSED_TYPE.search(str(error)):
+                raise AdqError(
+                    f"checkpoint {path}: holds {shorten(refused[1])} beside tensors, which is never unpickled; in the "
+                    "program that made it, save the weights alone: torch.save(model.state_dict(), 'weights.pth')"
+                ) from error
             raise AdqError(
                 f"checkpoint {path}: not a whole file of tensors: {_cause(error, path)}"
             ) from error
@@ -110,6 +122,32 @@ def _without_wrappers(name: str) -> str:
     while name.startswith(WRAPPER_PREFIXES):
         name = name.split(".", 1)[1]
     return name
+
+
+def common_prefix(names: Iterable[str]) -> str:
+    """The longest prefix of whole parts that all names share.
+
+    >>> common_prefix(["net.backbone.conv1.weight", "net.backbone.conv2.weight"])
+    'net.backbone.'
+    """
+    shared = os.path.commonprefix(list(names))  # noqa: RUF071 - by characters, then cut at a dot
+    return shared[: shared.rfind(".") + 1]
+
+
+def inner_states(state: State, names: Collection[str]) -> dict[str, State]:
+    """The parts of a state that hold all of some names behind a prefix of theirs ("" is one too), by that prefix.
+
+    >>> state = {"backbone.w": torch.zeros(1), "backbone.b": torch.zeros(1), "head.w": torch.zeros(1)}
+    >>> {prefix: list(part) for prefix, part in inner_states(state, ["w", "b"]).items()}
+    {'backbone.': ['w', 'b']}
+    """
+    first = next(iter(names), None)
+    prefixes = {key.removesuffix(first) for key in state if first and f".{key}".endswith(f".{first}")}
+    return {
+        prefix: {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        for prefix in sorted(prefixes)
+        if all(prefix + name in state for name in names)
+    }
 
 
 def misfit(model: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> str:

@@ -19,7 +19,7 @@ import torch
 
 from adq_wds.errors import AdqError, shorten
 from adq_wds.files import atomic_path
-from adq_wds.models.checkpoints import State, file_sha256, load_state, misfit
+from adq_wds.models.checkpoints import State, common_prefix, file_sha256, load_state, misfit
 from adq_wds.models.encoders import pick_device
 from adq_wds.models.mae import MaeSize, MaskedAutoencoder
 
@@ -91,19 +91,22 @@ def load_mae(
     path = _weights_file(Path(path))
     state = load_state(path, allow_pickle=allow_pickle)
     told = _header(path) if path.name.endswith(".safetensors") else {}
-    if not told:
-        if is_hub := any(key.startswith("vit.") for key in state):
-            state, told = from_hub(state), _config_beside(path)
-        log.warning(
-            "checkpoint %s has the layout of %s; Meta's released weights are under CC-BY-NC 4.0: not for commercial use",
-            path,
-            "transformers' ViTMAE" if is_hub else "the MAE authors",
-        )
+    foreign, is_hub = not told, any(key.startswith("vit.") for key in state)
+    if foreign and is_hub:
+        state, told = from_hub(state), _config_beside(path)
+    elif "decoder_pred.weight" not in state and (prefix := common_prefix(state)):
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
     if heads is not None:
         told |= {"heads": heads[0], "decoder_heads": heads[1]}
     if norm_pix is not None:
         told["norm_pix"] = norm_pix
     network = _fitted(state, _size_of(state, told, path), path)
+    if foreign:
+        log.warning(
+            "checkpoint %s has the layout of %s; Meta's released weights are under CC-BY-NC 4.0: not for commercial use",
+            path,
+            "transformers' ViTMAE" if is_hub else "the MAE authors",
+        )
     if side is not None:
         network = _at_size(network, side)
     H, W = network.size.image_size
@@ -248,7 +251,10 @@ def _size_of(state: State, told: dict[str, Any], path: Path) -> MaeSize:
         is_encoder = any(
             "patch_embed" in key for key in state
         )  # timm's, the authors' and the Hub's names for it
-        held = "an encoder without its decoder" if is_encoder else "no masked autoencoder"
+        if any("decoder" in key for key in state):
+            held = "a masked autoencoder of another layout than the authors' or transformers'"
+        else:
+            held = "an encoder without its decoder" if is_encoder else "no masked autoencoder"
         first = ", ".join(shorten(key, 40) for key in list(state)[:3])
         raise ValueError(
             f"checkpoint {path}: holds {held} (keys {first}, ...), so it cannot rebuild images; take "

@@ -14,19 +14,19 @@ from numpy.typing import NDArray
 
 from adq_wds.errors import FeaturesError
 from adq_wds.models.stored_field import PREFIX, FieldEmbeddings
+from adq_wds.models.stored_npy import NpyRows
 from adq_wds.models.stored_parquet import ParquetRows
-from adq_wds.npy import MAX_HEADER_BYTES, NpyError, read_header
 
 
 @dataclass(frozen=True, eq=False)
 class StoredEmbeddings:
-    """Embeddings read from a file; made by `open_embeddings`. Pickles as its path and hash.
+    """Embeddings read from a file, or a folder of npy files; made by `open_embeddings`. Pickles as its path and hash.
 
     Attributes:
-        name: `stored:` and the file's name.
-        revision: SHA-256 of the file.
+        name: `stored:` and the name of the file or folder.
+        revision: SHA-256 of the file, or over those of the folder's files.
         width: D.
-        n_rows: rows in the file; for npy this must be the number of all samples.
+        n_rows: rows in all; for npy this must be the number of all samples.
     """
 
     path: Path
@@ -34,9 +34,14 @@ class StoredEmbeddings:
     revision: str
     width: int
     n_rows: int
-    _rows: ParquetRows | NDArray[np.floating[Any]] = field(repr=False)
+    _rows: ParquetRows | NpyRows = field(repr=False)
     preprocessing_hash: str = ""
     n_classes: None = None
+
+    @property
+    def by_position(self) -> bool:
+        """Whether a row is found by its sample's position in the set (npy), and not by its key."""
+        return isinstance(self._rows, NpyRows)
 
     def rows(self, shard: str, keys: Sequence[str], start: int) -> NDArray[np.float32]:
         """The embeddings of consecutive samples of one shard.
@@ -60,24 +65,23 @@ class StoredEmbeddings:
                 f"shard {shard}: {self.path} holds {self.n_rows} embeddings, and samples {start} to {stop - 1} are "
                 "asked; its rows must be all samples in the order of the shards"
             )
-        # float64 beyond float32 becomes Inf, which is refused where h is stored
-        with np.errstate(over="ignore"):
-            return self._rows[start:stop].astype(np.float32)
+        return self._rows.rows(start, stop)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _again, (self.path, self.revision)
 
 
 def open_embeddings(path: str | os.PathLike[str]) -> StoredEmbeddings | FieldEmbeddings:
-    """Open a file of embeddings, or name the field of the samples that holds them.
+    """Open a file or a folder of embeddings, or name the field of the samples that holds them.
 
     Parquet (`.parquet`): columns `key`, `embedding` (a list of numbers each), optional `shard` (needed when a key
     stands in two shards), optional `norm` (then h = embedding · norm). npy (`.npy`): (N, D) float16, float32 or
-    float64, one row for every sample in the order of the shards, read from the disk as needed.
+    float64, one row for every sample in the order of the shards, read from the disk as needed. A folder of numbered
+    npy files, as clip-retrieval writes it (``img_emb/img_emb_0.npy``, ...), is read as one, in the order of the numbers.
     A text ``field:emb.npy`` is no file: every sample's embedding is in that field of the shards.
 
     Raises:
-        ValueError: no such file, another suffix, or not the name of an npy field.
+        ValueError: no such file or folder, another suffix, or not the name of an npy field.
         FeaturesError: the file is damaged, declares more than it holds, or has other columns, shapes or types.
     """
     if isinstance(path, str) and path.startswith(PREFIX):
@@ -86,20 +90,22 @@ def open_embeddings(path: str | os.PathLike[str]) -> StoredEmbeddings | FieldEmb
 
 
 def _open_file(path: Path) -> StoredEmbeddings:
-    if not path.is_file():
-        raise ValueError(f"embeddings {path}: no such file")
-    if path.suffix == ".parquet":
-        parquet = ParquetRows(path)
-        rows: ParquetRows | NDArray[np.floating[Any]] = parquet
-        n_rows, width = parquet.n_rows, parquet.width
-    elif path.suffix == ".npy":
-        rows = _open_npy(path)
-        n_rows, width = rows.shape
-    else:
-        raise ValueError(f"embeddings {path}: expected a name in .parquet or .npy")
+    if not path.exists():
+        raise ValueError(f"embeddings {path}: no such file or folder")
+    if path.is_dir() or path.suffix == ".npy":
+        by_position = NpyRows(path)
+        return _stored(path, by_position, by_position.hash())
+    if path.suffix != ".parquet":
+        raise ValueError(
+            f"embeddings {path}: expected a name in .parquet or .npy, or a folder of .npy files (such as img_emb)"
+        )
+    by_key = ParquetRows(path)
     with path.open("rb") as handle:
-        revision = hashlib.file_digest(handle, "sha256").hexdigest()
-    return StoredEmbeddings(path, f"stored:{path.name}", revision, width, n_rows, rows)
+        return _stored(path, by_key, hashlib.file_digest(handle, "sha256").hexdigest())
+
+
+def _stored(path: Path, rows: ParquetRows | NpyRows, revision: str) -> StoredEmbeddings:
+    return StoredEmbeddings(path, f"stored:{path.name}", revision, rows.width, rows.n_rows, rows)
 
 
 def _again(path: Path, revision: str) -> StoredEmbeddings:
@@ -108,24 +114,3 @@ def _again(path: Path, revision: str) -> StoredEmbeddings:
     if opened.revision != revision:
         raise FeaturesError(f"embeddings {path}: the file changed while it was in use; run again")
     return opened
-
-
-def _open_npy(path: Path) -> NDArray[np.floating[Any]]:
-    """Map an npy file, after its header has been held against its size: nothing is allocated on its word."""
-    size = path.stat().st_size
-    try:
-        with path.open("rb") as handle:
-            header = read_header(handle.read(MAX_HEADER_BYTES), size)
-    except NpyError as error:
-        raise FeaturesError(f"embeddings {path}: {error}") from error
-    if not header.is_floats or len(header.shape) != 2 or header.shape[1] < 1:
-        raise FeaturesError(
-            f"embeddings {path}: {header.dtype} of shape {header.shape}; expected (N, D) float16, float32 or float64"
-        )
-    if header.declared_bytes != size - header.start:
-        raise FeaturesError(
-            f"embeddings {path}: declares {header.declared_bytes} bytes of numbers, shape {header.shape}, and holds "
-            f"{size - header.start}; write it again"
-        )
-    mapped: NDArray[np.floating[Any]] = np.load(path, mmap_mode="r", allow_pickle=False)
-    return mapped

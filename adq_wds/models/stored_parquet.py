@@ -33,7 +33,7 @@ class ParquetRows:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._file = pq.ParquetFile(path, memory_map=True)
+            self._file = pq.ParquetFile(path)  # not mapped: a file cut short meanwhile is an error
             schema = self._file.schema_arrow
             self._has_shard = "shard" in schema.names
             self._has_norm = "norm" in schema.names
@@ -103,9 +103,9 @@ class ParquetRows:
         """Remember the keys of each shard, by its file name; without shards, of all together."""
         if any(column.null_count for column in names.columns):
             raise FeaturesError(f"embeddings {self.path}: an empty key or shard")
-        self._keys = names["key"].cast(pa.large_string()).combine_chunks()
+        self._keys = self._strings(names, "key")
         if self._has_shard:
-            coded = names["shard"].cast(pa.large_string()).combine_chunks().dictionary_encode()
+            coded = self._strings(names, "shard").dictionary_encode()
             code_of: dict[str, int] = {}
             merge = [code_of.setdefault(_stem(name), len(code_of)) for name in coded.dictionary.to_pylist()]
             codes = np.array(merge, dtype=np.int64)[coded.indices.to_numpy()]
@@ -116,6 +116,15 @@ class ParquetRows:
         ends = np.cumsum(np.bincount(codes, minlength=len(code_of)))
         self._rows_of_shard = dict(zip(code_of, np.split(order, ends[:-1]), strict=True))
         self._current: tuple[str, dict[str, int]] = ("\0", {})
+
+    def _strings(self, names: pa.Table, name: str) -> Any:
+        try:
+            return names[name].cast(pa.large_string()).combine_chunks()
+        except pa.ArrowException as error:  # older pyarrow casts no views
+            raise FeaturesError(
+                f"embeddings {self.path}: column {name!r} of type {names[name].type} cannot be read by pyarrow "
+                f"{pa.__version__}; write it as string"
+            ) from error
 
     def _refuse_repeats(self, codes: NDArray[np.int64], shards: list[str]) -> None:
         pairs = (
@@ -210,4 +219,5 @@ def _stem(shard: str) -> str:
 
 def _is_text(kind: pa.DataType) -> bool:
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    view = pa.types.is_string_view(kind)
+    return bool(view or pa.types.is_string(kind) or pa.types.is_large_string(kind))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 
-from adq_wds.errors import AdqError
-from adq_wds.models.checkpoints import State, load_state, misfit
+from adq_wds.errors import AdqError, shorten
+from adq_wds.models.checkpoints import State, common_prefix, inner_states, load_state, misfit
 from adq_wds.models.timm_names import pretrained_config
 
 log = logging.getLogger("adq_wds")
@@ -42,7 +43,8 @@ def load_checkpoint(
     """A timm network with all its weights from a file, and as many classes as the file's classifier has.
 
     Weights in timm's own layout are taken as they are. Others (the authors' original files), and position
-    embeddings when `image_size` asks for another grid, go through the network's converter in timm.
+    embeddings when `image_size` asks for another grid, go through the network's converter in timm. Weights behind a
+    prefix (``model.``, ``net.backbone.``) are found by the network's names; what else is there is left out and said.
 
     Raises:
         ValueError: the file is missing, of a refused kind, or of another network; lists the differences.
@@ -54,20 +56,67 @@ def load_checkpoint(
     def create(n_classes: int | None) -> torch.nn.Module:
         return _create(name, config, image_size=image_size, cache_dir=cache_dir, num_classes=n_classes)
 
+    model, difference = _fitted(state, config, create, resize=image_size is not None)
+    if difference and (inner := _inner_state(state, model, config, path)) is not None:
+        model, difference = _fitted(inner, config, create, resize=image_size is not None)
+    if difference:
+        shared = common_prefix(state)
+        said = f" (all names start with {shorten(shared)})" if shared else ""
+        raise ValueError(
+            f"checkpoint {path} does not fit {name!r}: {difference}{said}; name the network it was made for"
+        )
+    return model
+
+
+def _fitted(
+    state: State, config: dict[str, Any], create: Callable[[int | None], torch.nn.Module], *, resize: bool
+) -> tuple[torch.nn.Module, str]:
+    """A network with all the weights of a state, and nothing; or without them, and how it differs."""
     n_classes = _count_classes(state, config)
     model = create(n_classes)
-    if state.keys() != model.state_dict().keys() or (image_size is not None and misfit(model, state)):
+    if state.keys() != model.state_dict().keys() or (resize and misfit(model, state)):
         converted = _convert(state, model)
         if (n_converted := _count_classes(converted, config)) != n_classes:
             model = create(n_converted)
         if not misfit(model, converted):
             state = converted
-    if difference := misfit(model, state):
+    difference = misfit(model, state)
+    if not difference:
+        model.load_state_dict(state)
+    return model, difference
+
+
+def _inner_state(state: State, model: torch.nn.Module, config: dict[str, Any], path: Path) -> State | None:
+    """The part of a state that has the network's names behind a prefix (``model.``, ``backbone.``); None without one.
+
+    Raises:
+        ValueError: several parts have them, such as a student and its teacher: which is meant?
+    """
+    classifier = config.get("classifier") or ()
+    heads = tuple(f"{head}." for head in ([classifier] if isinstance(classifier, str) else classifier))
+    names = [
+        name
+        for name in model.state_dict()
+        if not name.startswith(heads) and not name.endswith("num_batches_tracked")
+    ]
+    parts = inner_states(state, names)
+    if len(parts) > 1:
         raise ValueError(
-            f"checkpoint {path} does not fit {name!r}: {difference}; name the network it was made for"
+            f"checkpoint {path}: holds several such networks, behind {shorten(list(parts))}; save the weights of one"
         )
-    model.load_state_dict(state)
-    return model
+    if not parts:  # the authors' names behind a prefix, which timm's converter does not know
+        prefix = common_prefix(state)
+        return {key.removeprefix(prefix): value for key, value in state.items()} if prefix else None
+    ((prefix, part),) = parts.items()
+    if not prefix:  # nothing to look into: what else is there does not belong to the network
+        return None
+    if len(part) < len(state):
+        others = sorted({key.split(".")[0] for key in state if not key.startswith(prefix)})
+        log.warning(
+            "checkpoint %s: the %d weights behind %s are taken, the %d of %s are not",
+            path, len(part), shorten(prefix), len(state) - len(part), shorten(others),
+        )  # fmt: skip
+    return part
 
 
 def _create(name: str, config: dict[str, Any], *, image_size: int | None, **options: Any) -> torch.nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -21,6 +22,7 @@ from adq_wds.sample import (
     KEPT_FIELDS,
     STORED_FIELDS,
     FieldSpec,
+    Label,
     Sample,
     check_spec,
     clean_fields,
@@ -105,12 +107,16 @@ class Decode(Pipe):
 
     Args:
         image: field with the image, alternatives separated by ``;``, or a function giving its bytes.
-        label: field with the label (``cls``, ``txt``, ``json:label``), a function, or None for no label.
+        label: field with the label (``cls``, ``txt``, ``json:label``), a function, or None for no label. A word there
+            is a name, unless `classes` says its number.
         to: "pil" (RGB image), "numpy" ((H, W, 3) uint8), "torch" ((3, H, W) uint8 tensor) or "patches", which takes
             only images stored so.
         max_pixels: a larger image is an error before a pixel is decoded.
         background: what transparency is laid on, RGB, each 0 ... 255.
         fill: what missing patches are, RGB, each 0 ... 255.
+        classes: names of the classes: a label that is a word becomes its position among them, as training needs
+            it. ``plan.header["names"]`` are those of a plan, so that numbers agree with its classes; None, as there
+            for labels that are numbers, leaves labels as they are.
 
     Raises:
         ValueError: a field spec is malformed or names a pickle, or another argument is out of range.
@@ -121,6 +127,9 @@ class Decode(Pipe):
     >>> sample = {"__key__": "a", "__url__": "a.tar", "ppm": b"P6 1 1 255 abc", "json": b'{"label": 7}'}
     >>> next(Decode(label="json:label", to="numpy")([sample]))
     {'__key__': 'a', '__url__': 'a.tar', 'image': array([[[97, 98, 99]]], dtype=uint8), 'label': 7}
+    >>> words = Decode(image="ppm", label=lambda sample: "dog", classes=["cat", "dog"])
+    >>> next(words([sample]))["label"]
+    1
     """
 
     one_to_one: ClassVar[bool] = True
@@ -130,6 +139,7 @@ class Decode(Pipe):
     max_pixels: int = field(default=MAX_PIXELS, kw_only=True)
     background: tuple[int, int, int] = field(default=(255, 255, 255), kw_only=True)
     fill: tuple[int, int, int] = field(default=GREY, kw_only=True)
+    classes: Sequence[str] | None = field(default=None, kw_only=True, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -144,6 +154,11 @@ class Decode(Pipe):
             if not isinstance(colour, tuple) or len(colour) != 3 or not all(map(_is_level, colour)):
                 raise ValueError(f"{name} must be a tuple of three integers 0 to 255, got {shorten(colour)}")
 
+        if self.classes is not None:
+            _check_classes(self.classes)
+            numbers = {name: i for i, name in enumerate(self.classes)}
+            object.__setattr__(self, "_number_of", numbers)
+
     def apply(self, samples: list[Sample]) -> list[Sample]:
         """Each sample with `image`, and `label` unless unlabelled."""
         return [self._decoded(sample) for sample in samples]
@@ -151,6 +166,8 @@ class Decode(Pipe):
     def _decoded(self, sample: Sample) -> Sample:
         out = clean_fields(sample)  # a copy, which a user's function may change
         labelled_by, label = find_label(out, self.label)
+        if label is not None and self.classes is not None:
+            label = self._number(label, sample, labelled_by)
         pictured_by, fields = self._pictured(out)
         for name in (labelled_by, pictured_by):
             if name is not None:
@@ -159,6 +176,14 @@ class Decode(Pipe):
         if label is not None:
             out["label"] = label
         return out
+
+    def _number(self, label: Label, sample: Sample, field: str | None) -> int:
+        """A class's position among `classes`."""
+        number: int | None = self.__dict__["_number_of"].get(label)
+        if number is None:
+            trouble = f"label {shorten(label)} is none of the {len(self.classes or ())} names in classes="
+            raise place_error(SampleError(trouble), sample, field)
+        return number
 
     def _pictured(self, sample: Sample) -> tuple[str | None, Sample]:
         """The field that was read, None where a function gave it, and the new fields."""
@@ -174,6 +199,12 @@ class Decode(Pipe):
         pixels = stored[1].to_image(self.fill)
         image = Image.fromarray(pixels) if self.to == "pil" else _formed(pixels, self.to)
         return stored[0], {"image": image, FILLED_FIELD: True}
+
+
+def _check_classes(classes: object) -> None:
+    names = None if isinstance(classes, str) or not isinstance(classes, Sequence) else list(classes)
+    if names is None or not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
+        raise ValueError(f"classes must be a list of different names, got {shorten(classes)}")
 
 
 def _kept(found: PatchImage) -> Sample:

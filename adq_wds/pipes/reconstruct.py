@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
-import torch
 
 from adq_wds.errors import SampleError, shorten
 from adq_wds.pipe import Pipe
 from adq_wds.pipes.accelerator import accelerator_of
 from adq_wds.pipes.patches import GRID_FIELD, PATCHES_FIELD, POSITIONS_FIELD
 from adq_wds.sample import Sample, clean_fields, place_error
+
+if TYPE_CHECKING:
+    import torch
 
 IMAGE_FIELD = "image"
 
@@ -65,6 +67,8 @@ class Reconstruct(Pipe):
 
     def apply(self, samples: list[Sample]) -> list[Sample]:
         """Each sample with ``image`` in place of its patches."""
+        import torch
+
         cleaned = [clean_fields(sample) for sample in samples]
         by_count: dict[int, list[int]] = {}
         for i, sample in enumerate(cleaned):

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 
 from adq_wds.core.allocation import budget_for
 from adq_wds.core.rng import check_seed, draws
-from adq_wds.errors import CodebookError, PlanError, ShardError, located, shorten
+from adq_wds.errors import AdqError, CodebookError, PlanError, ShardError, located, shorten
 from adq_wds.pipe import Pipe
+from adq_wds.pipes.arrivals import Arrivals, Lost, Visit, is_damage, lost_text, marked_url, reader_error
 from adq_wds.pipes.assign import BIN_FIELD, RULE_FIELD
 from adq_wds.pipes.embed import EMBEDDING_FIELD, ENCODER_FIELD
 from adq_wds.sample import EPOCH_FIELD, Sample, clean_fields
-from adq_wds.shards import ShardNames, base_name
+from adq_wds.shards import ShardNames, base_name, is_url
 from adq_wds.tables.codebook import SUFFIX, Codebook, load_codebook
 from adq_wds.tables.plan import HELD_SHARDS, Plan, as_plan
+from adq_wds.tar import split_name
 
 KEEP = 0.3  # as `build_plan` has it
 Epoch = int | Callable[[], int] | str | None
-_Rows = dict[str, tuple[bool, int]]  # key -> (kept, crc32)
+_Rows = dict[str, tuple[bool, int, int]]  # key -> (kept, crc32, row)
+
+logger = logging.getLogger("adq_wds")
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +60,13 @@ class Subsample(Pipe):
             epoch; a function that gives it, called for every chunk, such as one that reads a shared
             ``multiprocessing.Value``; or "sample", for the number that a source of ours has put into the sample.
         keep_fields: with a codebook, leave ``emb.npy`` and ``bin.cls`` in the kept samples.
+        missing: with a plan, what to do at the end of a pass that began a shard and did not bring all its kept
+            samples: "raise" or "warn", for pipelines that leave samples out before this stage.
+
+    A tar reader such as WebDataset's ends without an error at a damaged header, so a pass over a stream counts what it
+    is given of every shard, in any order, and a pass read to its end is held against the plan; one that is left early
+    is not. Of a shard that gives no sample at all nothing is known here, since a pipeline may read a part of the plan:
+    where one process reads everything such shards are named in one warning.
 
     Raises:
         TypeError: `plan` is no plan, no codebook and no path, as when the class itself is made a stage.
@@ -63,7 +75,8 @@ class Subsample(Pipe):
 
     Raises (while streaming):
         PlanError: a shard or key is not in the plan, or a `__url__` fits several shards.
-        ShardError: a kept sample's bytes are not those that were planned.
+        ShardError: a kept sample's bytes are not those that were planned; kept samples of a shard never came; or the
+            reader failed. Names the shard.
         CodebookError: a sample's bin is missing, or is by another codebook.
         ValueError: the epoch is not an integer >= 0.
     """
@@ -75,6 +88,7 @@ class Subsample(Pipe):
     seed: int = field(default=0, kw_only=True)
     epoch: Epoch = field(default=None, kw_only=True)
     keep_fields: bool = field(default=False, kw_only=True)
+    missing: Literal["raise", "warn"] = field(default="raise", kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -88,15 +102,26 @@ class Subsample(Pipe):
             raise ValueError(f"epoch must be a number, a function, 'sample' or None, got {self.epoch!r}")
         if self.epoch is not None and not callable(self.epoch) and self.epoch != "sample":
             _checked_epoch(self.epoch)
+        if self.missing not in ("raise", "warn"):
+            raise ValueError(f"missing must be 'raise' or 'warn', got {shorten(self.missing)}")
         choose = _by_plan(self, opened) if isinstance(opened, Plan) else _by_codebook(self, opened)
         object.__setattr__(self, "plan", opened)
         object.__setattr__(self, "_choose", choose)
 
     def apply(self, samples: list[Sample]) -> list[Sample]:
         """The kept samples, as new dicts."""
-        epoch = _checked_epoch(self.epoch()) if callable(self.epoch) else self.epoch
-        out: list[Sample] = self.__dict__["_choose"](samples, epoch)
+        out: list[Sample] = self.__dict__["_choose"](samples, self._epoch_now())
         return out
+
+    def counted(self, stream: Iterable[Sample]) -> Iterable[Sample]:
+        """The stream; at its end, held against the plan."""
+        choose = self.__dict__["_choose"]
+        return (
+            choose.counted(stream, self._epoch_now, self.missing) if isinstance(choose, _ByPlan) else stream
+        )
+
+    def _epoch_now(self) -> int | str | None:
+        return _checked_epoch(self.epoch()) if callable(self.epoch) else self.epoch
 
 
 def _checked_epoch(epoch: object) -> int:
@@ -134,6 +159,7 @@ class _ByPlan:
         self._plan, self._names, self._verify = plan, names, verify
         self._shards: dict[str, str] = {}  # name by url
         self._fresh: dict[tuple[str, int], _Rows] = {}
+        self._said_silent = False
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_fresh": {}}  # soon made again, and large
@@ -153,17 +179,106 @@ class _ByPlan:
                 rows = self._rows(name, number)
             row = rows.get(sample["__key__"])
             if row is None:
+                if _of_ignored_members(sample):
+                    continue
                 raise located(
                     PlanError("not in the plan; the shard changed since it was planned, so plan again"),
                     shard=name,
                     key=sample["__key__"],
                 )
-            kept, crc32 = row
+            kept, crc32, _ = row
             if kept:
                 if verify:
                     _check_bytes(sample, crc32, shard=name)
                 out.append(clean_fields(sample))
         return out
+
+    def counted(
+        self, stream: Iterable[Sample], epoch: Callable[[], int | str | None], missing: str
+    ) -> Iterator[Sample]:
+        """The samples of one pass; when they end, a `ShardError` or a warning if kept ones never came.
+
+        Args:
+            stream: whole shards, in any order.
+            epoch: the number whose choice counts, None for the plan's, or text where samples say it.
+            missing: "raise" or "warn".
+        """
+        arrivals = Arrivals()
+        samples = iter(stream)
+        url, key = None, ""
+        name = ""
+        rows: _Rows = {}
+        visit: Visit | None = None
+        while True:
+            try:
+                sample = next(samples)
+            except StopIteration:
+                break
+            except Exception as error:
+                self._raise_named(error, url, key)
+            if _has_place(sample):
+                if visit is None or sample["__url__"] != url:
+                    url, number = sample["__url__"], epoch()
+                    number = _epoch_of(sample) if isinstance(number, str) else number
+                    name = self._find(url)
+                    rows = self._rows(name, number)
+                    visit = arrivals.visit(name, len(rows), number)
+                key = sample["__key__"]
+                row = rows.get(key)
+                if row is not None and visit.came(row[2]):
+                    arrivals.complete(name)
+                    visit = None
+            yield sample
+        self._judge(arrivals, missing)
+
+    def _raise_named(self, error: Exception, url: str | None, key: str) -> NoReturn:
+        """Raise a reader's error as a `ShardError`, any other as it is; `url` and `key` are the last sample's."""
+        marked = marked_url(error)
+        damaged = marked or (url if is_damage(error) else None)
+        name = None if damaged is None or isinstance(error, AdqError) else self._found(damaged)
+        if damaged is None or name is None:
+            raise error
+        after = key if url is not None and marked in (None, url) else None
+        cause = None if is_url(damaged) else error  # whose text may hold a URL's secrets
+        raise reader_error(error, shard=name, after=after, sure=marked is not None) from cause
+
+    def _found(self, url: str) -> str | None:
+        """The shard at `url`; None where that is no shard's of the plan, but what another stage's error ends with."""
+        try:
+            return self._find(url)
+        except PlanError:
+            return None
+
+    def _judge(self, arrivals: Arrivals, missing: str) -> None:
+        """Say which kept samples never came."""
+        lost = []
+        for name, visit in arrivals.open_visits():
+            shard = self._plan.shard(name)
+            masks = [shard.kept if e is None else self._plan.kept_in(name, e) for e in visit.epochs]
+            kept = np.logical_or.reduce(masks)
+            rows = visit.missing(kept).tolist()
+            if rows:
+                lost.append(Lost(name, [shard.spans.keys[row] for row in rows], int(kept.sum())))
+        if lost:
+            error = located(ShardError(lost_text(lost)), shard=lost[0].shard, key=lost[0].keys[0])
+            if missing == "raise":
+                raise error
+            logger.warning("Subsample: %s", error)
+        self._say_not_begun(arrivals.begun())
+
+    def _say_not_begun(self, begun: set[str]) -> None:
+        """Warn, once, of shards with kept samples that gave none, where no other process may have read them."""
+        entries = self._plan.header["shards"]
+        silent = [entry["name"] for entry in entries if entry["kept"] and entry["name"] not in begun]
+        if silent and not self._said_silent and _reads_alone():
+            self._said_silent = True
+            logger.warning(
+                "Subsample: %d of the plan's %d shards gave no sample, the first %s: as it should be where the pipeline "
+                "reads a part of the plan's shards; else `adq verify` tells what is wrong with them",
+                len(silent),
+                len(entries),
+                shorten(silent[0]),
+            )
 
     def _rows(self, name: str, epoch: int | None) -> _Rows:
         shard = self._plan.shard(name)
@@ -171,10 +286,7 @@ class _ByPlan:
             return shard.by_key
         rows = self._fresh.get((name, epoch))
         if rows is None:
-            kept = self._plan.kept_in(name, epoch).tolist()
-            rows = dict(
-                zip(shard.spans.keys, zip(kept, shard.spans.crc32.tolist(), strict=True), strict=True)
-            )
+            rows = shard.rows_by_key(self._plan.kept_in(name, epoch))
             self._fresh[name, epoch] = rows
             while len(self._fresh) > HELD_SHARDS:
                 del self._fresh[next(iter(self._fresh))]
@@ -187,12 +299,36 @@ class _ByPlan:
         return name
 
 
+def _of_ignored_members(sample: Sample) -> bool:
+    """Whether a sample is of members that belong to none: WebDataset groups a folder's hidden files as ``folder/``."""
+    return split_name(f"{sample['__key__']}.x") is None
+
+
+def _has_place(sample: object) -> bool:
+    return (
+        isinstance(sample, dict)
+        and isinstance(sample.get("__url__"), str)
+        and isinstance(sample.get("__key__"), str)
+    )
+
+
+def _reads_alone() -> bool:
+    """Whether this process is no worker, and no rank of several."""
+    import torch.distributed as dist
+    from torch.utils.data import get_worker_info
+
+    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return get_worker_info() is None and not several
+
+
 # ---- By a codebook
 
 
 def _by_codebook(pipe: Subsample, codebook: Codebook) -> _ByCodebook:
     if pipe.root is not None:
         raise ValueError(f"root={pipe.root!r} goes with a plan; a codebook knows of no shards")
+    if pipe.missing != "raise":
+        raise ValueError(f"missing={pipe.missing!r} goes with a plan; a codebook knows of no shards")
     keep = KEEP if pipe.keep is None else pipe.keep
     budget_for(keep, 0)
     # as whole numbers, since a draw near 2^64 would round to 1 as a float
@@ -261,9 +397,10 @@ def _check_bytes(sample: Sample, crc32: int, *, shard: str) -> None:
     if found != crc32:
         raise located(
             ShardError(
-                f"bytes differ from the plan's (crc32 {found:08x}, planned {crc32:08x}): the shard changed since it "
-                "was planned, so plan again; or a stage before this one changed the fields "
-                f"{shorten(sorted(k for k in sample if k[:2] != '__'))}, then pass verify=False"
+                f"bytes differ from the plan's (crc32 {found:08x}, planned {crc32:08x}). `adq verify PLAN SHARDS` tells "
+                "whether the shard changed: then fetch it again, or plan again. If not, a stage before this one changed the "
+                f"fields {shorten(sorted(k for k in sample if k[:2] != '__'))}: pass verify=False; or a hidden file lies "
+                "between the members of this sample: write the shard again without it, or read with ShardDataset"
             ),
             shard=shard,
             key=sample["__key__"],

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from adq_wds.remote.store import Access, NoRanges, Range, Stamp, Trouble
+from adq_wds.remote.store import N_AT_ONCE, Access, Answer, NoRanges, Pace, Range, Stamp, Trouble, Version
 
 _CHUNK = 4 << 20
 
@@ -31,6 +32,7 @@ class Fsspec:
         import fsspec
 
         options = dict(access.storage_options)
+        self._timeout, self._version = access.timeout, Version()
         self._http = url.lower().startswith(("http://", "https://"))
         if self._http:
             import aiohttp
@@ -38,11 +40,14 @@ class Fsspec:
             patience = aiohttp.ClientTimeout(
                 total=None, sock_connect=access.timeout, sock_read=access.timeout
             )
-            options["client_kwargs"] = {"timeout": patience, **dict(options.get("client_kwargs", {}))}
+            options["client_kwargs"] = {
+                "timeout": patience,
+                "auto_decompress": False,  # a packed answer is refused, or unpacked within limits (`expand`)
+                **dict(options.get("client_kwargs", {})),
+            }
         with _words():
             self._fs, self._path = fsspec.core.url_to_fs(url, **options)
         self._info: dict[str, Any] | None = None
-        self._partial: bool | None = None if self._http else True
 
     def _known(self) -> dict[str, Any]:
         if self._info is None:
@@ -59,34 +64,66 @@ class Fsspec:
 
     def ranges(self, ranges: Sequence[Range]) -> list[bytes]:
         """See `Backend`."""
-        if self._partial is None:
-            self._partial = self._tried()
-        if not self._partial:  # else the whole file would come, into memory
-            raise NoRanges
-        starts, ends = zip(*ranges, strict=True)
         with _words():
+            if self._http:
+                from fsspec.asyn import sync
+
+                answers: list[bytes] = sync(self._fs.loop, self._all_by_http, ranges)
+                return answers
+            starts, ends = zip(*ranges, strict=True)
             found = self._fs.cat_ranges(
                 [self._path] * len(ranges), list(starts), list(ends), on_error="raise"
             )
         return [bytes(data) for data in found]
 
-    def _tried(self) -> bool:
-        """Whether an HTTP server gives a part, found out without taking more when it does not."""
-        size = self._known().get("size")
-        if not isinstance(size, int) or size < 2 or self._known().get("partial") is False:
-            return False
-        with _words(), self._fs.open(self._path, "rb", block_size=512, cache_type="none") as file:
-            try:
-                file.seek(1)
-                return len(file.read(1)) == 1
-            except ValueError:  # fsspec's word for it
-                return False
+    async def _all_by_http(self, ranges: Sequence[Range]) -> list[bytes]:
+        """Our own requests: fsspec's take all that a server sends into memory, however slowly it comes."""
+        turns = asyncio.Semaphore(N_AT_ONCE)
+
+        async def one(asked: Range) -> bytes:
+            async with turns:
+                return await self._by_http(asked)
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(asked)) for asked in ranges]
+        return [task.result() for task in tasks]
+
+    async def _by_http(self, asked: Range) -> bytes:
+        start, end = asked
+        options = dict(self._fs.kwargs)
+        headers = {**options.pop("headers", {}), "Range": f"bytes={start}-{end - 1}"}
+        answer, pace = Answer(start, end), Pace(self._timeout)
+        session = await self._fs.set_session()
+        try:
+            async with asyncio.timeout(pace.limit(end - start)):
+                url = self._fs.encode_url(self._path)
+                async with session.get(
+                    url, headers={**headers, "Accept-Encoding": "identity"}, **options
+                ) as got:
+                    got.raise_for_status()
+                    if got.status != 206:
+                        raise NoRanges
+                    where, _, size = got.headers.get("Content-Range", "").partition("/")
+                    if not where.startswith(f"bytes {start}-"):
+                        raise Trouble("the server answers with other bytes than those asked for")
+                    self._version.see(int(size) if size.isdigit() else None, got.headers.get("ETag"))
+                    if got.headers.get("Content-Encoding", "identity") != "identity":
+                        raise Trouble(
+                            "the server packs its answers (Content-Encoding): let it send shards as they are"
+                        )
+                    async for chunk in got.content.iter_any():
+                        pace.n_bytes += len(chunk)
+                        answer.add(chunk)
+        except TimeoutError:
+            if not pace.n_bytes:
+                raise
+            raise pace.trouble() from None
+        return answer.all()
 
     def chunks(self) -> Iterator[bytes]:
         """See `Backend`."""
         with _words(), self._fs.open(self._path, "rb", block_size=0 if self._http else None) as file:
-            while chunk := file.read(_CHUNK):
-                yield chunk
+            yield from Pace(self._timeout).timed(iter(lambda: file.read(_CHUNK), b""), len)
 
 
 def _date(info: dict[str, Any]) -> int:
@@ -110,6 +147,9 @@ def _words() -> Iterator[None]:
         yield
     except (NoRanges, Trouble, GeneratorExit):
         raise
+    except ExceptionGroup as group:  # of requests made together: the first that failed
+        with _words():
+            raise group.exceptions[0] from None
     except Exception as error:  # file systems raise what the libraries below them raise
         cause = error.__cause__
         nobody = isinstance(error, FileNotFoundError) and (

@@ -6,16 +6,16 @@ import base64
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 from urllib.parse import unquote
 
-from adq_wds.remote.store import Access, NoRanges, Range, Stamp, Trouble
+from adq_wds.remote.store import N_AT_ONCE, Access, Answer, NoRanges, Pace, Range, Stamp, Trouble, Version
 
 SCHEMES = frozenset({"http", "https", "s3", "s3a", "gs", "az", "azure", "adl", "abfs", "abfss"})
 _STATUS = re.compile(r"status code: (\d{3})")
-_STREAM_CHUNK = 8 << 20
 _first_process: list[
     int
 ] = []  # whose threads obstore runs on: a process forked from it has none and would hang
@@ -34,13 +34,13 @@ class Obstore:
 
         if not _first_process:
             _first_process.append(os.getpid())
-        self._obstore = obstore
+        self._obstore, self._timeout, self._version = obstore, access.timeout, Version()
         url, headers = _without_user(url)
         options = dict(access.storage_options)
         client: dict[str, Any] = {
             "read_timeout": timedelta(seconds=access.timeout),
             "connect_timeout": timedelta(seconds=access.timeout),
-            "timeout": timedelta(days=1),  # of a whole answer: read_timeout says when one has stalled
+            "timeout": timedelta(days=1),  # of a whole answer: `Pace` says when one has stalled
             **dict(options.pop("client_options", {})),
         }
         if _plain_http(url, options):
@@ -65,18 +65,28 @@ class Obstore:
 
     def ranges(self, ranges: Sequence[Range]) -> list[bytes]:
         """See `Backend`."""
+        if len(ranges) == 1:
+            return [self._range(ranges[0])]
+        pool = ThreadPoolExecutor(N_AT_ONCE, thread_name_prefix="adq-ranges")
+        try:
+            return list(pool.map(self._range, ranges))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _range(self, asked: Range) -> bytes:
+        answer = Answer(*asked)
         with self._words():
-            if len(ranges) == 1:
-                start, end = ranges[0]
-                return [bytes(self._obstore.get_range(self._store, "", start=start, end=end))]
-            starts, ends = zip(*ranges, strict=True)
-            found = self._obstore.get_ranges(self._store, "", starts=starts, ends=ends, coalesce=0)
-            return [bytes(data) for data in found]
+            got = self._obstore.get(self._store, "", options={"range": asked})
+            self._version.see(got.meta["size"], got.meta["e_tag"])
+            for chunk in Pace(self._timeout).timed(got.stream(min_chunk_size=1), len):
+                answer.add(bytes(chunk))
+        return answer.all()
 
     def chunks(self) -> Iterator[bytes]:
         """See `Backend`."""
         with self._words():
-            for chunk in self._obstore.get(self._store, "").stream(min_chunk_size=_STREAM_CHUNK):
+            stream = self._obstore.get(self._store, "").stream(min_chunk_size=1)
+            for chunk in Pace(self._timeout).timed(stream, len):
                 yield bytes(chunk)
 
     @contextmanager

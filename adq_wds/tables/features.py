@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adq_wds.errors import FeaturesError, shorten
-from adq_wds.files import canonical_json, sha256_text
+from adq_wds.files import canonical_json, lock, make_folder, sha256_text
+from adq_wds.sample import Label
+from adq_wds.shards import check_shard_name, expand_urls, shard_names
+from adq_wds.tables.arrays import ENCODER, SampleId, features_of_arrays
 from adq_wds.tables.features_file import FeaturesFile
 from adq_wds.tables.parquet import Header
 
@@ -65,6 +69,53 @@ class Features:
         self.files = sorted(files, key=lambda file: file.shard)
         self._compare()
 
+    @classmethod
+    def from_arrays(
+        cls,
+        shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+        keys: Sequence[SampleId],
+        embeddings: Any,
+        labels: Sequence[Label] | None = None,
+        *,
+        out: str | os.PathLike[str] = "features",
+    ) -> Features:
+        """Features of shards on disk from embeddings in memory, for `build_plan`; no image is looked at.
+
+        Every shard is read once, for the places, checksums and digests of its samples. The features are written to
+        `out`, one file per shard, as plans are made from a folder.
+
+        Args:
+            shards: tar shards, as `embed_shards` takes them; all their samples must have a row.
+            keys: N sample keys, in any order; (shard, key) where a key stands in several shards.
+            embeddings: (N, D) floats, finite; a NumPy array, or what `np.asarray` makes one of.
+            labels: N integers >= 0, or N names; None for unlabelled data.
+            out: folder for the features; made if missing.
+
+        Returns:
+            the features, opened; they have no texture, so that plans go by diversity.
+
+        Raises:
+            ValueError: other shapes or types, or nothing matches `shards`.
+            FeaturesError: keys and samples are not the same (with counts and an example), a row holds NaN or infinity
+                (with its key), or `out` holds features made otherwise.
+            ShardError, SampleError: damaged shards.
+            AdqError: the folder cannot be written, or another job works in it.
+
+        Example::
+
+            features = adq.Features.from_arrays("text-{000..009}.tar", keys, model.encode(texts), out="features")
+            plan = adq.build_plan(features, keep=0.2, out="plan.parquet")
+        """
+        paths = expand_urls(shards)
+        names = [check_shard_name(name) for name in shard_names(paths)]
+        folder = make_folder(out)
+        with lock(folder):
+            for name in names:
+                _refuse_foreign(folder / file_name(name))
+            for made in features_of_arrays(paths, names, keys, embeddings, labels):
+                made.save(folder / file_name(made.shard))
+        return cls(folder, shards=names)
+
     def _compare(self) -> None:
         first = self.files[0]
         names = {file.shard for file in self.files}
@@ -83,9 +134,14 @@ class Features:
             for name in ALIKE:
                 a, b = first.header.get(name), file.header.get(name)
                 if a != b:
+                    remedy = (
+                        "embed all shards again with one label, which reads labels alone"
+                        if name == "label"
+                        else "embed all shards with the same settings"
+                    )
                     raise FeaturesError(
                         f"{first.path} and {file.path} do not belong together: {name} {shorten(a)} and "
-                        f"{shorten(b)}; embed all shards with the same settings"
+                        f"{shorten(b)}; {remedy}"
                     )
 
     def __iter__(self) -> Iterator[FeaturesFile]:
@@ -108,6 +164,12 @@ class Features:
     def header(self) -> Header:
         """What all files have in common."""
         return {name: self.files[0].header.get(name) for name in ALIKE}
+
+    def texture(self) -> NDArray[np.float32] | None:
+        """(N,) float32 texture levels over all shards; None where no image was looked at."""
+        if not all(file.has_texture for file in self.files):
+            return None
+        return np.concatenate([file.texture() for file in self.files])
 
     def score(self, name: str) -> NDArray[np.float32]:
         """(N,) float32 numbers of a score of users, over all shards.
@@ -148,6 +210,14 @@ class Features:
         """SHA-256 over the contents: settings and one hash per shard and column, not file bytes or dates."""
         shards = [[*file.header["shards"], file.n_read, file.names, file.bad] for file in self.files]
         return sha256_text(canonical_json([self.header, shards]))
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Raise `FeaturesError` for a file that an encoder made, which may have taken hours."""
+    if path.exists() and (encoder := FeaturesFile(path).header["encoder"]) != ENCODER:
+        raise FeaturesError(
+            f"{path} was made by encoder {shorten(encoder)}; give another folder as out=, or remove it"
+        )
 
 
 def file_name(shard: str) -> str:

@@ -266,7 +266,7 @@ class FeaturesFile:
             if lacking := sorted(set(self._schema.names) - set(columns)):
                 raise ValueError(f"columns {shorten(columns)} without {lacking}")
         except (AdqError, KeyError, TypeError, ValueError, OverflowError) as cause:
-            raise FeaturesError(f"{self.path}: damaged header: {shorten(str(cause))}") from cause
+            raise FeaturesError(f"{self.path}: damaged header: {shorten(str(cause), 200)}") from cause
         if limit is not None and limit < self.n + len(self.bad):
             self.bad = [row for row in self.bad if row[0] < limit]
             self.n = int(np.searchsorted(self.read(["index"])["index"].to_numpy(), limit))
@@ -332,9 +332,14 @@ class FeaturesFile:
             )
         return self._numbers("texture")
 
+    @property
+    def has_digest(self) -> bool:
+        """Whether there are digests: not in files of versions 1 and 2."""
+        return "digest" in self._schema.names
+
     def digest(self) -> NDArray[np.uint8] | None:
         """(n, 16) uint8, `content_digest` of each sample: equal rows, equal contents. None in older files."""
-        if "digest" not in self._schema.names:
+        if not self.has_digest:
             return None
         column = self.read(["digest"])["digest"].combine_chunks()
         if len(column) == 0:  # then Arrow may give no buffer

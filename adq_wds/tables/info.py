@@ -125,13 +125,12 @@ def _count(value: Any, where: str) -> int:
 
 def _name(value: Any) -> str:
     """The name of a shard, if it is a plain relative file name."""
-    if isinstance(value, str) and ":" in value:
-        raise _InfoError(
-            f"shard {shown_url(value)} is refused: it is no plain file name, but a URL or command"
-        )
     try:
         return check_shard_name(value.removeprefix("./") if isinstance(value, str) else value)
     except PlanError as error:
+        if isinstance(value, str) and ":" in value:  # which may hold a secret
+            text = f"shard {shown_url(value)} is refused: it is no plain file name, but a URL or command"
+            raise _InfoError(text) from None
         raise _InfoError(str(error)) from None
 
 

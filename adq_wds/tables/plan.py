@@ -20,9 +20,9 @@ from adq_wds.core.fresh import ONE, FreshDraws
 from adq_wds.core.rng import check_seed, draw
 from adq_wds.errors import PlanError, shorten
 from adq_wds.files import canonical_json, sha256_text
-from adq_wds.shards import ShardNames, check_shard_name, expand_urls, shard_names
+from adq_wds.shards import ShardNames, check_shard_name, expand_urls, plain_shard_names
 from adq_wds.tables.parquet import GroupFile, Header, column_hashes, write_groups
-from adq_wds.tables.spans import SPAN_FIELDS, Spans, scan_spans
+from adq_wds.tables.spans import SPAN_FIELDS, Spans, no_samples, scan_spans
 
 VERSION = 2
 """1: no reasons, no shares; fresh draws by whole rounds. 2: `reason`, `duplicate_of` and the header's `cells.share`."""
@@ -80,11 +80,15 @@ class PlanShard:
     duplicate_of: Mapping[int, str] | None = None
 
     @cached_property
-    def by_key(self) -> dict[str, tuple[bool, int]]:
-        """Key → (kept, crc32)."""
-        return dict(
-            zip(self.spans.keys, zip(self.kept.tolist(), self.spans.crc32.tolist(), strict=True), strict=True)
-        )
+    def by_key(self) -> dict[str, tuple[bool, int, int]]:
+        """Key → (kept, crc32, row)."""
+        return self.rows_by_key(self.kept)
+
+    def rows_by_key(self, kept: NDArray[np.bool_]) -> dict[str, tuple[bool, int, int]]:
+        """Key → (kept, crc32, row), for another choice of the kept ones: (n,) bool."""
+        crc32 = self.spans.crc32.tolist()
+        rows = zip(kept.tolist(), crc32, range(len(crc32)), strict=True)
+        return dict(zip(self.spans.keys, rows, strict=True))
 
     def table(self) -> pa.Table:
         """As an Arrow table with the plan's columns."""
@@ -247,12 +251,15 @@ class Plan:
 
         Raises:
             PlanError: a key is in no shard, or in several and given without its shard.
+            ShardError: a shard is damaged, or none holds a sample.
 
         The samples have no bins: `kept_in` keeps the same ones in every epoch, and `adq show` has no table.
         """
         paths = expand_urls(urls)
-        names = shard_names(paths)
+        names = plain_shard_names(paths)
         spans = {name: scan_spans(path, shard=name) for name, path in zip(names, paths, strict=True)}
+        if not any(map(len, spans.values())):
+            raise no_samples(len(spans))
         wanted = None if keys is None else _find_keys(spans, keys)
         shards = []
         for name, found in spans.items():

@@ -19,7 +19,7 @@ from adq_wds.remote.fetch import Fetch
 from adq_wds.remote.store import Stamp
 from adq_wds.shards import base_name, check_shard_name, is_url
 from adq_wds.tables.parquet import GroupFile, column_hashes, write_groups
-from adq_wds.tar import Ignored, iter_spans, open_shard, payload_crc32
+from adq_wds.tar import DEFAULT_LIMITS, Ignored, iter_spans, open_shard, payload_crc32
 
 logger = logging.getLogger("adq_wds")
 
@@ -128,7 +128,9 @@ def scan_spans(path: str | os.PathLike[str], *, shard: str, fetch: Fetch | None 
         for span in iter_spans(buffer, shard=shard, ignored=ignored):
             keys.append(span.key)
             numbers.append((span.byte_offset, span.n_bytes, payload_crc32(buffer, span)))
-    if ignored.n_members:
+    if not keys:
+        warn_empty(shard, ignored)
+    elif ignored.n_members:
         logger.info("shard %s: %s", shard, ignored)
     columns = np.array(numbers, dtype=np.int64).reshape(-1, 3)
     return Spans(
@@ -137,6 +139,32 @@ def scan_spans(path: str | os.PathLike[str], *, shard: str, fetch: Fetch | None 
         columns[:, 0].copy(),
         columns[:, 1].copy(),
         columns[:, 2].astype(np.uint32),
+    )
+
+
+def warn_empty(shard: str, ignored: Ignored | None = None) -> None:
+    """Say that a shard counts as 0 samples."""
+    what = str(ignored) if ignored is not None and ignored.n_members else "an archive of no members"
+    logger.warning("shard %s: no samples (%s); it counts as 0", shard, what)
+
+
+def is_empty(path: str | os.PathLike[str], fetch: Fetch | None = None) -> bool:
+    """Whether a shard is a sound tar that holds no sample; a remote one that is larger than such a tar is not fetched."""
+    url, fetch = os.fspath(path), fetch or Fetch()
+    name = base_name(url)
+    try:
+        if is_url(url) and fetch.stamp(url, shard=name)["bytes"] > DEFAULT_LIMITS.padding_bytes:
+            return False
+        with open_shard(path, fetch=fetch, sparse=True) as data:
+            return next(iter_spans(data, shard=name), None) is None
+    except ShardError:  # who asks has an error of its own
+        return False
+
+
+def no_samples(n_shards: int) -> ShardError:
+    """The error of a set without any sample."""
+    return ShardError(
+        f"no samples in {n_shards} shards: nothing can be read, embedded or planned; name others"
     )
 
 

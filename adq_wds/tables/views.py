@@ -121,7 +121,7 @@ class ShardViews:
             shard = check_shard_name(entry["name"])
             header = _checked(file.header)
         except (AdqError, KeyError, TypeError, ValueError, OverflowError) as cause:
-            raise FeaturesError(f"{file.path}: damaged header: {shorten(str(cause))}") from cause
+            raise FeaturesError(f"{file.path}: damaged header: {shorten(str(cause), 200)}") from cause
         width = header["width"]
         table = file.group(0, _schema(width))
         z = embedding_rows(table["views"], 2 * width).reshape(-1, 2, width)

@@ -33,15 +33,18 @@ def test_texture_is_the_mean_sobel_strength(shape: tuple[int, int]) -> None:
     assert texture(images) == pytest.approx([pixel_by_pixel(image) for image in images], rel=1e-5)
 
 
-def test_an_image_has_the_same_texture_in_any_batch() -> None:
-    images = np.random.default_rng(1).integers(0, 256, (9, 16, 20, 3), dtype=np.uint8)
+@pytest.mark.parametrize("shape", [(16, 20), (1, 7), (5, 3), (13, 31)])
+def test_an_image_has_the_same_texture_in_any_batch(shape: tuple[int, int]) -> None:
+    images = np.random.default_rng(1).integers(0, 256, (9, *shape, 3), dtype=np.uint8)
     alone = np.concatenate([texture(image[None]) for image in images])
     assert (texture(images) == alone).all()
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (40, 30)])
-def test_a_flat_image_has_none(shape: tuple[int, int]) -> None:
-    assert texture(np.full((1, *shape, 3), 77, dtype=np.uint8)).tolist() == [0.0]
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (40, 30), (3, 13)])
+def test_a_flat_image_has_none_whatever_its_colour(shape: tuple[int, int]) -> None:
+    colours = np.random.default_rng(2).integers(0, 256, (50, 1, 1, 3), dtype=np.uint8)
+    images = np.broadcast_to(colours, (50, *shape, 3)).copy()
+    assert texture(images).tolist() == [0.0] * 50
 
 
 def test_other_arrays_are_refused() -> None:

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 import adq_wds as adq
 from adq_wds.io import layout, readers
-from adq_wds.io.layout import Layouts, Samples
-from adq_wds.io.reader import MappedShard
+from adq_wds.io.layout import MAX_BYTES, Group, Layouts, Samples, cut
+from adq_wds.io.reader import LocalShard
 from adq_wds.tables.spans import scan_spans
 from tests.io.conftest import TarSet, as_worker, ids, write_set
 from tests.io.test_reader import FORMS, MEMBERS, rows, write
@@ -25,19 +25,28 @@ Row = tuple[int, int, str, int]
 Outcome = dict[str, Any] | str
 
 
-def laid_out(mapped: MappedShard, listed: Sequence[Row], layouts: Layouts | None = None) -> list[Any]:
+def laid_out(local: LocalShard, listed: Sequence[Row], layouts: Layouts | None = None) -> list[Any]:
     """Each sample as it is cut out; None for those left to the reader."""
     offset, n_bytes = (np.array([row[i] for row in listed], dtype=np.int64) for i in (0, 1))
     keys = np.array([row[2] for row in listed], dtype=object)
     n = len(listed)
-    samples = Samples([mapped.group(0, n, 0, n)], np.arange(n), offset, n_bytes, keys)
-    laid = (Layouts() if layouts is None else layouts).find(samples)
+    data = np.full(n, None, dtype=object)
+    small = np.flatnonzero(n_bytes <= MAX_BYTES)
+    data[small] = local.read_spans(offset[small].tolist(), n_bytes[small].tolist())
+    groups = [Group(0, n, local.stamp, 0, n)]
+    laid = (Layouts() if layouts is None else layouts).find(
+        Samples(groups, np.arange(n), n_bytes, keys, data)
+    )
     if laid is None:
         return [None] * n
     return [
-        None if fields is None else mapped.cut(row[2], row[3], fields, tuple(cuts))
-        for row, fields, cuts in zip(listed, laid.fields, laid.cuts.T.tolist(), strict=True)
+        None if fields is None else cut(span, path_of(local), row[2], row[3], fields, tuple(cuts))
+        for row, span, fields, cuts in zip(listed, data, laid.fields, laid.cuts.T.tolist(), strict=True)
     ]
+
+
+def path_of(local: LocalShard) -> str:
+    return local._url
 
 
 def outcome(read: Callable[[], dict[str, Any]]) -> Outcome:
@@ -50,12 +59,12 @@ def outcome(read: Callable[[], dict[str, Any]]) -> Outcome:
 
 def check(path: Path, listed: Sequence[Row]) -> list[Any]:
     """What is laid out is as the reader has it, also where the whole is known already; gives it."""
-    mapped, layouts = MappedShard(str(path), "t.tar"), Layouts()
+    local, layouts = LocalShard(str(path), "t.tar"), Layouts()
     for _ in range(2):
-        found = laid_out(mapped, listed, layouts)
+        found = laid_out(local, listed, layouts)
         for row, sample in zip(listed, found, strict=True):
             if sample is not None:
-                read = outcome(lambda row=row: mapped.read(*row))  # type: ignore[misc]
+                read = outcome(lambda row=row: local.read(*row))  # type: ignore[misc]
                 assert sample == read, row
                 assert list(sample) == list(read)
     return found
@@ -126,12 +135,15 @@ def test_any_tar_is_laid_out_as_it_is_read(
         return
     if listed:
         check(path, listed)
-        strict = MappedShard(str(path), "t.tar")
+        strict, data = LocalShard(str(path), "t.tar"), path.read_bytes()
         for offset, n_bytes, key, crc in listed:
             for wrong in (other, key[:-1], key + ".jpg"):
                 (sample,) = laid_out(strict, [(offset, n_bytes, wrong, crc)])
                 if sample is not None:
-                    assert strict._parse_strictly(strict._data, offset, n_bytes, wrong, crc, 0) == sample
+                    assert (
+                        strict._parse_strictly(data[offset : offset + n_bytes], offset, n_bytes, wrong, crc)
+                        == sample
+                    )
 
 
 def with_right_sums(span: bytes, headers: Sequence[int]) -> bytes:
@@ -157,12 +169,12 @@ def test_a_flipped_bit_gives_the_sample_or_the_error_that_reading_gives(
         copy[bit // 8] ^= 1 << bit % 8
         copies.append(with_right_sums(bytes(copy), (0, 1024)) if right_sums else bytes(copy))
     path.write_bytes(b"".join(copies))
-    mapped = MappedShard(str(path), "t.tar")
+    local = LocalShard(str(path), "t.tar")
     listed = [(i * n_bytes, n_bytes, key, crc) for i in range(len(copies))]
-    found = laid_out(mapped, listed)
+    found = laid_out(local, listed)
     n_laid = 0
     for row, sample in zip(listed, found, strict=True):
-        read = outcome(lambda row=row: mapped.read(*row))  # type: ignore[misc]
+        read = outcome(lambda row=row: local.read(*row))  # type: ignore[misc]
         if sample is not None:
             assert sample == read, row
             n_laid += 1
@@ -220,13 +232,13 @@ def test_numbers_and_checksums_written_otherwise_are_left_to_the_reader(tmp_path
         assert len(head) == 512
         path = tmp_path / "t.tar"
         path.write_bytes(spans_of(b"k.x")[0] * 3 + head + payload.ljust(512, b"\0"))
-        mapped = MappedShard(str(path), "t.tar")
+        local = LocalShard(str(path), "t.tar")
         *good, odd = [(1024 * i, 1024, "k", crc32(b"one")) for i in range(3)] + [
             (3072, 1024, "k", crc32(payload))
         ]
-        assert [sample is not None for sample in laid_out(mapped, [*good, odd])] == [True] * 3 + [False]
+        assert [sample is not None for sample in laid_out(local, [*good, odd])] == [True] * 3 + [False]
         with pytest.raises(adq.ShardError, match=r"key 'k': in its span, byte 0: "):
-            mapped.read(*odd)
+            local.read(*odd)
 
 
 @pytest.mark.parametrize(
@@ -250,11 +262,11 @@ def test_a_name_that_is_not_the_keys_and_a_fields_is_left_to_the_reader(
 ) -> None:
     path = tmp_path / "t.tar"
     path.write_bytes(b"".join(spans_of(*names)))
-    mapped = MappedShard(str(path), "t.tar")
+    local = LocalShard(str(path), "t.tar")
     row = (0, 1024 * len(names), key, crc32(b"one" * len(names)))
-    assert laid_out(mapped, [row]) == [None]
+    assert laid_out(local, [row]) == [None]
     with pytest.raises((adq.ShardError, adq.SampleError), match="key '"):
-        mapped.read(*row)
+        local.read(*row)
 
 
 def test_a_member_more_or_less_is_another_shape_though_it_is_empty(tmp_path: Path) -> None:
@@ -270,28 +282,30 @@ def test_a_sample_whose_padding_is_cut_off_is_left_to_the_reader(tmp_path: Path)
     path = write(tmp_path / "t.tar", [("a.x", b"one"), ("b.x", b"two")])
     listed = rows(scan_spans(path, shard="t.tar"))
     path.write_bytes(path.read_bytes()[:2000])
-    mapped = MappedShard(str(path), "t.tar")
-    first, second = laid_out(mapped, listed)
+    local = LocalShard(str(path), "t.tar")
+    first, second = laid_out(local, listed)
     assert first is not None
     assert second is None
     with pytest.raises(
         adq.ShardError, match="key 'b': ends at byte 2000, but this sample at 2048: truncated"
     ):
-        mapped.read(*listed[1])
+        local.read(*listed[1])
 
 
 # ---- as the stream uses it
 
 
 @pytest.fixture
-def looked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Offsets whose headers are looked at together, as it happens."""
-    seen: list[int] = []
+def looked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Keys of the samples whose headers are looked at together, as it happens."""
+    seen: list[str] = []
     original = layout.payload_sizes
     monkeypatch.setattr(
         layout,
         "payload_sizes",
-        lambda parts, at, *rest: seen.extend(at.tolist()) or original(parts, at, *rest),
+        lambda data, n_bytes, keys, endings: (
+            seen.extend(keys.tolist()) or original(data, n_bytes, keys, endings)
+        ),
     )
     return seen
 
@@ -306,11 +320,11 @@ def stream(tars: TarSet, **options: Any) -> adq.ShardDataset:
 
 
 def test_headers_are_looked_at_once_for_all_epochs_and_those_of_kept_samples_only(
-    tars: TarSet, looked: list[int], monkeypatch: pytest.MonkeyPatch
+    tars: TarSet, looked: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parsed = []
-    original = MappedShard.read
-    monkeypatch.setattr(MappedShard, "read", lambda self, *row: parsed.append(row) or original(self, *row))
+    original = LocalShard.read
+    monkeypatch.setattr(LocalShard, "read", lambda self, *row: parsed.append(row) or original(self, *row))
     dataset = stream(tars)
     for _ in range(3):
         got = {(Path(s["__url__"]).name, s["__key__"]): s for s in dataset}
@@ -318,11 +332,10 @@ def test_headers_are_looked_at_once_for_all_epochs_and_those_of_kept_samples_onl
         for place, sample in got.items():
             assert {name: sample[name] for name in ("txt", "cls")} == tars.bytes[place]
         assert not parsed
-    kept = [at for shard in adq.load_plan(tars.plan) for at in shard.spans.byte_offset[shard.kept].tolist()]
-    assert sorted(looked) == sorted(kept)
+    assert sorted(looked) == sorted(key for _, key in tars.kept)
 
 
-def test_each_worker_looks_at_what_it_reads(tars: TarSet, looked: list[int]) -> None:
+def test_each_worker_looks_at_what_it_reads(tars: TarSet, looked: list[str]) -> None:
     n_all = 0
     for worker in (0, 1):
         with as_worker(worker, 2):
@@ -336,7 +349,7 @@ def test_each_worker_looks_at_what_it_reads(tars: TarSet, looked: list[int]) -> 
 @pytest.mark.parametrize(
     "why", ["no crc32 is asked for", "none is known", "few samples a shard", "large samples"]
 )
-def test_nothing_is_laid_out_where(tmp_path: Path, looked: list[int], why: str) -> None:
+def test_nothing_is_laid_out_where(tmp_path: Path, looked: list[str], why: str) -> None:
     tars = write_set(tmp_path / "set", [60] if why != "few samples a shard" else [20] * 5)
     if why == "no crc32 is asked for":
         got = list(stream(tars, verify=False))

@@ -67,3 +67,10 @@ def test_as_map_refuses_what_has_no_sample_for_every_number(tar_set: TarSet) -> 
             adq.ShardDataset(tar_set.urls, plan=tar_set.plan, **options).as_map()
     with pytest.raises(ValueError, match="as_map: with fresh=True"):
         adq.ShardDataset(tar_set.urls, plan=tar_set.plan, fresh=True).as_map()
+
+
+def test_a_sample_by_number_points_to_as_map(tar_set: TarSet) -> None:
+    dataset = adq.ShardDataset(tar_set.urls, plan=tar_set.plan)
+    with pytest.raises(TypeError, match=r"write \.as_map\(\)\[0\]"):
+        dataset[0]
+    assert dataset.as_map()[0]["__key__"] == next(iter(dataset))["__key__"]

@@ -151,18 +151,22 @@ def test_torchdatas_loader_goes_on_from_json_in_another_place(tar_set: TarSet, m
     assert [list(other) for _ in range(2)] == [epochs[1][3:], epochs[2]]
 
 
-def test_an_epoch_broken_off_is_repeated_and_a_finished_one_is_not(tar_set: TarSet) -> None:
+def test_a_reset_begins_the_next_epoch_once_a_sample_was_given_out(tar_set: TarSet) -> None:
+    """As torchdata's own `SamplerWrapper` does."""
+    node = adq.as_node(made(tar_set), Wide())
+    epochs = [ids(made_epoch) for made_epoch in (read(node) for _ in range(4))]
     dataset = made(tar_set)
     node = adq.as_node(dataset, Wide())
-    epochs = [ids(made_epoch) for made_epoch in (read(node), read(node))]
-    dataset.set_epoch(0)
-    for n in (0, 1, 27, 28):  # the last has all samples but has not asked for more
+    for epoch, n in ((0, 0), (0, 1), (1, 27), (2, 28)):  # the last has all samples but has not asked for more
         node.reset()
-        assert ids([next(node) for _ in range(n)]) == epochs[0][:n]
-        assert dataset.epoch == 0
-    assert ids(read(node)) == epochs[0]
-    assert dataset.epoch == 1
-    assert ids(read(node)) == epochs[1]
+        assert ids([next(node) for _ in range(n)]) == epochs[epoch][:n]
+        assert dataset.epoch == epoch + (n > 0)
+    state = node.state_dict()
+    assert ids(read(node)) == epochs[3]
+    assert dataset.epoch == 4
+    node.reset(state)
+    assert ids(node) == []
+    assert dataset.epoch == 3
 
 
 @pytest.mark.parametrize("pipes", ["none", "map", "chunks"])
@@ -241,7 +245,7 @@ def test_after_an_error_next_never_ends_quietly(tar_set: TarSet, more: list[adq.
     for _ in range(3):
         with pytest.raises(adq.LoaderClosed, match=re.escape(f"make it anew: SampleError: {text}")):
             next(node)
-    assert dataset.epoch == 0
+    assert dataset.epoch == 1
     if not any(isinstance(pipe, OnlyEven) for pipe in more):
         state = node.state_dict()
         assert (state["source"]["t"], state["n_given"]) == (len(got), 0), (
@@ -250,6 +254,7 @@ def test_after_an_error_next_never_ends_quietly(tar_set: TarSet, more: list[adq.
     repaired = adq.as_node(made(tar_set), adq.Map(untouched), *more)
     repaired.reset(node.state_dict())
     assert ids(repaired) == expected[len(got) :]
+    dataset.set_epoch(0)
     node.reset()
     assert ids([next(node)]) == expected[:1], "a reset makes it anew"
 
@@ -347,9 +352,10 @@ def test_a_state_that_leaves_out_more_than_there_is_is_refused(tar_set: TarSet) 
 @pytest.mark.parametrize(
     ("state", "text"),
     [
-        ({}, r"state \{\} is not a node's of ours: expected what state_dict\(\) gave"),
-        ([1], r"state \[1\] is not a node's"),
-        ({"version": 2, "source": None, "n_given": 0, "ended": False}, "state has version=2, this adq_wds reads 1"),
+        ({}, "state has version=None, this stream version=2: load it with the adq_wds that saved it"),
+        ([1], r"state \[1\] is not one of ours: expected what state_dict\(\) gave"),
+        ({"version": 3, "source": None, "n_given": 0, "ended": False}, "state has version=3, this stream version=2"),
+        ({"version": 2, "source": None, "n_given": 0, "ended": False}, "it lacks field 'checksum'"),
         ({"version": 1, "source": None, "n_given": -1, "ended": False}, "is not a node's"),
         ({"version": 1, "source": None, "n_given": 0, "ended": 1}, "is not a node's"),
         ({"version": 1, "source": {"n_read": 3}, "n_given": 0, "ended": False}, r"'n_read': 3\} is not of a source"),
@@ -362,8 +368,44 @@ def test_a_damaged_state_is_refused(state: Any, text: str) -> None:
         node.reset(state)
 
 
+@pytest.mark.parametrize("kind", ["data set", "node", "samples"])
+def test_a_nodes_state_with_any_field_changed_is_refused(tar_set: TarSet, kind: str) -> None:
+    """F43, whatever it reads: where a node below has a state of its own, that is covered too."""
+    sources = {
+        "data set": lambda: made(tar_set),
+        "node": lambda: tn.IterableWrapper(list(made(tar_set))),
+        "samples": lambda: list(made(tar_set)),
+    }
+    expected = ids(adq.as_node(sources[kind](), Wide()))
+    node = adq.as_node(sources[kind](), Wide())
+    for _ in range(5):
+        next(node)
+    state = json.loads(json.dumps(node.state_dict()))
+    other = adq.as_node(sources[kind](), Wide())
+    for changed in all_changes(state):
+        with pytest.raises(adq.StateError, match=r"load|expected what state_dict\(\) gave"):
+            other.reset(changed)
+    other.reset(state)
+    assert ids(other) == expected[5:]
+
+
+def all_changes(state: Any) -> Iterator[Any]:
+    """The same with one number or text in it changed, at any depth."""
+    if isinstance(state, dict):
+        for name, value in state.items():
+            yield from ({**state, name: changed} for changed in all_changes(value))
+            yield {other: value for other, value in state.items() if other != name}
+    elif isinstance(state, bool):
+        yield not state
+    elif isinstance(state, int):
+        yield from (state + 1, state - 1, state + 10, None, str(state))
+    else:
+        yield f"{state}0"
+
+
 def test_after_a_state_of_another_data_set_nothing_comes(tar_set: TarSet) -> None:
-    node, other = adq.as_node(made(tar_set)), adq.as_node(made(tar_set, seed=3))
+    dataset = made(tar_set, seed=3)
+    node, other = adq.as_node(made(tar_set)), adq.as_node(dataset)
     next(node)
     first = next(other)
     with pytest.raises(adq.StateError, match="state has seed=2, this stream seed=3"):
@@ -372,6 +414,7 @@ def test_after_a_state_of_another_data_set_nothing_comes(tar_set: TarSet) -> Non
         adq.LoaderClosed, match="the node's last reset failed, so it stands nowhere: reset it"
     ):
         next(other)
+    dataset.set_epoch(0)
     other.reset()
     assert next(other) == first
 

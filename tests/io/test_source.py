@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import adq_wds as adq
-from adq_wds.io.reader import MappedShard
+from adq_wds.io.reader import LocalShard
 from adq_wds.io.readers import Readers
 from adq_wds.io.recipe import Found
 from adq_wds.tables.spans import save_index, scan_spans
@@ -126,13 +126,13 @@ def test_the_kernel_is_told_when_a_small_part_is_read(
 ) -> None:
     tar_set = write_set(tmp_path / "set", [12], keep=lambda i: i % nth == 0)
     told = []
-    original = MappedShard.__init__
+    original = LocalShard.__init__
 
-    def init(self: MappedShard, *arguments: Any, sparse: bool, **options: Any) -> None:
+    def init(self: LocalShard, *arguments: Any, sparse: bool, **options: Any) -> None:
         told.append(sparse)
         original(self, *arguments, sparse=sparse, **options)
 
-    monkeypatch.setattr(MappedShard, "__init__", init)
+    monkeypatch.setattr(LocalShard, "__init__", init)
     assert ids(adq.ShardDataset(tar_set.urls, plan=tar_set.plan)) == tar_set.kept
     assert told == [sparse]
 

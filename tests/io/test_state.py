@@ -1,12 +1,15 @@
 """Is a state small, the same for all, and refused where it does not belong?"""
 
 import json
+import re
+import string
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import adq_wds as adq
+from adq_wds.io.state import sealed
 from tests.io.conftest import OnlyEven, TarSet, Trips, as_worker, ids, write_set
 
 Options = dict[str, Any]
@@ -26,13 +29,25 @@ def state_after(tar_set: TarSet, n_batches: int, **options: Any) -> dict[str, An
     return loader.state_dict()
 
 
+def resealed(state: dict[str, Any], **change: Any) -> dict[str, Any]:
+    """A state that somebody has changed, checksum and all."""
+    return sealed({name: value for name, value in {**state, **change}.items() if name != "checksum"})
+
+
+def version_1(state: dict[str, Any]) -> dict[str, Any]:
+    """As it was saved before there was a checksum."""
+    return {name: value for name, value in {**state, "version": 1}.items() if name != "checksum"}
+
+
 def test_a_state_is_small_plain_and_says_how_far_all_ranks_are(tar_set: TarSet) -> None:
     states = [state_after(tar_set, 2, rank=rank, world=3) for rank in range(3)]
     assert states[0] == states[1] == states[2]
     assert states[0] == {
-        "version": 1, "plan": adq.load_plan(tar_set.plan).hash, "seed": 4, "epoch": 0, "shuffle": True,
+        "version": 2, "plan": adq.load_plan(tar_set.plan).hash, "seed": 4, "epoch": 0, "shuffle": True,
         "fresh": False, "lanes": 64, "batch_size": 4, "t": 24, "rank": None, "world": None,
+        "checksum": states[0]["checksum"],
     }  # fmt: skip
+    assert re.fullmatch(r"[0-9a-f]{16}", states[0]["checksum"])
     largest = {**states[0], "seed": -(2**63), "epoch": 2**40, "t": 2**40, "rank": 10_000, "world": 10_000}
     assert len(json.dumps(largest)) < 400
     assert json.loads(json.dumps(states[0])) == states[0]
@@ -69,8 +84,8 @@ def test_a_state_of_another_plan_of_the_same_shards_is_refused(tmp_path: Path) -
 
 
 DAMAGED: list[tuple[Options, str]] = [
-    ({"version": 2}, "state has version=2, this stream version=1: load it with the adq_wds that saved it"),
-    ({"version": True}, "state has version=True, this stream version=1"),
+    ({"version": 3}, "state has version=3, this stream version=2: load it with the adq_wds that saved it"),
+    ({"version": True}, "state has version=True, this stream version=2"),
     ({"t": 29}, "damaged state: t is 29, expected 0 to 28"),
     ({"t": -1}, "damaged state: t is -1"),
     ({"t": 4.0}, "damaged state: t is 4.0, expected int"),
@@ -94,8 +109,71 @@ def test_a_damaged_state_is_refused_with_its_value(tar_set: TarSet, change: Opti
     dataset = made(tar_set, rank=1, world=2)
     before = ids(made(tar_set, rank=1, world=2))
     with pytest.raises(adq.StateError, match=text):
-        dataset.start_from({**state_after(tar_set, 1), **change})
+        dataset.start_from(resealed(state_after(tar_set, 1), **change))
     assert ids(dataset) == before, "a refused state changes nothing"
+
+
+def check_every_character(state: Any, load: Any) -> None:
+    """F43: each character of a state's JSON replaced by every digit and letter is no state any more."""
+    load(json.loads(json.dumps(state)))
+    text = json.dumps(state)
+    n_read = 0
+    for i in range(len(text)):
+        for letter in string.digits + "abcdefxtE-. ":
+            changed = text[:i] + letter + text[i + 1 :]
+            try:
+                other = json.loads(changed)
+            except ValueError:
+                continue  # not even JSON
+            if other != state:
+                n_read += 1
+                with pytest.raises(adq.StateError, match=r"load|expected what state_dict\(\) gave"):
+                    load(other)
+    assert n_read > 1000
+
+
+def test_a_state_with_any_character_changed_is_refused(tar_set: TarSet) -> None:
+    state = state_after(tar_set, 2)
+    dataset = made(tar_set)
+    check_every_character(state, dataset.start_from)
+    assert dataset.state_at(0, 2, start=0, lanes=0, dropped=False) == state
+
+
+def test_an_iterators_state_with_any_character_changed_is_refused(tar_set: TarSet) -> None:
+    stream = iter(made(tar_set))
+    next(stream)
+    state = stream.state_dict()  # type: ignore[attr-defined]
+    check_every_character(state, made(tar_set).start_from)
+    check_every_character(state, iter(made(tar_set)).load_state_dict)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("field", ["plan", "seed", "epoch", "shuffle", "fresh", "lanes", "batch_size", "t", "rank", "world"])  # fmt: skip
+@pytest.mark.parametrize("value", [0, 1, 2, 60, 2**62, True, None, "0", 4.0])
+def test_a_state_with_any_field_changed_is_refused(tar_set: TarSet, field: str, value: Any) -> None:
+    state = state_after(tar_set, 2)
+    if type(state[field]) is type(value) and state[field] == value:
+        return
+    with pytest.raises(
+        adq.StateError, match=r"its checksum is .* changed since it was saved; load another checkpoint"
+    ):
+        adq.Loader(made(tar_set)).load_state_dict({**state, field: value})
+
+
+def test_a_state_of_version_1_is_read_with_exactly_its_own_fields(tar_set: TarSet) -> None:
+    state, expected = state_after(tar_set, 2), ids(made(tar_set))
+    old = version_1(state)
+    loader = adq.Loader(made(tar_set))
+    loader.load_state_dict(old)
+    assert loader.state_dict() == state
+    assert ids(loader) == expected[8:]
+    for wrong in ({**old, "checksum": state["checksum"]}, {**old, "version": 2}, {**old, "n": 0}):
+        with pytest.raises(adq.StateError, match=r"damaged state: it (lacks|has an unknown) field"):
+            loader.load_state_dict(wrong)
+    stream = iter(made(tar_set))
+    next(stream)
+    dataset = made(tar_set)
+    dataset.start_from(version_1(stream.state_dict()))  # type: ignore[attr-defined]
+    assert ids(dataset) == expected[4:]
 
 
 def test_what_is_no_state_is_refused(tar_set: TarSet) -> None:
@@ -130,7 +208,7 @@ def test_an_iterators_state_fits_its_own_place_only(tar_set: TarSet) -> None:
         {**state["iterator"], "layout": [0, 1, 0]},
     ):
         with pytest.raises(adq.StateError, match="is not an iterator's: expected what its state_dict"):
-            iter(made(tar_set)).load_state_dict({**state, "iterator": own})  # type: ignore[attr-defined]
+            iter(made(tar_set)).load_state_dict(resealed(state, iterator=own))  # type: ignore[attr-defined]
 
 
 def test_with_dropping_pipes_a_state_is_its_ranks_own(tar_set: TarSet) -> None:
@@ -179,7 +257,7 @@ def test_a_resumed_state_stays_its_ranks_own_to_the_epochs_end(tar_set: TarSet, 
 
 def test_the_lanes_of_a_state_are_kept_to_its_epochs_end(tar_set: TarSet) -> None:
     """A later version may shuffle over more lanes; what an earlier one began is finished as it began."""
-    few = {**state_after(tar_set, 0), "lanes": 3}
+    few = resealed(state_after(tar_set, 0), lanes=3)
     dataset = made(tar_set)
     dataset.start_from(few)
     loader = adq.Loader(dataset)

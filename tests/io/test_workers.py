@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -50,20 +51,93 @@ def test_epochs_follow_each_other_in_any_loader(tar_set: TarSet, kind: str, pers
     assert loader.dataset.epoch == 3
 
 
-@pytest.mark.parametrize("persistent", [True, False])
-def test_an_epoch_broken_off_is_repeated_and_can_be_resumed(tar_set: TarSet, persistent: bool) -> None:
+@pytest.mark.parametrize(("n_workers", "persistent"), [(0, False), (2, True), (2, False)])
+def test_the_next_iteration_reads_the_next_epoch_wherever_one_was_left(
+    tar_set: TarSet, n_workers: int, persistent: bool
+) -> None:
+    """Left before the first batch, none was begun; left anywhere after it, or read to its end, one was."""
     reference = made(tar_set)
-    expected = [ids(reference) for _ in range(2)]
-    loader = adq.Loader(made(tar_set), num_workers=2, persistent_workers=persistent)
-    for n in (1, 6):
+    expected = [ids(reference) for _ in range(8)]
+    loader = adq.Loader(made(tar_set), num_workers=n_workers, persistent_workers=persistent)
+    epoch = 0
+    for n in (1, 0, 6, 7, 0, 2, 1):
         batches = iter(loader)
-        assert ids([next(batches) for _ in range(n)]) == expected[0][: 4 * n]
-        assert loader.state_dict()["t"] == 4 * n
-        assert loader.state_dict()["epoch"] == 0
-    assert ids(loader) == expected[0]
+        state = loader.state_dict()
+        assert (state["epoch"], state["t"]) == (epoch, 0)
+        assert ids([next(batches) for _ in range(n)]) == expected[epoch][: 4 * n]
+        state = loader.state_dict()
+        assert (state["epoch"], state["t"]) == ((epoch, 4 * n) if n < 7 else (epoch + 1, 0))
+        epoch += n > 0
+        assert loader.dataset.epoch == epoch
+    assert ids(loader) == expected[epoch]
+
+
+@pytest.mark.parametrize("n_workers", [0, 2])
+def test_a_loaded_state_goes_on_with_its_own_epoch(tar_set: TarSet, n_workers: int) -> None:
+    reference = made(tar_set)
+    expected = [ids(reference) for _ in range(3)]
+    loader = adq.Loader(made(tar_set), num_workers=n_workers)
+    for n in (3, 2):
+        batches = iter(loader)
+        for _ in range(n):
+            next(batches)
     state = loader.state_dict()
-    assert (state["epoch"], state["t"]) == (1, 0)
-    assert ids(loader) == expected[1]
+    assert (state["epoch"], state["t"]) == (1, 8)
+    other = adq.Loader(made(tar_set), num_workers=n_workers)
+    for _ in range(2):
+        other.load_state_dict(state)
+        assert other.state_dict() == state
+        assert ids([next(iter(other))]) == expected[1][8:12]
+        assert ids(other) == expected[2], "from its beginning"
+
+
+@pytest.mark.parametrize("n_workers", [0, 2])
+def test_an_epoch_that_was_set_is_the_next_whenever_it_was_set(tar_set: TarSet, n_workers: int) -> None:
+    reference = made(tar_set)
+    expected = [ids(reference) for _ in range(6)]
+    loader = adq.Loader(made(tar_set), num_workers=n_workers)
+    batches = iter(loader)
+    loader.dataset.set_epoch(3)  # before the first batch: what was begun to be read stays
+    assert ids([next(batches)]) == expected[0][:4]
+    assert ids(loader) == expected[3]
+    batches = iter(loader)
+    next(batches)
+    loader.dataset.set_epoch(4)  # the same again
+    assert ids(batches) == expected[4][4:]
+    assert ids(loader) == expected[4]
+    assert ids(loader) == expected[5]
+
+
+@pytest.mark.parametrize("batch_size", [None, 4])
+def test_the_data_set_itself_goes_on_to_the_next_epoch_too(tar_set: TarSet, batch_size: int | None) -> None:
+    reference = made(tar_set, batch_size=batch_size)
+    expected = [ids(reference) for _ in range(5)]
+    dataset = made(tar_set, batch_size=batch_size)
+    for epoch, n in enumerate((1, 7, 3, 2)):
+        iter(dataset)
+        assert ids(islice(dataset, n)) == expected[epoch][: n * (batch_size or 1)]
+        assert dataset.epoch == epoch + 1
+    assert ids(dataset) == expected[4]
+    empty = adq.ShardDataset(tar_set.urls, plan=adq.Plan.from_keys(tar_set.urls, []))
+    assert list(empty) == []
+    assert empty.epoch == 1
+
+
+@pytest.mark.parametrize("kind", ["torch", "torchdata"])
+@pytest.mark.parametrize("persistent", [True, False])
+@pytest.mark.parametrize("seeded", [True, False])
+def test_torchs_loaders_go_on_to_the_next_epoch_and_their_workers_agree_on_it(
+    tar_set: TarSet, kind: str, persistent: bool, seeded: bool
+) -> None:
+    """Also where a program seeds torch alike in every epoch, so that all iterations have one seed."""
+    reference = made(tar_set)
+    expected = [ids(reference) for _ in range(6)]
+    loader = LOADERS[kind](made(tar_set), num_workers=2, persistent_workers=persistent)
+    for epoch in range(6):
+        if seeded:
+            torch.manual_seed(0)
+        batches = iter(loader)
+        assert ids([next(batches) for _ in range(3)]) == expected[epoch][:12]
 
 
 @pytest.mark.parametrize("n_workers", [0, 2])
@@ -75,7 +149,7 @@ def test_an_epoch_is_over_with_its_last_batch_though_nobody_asks_for_more(
     reference = made(tar_set)
     expected = [ids(reference) for _ in range(3)]
     loader = adq.Loader(made(tar_set), num_workers=n_workers)
-    loader.load_state_dict({**loader.state_dict(), "t": start})
+    loader.load_state_dict(loader.dataset.state_at(0, start // 4, start=0, lanes=0, dropped=False))
     first = iter(loader)
     assert ids([next(first) for _ in range(7 - start // 4)]) == expected[0][start:]
     state = loader.state_dict()

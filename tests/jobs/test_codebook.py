@@ -275,9 +275,7 @@ def test_the_command_fits_and_shows(
     ]
     options += ["--alpha", "0.8", "--allocation", "adaptive", "--scores", "texture", "--normalise", "minmax"]
     assert (
-        main(
-            ["codebook", str(tmp_path / "features"), "-o", str(out), *options, "--memory-bytes", "1000", "-q"]
-        )
+        main(["codebook", str(tmp_path / "features"), "-o", str(out), *options, "--memory-bytes", "1000"])
         == 0
     )
     expected = fit(

@@ -150,7 +150,7 @@ def test_one_class_and_few_images_are_enough(make_shard: MakeShard, tmp_path: Pa
 def test_the_command_embeds_the_views_it_needs_and_trains_once(
     shards: list[Path], trained: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = ["-o", str(tmp_path / "run"), "-q", "--encoder", "thumbnail", "--bins", "3"]
+    out = ["-o", str(tmp_path / "run"), "--encoder", "thumbnail", "--bins", "3"]
     run = ["run", *map(str, shards), *out, "--diversity-head", "contrastive"]
     assert main([*run, "--keep", "0.4"]) == 0
     shown = capsys.readouterr().out

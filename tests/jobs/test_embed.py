@@ -301,7 +301,6 @@ class Sharper(Counting):
         (Other(), {}, r"made with encoder 'counting', now 'other'"),
         (Newer(), {}, r"made with revision '1', now '2'"),
         (Sharper(), {}, r"made with preprocessing_hash '', now 'abc'"),
-        (Counting(), {"label": None}, r"made with label 'cls', now 'none'"),
         (Counting(), {"image": "jpg"}, r"made with image 'jpg;.*', now 'jpg'"),
     ],
 )

@@ -193,10 +193,6 @@ def twice(path: Path) -> None:
     write(path, [("k0.png", png(0)), ("k0.cls", b"0"), ("k1.png", png(1)), ("k0.txt", b"")])
 
 
-def no_samples(path: Path) -> None:
-    write(path, [("README", b"hello")])
-
-
 def garbage(path: Path) -> None:
     path.write_bytes(b"x" * 10240)
 
@@ -212,7 +208,6 @@ def gone(path: Path) -> None:
         (cut, r"shard b.tar"),
         (emptied, r"b.tar: empty file"),
         (twice, r"shard b.tar, key 'k0': key twice"),
-        (no_samples, r"shard b.tar: no samples"),
         (garbage, r"shard b.tar"),
         (gone, r"b.tar: cannot be opened: No such file"),
     ],

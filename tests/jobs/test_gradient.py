@@ -238,7 +238,7 @@ def test_the_command_embeds_what_the_kernel_needs(
 ) -> None:
     """`builtin` has a head of ten classes; features made without gradients are made again."""
     shard = str(make_shard("a.tar", 40, classes=10, side=32))
-    run = ["run", shard, "--bins", "2", "--keep", "0.5", "-q", "-o", str(tmp_path / "run")]
+    run = ["run", shard, "--bins", "2", "--keep", "0.5", "-o", str(tmp_path / "run")]
     assert main(run) == 0
     features_only = adq.load_plan(tmp_path / "run" / "plan.parquet").hash
     assert main([*run, "--kernel", "gradient"]) == 0

@@ -127,15 +127,6 @@ def test_an_index_and_a_scan_agree_and_so_does_the_index_of_written_shards(
     assert rows(load_index(tmp_path / "i.parquet")) == rows(load_index(tmp_path / "out" / "index.parquet"))
 
 
-def test_a_shard_without_samples_is_refused(shards: list[Path], tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "in" / "e.tar", "w") as tar:
-        tar.addfile(tarfile.TarInfo("README"))
-    with pytest.raises(
-        adq.ShardError, match=r"shard e\.tar: no samples \(no member has a name with an extension\)"
-    ):
-        index_shards([*shards, tmp_path / "in" / "e.tar"], tmp_path / "i.parquet")
-
-
 # ---- Again
 
 
@@ -145,11 +136,11 @@ def test_shards_of_the_same_size_and_date_are_not_read_again(
     out = tmp_path / "i.parquet"
     index_shards(shards, out)
     first = out.read_bytes()
-    replace(shards[0], b"\0" * shards[0].stat().st_size)  # would be an error if it was read
+    replace(shards[0], b"x" * shards[0].stat().st_size)  # would be an error if it was read
     assert index_shards(shards, out).scanned == 0
     assert out.read_bytes() == first
     touch(shards[0])
-    with pytest.raises(adq.ShardError, match=r"shard b\.tar: no samples"):
+    with pytest.raises(adq.ShardError, match=r"shard b\.tar, byte 0: not a tar file"):
         index_shards(shards, out)
     assert out.read_bytes() == first  # whole or not at all
     make_shard("in/b.tar", 9)
@@ -262,9 +253,9 @@ def test_wrong_arguments_are_value_errors(shards: list[Path], tmp_path: Path) ->
     (tmp_path / "_info.json").write_text('{"splits": {}}')
     with pytest.raises(ValueError, match=r"_info\.json lists no shards"):
         index_shards(tmp_path / "_info.json", tmp_path / "i.parquet")
-    shutil.copy(shards[0], tmp_path / "it's.tar")
-    with pytest.raises(adq.PlanError, match="is refused: it is not a plain file name"):
-        index_shards(tmp_path / "it's.tar", tmp_path / "i.parquet")
+    shutil.copy(shards[0], tmp_path / "a*.tar")
+    with pytest.raises(adq.PlanError, match=r"is refused: it holds \*; rename"):
+        index_shards(tmp_path / "a*.tar", tmp_path / "i.parquet")
 
 
 # ---- Is it still theirs?

@@ -98,11 +98,13 @@ def test_other_arguments_redo_only_what_depends_on_them(
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
 
 
-def test_another_label_needs_another_folder_and_leaves_this_one(shards: list[Path], tmp_path: Path) -> None:
+def test_another_image_field_needs_another_folder_and_leaves_this_one(
+    shards: list[Path], tmp_path: Path
+) -> None:
     run(shards, tmp_path / "out")
     before = contents(tmp_path / "out")
-    with pytest.raises(adq.FeaturesError, match="made with label 'cls', now 'none'"):
-        run(shards, tmp_path / "out", embed={"label": None})
+    with pytest.raises(adq.FeaturesError, match=r"made with image 'jpg;.*, now 'jpg'"):
+        run(shards, tmp_path / "out", embed={"image": "jpg"})
     assert contents(tmp_path / "out") == before
 
 

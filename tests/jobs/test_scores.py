@@ -253,7 +253,7 @@ def test_an_installed_score_is_found_by_name_also_by_the_command(
     expected = adq.build_plan(by_object, bins=3, keep=0.4, scores=["texture", "diversity", Red()])
     flags = ["--encoder", "thumbnail", "--bins", "3", "--keep", "0.4"]
     flags += ["--scores", "texture", "diversity", "red", "-o"]
-    assert main(["run", *map(str, shards), *flags, str(tmp_path / "run"), "-q"]) == 0
+    assert main(["run", *map(str, shards), *flags, str(tmp_path / "run")]) == 0
     assert "red" in capsys.readouterr().out
     plan = adq.load_plan(tmp_path / "run" / "plan.parquet")
     assert plan.hash == expected.hash

@@ -8,6 +8,7 @@ import resource
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -43,6 +44,10 @@ def test_prefixes_of_wrappers_are_taken_off(tmp_path: Path, prefix: str) -> None
         {"model": STATE, "args": argparse.Namespace(lr=0.1)},  # as timm's training script saves it
         {"state_dict": {"other": torch.zeros(1)}, "state_dict_ema": STATE},
         {"model": {"other": torch.zeros(1)}, "model_ema": STATE, "optimizer": {"lr": 1.0}},
+        {"epoch": 1, "model_state_dict": STATE, "optimizer_state_dict": {}},  # as in PyTorch's tutorial
+        {"teacher": STATE, "student": {"other": torch.zeros(1)}},
+        {"student": WRAPPED},
+        {"module": STATE, "lr_scheduler": None},
     ],
 )
 @pytest.mark.parametrize("suffix", [".pth", ".pth.tar"])
@@ -75,11 +80,32 @@ def test_a_hostile_pickle_is_refused_and_not_run(tmp_path: Path, zipped: bool) -
     torch.save(
         {"state_dict": STATE, "x": Hostile(trace)}, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped
     )
-    with pytest.raises(AdqError, match=r"a\.pth: not a whole file of tensors: UnpicklingError"):
+    with pytest.raises(
+        AdqError, match=r"a\.pth: holds 'posix\.mkdir' beside tensors, which is never unpickled"
+    ):
         load_state(tmp_path / "a.pth", allow_pickle=True)
     assert not trace.exists()
     torch.load(tmp_path / "a.pth", weights_only=False)  # the trap works
     assert trace.exists()
+
+
+@pytest.mark.parametrize(
+    ("beside", "kind"),
+    [
+        (np.float64(71.2), r"numpy\._?core\.multiarray\.scalar"),
+        (np.arange(3), r"numpy\._?core\.multiarray\._reconstruct"),
+        (Path("a"), r"pathlib\.(_local\.)?PosixPath"),
+        (argparse.ArgumentParser, r"argparse\.ArgumentParser"),
+    ],
+)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_stands_beside_the_weights_and_is_refused_is_named_with_the_remedy(
+    tmp_path: Path, beside: object, kind: str, zipped: bool
+) -> None:
+    content = {"state_dict": STATE, "metric": beside}
+    torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(AdqError, match=rf"a\.pth: holds '{kind}' .*torch\.save\(model\.state_dict\(\)"):
+        load_state(tmp_path / "a.pth", allow_pickle=True)
 
 
 @pytest.mark.parametrize(

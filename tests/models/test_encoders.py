@@ -178,6 +178,57 @@ def test_a_checkpoint_of_another_network_is_refused_with_the_differences(
         timm_encoder(name, checkpoint=folder / f"{checkpoint}.safetensors")
 
 
+def behind(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {prefix + name: value for name, value in state.items()}
+
+
+@pytest.mark.parametrize("prefix", ["model.", "net.backbone.", "module.backbone.", "encoder.model."])
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])
+def test_weights_behind_a_prefix_are_those_without_it(
+    folder: Path, tmp_path: Path, name: str, prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = load_file(folder / f"{name}.safetensors")
+    plain = timm_encoder(name, checkpoint=folder / f"{name}.safetensors")
+    save_file(behind(prefix, state), tmp_path / "whole.safetensors")
+    whole = timm_encoder(name, checkpoint=tmp_path / "whole.safetensors")
+    assert whole.n_classes == plain.n_classes == 1000
+    np.testing.assert_array_equal(whole(IMAGES)[0], plain(IMAGES)[0])
+    assert caplog.text == ""
+    body = {k: v for k, v in state.items() if not k.startswith(("fc.", "head."))}
+    with_others = {**behind(prefix, body), "projection.weight": torch.zeros(2)}
+    save_file(with_others, tmp_path / "body.safetensors")
+    headless = timm_encoder(name, checkpoint=tmp_path / "body.safetensors", head=False)
+    np.testing.assert_array_equal(headless(IMAGES)[0], plain(IMAGES)[0])
+    assert "the 1 of ['projection'] are not" in caplog.text
+
+
+def test_published_names_behind_a_prefix_are_converted_too(folder: Path, tmp_path: Path) -> None:
+    state = load_file(folder / "vit_tiny_patch16_224.safetensors")
+    save_file(behind("model.", state), tmp_path / "a.safetensors")
+    at_96 = timm_encoder("vit_tiny_patch16_224", checkpoint=tmp_path / "a.safetensors", image_size=96)
+    plain = timm_encoder(
+        "vit_tiny_patch16_224", checkpoint=folder / "vit_tiny_patch16_224.safetensors", image_size=96
+    )
+    np.testing.assert_array_equal(at_96(IMAGES)[0], plain(IMAGES)[0])
+
+
+def test_half_of_the_weights_or_two_networks_behind_prefixes_are_refused(
+    folder: Path, tmp_path: Path
+) -> None:
+    state = load_file(folder / "resnet18.safetensors")
+    half = dict(list(behind("model.", state).items())[::2])
+    save_file(half, tmp_path / "half.safetensors")
+    with pytest.raises(
+        ValueError, match=r"half\.safetensors does not fit .* missing .*all names start with 'model\.'"
+    ):
+        timm_encoder("resnet18", checkpoint=tmp_path / "half.safetensors")
+    for two in (("student.", "teacher."), ("", "ema.")):
+        both = {**behind(two[0], state), **{k: v.clone() for k, v in behind(two[1], state).items()}}
+        save_file(both, tmp_path / "two.safetensors")
+        with pytest.raises(ValueError, match=rf"several such networks, behind \['{two[0]}', '{two[1]}'\]"):
+            timm_encoder("resnet18", checkpoint=tmp_path / "two.safetensors")
+
+
 def test_a_damaged_checkpoint_is_named(folder: Path, tmp_path: Path) -> None:
     whole = (folder / "convnext_atto.safetensors").read_bytes()
     (tmp_path / "cut.safetensors").write_bytes(whole[:-100])

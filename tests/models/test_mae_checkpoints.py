@@ -364,6 +364,27 @@ def test_an_encoder_without_its_decoder_is_refused(tmp_path: Path, whose: str) -
         load_mae(tmp_path / "a.safetensors")
 
 
+def test_an_autoencoder_of_another_layout_is_called_that(tmp_path: Path) -> None:
+    state = network().state_dict()
+    other = {f"encoder.{k}": v.clone() for k, v in state.items() if "decoder" not in k}
+    other |= {"encoder_to_decoder.weight": torch.zeros(2, 2), "mask_token": torch.zeros(1)}
+    other |= {f"decoder.{k}": v.clone() for k, v in state.items() if k.startswith("blocks")}
+    save_file(other, tmp_path / "a.safetensors")
+    with pytest.raises(
+        ValueError, match=r"holds a masked autoencoder of another layout .*\(keys 'decoder\.blocks"
+    ):
+        load_mae(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("prefix", ["model.", "net.mae."])
+def test_an_autoencoder_behind_a_prefix_is_the_one_without_it(tmp_path: Path, prefix: str) -> None:
+    state = network().state_dict()
+    save_file({prefix + k: v for k, v in state.items()}, tmp_path / "a.safetensors")
+    got = load_mae(tmp_path / "a.safetensors", heads=(4, 3)).state_dict()
+    assert got.keys() == state.keys()
+    assert all(torch.equal(got[k], state[k]) for k in state)
+
+
 def test_another_network_is_refused(tmp_path: Path) -> None:
     save_file(dict(timm.create_model("resnet10t").state_dict()), tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match=r"holds no masked autoencoder \(keys 'bn1"):

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from adq_wds.errors import FeaturesError
 from adq_wds.models.stored import open_embeddings
+from adq_wds.models.stored_field import FieldEmbeddings
 from adq_wds.models.stored_parquet import MAX_HELD
 
 KEYS = ["a", "b", "c", "d", "e"]
@@ -269,3 +270,106 @@ def test_it_is_named_after_its_file_and_pickles_as_that_file_and_no_other(tmp_pa
     write(path, H + 1) if name == "e.parquet" else np.save(path, H + 1)
     with pytest.raises(FeaturesError, match=f"{name}: the file changed while it was in use"):
         pickle.loads(data)  # noqa: S301
+
+
+# ---- Folders of npy files, and the types of other writers
+
+
+def write_folder(
+    folder: Path, sizes: list[int], *, name: str = "img_emb_{}.npy", dtype: Any = np.float16
+) -> NDArray[Any]:
+    folder.mkdir()
+    h = np.random.default_rng(0).normal(size=(sum(sizes), 4)).astype(dtype)
+    for i, rows in enumerate(np.split(h, np.cumsum(sizes)[:-1])):
+        np.save(folder / name.format(i), rows)
+    return h
+
+
+@pytest.mark.parametrize("name", ["img_emb_{}.npy", "img_emb_{:04}.npy", "{}.npy"])
+def test_a_folder_of_npy_files_is_one_array_in_the_order_of_the_numbers(tmp_path: Path, name: str) -> None:
+    sizes = [3, 1, 4, 1, 5, 0, 9, 2, 6, 5, 3, 5]  # 10 comes after 9, not after 1
+    h = write_folder(tmp_path / "img_emb", sizes, name=name).astype(np.float32)
+    opened = open_embeddings(tmp_path / "img_emb")
+    assert not isinstance(opened, FieldEmbeddings)
+    assert (opened.name, opened.n_rows, opened.width, opened.by_position) == (
+        "stored:img_emb",
+        len(h),
+        4,
+        True,
+    )
+    for start in range(len(h)):
+        for n in (0, 1, 2, 13):
+            keys = [""] * min(n, len(h) - start)
+            np.testing.assert_array_equal(opened.rows("a.tar", keys, start), h[start : start + len(keys)])
+    with pytest.raises(FeaturesError, match=rf"samples {len(h)} to {len(h)} are"):
+        opened.rows("a.tar", ["k"], len(h))
+    again = pickle.loads(pickle.dumps(opened))  # noqa: S301 - ours
+    assert again.revision == opened.revision
+    np.save(tmp_path / "img_emb" / name.format(0), h[:3] + 1)
+    assert open_embeddings(tmp_path / "img_emb").revision != opened.revision
+
+
+def test_a_folder_of_many_files_is_read(tmp_path: Path) -> None:
+    h = write_folder(tmp_path / "e", [1] * 48, dtype=np.float64)
+    rows = open_embeddings(tmp_path / "e").rows("a.tar", [""] * len(h), 0)
+    np.testing.assert_array_equal(rows, h.astype(np.float32))
+
+
+def test_rows_of_an_array_whose_columns_lie_together_are_read(tmp_path: Path) -> None:
+    np.save(tmp_path / "e.npy", np.asfortranarray(H))
+    opened = open_embeddings(tmp_path / "e.npy")
+    np.testing.assert_array_equal(opened.rows("a.tar", [""] * 3, 1), H[1:4])
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_file_cut_short_while_it_is_read_is_an_error(tmp_path: Path, order: Any) -> None:
+    path = tmp_path / "e.npy"
+    np.save(path, np.asarray(H, order=order))
+    opened = open_embeddings(path)
+    os.truncate(path, path.stat().st_size - 4)
+    with pytest.raises(FeaturesError, match=r"e\.npy: truncated while it was read"):
+        opened.rows("a.tar", [""] * 5, 0)
+
+
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [
+        (["a_0.npy", "a_2.npy"], r"2 files, numbered 0 to 2, and number 1 is missing"),
+        (["a_0.npy", "b_1.npy"], r"a_0\.npy and b_1\.npy are not of one series"),
+        (["a_0.npy", "a_00.npy"], r"a_0\.npy and a_00\.npy are not of one series"),
+        (["a_0.npy", "b.npy"], r"b\.npy: no number at the end of its name"),
+        (["img_emb/a_0.npy", "text_emb/a_0.npy"], r"without \.npy files; its folders \['img_emb', 'text_emb'\] have some"),
+        (["a_0.parquet"], r"a folder without \.npy files$"),
+    ],
+)  # fmt: skip
+def test_a_folder_whose_order_is_unknown_is_refused(tmp_path: Path, names: list[str], text: str) -> None:
+    for name in names:
+        (tmp_path / "e" / name).parent.mkdir(parents=True, exist_ok=True)
+        with (tmp_path / "e" / name).open("wb") as file:
+            np.save(file, np.ones((2, 3), np.float32))
+    with pytest.raises(FeaturesError, match=text):
+        open_embeddings(tmp_path / "e")
+
+
+def test_a_damaged_or_wider_file_of_a_folder_is_named(tmp_path: Path) -> None:
+    write_folder(tmp_path / "e", [2, 2])
+    np.save(tmp_path / "e" / "img_emb_1.npy", np.ones((2, 5), np.float32))
+    with pytest.raises(
+        FeaturesError, match=r"img_emb_1\.npy: rows of 5 numbers, img_emb_0\.npy has rows of 4"
+    ):
+        open_embeddings(tmp_path / "e")
+    data = (tmp_path / "e" / "img_emb_0.npy").read_bytes()
+    (tmp_path / "e" / "img_emb_1.npy").write_bytes(data[:-1])
+    with pytest.raises(FeaturesError, match=r"img_emb_1\.npy: declares 16 bytes of numbers.*and holds 15"):
+        open_embeddings(tmp_path / "e")
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()])
+def test_keys_and_shards_of_any_text_type_are_read(tmp_path: Path, kind: pa.DataType) -> None:
+    table = pa.table(
+        {"key": pa.array(KEYS, kind), "shard": pa.array(["x.tar"] * 5, kind), "embedding": list(H)}
+    )
+    pq.write_table(table, tmp_path / "e.parquet")
+    np.testing.assert_array_equal(
+        open_embeddings(tmp_path / "e.parquet").rows("x.tar", ["c", "a"], 0), H[[2, 0]]
+    )

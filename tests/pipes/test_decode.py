@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import adq_wds as adq
 from adq_wds.patch_jpeg import encode
 from adq_wds.pipes.decode import whole_image
 from adq_wds.sample import Sample
+from tests.conftest import jpeg, write_tar
 
 PPM = b"P6 1 1 255 abc"
 
@@ -200,3 +202,38 @@ def test_of_several_images_none_is_taken_and_damaged_places_are_named() -> None:
         adq.SampleError, match=r"field 'patches.jpg': too large: .* 1024 pixels, at most 1023"
     ):
         whole_image(patched(), max_pixels=1023)
+
+
+# ---- Words as classes
+
+
+def test_words_are_the_numbers_that_a_plan_gives_their_classes(tmp_path: Path) -> None:
+    words = ["dog", "cat", "emu", "cat", "dog", "emu"]
+    shards = []
+    for name, part in (("a", slice(0, 3)), ("b", slice(3, 6))):
+        members = [(f"{name}{i}.{field}", data) for i, word in enumerate(words[part])
+                   for field, data in (("jpg", jpeg(i)), ("cls", b"\xef\xbb\xbf" + word.encode()))]  # fmt: skip
+        shards.append(str(write_tar(tmp_path / f"{name}.tar", members)))
+    plan = adq.build_plan(adq.embed_shards(shards, "thumbnail", tmp_path / "f"), bins=1, keep=1.0)
+    names = plan.header["names"]
+    assert names == ["cat", "dog", "emu"]
+    by_key = {row["key"]: row["label"] for row in plan.table().to_pylist()}
+    decode = pickle.loads(pickle.dumps(adq.Decode(to="numpy", classes=names)))  # noqa: S301 - as workers get it
+    samples = list(adq.ShardDataset(shards, plan=plan, pipes=[decode]))
+    assert {sample["__key__"]: sample["label"] for sample in samples} == by_key
+    plain = list(adq.ShardDataset(shards, plan=plan, pipes=[adq.Decode(to="numpy")]))
+    assert {sample["label"] for sample in plain} == {"cat", "dog", "emu"}
+
+
+@pytest.mark.parametrize("label", [b"gnu", b"1"])
+def test_a_label_that_is_none_of_the_classes_is_a_bad_sample(label: bytes) -> None:
+    with pytest.raises(
+        adq.SampleError, match=r"field 'cls': label ('gnu'|1) is none of the 2 names in classes="
+    ):
+        decoded(make(cls=label), classes=["cat", "dog"])
+
+
+@pytest.mark.parametrize("classes", ["cat", [1, 2], ["cat", "cat"], {"cat": 0}])
+def test_classes_are_a_list_of_different_names(classes: Any) -> None:
+    with pytest.raises(ValueError, match="classes must be a list of different names"):
+        adq.Decode(classes=classes)

@@ -47,7 +47,7 @@ def contents(samples: Any) -> list[tuple[Any, ...]]:
 
 def read(command: str, *, timeout: float = 10.0) -> bytes:
     with open_shard(f"pipe:{command}", fetch=Fetch(allow_pipe=True, access=Access(timeout))) as view:
-        return bytes(view)
+        return view[:]
 
 
 def processes(word: str) -> list[int]:

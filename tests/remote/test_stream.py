@@ -150,6 +150,25 @@ def test_a_damaged_entry_is_fetched_again_once(server: Server, served: TarSet, t
         assert contents(dataset) == expected
 
 
+@pytest.mark.parametrize("keep", [0.0, 0.5])
+@pytest.mark.parametrize("fault", ["ok", "whole"])
+@pytest.mark.parametrize("n_workers", [0, 2])
+def test_an_entry_cut_short_while_it_is_read_is_fetched_again(
+    server: Server, served: TarSet, tmp_path: Path, fault: str, keep: float, n_workers: int
+) -> None:
+    """F41: cut in place while it is open."""
+    urls, cache = urls_of(server, served, fault), tmp_path / "cache"
+    options: Options = {"plan": served.plan, "batch_size": 2, "shuffle": True, "seed": 1}
+    expected = contents(adq.ShardDataset(served.urls, **options))
+    kept: Options = {"prefetch_factor": 1} if n_workers else {}
+    batches = iter(adq.Loader(adq.ShardDataset(urls, cache=cache, **options), num_workers=n_workers, **kept))
+    got = contents([next(batches)])
+    for entry in cache.iterdir():
+        if not entry.name.startswith("."):
+            os.truncate(entry, int(entry.stat().st_size * keep))
+    assert got + contents(batches) == expected
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_damaged_whole_copy_is_fetched_again_when_samples_are_looked_for(
     server: Server, served: TarSet, tmp_path: Path, packed: bool

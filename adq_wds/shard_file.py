@@ -1,0 +1,88 @@
+"""Reads a shard's file by offset, so that a file cut short meanwhile is an error."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import BinaryIO
+
+from adq_wds.errors import ShardError, located
+
+_ONE_READ = 1 << 30  # Linux reads 2 GiB at most at one time
+
+
+class ShardFile:
+    """The bytes of an open file: its length and its slices, each read when it is asked for.
+
+    It is not mapped into memory. Who touches a mapping behind the end of a file that another process cut short is killed
+    by the kernel (SIGBUS); `pread` gives fewer bytes instead. Threads may share one.
+
+    Args:
+        file: open for reading, and open as long as this is used; only its descriptor is used.
+        name: the shard's name, for messages.
+        sparse: a small part will be read: the kernel is told to fetch what is read and nothing around it.
+
+    Raises:
+        ShardError: empty, or no file that can be read.
+    """
+
+    def __init__(self, file: BinaryIO, name: str, *, sparse: bool = False) -> None:
+        self.name = name
+        self._fd = file.fileno()
+        self._n_bytes = os.fstat(self._fd).st_size
+        if not self._n_bytes:
+            raise ShardError(f"shard {name}: empty file, expected a tar file: write or fetch it again")
+        if sparse and hasattr(os, "posix_fadvise"):
+            with suppress(OSError):  # advice only
+                os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
+
+    def __len__(self) -> int:
+        return self._n_bytes
+
+    def __getitem__(self, part: slice) -> bytes:
+        start, stop, _ = part.indices(self._n_bytes)
+        return self.read(start, stop)
+
+    def read(self, start: int, stop: int, *, key: str | None = None) -> bytes:
+        """The bytes from `start` to `stop`, all of them; `key` is the sample's, for messages.
+
+        Raises:
+            ShardError: the file ends before them, or cannot be read.
+        """
+        data = self.read_some(start, stop - start, key=key)
+        if len(data) < stop - start:
+            ends = os.fstat(self._fd).st_size
+            text = f"truncated while it was read: {self._n_bytes:,} bytes when it was opened, {ends:,} now"
+            raise located(ShardError(f"{text}; write or fetch the shard again"), shard=self.name, key=key)
+        return data
+
+    def read_some(self, start: int, n_bytes: int, *, key: str | None = None) -> bytes:
+        """`n_bytes` from `start` on, or fewer where the file ends, or ended when it was opened.
+
+        Raises:
+            ShardError: the file cannot be read.
+        """
+        n_bytes = max(0, min(n_bytes, self._n_bytes - start))  # before memory is taken for them
+        try:
+            data = os.pread(self._fd, min(n_bytes, _ONE_READ), start)
+            while data and len(data) < n_bytes:
+                more = os.pread(self._fd, min(n_bytes - len(data), _ONE_READ), start + len(data))
+                if not more:
+                    break
+                data += more
+        except OSError as error:
+            text = f"cannot be read: {error.strerror}"
+            raise located(ShardError(text), shard=self.name, key=key) from error
+        return data
+
+    def read_spans(self, starts: Sequence[int], sizes: Sequence[int]) -> list[bytes | None]:
+        """Many small parts at once; None for one that cannot be read whole, for `read` to say why."""
+        pread, fd = os.pread, self._fd
+        try:
+            found = [pread(fd, n, start) for start, n in zip(starts, sizes, strict=True)]
+        except OSError:
+            return [None] * len(sizes)
+        if sum(map(len, found)) == sum(sizes):
+            return list(found)
+        return [data if len(data) == n else None for data, n in zip(found, sizes, strict=True)]

@@ -1,0 +1,147 @@
+"""Matches arrays in memory with the samples of shards on disk, by key, and gives the features of each shard."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adq_wds.errors import FeaturesError, shorten
+from adq_wds.sample import Label, content_digest
+from adq_wds.shards import base_name
+from adq_wds.tables.features_file import DIGEST_BYTES, ShardFeatures, numbered, unit_and_norm
+from adq_wds.tables.spans import Spans, source_stamp
+from adq_wds.tar import iter_spans, open_shard, payload_crc32, read_sample
+
+SampleId = str | tuple[str, str]
+ENCODER = "arrays"
+
+
+@dataclass(frozen=True)
+class _Scanned:
+    """What a shard holds."""
+
+    name: str
+    spans: Spans
+    digest: NDArray[np.uint8]  # (n, 16)
+    stamp: dict[str, int]
+
+
+def features_of_arrays(
+    paths: Sequence[str],
+    names: Sequence[str],
+    keys: Sequence[SampleId],
+    embeddings: Any,
+    labels: Sequence[Label] | None,
+) -> Iterator[ShardFeatures]:
+    """The features of each shard, in the order given; see `Features.from_arrays`. All is checked before the first."""
+    h = _checked_embeddings(embeddings, keys)
+    y = _checked_labels(labels, len(h))
+    shards = [_scanned(path, name) for path, name in zip(paths, names, strict=True)]
+    rows = _matched(shards, keys)
+    header = {
+        "encoder": ENCODER,
+        "revision": hashlib.sha256(h.tobytes()).hexdigest(),
+        "preprocessing_hash": "",
+        "image": "none",
+        "label": "none" if labels is None else ENCODER,
+        "complete": True,
+    }
+    for shard, of_shard in zip(shards, rows, strict=True):
+        embedding, norm = unit_and_norm(h[of_shard])
+        label, words = numbered([y[i] for i in of_shard.tolist()])
+        yield ShardFeatures(
+            shard.name, shard.spans, label, embedding, norm, None, {**header, "source": shard.stamp}, words,
+            digest=shard.digest,
+        )  # fmt: skip
+
+
+def _checked_embeddings(embeddings: Any, keys: Sequence[SampleId]) -> NDArray[np.float32]:
+    given = np.asarray(embeddings)
+    if given.ndim != 2 or given.shape[1] < 1 or given.dtype.kind != "f" or len(given) != len(keys):
+        raise ValueError(
+            f"embeddings must be ({len(keys)}, D) floats, one row for each of {len(keys)} keys, got {given.dtype} of "
+            f"shape {given.shape}"
+        )
+    with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinity, which is refused by name
+        h: NDArray[np.float32] = np.ascontiguousarray(given, dtype=np.float32)
+    wrong = np.flatnonzero(~np.isfinite(h).all(axis=1))
+    if len(wrong):
+        raise FeaturesError(
+            f"{len(wrong)} rows of embeddings hold NaN or infinity, the first row {wrong[0]}, key "
+            f"{shorten(keys[wrong[0]])}; leave their samples out of the shards, or mend them"
+        )
+    return h
+
+
+def _checked_labels(labels: Sequence[Label] | None, n: int) -> list[Label]:
+    if labels is None:
+        return [None] * n
+    given = [label.item() if isinstance(label, np.generic) else label for label in labels]
+    if len(given) != n:
+        raise ValueError(f"{len(given)} labels for {n} keys; give one for each, or labels=None")
+    for label in given:
+        fits = type(label) in (int, str) and type(label) is type(given[0])
+        if not fits or (isinstance(label, int) and label < 0):
+            raise ValueError(f"labels must be all integers >= 0 or all text, got {shorten(label)} among them")
+    return given
+
+
+def _scanned(path: str, name: str) -> _Scanned:
+    rows, digests = [], []
+    stamp = source_stamp(path)  # before it is read: a shard replaced meanwhile is seen to differ
+    with open_shard(path) as buffer:
+        for i, span in enumerate(iter_spans(buffer, shard=name)):
+            rows.append((i, span.key, span.byte_offset, span.n_bytes, payload_crc32(buffer, span)))
+            digests.append(content_digest(read_sample(buffer, span, url=path)))
+    digest = np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, DIGEST_BYTES)
+    return _Scanned(name, Spans.from_rows(rows), digest, stamp)
+
+
+def _matched(shards: Sequence[_Scanned], keys: Sequence[SampleId]) -> list[NDArray[np.int64]]:
+    """For each shard the row of each of its samples.
+
+    Raises:
+        FeaturesError: a key stands twice, names no sample or several, or a sample has no row.
+    """
+    row_of: dict[SampleId, int] = {}
+    for i, key in enumerate(keys):
+        key = key if isinstance(key, str) else (str(key[0]), str(key[1]))
+        if row_of.setdefault(key, i) != i:
+            raise FeaturesError(
+                f"key {shorten(key)} stands twice, for rows {row_of[key]} and {i}; where two shards have it, give "
+                "(shard, key)"
+            )
+    used: dict[int, tuple[str, str]] = {}
+    missing: list[tuple[str, str]] = []
+    found = []
+    for shard in shards:
+        rows = []
+        for key in shard.spans.keys:
+            names = [(shard.name, key), (base_name(shard.name), key), key]
+            row = next((row_of[name] for name in names if name in row_of), None)
+            if row is None:
+                missing.append((shard.name, key))
+                continue
+            if row in used:
+                raise FeaturesError(
+                    f"key {shorten(keys[row])} stands in shard {used[row][0]} and in shard {shard.name}; give (shard, key)"
+                )
+            used[row] = (shard.name, key)
+            rows.append(row)
+        found.append(np.array(rows, dtype=np.int64))
+    extra = [key for i, key in enumerate(keys) if i not in used]
+    if missing or extra:
+        parts = []
+        if missing:
+            parts.append(
+                f"{len(missing)} samples have no row, such as shard {missing[0][0]}, key {shorten(missing[0][1])}"
+            )
+        if extra:
+            parts.append(f"{len(extra)} keys name no sample, such as {shorten(extra[0])}")
+        raise FeaturesError("; ".join(parts) + "; keys must be those of all samples of the shards")
+    return found

@@ -1,0 +1,211 @@
+"""Servers that answer with too much, too slowly, from elsewhere, or packed: memory and time stay bounded."""
+
+from __future__ import annotations
+
+import gzip
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+import adq_wds as adq
+from adq_wds.remote.store import LEAST_RATE, Access, NoRanges, Remote
+from adq_wds.remote.with_fsspec import Fsspec
+
+pytest.importorskip("obstore")
+DATA = bytes(range(256)) * 64
+RANGE = (512, 3584)
+TIMEOUT = 1.0
+MIB = 1 << 20
+BOMB = gzip.compress(bytes(128 * MIB), compresslevel=1)
+
+
+@dataclass
+class Hostile:
+    """A server on loopback, each fault the first part of a path.
+
+    Attributes:
+        port: its port.
+        elsewhere: where ``/away/`` redirects to.
+        seen: (path, Authorization header) of each request.
+    """
+
+    port: int = 0
+    elsewhere: str = ""
+    seen: list[tuple[str, str]] = field(default_factory=list)
+
+    def answer(self, connection: socket.socket) -> None:
+        """Requests of one connection, until it is closed."""
+        with connection, connection.makefile("rb") as lines:
+            try:
+                while line := lines.readline():
+                    headers = {}
+                    while text := lines.readline().decode().strip():
+                        name, _, value = text.partition(":")
+                        headers[name.lower()] = value.strip()
+                    path = line.split()[1].decode()
+                    self.seen.append((path, headers.get("authorization", "")))
+                    self._send(connection, path.split("/")[1], headers.get("range"))
+            except OSError:
+                return
+
+    def _send(self, connection: socket.socket, fault: str, asked: str | None) -> None:
+        first, last = (
+            (int(n) for n in asked.removeprefix("bytes=").split("-")) if asked else (0, len(DATA) - 1)
+        )
+        status = "206 Partial Content" if asked else "200 OK"
+        where = f"Content-Range: bytes {first}-{last}/{len(DATA)}\r\n" if asked else ""
+        body, extra, length = DATA[first : last + 1], "", last + 1 - first
+        if fault in ("away", "file"):
+            status, where, body, length = "302 Found", "", b"", 0
+            extra = f"Location: {'file:///etc/passwd' if fault == 'file' else self.elsewhere}\r\n"
+        elif fault == "changed":
+            extra = f'ETag: "{len(self.seen)}"\r\n'
+        elif fault == "grown" and asked:
+            where = f"Content-Range: bytes {first}-{last}/{len(DATA) + len(self.seen)}\r\n"
+        elif fault == "long":
+            length = 4 << 30
+        elif fault == "gzip":
+            body = gzip.compress(body)
+            extra, length = "Content-Encoding: gzip\r\n", len(body)
+        elif fault == "bomb":
+            body = BOMB
+            extra, length = "Content-Encoding: gzip\r\n", len(body)
+        head = f"HTTP/1.1 {status}\r\n{where}{extra}Content-Length: {length}\r\n\r\n"
+        connection.sendall(head.encode())
+        if fault == "long":
+            for _ in range(4 << 10):
+                connection.sendall(bytes(MIB))
+        elif fault == "trickle":
+            for i in range(len(body)):
+                connection.sendall(body[i : i + 1])
+                time.sleep(0.2)
+        else:
+            connection.sendall(body)
+
+
+@pytest.fixture
+def hostile() -> Iterator[Hostile]:
+    server = Hostile()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server.port = listening.getsockname()[1]
+        server.elsewhere = f"http://localhost:{server.port}/ok/f.bin"  # another host's name
+
+        def accept() -> None:
+            while True:
+                try:
+                    connection, _ = listening.accept()
+                except OSError:
+                    return
+                threading.Thread(target=server.answer, args=(connection,), daemon=True).start()
+
+        threading.Thread(target=accept, daemon=True).start()
+        yield server
+
+
+Open = Callable[..., Remote]
+
+
+@pytest.fixture(params=["obstore", "fsspec"])
+def remote(request: pytest.FixtureRequest, hostile: Hostile, monkeypatch: pytest.MonkeyPatch) -> Open:
+    """remote("fault"): the file of the server, through each library."""
+    if request.param == "fsspec":
+        monkeypatch.setattr("adq_wds.remote.store.importlib.util.find_spec", lambda name: None)
+
+    def opened(fault: str, user: str = "") -> Remote:
+        made = Remote(
+            f"http://{user}127.0.0.1:{hostile.port}/{fault}/f.bin", shard="f.bin", access=Access(TIMEOUT)
+        )
+        assert isinstance(made._backend, Fsspec) == (request.param == "fsspec")
+        return made
+
+    return opened
+
+
+def peak_growth(work: Callable[[], object]) -> int:
+    """Bytes of memory that `work` takes at most, beyond what was there."""
+
+    def line(name: str) -> int:
+        text = next(row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith(name))
+        return int(text.split()[1]) << 10
+
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from now
+    except OSError:
+        pytest.skip("memory is measured on Linux")
+    before = line("VmRSS")
+    work()
+    return line("VmHWM") - before
+
+
+READS: dict[str, Callable[[Remote], bytes]] = {
+    "range": lambda opened: opened.read(*RANGE),
+    "ranges": lambda opened: b"".join(opened.read_many([RANGE, (4096, 5000), (6000, 7000)])),
+    "whole": lambda opened: b"".join(chunk[:1] for chunk in opened.chunks()),
+}
+
+
+@pytest.mark.parametrize("how", ["range", "ranges"])
+def test_an_answer_longer_than_asked_for_is_refused_before_it_fills_memory(remote: Open, how: str) -> None:
+    opened = remote("long")
+    start = time.monotonic()
+
+    def read() -> None:
+        with pytest.raises(
+            adq.ShardError, match=r"f\.bin: the server sends more than the [\d,]+ bytes asked for"
+        ):
+            READS[how](opened)
+
+    assert peak_growth(read) <= 2 * (RANGE[1] - RANGE[0]) + 64 * MIB
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("how", sorted(READS))
+def test_an_answer_slower_than_the_least_rate_ends_at_the_timeout(remote: Open, how: str) -> None:
+    opened = remote("trickle")
+    start = time.monotonic()
+    with pytest.raises(adq.ShardError, match=r"f\.bin: too slow: \d+ bytes came"):
+        READS[how](opened)
+    assert TIMEOUT <= time.monotonic() - start <= TIMEOUT + len(DATA) / LEAST_RATE + 2
+
+
+@pytest.mark.parametrize("fault", ["gzip", "bomb"])
+def test_a_packed_answer_is_refused(remote: Open, fault: str) -> None:
+    opened = remote(fault)
+
+    def read() -> None:
+        with pytest.raises(
+            adq.ShardError, match=r"f\.bin: (the server packs its answers|.* bytes came|.*more than)"
+        ):
+            opened.read(*RANGE)
+
+    assert peak_growth(read) <= 2 * (RANGE[1] - RANGE[0]) + 64 * MIB
+
+
+def test_another_host_that_a_server_names_is_asked_without_the_password(
+    remote: Open, hostile: Hostile
+) -> None:
+    assert remote("away", user="user:secret@").read(*RANGE) == DATA[slice(*RANGE)]
+    first, second = hostile.seen[-2:]
+    assert first[0].startswith("/away/")
+    assert first[1].startswith("Basic ")
+    assert second == ("/ok/f.bin", "")
+
+
+def test_a_file_that_a_server_names_is_not_read(remote: Open) -> None:
+    with pytest.raises((adq.ShardError, NoRanges)):
+        remote("file").read(*RANGE)
+    with pytest.raises(adq.ShardError, match=r"f\.bin: "):
+        READS["whole"](remote("file"))
+
+
+@pytest.mark.parametrize("fault", ["changed", "grown"])
+def test_ranges_of_two_versions_of_a_file_are_not_mixed(remote: Open, fault: str) -> None:
+    opened = remote(fault)
+    assert opened.read(*RANGE) == DATA[slice(*RANGE)]
+    with pytest.raises(adq.ShardError, match=r"shard f\.bin: changed on the server while it was read"):
+        opened.read(*RANGE)

@@ -1,0 +1,338 @@
+"""A newcomer's first commands: nothing heavy is loaded to find a mistake, and the answer says what to type."""
+
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import adq_wds as adq
+from adq_wds.arguments import make_parser
+from adq_wds.cli import _keys_in, main
+from adq_wds.sample import read_label
+from tests.conftest import jpeg, write_tar
+
+MakeShard = Callable[..., Path]
+
+HEAVY = ("torch", "timm", "torchvision", "torchdata", "webdataset", "pyarrow", "sklearn", "scipy")
+PROBE = (
+    "import sys\n"
+    "try:\n"
+    "    from adq_wds.cli import main\n"
+    "    code = main(sys.argv[1:])\n"
+    "except SystemExit as end:\n"
+    "    code = end.code\n"
+    f"print('LOADED', code or 0, *(name for name in {HEAVY} if name in sys.modules))\n"
+)
+RUN = ["run", "x.tar", "-o", "out"]
+
+
+def probe(*arguments: str) -> tuple[int, set[str], str]:
+    """Exit code, heavy libraries loaded, and all that is printed, of a command in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, *arguments], capture_output=True, text=True, check=True, timeout=120
+    )
+    out, _, last = done.stdout.rpartition("LOADED ")
+    code, *loaded = last.split()
+    return int(code), set(loaded), out + done.stderr
+
+
+# ---- Start
+
+
+@pytest.mark.parametrize("command", ["", *make_parser().commands])
+def test_help_loads_no_heavy_library(command: str) -> None:
+    code, loaded, text = probe(*command.split(), "--help")
+    assert (code, loaded) == (0, set())
+    assert text.startswith(f"usage: adq {command}".rstrip())
+
+
+def test_the_version_loads_no_heavy_library() -> None:
+    code, loaded, text = probe("--version")
+    assert (code, loaded) == (0, set())
+    assert text.startswith("adq ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["emebd", "x.tar"], "did you mean embed?"),
+        (["--verison"], "did you mean --version?"),
+        ([*RUN, "--kep", "0.2"], "did you mean --keep?"),
+        ([*RUN, "-keep", "0.2"], "did you mean --keep?"),
+        (["embed", "--devcie=cpu"], "did you mean --device?"),
+        (["plan", "f", "--zzz"], "`adq plan --help` lists them"),
+        ([*RUN, "--keep", "much"], "invalid ratio value: 'much'"),
+        ([*RUN, "--keep", "20"], "for 20 % write 0.2 or 20%"),
+        ([*RUN, "--keep", "120%"], "--keep must be a number in [0, 1], got 1.2"),
+        ([*RUN, "--keep", "-1"], "--keep must be a number in [0, 1], got -1.0"),
+        ([*RUN, "--keep", "nan"], "--keep must be a number in [0, 1], got nan"),
+        ([*RUN, "--alpha", "65"], "for 65 % write 0.65 or 65%"),
+        ([*RUN, "--max-bad-fraction", "5"], "--max-bad-fraction must be a number in [0, 1], got 5"),
+        ([*RUN, "--bins", "0"], "--bins must be an integer >= 1, got 0"),
+        ([*RUN, "--batch-size", "0"], "--batch-size must be an integer >= 1, got 0"),
+        ([*RUN, "--limit", "-5"], "--limit must be an integer >= 1, got -5"),
+        ([*RUN, "--seed", str(2**63)], "seed"),
+        ([*RUN, "--scores", "textrue"], "unknown score 'textrue'; did you mean texture?"),
+        ([*RUN, "--allocation", "uniforn"], "did you mean uniform?"),
+        ([*RUN, "--kernel", "feature"], "choose from 'features', 'gradient'"),
+        (["codebook", "f", "--bins", "-1"], "--bins must be an integer >= 1, got -1"),
+        (["demo", "--seeds", "0"], "--seeds must be an integer >= 1, got 0"),
+        (["write", "x.tar", "-o", "w/%d.tar", "--patch-keep", "75"], "for 75 % write 0.75 or 75%"),
+        (["write", "x.tar", "-o", "w/%d.tar", "--importance", "gradcm"], "did you mean gradcam"),
+        (["run", "-o", "out"], "no shards given"),
+    ],
+)
+def test_a_mistake_is_found_before_a_heavy_library_is_loaded(arguments: list[str], said: str) -> None:
+    code, loaded, text = probe(*arguments)
+    assert (code, loaded) == (2, set())
+    assert said in text.splitlines()[-1]
+
+
+# ---- Ratios
+
+
+@pytest.mark.parametrize("name", ["run", "plan", "codebook", "demo", "show"])
+def test_a_percentage_is_a_ratio(name: str) -> None:
+    positional = {"demo": [], "run": ["-o", "out"]}.get(name, ["x"])
+    for percent in range(101):
+        arguments = make_parser().parse_args([name, *positional, "--keep", f"{percent}%"])
+        assert arguments.keep == float(f"{percent / 100:.2f}")
+
+
+# ---- Words that look like flags and are none
+
+
+def test_values_that_begin_with_a_minus_are_values(tmp_path: Path) -> None:
+    parser = make_parser()
+    assert parser.parse_args(["run", "x", "-o", "out", "--seed", "-3"]).seed == -3
+    assert parser.parse_args(["run", "-oout", "-q", "--", "--x.tar"]).shards == ["--x.tar"]
+    assert parser.parse_args(["run", "x", "-qo", "out"]).out == "out"
+    assert parser.parse_args(["run", "x", "--ou=out"]).out == "out"  # argparse takes a beginning
+    assert main(["plan", str(tmp_path), "--alpha", "-0.5"]) == 2
+
+
+# ---- A run's folder stands for the file inside
+
+
+@pytest.fixture
+def run(make_shard: MakeShard, tmp_path: Path) -> Path:
+    """A run over shards of which two hold the same keys; its folder."""
+    shards = [
+        make_shard(f"in/{name}.tar", 20, first=first) for name, first in (("a", 0), ("b", 0), ("c", 20))
+    ]
+    out = tmp_path / "run"
+    assert (
+        main(["run", *map(str, shards), "--encoder", "thumbnail", "--bins", "2", "-o", str(out), "-q"]) == 0
+    )
+    return out
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) -> str:
+    """What a command prints, or its last line of error."""
+    capsys.readouterr()
+    assert main(list(map(str, arguments))) == code
+    out, err = capsys.readouterr()
+    return out if code == 0 else err.splitlines()[-1]
+
+
+def test_a_runs_folder_stands_for_what_is_in_it(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards, plan = tmp_path / "in", (run / "plan.parquet").read_bytes()
+    assert printed(capsys, "show", run) == printed(capsys, "show", run / "plan.parquet")
+    assert main(["run", "--from", str(run), "-o", str(tmp_path / "again"), "-q"]) == 0
+    assert (tmp_path / "again" / "plan.parquet").read_bytes() == plan
+    flags = ["--bins", "2", "-q", "-o"]
+    assert main(["plan", str(run), *flags, str(tmp_path / "p.parquet")]) == 0
+    assert (tmp_path / "p.parquet").read_bytes() == plan
+    codebooks = [tmp_path / f"{i}.safetensors" for i in range(2)]
+    for features, out in zip((run, run / "features"), codebooks, strict=True):
+        assert main(["codebook", str(features), "--min-pilot", "5", *flags, str(out)]) == 0
+    assert codebooks[0].read_bytes() == codebooks[1].read_bytes()
+    assert "plan" in printed(capsys, "verify", run, shards)
+    pattern = tmp_path / "small" / "%d.tar"
+    assert f"{adq.load_plan(run / 'plan.parquet').n_kept} samples" in printed(
+        capsys, "write", shards, "--plan", run, "-o", pattern
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["show", "{}"], "plan.parquet"),
+        (["write", "x.tar", "-o", "w/%d.tar", "--plan", "{}"], "plan.parquet"),
+        (["run", "-o", "out", "--from", "{}"], "run.json"),
+    ],
+)
+def test_a_folder_without_the_file_is_called_that(
+    arguments: list[str], name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = printed(capsys, *(word.format(tmp_path) for word in arguments), code=2)
+    assert f"{tmp_path}: a folder without {name}; name the file" in said
+
+
+def test_showing_a_plan_loads_no_torch(run: Path) -> None:
+    for form in ([], ["--json"], ["--keys"]):
+        code, loaded, text = probe("show", str(run), *form)
+        assert code == 0, text
+        assert loaded <= {"pyarrow"}
+
+
+def test_a_run_without_a_network_loads_no_torch(run: Path, tmp_path: Path) -> None:
+    flags = ["--encoder", "thumbnail", "-o", str(tmp_path / "new")]
+    code, loaded, text = probe("run", str(tmp_path / "in" / "a.tar"), *flags)
+    assert code == 0, text
+    assert loaded <= {"pyarrow"}
+
+
+# ---- Kept keys
+
+
+def test_the_printed_keys_are_the_kept_samples_and_are_read_again(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = adq.load_plan(run / "plan.parquet")
+    kept = [
+        (shard.name, key) for shard in plan for key, k in zip(shard.spans.keys, shard.kept, strict=True) if k
+    ]
+    text = printed(capsys, "show", run, "--keys")
+    lines = [line.split("\t") for line in text.splitlines()]
+    assert [line[-1] for line in lines] == [key for _, key in kept]
+    assert [len(line) for line in lines] == [1 if shard == "c.tar" else 2 for shard, _ in kept]
+    assert json.loads(printed(capsys, "show", run, "--keys", "--json")) == [
+        line if len(line) == 2 else line[0] for line in lines
+    ]
+    (tmp_path / "keys.txt").write_text(text)
+    again = ["plan", run, "--bins", "2", "--seed", "1", "--must-include", tmp_path / "keys.txt"]
+    printed(capsys, *again, "-o", tmp_path / "p.parquet")
+    assert adq.load_plan(tmp_path / "p.parquet").keys() == plan.keys()
+
+
+def test_keys_of_any_letters_are_read_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["a\tb", "-g", " h ", "ü"]
+    shard = write_tar(tmp_path / "s.tar", [(f"{name}.txt", b"x") for name in names])
+    adq.Plan.from_keys(shard, names).save(tmp_path / "plan.parquet")
+    text = printed(capsys, "show", tmp_path, "--keys")
+    (tmp_path / "keys.txt").write_text(text, encoding="utf-8")
+    assert _keys_in(str(tmp_path / "keys.txt")) == [("s.tar", names[0]), *names[1:]]
+
+
+def test_a_line_of_keys_ends_at_a_line_break_only(tmp_path: Path) -> None:
+    for end in ("\n", "\r\n"):
+        (tmp_path / "keys.txt").write_bytes(f"c\u2028d{end}{end}e\x0bf{end}".encode())
+        assert _keys_in(str(tmp_path / "keys.txt")) == ["c\u2028d", "e\x0bf"]
+
+
+@pytest.mark.parametrize("key", ["a\nb", "a\rb", "a\x1b[31mb", "a\u2028b"])
+def test_a_key_that_is_no_line_of_text_is_refused(
+    tmp_path: Path, key: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shard = write_tar(tmp_path / "s.tar", [("a.txt", b"x"), (f"{key}.txt", b"x")])
+    adq.Plan.from_keys(shard, ["a", key]).save(tmp_path / "plan.parquet")
+    assert "--json lists such keys" in printed(capsys, "show", tmp_path, "--keys", code=2)
+    assert json.loads(printed(capsys, "show", tmp_path, "--keys", "--json")) == ["a", key]
+
+
+def test_printing_keys_into_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
+    shard = write_tar(tmp_path / "s.tar", [(f"{i:050d}.txt", b"x") for i in range(3000)])
+    adq.Plan.from_keys(shard, [f"{i:050d}" for i in range(3000)]).save(tmp_path / "plan.parquet")
+    code = f"{sys.executable} -m adq_wds show {tmp_path} --keys | head -n 2"
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {code}"], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert (done.returncode, done.stderr, done.stdout.count("\n")) == (0, "", 2)
+
+
+@pytest.mark.parametrize("text", ["s00003\n", "a.tar/s00003\n", "a.tar,s00003\n"])
+def test_an_ambiguous_or_unknown_key_is_answered_with_the_form_that_works(
+    run: Path, tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "keys.txt").write_text(text)
+    flags = ["--must-include", tmp_path / "keys.txt", "-o", tmp_path / "p.parquet"]
+    assert printed(capsys, "plan", run, *flags, code=1).endswith("SHARD<TAB>KEY")
+    with pytest.raises(adq.PlanError, match=r"\(shard, key\)$"):
+        adq.build_plan(run / "features", must_include=[text.strip()])
+    (tmp_path / "keys.txt").write_text("a.tar\ts00003\n")
+    printed(capsys, "plan", run, *flags)
+    assert ("SHARD<TAB>KEY") in make_parser().commands["plan"].format_help()
+
+
+# ---- Quiet
+
+
+def test_quiet_prints_nothing_but_what_was_asked_for(
+    make_shard: MakeShard, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards, run = str(make_shard("in/a.tar", 30)), str(tmp_path / "run")
+    encoder = ["--encoder", "thumbnail"]
+    makes = [
+        ["run", shards, *encoder, "-o", run],
+        ["embed", shards, *encoder, "-o", str(tmp_path / "f")],
+        ["plan", run, "-o", str(tmp_path / "p.parquet")],
+        ["codebook", run, "--min-pilot", "5", "-o", str(tmp_path / "c.safetensors")],
+        ["index", shards, "-o", str(tmp_path / "i.parquet")],
+        ["write", shards, "--plan", run, "-o", str(tmp_path / "w" / "%d.tar")],
+    ]
+    for command in makes:
+        capsys.readouterr()
+        assert main([*command, "-q"]) == 0, command
+        assert capsys.readouterr() == ("", ""), command
+        again = [*command, *(["--overwrite"] if command[0] == "write" else [])]
+        assert json.loads(printed(capsys, *again, "-q", "--json")), command
+    asks = [
+        ["show", run],
+        ["show", run, "--keys"],
+        ["verify", run, shards],
+        ["run", shards, *encoder, "-o", str(tmp_path / "new"), "--dry-run"],
+    ]
+    for command in asks:
+        assert printed(capsys, *command, "-q"), command
+
+
+# ---- Errors that say what to type
+
+
+@pytest.mark.parametrize(
+    ("fields", "typed"),
+    [
+        (("input.jpg", "output.cls"), ["--label", "output.cls", "--image", "input.jpg"]),
+        (("left.jpg", "right.jpg", "cls"), ["--image", "left.jpg"]),
+        (("0 (clean).jpg", "0 (clean).cls"), ["--label", "0 (clean).cls", "--image", "0 (clean).jpg"]),
+        (("it's.jpg", "cls"), ["--image", "it's.jpg"]),
+        (("a;b.jpg", "z.png", "cls"), ["--image", "z.png"]),  # ";" parts alternatives
+        (("cls", "jpg"), []),
+    ],
+)
+def test_typing_what_the_errors_say_embeds_the_shard(
+    fields: tuple[str, ...], typed: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    payload = {"jpg": jpeg(0), "png": jpeg(0), "cls": b"1"}
+    members = [(f"s{i}.{field}", payload[field.rpartition(".")[2]]) for i in range(3) for field in fields]
+    command = ["embed", str(write_tar(tmp_path / "a.tar", members)), "--encoder", "thumbnail"]
+    command += ["-q", "-o", str(tmp_path / "f")]
+    followed: list[str] = []
+    while main([*command, *followed]):
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "(a field is all behind a name's first dot)" in line
+        followed += shlex.split(line.partition("such as ")[2].partition("; for ")[0])
+        assert len(followed) <= len(typed), line
+    assert followed == typed
+
+
+def test_a_field_inside_json_is_offered_with_its_path() -> None:
+    with pytest.raises(
+        adq.SampleError, match=r"name one, such as label='meta\.json:a\.b'; for unlabelled data"
+    ):
+        read_label({"__key__": "k", "jpg": b"", "meta.json": b"{}"}, "json:a.b")
+
+
+def test_members_that_are_not_neighbours_are_answered_with_a_sorting_tar(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [f"s{i}.{field}" for field in ("jpg", "cls") for i in range(2)]
+    shard = write_tar(tmp_path / "a.tar", [(name, b"0") for name in names])
+    assert "tar --sort=name -cf" in printed(capsys, "embed", shard, "-o", tmp_path / "f", code=1)

@@ -1,0 +1,128 @@
+"""Do several writers of one path ever tear its file, fail, or leave something behind? F40."""
+
+import selectors
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from adq_wds.files import atomic_path, write_text
+from tests.savers import KINDS
+
+Process = subprocess.Popen[str]
+
+
+def saver(folder: Path) -> Process:
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.savers", str(folder)],
+        cwd=Path(__file__).parents[1],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def tell(process: Process, kind: str) -> None:
+    assert process.stdin is not None
+    process.stdin.write(f"{kind}\n")
+    process.stdin.flush()
+
+
+def hear(process: Process) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("saved")
+
+
+@pytest.fixture(scope="module")
+def savers(folder: Path) -> Iterator[list[Process]]:
+    """Four that save what they are told, and the one that is killed."""
+    processes = [saver(folder) for _ in range(5)]
+    assert [hear(process) for process in processes] == ["ready"] * 5
+    yield processes
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_four_writers_of_one_path_tear_nothing_and_all_succeed(
+    kind: str, folder: Path, savers: list[Process]
+) -> None:
+    """F40: two versions by turns, a reader beside them; of the plan's five writers one is killed meanwhile."""
+    name, _, read = KINDS[kind]
+    victim = savers[4] if kind == "plan" else None
+    saving = savers[:4]
+    for process in [*saving, *([victim] if victim else [])]:
+        tell(process, kind)
+    n_reads, replies = 0, []
+    with selectors.DefaultSelector() as done:
+        for process in saving:
+            done.register(process.stdout or 0, selectors.EVENT_READ, process)
+        while len(replies) < 4:
+            if (folder / name).exists() or n_reads:  # once there, it is never missing
+                read(folder / name)
+                n_reads += 1
+            if victim and n_reads > 5:
+                victim.kill()
+            for event, _ in done.select(0):
+                replies.append(hear(event.data))
+                done.unregister(event.fileobj)
+    assert replies == ["0 []"] * 4
+    assert n_reads > 5
+    write_text(folder / "other", "")  # another path's writer removes nothing
+    if victim:
+        tell(savers[0], kind)
+        assert hear(savers[0]) == "0 []"
+    assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == []
+
+
+WRITER = """
+import sys
+from adq_wds.files import atomic_path
+with atomic_path(sys.argv[1]) as partial:
+    partial.write_text(sys.argv[2])
+    print(partial, flush=True)
+    sys.stdin.readline()
+"""
+
+
+def begin_to_write(path: Path, text: str) -> tuple[Process, Path]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(path), text],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    return process, Path(hear(process))
+
+
+@pytest.mark.parametrize("name", ["a.txt", "é" * 125 + ".json"])
+def test_the_next_writer_removes_what_a_killed_one_left_and_never_what_a_living_one_writes(
+    name: str, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    dead, left_over = begin_to_write(path, "dead")
+    living, written = begin_to_write(path, "living")
+    other, elsewhere = begin_to_write(tmp_path / "b.txt", "other")
+    for process in (dead, other):
+        process.kill()
+        process.communicate()
+    assert left_over.exists()
+    with atomic_path(path) as partial:
+        assert partial.read_text() == ""
+        partial.write_text("new")
+        assert left_over == partial or not left_over.exists()
+        assert {written, elsewhere, partial} == {each for each in tmp_path.iterdir() if each != path}
+    assert path.read_text() == "new"
+    living.communicate("\n")
+    assert living.returncode == 0
+    assert path.read_text() == "living"
+    write_text(tmp_path / "b.txt", "")
+    assert {each.name for each in tmp_path.iterdir()} == {name, "b.txt"}
