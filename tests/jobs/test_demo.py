@@ -124,13 +124,14 @@ def test_without_scikit_learn_it_says_what_to_install_and_makes_no_folder(
 # ---- Plans, streams, rows
 
 
-def test_all_plans_keep_equally_many_of_each_class(demo: tuple[Path, Any]) -> None:
-    counts = []
-    for plan in plans(demo[0]).values():
+def test_all_plans_of_a_seed_keep_equally_many_of_each_class(demo: tuple[Path, Any]) -> None:
+    counts: dict[int, list[list[int]]] = {}
+    for (_, seed), plan in plans(demo[0]).items():
         kept = np.concatenate([shard.label[shard.kept] for shard in plan])
-        counts.append(np.bincount(kept, minlength=10).tolist())
-    assert sum(counts[0]) == 126
-    assert all(count == counts[0] for count in counts)
+        counts.setdefault(seed, []).append(np.bincount(kept, minlength=10).tolist())
+    for same in counts.values():
+        assert sum(same[0]) == 126
+        assert all(count == same[0] for count in same)
 
 
 def test_the_plans_are_those_of_the_flags_that_people_give(demo: tuple[Path, Any]) -> None:
@@ -274,8 +275,10 @@ def test_the_file_holds_the_result_its_arguments_and_versions(demo: tuple[Path, 
     assert {name: saved[name] for name in result} == json.loads(json.dumps(result))
     assert saved["arguments"] == {"keep": 0.1, "seeds": 2, "epochs": 2, "encoder": "builtin"}
     assert saved["versions"]["adq-wds"] == adq.__version__
-    assert len(saved["trainings"]) == 12
     kept = {name: set(plan.keys()) for name, plan in plans(folder).items()}
+    # where ADQ and DQ keep the same images, one training stands for both
+    equal = [kept["adq", seed] == kept["dq", seed] for seed in (0, 1)]
+    assert len(saved["trainings"]) == 12 - sum(equal)
     both = [len(kept["adq", seed] & kept["dq", seed]) for seed in (0, 1)]
     assert saved["shared_by_adq_and_dq"] == pytest.approx(sum(both) / 252)
 
@@ -296,6 +299,7 @@ def test_run_again_nothing_is_made_or_trained_again(demo: tuple[Path, dict[str, 
 def test_interrupted_it_goes_on_with_what_is_missing(
     demo: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    n_trainings = len(json.loads((demo[0] / "demo.json").read_text())["trainings"])
     done: list[int] = []
 
     def counted(*arguments: Any, seed: int) -> float:
@@ -314,7 +318,7 @@ def test_interrupted_it_goes_on_with_what_is_missing(
     assert (len(saved["trainings"]), "table" in saved) == (4, False)
     done[:] = [-1] * 100
     assert run_demo(tmp_path / "new", **TINY) == demo[1]
-    assert len(done) == 108
+    assert len(done) == 100 + n_trainings - 4
 
 
 # ---- Other people's files
@@ -461,15 +465,13 @@ def test_the_paragraph_follows_from_the_numbers(gap: float | None, text: str) ->
     assert re.search(f"of equal size, {text}, and DQ is equal in every seed", said(rows_of({"ADQ": values})))
 
 
-def test_the_paragraph_tells_of_images_never_drawn_and_of_rounding_where_it_is_so() -> None:
+def test_the_paragraph_tells_of_different_images_and_of_rounding_where_it_is_so() -> None:
     same = {"random": [0.9] * 5}
-    fewer = said(rows_of(same, {"fresh random": 1000, "fresh ADQ": 700}), cells=50)
+    fewer = said(rows_of(same, {"fresh random": 1000}), cells=50)
     assert "it sees 1,000 different images, not 100" in fewer
-    assert "Fresh ADQ sees only 700" in fewer
     assert "With 2.0 images for each class and bin, rounding decides" in fewer
     assert "ADQ and DQ have 50 % of their images in common" in fewer
-    equal = said(rows_of(same, {"fresh random": 1000, "fresh ADQ": 1000}), cells=10)
-    assert "sees only" not in equal
+    equal = said(rows_of(same, {"fresh random": 1000}), cells=10)
     assert "rounding" not in equal
 
 
