@@ -160,7 +160,7 @@ def test_bad_samples_with_a_good_one_between_are_not_in_a_row() -> None:
 
 def test_more_than_a_tenth_bad_ends_the_stream() -> None:
     pipe = Half(bad=lambda n: adq.SampleError(f"no {n}") if n % 9 == 0 else None, on_error="skip")
-    text = r"^12 of 100 samples are bad, more than max_bad_fraction=0.1; the last: no 99$"
+    text = r"^12 of 100 samples are bad, more than max_bad_fraction=0.1; the last: shard a\.tar, key 'k99': no 99$"
     with pytest.raises(adq.SampleError, match=text):
         list(pipe(stream(1000)))
 

@@ -473,7 +473,7 @@ def test_labels_are_compared_when_asked(make_shard: MakeShard, tmp_path: Path, f
 def test_labels_of_all_shards_are_those_of_the_whole_set(make_shard: MakeShard, tmp_path: Path) -> None:
     paths = [make_shard("a.tar", 4, label="txt", classes=2), make_shard("b.tar", 9, label="txt", classes=5)]
     features = adq.embed_shards(paths, "thumbnail", tmp_path / "f", label="txt")
-    for source in (features, adq.build_plan(features, bins=1, keep=1.0)):
+    for source in (features, adq.build_plan(features, bins=1, keep=1.0, dedup=None)):
         assert verified(source, paths, label="txt").n_contents == 13
 
 

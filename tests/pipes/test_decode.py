@@ -212,7 +212,7 @@ def test_words_are_the_numbers_that_a_plan_gives_their_classes(tmp_path: Path) -
     shards = []
     for name, part in (("a", slice(0, 3)), ("b", slice(3, 6))):
         members = [(f"{name}{i}.{field}", data) for i, word in enumerate(words[part])
-                   for field, data in (("jpg", jpeg(i)), ("cls", b"\xef\xbb\xbf" + word.encode()))]  # fmt: skip
+                   for field, data in (("jpg", jpeg(i + 3 * (name == "b"))), ("cls", b"\xef\xbb\xbf" + word.encode()))]  # fmt: skip
         shards.append(str(write_tar(tmp_path / f"{name}.tar", members)))
     plan = adq.build_plan(adq.embed_shards(shards, "thumbnail", tmp_path / "f"), bins=1, keep=1.0)
     names = plan.header["names"]

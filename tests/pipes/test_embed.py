@@ -244,9 +244,8 @@ def test_an_accelerator_in_a_forked_process_is_an_error_that_says_what_to_do(
     pipe = adq.Embed(Plain(means, device), on_error=on_error)
     assert len(list(pipe(samples))) == 30
     said = in_fork(pipe, samples)
-    assert said.startswith(
-        f"AdqError: Embed: the encoder 'plain' is on {device}, and this process was forked"
-    )
+    assert said.startswith("AdqError: ")
+    assert f"Embed: the encoder 'plain' is on {device}, and this process was forked" in said
     for remedy in ("num_workers=0", "multiprocessing_context='spawn'", "device='cpu'"):
         assert remedy in said
 
