@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from adq_wds.embedding.embed_shards import embed_shards
     from adq_wds.errors import (
         AdqError,
         CodebookError,
@@ -23,76 +24,76 @@ if TYPE_CHECKING:
         ShardError,
         StateError,
     )
-    from adq_wds.io.loader import Loader
-    from adq_wds.io.nodes import as_node
-    from adq_wds.io.source import ShardDataset
-    from adq_wds.jobs.codebook import fit_codebook
-    from adq_wds.jobs.embed import embed_shards
-    from adq_wds.jobs.plan import build_plan
-    from adq_wds.jobs.write import write_shards
-    from adq_wds.models.mae_checkpoints import load_mae
-    from adq_wds.models.rebuild import reconstruct_batches
-    from adq_wds.pipe import Pipe
-    from adq_wds.pipes.assign import AssignBins
+    from adq_wds.mae.checkpoints import load_mae
+    from adq_wds.mae.reconstruct_batches import reconstruct_batches
+    from adq_wds.pipes.assign_bins import AssignBins
+    from adq_wds.pipes.base import Pipe
     from adq_wds.pipes.decode import Decode
-    from adq_wds.pipes.drops import choose_tolerance, measure_drops
+    from adq_wds.pipes.drop_patches import DropPatches
     from adq_wds.pipes.embed import Embed
     from adq_wds.pipes.encode_patches import EncodePatches
     from adq_wds.pipes.map import Map
-    from adq_wds.pipes.patches import DropPatches
     from adq_wds.pipes.reconstruct import Reconstruct
     from adq_wds.pipes.subsample import Subsample
+    from adq_wds.pipes.tolerance import choose_tolerance, measure_drops
+    from adq_wds.planning.build_plan import build_plan
+    from adq_wds.planning.fit_codebook import fit_codebook
+    from adq_wds.protocols import Encoder, Importance
     from adq_wds.registry import encoder, importance
     from adq_wds.remote.cache import Cache
-    from adq_wds.sample import Encoder, Importance, Sample
+    from adq_wds.samples.fields import Sample
     from adq_wds.score import Score
+    from adq_wds.stream.dataset import ShardDataset
+    from adq_wds.stream.loader import Loader
+    from adq_wds.stream.nodes import as_node
     from adq_wds.tables.bins import Bins
     from adq_wds.tables.codebook import Codebook, load_codebook
     from adq_wds.tables.features import Features
     from adq_wds.tables.plan import Plan, load_plan
+    from adq_wds.writing.write_shards import write_shards
 
 _HOME = {
     "AdqError": "errors",
-    "AssignBins": "pipes.assign",
+    "AssignBins": "pipes.assign_bins",
     "Bins": "tables.bins",
     "Cache": "remote.cache",
     "Codebook": "tables.codebook",
     "CodebookError": "errors",
     "Decode": "pipes.decode",
-    "DropPatches": "pipes.patches",
+    "DropPatches": "pipes.drop_patches",
     "Embed": "pipes.embed",
     "EncodePatches": "pipes.encode_patches",
-    "Encoder": "sample",
+    "Encoder": "protocols",
     "Features": "tables.features",
     "FeaturesError": "errors",
-    "Importance": "sample",
-    "Loader": "io.loader",
+    "Importance": "protocols",
+    "Loader": "stream.loader",
     "LoaderClosed": "errors",
     "Map": "pipes.map",
-    "Pipe": "pipe",
+    "Pipe": "pipes.base",
     "Plan": "tables.plan",
     "PlanError": "errors",
     "Reconstruct": "pipes.reconstruct",
-    "Sample": "sample",
+    "Sample": "samples.fields",
     "SampleError": "errors",
     "Score": "score",
-    "ShardDataset": "io.source",
+    "ShardDataset": "stream.dataset",
     "ShardError": "errors",
     "StateError": "errors",
     "Subsample": "pipes.subsample",
-    "as_node": "io.nodes",
-    "build_plan": "jobs.plan",
-    "choose_tolerance": "pipes.drops",
-    "embed_shards": "jobs.embed",
+    "as_node": "stream.nodes",
+    "build_plan": "planning.build_plan",
+    "choose_tolerance": "pipes.tolerance",
+    "embed_shards": "embedding.embed_shards",
     "encoder": "registry",
-    "fit_codebook": "jobs.codebook",
+    "fit_codebook": "planning.fit_codebook",
     "importance": "registry",
     "load_codebook": "tables.codebook",
-    "load_mae": "models.mae_checkpoints",
+    "load_mae": "mae.checkpoints",
     "load_plan": "tables.plan",
-    "measure_drops": "pipes.drops",
-    "reconstruct_batches": "models.rebuild",
-    "write_shards": "jobs.write",
+    "measure_drops": "pipes.tolerance",
+    "reconstruct_batches": "mae.reconstruct_batches",
+    "write_shards": "writing.write_shards",
 }
 
 __all__ = [

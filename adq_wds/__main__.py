@@ -2,7 +2,7 @@
 
 import sys
 
-from adq_wds.cli import main
+from adq_wds.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

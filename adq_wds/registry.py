@@ -14,8 +14,7 @@ from adq_wds.core.allocation import adaptive, uniform
 from adq_wds.errors import AdqError
 
 if TYPE_CHECKING:
-    from adq_wds.planner import Allocation
-    from adq_wds.sample import Encoder, Importance
+    from adq_wds.protocols import Allocation, Encoder, Importance
     from adq_wds.score import Score
 
 ALLOCATIONS: dict[str, Allocation] = {"adaptive": adaptive, "uniform": uniform}
@@ -61,7 +60,7 @@ def encoder(spec: str | Encoder | Callable[..., Any] = "builtin", **options: Any
     if not is_timm_name(spec):
         close = difflib.get_close_matches(spec, SHIPPED_ENCODERS) + close_timm_names(spec)
         raise ValueError(unknown("encoder", spec, close or [*SHIPPED_ENCODERS, "any timm model"]))
-    from adq_wds.models.encoders import timm_encoder
+    from adq_wds.models.timm_encoder import timm_encoder
 
     return timm_encoder(spec, **options)
 
@@ -162,7 +161,7 @@ def importance(
         if given:
             raise ValueError(f"importance {spec!r} is ready made; options {sorted(given)} do not apply")
         return spec
-    from adq_wds.pipes.patches import PATCH
+    from adq_wds.core.patches import PATCH
 
     given.setdefault("patch", PATCH)
     if spec in ("texture", "random"):
@@ -186,7 +185,7 @@ def check_importance(name: str) -> None:
 
 def _plain_importance(name: str, given: dict[str, Any]) -> Importance:
     """An importance that needs no network."""
-    from adq_wds.models.plain_importance import RandomImportance, TextureImportance
+    from adq_wds.saliency.plain import RandomImportance, TextureImportance
 
     if surplus := sorted(set(given) - {"patch"}):
         raise ValueError(
@@ -197,9 +196,9 @@ def _plain_importance(name: str, given: dict[str, Any]) -> Importance:
 
 def _seeing_importance(name: str, given: dict[str, Any]) -> Importance:
     """An importance by what a network looked at."""
-    from adq_wds.models.attention import attention_importance
-    from adq_wds.models.cam import cam_importance
-    from adq_wds.models.whole_images import Classifier
+    from adq_wds.saliency.attention import attention_importance
+    from adq_wds.saliency.cam import cam_importance
+    from adq_wds.saliency.whole_images import Classifier
 
     own = {option: given.pop(option) for option in ("patch", "use_labels") if option in given}
     source = given.pop("encoder", None)

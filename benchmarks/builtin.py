@@ -29,7 +29,7 @@ import adq_wds as adq
 from adq_wds.models.builtin import BUILTIN_NAMES, BuiltinEncoder, SmallNet, builtin_encoder, weights_header
 from adq_wds.models.forward import Forward, ForwardOptions
 from adq_wds.models.thumbnail import Thumbnail
-from adq_wds.sample import Encoder
+from adq_wds.protocols import Encoder
 from benchmarks.common import data_folder, parser, report, seconds, spread
 
 K = 20

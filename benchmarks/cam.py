@@ -22,9 +22,9 @@ import torch
 
 from adq_wds.core.importance import patch_means
 from adq_wds.models.builtin import builtin_encoder
-from adq_wds.models.cam import cam_importance
-from adq_wds.models.encoders import timm_encoder
-from adq_wds.models.whole_images import Classifier, network_input
+from adq_wds.models.timm_encoder import timm_encoder
+from adq_wds.saliency.cam import cam_importance
+from adq_wds.saliency.whole_images import Classifier, network_input
 from benchmarks.common import parser, report, spread
 
 # name: side of the images, patch, images in a batch

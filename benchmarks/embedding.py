@@ -27,13 +27,14 @@ import torch
 from PIL import Image
 
 import adq_wds as adq
-from adq_wds.jobs.embed_batch import texture_of
-from adq_wds.jobs.threads import cores
-from adq_wds.models.encoders import TimmEncoder, timm_encoder
+from adq_wds.embedding.batch import texture_of
+from adq_wds.engines.threads import cores
 from adq_wds.models.thumbnail import Thumbnail
-from adq_wds.sample import read_image
+from adq_wds.models.timm_encoder import TimmEncoder, timm_encoder
+from adq_wds.remote.open_shard import open_shard
+from adq_wds.samples.fields import read_image
+from adq_wds.shards.samples_in_tar import iter_spans, read_sample
 from adq_wds.tables.spans import scan_spans
-from adq_wds.tar import iter_spans, open_shard, read_sample
 from benchmarks.common import data_folder, parser, report, spread
 
 BATCH = 64

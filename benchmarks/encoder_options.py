@@ -28,7 +28,7 @@ import torch
 from numpy.typing import NDArray
 
 from adq_wds.models.builtin import BuiltinEncoder, builtin_encoder
-from adq_wds.models.encoders import TimmEncoder, timm_encoder
+from adq_wds.models.timm_encoder import TimmEncoder, timm_encoder
 from benchmarks.common import parser, report, spread
 
 BATCH = 64

@@ -31,9 +31,9 @@ from numpy.typing import NDArray
 import adq_wds as adq
 from adq_wds.core.allocation import adaptive
 from adq_wds.core.scores import importance
-from adq_wds.jobs.plan import find_bins
-from adq_wds.jobs.views import embed_views
-from adq_wds.models.heads import EPOCHS, N_SEEDS, head_diversity
+from adq_wds.embedding.views import embed_views
+from adq_wds.planning.build_plan import find_bins
+from adq_wds.planning.diversity_head import EPOCHS, N_SEEDS, head_diversity
 from benchmarks.common import data_folder, parser, report, seconds
 
 ENCODER = "builtin-free"

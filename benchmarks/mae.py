@@ -34,10 +34,10 @@ from scipy.interpolate import griddata
 import adq_wds as adq
 from adq_wds.core.importance import random_importance
 from adq_wds.core.patches import n_kept, top_patches
+from adq_wds.mae.checkpoints import BUILTIN_MAE, load_mae
+from adq_wds.mae.patches import cut, joined, smooth_fill
 from adq_wds.models.builtin import BuiltinEncoder, builtin_encoder
-from adq_wds.models.cam import cam_importance
-from adq_wds.models.mae_checkpoints import BUILTIN_MAE, load_mae
-from adq_wds.models.mae_patches import cut, joined, smooth_fill
+from adq_wds.saliency.cam import cam_importance
 from benchmarks.common import data_folder, parser, report
 
 GRID, PATCH = (8, 8), 4
@@ -105,7 +105,7 @@ def smooth(images: Images, mask: Mask) -> NDArray[np.float32]:
 
 def autoencoder(weights: str | None) -> tuple[Rebuild, dict[str, str]]:
     """The built-in one or a file's, in batches; and its header."""
-    path = Path(weights or Path(adq.__file__).parent / "models" / "weights" / f"{BUILTIN_MAE}.safetensors")
+    path = Path(weights or Path(adq.__file__).parent / "mae" / "weights" / f"{BUILTIN_MAE}.safetensors")
     network = load_mae(path)
 
     def rebuild(images: Images, mask: Mask) -> NDArray[np.uint8]:

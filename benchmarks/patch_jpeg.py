@@ -45,9 +45,8 @@ from PIL import Image, features
 import adq_wds as adq
 from adq_wds.core.importance import patch_seed
 from adq_wds.core.patches import cut_patches, n_kept, tile, top_patches, untile
-from adq_wds.image import decode_image
-from adq_wds.patch_bytes import cell_bytes, measure_bytes
-from adq_wds.patch_jpeg import (
+from adq_wds.samples.image import decode_image
+from adq_wds.samples.patch_file import (
     CODING_UNIT,
     Subsampling,
     decode,
@@ -56,6 +55,7 @@ from adq_wds.patch_jpeg import (
     encode_whole,
     keep_patches,
 )
+from adq_wds.writing.patch_bytes import cell_bytes, measure_bytes
 from benchmarks.common import data_folder, parser, report, seconds, spread
 
 U8 = NDArray[np.uint8]

@@ -30,9 +30,9 @@ from typing import Any
 import numpy as np
 
 import adq_wds as adq
-from adq_wds.jobs.write import write_kept
-from adq_wds.patch_jpeg import encode_whole
 from adq_wds.pipes.resize import centre_square
+from adq_wds.samples.patch_file import encode_whole
+from adq_wds.writing.write_shards import write_kept
 from benchmarks.common import data_folder, parser, report, spread
 
 IMPORTANCES = ("random", "texture", "gradcam++")

@@ -31,7 +31,7 @@ import torch
 from numpy.typing import NDArray
 
 import adq_wds as adq
-from adq_wds.patch_jpeg import PatchImage
+from adq_wds.samples.patch_file import PatchImage
 from benchmarks.accuracy import ONE_BIN
 from benchmarks.common import data_folder, parser, report
 from benchmarks.training import Images, read_images, recipe_for, train

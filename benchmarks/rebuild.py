@@ -26,9 +26,9 @@ from typing import Any
 
 import torch
 
-from adq_wds.models.mae import MaeSize, MaskedAutoencoder
-from adq_wds.models.mae_checkpoints import from_hub
-from adq_wds.models.mae_patches import cut, joined
+from adq_wds.mae.checkpoints import from_hub
+from adq_wds.mae.network import MaeSize, MaskedAutoencoder
+from adq_wds.mae.patches import cut, joined
 from benchmarks.common import parser, report, spread
 
 SIZES = {

@@ -25,8 +25,9 @@ from adq_wds.core.rng import draw
 from adq_wds.models.builtin import MEAN, STD
 from adq_wds.pipes.decode import Decode
 from adq_wds.registry import look_up
-from adq_wds.shards import shard_names
-from adq_wds.tar import iter_spans, open_shard, read_sample
+from adq_wds.remote.open_shard import open_shard
+from adq_wds.shards.names import shard_names
+from adq_wds.shards.samples_in_tar import iter_spans, read_sample
 
 CROP = 4  # pixels that a crop may be off in each direction
 EVALUATION_BATCH = 500

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 
 import adq_wds as adq
-from adq_wds.shards import expand_urls
+from adq_wds.shards.names import expand_urls
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the shards are here
 

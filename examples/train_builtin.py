@@ -34,9 +34,10 @@ from torch.nn import functional as F
 
 from adq_wds.files import atomic_path, sha256_text, write_text
 from adq_wds.models.builtin import BUILTIN_NAMES, MEAN, SIDE, STD, WIDTH, SmallNet, normalised, resized
-from adq_wds.sample import read_image, read_label
-from adq_wds.shards import expand_urls
-from adq_wds.tar import iter_spans, open_shard, read_sample
+from adq_wds.remote.open_shard import open_shard
+from adq_wds.samples.fields import read_image, read_label
+from adq_wds.shards.names import expand_urls
+from adq_wds.shards.samples_in_tar import iter_spans, read_sample
 
 Images = NDArray[np.uint8]  # (N, 32, 32, 3)
 Labels = NDArray[np.int64]  # (N,)

@@ -32,9 +32,9 @@ from tqdm import tqdm
 
 import adq_wds as adq
 from adq_wds.files import atomic_path
-from adq_wds.models.mae import MaeSize, MaskedAutoencoder
-from adq_wds.models.mae_checkpoints import save_mae
-from adq_wds.models.mae_patches import cut
+from adq_wds.mae.checkpoints import save_mae
+from adq_wds.mae.network import MaeSize, MaskedAutoencoder
+from adq_wds.mae.patches import cut
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 

@@ -14,7 +14,7 @@ from PIL import Image
 import adq_wds as adq
 from adq_wds.errors import AdqError
 from adq_wds.files import atomic_path, write_text
-from adq_wds.models.mae_checkpoints import load_mae, save_mae
+from adq_wds.mae.checkpoints import load_mae, save_mae
 from adq_wds.tables.bins import Bins
 from adq_wds.tables.features_file import FeaturesFile
 from adq_wds.tables.spans import load_index, save_index

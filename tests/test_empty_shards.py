@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 import adq_wds as adq
-from adq_wds.cli import main
-from adq_wds.jobs.estimate import estimate
+from adq_wds.cli.main import main
+from adq_wds.embedding.estimate import estimate
 from tests.conftest import jpeg
-from tests.io.test_reader import write
+from tests.reading.test_local import write
 
 N = 16
 WARNING = "shard b.tar: no samples"

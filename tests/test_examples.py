@@ -13,11 +13,11 @@ import timm
 import torch
 
 import adq_wds as adq
-from adq_wds.io.state import sealed
-from adq_wds.jobs.write import write_kept
-from adq_wds.models.mae import MaeSize, MaskedAutoencoder
-from adq_wds.models.mae_checkpoints import save_mae
-from adq_wds.models.mae_patches import cut
+from adq_wds.mae.checkpoints import save_mae
+from adq_wds.mae.network import MaeSize, MaskedAutoencoder
+from adq_wds.mae.patches import cut
+from adq_wds.stream.state import sealed
+from adq_wds.writing.write_shards import write_kept
 from tests.conftest import write_tar
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 import adq_wds as adq
-from adq_wds.binning import bin_features
 from adq_wds.core.allocation import adaptive
-from adq_wds.jobs.show import describe_plan, show_plan
-from adq_wds.planner import PlanSettings, _Cells, _sort_samples
+from adq_wds.planning.bins import bin_features
+from adq_wds.planning.plan import PlanSettings, _Cells, _sort_samples
+from adq_wds.report.text import describe_plan, show_plan
 from adq_wds.tables.bins import Bins
 from adq_wds.tables.features import Features
 from adq_wds.tables.features_file import ShardFeatures

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 import adq_wds as adq
-from adq_wds.cli import main
+from adq_wds.cli.main import main
+from adq_wds.remote.open_shard import open_shard
+from adq_wds.shards.samples_in_tar import iter_spans, payload_crc32, read_sample
 from adq_wds.tables.spans import save_index, scan_spans
-from adq_wds.tar import iter_spans, open_shard, payload_crc32, read_sample
 from tests.conftest import jpeg
-from tests.io.test_reader import write
+from tests.reading.test_local import write
 
 HOWS = ("half", "zero")
 STREAM = """

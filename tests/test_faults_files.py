@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import adq_wds as adq
-from adq_wds.cli import main
+from adq_wds.cli.main import main
 from adq_wds.files import lock
 from tests.conftest import jpeg, write_tar
 
@@ -68,7 +68,7 @@ def command(job: str, folder: str) -> list[str]:
 FILL = """
 import io, json, os, re, resource, sys
 from contextlib import redirect_stderr, redirect_stdout
-from adq_wds.cli import main
+from adq_wds.cli.main import main
 
 limit = name = None
 
@@ -196,7 +196,7 @@ def assert_full(code: int, said: str, out: Path) -> None:
 FULL = """
 import io, json, os, subprocess, sys
 from contextlib import redirect_stderr, redirect_stdout
-from adq_wds.cli import main
+from adq_wds.cli.main import main
 
 out, size, *command = sys.argv[1:]
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", out], check=True)
@@ -270,9 +270,9 @@ def test_a_file_in_the_folders_place_is_named(
 
 READ_ONLY = """
 import os, sys
-from adq_wds.cli import main
+from adq_wds.cli.main import main
 import torch  # jobs import it when they begin, and then its files may be out of reach
-import adq_wds.jobs.run, adq_wds.jobs.codebook, adq_wds.jobs.index, adq_wds.jobs.write, adq_wds.models.thumbnail
+import adq_wds.jobs.run, adq_wds.planning.fit_codebook, adq_wds.jobs.index, adq_wds.writing.write_shards, adq_wds.models.thumbnail
 if os.geteuid() == 0:
     os.setgroups([]); os.setgid(65534); os.setuid(65534)  # root may write anywhere
 import json

@@ -11,9 +11,9 @@ import pytest
 
 import adq_wds as adq
 from adq_wds.jobs.index import index_shards
+from tests.shards.test_samples_in_tar import pack
+from tests.shards.test_tar_headers import base_256, header, long_name, octal, pax, quick_and_small, record
 from tests.test_faults_shards import check_unmixed, two_shards
-from tests.test_tar import pack
-from tests.test_tar_headers import base_256, header, long_name, octal, pax, quick_and_small, record
 
 # ---- F6: keys
 

@@ -23,8 +23,8 @@ from PIL import Image
 
 import adq_wds as adq
 from tests.conftest import jpeg, write_tar
+from tests.samples.test_image_damage import NOT_IMAGES, REASONS, black_png, bombs
 from tests.tables.test_codebook import made
-from tests.test_image_damage import NOT_IMAGES, REASONS, black_png, bombs
 
 CODEBOOK = made()
 

@@ -10,9 +10,9 @@ import pytest
 import webdataset as wds
 
 import adq_wds as adq
-from adq_wds.cli import main
+from adq_wds.cli.main import main
 from adq_wds.jobs.index import index_shards
-from adq_wds.tar import Span, iter_spans
+from adq_wds.shards.samples_in_tar import Span, iter_spans
 from tests.conftest import MakeShard, write_tar
 
 HOW = ("plan", "index", "scan")

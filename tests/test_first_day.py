@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import adq_wds as adq
-from adq_wds.arguments import make_parser
-from adq_wds.cli import _keys_in, main
-from adq_wds.sample import read_label
+from adq_wds.cli.arguments import make_parser
+from adq_wds.cli.main import _keys_in, main
+from adq_wds.samples.fields import read_label
 from tests.conftest import jpeg, write_tar
 
 MakeShard = Callable[..., Path]
@@ -21,7 +21,7 @@ HEAVY = ("torch", "timm", "torchvision", "torchdata", "webdataset", "pyarrow", "
 PROBE = (
     "import sys\n"
     "try:\n"
-    "    from adq_wds.cli import main\n"
+    "    from adq_wds.cli.main import main\n"
     "    code = main(sys.argv[1:])\n"
     "except SystemExit as end:\n"
     "    code = end.code\n"

@@ -12,9 +12,9 @@ import pytest
 import adq_wds as adq
 from adq_wds.jobs.index import index_shards
 from adq_wds.tables.spans import read_index
+from tests.shards.test_names import HOSTILE
 from tests.tables.test_plan import rewritten
 from tests.test_security import FORBIDDEN, main_fails, make_home, stream
-from tests.test_shards import HOSTILE
 
 
 @pytest.fixture

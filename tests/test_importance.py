@@ -13,10 +13,10 @@ import timm
 from PIL import Image
 
 import adq_wds as adq
-from adq_wds.models.attention import AttentionImportance
-from adq_wds.models.cam import CamImportance
-from adq_wds.models.plain_importance import RandomImportance, TextureImportance
 from adq_wds.registry import IMPORTANCES
+from adq_wds.saliency.attention import AttentionImportance
+from adq_wds.saliency.cam import CamImportance
+from adq_wds.saliency.plain import RandomImportance, TextureImportance
 
 SMALL: dict[str, Any] = {"pretrained": False, "image_size": 64}
 

@@ -17,9 +17,10 @@ import webdataset as wds
 from PIL import Image
 
 import adq_wds as adq
-from adq_wds.models.mae import MaeSize, MaskedAutoencoder
-from adq_wds.pipe import Pipe
-from adq_wds.tar import iter_spans, open_shard, read_sample
+from adq_wds.mae.network import MaeSize, MaskedAutoencoder
+from adq_wds.pipes.base import Pipe
+from adq_wds.remote.open_shard import open_shard
+from adq_wds.shards.samples_in_tar import iter_spans, read_sample
 
 Samples = list[dict[str, Any]]
 

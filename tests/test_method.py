@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import adq_wds as adq
-from adq_wds.binning import bin_features
 from adq_wds.core.rng import draw as keyed_draw
+from adq_wds.planning.bins import bin_features
 from adq_wds.tables.features import Features
 from adq_wds.tables.features_file import ShardFeatures
 from adq_wds.tables.plan import ALWAYS, NEVER, Plan

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import adq_wds as adq
-from adq_wds.cli import main
+from adq_wds.cli.main import main
 from tests.conftest import jpeg, write_tar
 
 NAMES = [

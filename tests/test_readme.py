@@ -10,8 +10,8 @@ from textwrap import dedent
 
 import pytest
 
-from adq_wds.arguments import Parser, make_parser
-from adq_wds.cli import main
+from adq_wds.cli.arguments import Parser, make_parser
+from adq_wds.cli.main import main
 
 MakeShard = Callable[..., Path]
 ROOT = Path(__file__).parent.parent

@@ -22,10 +22,10 @@ import pyarrow.parquet as pq
 import torch
 
 import adq_wds as adq
-from adq_wds.cli import main
+from adq_wds.cli.main import main
+from adq_wds.embedding.stored import open_embeddings
 from adq_wds.jobs.index import index_shards
 from adq_wds.models.checkpoints import PICKLE_SUFFIXES, load_state
-from adq_wds.models.stored import open_embeddings
 from adq_wds.tables.spans import load_index
 from tests.conftest import jpeg, write_tar
 from tests.tables.test_codebook import made

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adq_wds.cli import main
+from adq_wds.cli.main import main
 from adq_wds.errors import AdqError, located, printable, shorten
 from tests.conftest import jpeg, write_tar
 from tests.tables.test_plan import rewritten

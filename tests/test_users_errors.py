@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import adq_wds as adq
-from adq_wds.sample import read_image
+from adq_wds.samples.fields import read_image
 from tests.conftest import MakeShard
 
 KEY = "s00002"

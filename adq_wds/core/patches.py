@@ -14,6 +14,12 @@ Grid = tuple[int, int]
 """Rows and columns of patches."""
 
 
+PATCH = 16
+"""Side of a patch in pixels, unless said."""
+KEEP = 0.75
+"""Part of an image's patches that are kept, unless said."""
+
+
 def patch_grid(height: int, width: int, patch: int) -> Grid:
     """Rows and columns of the patches of an image of height × width pixels.
 

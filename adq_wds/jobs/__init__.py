@@ -1,1 +1,1 @@
-"""Where rooms meet: each job a screen or two, each file one command."""
+"""Whole jobs of the command, a file each: run, index, verify, pack, pictures of patches."""

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from adq_wds.errors import AdqError, ShardError
 from adq_wds.files import lock, make_folder
-from adq_wds.shards import expand_urls, plain_shard_names
+from adq_wds.shards.names import expand_urls, plain_shard_names
 from adq_wds.tables.info import read_info
 from adq_wds.tables.spans import (
     IndexedShard,

@@ -16,12 +16,12 @@ from tqdm import tqdm
 
 from adq_wds.core.rng import check_seed, draws
 from adq_wds.errors import SampleError, shorten
-from adq_wds.image import image_format
-from adq_wds.io.writer import ShardPattern
-from adq_wds.jobs.write import MAX_BYTES, MAX_SAMPLES, write_shards
-from adq_wds.pipe import MAX_BAD_FRACTION, OnError, Tally, check_on_error
-from adq_wds.sample import WHOLE_FIELDS, Sample
-from adq_wds.tar_headers import DEFAULT_LIMITS
+from adq_wds.pipes.base import MAX_BAD_FRACTION, OnError, Tally, check_on_error
+from adq_wds.samples.fields import WHOLE_FIELDS, Sample
+from adq_wds.samples.image import image_format
+from adq_wds.shards.tar_headers import DEFAULT_LIMITS
+from adq_wds.writing.tars import ShardPattern
+from adq_wds.writing.write_shards import MAX_BYTES, MAX_SAMPLES, write_shards
 
 logger = logging.getLogger("adq_wds")
 

@@ -11,23 +11,23 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from adq_wds.binning import check_dedup, check_memory, possible_dedup
+from adq_wds.checks import check_memory, positive
+from adq_wds.embedding.embed_shards import embed_shards, names_of_features
+from adq_wds.embedding.stored import open_embeddings
+from adq_wds.embedding.views import N_VIEWS
 from adq_wds.errors import AdqError, PlanError
 from adq_wds.files import canonical_json, lock, make_folder, write_text
-from adq_wds.io.writer import ShardPattern
-from adq_wds.jobs.embed import embed_shards, names_of_features
-from adq_wds.jobs.plan import build_plan, find_bins, plan_settings
-from adq_wds.jobs.threads import positive
-from adq_wds.jobs.views import N_VIEWS
-from adq_wds.models.stored import open_embeddings
+from adq_wds.planning.bins import check_dedup, possible_dedup
+from adq_wds.planning.build_plan import build_plan, find_bins, plan_settings
 from adq_wds.registry import ENCODER_OPTIONS, KERNELS, SCORES, look_up
 from adq_wds.registry import encoder as named_encoder
 from adq_wds.registry import score as named_score
-from adq_wds.shards import expand_urls, is_url, without_secrets
+from adq_wds.shards.names import expand_urls, is_url, without_secrets
 from adq_wds.tables.bins import Bins
 from adq_wds.tables.features import Features
 from adq_wds.tables.plan import Plan, load_plan
 from adq_wds.tables.spans import source_stamp
+from adq_wds.writing.tars import ShardPattern
 
 VERSION = 1
 # What a run.json may set, which may come from a stranger.
@@ -100,7 +100,7 @@ def run_job(
         made = _plan(folder, features, plan, progress)
         result = {**asked, **_summary(features, made)}
         if write:
-            from adq_wds.jobs.write import write_kept  # which imports torch
+            from adq_wds.writing.write_shards import write_kept  # which imports torch
 
             target = _shards_of(folder)
             result["written"] = asdict(write_kept(paths, made, target, overwrite=True, progress=progress))
@@ -146,7 +146,7 @@ def _shards_of(folder: Path) -> Path:
 
 def _refuse_foreign_shards(folder: Path, paths: list[str]) -> None:
     """A run replaces what an earlier run wrote, and nothing else."""
-    from adq_wds.jobs.write import refuse_sources
+    from adq_wds.writing.write_shards import refuse_sources
 
     pattern = ShardPattern(str(_shards_of(folder)))
     refuse_sources(paths, pattern)

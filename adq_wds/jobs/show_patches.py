@@ -13,17 +13,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from adq_wds.core.patches import tile, tile_columns
+from adq_wds.core.patches import KEEP, PATCH, tile, tile_columns
 from adq_wds.errors import AdqError, shorten
 from adq_wds.files import atomic_path
-from adq_wds.io.source import ShardDataset
-from adq_wds.jobs.write_smaller import check_patch_keep, say_whose_eyes
-from adq_wds.patch_jpeg import CODING_UNIT, MAX_JPEG_SIDE, decode, encode_patches, encode_whole, keep_patches
-from adq_wds.pipes.patches import KEEP, PATCH, DropPatches
+from adq_wds.pipes.drop_patches import DropPatches
+from adq_wds.pipes.feature_shift import Look
 from adq_wds.pipes.reconstruct import Rebuilder
-from adq_wds.pipes.shifts import Look
+from adq_wds.protocols import Importance
 from adq_wds.report.patch_sheet import Panel, Pixels, draw_sheet, heat, holes, psnr
-from adq_wds.sample import IMAGE_FIELDS, FieldSpec, Importance
+from adq_wds.samples.fields import IMAGE_FIELDS, FieldSpec
+from adq_wds.samples.patch_file import (
+    CODING_UNIT,
+    MAX_JPEG_SIDE,
+    decode,
+    encode_patches,
+    encode_whole,
+    keep_patches,
+)
+from adq_wds.stream.dataset import ShardDataset
+from adq_wds.writing.smaller import check_patch_keep, say_whose_eyes
 
 SAMPLES = 4
 TITLES = ("original", "importance", "kept", "stored")

@@ -8,17 +8,19 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
+from adq_wds.checks import positive
+from adq_wds.engines.threads import cores
 from adq_wds.errors import PlanError, ShardError, shorten
 from adq_wds.jobs.index import Urls
-from adq_wds.jobs.threads import cores, positive
 from adq_wds.jobs.verify_listed import Expected, Listed, open_listed
 from adq_wds.jobs.verify_shard import Contents, Difference, ShardCheck, check_shard, gone
-from adq_wds.sample import IMAGE_FIELDS, FieldSpec, check_spec
-from adq_wds.shards import ShardNames, base_name, expand_urls, shown_url
+from adq_wds.remote.open_shard import open_shard
+from adq_wds.samples.fields import IMAGE_FIELDS, FieldSpec, check_spec
+from adq_wds.shards.names import ShardNames, base_name, expand_urls, shown_url
+from adq_wds.shards.samples_in_tar import iter_spans, payload_crc32
 from adq_wds.tables.features import Features
 from adq_wds.tables.plan import Plan
 from adq_wds.tables.spans import is_empty, warn_empty
-from adq_wds.tar import iter_spans, open_shard, payload_crc32
 
 SHOWN = 20
 EXTRA = "extra shard"

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adq_wds.errors import PlanError, ShardError, shorten
-from adq_wds.sample import Label
+from adq_wds.protocols import Label
 from adq_wds.tables.features import Features
 from adq_wds.tables.parquet import GroupFile
 from adq_wds.tables.plan import Plan, load_plan

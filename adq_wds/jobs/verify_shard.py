@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
+from adq_wds.engines.threads import pool_of_threads
 from adq_wds.errors import SampleError, ShardError, shorten
-from adq_wds.jobs.threads import pool_of_threads
 from adq_wds.jobs.verify_listed import Expected
 from adq_wds.pipes.decode import whole_image
-from adq_wds.sample import FieldSpec, read_label
-from adq_wds.shards import base_name, is_url
-from adq_wds.tar import Buffer, Span, iter_spans, open_shard, payload_crc32, read_sample, span_at
+from adq_wds.remote.open_shard import open_shard
+from adq_wds.samples.fields import FieldSpec, read_label
+from adq_wds.shards.names import base_name, is_url
+from adq_wds.shards.samples_in_tar import Buffer, Span, iter_spans, payload_crc32, read_sample, span_at
 
 MISSING = "missing"
 _DECODED_AT_ONCE = 64

@@ -1,1 +1,1 @@
-"""Which networks and other sources of embeddings are there? Each in its own file; nothing is loaded from here."""
+"""Networks and other sources of embeddings, each in its own file; nothing is loaded from here."""

@@ -176,7 +176,9 @@ def builtin_encoder(
     if device == "cpu":
         place = torch.device("cpu")
     else:
-        from adq_wds.models.encoders import pick_device  # brings timm, which takes longer than all the rest
+        from adq_wds.models.timm_encoder import (
+            pick_device,  # brings timm, which takes longer than all the rest
+        )
 
         place = pick_device(device)
     path = weights_path(name)

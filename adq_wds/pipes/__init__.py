@@ -1,1 +1,1 @@
-"""Thin stages over the stream; each keeps the law of `adq_wds.pipe.Pipe`."""
+"""Thin stages over the stream; each keeps the law of `adq_wds.pipes.base.Pipe`."""

@@ -11,18 +11,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from adq_wds.errors import SampleError, shorten
-from adq_wds.image import MAX_PIXELS, WHITE
-from adq_wds.patch_jpeg import GREY, PatchImage
-from adq_wds.patch_jpeg import decode as decode_patches
-from adq_wds.patch_record import IDENTIFIER
-from adq_wds.pipe import Pipe
-from adq_wds.sample import (
+from adq_wds.pipes.base import Pipe
+from adq_wds.protocols import Label
+from adq_wds.samples.fields import (
     FILLED_FIELD,
     IMAGE_FIELDS,
     KEPT_FIELDS,
     STORED_FIELDS,
     FieldSpec,
-    Label,
     Sample,
     check_spec,
     clean_fields,
@@ -32,6 +28,10 @@ from adq_wds.sample import (
     image_value,
     place_error,
 )
+from adq_wds.samples.image import MAX_PIXELS, WHITE
+from adq_wds.samples.patch_file import GREY, PatchImage
+from adq_wds.samples.patch_file import decode as decode_patches
+from adq_wds.samples.patch_record import IDENTIFIER
 
 FORMS = ("pil", "numpy", "torch", "patches")
 _WHOLE = (

@@ -11,13 +11,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from adq_wds.errors import SampleError, shorten
-from adq_wds.image import MAX_PIXELS, decode_image
-from adq_wds.pipe import Pipe
 from adq_wds.pipes.accelerator import accelerator_of, wrong_process
+from adq_wds.pipes.base import Pipe
 from adq_wds.pipes.decode import stored_patches
-from adq_wds.sample import (
+from adq_wds.protocols import Encoder
+from adq_wds.samples.fields import (
     IMAGE_FIELDS,
-    Encoder,
     FieldSpec,
     Sample,
     check_spec,
@@ -25,6 +24,7 @@ from adq_wds.sample import (
     image_value,
     place_error,
 )
+from adq_wds.samples.image import MAX_PIXELS, decode_image
 
 EMBEDDING_FIELD = "emb.npy"
 ENCODER_FIELD = "__adq_encoder__"  # (name, revision, preprocessing_hash) of what made the embedding

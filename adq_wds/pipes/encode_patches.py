@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from adq_wds.errors import SampleError, shorten
-from adq_wds.patch_jpeg import CODING_UNIT, PatchImage, Subsampling, encode_lossless, encode_patches
-from adq_wds.pipe import Pipe
-from adq_wds.sample import KEPT_FIELDS, STORED_FIELDS, Sample, SpecError, clean_fields, place_error
+from adq_wds.pipes.base import Pipe
+from adq_wds.samples.fields import KEPT_FIELDS, STORED_FIELDS, Sample, SpecError, clean_fields, place_error
+from adq_wds.samples.patch_file import CODING_UNIT, PatchImage, Subsampling, encode_lossless, encode_patches
 
 JPEG_FIELD, WEBP_FIELD = STORED_FIELDS
 

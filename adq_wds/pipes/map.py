@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from adq_wds.core.rng import check_seed, generator
-from adq_wds.pipe import Pipe
-from adq_wds.sample import EPOCH_FIELD, Sample, clean_fields
-from adq_wds.shards import base_name
+from adq_wds.pipes.base import Pipe
+from adq_wds.samples.fields import EPOCH_FIELD, Sample, clean_fields
+from adq_wds.shards.names import base_name
 
 
 @dataclass(frozen=True, eq=False)

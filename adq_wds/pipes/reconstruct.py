@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 
 from adq_wds.errors import SampleError, shorten
-from adq_wds.pipe import Pipe
 from adq_wds.pipes.accelerator import accelerator_of
-from adq_wds.pipes.patches import GRID_FIELD, PATCHES_FIELD, POSITIONS_FIELD
-from adq_wds.sample import Sample, clean_fields, place_error
+from adq_wds.pipes.base import Pipe
+from adq_wds.pipes.drop_patches import GRID_FIELD, PATCHES_FIELD, POSITIONS_FIELD
+from adq_wds.samples.fields import Sample, clean_fields, place_error
 
 if TYPE_CHECKING:
     import torch

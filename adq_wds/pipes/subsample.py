@@ -16,15 +16,15 @@ import numpy as np
 from adq_wds.core.allocation import budget_for
 from adq_wds.core.rng import check_seed, draws
 from adq_wds.errors import AdqError, CodebookError, PlanError, ShardError, located, shorten
-from adq_wds.pipe import Pipe
 from adq_wds.pipes.arrivals import Arrivals, Lost, Visit, is_damage, lost_text, marked_url, reader_error
-from adq_wds.pipes.assign import BIN_FIELD, RULE_FIELD
+from adq_wds.pipes.assign_bins import BIN_FIELD, RULE_FIELD
+from adq_wds.pipes.base import Pipe
 from adq_wds.pipes.embed import EMBEDDING_FIELD, ENCODER_FIELD
-from adq_wds.sample import EPOCH_FIELD, Sample, clean_fields
-from adq_wds.shards import ShardNames, base_name, is_url
+from adq_wds.samples.fields import EPOCH_FIELD, Sample, clean_fields
+from adq_wds.shards.names import ShardNames, base_name, is_url
+from adq_wds.shards.samples_in_tar import split_name
 from adq_wds.tables.codebook import SUFFIX, Codebook, load_codebook
 from adq_wds.tables.plan import HELD_SHARDS, Plan, as_plan
-from adq_wds.tar import split_name
 
 KEEP = 0.3  # as `build_plan` has it
 Epoch = int | Callable[[], int] | str | None

@@ -18,8 +18,8 @@ from itertools import chain
 from typing import BinaryIO
 
 from adq_wds.errors import ShardError, located
-from adq_wds.tar_headers import DEFAULT_LIMITS, Limits
-from adq_wds.tar_watch import TarWatch
+from adq_wds.shards.tar_headers import DEFAULT_LIMITS, Limits
+from adq_wds.shards.tar_stream import TarWatch
 
 GZIP = b"\x1f\x8b"
 _CHUNK = 1 << 20

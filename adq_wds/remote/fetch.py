@@ -11,10 +11,11 @@ from typing import BinaryIO
 
 from adq_wds.errors import AdqError, ShardError, located
 from adq_wds.files import canonical_json
+from adq_wds.remote.backend import Access, Stamp
 from adq_wds.remote.cache import Cache
 from adq_wds.remote.expand import chunks_of, expand, run_command
-from adq_wds.remote.store import Access, Remote, Stamp
-from adq_wds.shards import is_pipe, is_url, path_of
+from adq_wds.remote.store import Remote
+from adq_wds.shards.names import is_pipe, is_url, path_of
 
 _PACKED_NAMES = (".gz", ".tgz")
 

@@ -9,7 +9,7 @@ from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from adq_wds.remote.store import N_AT_ONCE, Access, Answer, NoRanges, Pace, Range, Stamp, Trouble, Version
+from adq_wds.remote.backend import N_AT_ONCE, Access, Answer, NoRanges, Pace, Range, Stamp, Trouble, Version
 
 _CHUNK = 4 << 20
 

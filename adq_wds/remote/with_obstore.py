@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import Any
 from urllib.parse import unquote
 
-from adq_wds.remote.store import N_AT_ONCE, Access, Answer, NoRanges, Pace, Range, Stamp, Trouble, Version
+from adq_wds.remote.backend import N_AT_ONCE, Access, Answer, NoRanges, Pace, Range, Stamp, Trouble, Version
 
 SCHEMES = frozenset({"http", "https", "s3", "s3a", "gs", "az", "azure", "adl", "abfs", "abfss"})
 _STATUS = re.compile(r"status code: (\d{3})")

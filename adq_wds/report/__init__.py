@@ -1,1 +1,1 @@
-"""Pictures for people."""
+"""What plans and codebooks say, for people."""

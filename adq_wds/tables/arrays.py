@@ -11,11 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adq_wds.errors import FeaturesError, shorten
-from adq_wds.sample import Label, content_digest
-from adq_wds.shards import base_name
+from adq_wds.protocols import Label
+from adq_wds.remote.open_shard import open_shard
+from adq_wds.samples.fields import content_digest
+from adq_wds.shards.names import base_name
+from adq_wds.shards.samples_in_tar import iter_spans, payload_crc32, read_sample
 from adq_wds.tables.features_file import DIGEST_BYTES, ShardFeatures, numbered, unit_and_norm
 from adq_wds.tables.spans import Spans, source_stamp
-from adq_wds.tar import iter_spans, open_shard, payload_crc32, read_sample
 
 SampleId = str | tuple[str, str]
 ENCODER = "arrays"

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from adq_wds.errors import FeaturesError, shorten
 from adq_wds.files import canonical_json, lock, make_folder, sha256_text
-from adq_wds.sample import Label
-from adq_wds.shards import check_shard_name, expand_urls, shard_names
+from adq_wds.protocols import Label
+from adq_wds.shards.names import check_shard_name, expand_urls, shard_names
 from adq_wds.tables.arrays import ENCODER, SampleId, features_of_arrays
 from adq_wds.tables.features_file import FeaturesFile
 from adq_wds.tables.parquet import Header

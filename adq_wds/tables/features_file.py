@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from adq_wds.errors import AdqError, FeaturesError, shorten
 from adq_wds.score import check_score_name
-from adq_wds.shards import check_shard_name
+from adq_wds.shards.names import check_shard_name
 from adq_wds.tables.parquet import (
     GroupFile,
     Header,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from adq_wds.errors import PlanError, ShardError, shorten
-from adq_wds.shards import check_shard_name, shown_url
+from adq_wds.shards.names import check_shard_name, shown_url
 from adq_wds.tables import bounds
 
 Listed = tuple[str, int]

@@ -20,7 +20,7 @@ from adq_wds.core.fresh import ONE, FreshDraws
 from adq_wds.core.rng import check_seed, draw
 from adq_wds.errors import PlanError, shorten
 from adq_wds.files import canonical_json, sha256_text
-from adq_wds.shards import ShardNames, check_shard_name, expand_urls, plain_shard_names
+from adq_wds.shards.names import ShardNames, check_shard_name, expand_urls, plain_shard_names
 from adq_wds.tables.parquet import GroupFile, Header, column_hashes, write_groups
 from adq_wds.tables.spans import SPAN_FIELDS, Spans, no_samples, scan_spans
 

@@ -15,11 +15,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from adq_wds.errors import PlanError, ShardError, shorten
+from adq_wds.remote.backend import Stamp
 from adq_wds.remote.fetch import Fetch
-from adq_wds.remote.store import Stamp
-from adq_wds.shards import base_name, check_shard_name, is_url
+from adq_wds.remote.open_shard import open_shard
+from adq_wds.shards.names import base_name, check_shard_name, is_url
+from adq_wds.shards.samples_in_tar import DEFAULT_LIMITS, Ignored, iter_spans, payload_crc32
 from adq_wds.tables.parquet import GroupFile, column_hashes, write_groups
-from adq_wds.tar import DEFAULT_LIMITS, Ignored, iter_spans, open_shard, payload_crc32
 
 logger = logging.getLogger("adq_wds")
 

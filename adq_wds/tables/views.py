@@ -16,7 +16,7 @@ from adq_wds.core import views as core
 from adq_wds.core.rng import check_seed, draws
 from adq_wds.errors import AdqError, FeaturesError, shorten
 from adq_wds.files import canonical_json, sha256_text
-from adq_wds.shards import base_name, check_shard_name
+from adq_wds.shards.names import base_name, check_shard_name
 from adq_wds.tables.features import Features, file_name
 from adq_wds.tables.features_file import FeaturesFile
 from adq_wds.tables.parquet import (

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from adq_wds.binning import bin_features
 from adq_wds.core.gradient import logit_gradients
 from adq_wds.core.rng import draws
-from adq_wds.jobs.codebook import fit_codebook
-from adq_wds.planner import PlanSettings, plan_bins
+from adq_wds.planning.bins import bin_features
+from adq_wds.planning.fit_codebook import fit_codebook
+from adq_wds.planning.plan import PlanSettings, plan_bins
 from adq_wds.registry import allocation
 from adq_wds.tables.features import Features, file_name
 from adq_wds.tables.features_file import ShardFeatures

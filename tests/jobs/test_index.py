@@ -17,12 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 
 import adq_wds as adq
-from adq_wds.cli import main
+from adq_wds.cli.main import main
 from adq_wds.files import lock
 from adq_wds.jobs.index import IndexReport, index_shards
-from adq_wds.jobs.write import write_kept
+from adq_wds.shards.samples_in_tar import payload_crc32, read_sample, span_at
 from adq_wds.tables.spans import Spans, load_index, read_index, save_index, scan_spans
-from adq_wds.tar import payload_crc32, read_sample, span_at
+from adq_wds.writing.write_shards import write_kept
 
 MakeShard = Callable[..., Path]
 
@@ -176,7 +176,7 @@ def test_a_full_disk_is_named_and_the_old_index_stays(shards: list[Path], tmp_pa
     before = out.read_bytes()
     code = (
         "import resource, sys\n"
-        "from adq_wds.cli import main\n"
+        "from adq_wds.cli.main import main\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, 2_000))\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )

@@ -17,7 +17,7 @@ import webdataset as wds
 from PIL import Image
 
 import adq_wds as adq
-from adq_wds.cli import main
+from adq_wds.cli.main import main
 from adq_wds.errors import AdqError, SampleError
 from adq_wds.jobs.pack import PackReport, pack_folder, pack_text
 from adq_wds.tables.spans import scan_spans

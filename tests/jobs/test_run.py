@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import adq_wds as adq
-from adq_wds.cli import main
+from adq_wds.cli.main import main
 from adq_wds.jobs.run import load_run, run_job
 
 MakeShard = Callable[..., Path]

@@ -11,8 +11,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import adq_wds as adq
-from adq_wds.cli import main
-from adq_wds.tar import iter_spans, open_shard, read_sample
+from adq_wds.cli.main import main
+from adq_wds.remote.open_shard import open_shard
+from adq_wds.shards.samples_in_tar import iter_spans, read_sample
 
 
 def images_of(shard: Path) -> list[Image.Image]:

@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 
 import adq_wds as adq
-from adq_wds.cli import main
+from adq_wds.cli.main import main
 from adq_wds.jobs.show_patches import show_patches
-from adq_wds.jobs.write import write_kept
-from adq_wds.models.mae import MaeSize, MaskedAutoencoder
-from adq_wds.patch_jpeg import decode, encode_patches, encode_whole, keep_patches
+from adq_wds.mae.network import MaeSize, MaskedAutoencoder
 from adq_wds.report.patch_sheet import Panel, draw_sheet, heat, holes, psnr
+from adq_wds.samples.patch_file import decode, encode_patches, encode_whole, keep_patches
+from adq_wds.writing.write_shards import write_kept
 
 
 @pytest.fixture

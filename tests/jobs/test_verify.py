@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 
 import adq_wds as adq
-from adq_wds.cli import main
+from adq_wds.cli.main import main
 from adq_wds.jobs.index import index_shards
 from adq_wds.jobs.verify import Report, report_text, verify_shards
-from adq_wds.patch_jpeg import encode, encode_lossless, encode_whole, keep_patches
-from adq_wds.tar import Span, iter_spans
+from adq_wds.samples.patch_file import encode, encode_lossless, encode_whole, keep_patches
+from adq_wds.shards.samples_in_tar import Span, iter_spans
 from tests.conftest import jpeg, picture
 
 MakeShard = Callable[..., Path]

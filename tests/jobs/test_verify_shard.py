@@ -11,7 +11,7 @@ import pytest
 import adq_wds as adq
 from adq_wds.jobs.verify_listed import open_listed
 from adq_wds.jobs.verify_shard import check_shard
-from adq_wds.tar import Span, iter_spans
+from adq_wds.shards.samples_in_tar import Span, iter_spans
 
 MakeShard = Callable[..., Path]
 One = tuple[Path, bytes, adq.Plan, list[Span]]

@@ -27,8 +27,8 @@ import adq_wds as adq
 from adq_wds.errors import AdqError
 from adq_wds.models.builtin import BuiltinEncoder, builtin_encoder, normalised, resized, weights_path
 from adq_wds.models.checkpoints import file_sha256, state_sha256
-from adq_wds.models.encoders import TimmEncoder, pooled_and_logits, timm_encoder
 from adq_wds.models.forward import COMPILED_BATCH, Forward, ForwardOptions
+from adq_wds.models.timm_encoder import TimmEncoder, pooled_and_logits, timm_encoder
 
 SIZE = COMPILED_BATCH["cpu"]
 Encoder = TimmEncoder | BuiltinEncoder

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import adq_wds as adq
-from adq_wds.patch_jpeg import decode as decode_file
-from adq_wds.patch_record import put_into_jpeg
-from adq_wds.sample import Sample, SpecError
+from adq_wds.samples.fields import Sample, SpecError
+from adq_wds.samples.patch_file import decode as decode_file
+from adq_wds.samples.patch_record import put_into_jpeg
 
 KEPT = ("patches", "positions", "grid")
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import adq_wds as adq
-from adq_wds.models.mae import MaeSize, MaskedAutoencoder
-from adq_wds.models.rebuild import reconstruct_batches
+from adq_wds.mae.network import MaeSize, MaskedAutoencoder
+from adq_wds.mae.reconstruct_batches import reconstruct_batches
 from adq_wds.pipes.reconstruct import Reconstruct
 
 SIZE = MaeSize((16, 16), 4, 16, 2, 2, 8, 1, 2)

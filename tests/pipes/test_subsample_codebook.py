@@ -13,7 +13,7 @@ import webdataset as wds
 
 import adq_wds as adq
 from adq_wds.core.rng import draw
-from adq_wds.pipes.assign import RULE_FIELD
+from adq_wds.pipes.assign_bins import RULE_FIELD
 from adq_wds.pipes.embed import ENCODER_FIELD
 
 Samples = list[dict[str, Any]]

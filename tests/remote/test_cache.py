@@ -18,8 +18,8 @@ import pytest
 
 import adq_wds as adq
 from adq_wds.remote.cache import Cache, as_cache
-from tests.io.conftest import write_set
 from tests.remote.conftest import Server
+from tests.stream.conftest import write_set
 
 FORK = multiprocessing.get_context("fork")
 

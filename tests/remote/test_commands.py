@@ -16,15 +16,15 @@ from typing import Any
 import pytest
 
 import adq_wds as adq
-from adq_wds.cli import main
+from adq_wds.cli.main import main
 from adq_wds.jobs.index import index_shards
 from adq_wds.jobs.verify import verify_shards
-from adq_wds.jobs.write import write_kept
+from adq_wds.remote.backend import Access
 from adq_wds.remote.fetch import Fetch
-from adq_wds.remote.store import Access
+from adq_wds.remote.open_shard import open_shard
 from adq_wds.tables.spans import scan_spans, source_stamp
-from adq_wds.tar import open_shard
-from tests.io.conftest import TarSet, write_set
+from adq_wds.writing.write_shards import write_kept
+from tests.stream.conftest import TarSet, write_set
 
 TOKEN = "s3cret"  # noqa: S105
 

@@ -20,10 +20,11 @@ import adq_wds as adq
 from adq_wds.remote import expand as expand_module
 from adq_wds.remote.expand import expand
 from adq_wds.remote.fetch import Fetch
-from adq_wds.tar import DEFAULT_LIMITS, iter_spans, open_shard
-from tests.io.conftest import TarSet, write_set
+from adq_wds.remote.open_shard import open_shard
+from adq_wds.shards.samples_in_tar import DEFAULT_LIMITS, iter_spans
 from tests.remote.conftest import Server
-from tests.test_tar import pack
+from tests.shards.test_samples_in_tar import pack
+from tests.stream.conftest import TarSet, write_set
 
 RNG = random.Random(0)
 NOISE = RNG.randbytes(300_000)

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 import adq_wds as adq
-from adq_wds.remote.store import LEAST_RATE, Access, NoRanges, Remote
+from adq_wds.remote.backend import LEAST_RATE, Access, NoRanges
+from adq_wds.remote.store import Remote
 from adq_wds.remote.with_fsspec import Fsspec
 
 pytest.importorskip("obstore")

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import adq_wds as adq
-from adq_wds.cli import main
-from tests.io.conftest import TarSet, ids, write_set
+from adq_wds.cli.main import main
+from tests.stream.conftest import TarSet, ids, write_set
 
 pytest.importorskip("obstore")
 CONFIG = """

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import adq_wds as adq
-from tests.io.conftest import TarSet, ids, write_set
+from tests.stream.conftest import TarSet, ids, write_set
 
 moto_server = pytest.importorskip("moto.server")
 boto3 = pytest.importorskip("boto3")
@@ -72,7 +72,7 @@ def test_the_commands_read_s3_by_the_environment(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from adq_wds.cli import main
+    from adq_wds.cli.main import main
 
     for name, value in {
         "AWS_ACCESS_KEY_ID": "me",

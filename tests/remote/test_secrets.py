@@ -10,12 +10,12 @@ from urllib.parse import urlsplit
 import pytest
 
 import adq_wds as adq
-from adq_wds.cli import main
+from adq_wds.cli.main import main
 from adq_wds.jobs.index import index_shards
 from adq_wds.jobs.run import run_job
 from adq_wds.jobs.verify import report_text, verify_shards
-from adq_wds.jobs.write import write_kept
 from adq_wds.remote import with_fsspec, with_obstore
+from adq_wds.writing.write_shards import write_kept
 from tests.conftest import jpeg, write_tar
 from tests.remote.conftest import Server
 

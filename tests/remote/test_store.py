@@ -11,7 +11,8 @@ from collections.abc import Callable
 import pytest
 
 import adq_wds as adq
-from adq_wds.remote.store import Access, NoRanges, Remote
+from adq_wds.remote.backend import Access, NoRanges
+from adq_wds.remote.store import Remote
 from adq_wds.remote.with_fsspec import Fsspec
 from tests.remote.conftest import Server
 

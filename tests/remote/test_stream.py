@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 import adq_wds as adq
-from adq_wds.io import ranged
+from adq_wds.reading import ranged
 from adq_wds.remote.cache import Cache
-from tests.io.conftest import TarSet, ids, write_set
 from tests.remote.conftest import Server
+from tests.stream.conftest import TarSet, ids, write_set
 
 pytest.importorskip("obstore")
 Options = dict[str, Any]
@@ -293,7 +293,7 @@ def test_resuming_near_the_end_fetches_little(
         pairs = [each.removeprefix("bytes=").split("-") for _, each in server.asked() if each]
         return sum(int(last) + 1 - int(first) for first, last in pairs)
 
-    monkeypatch.setattr("adq_wds.io.recipe.LANES", 4)
+    monkeypatch.setattr("adq_wds.stream.epoch_order.LANES", 4)
     options: Options = {"plan": tar_set.plan, "shuffle": True, "batch_size": 1}
     dataset = adq.ShardDataset(urls, cache=tmp_path / "a", **options)
     loader = adq.Loader(dataset)

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import adq_wds as adq
-from adq_wds.binning import bin_features
 from adq_wds.files import sha256_text
+from adq_wds.planning.bins import bin_features
 from adq_wds.tables.bins import Bins
 from adq_wds.tables.features import Features
 from adq_wds.tables.features_file import ShardFeatures

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import adq_wds as adq
-from adq_wds.shards import shown_url
+from adq_wds.shards.names import shown_url
 from adq_wds.tables.info import read_info
 
 TIMM = {

@@ -1,0 +1,1 @@
+"""The command `adq`: arguments in, exit codes out."""

@@ -1,0 +1,1 @@
+"""Shards to features: one file of features per shard, resumable."""

@@ -1,0 +1,212 @@
+"""How are views of a set made? A keyed sample of images is read again, cropped twice and embedded."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from adq_wds.checks import positive
+from adq_wds.core.rng import check_seed
+from adq_wds.core.views import DEFINITION
+from adq_wds.embedding.shard import EmbedSettings
+from adq_wds.embedding.views_batch import ViewJob, ViewWork, embed_view_batch
+from adq_wds.engines.threads import cores, in_order
+from adq_wds.errors import FeaturesError, shorten
+from adq_wds.files import lock, make_folder
+from adq_wds.protocols import Encoder
+from adq_wds.registry import encoder as named_encoder
+from adq_wds.remote.open_shard import open_shard
+from adq_wds.samples.fields import IMAGE_FIELDS, WHOLE_FIELDS, FieldSpec
+from adq_wds.shards.names import expand_urls, shard_names
+from adq_wds.tables.features import Features, file_name
+from adq_wds.tables.features_file import FeaturesFile
+from adq_wds.tables.spans import Spans
+from adq_wds.tables.views import ShardViews, Views, choose_rows, views_folder
+
+logger = logging.getLogger("adq_wds")
+
+N_VIEWS = 20_000
+
+
+def embed_views(
+    features: Features,
+    urls: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    encoder: str | Encoder,
+    *,
+    views: int = N_VIEWS,
+    seed: int = 0,
+    image: FieldSpec | None = None,
+    batch_size: int = 64,
+    workers: int | None = None,
+    progress: bool | None = None,
+) -> Views:
+    """Embed two augmented views of some samples, into the folder ``views`` of the features: one file per shard.
+
+    The samples are those with the smallest draws keyed by seed, shard and key, so a larger number contains a smaller
+    one; only they are read again. Shards whose file is there and holds what is asked are not done again, so a job
+    that was killed goes on where it was, and loses at most the shards it was working on (one per worker). Locks
+    ``views`` and nothing else: a caller may hold the folder of the features.
+
+    Args:
+        features: of the samples; with a `limit`, its samples alone are chosen from.
+        urls: the shards that were embedded, as they were given to `embed_shards`.
+        encoder: the one that embedded them.
+        views: how many samples; all when there are fewer.
+        seed: of the choice, of crops and flips.
+        image: field with the image, as it was when the features were made; needed only where it was a function.
+        batch_size: images per call of the encoder; batches are cut inside a shard.
+        workers: threads; results do not depend on their number. As many as cores by default.
+        progress: show a bar; only on a terminal by default.
+
+    Returns:
+        the views of all shards of the features.
+
+    Raises:
+        ValueError: an argument is out of range, or nothing matches `urls`.
+        FeaturesError: the features are of another encoder or of stored embeddings, or `urls` are other shards.
+        ShardError: a shard changed since it was embedded.
+        SampleError: a sample's view cannot be embedded, with shard and key.
+        AdqError: the folder cannot be written, or another job works in it.
+    """
+    positive("views", views)
+    positive("batch_size", batch_size)
+    n_workers = positive("workers", cores() if workers is None else workers)
+    seed = check_seed(seed)
+    _refuse_stored(features)
+    source = named_encoder(encoder)
+    spec = _image_spec(features, image)
+    header = {**_checked_header(features, source, spec), "seed": seed, "view": DEFINITION}
+    paths = _paths(features, urls)
+    chosen = choose_rows(features, views, seed=seed)
+    starts = np.cumsum([0, *(file.n for file in features)])
+    rows = np.split(chosen, np.searchsorted(chosen, starts[1:-1]))  # of each shard
+    folder = make_folder(views_folder(features))
+    quiet = None if progress is None else not progress
+    with lock(folder), tqdm(total=len(chosen), unit=" samples", desc="views", disable=quiet) as bar:
+        each = [mine - start for mine, start in zip(rows, starts[:-1], strict=True)]
+        todo = _jobs_to_do(features, paths, each, header, bar.update)
+        work = ViewWork(source, spec, batch_size, seed)
+        for made in _embed_all(todo, work, n_workers, header, bar.update):
+            made.save(folder / file_name(made.shard))
+    return Views.of(features)
+
+
+def _refuse_stored(features: Features) -> None:
+    name = str(features.header["encoder"])
+    if name.startswith(("stored:", "field:")):
+        raise FeaturesError(
+            f"{features.folder}: made from the stored embeddings {shorten(name)}, and there is no encoder to embed "
+            "views with: embed the shards with an encoder, or choose a score that needs no views"
+        )
+
+
+def _image_spec(features: Features, image: FieldSpec | None) -> FieldSpec:
+    """The field that held the images when they were embedded."""
+    spec = image if image is not None else features.header["image"]
+    if image is None and (not isinstance(spec, str) or spec.startswith("function:")):
+        raise ValueError(
+            f"the images were found by {shorten(spec)} when they were embedded; give it as image="
+        )
+    return IMAGE_FIELDS if spec == WHOLE_FIELDS else spec  # the default goes by its first name in headers
+
+
+def _checked_header(features: Features, source: Encoder, image: FieldSpec) -> dict[str, Any]:
+    """What views have in common with their features; refused when the two would not be comparable."""
+    old = features.header
+    new = EmbedSettings(image, None, 1, "raise", 0.0).header(source, 0)
+    names = ("encoder", "revision", "preprocessing_hash", "image")
+    for name in names:
+        if old[name] != new[name]:
+            raise FeaturesError(
+                f"{features.folder}: made with {name} {shorten(old[name])} (encoder {shorten(old['encoder'])}), now "
+                f"{shorten(new[name])} (encoder {shorten(new['encoder'])}); views need the one of the features"
+            )
+    return {**{name: new[name] for name in names}, "width": features.width}
+
+
+def _paths(
+    features: Features, urls: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+) -> dict[str, str]:
+    """The path of each shard of the features, by its name."""
+    paths = expand_urls(urls)
+    path_of = dict(zip(shard_names(paths), paths, strict=True))
+    known = [file.shard for file in features]
+    missing = [name for name in known if name not in path_of]
+    if missing:
+        raise FeaturesError(
+            f"{features.folder}: shard {missing[0]} has features, but is not among the {len(paths)} shards given "
+            f"({len(missing)} missing in all); name the shards that were embedded"
+        )
+    surplus = sorted(path_of.keys() - set(known))
+    if surplus and features.limit is None:  # a limit ends before the last shards
+        raise FeaturesError(
+            f"{features.folder}: shard {surplus[0]} has no features ({len(surplus)} in all have none); embed it first, "
+            "or leave it out"
+        )
+    return path_of
+
+
+def _jobs_to_do(
+    features: Features,
+    paths: dict[str, str],
+    rows: list[NDArray[np.int64]],
+    header: dict[str, Any],
+    done: Callable[[int], object],
+) -> Iterator[ViewJob]:
+    """The shards that have no usable file yet, each opened when its turn comes."""
+    for file, mine in zip(features, rows, strict=True):
+        spans = file.spans().take(mine)
+        if _already_done(views_folder(features) / file_name(file.shard), file, spans, header):
+            done(len(spans))
+            continue
+        close = ExitStack()
+        path = paths[file.shard]
+        buffer = close.enter_context(open_shard(path)) if len(spans) else b""
+        yield ViewJob(path, file.shard, spans, buffer, close)
+
+
+def _already_done(path: Path, file: FeaturesFile, spans: Spans, header: dict[str, Any]) -> bool:
+    """Does a file hold the views of these samples, made in the same way?"""
+    if not path.exists():
+        return False
+    try:
+        old = ShardViews.load(path)
+    except FeaturesError as error:
+        logger.warning("%s; making the views of the shard again", error)
+        return False
+    same_rows = np.array_equal(old.index, spans.index) and np.array_equal(old.crc32, spans.crc32)
+    return old.shard == file.shard and old.header == header and same_rows and old.keys == spans.keys
+
+
+def _embed_all(
+    jobs: Iterator[ViewJob],
+    work: ViewWork,
+    workers: int,
+    header: dict[str, Any],
+    done: Callable[[int], object],
+) -> Iterator[ShardViews]:
+    """Embed in threads, and give each shard's views when its last batch is in."""
+
+    def cut(job: ViewJob) -> list[range]:  # one without samples for a shard that none was chosen from
+        n, size = len(job.spans), work.batch_size
+        return [range(i, min(i + size, n)) for i in range(0, max(n, 1), size)]
+
+    def embed(job: ViewJob, rows: range) -> NDArray[np.float16]:
+        return embed_view_batch(job, rows, work, header["width"])
+
+    with closing(in_order(jobs, cut, embed, workers=workers, name="adq-views")) as batches:
+        for job, _, z, last in batches:
+            job.parts.append(z)
+            done(len(z))
+            if last:
+                whole = np.concatenate(job.parts)
+                yield ShardViews(job.name, job.spans.index, job.spans.keys, job.spans.crc32, whole, header)
+                job.close.close()

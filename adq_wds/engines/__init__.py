@@ -1,0 +1,1 @@
+"""Who does one task a shard: threads."""

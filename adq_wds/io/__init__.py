@@ -1,1 +1,0 @@
-"""Hosts and networks: where samples are read from and written to."""

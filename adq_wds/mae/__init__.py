@@ -1,0 +1,1 @@
+"""Masked autoencoders, and the rebuilding of dropped patches."""

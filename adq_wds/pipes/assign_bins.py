@@ -1,0 +1,161 @@
+"""Which bin is a sample of a stream in? As a codebook says, from its embedding and its class."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adq_wds.errors import CodebookError, SampleError, shorten
+from adq_wds.pipes.base import Pipe
+from adq_wds.pipes.embed import EMBEDDING_FIELD, ENCODER_FIELD, unit_half
+from adq_wds.samples.fields import FieldSpec, Sample, check_spec, clean_fields, place_error, read_label
+from adq_wds.samples.npy import MAX_HEADER_BYTES, NpyError, read_header
+from adq_wds.tables.codebook import POOLED, Codebook, as_codebook
+
+BIN_FIELD = "bin.cls"
+RULE_FIELD = "__adq_bin__"  # (hash of the codebook, row) that the bin is by
+
+logger = logging.getLogger("adq_wds")
+
+
+@dataclass(frozen=True, eq=False)
+class AssignBins(Pipe):
+    """Put every sample's bin into a new field, ``bin.cls``: an integer from 0, in the order that bins were filled.
+
+    The embedding is in ``emb.npy``, from `Embed` or from the shard itself (an npy file of one vector, or what a decoder
+    made of it). A class that the codebook has not seen, and a sample without a label, goes by the rule over all
+    classes; the first such class is logged.
+
+    Args:
+        codebook: a codebook, or its path.
+        label: field with the label, read as when the features were made; None for no label. Not read when the codebook
+            has one rule for all. After `Decode`, ``operator.itemgetter("label")``.
+        embedding: field with the embedding.
+
+    Raises:
+        TypeError: `codebook` is no codebook and no path.
+        ValueError: a field spec is malformed.
+        CodebookError: the codebook's file is missing or damaged.
+
+    Raises (while streaming):
+        CodebookError: embeddings of another encoder than the codebook's, or labels of another kind.
+        SampleError: no embedding, one that is damaged, not finite or of another width, or no label.
+    """
+
+    chunk: ClassVar[int] = 64
+    one_to_one: ClassVar[bool] = True
+    codebook: Codebook | str | os.PathLike[str]
+    label: FieldSpec | None = "cls"
+    embedding: str = field(default=EMBEDDING_FIELD, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.codebook, Codebook | str | os.PathLike):
+            kind = type(self.codebook).__name__
+            raise TypeError(
+                f"AssignBins needs a codebook: .compose(adq_wds.AssignBins(codebook)); got a {kind}"
+            )
+        check_spec(self.label, "label")
+        if not isinstance(self.embedding, str):
+            raise ValueError(f"embedding must name a field, got {shorten(self.embedding)}")
+        object.__setattr__(self, "codebook", as_codebook(self.codebook))
+        object.__setattr__(self, "_told", [])
+
+    @property
+    def _codebook(self) -> Codebook:
+        assert isinstance(self.codebook, Codebook)
+        return self.codebook
+
+    def apply(self, samples: list[Sample]) -> list[Sample]:
+        """Each sample with its bin."""
+        if not samples:
+            return []
+        cleaned = [clean_fields(sample) for sample in samples]
+        rows = [self._row(sample) for sample in cleaned]
+        vectors = np.stack([self._vector(sample) for sample in cleaned])
+        bins = self._codebook.checkpoints.assign(vectors, np.array(rows, dtype=np.int64))
+        return [
+            {**sample, BIN_FIELD: bin, RULE_FIELD: (self._codebook.hash, row)}
+            for sample, bin, row in zip(cleaned, bins.tolist(), rows, strict=True)
+        ]
+
+    def _row(self, sample: Sample) -> int:
+        if not self._codebook.needs_label:
+            return POOLED
+        label = read_label(sample, self.label)
+        row = self._codebook.row(label)
+        if row is None:
+            told: list[bool] = self.__dict__["_told"]
+            if not told:
+                told.append(True)
+                logger.warning(
+                    "class %s is new to the codebook: such samples go by the rule over all", shorten(label)
+                )
+            return POOLED
+        return row
+
+    def _vector(self, sample: Sample) -> NDArray[np.float16]:
+        """(D,) float16, the embedding as `embed_shards` would have stored it."""
+        made_by = sample.get(ENCODER_FIELD)
+        if made_by is not None and tuple(made_by) != self._codebook.encoder:
+            raise CodebookError(
+                f"embeddings of the encoder {_named(made_by)}, and the codebook was fitted on those of "
+                f"{_named(self._codebook.encoder)}: take that encoder, or fit a codebook on features of this one"
+            )
+        try:
+            if self.embedding not in sample:
+                raise SampleError("no embedding: put adq_wds.Embed(encoder) before AssignBins")
+            vector = _vector(sample[self.embedding])
+            if len(vector) != self._codebook.width:
+                raise SampleError(
+                    f"an embedding of {len(vector)} numbers, the codebook's have {self._codebook.width}"
+                )
+            with np.errstate(over="ignore"):  # as `embed_shards` reads it: beyond float32 is infinity
+                half = vector if made_by is not None else unit_half(vector.astype(np.float32)[None])[0]
+            if not np.isfinite(half).all():
+                raise SampleError("the embedding holds NaN or infinity")
+        except SampleError as error:
+            raise place_error(error, sample, self.embedding) from error.__cause__
+        return half.astype(np.float16, copy=False)
+
+
+def _named(encoder: Any) -> str:
+    name, revision, preprocessing = encoder
+    return f"{name!r} ({revision}, preprocessing {preprocessing[:12] or 'none'})"
+
+
+def _vector(value: Any) -> NDArray[np.floating[Any]]:
+    """(D,) floats of a decoded field, or of an npy file's bytes."""
+    array = _npy(value) if isinstance(value, bytes | bytearray | memoryview) else value
+    if not isinstance(array, np.ndarray) or array.dtype.kind != "f" or array.dtype.itemsize > 8:
+        kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+        raise SampleError(f"holds {str(kind)[:80]}, expected float16, float32 or float64 numbers")
+    if array.ndim == 2 and len(array) == 1:
+        array = array[0]
+    if array.ndim != 1 or not len(array):
+        raise SampleError(f"numbers of shape {shorten(array.shape)}, expected one vector, (D,) or (1, D)")
+    return array
+
+
+def _npy(data: bytes | bytearray | memoryview) -> NDArray[Any]:
+    """The array in an npy file, whose header is held against the bytes that are there before it is believed."""
+    data = bytes(data)
+    try:
+        header = read_header(data[:MAX_HEADER_BYTES], len(data))
+    except NpyError as error:
+        raise SampleError(f"not an npy file ({error})") from error
+    n_bytes = len(data) - header.start
+    if not header.has_lengths:
+        raise SampleError(f"declares a shape that is none, {shorten(header.shape)}, expected one vector")
+    if header.dtype.hasobject or header.declared_bytes != n_bytes:
+        raise SampleError(
+            f"declares {header.declared_bytes:,} bytes of {str(header.dtype)[:80]}, shape {shorten(header.shape)}, and "
+            f"holds {n_bytes:,}"
+        )
+    order: Literal["C", "F"] = "F" if header.fortran_order else "C"
+    return np.frombuffer(data, header.dtype, offset=header.start).reshape(header.shape, order=order)

@@ -1,0 +1,232 @@
+"""What is a pipe? The law every pipe keeps, the call that makes it a stage anywhere, and what happens to bad samples."""
+
+from __future__ import annotations
+
+import json
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import ClassVar, Literal
+
+from adq_wds.errors import AdqError, SampleError, located, placed, retold, shorten
+from adq_wds.samples.fields import Sample, SpecError
+from adq_wds.shards.names import base_name
+
+OnError = Literal["raise", "skip"] | Callable[[AdqError], bool]
+MAX_BAD_FRACTION = 0.1
+MAX_BAD_IN_A_ROW = 100
+_MIN_JUDGED = 100  # samples read before a fraction says anything
+
+logger = logging.getLogger("adq_wds")
+
+
+@dataclass
+class Tally:
+    """Counts of one pass, and the bounds on skipping: read = kept + dropped + bad, always.
+
+    Skipping ends in a `SampleError` when 100 samples in a row are bad, or more than `max_bad_fraction` of those
+    read: judged at each bad sample once 100 are read, and at the end of a pass of any length. There a single bad
+    sample is borne, however short the pass: one of five says nothing about a tenth, two of five do.
+
+    Attributes:
+        on_error: "raise", "skip", or a function that gets the error and says whether to skip.
+        max_bad_fraction: the largest part of the samples that may be skipped.
+    """
+
+    name: str
+    on_error: OnError = "raise"
+    max_bad_fraction: float = MAX_BAD_FRACTION
+    read: int = 0
+    kept: int = 0
+    bad: int = 0
+    _in_a_row: int = 0
+    _last: str = ""  # text of the last bad sample's error; the error itself would keep its sample alive
+
+    @property
+    def dropped(self) -> int:
+        """Samples that were fine and not wanted."""
+        return self.read - self.kept - self.bad
+
+    def good(self, n_read: int, n_kept: int) -> None:
+        """Count samples that went through without an error."""
+        self.read += n_read
+        self.kept += n_kept
+        if n_read:
+            self._in_a_row = 0
+
+    def failed(self, error: AdqError) -> None:
+        """Count a bad sample, or raise: only a `SampleError` may be skipped, and not without end."""
+        if not (isinstance(error, SampleError) and self._skips(error)):
+            raise error
+        self.read += 1
+        self.bad += 1
+        self._in_a_row += 1
+        self._last = str(error)
+        logger.warning("%s", json.dumps({"skipped_by": self.name, "error": str(error)}))
+        if self._in_a_row >= MAX_BAD_IN_A_ROW:
+            raise SampleError(f"{self._in_a_row} bad samples in a row; the last: {error}") from error
+        if self.read >= _MIN_JUDGED and self._too_many():
+            raise self._verdict() from error
+
+    def _skips(self, error: SampleError) -> bool:
+        if not callable(self.on_error):
+            return self.on_error == "skip"
+        try:
+            return bool(self.on_error(error))
+        except AdqError as theirs:
+            if str(error) in str(theirs):
+                raise
+            raise retold(theirs, f"{error}; on_error raised {type(theirs).__name__}: {theirs}") from theirs
+
+    def close(self, *, whole: bool = True) -> None:
+        """Say what was skipped, once, at the end of a pass; raise `SampleError` if it was too much of it.
+
+        Fewer than 100 samples that are not the whole of a stream, but a worker's or a resumed one's, are not judged.
+        """
+        if self.bad:
+            counts = (self.read, self.kept, self.dropped, self.bad)
+            logger.warning("%s: read %d = kept %d + dropped %d + bad %d", self.name, *counts)
+        if self.bad > 1 and (whole or self.read >= _MIN_JUDGED) and self._too_many():
+            raise self._verdict()
+
+    def _too_many(self) -> bool:
+        return self.bad > self.max_bad_fraction * self.read
+
+    def _verdict(self) -> SampleError:
+        return SampleError(
+            f"{self.bad} of {self.read} samples are bad, more than max_bad_fraction={self.max_bad_fraction}; "
+            f"the last: {self._last}"
+        )
+
+
+def check_on_error(on_error: OnError, max_bad_fraction: float = MAX_BAD_FRACTION) -> None:
+    """Raise `ValueError` unless it is "raise", "skip" or a function, and the fraction lies in [0, 1]."""
+    if on_error not in ("raise", "skip") and not callable(on_error):
+        raise ValueError(f"on_error must be 'raise', 'skip' or a function, got {on_error!r}")
+    if not 0.0 <= max_bad_fraction <= 1.0:  # NaN fails too
+        raise ValueError(f"max_bad_fraction must lie in [0, 1], got {max_bad_fraction!r}")
+
+
+@dataclass(frozen=True, eq=False)
+class Pipe(ABC):
+    """A stage of a stream: samples in, at most as many samples out, in order.
+
+    A subclass writes `apply`, which makes new dicts and leaves its inputs alone, and keeps the law
+
+        apply(a + b) == apply(a) + apply(b)
+
+    so how the stream is cut into chunks never changes the answer. Then one object is a WebDataset stage
+    (``.compose(pipe)``), a torchdata ``Mapper`` between ``Batcher`` and ``Unbatcher`` (``pipe.apply``), and a plain
+    generator (``pipe(stream)``). Composed outside, a pipe cannot say where the stream stands, so such a
+    pipeline does not resume in mid-epoch. A subclass with a `__post_init__` of its own calls this one's.
+
+    Args:
+        on_error: "raise" (default), "skip", or a function of the error that says whether to skip. Only
+            `SampleError` is ever skipped, never an error about the plan, a whole shard or a field spec; each is
+            logged as one JSON line on the logger ``adq_wds``. 100 in a row are an error again, and so is more than
+            a tenth: of what was read, from 100 samples on, or of a whole stream, when that is two or more. Each
+            worker's stream is counted alone, each epoch anew.
+
+    Raises (while streaming):
+        SampleError: a sample is bad, or too many are; whatever else `apply` raises becomes one, with its place.
+        TypeError: what failed is not a sample, or not a stream of them: the stage stands in the wrong place.
+    """
+
+    on_error: OnError = field(default="raise", kw_only=True)
+    chunk: ClassVar[int] = 16
+    one_to_one: ClassVar[bool] = False  # True: one sample out for each in, so that a source knows its length
+
+    @abstractmethod
+    def apply(self, samples: list[Sample]) -> list[Sample]:
+        """The kept samples, changed or not, as new dicts in their order."""
+
+    def __post_init__(self) -> None:
+        check_on_error(self.on_error)
+
+    def __call__(self, stream: Iterable[Sample]) -> Iterator[Sample]:
+        """Run over a stream; if a chunk raises, its samples are tried one by one to name the bad one.
+
+        Raises:
+            TypeError: at once, given one sample, as `.map` and `.select` do: a generator would seem to say yes.
+        """
+        if isinstance(stream, dict) or (
+            isinstance(stream, tuple) and not all(isinstance(sample, dict) for sample in stream)
+        ):
+            raise TypeError(
+                f"a pipe takes a stream of samples, got one sample (a {type(stream).__name__}): "
+                f"use .compose({type(self).__name__}(...)), not .map or .select"
+            )
+        return self._stream(stream)
+
+    def run(self, chunk: list[Sample], tally: Tally) -> list[Sample]:
+        """`apply`, counted; if it raises, the samples are tried one by one, and the bad ones given to `tally`."""
+        try:
+            out = self.apply(chunk)
+        except Exception:  # each sample is tried again alone, and raises again
+            return list(self._one_by_one(chunk, tally))
+        tally.good(len(chunk), len(out))
+        return out
+
+    def counted(self, stream: Iterable[Sample]) -> Iterable[Sample]:
+        """The stream, held against what only a whole pass can show; as it is, for a pipe that knows of nothing."""
+        return stream
+
+    def _stream(self, stream: Iterable[Sample]) -> Iterator[Sample]:
+        tally = Tally(type(self).__name__, self.on_error)
+        samples = iter(self.counted(stream))
+        failed: Exception | None = None
+        while failed is None:
+            chunk: list[Sample] = []
+            try:
+                for sample in islice(samples, self.chunk):
+                    chunk.append(sample)
+            except Exception as error:  # raised once the good samples before it are handed on
+                failed = error
+            if not chunk:
+                break
+            try:
+                out = self.apply(chunk)
+            except Exception:  # each sample is tried again alone, and raises again
+                yield from self._one_by_one(chunk, tally)
+                continue
+            tally.good(len(chunk), len(out))
+            yield from out
+        if failed is not None:
+            raise failed
+        tally.close()
+
+    def _one_by_one(self, chunk: list[Sample], tally: Tally) -> Iterator[Sample]:
+        for sample in chunk:
+            try:
+                out = self.apply([sample])
+            except SpecError:
+                raise
+            except Exception as error:
+                self._check_sample(sample, error)
+                if isinstance(error, AdqError):  # a user's own function may raise one that names no place
+                    tally.failed(placed(error, shard=base_name(sample["__url__"]), key=sample["__key__"]))
+                else:
+                    tally.failed(self._wrapped(error, sample))
+            else:
+                tally.good(1, len(out))
+                yield from out
+
+    def _check_sample(self, sample: object, error: Exception) -> None:
+        """Raise `TypeError` if `error` comes of what is no sample."""
+        found = f"a {type(sample).__name__}"
+        if isinstance(sample, dict):
+            if all(isinstance(sample.get(name), str) for name in ("__key__", "__url__")):
+                return
+            found += f" with {shorten(list(sample))}"
+        raise TypeError(
+            f"{type(self).__name__} got {found}, expected a sample: a dict with text in '__key__' and '__url__'; "
+            "put this stage before to_tuple/batched"
+        ) from error
+
+    def _wrapped(self, error: Exception, sample: Sample) -> SampleError:
+        text = f"{type(self).__name__}: {type(error).__name__}: {shorten(str(error), 200)}"
+        place = located(SampleError(text), shard=base_name(sample["__url__"]), key=sample["__key__"])
+        place.__cause__ = error
+        return place

@@ -1,0 +1,1 @@
+"""Features to bins, to a plan or a codebook."""

@@ -1,0 +1,321 @@
+"""How does a folder of features become a codebook file?"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from adq_wds.checks import check_memory, listed
+from adq_wds.core.codebook import Checkpoints, bin_checkpoints
+from adq_wds.core.graphcut import graphcut_bins
+from adq_wds.core.kernel import unit_rows
+from adq_wds.core.rng import draws
+from adq_wds.core.scores import BinSums, bin_scores, importance
+from adq_wds.errors import CodebookError, FeaturesError, shorten
+from adq_wds.files import lock, make_folder
+from adq_wds.planning.bins import global_labels, rounded
+from adq_wds.planning.buckets import ClassBuckets
+from adq_wds.planning.build_plan import plan_settings, with_usual_scores
+from adq_wds.planning.plan import PlanSettings
+from adq_wds.protocols import Allocation
+from adq_wds.registry import SCORES, look_up
+from adq_wds.shards.names import base_name
+from adq_wds.tables.codebook import NO_LABEL, Codebook, check_codebook_name, load_codebook
+from adq_wds.tables.features import Features
+
+PILOT = 5_000  # rows at most, unless more are asked for: a similarity matrix of 200 MB
+HELD_OUT = 1_000
+CHECKPOINTS = 8
+MIN_PILOT = 500
+_CROWDED = 2.0  # times its share, from which on the last bin is warned of
+
+logger = logging.getLogger("adq_wds")
+
+
+def fit_codebook(
+    features: Features | str | os.PathLike[str],
+    *,
+    bins: int = 10,
+    pilot: int | None = None,
+    checkpoints: int = CHECKPOINTS,
+    min_pilot: int = MIN_PILOT,
+    keep: float = 0.3,
+    seed: int = 0,
+    alpha: float = 0.65,
+    allocation: str | Allocation = "adaptive",
+    scores: Iterable[str] | None = None,
+    normalise: str = "sum",
+    memory_bytes: int = 1 << 30,
+    out: str | os.PathLike[str] | None = None,
+    progress: bool | None = None,
+) -> Codebook:
+    """Learn from features in which bin any sample belongs, also one that is not among them, and how often to keep it.
+
+    The exact greedy bins a pilot of every class, and one of all classes together, by the cosine of the embeddings; what
+    it ranks candidates by is kept at some checkpoints of every bin. New samples do not fall evenly: samples outside the
+    pilot are assigned, and their counts are what the rates are solved from, for whatever `keep` is asked of the
+    codebook later. Equal features, settings and seed give an equal codebook.
+
+    Args:
+        features: a folder that `embed_shards` wrote, or the `Features` it gave.
+        bins: K, bins per class.
+        pilot: samples that each class's rule is fitted on, by keyed draw; 5,000 unless said. Half of a class, or 1,000
+            of its samples where that is less, are held out in any case. More make it closer to exact bins.
+        checkpoints: M, kept for each bin; more are closer to exact bins and take more time to assign.
+        min_pilot: a class with a smaller pilot has no rule of its own and goes by the one over all classes.
+        keep: what an allocation of yours is told as its keep ratio; ours do not look at it.
+        seed: of the keyed draw.
+        alpha: share of the importance in a bin's rate, in [0, 1]; 0 is uniform, which is DQ.
+        allocation: "adaptive" (ADQ), "uniform" (DQ), or a function (size (K,), importance (K,), keep) → weights (K,),
+            finite and >= 0, called for each class with its held-out counts.
+        scores: which add up to the importance, of "texture" (representativeness) and "diversity"; both unless said,
+            diversity alone where the features were made without images.
+        normalise: "sum" or "minmax".
+        memory_bytes: what one pilot's similarity matrix may take; larger pilots need none, and more time.
+        out: file to write to, ending in .safetensors; a codebook without one stays in memory.
+        progress: show a bar; only on a terminal by default.
+
+    Returns:
+        the codebook, opened.
+
+    Raises:
+        ValueError: an argument is out of range, or a name unknown.
+        FeaturesError: damaged features, features that do not belong together, or too few of them.
+        AdqError: `out` cannot be written, or another job works in its folder.
+
+    Source: ours. Bins: Zhou et al. 2023 (arXiv 2308.10524); scores and rates: Li et al. 2024 (arXiv 2412.16895).
+    """
+    for name, value, most in (
+        ("bins", bins, 2**15 - 1),
+        ("pilot", PILOT if pilot is None else pilot, 2**31 - 1),
+        ("checkpoints", checkpoints, 2**15 - 1),
+        ("min_pilot", min_pilot, 2**31 - 1),
+    ):
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 1 <= value <= most:
+            raise ValueError(f"{name} must be an integer in 1 … {most:,}, got {value!r}")
+    check_memory(memory_bytes)
+    for score in [] if scores is None else listed("scores", scores):
+        look_up("score of a codebook", score, dict.fromkeys(SCORES))
+    settings, rule, _ = plan_settings(
+        keep=keep, seed=seed, alpha=alpha, allocation=allocation, scores=scores, normalise=normalise
+    )
+    folder = None
+    if out is not None:
+        check_codebook_name(out)
+        if Path(out).is_dir():
+            raise CodebookError(f"{os.fspath(out)}: a folder; give the codebook a file name")
+        folder = make_folder(Path(out).parent)
+    if not isinstance(features, Features):
+        features = Features(features)
+    settings = with_usual_scores(settings, features, scores)
+    fit = _Fit(
+        features, int(bins), PILOT if pilot is None else int(pilot), int(checkpoints), int(seed), memory_bytes
+    )
+    own = fit.classes_with_rows(max(int(min_pilot), int(bins)))
+    more = {"checkpoints": int(checkpoints), "min_pilot": int(min_pilot)}
+    # locked before the work, so that of two jobs one learns it at once
+    with nullcontext() if folder is None else lock(folder):
+        codebook = _codebook(fit, _rows(fit, own, folder, progress), settings, rule, more)
+        _warn_of_crowds(codebook)
+        if out is None:
+            return codebook
+        codebook.save(out)
+    return load_codebook(out)
+
+
+def _rows(fit: _Fit, own: list[int], scratch: Path | None, progress: bool | None) -> list[_Row]:
+    """The row over all classes, and those of the classes that have one."""
+    quiet = None if progress is None else not progress
+    with tqdm(total=1 + len(own), unit=" rows", desc="codebook", disable=quiet) as bar:
+        rows = [fit.pooled()]
+        bar.update()
+        if own:
+            buckets = ClassBuckets(fit.features, fit.label, own, scratch=scratch)
+            try:
+                for c in own:
+                    rows.append(fit.of_class(c, *buckets.read(c)))
+                    bar.update()
+            finally:
+                buckets.close()
+    return rows
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What was found for one class, or for all together."""
+
+    label: int
+    pilot: int
+    query: NDArray[np.float32]  # (K-1, M, D)
+    threshold: NDArray[np.float64]  # (K-1, M)
+    held_out: NDArray[np.int64]  # (K,)
+
+
+class _Fit:
+    """The samples of a set, which of them are pilots, and the sums over the pilots' bins."""
+
+    def __init__(
+        self, features: Features, bins: int, pilot: int, checkpoints: int, seed: int, memory_bytes: int
+    ) -> None:
+        self.features, self.bins, self.checkpoints = features, bins, checkpoints
+        self._pilot, self._memory_bytes = pilot, memory_bytes
+        if self.n_pilot(len(features)) < bins or len(features) < 2:
+            raise FeaturesError(
+                f"{features.folder}: {len(features)} usable samples, too few for a codebook of {bins} bins, half of "
+                "which are held out; embed more, or ask for fewer bins"
+            )
+        self.label, self.names = global_labels(features)
+        self.classes = [c for c in np.unique(self.label).tolist() if c != NO_LABEL]
+        self._draw = np.concatenate(
+            [
+                draws(seed, 0, base_name(f.shard), f.read(["key"])["key"].to_pylist(), purpose="pilot")
+                for f in features
+            ]
+        )
+        self._texture = features.texture()
+        self.sums = {
+            kind: BinSums.empty(bins, features.width, texture=self._texture is not None)
+            for kind in ("classes", "pooled")
+        }
+
+    def n_pilot(self, n: int) -> int:
+        """Pilot samples of a class of n."""
+        return min(self._pilot, n - min(n // 2, HELD_OUT))
+
+    def classes_with_rows(self, min_pilot: int) -> list[int]:
+        """The classes that have pilots large enough; says what becomes of the others."""
+        counts = dict(zip(*(a.tolist() for a in np.unique(self.label, return_counts=True)), strict=True))
+        few = [c for c in self.classes if self.n_pilot(counts[c]) < min_pilot]
+        if few:
+            c = few[0]
+            logger.warning(
+                "%d of %d classes have pilots of fewer than %d samples (class %s: %d of its %d): they go by one rule "
+                "over all classes", len(few), len(self.classes), min_pilot, self.name(c), self.n_pilot(counts[c]), counts[c],
+            )  # fmt: skip
+        if not self.classes:
+            logger.info("no labels: one rule for all samples")
+        return [c for c in self.classes if c not in set(few)]
+
+    def name(self, c: int) -> str:
+        """A class in words."""
+        return str(c) if self.names is None else shorten(self.names[c])
+
+    def of_class(self, c: int, where: NDArray[np.int64], embedding: NDArray[np.float16]) -> _Row:
+        """The rule of one class: positions in the set and embeddings of its n samples."""
+        chosen = self._chosen(where)
+        made = self._rule(c, "classes", embedding[chosen], where[chosen])
+        self._count(made, embedding[~chosen])
+        return made
+
+    def pooled(self) -> _Row:
+        """The rule over all classes, from pilots of all shards; no more than one shard is in memory beside them."""
+        chosen = self._chosen(np.arange(len(self.label)))
+        parts = np.split(chosen, np.cumsum([file.n for file in self.features])[:-1])
+        pairs = list(zip(self.features, parts, strict=True))
+        pilot = np.concatenate([file.embedding()[mine] for file, mine in pairs if mine.any()])
+        made = self._rule(NO_LABEL, "pooled", pilot, np.flatnonzero(chosen))
+        for file, mine in pairs:
+            self._count(made, file.embedding()[~mine])
+        return made
+
+    def _chosen(self, where: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """(n,) bool: those with the smallest draws, the pilot."""
+        chosen = np.zeros(len(where), dtype=bool)
+        chosen[np.argsort(self._draw[where], kind="stable")[: self.n_pilot(len(where))]] = True
+        return chosen
+
+    def _rule(self, c: int, kind: str, embedding: NDArray[np.float16], where: NDArray[np.int64]) -> _Row:
+        rows = unit_rows(embedding)
+        binning = graphcut_bins(rows, self.bins, memory_bytes=self._memory_bytes)
+        self.sums[kind].add(binning.bin, rows, None if self._texture is None else self._texture[where])
+        query, threshold = bin_checkpoints(rows, binning, self.checkpoints)
+        return _Row(c, len(rows), query, threshold, np.zeros(self.bins, dtype=np.int64))
+
+    def _count(self, made: _Row, embedding: NDArray[np.float16]) -> None:
+        """Add held-out samples to the counts of the bins that they fall into."""
+        rule = Checkpoints(made.query[None], made.threshold[None])
+        found = rule.assign(embedding, np.zeros(len(embedding), dtype=np.int64))
+        made.held_out[:] += np.bincount(found, minlength=self.bins)
+
+
+def _codebook(
+    fit: _Fit, rows: list[_Row], settings: PlanSettings, rule: Allocation, more: dict[str, Any]
+) -> Codebook:
+    """The rows with their weights, and what they are of."""
+    values = {kind: bin_scores(sums) for kind, sums in fit.sums.items() if sums.n.any()}
+    worth = {
+        kind: importance([scores[name] for name in sorted(settings.scores)], normalise=settings.normalise)
+        for kind, scores in values.items()
+    }
+    kinds = ["pooled", *["classes"] * (len(rows) - 1)]
+    header = {
+        **{
+            name: fit.features.header[name] for name in ("encoder", "revision", "preprocessing_hash", "label")
+        },
+        "features": fit.features.hash,
+        "classes": fit.classes,
+        "names": fit.names,
+        "settings": {
+            **{name: getattr(settings, name) for name in ("allocation", "normalise")},
+            **{name: float(getattr(settings, name)) for name in ("alpha", "keep")},
+            "scores": sorted(settings.scores),
+            "seed": int(settings.seed),
+            "pilot": [row.pilot for row in rows],
+            **more,
+        },
+        "scores": {
+            kind: {name: rounded(value) for name, value in [*scores.items(), ("importance", worth[kind])]}
+            for kind, scores in values.items()
+        },
+    }
+    return Codebook(
+        query=np.stack([row.query for row in rows]),
+        threshold=np.stack([row.threshold for row in rows]),
+        label=np.array([row.label for row in rows], dtype=np.int32),
+        held_out=np.stack([row.held_out for row in rows]),
+        weight=np.stack(
+            [
+                _weights(rule, row.held_out, worth[kind], settings)
+                for row, kind in zip(rows, kinds, strict=True)
+            ]
+        ),
+        header=header,
+    )
+
+
+def _weights(
+    allocation: Allocation, held_out: NDArray[np.int64], value: NDArray[np.float64], settings: PlanSettings
+) -> NDArray[np.float64]:
+    """(K,) float64: what the allocation gives one sample of each bin."""
+    size = np.maximum(held_out, 1)  # a bin that nothing fell into would have no rate
+    given = np.asarray(allocation(size.copy(), value.copy(), settings.keep), dtype=np.float64)
+    if given.shape != size.shape or not np.isfinite(given).all() or (given < 0).any():
+        raise ValueError(
+            f"allocation {settings.allocation!r} must give {size.shape} weights, finite and >= 0, got {shorten(given)}"
+        )
+    weight: NDArray[np.float64] = given / size
+    return weight
+
+
+def _warn_of_crowds(codebook: Codebook) -> None:
+    """Say where the last bin takes far more than its share, which a small pilot brings."""
+    times = codebook.frequency()[:, -1] * codebook.n_bins
+    crowded = np.flatnonzero(times > _CROWDED)
+    if len(crowded):
+        r = int(times.argmax())
+        names, label = codebook.header["names"], int(codebook.label[r])
+        who = "all classes together" if r == 0 else f"class {shorten(names[label]) if names else label}"
+        logger.warning(
+            "of %d rules, %d put more than %g times its share into the last bin (%s: %.1f times): a larger pilot (here %d) "
+            "would tell samples apart better; rates allow for it", len(times), len(crowded), _CROWDED, who,
+            times[r], codebook.header["settings"]["pilot"][r],
+        )  # fmt: skip

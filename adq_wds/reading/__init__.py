@@ -1,0 +1,1 @@
+"""Kept samples out of shards, local or remote, and nothing else."""

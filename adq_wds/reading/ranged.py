@@ -1,0 +1,220 @@
+"""How are only the kept bytes of a remote shard read? By range, ahead of their use, through the cache if there is one.
+
+Without a cache each sample is one request of its own. With one, neighbouring kept samples make a block: its samples'
+ranges, those with small gaps merged, are asked for together and stored as one file, which all workers and ranks of the
+machine share. The order of an epoch takes block after block (`core.order.row_order`), so few are in use at a time. A
+server that gives whole files only is found out by its first answer, and its shards are fetched whole.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections import OrderedDict
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adq_wds.core.order import blocks_of
+from adq_wds.reading.local import SpanReader, WrongBytes
+from adq_wds.reading.whole import FetchedShard
+from adq_wds.remote.backend import NoRanges, Range
+from adq_wds.remote.fetch import Fetch
+from adq_wds.samples.fields import Sample
+from adq_wds.shards.shard_file import ShardFile
+
+logger = logging.getLogger("adq_wds")
+
+MAX_GAP = 16 << 10
+"""Bytes between kept samples that are read along: a further request costs more than these."""
+
+_Block = bytes | ShardFile
+
+
+class Kept:
+    """Where a shard's kept samples lie, and the ranges that are asked for.
+
+    Args:
+        byte_offset: (n,) int64, ascending.
+        n_bytes: (n,) int64.
+        grouped: whether samples share blocks; else each is its own.
+    """
+
+    def __init__(self, byte_offset: NDArray[np.int64], n_bytes: NDArray[np.int64], *, grouped: bool) -> None:
+        self._n_bytes = n_bytes
+        block = blocks_of(n_bytes) if grouped else np.arange(len(n_bytes))
+        ends = byte_offset + n_bytes
+        gap = byte_offset[1:] - ends[:-1]
+        new_range = np.ones(len(block), dtype=bool)
+        new_range[1:] = (np.diff(block) > 0) | (gap > (MAX_GAP if grouped else -1))
+        first = np.flatnonzero(new_range)
+        self._starts = byte_offset[first]
+        self._ends = np.append(ends[first[1:] - 1], ends[-1:])
+        length = self._ends - self._starts
+        n_before = np.cumsum(length) - length  # bytes of all earlier ranges
+        range_block = block[first]
+        self._first_range = np.searchsorted(range_block, np.arange(block[-1] + 2 if len(block) else 1))
+        row_range = np.cumsum(new_range) - 1
+        in_block = n_before[row_range] - n_before[self._first_range[block]]
+        place = in_block + byte_offset - self._starts[row_range]
+        self._place = dict(
+            zip(byte_offset.tolist(), zip(block.tolist(), place.tolist(), strict=True), strict=True)
+        )
+
+    @property
+    def n_requests(self) -> int:
+        """Ranges asked for, were all read."""
+        return len(self._starts)
+
+    @property
+    def n_asked(self) -> int:
+        """Bytes asked for, were all read."""
+        return int((self._ends - self._starts).sum())
+
+    def find(self, offset: int) -> tuple[int, int]:
+        """The block of a sample, and where in the block's bytes it begins."""
+        found: tuple[int, int] = self._place[offset]
+        return found
+
+    def ranges(self, block: int) -> list[Range]:
+        """What a block consists of."""
+        part = slice(*self._first_range[block : block + 2].tolist())
+        return list(zip(self._starts[part].tolist(), self._ends[part].tolist(), strict=True))
+
+
+class RangedShard(SpanReader):
+    """One remote shard of which only kept samples are read.
+
+    Args:
+        url: see `SpanReader`.
+        name: see `SpanReader`.
+        fields: see `SpanReader`.
+        kept: where the samples lie that this epoch keeps.
+        fetch: how it is read, and where bytes stay.
+        pool: threads that ask ahead.
+        held: blocks in use, of all shards of a stream, the last used last; filled here.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        name: str,
+        fields: dict[bytes, str],
+        *,
+        kept: Kept,
+        fetch: Fetch,
+        pool: ThreadPoolExecutor,
+        held: Held,
+    ) -> None:
+        super().__init__(url, name, fields)
+        self._kept, self._fetch, self._pool, self._held = kept, fetch, pool, held
+        self._remote = fetch.remote(url, shard=name)
+        self._whole: FetchedShard | None = None
+
+    def close(self) -> None:
+        """Forget its blocks."""
+        self._held.forget(self._url)
+        if self._whole is not None:
+            self._whole.close()
+
+    def expect(self, offset: int) -> None:
+        """Begin to fetch the sample at an offset, which will be read soon."""
+        if self._whole is None:
+            block, _ = self._kept.find(offset)
+            if not self._held.has((self._url, block)):
+                self._held.put((self._url, block), self._pool.submit(self._get, block))
+
+    def read(self, offset: int, n_bytes: int, key: str, crc: int | None) -> Sample:
+        """The sample of a span; see `SpanReader.parse`. Bytes that are not right are fetched once more."""
+        for left in (1, 0):
+            if self._whole is not None:
+                break
+            block, at = self._kept.find(offset)
+            try:
+                held = self._block_of(offset, block)
+                data = held[at : at + n_bytes] if isinstance(held, bytes) else held.read_some(at, n_bytes)
+                return self.parse(data, offset, n_bytes, key, crc)
+            except NoRanges:
+                self._take_whole()
+            except WrongBytes:
+                if not left:
+                    raise
+                self._held.drop((self._url, block))
+                if self._fetch.cache is not None:
+                    self._fetch.cache.drop(self._key(block))
+        assert self._whole is not None
+        return self._whole.read(offset, n_bytes, key, crc)
+
+    def _block_of(self, offset: int, block: int) -> _Block:
+        self.expect(offset)
+        data = self._held.get((self._url, block))
+        if self._fetch.cache is None:
+            self._held.drop((self._url, block))  # nobody else's
+        return data
+
+    def _take_whole(self) -> None:
+        logger.warning(
+            "shard %s: its server gives whole files only, so all of it is fetched%s",
+            self._name,
+            "" if self._fetch.cache is not None else ", by every worker: give cache= to do it once",
+        )
+        self._whole = FetchedShard(self._url, self._name, self._fields, fetch=self._fetch, pool=self._pool)
+
+    def _key(self, block: int) -> str:
+        return f"ranges\n{self._url}\n{self._kept.ranges(block)}"
+
+    def _get(self, block: int) -> _Block:
+        ranges = self._kept.ranges(block)
+        if self._fetch.cache is None:
+            return b"".join(self._remote.read_many(ranges))
+
+        def fill(file: BinaryIO) -> None:
+            file.writelines(self._remote.read_many(ranges))
+
+        file = self._fetch.cache.open(self._key(block), fill)
+        found = ShardFile(file, self._name)
+        weakref.finalize(found, file.close)
+        return found
+
+
+Place = tuple[str, int]
+"""A shard's URL and the number of a block in it."""
+
+
+class Held:
+    """Blocks being fetched or in use.
+
+    Args:
+        most: how many; the one used longest ago goes first.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._blocks: OrderedDict[Place, Future[_Block]] = OrderedDict()
+
+    def has(self, place: Place) -> bool:
+        """Whether it is here, or on its way."""
+        return place in self._blocks
+
+    def put(self, place: Place, block: Future[_Block]) -> None:
+        """Hold one more."""
+        self._blocks[place] = block
+        while len(self._blocks) > self._most:
+            self._blocks.popitem(last=False)[1].cancel()
+
+    def get(self, place: Place) -> _Block:
+        """The bytes of one that `has` says is here; waits for them."""
+        self._blocks.move_to_end(place)
+        return self._blocks[place].result()
+
+    def drop(self, place: Place) -> None:
+        """Forget one."""
+        if place in self._blocks:
+            self._blocks.pop(place).cancel()
+
+    def forget(self, url: str) -> None:
+        """Forget all of a shard."""
+        for place in [place for place in self._blocks if place[0] == url]:
+            self.drop(place)

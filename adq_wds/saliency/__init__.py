@@ -1,0 +1,1 @@
+"""How much each patch of an image matters."""

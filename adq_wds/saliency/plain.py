@@ -1,0 +1,58 @@
+"""What can be said about patches without a network? Their texture; or nothing, and chance decides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import PIL.Image
+from numpy.typing import NDArray
+
+from adq_wds.core.importance import random_importance, texture_importance
+from adq_wds.core.patches import patch_grid
+from adq_wds.models.images import check_rgb
+from adq_wds.protocols import Label
+
+
+@dataclass(frozen=True)
+class _OfPatches:
+    """An importance that is known by the side of its patches alone.
+
+    Attributes:
+        patch: side P in pixels of the images' patches.
+    """
+
+    patch: int
+
+    def __post_init__(self) -> None:
+        patch_grid(self.patch, self.patch, self.patch)
+
+
+@dataclass(frozen=True)
+class TextureImportance(_OfPatches):
+    """The texture level of each patch; see `core.importance.texture_importance`. Labels and seeds play no part."""
+
+    def __call__(
+        self, images: Sequence[PIL.Image.Image], labels: Sequence[Label], seeds: Sequence[int]
+    ) -> NDArray[np.float32]:
+        """(B, L) float32, >= 0, of B RGB images of one size, whose sides P divides."""
+        check_rgb(images)
+        if not len(images):
+            return np.empty((0, 0), np.float32)
+        rows = [texture_importance(np.asarray(image)[None], self.patch) for image in images]
+        return np.concatenate(rows)
+
+
+@dataclass(frozen=True)
+class RandomImportance(_OfPatches):
+    """Uniform draws by each image's seed; see `core.importance.random_importance`. Pixels and labels play no part."""
+
+    def __call__(
+        self, images: Sequence[PIL.Image.Image], labels: Sequence[Label], seeds: Sequence[int]
+    ) -> NDArray[np.float32]:
+        """(B, L) float32 in [0, 1), of B images of one size, whose sides P divides."""
+        if not len(images):
+            return np.empty((0, 0), np.float32)
+        rows, columns = patch_grid(images[0].height, images[0].width, self.patch)
+        return random_importance(seeds, rows * columns)

@@ -1,0 +1,1 @@
+"""What one sample holds: fields, labels, images, stored patches."""

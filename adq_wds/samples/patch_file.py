@@ -1,0 +1,303 @@
+"""How is an image stored without some of its patches, as one small file that every viewer opens?
+
+Version 1. The kept patches, in the order they have in the image, are tiled row by row into one image, stored as one
+JPEG (baseline, optimised Huffman tables) or one lossless WebP. As many columns as leave the fewest cells blank: up to
+65,500 pixels in a JPEG, 16,383 in a WebP, one row of all patches. Cells that stay blank, at the end, mean nothing. The
+patch side P is a multiple of JPEG's coding unit, 16 (4:2:0) or 8 (4:4:4), so no unit holds pixels of two patches; a
+lossless file takes any. A record, all numbers big-endian, says what was kept:
+
+    bytes  5  identifier "ADQP\\0"
+           1  version, 1
+           2  P, in pixels
+       2 + 2  rows and columns of patches of the whole image; their product is L
+           2  columns of the stored image, in patches
+    ⌈L / 8⌉  mask: a bit per patch, row by row, most significant bit first, 1 where kept, unused bits 0
+           4  CRC-32 (zlib) of all bytes before
+
+In a JPEG it is the content of an APP9 segment before the first scan, right behind JFIF's, so L <= 524,120. In a WebP
+it is the value of the one EXIF tag 0xADC9 (type 7, undefined): Pillow writes EXIF and gives it back byte for byte, and
+other programs copy it with the file; an XMP packet would have to be text, an ICC profile a profile. Readers find it
+there by its identifier. All metadata besides it is ignored, an EXIF orientation too. A program that strips metadata
+makes an ordinary picture of the file; reading it is then an error, as the place of a patch is nowhere else.
+
+Each patch decodes as it would from the whole image's JPEG, but for the halved chroma of 4:2:0, which decoders smooth
+across borders: tiled in one row patches meet but two others. Sizes and losses: benchmarks/patch_jpeg.py.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from adq_wds.core.patches import Grid, cut_patches, patch_grid, tile, tile_columns, untile
+from adq_wds.errors import SampleError
+from adq_wds.samples.image import MAX_PIXELS, decode_image
+from adq_wds.samples.patch_record import (
+    Record,
+    exif_block,
+    parse_record,
+    put_into_jpeg,
+    split_as_written,
+    split_jpeg,
+    split_webp,
+)
+from adq_wds.samples.plain_jpeg import decode_plain_jpeg
+
+Subsampling = Literal["4:2:0", "4:4:4"]
+
+CODING_UNIT: dict[str, int] = {"4:2:0": 16, "4:4:4": 8}
+"""Side in pixels of what a JPEG codes at once; a patch is a multiple of it."""
+MAX_JPEG_SIDE = 65_500
+MAX_WEBP_SIDE = 16_383
+GREY = (128, 128, 128)
+
+
+@dataclass(frozen=True, eq=False)
+class PatchImage:
+    """The kept patches of an image, and where they were.
+
+    Attributes:
+        patches: (k, P, P, 3) uint8, k >= 1.
+        kept: (k,) int64, their numbers in the image, ascending.
+        grid: rows and columns of patches in the image, L in all.
+        patch: P, in pixels.
+    """
+
+    patches: NDArray[np.uint8]
+    kept: NDArray[np.int64]
+    grid: Grid
+    patch: int
+
+    def __post_init__(self) -> None:
+        n_patches = self.grid[0] * self.grid[1]
+        if self.kept.ndim != 1 or self.kept.dtype.kind not in "iu" or not 1 <= len(self.kept) <= n_patches:
+            raise ValueError(
+                f"kept must be from 1 to {n_patches} patch numbers, got {self.kept.shape} {self.kept.dtype}"
+            )
+        ascends = (self.kept[1:] > self.kept[:-1]).all()
+        if self.kept[0] < 0 or self.kept[-1] >= n_patches or not ascends:
+            raise ValueError(
+                f"kept must ascend without repeats inside 0 to {n_patches - 1}, got {self.kept.tolist()}"
+            )
+        expected = (len(self.kept), self.patch, self.patch, 3)
+        if self.patches.shape != expected or self.patches.dtype != np.uint8:
+            raise ValueError(
+                f"patches must be {expected} uint8, got {self.patches.shape} {self.patches.dtype}"
+            )
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """(L,) bool, True where a patch is kept."""
+        mask = np.zeros(self.grid[0] * self.grid[1], np.bool_)
+        mask[self.kept] = True
+        return mask
+
+    def to_image(self, fill: tuple[int, int, int] | NDArray[np.uint8] = GREY) -> NDArray[np.uint8]:
+        """The image: kept patches as they are, the others from `fill`.
+
+        Args:
+            fill: one colour, or an image (H, W, 3) uint8.
+
+        Returns:
+            (H, W, 3) uint8.
+
+        Raises:
+            ValueError: `fill` is neither.
+        """
+        size = (self.grid[0] * self.patch, self.grid[1] * self.patch, 3)
+        values = np.asarray(fill)
+        if (
+            values.shape not in ((3,), size)
+            or values.dtype.kind not in "iu"
+            or values.min() < 0
+            or values.max() > 255
+        ):
+            raise ValueError(
+                f"fill must be three values from 0 to 255 or an image {size} uint8, got {values.shape} {values.dtype}"
+            )
+        image = np.empty(size, np.uint8)
+        if values.shape == (3,):  # a row at a time: numpy is slow to repeat three values pixel by pixel
+            image.reshape(size[0], -1)[:] = np.tile(values.astype(np.uint8), size[1])
+        else:
+            image[:] = values
+        cells = image.reshape(self.grid[0], self.patch, self.grid[1], self.patch, 3)
+        row, column = np.divmod(self.kept, self.grid[1])
+        cells[row, :, column] = self.patches  # a view: of 64 million pixels one copy is enough
+        return image
+
+
+def keep_patches(image: NDArray[np.uint8], kept: NDArray[np.int64], patch: int) -> PatchImage:
+    """An image without all but some patches.
+
+    Args:
+        image: (H, W, 3) uint8 RGB, H and W multiples of `patch`.
+        kept: (k,) integers, numbers of patches, ascending; `core.patches.top_patches` gives them.
+        patch: P, in pixels.
+
+    Raises:
+        ValueError: sides, shapes or numbers do not fit, or nothing is kept.
+
+    >>> half = keep_patches(np.full((16, 32, 3), 9, np.uint8), np.array([1]), 16)
+    >>> half.grid, half.patches.shape, half.to_image((0, 0, 0))[0, [15, 16]].tolist()
+    ((1, 2), (1, 16, 16, 3), [[0, 0, 0], [9, 9, 9]])
+    """
+    kept, cells = np.asarray(kept), cut_patches(image[None], patch)[0]
+    grid = patch_grid(image.shape[0], image.shape[1], patch)
+    inside = (
+        kept.ndim == 1
+        and kept.dtype.kind in "iu"
+        and len(kept)
+        and 0 <= kept.min() <= kept.max() < len(cells)
+    )
+    patches = cells[kept] if inside else cells[:0]  # and what is wrong is said there
+    return PatchImage(patches, kept, grid, patch)
+
+
+def encode(
+    image: NDArray[np.uint8],
+    kept: NDArray[np.int64],
+    patch: int,
+    *,
+    quality: int = 90,
+    subsampling: Subsampling = "4:2:0",
+) -> bytes:
+    """The file of an image without all but some patches; `keep_patches` and `encode_patches` in one."""
+    return encode_patches(keep_patches(image, kept, patch), quality=quality, subsampling=subsampling)
+
+
+def encode_patches(image: PatchImage, *, quality: int = 90, subsampling: Subsampling = "4:2:0") -> bytes:
+    """The JPEG of kept patches, with their places.
+
+    Args:
+        image: the patches; P a multiple of 16 with 4:2:0, of 8 with 4:4:4.
+        quality: 1 ... 100, as libjpeg counts.
+        subsampling: "4:2:0" (chroma halved) or "4:4:4".
+
+    Raises:
+        ValueError: P is no such multiple, quality or subsampling unknown, or too many patches for one file.
+
+    >>> picture = np.zeros((32, 32, 3), np.uint8)
+    >>> decode(encode(picture, np.array([0, 3]), 16)).kept
+    array([0, 3])
+    """
+    unit = CODING_UNIT.get(subsampling)
+    if unit is not None and image.patch % unit:
+        raise ValueError(
+            f"patch={image.patch} does not work with JPEG {subsampling}: patches that are no multiple of {unit} pixels share "
+            f"coding units with strangers, which enlarges files (4 x 4 patches of 32 x 32 images at keep 0.75: 740 bytes "
+            f"against 673 whole); use a multiple of {unit}, {'4:4:4 with a multiple of 8, ' if unit == 16 else ''}"
+            "encode_lossless, or drop patches while training"
+        )
+    tiled, record = _tiled(image, MAX_JPEG_SIDE)
+    return put_into_jpeg(encode_whole(tiled, quality=quality, subsampling=subsampling), record)
+
+
+def encode_lossless(image: PatchImage, *, effort: int = 2) -> bytes:
+    """The lossless WebP of kept patches, with their places: about four times the bytes of a JPEG of quality 90, pixels exact.
+
+    Args:
+        image: the patches, of any side.
+        effort: 0 (fast) ... 6 (small), WebP's method.
+
+    Raises:
+        ValueError: effort out of range, or too many patches for one file.
+    """
+    if type(effort) is not int or effort not in range(7):
+        raise ValueError(f"effort must be an integer from 0 to 6, got {effort!r}")
+    tiled, record = _tiled(image, MAX_WEBP_SIDE)
+    file = io.BytesIO()
+    Image.fromarray(tiled).save(
+        file, "WEBP", lossless=True, quality=50, method=effort, exif=exif_block(record)
+    )
+    return file.getvalue()
+
+
+def encode_whole(image: NDArray[np.uint8], *, quality: int = 90, subsampling: Subsampling = "4:2:0") -> bytes:
+    """The JPEG of a whole image (H, W, 3), with the same settings and optimised tables: what to compare with.
+
+    Noise that takes more than a byte a pixel (two from quality 95 on) has the standard's tables.
+
+    Raises:
+        ValueError: quality or subsampling unknown.
+    """
+    if type(quality) is not int or quality not in range(1, 101):
+        raise ValueError(f"quality must be an integer from 1 to 100, got {quality!r}")
+    if subsampling not in CODING_UNIT:
+        raise ValueError(f"subsampling must be {' or '.join(map(repr, CODING_UNIT))}, got {subsampling!r}")
+    picture = Image.fromarray(image)
+    for optimize in (True, False):
+        file = io.BytesIO()
+        try:
+            picture.save(file, "JPEG", quality=quality, subsampling=subsampling, optimize=optimize)
+            break
+        except (
+            OSError
+        ):  # Pillow gives optimised tables a buffer that is too small for pure noise (and for nothing else)
+            if not optimize:
+                raise
+    return file.getvalue()
+
+
+def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> PatchImage:
+    """The kept patches in a file that `encode`, `encode_patches` or `encode_lossless` wrote.
+
+    Everything stated is checked, against the file's bytes and its own header, before pixels are decoded.
+
+    Args:
+        data: one whole file.
+        max_pixels: pixels of the image, with those of dropped patches, above which it is refused.
+
+    Returns:
+        the patches as they lie in the decoded image, read-only and mostly not contiguous: a copy comes with the batch.
+
+    Raises:
+        SampleError: neither JPEG nor WebP; no record, several, a damaged one, or of another version; sizes that
+            contradict each other; too large; pixels damaged or truncated.
+    """
+    as_written = split_as_written(data)
+    record_bytes, plain, size = as_written or _split(data)
+    record = parse_record(record_bytes)
+    width, height = record.stored_size  # with blank cells, which are decoded too
+    n_pixels = max(record.grid[0] * record.grid[1] * record.patch**2, width * height)
+    if n_pixels > max_pixels:
+        raise SampleError(
+            f"too large: {record.grid[0]} x {record.grid[1]} patches of {record.patch} x {record.patch}, stored as {width} x "
+            f"{height}, are {n_pixels} pixels, at most {max_pixels} are read; raise max_pixels if its source is trusted"
+        )
+    _check_size(size, record)
+    pixels = decode_plain_jpeg(plain, size) if as_written else None
+    if pixels is None:
+        pixels = decode_image(plain, max_pixels=size[0] * size[1])
+    _check_size(pixels.size, record)
+    patches = untile(np.asarray(pixels), len(record.kept), record.patch)
+    return PatchImage(patches, record.kept, record.grid, record.patch)
+
+
+def _tiled(image: PatchImage, max_side: int) -> tuple[NDArray[np.uint8], bytes]:
+    columns = tile_columns(len(image.kept), image.patch, max_side=max_side)
+    return tile(image.patches, columns), Record(image.patch, image.grid, columns, image.kept).to_bytes()
+
+
+def _split(data: bytes) -> tuple[bytes, bytes, tuple[int, int]]:
+    if data.startswith(b"\xff\xd8\xff"):
+        return split_jpeg(data)
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return split_webp(data)
+    raise SampleError(
+        f"no patch-dropped image: {len(data)} bytes that start with {data[:16]!r}, expected a JPEG or a lossless WebP with a "
+        "patch mask; read other images with Decode"
+    )
+
+
+def _check_size(size: tuple[int, int], record: Record) -> None:
+    if size != record.stored_size:
+        raise SampleError(
+            f"the stored image has {size[0]} x {size[1]} pixels (width x height), its patch mask tells of {record.stored_size[0]} x "
+            f"{record.stored_size[1]}: {len(record.kept)} patches of {record.patch} in {record.columns} columns; it was resized "
+            "or cropped, so write it again from the original image"
+        )

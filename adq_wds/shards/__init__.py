@@ -1,0 +1,1 @@
+"""What a tar of samples is, and what shards are called."""

@@ -1,0 +1,116 @@
+"""Are the headers of a tar that passes by in pieces within the limits? Asked before a byte of it is stored."""
+
+from __future__ import annotations
+
+from adq_wds.errors import ShardError, shorten
+from adq_wds.shards.tar_headers import (
+    BLOCK,
+    DEFAULT_LIMITS,
+    FILES,
+    PREFIXES,
+    Limits,
+    at_byte,
+    number,
+    pax_size,
+    sum_fits,
+)
+
+_ZEROS = bytes(BLOCK)
+
+
+class TarWatch:
+    """Follows a tar's headers by their sizes; `see` takes its bytes in order, cut anywhere.
+
+    It refuses what must not be waited for or stored: no tar, a bad checksum, a size beyond the limits, data or too many
+    zeros behind the end. What members are, and whether the tar is whole, is for `tar.iter_spans` to say.
+
+    Args:
+        shard: its name, for messages.
+        limits: as for a tar in a file.
+
+    Attributes:
+        n_bytes: bytes seen.
+    """
+
+    def __init__(self, *, shard: str, limits: Limits = DEFAULT_LIMITS) -> None:
+        self._shard, self._limits = shard, limits
+        self.n_bytes = 0
+        self._next = 0  # where the next bytes to look at begin
+        self._held, self._want = b"", BLOCK  # those of them that have come, and how many they are
+        self._pax = False  # whether they are a PAX header's records
+        self._size: int | None = None  # of the next member, as these say
+        self._end: int | None = None  # where the end-of-archive marker begins
+
+    def see(self, data: bytes) -> None:
+        """Look at the next bytes.
+
+        Raises:
+            ShardError: what the class says, with the byte where.
+        """
+        start = self.n_bytes
+        self.n_bytes += len(data)
+        at = max(0, self._next - start)
+        while self._end is None and at < len(data):
+            piece = data[at : at + self._want - len(self._held)]
+            self._held += piece
+            at += len(piece)
+            if len(self._held) < self._want:
+                break
+            held, self._held = self._held, b""
+            position = start + at - len(held)
+            try:
+                at += self._skip(held, position)
+            except ValueError as error:
+                raise at_byte(self._shard, position, str(error)) from None
+        self._next = start + at
+        if self._end is not None:
+            self._see_tail(data[at:])
+
+    def _skip(self, held: bytes, position: int) -> int:
+        """Bytes from here to what is to be looked at next. Raises ValueError."""
+        padding = -len(held) % BLOCK
+        if self._pax:
+            self._pax, self._want = False, BLOCK
+            self._size = pax_size(held)
+            return padding
+        if held == _ZEROS:
+            self._end = position
+            return 0
+        if not sum_fits(held):
+            what = f"not a tar file (starts with {shorten(held[:16])})" if position == 0 else "bad header"
+            raise ValueError(f"{what}: checksum does not match; write or fetch the shard again")
+        size = number(held[124:136])
+        kind = held[156]
+        if kind in PREFIXES:
+            which = "name_bytes" if kind in b"LK" else "pax_bytes"
+            self._check(size, which)
+            if kind in b"xX" and size:
+                self._pax, self._want = True, size
+                return 0
+            return size + -size % BLOCK
+        if self._size is not None:
+            size, self._size = self._size, None
+        self._check(size, "member_bytes")
+        return size + -size % BLOCK if kind in FILES else 0
+
+    def _check(self, size: int, which: str) -> None:
+        limit = getattr(self._limits, which)
+        if size > limit:
+            raise ValueError(f"declares {size} bytes, more than Limits.{which} ({limit})")
+
+    def _see_tail(self, data: bytes) -> None:
+        assert self._end is not None
+        left = self.n_bytes - self._end
+        if data.count(0) != len(data):
+            text = "data after the end-of-archive marker (a zeroed header, or concatenated tars): samples would be lost"
+        elif left > self._limits.padding_bytes + BLOCK:
+            text = (
+                f"more than Limits.padding_bytes ({self._limits.padding_bytes}) after the end of the archive"
+            )
+        else:
+            return
+        raise self._fault(text)
+
+    def _fault(self, text: str) -> ShardError:
+        assert self._end is not None
+        return at_byte(self._shard, self._end, f"{text}; write or fetch the shard again")

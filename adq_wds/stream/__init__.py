@@ -1,0 +1,1 @@
+"""The data set, its order and state, and its hosts."""

@@ -1,0 +1,371 @@
+"""How are the kept samples of tar shards read, and nothing else? By offset, in an order that any layout shares."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, NoReturn
+
+from torch.utils.data import IterableDataset, default_collate, get_worker_info
+
+from adq_wds.core.order import UNEVEN, Uneven, n_for_rank
+from adq_wds.core.rng import check_seed
+from adq_wds.errors import ShardError, shorten
+from adq_wds.pipes.base import OnError, Pipe, check_on_error
+from adq_wds.reading.listing import Listing, everything, planned
+from adq_wds.remote.backend import TIMEOUT, Access
+from adq_wds.remote.cache import Cache, as_cache
+from adq_wds.remote.fetch import Fetch
+from adq_wds.shards.names import expand_urls, is_url
+from adq_wds.stream.as_map import MapView
+from adq_wds.stream.clock import Begin, Clock
+from adq_wds.stream.epoch_order import Recipe, Share
+from adq_wds.stream.iterator import Stream, TaggedStream
+from adq_wds.stream.ranks import Ranks
+from adq_wds.stream.state import check_single, own_part, read_state
+from adq_wds.tables.codebook import Codebook, as_codebook
+from adq_wds.tables.plan import Plan, as_plan
+
+_MAX_EPOCH = 2**62
+
+
+class ShardDataset(IterableDataset[Any]):
+    """The samples that a plan keeps, read by offset from tar shards; without a plan, all samples.
+
+    Only kept bytes are read, of local files and of any server that serves ranges (``https://``, ``s3://``, ``gs://``,
+    ``az://``, and what fsspec reads). Packed shards (``.tar.gz``), commands and servers without ranges are fetched whole.
+    Without pipes it gives WebDataset-like dicts: `__key__`, `__url__`, and fields as bytes.
+    Every kept sample comes exactly once in an epoch (but see `uneven`), in an order that depends on plan, seed and
+    epoch alone: not on the number of workers, and ranks share it out among them. See `adq_wds.core.order`.
+
+    Every iteration reads the next epoch, as soon as the one before has handed on a batch (with workers of another loader
+    than `adq.Loader`: as soon as these have read one ahead); `set_epoch` chooses another.
+
+    Iterate it, or hand it to `adq.Loader` (workers; one small state for any number of ranks and workers), to
+    ``torch.utils.data.DataLoader(ds, batch_size=None)`` or to torchdata's StatefulDataLoader (which resumes on the
+    same number of workers only).
+
+    Args:
+        urls: tar files: paths, URLs, a pattern with braces (and stars, for local files), a folder, or a list of these.
+        plan: a plan or its path; it must be of just these shards.
+        codebook: the codebook, or its path, that `AssignBins` and `Subsample` among `pipes` go by, in place of a plan;
+            it is compared with theirs. A saved state knows which plans and codebooks its pipes chose by.
+        pipes: stages of its own, `Decode`, `Map` or any `Pipe`, in order. With these it resumes exactly; with
+            stages composed outside it could not.
+        batch_size: samples in a batch. Batches are cut before the pipes and never filled up again: a sample that is
+            skipped makes its batch smaller, so that ranks stay in step, and a batch that loses all is left out. None
+            gives single samples.
+        shuffle: draw the order anew in every epoch. Else shards go by name, samples as they lie.
+        seed: of the shuffle.
+        fields: give tuples of these fields instead of dicts.
+        collate: makes a batch of a list of samples. By default torch's `default_collate` of the tuples, with
+            `fields`; the list itself without.
+        rank: this process's rank, with `world`; by default as torch.distributed or RANK and WORLD_SIZE say, when the
+            data set is made, or, if they say nothing then, when it is first used or sent to a worker.
+        world: number of ranks.
+        uneven: where ranks would be unequal, "pad" reads some samples twice (fewer than `world`), "drop" leaves the
+            last ones out, "ragged" gives some ranks one more, "error" refuses.
+        fresh: keep other samples in every epoch, as `Plan.kept_in` says.
+        on_error: "raise", "skip", or a function of the error that says whether to skip, for bad samples here and in
+            all `pipes`. Each skip is one JSON line in the log, and too many are an error; see `Pipe`. Damaged shards
+            and plans that do not fit are always errors.
+        cache: a folder, or a `Cache` with a bound of its own, for what is fetched: each byte once for all workers, ranks
+            and epochs of a machine that need it, while the bound holds. Shuffled reading works in 64 places at a time:
+            128 MiB, or 64 whole shards where these must be fetched whole. Without it each sample is one request.
+        root: the folder that the plan's shard names are relative to, where a path fits several of them.
+        index: without a plan, the shards' index file (of ``adq index`` or ``adq write``); else the headers of all
+            shards are walked when the data set is made.
+        verify: compare samples with the crc32 in the plan or index. Without it whatever the cache holds is believed.
+        allow_pipe: run the commands of ``pipe:`` URLs, in a shell. Only for URLs that the program itself wrote; ``::``
+            ends a command.
+        timeout: seconds without an answer from a server, or without output of a command, that are an error.
+        storage_options: for the library that reads a URL: obstore's configuration of the store, or fsspec's options.
+            Without it credentials come from where these look: environment, configuration files, the machine's role.
+
+    Raises:
+        ValueError: an argument is wrong or contradicts another.
+        PlanError: the plan is damaged, or not of just these shards.
+        ShardError: a shard is missing; without a plan, damaged or not in the index.
+
+    Raises (while streaming):
+        ShardError: a shard is damaged or changed; names shard and key.
+        SampleError: a sample is bad, or too many are.
+        LoaderClosed: `next` after an error.
+        StateError: rank or world changed.
+    """
+
+    def __init__(
+        self,
+        urls: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+        *,
+        plan: Plan | str | os.PathLike[str] | None = None,
+        codebook: Codebook | str | os.PathLike[str] | None = None,
+        pipes: Sequence[Pipe] = (),
+        batch_size: int | None = None,
+        shuffle: bool = False,
+        seed: int = 0,
+        fields: Sequence[str] | None = None,
+        collate: Callable[[list[Any]], Any] | None = None,
+        rank: int | None = None,
+        world: int | None = None,
+        uneven: Uneven = "pad",
+        fresh: bool = False,
+        on_error: OnError = "raise",
+        cache: Cache | str | os.PathLike[str] | None = None,
+        root: str | os.PathLike[str] | None = None,
+        index: str | os.PathLike[str] | None = None,
+        verify: bool = True,
+        allow_pipe: bool = False,
+        timeout: float = TIMEOUT,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        _check(pipes, batch_size, fields, collate, uneven)
+        check_on_error(on_error)
+        if plan is None and fresh:
+            raise ValueError("fresh=True draws anew from a plan's bins, and there is no plan: give plan=")
+        if plan is not None and index is not None:
+            raise ValueError("plan and index both say where samples lie: give one, the plan")
+        self._ranks = Ranks(rank, world)
+        access = Access(timeout, {} if storage_options is None else storage_options)
+        fetch = Fetch(as_cache(cache), bool(allow_pipe), access)
+        listing = _listing(urls, plan, root, index, fresh, fetch)
+        if collate is None:
+            collate = _stacked if fields is not None else _as_list
+        self._recipe = Recipe(
+            listing=listing,
+            pipes=tuple(pipes),
+            batch_size=batch_size,
+            shuffle=bool(shuffle),
+            seed=check_seed(seed),
+            fields=None if fields is None else tuple(fields),
+            collate=collate,
+            uneven=uneven,
+            fresh=bool(fresh),
+            on_error=on_error,
+            verify=verify and listing.checked,
+            fetch=fetch,
+            drawn_by=_drawn_by(pipes, plan, codebook),
+        )
+        self._clock = Clock()
+        self._tagged = False
+        self._own_epoch: int | None = None  # resumed at a place that is this rank's own, not all ranks'
+        self._n_positions()  # uneven="error" speaks now
+
+    def __repr__(self) -> str:
+        shards = len(self._recipe.listing.names)
+        return (
+            f"<ShardDataset {self._recipe.listing.n_total:,} samples in {shards} shards, epoch {self.epoch}>"
+        )
+
+    @property
+    def fields(self) -> tuple[str, ...] | None:
+        """The fields that a sample's tuple is made of; None where samples are dicts."""
+        return self._recipe.fields
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the next iteration reads: one more than the one whose first batch was handed on last."""
+        return self._clock.epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next iteration read this epoch, in running workers too; not needed for epochs that follow each other.
+
+        Raises:
+            ValueError: not an integer >= 0.
+        """
+        if isinstance(epoch, bool) or not isinstance(epoch, int) or not 0 <= epoch < _MAX_EPOCH:
+            raise ValueError(f"epoch must be an integer >= 0, got {epoch!r}")
+        self._clock.epoch = epoch
+
+    def start_from(self, state: dict[str, Any]) -> None:
+        """Let the next iteration go on where a saved state stands; later epochs begin at their beginning.
+
+        Any number of ranks and workers may follow, whatever saved it. Only where pipes dropped samples must each rank
+        load its own state, on the same number of ranks.
+
+        Args:
+            state: what `adq.Loader`'s `state_dict` gave, or an iterator's of a stream without workers.
+
+        Raises:
+            StateError: damaged, or of another stream; names the field, the saved and the present value.
+        """
+        ended = False
+        if isinstance(state, dict) and "iterator" in state:
+            state, own = own_part(state)
+            check_single(own["layout"])
+            ended = own["ended"]
+        rank, world = self._ranks.look()
+        now = replace(self._recipe.state(0, 0), rank=rank, world=world)
+        saved = read_state(state, now, self._recipe.listing.n_total)
+        self._clock.resume(Begin(saved.epoch, saved.t, saved.lanes))
+        self._clock.epoch = saved.epoch + ended
+        self._own_epoch = None if saved.rank is None else saved.epoch
+
+    def state_at(
+        self, epoch: int, n_batches: int, *, start: int, lanes: int, dropped: bool
+    ) -> dict[str, Any]:
+        """The state after `n_batches` batches of an iteration that began at `start`; `adq.Loader` asks.
+
+        Args:
+            epoch: of the iteration.
+            n_batches: batches done on this rank, dropped ones included.
+            start: position at which all ranks began.
+            lanes: of the iteration; 0 for the stream's own.
+            dropped: whether a batch was left out.
+        """
+        recipe, (rank, world) = self._recipe, self._ranks.look()
+        t = min(start + n_batches * (recipe.batch_size or 1) * world, recipe.listing.n_total)
+        state = recipe.state(epoch, t, lanes)
+        if recipe.drops or dropped or epoch == self._own_epoch:
+            state = replace(state, rank=rank, world=world)
+        return state.as_dict()
+
+    def n_batches_from(self, begin: Begin) -> int | None:
+        """Batches after which all ranks are through with an epoch; None where pipes may drop some, so that only the end
+        itself says it."""
+        recipe, (_, world) = self._recipe, self._ranks.look()
+        if recipe.drops:
+            return None
+        total = recipe.listing.n_total
+        n = n_for_rank(total, start=begin.start, rank=0, world=world, uneven=recipe.uneven)
+        return -(-n // (recipe.batch_size or 1))
+
+    @property
+    def begin(self) -> Begin:
+        """Where the next iteration begins."""
+        return self._clock.at(self._clock.epoch)
+
+    def begun(self, epoch: int) -> None:
+        """Note that a batch of `epoch` was handed on: the next iteration reads the next one, unless another was set."""
+        self._clock.begun(epoch)
+
+    @contextmanager
+    def tagging(self) -> Iterator[None]:
+        """While this holds, iterators, and those of copies sent to workers, give `Item`s and leave the epoch alone.
+
+        Who asks for them says by `begun` that an epoch is begun. Workers read the epoch that is the next one now.
+        """
+        self._clock.tell(self._clock.epoch)
+        self._tagged = True
+        try:
+            yield
+        finally:
+            self._tagged = False
+
+    def __iter__(self) -> Iterator[Any]:
+        rank, world = self._ranks.look()
+        worker = get_worker_info()
+        layout = Share(rank, world) if worker is None else Share(rank, world, worker.id, worker.num_workers)
+        begin = self._clock.begin(told=self._tagged)
+        own = begin.epoch == self._own_epoch
+        stream = Stream(self._recipe, self._clock, begin, layout, advance=not self._tagged, own=own)
+        return TaggedStream(stream) if self._tagged else stream
+
+    def __len__(self) -> int:
+        """Batches of this rank in an epoch read from its beginning; samples, without `batch_size`.
+
+        Raises:
+            TypeError: a pipe may drop samples.
+        """
+        if self._recipe.drops:
+            names = [type(pipe).__name__ for pipe in self._recipe.pipes if not pipe.one_to_one]
+            raise TypeError(
+                f"no length: {', '.join(names)} may drop samples, and how many shows only in reading"
+            )
+        return -(-self._n_positions() // (self._recipe.batch_size or 1))
+
+    def _n_positions(self) -> int:
+        rank, world = self._ranks.look()
+        total = self._recipe.listing.n_total
+        return n_for_rank(total, start=0, rank=rank, world=world, uneven=self._recipe.uneven)
+
+    def __getitem__(self, index: Any) -> NoReturn:
+        """A stream is read in its order: `as_map` gives samples by number."""
+        raise TypeError(f"a ShardDataset is a stream and takes no [{index!r}]; write .as_map()[{index!r}]")
+
+    def as_map(self) -> MapView:
+        """All kept samples by number, for samplers that choose the order, such as torch's DistributedSampler.
+
+        Raises:
+            TypeError: a pipe may drop samples, or bad ones are skipped: every number must give one.
+            ValueError: with `fresh`, a number would mean another sample in every epoch.
+        """
+        return MapView(self._recipe, self._clock)
+
+
+def _listing(
+    urls: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    plan: Plan | str | os.PathLike[str] | None,
+    root: str | os.PathLike[str] | None,
+    index: str | os.PathLike[str] | None,
+    fresh: bool,
+    fetch: Fetch,
+) -> Listing:
+    """What the shards at `urls` hold for us."""
+    paths = expand_urls(urls, commands=fetch.allow_pipe)
+    for path in paths:
+        if not is_url(path) and not os.path.exists(path):
+            raise ShardError(f"shard {path}: no such file")
+    base = None if root is None else os.fspath(root)
+    if plan is None:
+        return everything(paths, index, root=base, fetch=fetch)
+    return planned(paths, as_plan(plan), root=base, fresh=fresh, fetch=fetch)
+
+
+def _drawn_by(
+    pipes: Sequence[Pipe], plan: object, codebook: Codebook | str | os.PathLike[str] | None
+) -> tuple[str, ...]:
+    """What the pipes choose samples by: each plan's or codebook's hash, with the pipe's keep and seed."""
+    found = {
+        value.hash: f"{value.hash} {getattr(pipe, 'keep', None)} {getattr(pipe, 'seed', None)}"
+        for pipe in pipes
+        for value in vars(pipe).values()
+        if isinstance(value, Plan | Codebook)
+    }
+    if codebook is not None:
+        if plan is not None:
+            raise ValueError("plan and codebook both choose the samples: give one")
+        if as_codebook(codebook).hash not in found:
+            raise ValueError(
+                "codebook= is what pipes choose samples by, and none of these does: add AssignBins(codebook) and "
+                "Subsample(codebook, keep=...)"
+            )
+    return tuple(found.values())
+
+
+def _check(pipes: object, batch_size: object, fields: object, collate: object, uneven: object) -> None:
+    if not isinstance(pipes, Sequence) or not all(isinstance(pipe, Pipe) for pipe in pipes):
+        raise ValueError(f"pipes must be a list of pipes, got {shorten(pipes)}; wrap a function in adq.Map")
+    whole = isinstance(batch_size, int) and not isinstance(batch_size, bool) and batch_size >= 1
+    if batch_size is not None and not whole:
+        raise ValueError(f"batch_size must be an integer >= 1, or None, got {batch_size!r}")
+    if fields is not None and (
+        isinstance(fields, str)
+        or not isinstance(fields, Sequence)
+        or not fields
+        or not all(isinstance(name, str) for name in fields)
+    ):
+        raise ValueError(f"fields must be a tuple of names, like ('image', 'label'), got {shorten(fields)}")
+    if collate is not None and (batch_size is None or not callable(collate)):
+        raise ValueError(f"collate must be a function, with a batch_size; got {shorten(collate)}")
+    if uneven not in UNEVEN:
+        raise ValueError(f"uneven must be one of {', '.join(UNEVEN)}, got {shorten(uneven)}")
+
+
+def _as_list(samples: list[Any]) -> list[Any]:
+    return samples
+
+
+def _stacked(samples: list[Any]) -> Any:
+    """Torch's default, and what to do where it cannot."""
+    try:
+        return default_collate(samples)
+    except RuntimeError as error:
+        if "equal size" not in str(error):
+            raise
+        raise ValueError(
+            f"the samples of a batch differ in shape ({error}); give collate=list for lists of samples, or a pipe that makes "
+            "them alike"
+        ) from error

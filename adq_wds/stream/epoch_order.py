@@ -1,0 +1,129 @@
+"""Which samples does an epoch read, in which order, and what becomes of them? Said once, for all ranks and workers."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adq_wds.core.order import LANES, Uneven, in_shards, on_line, row_order, shard_order
+from adq_wds.files import sha256_text
+from adq_wds.pipes.base import OnError, Pipe
+from adq_wds.reading.listing import Listing
+from adq_wds.reading.local_many import Layouts
+from adq_wds.reading.places import HELD_SHARDS, Places
+from adq_wds.remote.fetch import Fetch
+from adq_wds.stream.state import State
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is read and what becomes of it; see `ShardDataset`."""
+
+    listing: Listing
+    pipes: tuple[Pipe, ...]
+    batch_size: int | None
+    shuffle: bool
+    seed: int
+    fields: tuple[str, ...] | None
+    collate: Callable[[list[Any]], Any]
+    uneven: Uneven
+    fresh: bool
+    on_error: OnError
+    verify: bool
+    fetch: Fetch = field(default_factory=Fetch)
+    layouts: Layouts = field(default_factory=Layouts, compare=False)
+    drawn_by: tuple[str, ...] = ()  # what pipes choose samples by: hash, keep and seed
+
+    @property
+    def drops(self) -> bool:
+        """Whether a pipe may drop good samples."""
+        return not all(pipe.one_to_one for pipe in self.pipes)
+
+    def state(self, epoch: int, t: int, lanes: int = 0) -> State:
+        """The state of a stream that stands at `t`."""
+        lanes = lanes or (LANES if self.shuffle else 1)
+        hash = self.listing.hash
+        if self.drawn_by:
+            hash = sha256_text("\n".join((hash, *self.drawn_by)))
+        return State(hash, self.seed, epoch, self.shuffle, self.fresh, lanes, self.batch_size, t)
+
+
+class Share(NamedTuple):
+    """Whose share is read: a worker's of a rank's."""
+
+    rank: int = 0
+    world: int = 1
+    worker: int = 0
+    n_workers: int = 1
+
+
+class _Rows(NamedTuple):
+    """A shard's k kept rows in the order of the line."""
+
+    n_listed: int
+    numbers: NDArray[np.int64]  # (4, k), as in `Places`
+    keys: NDArray[np.object_]
+
+
+class EpochOrder:
+    """Where each position of an epoch lies: the shards' order at once, their rows when first needed.
+
+    Attributes:
+        n_total: T, positions in the epoch.
+    """
+
+    def __init__(self, recipe: Recipe, epoch: int, lanes: int) -> None:
+        self._recipe, self._epoch = recipe, epoch
+        counts = recipe.listing.counts(epoch)
+        self._shards = np.arange(len(counts))
+        if recipe.shuffle:
+            self._shards = shard_order(len(counts), stream=recipe.listing.hash, seed=recipe.seed, epoch=epoch)
+        self._ends = np.cumsum(counts[self._shards])
+        self.n_total = int(counts.sum())
+        self._lanes = lanes or (LANES if recipe.shuffle else 1)
+        self._held: OrderedDict[int, _Rows] = OrderedDict()
+
+    def find(self, t: NDArray[np.int64]) -> Places:
+        """Where the sample of each position lies."""
+        slot, row = in_shards(on_line(t, n_total=self.n_total, n_lanes=self._lanes), self._ends)
+        by_shard = np.argsort(slot, kind="stable")
+        slot, row = slot[by_shard], row[by_shard]
+        ends = [*(np.flatnonzero(np.diff(slot)) + 1).tolist(), len(t)] if len(t) else []
+        groups, numbers, keys = [], np.empty((4, len(t)), np.int64), np.empty(len(t), object)
+        for start, stop in pairwise([0, *ends]):
+            shard = int(self._shards[slot[start]])
+            rows = self._rows(shard)
+            there = row[start:stop]
+            np.take(rows.numbers, there, axis=1, out=numbers[:, start:stop], mode="clip")
+            keys[start:stop] = rows.keys[there]
+            groups.append((shard, rows.n_listed, start, stop))
+        at = np.empty(len(t), np.int64)
+        at[by_shard] = np.arange(len(t))
+        return Places(groups, numbers, keys, at)
+
+    def _rows(self, shard: int) -> _Rows:
+        rows = self._held.get(shard)
+        if rows is None:
+            recipe = self._recipe
+            spans, kept = recipe.listing.rows(shard, self._epoch)
+            if recipe.shuffle:
+                name = recipe.listing.names[shard]
+                stream, seed = recipe.listing.hash, recipe.seed
+                order = row_order(
+                    spans.n_bytes[kept], shard=name, stream=stream, seed=seed, epoch=self._epoch
+                )
+                kept = kept[order]
+            columns = (spans.byte_offset[kept], spans.n_bytes[kept], spans.crc32[kept], kept)
+            numbers = np.stack(columns).astype(np.int64, copy=False)
+            rows = _Rows(len(spans), numbers, np.array(spans.keys, dtype=object)[kept])
+            self._held[shard] = rows
+            if len(self._held) > HELD_SHARDS:
+                self._held.popitem(last=False)
+        self._held.move_to_end(shard)
+        return rows

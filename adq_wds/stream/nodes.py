@@ -1,0 +1,220 @@
+"""How does a stream stand in torchdata.nodes? As a node that pipes run in, and that resumes where it stood."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torchdata.nodes import BaseNode
+
+from adq_wds.errors import LoaderClosed, StateError, shorten
+from adq_wds.pipes.base import Pipe, Tally
+from adq_wds.samples.fields import EPOCH_FIELD, Sample
+from adq_wds.stream.dataset import ShardDataset
+from adq_wds.stream.iterator import Closed
+from adq_wds.stream.node_sources import Source, source_of
+from adq_wds.stream.state import VERSION, sealed, unsealed
+
+
+def as_node(source: ShardDataset | Iterable[Any], *pipes: Pipe) -> Node:
+    """A torchdata node that reads `source` through `pipes`.
+
+    It may be read by itself, by `torchdata.nodes.Loader`, or stand under any other node; its state says after how many
+    of its outputs it stands, whatever the chunks that the pipes work in. How exactly it resumes is the source's matter:
+
+    - `ShardDataset`: exactly. What is left of the epoch follows, and nothing that came before is read again. Where every
+      sample that is read is given out, the state is the same on all ranks and fits any number of them. Pipes may stand here
+      or in the data set, with equal results; here they take single samples, so leave its `batch_size` and `fields` out.
+    - a node, or an iterable that has `state_dict` and `load_state_dict`, such as `adq.Loader`: as exactly as these do.
+    - any other iterable that can be read anew, such as a WebDataset pipeline: it is read from its beginning again, and
+      what had been given out is left out. Shards and keys of that part must be what they were (a checksum is kept):
+      a pipeline that shuffles anew each time is refused, not resumed somewhere else.
+
+    An epoch is begun with the first sample given out, as torchdata's samplers have it: the next `reset` without a state
+    makes a `ShardDataset` read the next one. (What a `Prefetcher` has read ahead counts as given out.) Pipes right here
+    on a data set know its epoch, as its own do, and draw anew in each; with another node between they do not. A
+    `Subsample` right here on an iterable that is read anew counts what came of each shard, in a resumed pass too.
+
+    Args:
+        source: what to read.
+        pipes: stages, in order, with their own `on_error`.
+
+    Raises:
+        TypeError: `source` cannot be read, or not more than once.
+        ValueError: a pipe is none.
+
+    Raises (while streaming):
+        SampleError: a sample is bad, or too many are; the good ones before it come first.
+        LoaderClosed: `next` after an error, until `reset`. A `Prefetcher` or `ParallelMapper` above just ends then.
+        StateError: in `reset`: not a state of this, or the source is not what it was.
+        RuntimeError: a `ShardDataset` is read in a DataLoader's worker, whose place a node does not know.
+
+    >>> from adq_wds import Map
+    >>> samples = [{"__key__": key, "__url__": "a.tar", "n": n} for n, key in enumerate("abcd")]
+    >>> node = as_node(samples, Map(lambda sample: {**sample, "n": 10 * sample["n"]}))
+    >>> next(node)["n"], next(node)["n"]
+    (0, 10)
+    >>> state = node.state_dict()
+    >>> node.reset(state)
+    >>> [sample["n"] for sample in node]
+    [20, 30]
+    """
+    for pipe in pipes:
+        if not isinstance(pipe, Pipe):
+            raise ValueError(f"as_node: {shorten(pipe)} is no pipe; wrap a function in adq.Map")
+    return Node(source_of(source, pipes), pipes)
+
+
+class Node(BaseNode[Any]):  # type: ignore[misc]
+    """Made by `as_node`."""
+
+    def __init__(self, source: Source, pipes: tuple[Pipe, ...]) -> None:
+        super().__init__()
+        self._source, self._pipes = source, pipes
+        self._run: _Run | None = None
+
+    def reset(self, initial_state: dict[str, Any] | None = None) -> None:
+        """Begin the source's epoch, or go on where `initial_state` stands."""
+        super().reset(initial_state)
+        self._run = None
+        self._run = _Run(self._source, self._pipes, initial_state)
+
+    def next(self) -> Any:
+        """The next sample."""
+        return next(self._running())
+
+    def get_state(self) -> dict[str, Any]:
+        """Where it stands: small, of plain numbers and text if the source's own is."""
+        return self._running().state()
+
+    def _running(self) -> _Run:
+        if self._run is None:
+            raise LoaderClosed("the node's last reset failed, so it stands nowhere: reset it")
+        return self._run
+
+
+class _Run(Iterator[Any]):
+    """One pass; a new one for each reset, as a thread may still be waiting in an old one.
+
+    Where it stands: `_n_given` outputs of the open chunk, which begins at the source's mark `_open`, are given out.
+    """
+
+    def __init__(self, source: Source, pipes: tuple[Pipe, ...], saved: object) -> None:
+        state, self._n_given, self._ended = (None, 0, False) if saved is None else _parts(saved)
+        self._source, self._pipes = source, pipes
+        source.begin(state, ended=self._ended)
+        self._open = source.mark()
+        self._one_each = False  # whether the open chunk's n-th output came of its n-th sample
+        self._whole = saved is None
+        self._first = not self._ended  # nothing was given out yet
+        self._lossy = not all(pipe.one_to_one and pipe.on_error == "raise" for pipe in pipes)
+        self._tallies = [Tally(type(pipe).__name__, pipe.on_error) for pipe in pipes]
+        self._outputs: Iterator[Any] = iter(()) if self._ended else self._read_on()
+
+    def __next__(self) -> Any:
+        try:
+            output = next(self._outputs)
+        except StopIteration:
+            self._note_begun()  # an epoch without a sample
+            raise
+        except BaseException as error:
+            if not isinstance(self._outputs, Closed):
+                self._outputs = Closed(error)
+            raise
+        self._note_begun()
+        return output
+
+    def _note_begun(self) -> None:
+        if self._first:
+            self._first = False
+            self._source.begun()
+
+    def state(self) -> dict[str, Any]:
+        mark, n_given = self._open, self._n_given
+        if self._one_each:
+            mark, n_given = self._source.after(mark, n_given)
+        source = self._source.state(mark, lossy=self._lossy)
+        return sealed({"version": VERSION, "source": source, "n_given": n_given, "ended": self._ended})
+
+    def _read_on(self) -> Iterator[Any]:
+        """The outputs that are not given out yet, each counted just before it is."""
+        size = max((pipe.chunk for pipe in self._pipes), default=1)
+        more = True
+        while more:
+            chunk, error = self._chunk(size)
+            more = len(chunk) == size
+            outputs, failed = self._applied(chunk)
+            error = failed or error
+            self._one_each = len(outputs) == len(chunk) or (failed is not None and not self._lossy)
+            for output in outputs[self._n_given :]:
+                self._n_given += 1
+                yield output
+            if error is not None:
+                raise error
+            left_over = max(0, self._n_given - len(outputs))  # of a state saved with larger chunks
+            self._open, self._n_given, self._one_each = self._source.mark(), left_over, False
+        self._end()
+
+    def _end(self) -> None:
+        if self._n_given:
+            raise StateError(
+                f"{self._n_given} samples more had been given out when the state was saved than there are now: the pipes "
+                "or what they read are not what they were"
+            )
+        self._source.finish()
+        self._open, self._ended = self._source.mark(), True
+        for tally in self._tallies:
+            tally.close(whole=self._whole)
+
+    def _chunk(self, size: int) -> tuple[list[Any], Exception | None]:
+        """The next samples: fewer at the end, or with the error that came after them."""
+        chunk = []
+        try:
+            for _ in range(size):
+                chunk.append(next(self._source))
+        except StopIteration:
+            pass
+        except Exception as error:  # raised after the good ones have been given out
+            return chunk, error
+        return chunk, None
+
+    def _applied(self, chunk: list[Any]) -> tuple[list[Any], Exception | None]:
+        """What the pipes make of samples; of those before the first bad one, and its error."""
+        if not self._pipes:
+            return chunk, None
+        out, counts = chunk, []
+        try:
+            for pipe in self._pipes:
+                n_read, out = len(out), pipe.apply(out)
+                counts.append((n_read, len(out)))
+        except Exception:  # each sample is tried again alone, and raises again
+            return self._one_by_one(chunk)
+        for tally, (n_read, n_kept) in zip(self._tallies, counts, strict=True):
+            tally.good(n_read, n_kept)
+        return _stripped(out), None
+
+    def _one_by_one(self, chunk: list[Any]) -> tuple[list[Any], Exception | None]:
+        done: list[Any] = []
+        for sample in chunk:
+            out = [sample]
+            try:
+                for pipe, tally in zip(self._pipes, self._tallies, strict=True):
+                    out = pipe.run(out, tally)
+            except Exception as error:
+                return done, error
+            done += _stripped(out)
+        return done, None
+
+
+def _stripped(samples: list[Sample]) -> list[Sample]:
+    for sample in samples:
+        sample.pop(EPOCH_FIELD, None)
+    return samples
+
+
+def _parts(saved: object) -> tuple[Any, int, bool]:
+    state = unsealed(saved, ("version", "source", "n_given", "ended"))
+    n_given, ended = state["n_given"], state["ended"]
+    if type(n_given) is not int or n_given < 0 or not isinstance(ended, bool):
+        raise StateError(f"state {shorten(saved)} is not a node's of ours: expected what state_dict() gave")
+    return state["source"], n_given, ended

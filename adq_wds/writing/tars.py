@@ -1,0 +1,167 @@
+"""How do samples become tar shards? Untouched bytes, equal input to equal files, final names only when complete."""
+
+from __future__ import annotations
+
+import io
+import re
+import tarfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from adq_wds.errors import PlanError, SampleError, shorten
+from adq_wds.files import atomic_path
+from adq_wds.samples.fields import Sample, place_error
+from adq_wds.shards.names import check_shard_name
+from adq_wds.shards.samples_in_tar import split_name
+
+_NUMBER = re.compile(r"%(0\d{1,2})?d")
+
+
+@dataclass(frozen=True)
+class WrittenShard:
+    """One finished shard.
+
+    Attributes:
+        path: its file.
+        n: samples in it.
+        payload_bytes: bytes of its members, without headers and padding.
+    """
+
+    path: Path
+    n: int
+    payload_bytes: int
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes on the disk, container included."""
+        return self.path.stat().st_size
+
+
+class ShardPattern:
+    """A pattern such as ``DIR/small-%06d.tar``: one number, in the file's name.
+
+    Raises:
+        ValueError: no number, several, or one in the folder's name; names that no index may hold.
+    """
+
+    def __init__(self, pattern: str) -> None:
+        self.folder = Path(pattern).parent
+        self._name = Path(pattern).name
+        one_number = _NUMBER.search(self._name) is not None and self._name.count("%") == 1
+        if not one_number or _NUMBER.search(str(self.folder)):
+            raise ValueError(
+                f"pattern {pattern!r} must hold one number in its file name, such as small-%06d.tar"
+            )
+        if not self._name.endswith(".tar"):
+            raise ValueError(f"pattern {pattern!r} must end in .tar")
+        try:
+            check_shard_name(self._name % 0)
+        except PlanError as error:
+            raise ValueError(f"pattern {pattern!r}: {error}") from None
+
+    def path(self, i: int) -> Path:
+        """The `i`-th shard's path."""
+        return self.folder / (self._name % i)
+
+    def existing(self) -> list[Path]:
+        """Files that this pattern could have made, sorted."""
+        match = _NUMBER.search(self._name)
+        assert match is not None
+        head, tail = re.escape(self._name[: match.start()]), re.escape(self._name[match.end() :])
+        same = re.compile(head + r"\d+" + tail)
+        return sorted(path for path in self.folder.glob("*.tar") if same.fullmatch(path.name))
+
+
+def write_tars(
+    samples: Iterable[Sample], pattern: ShardPattern, *, max_samples: int, max_bytes: int
+) -> Iterator[WrittenShard]:
+    """Write samples to one shard after another, each given out once it stands under its final name.
+
+    A shard ends before it would exceed `max_samples` or `max_bytes` of payload, and before a key that it holds
+    already (the same key in two source shards is normal): keys are never changed.
+
+    Raises:
+        SampleError: a sample has no key, holds something else than bytes, or would not be read back as it is.
+        AdqError: the disk is full or the folder read-only.
+    """
+    stream = iter(samples)
+    carried: list[Sample] = []
+    i = 0
+    while True:
+        path = pattern.path(i)
+        shard: list[int] = []
+        first = carried.pop() if carried else _next(stream)
+        if first is None:
+            return
+        with atomic_path(path) as partial, tarfile.open(partial, "w", format=tarfile.PAX_FORMAT) as tar:
+            keys: set[str] = set()
+            sample: Sample | None = first
+            total = 0
+            while sample is not None:
+                members = _members(sample)
+                size = sum(len(data) for _, data in members)
+                key = sample["__key__"]
+                if keys and (key in keys or len(keys) == max_samples or total + size > max_bytes):
+                    carried.append(sample)
+                    break
+                _add(tar, key, members)
+                keys.add(key)
+                total += size
+                sample = _next(stream)
+            shard = [len(keys), total]
+        yield WrittenShard(path, *shard)
+        i += 1
+
+
+def _next(stream: Iterator[Sample]) -> Sample | None:
+    """The next sample; an `OSError` of the stream is told from one of the disk that is written to."""
+    try:
+        return next(stream, None)
+    except OSError as error:
+        raise SampleError(f"the stream to be written failed: {type(error).__name__}: {error}") from error
+
+
+def _members(sample: Sample) -> list[tuple[str, bytes]]:
+    """A sample's own fields, in their order.
+
+    Raises:
+        SampleError: it would not be read back as it is.
+    """
+    key = sample.get("__key__")
+    if not isinstance(key, str):
+        raise place_error(SampleError(f"no key to store it under, __key__ is {shorten(key)}"), sample)
+    members = [(name, data) for name, data in sample.items() if name[:2] != "__"]
+    for name, data in members:
+        if not isinstance(data, bytes):
+            kind = type(data).__name__
+            raise place_error(
+                SampleError(f"holds {kind}, only bytes can be stored; encode it first"), sample, name
+            )
+        if split_name(f"{key}.{name}") != (key, name):
+            text = "would not be read back under this key and field (dots, capitals or '__' in the name); rename it"
+            raise place_error(SampleError(text), sample, name)
+    if not members:
+        raise place_error(SampleError("nothing to store: it has no fields"), sample)
+    return members
+
+
+def _add(tar: tarfile.TarFile, key: str, members: list[tuple[str, bytes]]) -> None:
+    for name, data in members:
+        tar.addfile(_header(key, name, len(data)), io.BytesIO(data))
+
+
+def _header(key: str, name: str, n_bytes: int) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(f"{key}.{name}")
+    member.size = n_bytes
+    member.mode = 0o444
+    return member
+
+
+def member_bytes(key: str, name: str, n_bytes: int) -> int:
+    """Bytes that a field of `n_bytes` takes in a shard: its headers, more of them for a long name, and padding.
+
+    >>> member_bytes("a", "jpg", 674), member_bytes("a" * 100, "jpg", 674)
+    (1536, 2560)
+    """
+    return len(_header(key, name, n_bytes).tobuf(tarfile.PAX_FORMAT)) + n_bytes + -n_bytes % tarfile.BLOCKSIZE

@@ -1,0 +1,286 @@
+"""How does a stream become new, smaller shards?"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+from adq_wds.errors import AdqError, SampleError, shorten
+from adq_wds.files import canonical_json, lock, make_folder, write_text
+from adq_wds.pipes.base import MAX_BAD_FRACTION, OnError, Tally, check_on_error
+from adq_wds.protocols import Importance
+from adq_wds.samples.fields import IMAGE_FIELDS, Sample
+from adq_wds.shards.names import expand_urls
+from adq_wds.stream.dataset import ShardDataset
+from adq_wds.tables.plan import Plan, as_plan
+from adq_wds.tables.spans import save_index, scan_spans, source_stamp
+from adq_wds.writing.smaller import CELL_FIELD, Counted, Parts, new_images, totals, written_anew
+from adq_wds.writing.tars import ShardPattern, WrittenShard, write_tars
+
+MAX_SAMPLES = 10_000
+MAX_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class WriteReport:
+    """What was written.
+
+    Attributes:
+        shards: new shards.
+        samples: samples in them.
+        payload_bytes: bytes of their members.
+        bytes: bytes on the disk, tar headers and padding included.
+        source_bytes: bytes of the shards they came from, whole files; None for a stream.
+        parts: where images were written anew: bytes of images, other fields and container (tar headers and padding,
+            without the blocks that end a tar), each ``before`` (these samples alone, in their source), ``whole`` (the
+            same images at the new size and quality, with all their patches) and ``after``. See `totals`.
+        bad: samples whose image could not be written anew, and which were left out.
+    """
+
+    shards: int
+    samples: int
+    payload_bytes: int
+    bytes: int
+    source_bytes: int | None = None
+    parts: Parts | None = None
+    bad: int = 0
+
+    @property
+    def read(self) -> int:
+        """Samples that came in: those written and the bad ones."""
+        return self.samples + self.bad
+
+
+def parts_text(report: WriteReport) -> str:
+    """A table of the report's parts, with sums, and what its columns are; empty where bytes stayed untouched."""
+    if report.parts is None:
+        return ""
+    sums = totals(report.parts)
+    columns = ("before", "whole", "after")
+    rows: dict[str, Mapping[str, float]] = {**report.parts, "all": sums}
+    lines = [_row("bytes", columns)]
+    lines += [_row(name, [f"{part[column]:,}" for column in columns]) for name, part in rows.items()]
+    lines += [
+        f"after: {sums['of_whole']:.3f} of whole, {sums['of_before']:.3f} of before",
+        f"before: these {report.samples:,} samples alone, in their source; whole: at the new size and quality, with all "
+        "their patches",
+        "container: tar headers and padding, without the blocks that end a tar; on disk, with them: "
+        f"{report.bytes:,}",
+    ]
+    return "\n".join(lines)
+
+
+def _row(name: str, cells: Iterable[str]) -> str:
+    return "  ".join([f"{name:<12}", *(f"{cell:>15}" for cell in cells)])
+
+
+def write_shards(
+    samples: Iterable[Sample],
+    pattern: str | os.PathLike[str],
+    *,
+    plan: Plan | str | os.PathLike[str] | None = None,
+    classes: Sequence[str] | None = None,
+    max_samples: int = MAX_SAMPLES,
+    max_bytes: int = MAX_BYTES,
+    split: str = "train",
+    overwrite: bool = False,
+    progress: bool | None = None,
+) -> WriteReport:
+    """Write a stream of samples to new tar shards, bytes untouched.
+
+    Beside the shards come ``_info.json`` (as timm reads it), ``index.parquet`` (where every sample lies, with
+    checksums read back from the new files), and ``plan.parquet`` where a plan is given. Equal input gives equal
+    bytes. A shard takes its final name when it is complete, and ``_info.json`` is written last: while it is
+    missing, the set is not complete.
+
+    Args:
+        samples: WebDataset-like dicts of bytes with `__key__`.
+        pattern: such as ``small/%06d.tar``; its folder is made if missing.
+        plan: the plan that chose the samples; copied beside them.
+        classes: names of the classes in the order of their numbers, for ``_info.json``; those of the plan unless given.
+        max_samples: samples in a shard, at most.
+        max_bytes: payload bytes in a shard, at most (a larger sample has a shard of its own).
+        split: name of the split in ``_info.json``.
+        overwrite: replace the shards of an earlier run in the folder.
+        progress: show a bar; only on a terminal by default.
+
+    Raises:
+        AdqError: the folder holds an earlier run's shards, or cannot be written.
+        SampleError: a sample without key, a field that is not bytes, a name that would be read back as another.
+    """
+    shards = ShardPattern(os.fspath(pattern))
+    for name, value in (("max_samples", max_samples), ("max_bytes", max_bytes)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+    chosen = None if plan is None else as_plan(plan)
+    folder = make_folder(shards.folder)
+    with lock(folder):
+        _clear(shards, overwrite, keep_plan=chosen is not None)
+        total = None if chosen is None else chosen.n_kept
+        quiet = None if progress is None else not progress
+        with tqdm(samples, total=total, unit=" samples", desc="write", disable=quiet) as stream:
+            written = list(write_tars(stream, shards, max_samples=max_samples, max_bytes=max_bytes))
+        _describe(folder, written, chosen, split, classes)
+    return WriteReport(
+        len(written),
+        sum(shard.n for shard in written),
+        sum(shard.payload_bytes for shard in written),
+        sum(shard.n_bytes for shard in written),
+    )
+
+
+def write_kept(
+    urls: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    plan: Plan | str | os.PathLike[str] | None,
+    pattern: str | os.PathLike[str],
+    *,
+    patch_keep: float | None = None,
+    importance: str | Importance = "gradcam++",
+    size: int | None = None,
+    quality: int | None = None,
+    image: str = IMAGE_FIELDS,
+    seed: int = 0,
+    on_error: OnError = "raise",
+    max_bad_fraction: float = MAX_BAD_FRACTION,
+    root: str | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    max_samples: int = MAX_SAMPLES,
+    max_bytes: int = MAX_BYTES,
+    split: str = "train",
+    overwrite: bool = False,
+    progress: bool | None = None,
+) -> WriteReport:
+    """Write the samples of some shards that a plan keeps (all without a plan); see `write_shards`.
+
+    Only kept samples are read, and each is compared with the plan's key and checksum. `root` is the folder that the
+    plan's shard names are relative to, where a path fits several of them; `cache` is `ShardDataset`'s.
+
+    Bytes stay untouched unless one of `patch_keep`, `size` and `quality` is given; then images are written anew, as
+    JPEGs with 4:2:0 and optimised tables, and the report says what each part took and takes.
+
+    Args:
+        urls, plan, pattern: sources, what is kept of them, and where it goes.
+        patch_keep: ratio of each image's patches of 16 × 16 pixels that are kept; they go to ``patches.jpg`` in the
+            image's place (see `patch_jpeg`).
+        importance: which patches: a name or an object, as `adq_wds.importance` takes it.
+        size: the images' new side: the largest square in the middle, drawn to it. With `patch_keep` 224 unless said.
+        quality: of the JPEGs, 1 … 100; 90 unless said.
+        image: field with the image.
+        seed: of a random importance.
+        on_error: what to do with a sample whose image cannot be written anew: "raise", "skip", or a function of the
+            error that says whether to skip. Skipped ones are logged and counted; they stay in the plan's copy.
+        max_bad_fraction: more than this among all samples is an error even so, once 100 were read, and at the end;
+            so are 100 bad ones in a row, and nothing but bad ones.
+
+    Raises:
+        ValueError: the pattern would replace one of `urls`; an argument is out of range or has no effect; images
+            would take more bytes without patches than with them, or than they took.
+        SampleError: an image that is to be written anew is bad, or lacks patches already; or too many are.
+        PlanError: a shard of the plan is not among `urls`, or the other way round.
+        ShardError: a shard changed since it was planned.
+    """
+    new = new_images(
+        patch_keep=patch_keep, importance=importance, size=size, quality=quality, image=image, seed=seed
+    )
+    tally = _tally(on_error, max_bad_fraction, idle=new is None)
+    paths = expand_urls(urls)
+    refuse_sources(paths, ShardPattern(os.fspath(pattern)))
+    chosen = Plan.from_keys(paths, None) if plan is None else as_plan(plan)
+    stream: Iterable[Sample] = ShardDataset(paths, plan=chosen, root=root, rank=0, world=1, cache=cache)
+    counted = Counted()
+    report = write_shards(
+        stream if new is None else written_anew(_with_cells(stream, chosen), new, counted, tally),
+        pattern,
+        plan=None if plan is None else chosen,
+        max_samples=max_samples,
+        max_bytes=max_bytes,
+        split=split,
+        overwrite=overwrite,
+        progress=progress,
+    )
+    report = replace(
+        report,
+        source_bytes=sum(source_stamp(path)["bytes"] for path in paths),
+        parts=None if new is None else counted.parts(),
+        bad=tally.bad,
+    )
+    if report.bad and not report.samples:
+        raise SampleError(f"all {report.bad} samples are bad; see the log")
+    if report.read != chosen.n_kept:
+        raise AdqError(
+            f"{shorten(os.fspath(pattern))}: {report.samples} samples written and {report.bad} bad, the plan keeps "
+            f"{chosen.n_kept}"
+        )
+    return report
+
+
+def _tally(on_error: OnError, max_bad_fraction: float, *, idle: bool) -> Tally:
+    """Counts of bad samples; `idle`: no image is written anew, so there can be none.
+
+    Raises:
+        ValueError: an argument is out of range, or has no effect.
+    """
+    check_on_error(on_error, max_bad_fraction)
+    asked = {"on_error": (on_error, "raise"), "max_bad_fraction": (max_bad_fraction, MAX_BAD_FRACTION)}
+    for name, (value, default) in asked.items():
+        if idle and value != default:
+            raise ValueError(
+                f"{name}={value!r} has no effect: no image is written anew; give patch_keep=, size= or quality= too"
+            )
+    return Tally("write", on_error, max_bad_fraction)
+
+
+def _with_cells(stream: Iterable[Sample], plan: Plan) -> Iterator[Sample]:
+    """The plan's samples as they are read, in its order, with what each takes in its source."""
+    cells = (int(n) for shard in map(plan.shard, plan.shards) for n in shard.spans.n_bytes[shard.kept])
+    for sample, n_bytes in zip(stream, cells, strict=True):
+        yield {**sample, CELL_FIELD: n_bytes}
+
+
+def refuse_sources(paths: list[str], shards: ShardPattern) -> None:
+    """Raise `ValueError` when a source could be written over: overwriting begins by removing."""
+    targets = {os.path.realpath(path) for path in shards.existing()}
+    for path in paths:
+        if os.path.realpath(path) in targets:
+            raise ValueError(
+                f"shard {shorten(path)} would be written over by {shorten(str(shards.path(0)))}; "
+                "write to another folder"
+            )
+
+
+def _clear(shards: ShardPattern, overwrite: bool, *, keep_plan: bool) -> None:
+    """Refuse, or remove, what an earlier run left; `keep_plan`: its plan will be replaced, and may be in use."""
+    old = [path for path in (shards.folder / "_info.json", *shards.existing()) if path.exists()]
+    if old and not overwrite:
+        raise AdqError(
+            f"{shorten(str(shards.folder))} holds {old[0].name} of an earlier run; give another folder, or overwrite=True"
+        )
+    for path in old:  # _info.json goes first: from here on the set is not complete
+        path.unlink()
+    if old and not keep_plan:
+        (shards.folder / "plan.parquet").unlink(missing_ok=True)
+
+
+def _describe(
+    folder: Path, written: list[WrittenShard], plan: Plan | None, split: str, classes: Sequence[str] | None
+) -> None:
+    """Write the index, read back from the new files; the plan's copy; and last `_info.json`."""
+    save_index(
+        folder / "index.parquet",
+        [(shard.path.name, scan_spans(shard.path, shard=shard.path.name)) for shard in written],
+    )
+    if plan is not None:
+        plan.save(folder / "plan.parquet")
+    info = {
+        "name": split,
+        "num_samples": sum(shard.n for shard in written),
+        "filenames": [shard.path.name for shard in written],
+        "shard_lengths": [shard.n for shard in written],
+    }
+    names = plan.header.get("names") if classes is None and plan is not None else classes
+    text = canonical_json({"splits": {split: info}, **({"classes": names} if names else {})})
+    write_text(folder / "_info.json", text + "\n")

@@ -1,0 +1,480 @@
+"""Features are what a plain loop over the samples gives, and nothing is done twice."""
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import adq_wds as adq
+from adq_wds.core.texture import texture
+from adq_wds.embedding.estimate import estimate
+from adq_wds.embedding.views import embed_views
+from adq_wds.models.thumbnail import Thumbnail
+from adq_wds.tables.features_file import FeaturesFile
+from adq_wds.tables.spans import scan_spans
+from adq_wds.writing.write_shards import write_kept
+from tests.conftest import jpeg, write_tar
+
+MakeShard = Callable[..., Path]
+
+
+class Counting:
+    """The thumbnail under another name, and the number of images it was given."""
+
+    name, revision, preprocessing_hash = "counting", "1", ""
+
+    def __init__(self) -> None:
+        self.n = 0
+
+    def __call__(self, images: Sequence[Image.Image]) -> tuple[Any, None]:
+        self.n += len(images)
+        return Thumbnail()(images)
+
+
+@pytest.fixture
+def shards(make_shard: MakeShard) -> list[Path]:
+    """Three shards of 50, 70 and 3 samples; two of them share keys, one has images of another size."""
+    return [
+        make_shard("b.tar", 50),
+        make_shard("a.tar", 70, first=20, classes=3),
+        make_shard("c.tar", 3, side=17),
+    ]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.parquet"))}
+
+
+def dates(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("*.parquet")}
+
+
+# ---- What is in them
+
+
+def test_features_are_those_of_a_plain_loop(shards: list[Path], tmp_path: Path) -> None:
+    features = adq.embed_shards(shards, "thumbnail", tmp_path / "f", batch_size=16)
+    assert [file.shard for file in features] == ["a.tar", "b.tar", "c.tar"]
+    assert len(features) == 123
+    for file, path in zip(features, sorted(shards), strict=True):
+        with tarfile.open(path) as tar:
+            payload = {m.name: tar.extractfile(m).read() for m in tar.getmembers()}  # type: ignore[union-attr]
+            images = [Image.open(tar.extractfile(m)).convert("RGB") for m in tar if m.name.endswith("jpg")]
+        h = np.concatenate([Thumbnail()([image])[0] for image in images]).astype(np.float64)
+        norm = np.linalg.norm(h, axis=1)
+        table = file.read(["label", "norm", "texture", "key"])
+        assert np.array_equal(file.embedding(), (h / norm[:, None]).astype(np.float16))
+        assert table["norm"].to_numpy() == pytest.approx(norm, rel=1e-6)
+        single = [texture(np.asarray(image)[None])[0] for image in images]
+        assert table["texture"].to_pylist() == single
+        keys = [name[:-4] for name in payload if name.endswith(".jpg")]
+        assert table["key"].to_pylist() == keys
+        assert table["label"].to_pylist() == [int(payload[f"{key}.cls"]) for key in keys]
+
+
+def test_spans_are_those_of_a_scan(shards: list[Path], tmp_path: Path) -> None:
+    for file, path in zip(adq.embed_shards(shards, out=tmp_path / "f"), sorted(shards), strict=True):
+        assert file.spans().rows() == scan_spans(path, shard=path.name).rows()
+
+
+def test_digests_are_those_of_the_images_bytes(shards: list[Path], tmp_path: Path) -> None:
+    for file, path in zip(adq.embed_shards(shards, out=tmp_path / "f"), sorted(shards), strict=True):
+        with tarfile.open(path) as tar:
+            images = [tar.extractfile(m).read() for m in tar if m.name.endswith("jpg")]  # type: ignore[union-attr]
+        expected = [hashlib.blake2b(image, digest_size=16).digest() for image in images]
+        found = file.digest()
+        assert found is not None
+        assert [row.tobytes() for row in found] == expected
+
+
+def test_one_file_for_each_shard_named_after_it(make_shard: MakeShard, tmp_path: Path) -> None:
+    paths = [make_shard("x/t.tar", 5), make_shard("y/t.tar", 5, first=5), make_shard("y/u.tar", 5)]
+    adq.embed_shards(paths, out=tmp_path / "f")
+    assert list(files(tmp_path / "f")) == ["u.parquet", "x--t.parquet", "y--t.parquet"]
+
+
+def test_bytes_depend_neither_on_workers_nor_order_nor_batches(shards: list[Path], tmp_path: Path) -> None:
+    """F26."""
+    adq.embed_shards(shards, "thumbnail", tmp_path / "f", workers=1, batch_size=64)
+    expected = files(tmp_path / "f")
+    for i, (workers, batch_size) in enumerate([(1, 1), (2, 7), (3, 50), (4, 1000), (8, 33)]):
+        out = tmp_path / f"again{i}"
+        order = shards[::-1] if i % 2 else sorted(shards)
+        adq.embed_shards(order, "thumbnail", out, workers=workers, batch_size=batch_size)
+        assert files(out) == expected
+
+
+def test_a_networks_bytes_depend_neither_on_workers_nor_order(shards: list[Path], tmp_path: Path) -> None:
+    """Batches are cut inside a shard, and each runs in one thread."""
+    adq.embed_shards(shards, "builtin", tmp_path / "f", workers=1, batch_size=16)
+    for workers in (2, 3):
+        adq.embed_shards(shards[::-1], "builtin", tmp_path / f"f{workers}", workers=workers, batch_size=16)
+        assert files(tmp_path / f"f{workers}") == files(tmp_path / "f")
+
+
+def test_images_of_one_pixel_and_of_odd_sizes_have_features(tmp_path: Path, write_members: Any) -> None:
+    images = [Image.new("RGB", size, (200, 10, 10)) for size in ((1, 1), (1, 900), (600, 2), (300, 299))]
+    path = write_members("odd.tar", [(f"k{i}.png", png(image)) for i, image in enumerate(images)])
+    (file,) = adq.embed_shards(path, out=tmp_path / "f", label=None)
+    assert file.read(["texture"])["texture"].to_pylist() == [0.0] * 4
+
+
+@pytest.mark.parametrize(
+    ("field", "values", "spec", "names", "numbers"),
+    [
+        ("cls", [b"3", b"0\n", b"3"], "cls", None, [3, 0, 3]),
+        ("txt", [b"cat", b" ant ", b"cat"], "txt", ["ant", "cat"], [1, 0, 1]),
+        ("json", [b'{"y": 5}', b'{"y": 1}', b'{"y": 5}'], "json:y", None, [5, 1, 5]),
+        ("json", [b'{"y": "b"}', b'{"y": "a"}', b'{"y": "b"}'], "json:y", ["a", "b"], [1, 0, 1]),
+        ("cls", [b"3", b"x", b"?"], None, None, [-1, -1, -1]),
+        ("cls", [b"3", b"x", b"?"], "none", None, [-1, -1, -1]),
+        ("cls", [b"3", b"x", b"?"], lambda sample: sample["__key__"], ["k0", "k1", "k2"], [0, 1, 2]),
+    ],
+)
+def test_labels(
+    write_members: Any,
+    tmp_path: Path,
+    field: str,
+    values: list[bytes],
+    spec: Any,
+    names: Any,
+    numbers: list[int],
+) -> None:
+    members = []
+    for i, value in enumerate(values):
+        members += [(f"k{i}.png", png(Image.new("RGB", (8, 8)))), (f"k{i}.{field}", value)]
+    (file,) = adq.embed_shards(write_members("l.tar", members), out=tmp_path / "f", label=spec)
+    assert file.names == names
+    assert file.read(["label"])["label"].to_pylist() == numbers
+
+
+# ---- What is not done twice
+
+
+def test_a_second_run_embeds_nothing_and_touches_nothing(shards: list[Path], tmp_path: Path) -> None:
+    encoder, out = Counting(), tmp_path / "f"
+    first = adq.embed_shards(shards, encoder, out)
+    before = dates(out)
+    again = adq.embed_shards(shards[::-1], encoder, out, batch_size=5, workers=1)
+    assert (encoder.n, dates(out), again.hash) == (123, before, first.hash)
+
+
+def test_only_what_is_missing_is_made(shards: list[Path], tmp_path: Path) -> None:
+    encoder, out = Counting(), tmp_path / "f"
+    adq.embed_shards(shards, encoder, out)
+    before = files(out)
+    (out / "b.parquet").unlink()
+    adq.embed_shards(shards, encoder, out)
+    assert encoder.n == 123 + 50
+    assert files(out) == before
+
+
+def test_a_shard_of_another_size_is_embedded_again(make_shard: MakeShard, tmp_path: Path) -> None:
+    encoder, out = Counting(), tmp_path / "f"
+    path = make_shard("a.tar", 20)
+    adq.embed_shards(path, encoder, out)
+    make_shard("a.tar", 30)
+    assert len(adq.embed_shards(path, encoder, out)) == 30
+    assert encoder.n == 50
+
+
+def test_a_shard_with_one_byte_changed_and_a_new_date_is_embedded_again(
+    shards: list[Path], tmp_path: Path
+) -> None:
+    encoder, out = Counting(), tmp_path / "f"
+    adq.embed_shards(shards, encoder, out)
+    flip_label(shards[0])
+    features = adq.embed_shards(shards, encoder, out)
+    assert encoder.n == 123 + 50
+    assert features.files[1].spans().rows() == scan_spans(shards[0], shard="b.tar").rows()
+    assert features.files[1].read(["label"])["label"][0].as_py() == 1
+
+
+def test_a_shard_with_only_a_new_date_is_not_embedded_again(shards: list[Path], tmp_path: Path) -> None:
+    encoder, out = Counting(), tmp_path / "f"
+    adq.embed_shards(shards, encoder, out)
+    before = dates(out)
+    for path in shards:
+        os.utime(path, ns=(1, 1))
+    adq.embed_shards(shards, encoder, out)
+    assert (encoder.n, dates(out)) == (123, before)
+
+
+def test_a_sample_added_in_the_padding_of_a_tar_is_seen(make_shard: MakeShard, tmp_path: Path) -> None:
+    """tar pads to 10,240 bytes: the size of the file may stay while it gains a sample."""
+    encoder, out = Counting(), tmp_path / "f"
+    path = make_shard("a.tar", 1)
+    size = path.stat().st_size
+    adq.embed_shards(path, encoder, out)
+    make_shard("a.tar", 2)
+    os.utime(path, ns=(1, 1))
+    assert path.stat().st_size == size
+    assert len(adq.embed_shards(path, encoder, out)) == 2
+
+
+def test_a_shard_replaced_while_it_is_embedded_is_embedded_again(
+    make_shard: MakeShard, tmp_path: Path
+) -> None:
+    path = make_shard("a.tar", 20)
+    later = make_shard("later.tar", 20, first=100)
+
+    class Slow(Counting):
+        def __call__(self, images: Sequence[Image.Image]) -> tuple[Any, None]:
+            if later.exists():
+                os.replace(later, path)
+            return super().__call__(images)
+
+    (old,) = adq.embed_shards(path, Slow(), tmp_path / "f")
+    (new,) = adq.embed_shards(path, Slow(), tmp_path / "f")
+    assert old.spans().keys[0] == "s00000"
+    assert new.spans().keys[0] == "s00100"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_no_more_shards_than_workers_are_begun_and_not_saved(
+    make_shard: MakeShard, tmp_path: Path, workers: int
+) -> None:
+    """So a job that is killed loses at most one shard for each worker."""
+    paths = [make_shard(f"t-{i}.tar", 4) for i in range(12)]
+    unsaved = []
+
+    class Watching(Counting):
+        def __call__(self, images: Sequence[Image.Image]) -> tuple[Any, None]:
+            self.n += 1  # one call a shard
+            unsaved.append(self.n - len(list((tmp_path / "f").glob("*.parquet"))))
+            return Thumbnail()(images)
+
+    adq.embed_shards(paths, Watching(), tmp_path / "f", workers=workers)
+    assert len(unsaved) == 12
+    assert max(unsaved) <= workers
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "not parquet", "embedding", "header"])
+def test_damaged_features_are_made_again_with_a_warning(
+    shards: list[Path], tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "f"
+    adq.embed_shards(shards, "thumbnail", out)
+    whole = files(out)
+    path = out / "b.parquet"
+    data = bytearray(path.read_bytes())
+    if damage == "empty":
+        data.clear()
+    elif damage == "cut":
+        del data[-100:]
+    elif damage == "not parquet":
+        data[:] = b"hello" * 100
+    elif damage == "embedding":
+        data[len(data) // 3] ^= 1
+    else:
+        data[data.rindex(b'"thumbnail"') + 2] ^= 1
+    path.write_bytes(data)
+    adq.embed_shards(shards, "thumbnail", out)
+    assert files(out) == whole
+    assert "b.parquet" in caplog.text
+    assert "embedding the shard again" in caplog.text
+
+
+class Other(Counting):
+    name = "other"
+
+
+class Newer(Counting):
+    revision = "2"
+
+
+class Sharper(Counting):
+    preprocessing_hash = "abc"
+
+
+@pytest.mark.parametrize(
+    ("encoder", "options", "text"),
+    [
+        (Other(), {}, r"made with encoder 'counting', now 'other'"),
+        (Newer(), {}, r"made with revision '1', now '2'"),
+        (Sharper(), {}, r"made with preprocessing_hash '', now 'abc'"),
+        (Counting(), {"image": "jpg"}, r"made with image 'jpg;.*', now 'jpg'"),
+    ],
+)
+def test_other_settings_in_one_folder_are_refused(
+    shards: list[Path], tmp_path: Path, encoder: Counting, options: dict[str, Any], text: str
+) -> None:
+    adq.embed_shards(shards, Counting(), tmp_path / "f")
+    before = files(tmp_path / "f")
+    with pytest.raises(adq.FeaturesError, match=text + ".*give another folder"):
+        adq.embed_shards(shards, encoder, tmp_path / "f", **options)
+    assert files(tmp_path / "f") == before
+
+
+def test_a_limit_runs_over_the_shards_and_is_completed_later(shards: list[Path], tmp_path: Path) -> None:
+    encoder, out = Counting(), tmp_path / "f"
+    first = adq.embed_shards(shards, encoder, out, limit=60)  # b.tar has 50, then 10 of a.tar
+    assert [(file.shard, file.n) for file in first] == [("a.tar", 10), ("b.tar", 50)]
+    whole = adq.embed_shards(shards, encoder, out)
+    assert len(whole) == 123
+    assert encoder.n == 60 + 70 + 3  # a.tar was cut, so it is made anew; b.tar is not
+    before = dates(out)
+    view = adq.embed_shards(shards, encoder, out, limit=60)
+    assert (len(view), encoder.n, dates(out)) == (60, 133, before)
+    assert [file.spans().rows() for file in view] == [file.spans().rows() for file in first]
+    assert view.hash != whole.hash
+
+
+def test_a_limit_gives_the_features_of_a_fresh_folder(shards: list[Path], tmp_path: Path) -> None:
+    adq.embed_shards(shards, out=tmp_path / "whole")
+    view = adq.embed_shards(shards, out=tmp_path / "whole", limit=55)
+    fresh = adq.embed_shards(shards, out=tmp_path / "fresh", limit=55)
+    for a, b in zip(view, fresh, strict=True):
+        assert a.spans().rows() == b.spans().rows()
+        assert np.array_equal(a.embedding(), b.embedding())
+
+
+def test_a_header_says_what_was_done(shards: list[Path], tmp_path: Path) -> None:
+    adq.embed_shards(shards[0], Counting(), tmp_path / "f", limit=20)
+    header = FeaturesFile(tmp_path / "f" / "b.parquet").header
+    status = shards[0].stat()
+    assert header["source"] == {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+    assert (header["encoder"], header["complete"], header["width"]) == ("counting", False, 192)
+    json.dumps(header)
+
+
+# ---- Made by hand
+
+
+def png(image: Image.Image) -> bytes:
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return out.getvalue()
+
+
+@pytest.fixture
+def write_members(tmp_path: Path) -> Callable[[str, list[tuple[str, bytes]]], Path]:
+    def write(name: str, members: list[tuple[str, bytes]]) -> Path:
+        with tarfile.open(tmp_path / name, "w") as tar:
+            for member_name, data in members:
+                member = tarfile.TarInfo(member_name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+        return tmp_path / name
+
+    return write
+
+
+def flip_label(path: Path) -> None:
+    """The first sample's label from 0 to 1: the same size, one byte changed, another date."""
+    with tarfile.open(path) as tar:
+        at = next(member for member in tar if member.name.endswith(".cls")).offset_data
+    data = bytearray(path.read_bytes())
+    assert data[at : at + 1] == b"0"
+    data[at] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(1, 1))
+
+
+# ---- Images without some of their patches
+
+
+@pytest.fixture
+def patched(make_shard: MakeShard, tmp_path: Path) -> list[Path]:
+    """Two shards of 20 images, half of whose patches are dropped."""
+    whole = make_shard("whole.tar", 40, side=64)
+    write_kept(
+        whole, None, tmp_path / "p" / "%d.tar",
+        patch_keep=0.5, importance="random", size=64, max_samples=20,
+    )  # fmt: skip
+    return sorted((tmp_path / "p").glob("*.tar"))
+
+
+@pytest.mark.parametrize("image", [None, "patches.jpg"])
+def test_an_image_without_some_patches_is_embedded_in_its_places_and_grey(
+    patched: list[Path], tmp_path: Path, image: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    options: Any = {} if image is None else {"image": image}
+    features = adq.embed_shards(patched, "thumbnail", tmp_path / "f", batch_size=7, workers=2, **options)
+    samples = list(adq.ShardDataset(patched, shuffle=False, pipes=[adq.Decode()]))
+    alone = [Thumbnail()([sample["image"]])[0][0] for sample in samples]
+    units = [row / np.linalg.norm(row) for row in alone]
+    assert np.array_equal(np.concatenate([file.embedding() for file in features]), np.float16(units))
+    levels = [texture(np.asarray(sample["image"])[None])[0] for sample in samples]
+    assert [v for file in features for v in file.read(["texture"])["texture"].to_pylist()] == levels
+    said = [r.getMessage() for r in caplog.records if "patches" in r.getMessage()]
+    text = "images are stored without some of their patches, which encoders and scores see as grey"
+    assert said == [f"shard 0.tar: {text}"]
+
+
+def test_estimates_and_views_see_the_filled_image_too(patched: list[Path], tmp_path: Path) -> None:
+    found = estimate(patched, Thumbnail())
+    assert (found["shards"], found["samples"]) == (2, 40)
+    features = adq.embed_shards(patched, "thumbnail", tmp_path / "f")
+    seen = Seen()
+    embed_views(features, patched, seen, views=5)
+    sizes = {size for size, _ in seen.images}
+    assert sizes == {(64, 64)}, "views have the side of the image, not of a row of tiles"
+    assert np.mean([colours for _, colours in seen.images]) > 0.2, "half of each image is grey"
+
+
+class Seen(Thumbnail):
+    """The thumbnail, which keeps each image's size and the share of it that is the grey of a missing patch."""
+
+    def __init__(self) -> None:
+        self.images: list[tuple[tuple[int, int], float]] = []
+
+    def __call__(self, images: Any) -> Any:
+        self.images += [(i.size, float((np.asarray(i) == 128).all(2).mean())) for i in images]
+        return super().__call__(images)
+
+
+def test_whole_images_are_embedded_without_a_word_of_patches(
+    shards: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    adq.embed_shards(shards, "thumbnail", tmp_path / "f")
+    assert "patches" not in caplog.text
+
+
+def test_of_two_images_none_is_embedded_and_lost_places_are_a_bad_sample(
+    patched: list[Path], tmp_path: Path
+) -> None:
+    (sample, *_) = adq.ShardDataset(patched, shuffle=False)
+    stripped = io.BytesIO()
+    Image.open(io.BytesIO(sample["patches.jpg"])).save(stripped, "JPEG")
+    fields = [
+        ("a.patches.jpg", sample["patches.jpg"]),
+        ("a.jpg", jpeg(0)),
+        ("b.patches.jpg", stripped.getvalue()),
+    ]
+    fields += [("c.patches.jpg", sample["patches.jpg"])]
+    shard = write_tar(tmp_path / "bad.tar", fields)
+    with pytest.raises(
+        adq.SampleError, match=r"key 'a': fields 'jpg' and 'patches.jpg' are both there; name"
+    ):
+        adq.embed_shards(shard, "thumbnail", tmp_path / "f", label=None)
+    features = adq.embed_shards(
+        shard, "thumbnail", tmp_path / "f", label=None, on_error="skip", max_bad_fraction=1.0
+    )
+    (file,) = features
+    assert file.read(["key"])["key"].to_pylist() == ["c"]
+    assert [row[1] for row in file.bad] == ["a", "b"]
+    assert "field 'patches.jpg': no patch mask" in file.bad[1][5]
+
+
+def test_features_of_before_patches_could_be_stored_are_those_of_now(
+    shards: list[Path], tmp_path: Path
+) -> None:
+    """The image's spec stands in every file, and the default has grown since: its name there has not."""
+    first = "jpg;jpeg;png;webp;gif;bmp;tif;tiff;avif;ppm;pgm;pbm;pnm;pfm"
+    old = adq.embed_shards(shards, Counting(), tmp_path / "old", image=first)
+    before = files(tmp_path / "old")
+    again = Counting()
+    adq.embed_shards(shards, again, tmp_path / "old")
+    new = adq.embed_shards(shards, Counting(), tmp_path / "new")
+    assert again.n == 0
+    assert files(tmp_path / "old") == before == files(tmp_path / "new")
+    assert old.header["image"] == new.header["image"] == first

@@ -1,0 +1,571 @@
+"""Views are what a plain loop over the chosen samples gives, from nothing but those samples, and made once."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import adq_wds as adq
+import adq_wds.embedding.views_batch
+from adq_wds.core.rng import generator
+from adq_wds.core.views import crop_box
+from adq_wds.embedding.views import embed_views
+from adq_wds.embedding.views_batch import make_view
+from adq_wds.files import lock
+from adq_wds.models.thumbnail import Thumbnail
+from adq_wds.tables.views import Views, choose_rows, views_folder
+
+MakeShard = Callable[..., Path]
+Rows = np.ndarray[Any, Any]
+
+
+class Watching:
+    """The thumbnail under another name, which keeps what it was given."""
+
+    name, revision, preprocessing_hash = "watching", "1", ""
+
+    def __init__(self) -> None:
+        self.sizes: list[tuple[int, int]] = []
+        self.calls: list[int] = []
+
+    def __call__(self, images: Sequence[Image.Image]) -> tuple[Any, None]:
+        self.sizes += [image.size for image in images]
+        self.calls.append(len(images))
+        return Thumbnail()(images)
+
+
+@pytest.fixture
+def shards(make_shard: MakeShard) -> list[Path]:
+    """Three shards of 50, 70 and 3 samples; two of them share keys, one has images of another size."""
+    return [
+        make_shard("b.tar", 50),
+        make_shard("a.tar", 70, first=20, classes=3),
+        make_shard("c.tar", 3, side=17),
+    ]
+
+
+@pytest.fixture
+def features(shards: list[Path], tmp_path: Path) -> adq.Features:
+    return adq.embed_shards(shards, Watching(), tmp_path / "f")
+
+
+def files(features: adq.Features) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(views_folder(features).glob("*.parquet"))}
+
+
+def images_of(path: Path) -> dict[str, Image.Image]:
+    with tarfile.open(path) as tar:
+        return {
+            m.name[:-4]: Image.open(tar.extractfile(m)).convert("RGB") for m in tar if m.name.endswith("jpg")
+        }
+
+
+# ---- What is in them
+
+
+def test_views_are_those_of_a_plain_loop(features: adq.Features, shards: list[Path]) -> None:
+    position, z = embed_views(features, shards, Watching(), views=40, seed=5, batch_size=7).rows(features)
+    assert np.array_equal(position, choose_rows(features, 40, seed=5))
+    samples = [(path, key) for path in sorted(shards) for key in images_of(path)]
+    for row, at in enumerate(position.tolist()):
+        path, key = samples[at]
+        whole = images_of(path)[key]
+        for number in (0, 1):
+            rng = generator(5, number, path.name, key, purpose="view")
+            box, flip = crop_box(*whole.size, rng)
+            view = whole.crop(box).resize((min(whole.size),) * 2, Image.Resampling.BILINEAR)
+            pixels = np.asarray(view)[:, ::-1] if flip else np.asarray(view)
+            h = Thumbnail()([Image.fromarray(pixels)])[0][0].astype(np.float64)
+            assert np.array_equal(z[row, number], (h / np.linalg.norm(h)).astype(np.float16))
+
+
+def test_only_chosen_samples_are_read_and_each_is_embedded_twice(
+    features: adq.Features, shards: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, read = Watching(), []
+    original = adq_wds.embedding.views_batch.read_sample
+
+    def reading(data: memoryview, span: Any, *, url: str) -> Any:
+        read.append((os.path.basename(url), span.key))
+        return original(data, span, url=url)
+
+    monkeypatch.setattr(adq_wds.embedding.views_batch, "read_sample", reading)
+    embed_views(features, shards, encoder, views=9)
+    assert len(read) == len(set(read)) == 9
+    assert len(encoder.sizes) == 18
+    assert max(encoder.calls) <= 9
+
+
+def test_a_batch_holds_no_more_images_than_asked(features: adq.Features, shards: list[Path]) -> None:
+    encoder = Watching()
+    embed_views(features, shards, encoder, views=200, batch_size=8)
+    assert sum(encoder.calls) == 2 * 123
+    assert max(encoder.calls) == 8
+
+
+@pytest.mark.parametrize("options", [{"workers": 1}, {"workers": 3}, {"workers": 8}])
+def test_workers_and_the_order_of_shards_change_no_byte(
+    features: adq.Features, shards: list[Path], options: dict[str, int]
+) -> None:
+    embed_views(features, shards, Watching(), views=60, batch_size=8, workers=2)
+    before = files(features)
+    for path in views_folder(features).iterdir():
+        path.unlink()
+    embed_views(features, shards[::-1], Watching(), views=60, batch_size=8, **options)
+    assert files(features) == before
+
+
+def test_a_network_gives_the_same_bytes_with_any_number_of_workers(
+    shards: list[Path], tmp_path: Path
+) -> None:
+    import torch
+
+    features = adq.embed_shards(shards[0], "builtin-free", tmp_path / "g")
+    before, made = torch.get_num_threads(), []
+    for workers in (1, 3):
+        torch.set_num_threads(2)
+        embed_views(features, shards[0], "builtin-free", batch_size=16, workers=workers)
+        with ThreadPoolExecutor(1) as fresh:  # where a new thread begins is torch's global number
+            assert fresh.submit(torch.get_num_threads).result() == torch.get_num_threads() == 2
+        made.append((views_folder(features) / "b.parquet").read_bytes())
+        (views_folder(features) / "b.parquet").unlink()
+    torch.set_num_threads(before)
+    assert made[0] == made[1]
+
+
+def test_a_network_has_one_thread_in_each_worker(features: adq.Features, shards: list[Path]) -> None:
+    import torch
+
+    class Counting(Watching):
+        def __call__(self, images: Sequence[Image.Image]) -> tuple[Any, None]:
+            assert torch.get_num_threads() == 1
+            return super().__call__(images)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        embed_views(features, shards, Counting(), views=20, workers=2)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_large_images_are_viewed_a_few_at_a_time_to_the_same_end(
+    features: adq.Features, shards: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed_views(features, shards, Watching(), views=60)
+    before = files(features)
+    monkeypatch.setattr(adq_wds.embedding.views_batch, "PART_PIXELS", 16 * 16 * 2 * 3)
+    (views_folder(features) / "a.parquet").unlink()
+    encoder = Watching()
+    embed_views(features, shards, encoder, views=60)
+    assert max(encoder.calls) == 3
+    assert files(features) == before
+
+
+def test_another_seed_gives_other_samples_and_a_larger_number_keeps_the_smaller_ones_views(
+    features: adq.Features, shards: list[Path]
+) -> None:
+    few, z_few = embed_views(features, shards, Watching(), views=20).rows(features)
+    many, z_many = embed_views(features, shards, Watching(), views=60).rows(features)
+    assert np.array_equal(z_many[np.isin(many, few)], z_few)
+    other, _ = embed_views(features, shards, Watching(), views=20, seed=1).rows(features)
+    assert not np.array_equal(few, other)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (2, 3), (640, 48)])
+def test_a_view_of_any_image_is_a_square_of_its_short_side(size: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+    views = [make_view(image, v, seed=s, shard="x/a.tar", key="k") for s in range(30) for v in (0, 1)]
+    assert {view.size for view in views} == {(min(size), min(size))}
+    assert {view.mode for view in views} == {"RGB"}
+
+
+def test_a_view_depends_on_seed_key_number_and_base_name_alone() -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+
+    def pixels(number: int = 0, seed: int = 0, shard: str = "a.tar", key: str = "k") -> bytes:
+        return make_view(image, number, seed=seed, shard=shard, key=key).tobytes()
+
+    assert pixels() == pixels(shard="moved/a.tar")
+    assert len({pixels(), pixels(1), pixels(seed=1), pixels(shard="b.tar"), pixels(key="l")}) == 5
+
+
+def test_images_of_one_pixel_and_of_one_line_have_views(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.tar"
+    with tarfile.open(path, "w") as tar:
+        for i, size in enumerate([(1, 1), (1, 9), (9, 1), (8, 8)]):
+            Image.new("RGB", size, (10 + i, 20, 30)).save(tmp_path / "x.png")
+            tar.add(tmp_path / "x.png", f"s{i}.png")
+    features = adq.embed_shards(path, "builtin-free", tmp_path / "f", label=None)
+    position, z = embed_views(features, path, "builtin-free").rows(features)
+    assert position.tolist() == [0, 1, 2, 3]
+    assert np.isfinite(z).all()
+
+
+def test_an_embedding_of_zeros_stays_zero(shards: list[Path], tmp_path: Path) -> None:
+    class Black(Watching):
+        def __call__(self, images: Sequence[Image.Image]) -> tuple[Any, None]:
+            return np.zeros((len(images), 4), np.float32), None
+
+    features = adq.embed_shards(shards, Black(), tmp_path / "g")
+    assert not embed_views(features, shards, Black()).rows(features)[1].any()
+
+
+def test_limited_features_have_views_of_their_own_samples(shards: list[Path], tmp_path: Path) -> None:
+    limited = adq.embed_shards(shards, Watching(), tmp_path / "g", limit=60)  # b.tar's 50, then 10 of a.tar
+    assert {file.shard for file in limited} == {"a.tar", "b.tar"}
+    position, _ = embed_views(limited, shards, Watching(), views=30).rows(limited)
+    assert len(position) == 30
+    whole = adq.embed_shards(shards, Watching(), tmp_path / "g")
+    assert len(embed_views(whole, shards, Watching(), views=30).rows(whole)[0]) == 30
+
+
+def test_features_with_bad_samples_have_views_of_the_good_ones(tmp_path: Path, make_shard: MakeShard) -> None:
+    path = make_shard("a.tar", 12)
+    data = bytearray(path.read_bytes())
+    with tarfile.open(path) as tar:
+        at = tar.getmember("s00003.jpg").offset_data
+    data[at : at + 4] = b"hell"
+    path.write_bytes(data)
+    features = adq.embed_shards(path, Watching(), tmp_path / "g", on_error="skip", max_bad_fraction=1.0)
+    assert (len(features), len(embed_views(features, path, Watching()).rows(features)[0])) == (11, 11)
+
+
+# ---- Made once
+
+
+def test_what_is_there_is_not_made_again(features: adq.Features, shards: list[Path]) -> None:
+    embed_views(features, shards, Watching(), views=60)
+    dates = {path: path.stat().st_mtime_ns for path in views_folder(features).glob("*.parquet")}
+    encoder = Watching()
+    embed_views(features, shards, encoder, views=60)
+    assert encoder.calls == []
+    assert {path: path.stat().st_mtime_ns for path in views_folder(features).glob("*.parquet")} == dates
+
+
+def test_only_damaged_or_missing_files_are_made_again(
+    features: adq.Features, shards: list[Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    embed_views(features, shards, Watching(), views=200)
+    before = files(features)
+    (views_folder(features) / "b.parquet").unlink()
+    (views_folder(features) / "c.parquet").write_bytes(before["c.parquet"][:-50])
+    encoder = Watching()
+    embed_views(features, shards, encoder, views=200)
+    assert sum(encoder.calls) == 2 * (50 + 3)
+    assert files(features) == before
+    assert "c.parquet: not a readable Parquet file" in caplog.text
+    assert "making the views of the shard again" in caplog.text
+
+
+@pytest.mark.parametrize("change", [{"first": 40}, {"classes": 3}])
+def test_other_samples_of_a_shard_are_viewed_anew(
+    features: adq.Features, shards: list[Path], make_shard: MakeShard, change: dict[str, int]
+) -> None:
+    """Under other keys, or with another label under the same key."""
+    embed_views(features, shards, Watching(), views=200)
+    make_shard("c.tar", 3, side=17, **change)
+    changed = adq.embed_shards(shards, Watching(), features.folder)
+    encoder = Watching()
+    embed_views(changed, shards, encoder, views=200).rows(changed)
+    assert sum(encoder.calls) == 6
+
+
+def test_another_seed_views_the_same_samples_anew(features: adq.Features, shards: list[Path]) -> None:
+    first = embed_views(features, shards, Watching(), views=200)
+    encoder = Watching()
+    second = embed_views(features, shards, encoder, views=200, seed=1)
+    assert sum(encoder.calls) == 2 * 123
+    assert first.hash != second.hash
+
+
+def test_a_job_that_failed_goes_on_where_it_was(features: adq.Features, shards: list[Path]) -> None:
+    class Failing(Watching):
+        def __call__(self, images: Sequence[Image.Image]) -> tuple[Any, None]:
+            if images[0].size == (17, 17):  # c.tar, the last one
+                raise KeyboardInterrupt
+            return super().__call__(images)
+
+    with pytest.raises(KeyboardInterrupt):
+        embed_views(features, shards, Failing(), views=200, workers=1)
+    assert sorted(files(features)) == ["a.parquet", "b.parquet"]
+    encoder = Watching()
+    embed_views(features, shards, encoder, views=200)
+    assert sum(encoder.calls) == 2 * 3
+
+
+SLOW_JOB = """
+import sys, time
+import adq_wds as adq
+from adq_wds.embedding.views import embed_views
+from adq_wds.models.thumbnail import Thumbnail
+fast = Thumbnail.__call__
+def slow(self, images):
+    time.sleep(0.002 * len(images))
+    return fast(self, images)
+Thumbnail.__call__ = slow
+folder, *shards = sys.argv[1:]
+print("ready", flush=True)
+embed_views(adq.Features(folder), shards, "thumbnail", workers=2, batch_size=4)
+"""
+
+
+def test_a_killed_job_leaves_whole_files_and_loses_one_shard_a_worker(
+    make_shard: MakeShard, tmp_path: Path
+) -> None:
+    """F25, for views: SIGKILL at three moments, each time resumed; then the bytes of one that was left alone."""
+    shards = [make_shard(f"t-{i}.tar", 20, first=i * 100) for i in range(6)]
+    features = adq.embed_shards(shards, "thumbnail", tmp_path / "f")
+    arguments = [sys.executable, "-c", SLOW_JOB, str(tmp_path / "f"), *map(str, shards)]
+    for wait in (0.05, 0.02, 0.08):
+        before = files(features)
+        job = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+        assert job.stdout is not None
+        assert job.stdout.readline() == "ready\n"
+        time.sleep(wait)
+        job.send_signal(signal.SIGKILL)
+        job.wait()
+        job.stdout.close()
+        after = files(features)
+        assert after.items() >= before.items()
+    survived = files(features)
+    views = embed_views(features, shards, "thumbnail", batch_size=4)
+    assert len(views.rows(features)[0]) == 120
+    assert files(features).items() >= survived.items()
+    assert not list(views_folder(features).glob(".*.partial"))
+    resumed = files(features)
+    for path in views_folder(features).glob("*.parquet"):
+        path.unlink()
+    embed_views(features, shards, "thumbnail", batch_size=4)
+    assert files(features) == resumed
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_no_more_shards_than_workers_are_begun_and_not_saved(
+    make_shard: MakeShard, tmp_path: Path, workers: int
+) -> None:
+    """So a job that is killed loses at most one shard for each worker."""
+    paths = [make_shard(f"t-{i}.tar", 4) for i in range(8)]
+    features = adq.embed_shards(paths, Watching(), tmp_path / "g")
+    unsaved = []
+
+    class Counting(Watching):
+        def __call__(self, images: Sequence[Image.Image]) -> tuple[Any, None]:
+            answer = super().__call__(images)
+            begun = (len(self.calls) + 1) // 2  # two calls a shard
+            unsaved.append(begun - len(files(features)))
+            return answer
+
+    embed_views(features, paths, Counting(), workers=workers)
+    assert len(unsaved) == 16
+    assert max(unsaved) <= workers
+
+
+def test_the_folder_of_the_features_may_be_held_and_that_of_the_views_may_not(
+    features: adq.Features, shards: list[Path]
+) -> None:
+    with lock(features.folder):
+        embed_views(features, shards, Watching(), views=5)
+    with lock(views_folder(features)), pytest.raises(adq.AdqError, match=r"views is in use by pid \d+"):
+        embed_views(features, shards, Watching(), views=5)
+
+
+# ---- What is refused
+
+
+class Other(Watching):
+    name = "other"
+
+
+class Newer(Watching):
+    revision = "2"
+
+
+class Sharper(Watching):
+    preprocessing_hash = "abc"
+
+
+@pytest.mark.parametrize(
+    ("encoder", "text"),
+    [
+        (Other(), r"made with encoder 'watching' .*, now 'other'"),
+        (Newer(), r"made with revision '1' \(encoder 'watching'\), now '2' \(encoder 'watching'\)"),
+        (Sharper(), r"made with preprocessing_hash '' .*, now 'abc'"),
+        ("thumbnail", r"made with encoder 'watching' .*, now 'thumbnail'"),
+    ],
+)
+def test_another_encoder_than_that_of_the_features_is_refused(
+    features: adq.Features, shards: list[Path], encoder: Any, text: str
+) -> None:
+    with pytest.raises(adq.FeaturesError, match=text + ".*views need the one of the features"):
+        embed_views(features, shards, encoder)
+    assert not views_folder(features).exists()
+
+
+def test_stored_embeddings_have_no_encoder_to_embed_views_with(shards: list[Path], tmp_path: Path) -> None:
+    np.save(tmp_path / "e.npy", np.random.default_rng(0).normal(size=(123, 4)))
+    features = adq.embed_shards(shards, out=tmp_path / "g", embeddings=tmp_path / "e.npy")
+    with pytest.raises(
+        adq.FeaturesError, match=r"stored embeddings 'stored:e\.npy', and there is no encoder"
+    ):
+        embed_views(features, shards, "thumbnail")
+
+
+def test_an_image_function_is_asked_for_and_must_be_the_same(shards: list[Path], tmp_path: Path) -> None:
+    features = adq.embed_shards(shards, Watching(), tmp_path / "g", image=the_jpeg)
+    with pytest.raises(
+        ValueError, match=r"found by 'function:.*the_jpeg' when they were embedded; give it as image="
+    ):
+        embed_views(features, shards, Watching())
+    with pytest.raises(adq.FeaturesError, match=r"made with image 'function:.*the_jpeg' .*, now 'jpg'"):
+        embed_views(features, shards, Watching(), image="jpg")
+    assert len(embed_views(features, shards, Watching(), image=the_jpeg, views=9)) == 9
+
+
+def the_jpeg(sample: dict[str, Any]) -> bytes:
+    data: bytes = sample["jpg"]
+    return data
+
+
+def test_shards_that_are_not_those_of_the_features_are_named(
+    features: adq.Features, shards: list[Path], make_shard: MakeShard
+) -> None:
+    with pytest.raises(
+        adq.FeaturesError, match=r"shard a\.tar has features, but is not among the 2 .*1 missing"
+    ):
+        embed_views(features, [shards[0], shards[2]], Watching())
+    with pytest.raises(
+        adq.FeaturesError, match=r"shard d\.tar has no features \(1 in all have none\); embed it first"
+    ):
+        embed_views(features, [*shards, make_shard("d.tar", 2)], Watching())
+
+
+def test_a_byte_changed_since_embedding_is_met_by_its_key(features: adq.Features, shards: list[Path]) -> None:
+    data = bytearray(shards[2].read_bytes())
+    with tarfile.open(shards[2]) as tar:
+        data[tar.getmember("s00001.cls").offset_data] ^= 1
+    shards[2].write_bytes(data)
+    with pytest.raises(
+        adq.ShardError,
+        match=r"shard c\.tar, key 's00001': the shard changed since it was embedded .*embed it again",
+    ):
+        embed_views(features, shards, Watching(), views=200)
+
+
+@pytest.mark.parametrize("change", ["another", "shorter", "gone"])
+def test_a_shard_changed_since_embedding_is_refused(
+    features: adq.Features, shards: list[Path], make_shard: MakeShard, change: str
+) -> None:
+    text = r"shard c\.tar.*(embed the shard again|embed it again)"
+    if change == "another":
+        make_shard("c.tar", 3, side=17, first=1)
+    elif change == "shorter":
+        shards[2].write_bytes(shards[2].read_bytes()[:1500])
+    else:
+        shards[2].unlink()
+        text = r"c\.tar: cannot be opened"
+    with pytest.raises(adq.ShardError, match=text):
+        embed_views(features, shards, Watching(), views=200)
+
+
+class Answering(Watching):
+    """Answers for views (17×17 images are c.tar's) with something else."""
+
+    def __init__(self, answer: Callable[[Sequence[Image.Image]], Any]) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def __call__(self, images: Sequence[Image.Image]) -> tuple[Any, None]:
+        return self.answer(images)  # type: ignore[no-any-return]
+
+
+def failing(*, alone: bool) -> Callable[[Sequence[Image.Image]], Any]:
+    def answer(images: Sequence[Image.Image]) -> Any:
+        if any(image.size == (17, 17) for image in images) and (alone or len(images) > 1):
+            raise RuntimeError("out of\n  luck")
+        return Thumbnail()(images)
+
+    return answer
+
+
+def with_value(value: float) -> Callable[[Sequence[Image.Image]], Any]:
+    def answer(images: Sequence[Image.Image]) -> Any:
+        h = Thumbnail()(images)[0].astype(np.float64)
+        h[[i for i, image in enumerate(images) if image.size == (17, 17)], 3] = value
+        return h, None
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "text"),
+    [
+        (with_value(np.nan), adq.SampleError, r"shard c\.tar, key 's00000': the embedding of its view 0 holds NaN"),
+        (with_value(-np.inf), adq.SampleError, r"shard c\.tar, key 's00000': the embedding of its view 0 holds NaN"),
+        (with_value(1e39), adq.SampleError, r"shard c\.tar, key 's00000': the embedding of its view 0 holds NaN"),
+        (failing(alone=True), adq.SampleError, r"key 's00000': encoder 'watching' fails on its view 0: .*: out of luck"),
+        (failing(alone=False), adq.AdqError, r"fails on 3 images at once, and on none of them alone .*batch_size"),
+        (lambda images: (np.ones((len(images), 5)), None), adq.FeaturesError, r"gives 5 numbers .* the features have 192"),
+        (lambda images: np.ones((len(images), 192)), adq.SampleError, "gave a ndarray, expected"),
+        (lambda images: (np.ones((1, 2, 3)), None), adq.SampleError, r"gave embeddings of shape \(1, 2, 3\) for 1 images"),
+    ],
+)  # fmt: skip
+def test_a_view_that_cannot_be_embedded_is_met_by_its_shard_and_key(
+    features: adq.Features, shards: list[Path], answer: Any, error: Any, text: str
+) -> None:
+    with pytest.raises(error, match=text):
+        embed_views(features, shards, Answering(answer), views=200)
+    assert "c.parquet" not in files(features)
+
+
+@pytest.mark.parametrize("value", [1e30, 1e-42])
+def test_huge_and_denormal_embeddings_are_unit_rows(shards: list[Path], tmp_path: Path, value: float) -> None:
+    encoder = Answering(lambda images: (np.full((len(images), 4), value, np.float32), None))
+    features = adq.embed_shards(shards, encoder, tmp_path / "g")
+    assert (embed_views(features, shards, encoder, views=5).rows(features)[1] == 0.5).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"views": 0}, "views must be an integer >= 1, got 0"),
+        ({"views": True}, "views must be an integer >= 1, got True"),
+        ({"batch_size": 2.5}, r"batch_size must be an integer >= 1, got 2\.5"),
+        ({"workers": -1}, "workers must be an integer >= 1, got -1"),
+        ({"seed": 2**63}, "seed must fit into 64 bits"),
+        ({"image": "jpg;;"}, "jpg;;"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(
+    features: adq.Features, shards: list[Path], options: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(ValueError, match=text):
+        embed_views(features, shards, Watching(), **options)
+
+
+def test_progress_counts_every_chosen_sample_once(
+    features: adq.Features,
+    shards: list[Path],
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        embed_views(features, shards, Watching(), views=60, progress=True)
+        assert "60/60" in capsys.readouterr().err
+        embed_views(features, shards, Watching(), views=60, progress=True)
+        assert "60/60" in capsys.readouterr().err
+    assert not caplog.records
+    assert len(Views.of(features)) == 60

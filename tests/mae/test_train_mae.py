@@ -1,0 +1,208 @@
+"""Does the training script draw what it says, resume exactly, and write weights that load?"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+import safetensors
+import torch
+
+from adq_wds.mae.checkpoints import load_mae
+from adq_wds.mae.network import MaeSize, MaskedAutoencoder
+from adq_wds.mae.patches import cut
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("train_mae", ROOT / "examples" / "train_mae.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+TINY = """--side 16 --patch 4 --width 16 --depth 1 --heads 2
+--decoder-width 16 --decoder-depth 1 --decoder-heads 2"""
+RUN = "--epochs 2 --batch 16 --warmup 2 --threads 1 --rate 3e-3 --average 0.5 " + TINY
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(load_mae(folder / "mae.safetensors").state_dict())
+
+
+@pytest.mark.parametrize("stop_after", [1, 5, 8])
+def test_stopped_anywhere_it_goes_on_as_if_it_had_not_been(
+    script: ModuleType, make_shard: Callable[..., Path], tmp_path: Path, stop_after: int
+) -> None:
+    command = [str(make_shard("a.tar", 70)), *RUN.split()]  # 5 steps an epoch
+    script.main([*command, "--scratch", str(tmp_path / "whole")])
+    stopped = [*command, "--scratch", str(tmp_path / "parts")]
+    script.main([*stopped, "--stop-after", str(stop_after)])
+    assert reached(tmp_path / "parts")["step"] == stop_after
+    script.main(stopped)
+    found, expected = weights(tmp_path / "parts"), weights(tmp_path / "whole")
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert reached(tmp_path / "parts")["loss"] == reached(tmp_path / "whole")["loss"]
+    assert reached(tmp_path / "parts")["step"] == 10
+
+
+def reached(folder: Path) -> dict[str, float]:
+    with safetensors.safe_open(folder / "mae.safetensors", "pt") as file:
+        found: dict[str, float] = json.loads(file.metadata()["reached"])
+    return found
+
+
+def test_weights_load_and_their_header_says_how_they_were_made(
+    script: ModuleType, make_shard: Callable[..., Path], tmp_path: Path
+) -> None:
+    shard = make_shard("a.tar", 40, side=24, label=None)  # unlabelled, and larger than the network's images
+    test = ["--test", str(shard), "--n-test", "20", "--trained-on", "noise"]
+    script.main([str(shard), *RUN.split(), *test, "--norm-pix", "--no-fill", "--scratch", str(tmp_path)])
+    network = load_mae(tmp_path / "mae.safetensors")
+    assert (network.size.image_size, network.size.patch, network.size.heads) == ((16, 16), 4, 2)
+    assert (network.size.norm_pix, network.size.fill) == (True, False)
+    with safetensors.safe_open(tmp_path / "mae.safetensors", "pt") as file:
+        header = file.metadata()
+    assert header["script"] == "examples/train_mae.py"
+    assert header["trained_on"] == "noise"
+    assert json.loads(header["settings"])["epochs"] == 2
+    assert str(tmp_path) not in json.dumps(header)
+    found = reached(tmp_path)
+    assert (found["epoch"], found["of_steps"]) == (2, 6)
+    assert 5 < found["psnr_db"] < 40
+
+
+def test_the_measured_psnr_is_of_dropped_pixels_only(
+    script: ModuleType, make_shard: Callable[..., Path], tmp_path: Path
+) -> None:
+    a = script.arguments().parse_args(
+        [*TINY.split(), "train", "--test", str(make_shard("a.tar", 8)), "--scratch", "x"]
+    )
+    grey = MaskedAutoencoder(
+        MaeSize((16, 16), 4, 16, 1, 2, 16, 1, 2, mean=(0.5,) * 3, std=(0.25,) * 3)
+    ).eval()
+    with torch.no_grad():
+        grey.decoder_pred.weight.zero_()  # predicts 127.5 everywhere, rounded to 128
+    images = torch.cat([images for (images,) in script.images_of(a.test, a, shuffle=False)])
+    positions = script.draw_positions(8, (4, 4), 12, 0.0, torch.Generator().manual_seed(0))
+    dropped = torch.ones(8, 16, dtype=torch.bool).scatter_(1, positions, False)
+    squares = (cut(images, 4)[dropped].double() - 128).square()
+    assert script.psnr(grey, a) == pytest.approx(10 * np.log10(255**2 / squares.mean().item()), abs=1e-6)
+
+
+# What is drawn
+
+
+def n_neighbours(positions: torch.Tensor, grid: tuple[int, int]) -> float:
+    """Pairs of dropped patches side by side, per image."""
+    dropped = torch.ones(len(positions), grid[0] * grid[1]).scatter_(1, positions, 0.0).view(-1, *grid)
+    pairs = (dropped[:, 1:] * dropped[:, :-1]).sum() + (dropped[:, :, 1:] * dropped[:, :, :-1]).sum()
+    return float(pairs) / len(positions)
+
+
+def test_kept_places_are_each_named_once_and_clumped_drops_lie_together(script: ModuleType) -> None:
+    generator = torch.Generator().manual_seed(0)
+    drawn = {share: script.draw_positions(200, (8, 8), 48, share, generator) for share in (0.0, 1.0)}
+    for positions in drawn.values():
+        assert positions.shape == (200, 48)
+        assert all(len(set(row)) == 48 and 0 <= min(row) <= max(row) < 64 for row in positions.tolist())
+    assert n_neighbours(drawn[1.0], (8, 8)) > 1.5 * n_neighbours(drawn[0.0], (8, 8))
+    kept = torch.zeros(64).scatter_add_(0, drawn[0.0].flatten(), torch.ones(200 * 48)) / 200
+    assert (kept - 0.75).abs().max() < 0.15  # five standard deviations
+
+
+def test_most_steps_drop_the_usual_share_and_others_stay_in_range(script: ModuleType) -> None:
+    a = argparse.Namespace(drop=0.25, usual=0.6, drop_range=(0.15, 0.6))
+    generator = torch.Generator().manual_seed(0)
+    drawn = np.array([script.draw_n_kept(64, a, generator) for _ in range(500)])
+    assert (drawn == 48).mean() == pytest.approx(0.63, abs=0.08)
+    assert (drawn.min(), drawn.max()) == (26, 54)
+    nothing = argparse.Namespace(drop=0.0, usual=1.0, drop_range=(0.0, 0.0))
+    assert (
+        script.draw_n_kept(4, nothing, generator) == 3
+    )  # a step without a dropped patch would teach nothing
+
+
+def test_the_loss_is_of_dropped_patches_only(script: ModuleType) -> None:
+    torch.manual_seed(0)
+    network = MaskedAutoencoder(MaeSize((16, 16), 4, 16, 1, 2, 16, 1, 2)).eval()
+    patches = torch.randint(0, 256, (2, 16, 4, 4, 3), dtype=torch.uint8)
+    positions = torch.tensor([[0, 3, 7], [1, 2, 15]])
+    loss = float(script.squared_error(network, patches, positions).detach())
+    total, n = 0.0, 0
+    for i in range(2):
+        with torch.no_grad():
+            predicted = network(network.normalised(patches[i : i + 1, positions[i]]), positions[i : i + 1])
+        for place in set(range(16)) - set(positions[i].tolist()):
+            difference = predicted[0, place] - network.normalised(patches[i, place])
+            total, n = total + float(difference.square().sum()), n + 48
+    assert loss == pytest.approx(total / n, rel=1e-5)
+
+
+def test_the_rate_rises_in_a_line_and_falls_as_half_a_cosine(script: ModuleType) -> None:
+    rates = [script.rate_at(step, 10, 2) for step in (0, 1, 2, 6, 10)]
+    assert rates == pytest.approx([0.5, 1.0, 1.0, 0.5, 0.0])
+
+
+def test_a_view_is_the_whole_short_side_mirrored_or_not(script: ModuleType) -> None:
+    wide = PIL.Image.fromarray(np.arange(40 * 20 * 3, dtype=np.uint32).reshape(20, 40, 3).astype(np.uint8))
+    rng = np.random.default_rng(0)
+    views = [script.view({"image": wide}, rng, side=20)["image"] for _ in range(30)]
+    windows = [np.asarray(wide)[:, left : left + 20] for left in range(21)]
+    allowed = {w.tobytes() for w in windows} | {np.ascontiguousarray(w[:, ::-1]).tobytes() for w in windows}
+    assert {v.tobytes() for v in views} <= allowed
+    assert len({v.tobytes() for v in views}) > 15
+    assert script.view({"image": wide}, rng, side=8)["image"].shape == (8, 8, 3)
+
+
+def test_with_first_weights_each_head_looks_at_one_neighbour_and_the_fill_is_the_first_guess(
+    script: ModuleType,
+) -> None:
+    torch.manual_seed(0)
+    network = MaskedAutoencoder(MaeSize((32, 32), 4, 128, 2, 4, 96, 2, 4, fill=True)).requires_grad_(False)
+    script.look_around(network)
+    assert not network.decoder_pred.weight.any()
+    patches, positions = torch.rand(1, 64, 48) * 4 - 2, torch.arange(64)
+    entering = torch.nn.functional.linear(patches, network.patch_embed.proj.weight.flatten(1))
+    for blocks, x in (
+        (network.blocks, entering + network.pos_embed[:, 1:]),
+        (
+            network.decoder_blocks,
+            network.decoder_embed(network.norm(entering)) + network.decoder_pos_embed[:, 1:],
+        ),
+    ):
+        for block, steps in zip(blocks, (script.AXIAL, script.DIAGONAL), strict=True):
+            attention: Any = block.attn
+            q, k = (
+                part.view(64, 4, -1).transpose(0, 1)
+                for part in attention.qkv(block.norm1(x))[0].chunk(3, 1)[:2]
+            )
+            weights = torch.softmax(q @ k.transpose(1, 2) * attention.scale, dim=2)  # (heads, 64, 64)
+            for head, (down, right) in enumerate(steps):
+                rows, columns = positions // 8 + down, positions % 8 + right
+                inside = (rows >= 0) & (rows < 8) & (columns >= 0) & (columns < 8)
+                aim = torch.stack([rows, columns], 1).double()
+                seen = weights[head].double() @ torch.stack([positions // 8, positions % 8], 1).double()
+                miss = (seen - aim)[inside].norm(dim=1).mean()
+                assert miss < 2, (head, down, right)  # over 4 patches for a look at everything
+            x = block(x)

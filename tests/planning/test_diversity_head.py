@@ -1,0 +1,236 @@
+"""A head learns to tell images apart, is the same on one machine however it is called, and takes any input."""
+
+import itertools
+import logging
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from adq_wds.core.diversity import diversity_of_views, paper_diversity
+from adq_wds.planning import diversity_head as heads
+from adq_wds.planning.diversity_head import contrastive, head_diversity, info_nce, new_head, paper, project
+
+Rows = np.ndarray[Any, Any]
+
+
+def views(n: int, width: int = 12, *, seed: int = 0, noise: float = 0.5) -> Rows:
+    """Two noisy views of n images, unit rows."""
+    rng = np.random.default_rng(seed)
+    z = rng.normal(size=(n, 1, width)) + noise * rng.normal(size=(n, 2, width))
+    return (z / np.linalg.norm(z, axis=2, keepdims=True)).astype(np.float16)
+
+
+def weights(head: torch.nn.Module) -> list[Rows]:
+    return [parameter.detach().numpy() for parameter in head.parameters()]
+
+
+def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    return all(np.array_equal(x, y) for x, y in zip(weights(a), weights(b), strict=True))
+
+
+def loss_by_hand(rows: Rows) -> float:
+    """NT-Xent, row by row: −log of the other view's share among all other rows."""
+    flat = [(i, row / np.linalg.norm(row)) for i, both in enumerate(rows) for row in both]
+    total = 0.0
+    for a, (i, row) in enumerate(flat):
+        share = {b: math.exp(float(row @ other) / 0.07) for b, (_, other) in enumerate(flat) if b != a}
+        (partner,) = [b for b in share if flat[b][0] == i]
+        total -= math.log(share[partner] / sum(share.values()))
+    return total / len(flat)
+
+
+@pytest.mark.parametrize("images", [1, 2, 7])
+def test_the_loss_is_that_of_the_definition(images: int) -> None:
+    rows = np.random.default_rng(images).normal(size=(images, 2, 5))
+    found = float(info_nce(torch.tensor(rows, dtype=torch.float32)))
+    assert found == pytest.approx(loss_by_hand(rows), rel=1e-4, abs=1e-6)
+
+
+def test_training_is_adam_on_the_loss() -> None:
+    """By hand in float64, three steps on all images at once: the order plays no part then."""
+    z = views(60)
+    params = [torch.tensor(w, dtype=torch.float64, requires_grad=True) for w in weights(paper(z, seed=3))]
+    first = [torch.zeros_like(p) for p in params]
+    second = [torch.zeros_like(p) for p in params]
+    for step in (1, 2, 3):
+        w1, b1, w2, b2 = params
+        loss = info_nce(torch.relu(torch.tensor(z).double() @ w1.T + b1) @ w2.T + b2)
+        for p, m, v, g in zip(params, first, second, torch.autograd.grad(loss, params), strict=True):
+            m.mul_(0.9).add_(0.1 * g)
+            v.mul_(0.999).add_(0.001 * g * g)
+            p.data -= 1e-3 * (m / (1 - 0.9**step)) / (torch.sqrt(v / (1 - 0.999**step)) + 1e-8)
+    for found, expected in zip(weights(contrastive(z, seed=3, epochs=3)), params, strict=True):
+        apart = np.abs(found - expected.detach().numpy())
+        assert np.quantile(apart, 0.99) < 1e-5  # where a gradient is nearly 0, float32 may turn its sign
+
+
+def test_training_lowers_the_loss_on_images_never_seen() -> None:
+    """Half of the numbers tell images apart, the other half are noise twice as strong."""
+    z = views(500, 16, noise=0.1)
+    z[..., 8:] = 2 * np.random.default_rng(1).normal(size=(500, 2, 8)) / 4
+    z /= np.linalg.norm(z, axis=2, keepdims=True)
+    train, test = z[:300], z[300:]
+
+    def loss(head: torch.nn.Sequential) -> float:
+        return float(info_nce(torch.tensor(project(head, test))))
+
+    assert loss(contrastive(train, seed=3, epochs=40)) < loss(paper(train, seed=3)) - 0.5
+
+
+def test_no_epochs_leave_the_untrained_head_and_one_changes_every_layer() -> None:
+    z = views(40)
+    assert same(contrastive(z, seed=5, epochs=0), paper(z, seed=5))
+    pairs = zip(weights(contrastive(z, seed=5, epochs=1)), weights(paper(z, seed=5)), strict=True)
+    assert all((a != b).any() for a, b in pairs)
+
+
+def test_equal_seeds_give_equal_heads_whatever_the_threads_and_others_do_not() -> None:
+    z = views(700, 32)
+    before = torch.get_num_threads()
+    made = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        inside: list[int] = []
+        made.append(
+            contrastive(z, seed=1, epochs=2, progress=lambda _, to=inside: to.append(torch.get_num_threads()))
+        )
+        assert (inside, torch.get_num_threads()) == ([1, 1], threads)
+    torch.set_num_threads(before)
+    assert same(made[0], made[1])
+    assert same(made[0], made[2])
+    assert not same(made[0], contrastive(z, seed=2, epochs=2))
+    assert not same(paper(z, seed=1), paper(z, seed=2))
+
+
+def test_the_callers_random_state_and_modes_are_neither_used_nor_changed() -> None:
+    z = views(30)
+    expected = contrastive(z, epochs=2)
+    torch.manual_seed(7)
+    state = torch.get_rng_state()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.inference_mode(), torch.autocast("cpu"):
+            found = contrastive(z, epochs=2)
+            rows = project(found, z)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert same(found, expected)
+    assert found[0].weight.dtype == torch.float32
+    assert np.array_equal(rows, project(expected, z))
+
+
+def test_first_weights_are_uniform_to_one_over_the_root_of_the_width() -> None:
+    for values in weights(new_head(100, seed=0)):
+        assert np.abs(values).max() <= 0.1
+        assert np.abs(values).max() > 0.09
+        assert abs(values.mean()) < 0.03
+
+
+def test_projections_are_the_heads_and_of_length_one() -> None:
+    z = views(1300, 8)  # more than two batches
+    head = paper(z, seed=4)
+    w1, b1, w2, b2 = (values.astype(np.float64) for values in weights(head))
+    plain = np.maximum(z.astype(np.float64) @ w1.T + b1, 0) @ w2.T + b2
+    plain /= np.linalg.norm(plain, axis=2, keepdims=True)
+    found = project(head, z)
+    assert found.dtype == np.float64
+    assert np.abs(found - plain).max() < 1e-5
+    assert np.abs(np.linalg.norm(found, axis=2) - 1).max() < 1e-12
+
+
+def test_a_head_that_gives_zero_projects_to_zero() -> None:
+    head = new_head(4, seed=0)
+    for parameter in head.parameters():
+        parameter.zero_()
+    assert not project(head, views(3, 4)).any()
+
+
+@pytest.mark.parametrize("name", ["contrastive", "paper"])
+def test_head_diversity_is_the_mean_and_spread_over_three_seeds(name: str) -> None:
+    z, bin = views(90), np.arange(90) % 4 - 1
+    fit, score = {"contrastive": (contrastive, diversity_of_views), "paper": (paper, paper_diversity)}[name]
+    each = [score(project(fit(z, seed=seed, epochs=2), z), bin, 3) for seed in (5, 6, 7)]
+    value, spread = head_diversity(name, z, bin, 3, seed=5, epochs=2)
+    assert value == pytest.approx(sum(each) / 3, rel=1e-12)
+    squares = sum((one - value) ** 2 for one in each)
+    assert spread == pytest.approx(np.sqrt(squares / 2), rel=1e-9)
+    assert (spread > 0).all()
+
+
+def test_bins_that_hold_unviewed_samples_or_none_are_told_apart() -> None:
+    z, bin = views(40), np.arange(40) % 2
+    value, spread = head_diversity("paper", z, bin, 4, size=np.array([20, 20, 3, 0]))
+    assert value[2] == pytest.approx(value[:2].mean())
+    assert np.isnan(value).tolist() == np.isnan(spread).tolist() == [False, False, False, True]
+
+
+EDGES = {
+    "no image": np.zeros((0, 2, 6), np.float16),
+    "one image": views(1, 6),
+    "two images": views(2, 6),
+    "a batch and one": views(513, 6),
+    "constant": np.broadcast_to(views(1, 6)[0, 0], (30, 2, 6)).copy(),
+    "zero": np.zeros((30, 2, 6), np.float16),
+    "width one": np.ones((9, 2, 1), np.float16),
+    "denormal": np.full((9, 2, 3), 6e-8, np.float16),
+}
+
+
+@pytest.mark.parametrize(("name", "edge"), list(itertools.product(["contrastive", "paper"], EDGES)))
+def test_every_input_gives_finite_values_again_and_again(name: str, edge: str) -> None:
+    z = EDGES[edge]
+    bin, size = np.zeros(len(z), np.int16), np.array([max(1, len(z)), 0])
+    found = [head_diversity(name, z, bin, 2, size=size, epochs=2) for _ in range(2)]
+    assert np.array_equal(found[0], found[1], equal_nan=True)
+    value, spread = found[0]
+    assert 0.9 < value[0] < 100
+    assert 0 <= spread[0] < 100
+    assert np.isnan([value[1], spread[1]]).all()
+
+
+def test_too_few_images_to_train_on_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    z = views(1)
+    assert same(contrastive(z, seed=2), paper(z, seed=2))
+    assert "views of 1 images: no two to tell apart" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        assert not same(contrastive(views(2), seed=2), paper(views(2), seed=2))
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("seed", [2**63 - 1, -(2**63)])
+def test_seeds_at_their_ends_have_three_heads(seed: int) -> None:
+    _, spread = head_diversity("paper", views(20), np.zeros(20, np.int16), 1, seed=seed)
+    assert spread[0] > 0
+
+
+@pytest.mark.parametrize(("name", "n"), [("contrastive", 20), ("paper", 20), ("contrastive", 1)])
+def test_progress_adds_up_to_three_trainings(name: str, n: int) -> None:
+    told: list[int] = []
+    head_diversity(name, views(n), np.zeros(n, np.int16), 1, epochs=4, progress=told.append)
+    assert sum(told) == 3 * 4 == heads.N_SEEDS * 4
+
+
+@pytest.mark.parametrize(
+    ("name", "z", "bin", "options", "text"),
+    [
+        ("contrastiv", views(4), np.zeros(4, int), {}, "unknown head 'contrastiv'; expected one of contrastive, paper"),
+        ("paper", np.zeros((4, 6), np.float16), np.zeros(4, int), {}, r"shape \(4, 2, 1\)|views of shape \(4, 6\)"),
+        ("paper", np.zeros((4, 3, 6), np.float16), np.zeros(4, int), {}, r"views of shape \(4, 3, 6\)"),
+        ("contrastive", np.full((4, 2, 6), np.nan, np.float16), np.zeros(4, int), {}, "views of image 0 hold NaN"),
+        ("contrastive", views(4), np.full(4, 3), {}, r"bins must lie in -1 … 1, got 3 … 3"),
+        ("contrastive", views(4), np.zeros(3, int), {}, r"bins of shape \(3,\)"),
+        ("contrastive", views(4), np.zeros(4, int), {"seed": 1.5}, "seed must be an integer, got 1.5"),
+        ("contrastive", views(4), np.zeros(4, int), {"size": np.ones(5, int)}, r"sizes of shape \(5,\)"),
+    ],
+)  # fmt: skip
+def test_arguments_that_do_not_fit_are_refused_before_any_training(
+    name: str, z: Rows, bin: Rows, options: dict[str, Any], text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.optim, "Adam", None)
+    with pytest.raises(ValueError, match=text):
+        head_diversity(name, z, bin, 2, **options)

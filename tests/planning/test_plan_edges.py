@@ -1,0 +1,311 @@
+"""What does the planner do at the edges? Strange numbers, odd sets, settings out of range: defined, or refused."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import adq_wds as adq
+from adq_wds.planning.bins import bin_features
+from adq_wds.planning.plan import PlanSettings, plan_bins
+from adq_wds.tables.features import Features
+from adq_wds.tables.features_file import ShardFeatures
+from adq_wds.tables.plan import NEVER
+
+MakeFeatures = Callable[..., ShardFeatures]
+
+
+@cache
+def mixed_labels(n: int) -> Any:
+    return np.random.default_rng(n).choice([0, 1, 2, 7], n, p=[0.5, 0.3, 0.15, 0.05]).tolist()
+
+
+@pytest.fixture
+def folder(make_features: MakeFeatures, tmp_path: Path) -> Path:
+    """120 samples in two shards: classes 0, 1, 2 and 7."""
+    make_features("x.tar", mixed_labels(70))
+    make_features("y.tar", mixed_labels(50), first=1000)
+    return tmp_path / "features"
+
+
+# ---- Samples that could not be used
+
+
+def test_bad_samples_stand_in_their_places_and_are_never_kept(
+    make_features: MakeFeatures, tmp_path: Path
+) -> None:
+    made = make_features("a.tar", [0] * 12, bad=[0, 5, 13])
+    make_features("b.tar", [1] * 6, bad=[6, 7])
+    plan = adq.build_plan(tmp_path / "features", bins=2, keep=1)
+    shard = plan.shard("a.tar")
+    assert shard.spans.index.tolist() == list(range(15))
+    assert shard.spans.keys == [f"k{i:04d}" for i in range(15)]
+    bad = [0, 5, 13]
+    assert np.flatnonzero(~shard.kept).tolist() == bad
+    assert shard.rank[bad].tolist() == [NEVER] * 3
+    assert shard.bin[bad].tolist() == shard.label[bad].tolist() == [-1] * 3
+    assert shard.spans.crc32[bad].tolist() == made.bad.crc32.tolist()  # type: ignore[union-attr]
+    assert (plan.n_samples, len(plan), plan.header["bad"]) == (23, 18, 5)
+    assert plan.header["bytes"]["all"] == sum(1024 + i for i in (*range(15), *range(8)))
+    assert plan.header["bytes"]["kept"] == plan.header["bytes"]["all"] - sum(
+        1024 + i for i in (0, 5, 13, 6, 7)
+    )
+
+
+# ---- Numbers at the edge (F31, F32, F33)
+
+
+def strange(kind: str, n: int) -> Any:
+    rows = np.random.default_rng(5).normal(size=(n, 4))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    if kind == "zero":
+        rows[:] = 0
+    elif kind == "some zero":
+        rows[::3] = 0
+    elif kind == "denormal":
+        rows = np.sign(rows) * 2.0**-24
+    elif kind == "constant":
+        rows[:] = rows[0]
+    elif kind == "opposite":
+        rows[::2], rows[1::2] = rows[0], -rows[0]
+    elif kind == "largest":
+        rows = np.sign(rows) * 65504
+    return rows.astype(np.float16)
+
+
+@pytest.mark.parametrize("kind", ["zero", "some zero", "denormal", "constant", "opposite", "largest"])
+@pytest.mark.parametrize("n", [1, 2, 3, 24])
+def test_strange_embeddings_have_a_defined_plan(
+    kind: str, n: int, make_features: MakeFeatures, tmp_path: Path
+) -> None:
+    """F31, F32."""
+    label = [i % 2 for i in range(n)]
+    rows = strange(kind, n)
+    make_features("a.tar", label, embedding=rows)
+    plans = [adq.build_plan(tmp_path / "features", bins=4, keep=0.5, memory_bytes=m) for m in (0, 0, 1 << 20)]
+    assert len({plan.hash for plan in plans}) == 1
+    assert len(plans[0]) == round(0.5 * n)
+    value = [entry["importance"] for entry in plans[0].header["bins"]]
+    assert np.isfinite(value).all()
+    assert sum(value) == pytest.approx(1)
+
+
+def test_identical_samples_are_taken_in_their_order(make_features: MakeFeatures, tmp_path: Path) -> None:
+    make_features("a.tar", [0] * 10, embedding=np.full((10, 4), 0.5))
+    bins = bin_features(Features(tmp_path / "features"), bins=3)
+    assert bins.bin.tolist() == [0] * 4 + [1] * 3 + [2] * 3
+    assert bins.pick.tolist() == [0, 1, 2, 3, 0, 1, 2, 0, 1, 2]
+
+
+@pytest.mark.parametrize("column", ["embedding", "texture"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_number_that_is_none_is_refused_with_its_sample(
+    column: str,
+    value: float,
+    make_features: MakeFeatures,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """F31: in a file whose hashes agree, as another program might have written it."""
+    make_features("a.tar", [0] * 5)
+    good = make_features("b.tar", [0, 1] * 6)
+    getattr(good, column)[9] = value
+    monkeypatch.setattr(ShardFeatures, "check", lambda self: None)
+    good.save(tmp_path / "features" / "b.parquet")
+    with pytest.raises(adq.FeaturesError, match=rf"b\.tar, key 'k0009': {column} holds NaN or infinity"):
+        adq.build_plan(tmp_path / "features")
+
+
+def test_empty_shards_among_others_change_nothing(make_features: MakeFeatures, tmp_path: Path) -> None:
+    """F32."""
+    make_features("b.tar", [0, 1, 1, 0, 1])
+    without = adq.build_plan(tmp_path / "features", bins=2, keep=0.6)
+    for name in ("a.tar", "c.tar"):
+        make_features(name, [])
+    plan = adq.build_plan(tmp_path / "features", bins=2, keep=0.6, out=tmp_path / "plan.parquet")
+    assert plan.shards == ["a.tar", "b.tar", "c.tar"]
+    assert plan.table().equals(without.table())
+
+
+def test_features_without_any_sample_are_refused(make_features: MakeFeatures, tmp_path: Path) -> None:
+    make_features("a.tar", [], bad=[0])
+    with pytest.raises(adq.FeaturesError, match="no usable samples in 1 shards"):
+        adq.build_plan(tmp_path / "features")
+
+
+def check_many_classes(n_classes: int, make_features: MakeFeatures, tmp_path: Path) -> None:
+    label = [c for c in range(n_classes) for _ in range(1 + c % 3)]
+    order = np.random.default_rng(0).permutation(len(label))
+    mixed = np.array(label)[order]
+    for i, part in enumerate(np.array_split(mixed, 3)):
+        make_features(f"s{i}.tar", part.tolist(), first=i * len(label))
+    plans = [adq.build_plan(tmp_path / "features", bins=2, keep=0.5) for _ in range(2)]
+    assert plans[0].hash == plans[1].hash
+    assert len(plans[0]) == round(0.5 * len(label))
+    assert len(plans[0].header["classes"]) == n_classes
+    entries = plans[0].header["classes"]
+    assert all(abs(entry["kept"] - 0.5 * entry["n"]) < 2 for entry in entries)
+
+
+def test_a_thousand_small_classes(make_features: MakeFeatures, tmp_path: Path) -> None:
+    check_many_classes(1000, make_features, tmp_path)
+
+
+@pytest.mark.slow
+def test_ten_thousand_small_classes(make_features: MakeFeatures, tmp_path: Path) -> None:
+    check_many_classes(10_000, make_features, tmp_path)
+
+
+@pytest.mark.parametrize("n_bins", [1, 2, 7, 23, 24, 25, 32767])
+def test_bin_sizes_differ_by_one_at_most(
+    n_bins: int, make_features: MakeFeatures, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """F33."""
+    make_features("a.tar", [0] * 24 + [1] * 5)
+    bins = bin_features(Features(tmp_path / "features"), bins=n_bins)
+    for c, n in ((0, 24), (1, 5)):
+        sizes = np.bincount(bins.bin[bins.label == c])
+        assert len(sizes) == min(n, n_bins)
+        assert sizes.max() - sizes.min() <= 1
+        assert sizes.tolist() == sorted(sizes, reverse=True)
+    few = "classes have fewer samples than bins" in caplog.text
+    assert few == (n_bins > 5)
+
+
+@pytest.mark.parametrize("bins", [0, -1, 32768, True, 1.5, "4", None, float("nan")])
+def test_bins_out_of_range_are_refused_with_the_value(bins: Any, folder: Path) -> None:
+    """F33."""
+    with pytest.raises(ValueError, match=rf"bins must be an integer in 1 … 32767, got {bins!r}"):
+        adq.build_plan(folder, bins=bins)
+
+
+@pytest.mark.parametrize("memory_bytes", [-1, True, "1 GiB", float("nan")])
+def test_a_memory_budget_that_is_none_is_refused_with_its_value(memory_bytes: Any, folder: Path) -> None:
+    with pytest.raises(ValueError, match=f"memory_bytes must be a number >= 0, got {memory_bytes!r}"):
+        bin_features(Features(folder), bins=4, memory_bytes=memory_bytes)
+
+
+@pytest.mark.parametrize("classes", [None, [0, 7]])
+def test_progress_adds_up_to_twice_the_samples(classes: list[int] | None, folder: Path) -> None:
+    told: list[int] = []
+    bin_features(Features(folder), bins=4, classes=classes, progress=told.append)
+    assert sum(told) == 240
+    assert min(told) >= 0
+
+
+# ---- Settings
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        *(({"keep": k}, rf"keep must be a number in \[0, 1\], got {k!r}") for k in (-0.1, 1.1, True, "0.5")),
+        *(
+            ({"keep": k}, rf"keep must be a number in \[0, 1\], got {k!r}")
+            for k in (math.nan, math.inf, None)
+        ),
+        *(
+            ({"alpha": a}, rf"alpha must be a number in \[0, 1\], got {a!r}")
+            for a in (-1, 2, math.nan, "x", True)
+        ),
+        *(({"seed": s}, f"seed must be an integer, got {s!r}") for s in (1.0, "1", True, None)),
+        ({"seed": 2**63}, "seed must fit into 64 bits, got 9223372036854775808"),
+        ({"balance": "classes"}, r"balance must be one of \('class', 'none'\), got 'classes'"),
+        ({"draw": None}, r"draw must be one of \('random', 'ordered'\), got None"),
+        ({"normalise": "max"}, r"normalise must be one of \('sum', 'minmax'\), got 'max'"),
+        ({"scores": ()}, r"scores must name one or more, each once, got \(\)"),
+        ({"scores": ("texture", "texture")}, "scores must name one or more, each once"),
+    ],
+)
+def test_settings_out_of_range_are_refused_when_made(change: dict[str, Any], text: str) -> None:
+    """F34."""
+    with pytest.raises(ValueError, match=text):
+        PlanSettings(**{"keep": 0.5, **change})
+
+
+def test_a_score_that_the_bins_lack_is_refused(folder: Path) -> None:
+    features = Features(folder)
+    bins = bin_features(features, bins=4)
+    with pytest.raises(ValueError, match=r"the bins have no score 'gloss', only \['diversity', 'texture'\]"):
+        plan_bins(
+            features, bins, PlanSettings(0.5, scores=("texture", "gloss")), lambda size, value, keep: size
+        )
+
+
+def test_bins_of_other_features_are_refused(
+    make_features: MakeFeatures, folder: Path, tmp_path: Path
+) -> None:
+    """F29."""
+    bins = bin_features(Features(folder), bins=4)
+    make_features("y.tar", mixed_labels(50), first=1001)
+    with pytest.raises(adq.PlanError, match="the bins were made from other features; bin these again"):
+        adq.build_plan(folder, bins=bins)
+
+
+def test_bins_of_other_shards_are_refused_whatever_their_header_says(folder: Path) -> None:
+    bins = bin_features(Features(folder), bins=4)
+    for shards in ([("x.tar", 60), ("y.tar", 60)], [("x.tar", 70), ("z.tar", 50)]):
+        with pytest.raises(adq.PlanError, match="the bins were made from other features"):
+            adq.build_plan(folder, bins=replace(bins, shards=shards))
+
+
+def test_equal_numbers_of_other_types_make_an_equal_plan(folder: Path) -> None:
+    plain = adq.build_plan(folder, bins=4, keep=1.0, alpha=1.0, seed=3)
+    other = adq.build_plan(
+        folder,
+        bins=np.int64(4),
+        keep=np.float32(1),
+        alpha=1,
+        seed=np.int64(3),
+        scores=["diversity", "texture"],
+    )
+    assert other.hash == plain.hash
+
+
+# ---- A user's allocation
+
+
+def test_a_function_may_give_the_weights(folder: Path) -> None:
+    def last_bin_only(size: Any, importance: Any, keep: float) -> Any:
+        assert size.shape == importance.shape == (4,)
+        assert keep == 0.2
+        weight = np.zeros(4)
+        weight[3] = 1
+        return weight
+
+    plan = adq.build_plan(folder, bins=4, keep=0.2, allocation=last_bin_only)
+    assert [entry["kept"] for entry in plan.header["bins"]] == [0, 0, 0, 24]
+    assert plan.header["settings"]["allocation"].endswith("last_bin_only")
+
+
+def test_a_function_that_works_in_place_spoils_nothing(folder: Path) -> None:
+    def in_place(size: Any, importance: Any, keep: float) -> Any:
+        size *= 0
+        importance *= 0
+        return np.ones(len(size))
+
+    def afresh(size: Any, importance: Any, keep: float) -> Any:
+        return [1] * len(size)
+
+    a, b = (adq.build_plan(folder, bins=4, keep=0.3, allocation=f) for f in (in_place, afresh))
+    assert a.table().equals(b.table())
+    assert a.header["bins"] == b.header["bins"]
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [[1.0] * 3, 1.0, [[1.0]] * 4, [1, 1, 1, math.nan], [1, 1, 1, math.inf], [1, 1, 1, -1e-9]],
+    ids=["short", "scalar", "two axes", "nan", "inf", "negative"],
+)
+def test_weights_that_cannot_be_used_are_refused(weight: Any, folder: Path) -> None:
+    def mine(size: Any, importance: Any, keep: float) -> Any:
+        return weight
+
+    text = r"allocation 'function:.*mine' must give \(4,\) weights, finite and >= 0, got array"
+    with pytest.raises(ValueError, match=text):
+        adq.build_plan(folder, bins=4, allocation=mine)

@@ -1,0 +1,311 @@
+"""Are class activation maps those of their definitions, and closed only where the network allows it?"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from adq_wds.core.importance import gradcam, gradcam_plus_plus, patch_means
+from adq_wds.models.builtin import builtin_encoder
+from adq_wds.models.timm_encoder import TimmEncoder, timm_encoder
+from adq_wds.protocols import Importance
+from adq_wds.saliency.cam import CamImportance, cam_by_gradient, cam_importance, is_closed
+from adq_wds.saliency.whole_images import Classifier, network_input
+
+CLOSED = ["resnet10t", "efficientnet_lite0", "regnetx_002", "densenet121"]
+BY_GRADIENT = ["convnext_atto", "mobilenetv3_small_050", pytest.param("vgg11", marks=pytest.mark.slow)]
+METHODS = ["gradcam", "gradcam++"]
+SIZE = 64
+
+each_method = pytest.mark.parametrize("method", METHODS)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@cache
+def random_encoder(name: str, **options: Any) -> TimmEncoder:
+    size = None if "swin" in name else SIZE
+    return timm_encoder(name, pretrained=False, image_size=size, **options)
+
+
+def pictures(n: int, size: tuple[int, int] = (SIZE, SIZE), seed: int = 0) -> list[PIL.Image.Image]:
+    coarse = np.random.default_rng(seed).integers(0, 256, (n, 6, 5, 3), dtype=np.uint8)
+    return [PIL.Image.fromarray(c).resize(size, PIL.Image.Resampling.BICUBIC) for c in coarse]
+
+
+def by_hooks(
+    encoder: TimmEncoder, layer: nn.Module, images: list[PIL.Image.Image], classes: list[int], method: str
+) -> NDArray[np.float64]:
+    """The slow oracle: one image at a time, the whole network backwards, the papers' formulas position by position."""
+    found = []
+    for image, wanted in zip(images, classes, strict=True):
+        seen: list[torch.Tensor] = []
+        handle = layer.register_forward_hook(lambda _m, _a, out, seen=seen: seen.append(out))
+        x = network_input(encoder, [image]).requires_grad_()
+        z = encoder.model(x)
+        handle.remove()
+        (g,) = torch.autograd.grad(z[0, wanted], seen[-1])
+        A, g = seen[-1][0].detach().double().numpy(), g[0].double().numpy()
+        if method == "gradcam":
+            weight = g.mean((1, 2))
+        else:
+            below = 2 * g**2 + A.sum((1, 2))[:, None, None] * g**3
+            alpha = np.divide(g**2, below, out=np.zeros_like(g), where=below != 0)
+            weight = (alpha * np.maximum(g, 0)).sum((1, 2))
+        found.append(np.maximum((weight[:, None, None] * A).sum(0), 0))
+    return np.stack(found)
+
+
+def relative(found: NDArray[np.floating], expected: NDArray[np.floating]) -> float:
+    assert expected.max() > 0
+    return float(np.abs(found - expected).max() / expected.max())
+
+
+# Closed and by gradient
+
+
+@each_method
+@pytest.mark.parametrize("name", CLOSED)
+def test_the_closed_form_is_the_gradient_of_the_whole_network(name: str, method: str) -> None:
+    encoder, images, classes = random_encoder(name), pictures(2), [7, 900]
+    importance = cam_importance(encoder, method=method, patch=16)
+    assert importance.closed
+    layer = {
+        "resnet10t": "layer4", "efficientnet_lite0": "bn2", "regnetx_002": "final_conv", "densenet121": "features",
+    }[name]  # fmt: skip
+    maps = by_hooks(encoder, encoder.model.get_submodule(layer), images, classes, method)
+    expected = patch_means(maps.astype(np.float32), (4, 4), 16)
+    assert relative(importance(images, classes, [0, 0]), expected) < 1e-5
+
+
+@each_method
+@pytest.mark.parametrize("name", CLOSED)
+def test_closed_and_gradient_forms_agree(name: str, method: str) -> None:
+    importance = cam_importance(random_encoder(name), method=method, patch=16)
+    assert importance._last is not None
+    with torch.no_grad():
+        maps = importance._maps(network_input(importance.encoder, pictures(3)))
+        classes = np.array([1, int(importance._logits(maps)[1].argmax()), 999])  # a map above 0 among them
+    of = gradcam if method == "gradcam" else gradcam_plus_plus
+    closed = of(maps.numpy(), importance._last.weight.numpy(), classes)
+    assert relative(closed, cam_by_gradient(importance._logits, maps, classes, method=method)) < 1e-5
+
+
+def test_maps_with_channels_last_are_closed_too_where_nothing_follows_their_mean() -> None:
+    encoder = random_encoder("swin_tiny_patch4_window7_224")
+    importance = cam_importance(encoder, method="gradcam", patch=32)
+    assert importance.closed  # its norm comes before the mean
+    images = pictures(1, (224, 224))
+    _, logits = encoder(images)
+    assert logits is not None
+    predicted = int(logits.argmax())
+    with torch.no_grad():
+        maps = importance._maps(network_input(encoder, images))
+    assert maps.shape == (1, 768, 7, 7)
+    expected = cam_by_gradient(importance._logits, maps, np.array([predicted]), method="gradcam")
+    assert relative(importance(images, [predicted], [0]), patch_means(expected, (7, 7), 32)) < 1e-5
+
+
+@pytest.mark.parametrize("name", BY_GRADIENT)
+def test_a_head_that_is_more_than_a_linear_map_of_means_is_run_backwards(name: str) -> None:
+    encoder = random_encoder(name)
+    importance = cam_importance(encoder, patch=16)
+    assert not importance.closed
+    found = importance(pictures(2), [3, None], [0, 0])
+    assert found.shape == (2, 16)
+    assert np.isfinite(found).all()
+    assert (found.max(1) > 0).all()
+
+
+@each_method
+def test_the_gradient_form_is_the_papers(method: str) -> None:
+    encoder, images, classes = random_encoder("mobilenetv3_small_050"), pictures(2), [7, 900]
+    maps = by_hooks(encoder, encoder.model.blocks, images, classes, method)
+    found = cam_importance(encoder, method=method, patch=16)(images, classes, [0, 0])
+    assert relative(found, patch_means(maps.astype(np.float32), (4, 4), 16)) < 1e-5
+
+
+class Head(nn.Module):
+    """A head on 2 × 3 maps of 4 channels, with something between mean and linear layer, or nothing."""
+
+    def __init__(self, between: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.between, self.last, self.norm = between, nn.Linear(4, 5), nn.LayerNorm(4)
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        match self.between:
+            case "nothing":
+                h = maps.mean((2, 3))
+            case "a norm":
+                h = self.norm(maps.mean((2, 3)))
+            case "a scale":
+                h = 1.001 * maps.mean((2, 3))
+            case "a maximum":
+                h = maps.amax((2, 3))
+            case "a nonlinearity":
+                h = torch.tanh(maps.mean((2, 3)))
+            case "weights of places":
+                h = (maps * torch.arange(6.0).view(2, 3)).mean((2, 3))
+            case _:
+                h = maps.mean((2, 3))
+                return torch.softmax(self.last(h), 1)
+        logits: torch.Tensor = self.last(h)
+        return logits
+
+
+@pytest.mark.parametrize(
+    "between",
+    ["nothing", "a norm", "a scale", "a maximum", "a nonlinearity", "weights of places", "a softmax after"],
+)
+def test_only_a_plain_head_is_closed(between: str) -> None:
+    head, maps = Head(between), torch.rand(2, 4, 2, 3, generator=torch.Generator().manual_seed(0))
+    assert is_closed(head, maps, head.last) == (between == "nothing")
+    assert not is_closed(head, maps, None)
+    assert not is_closed(head, maps, nn.Linear(3, 5))
+    assert not is_closed(head, maps, nn.Linear(4, 6))
+
+
+# Classes
+
+
+def classes_of(encoder: Classifier, images: list[PIL.Image.Image]) -> list[int]:
+    _, logits = encoder(images)
+    assert logits is not None
+    return logits.argmax(1).tolist()
+
+
+@each_method
+@pytest.mark.parametrize("name", ["builtin", "convnext_atto"])
+def test_the_class_is_the_label_else_the_prediction(name: str, method: str) -> None:
+    encoder: Classifier = builtin_encoder() if name == "builtin" else random_encoder(name)
+    side = 32 if name == "builtin" else SIZE
+    images = pictures(4, (side, side))
+    importance = cam_importance(encoder, method=method, patch=8)
+    with torch.no_grad():
+        predicted = importance._logits(importance._maps(network_input(encoder, images))).argmax(1).tolist()
+    other = [(p + 1) % 10 for p in predicted]
+    by_label, by_prediction = (importance(images, [*labels], [0] * 4) for labels in (other, predicted))
+    assert not np.allclose(by_label, by_prediction)
+    mixed = importance(images, [other[0], None, None, other[3]], [0] * 4)
+    np.testing.assert_allclose(mixed[[0, 3]], by_label[[0, 3]], rtol=1e-5)
+    np.testing.assert_allclose(mixed[[1, 2]], by_prediction[[1, 2]], rtol=1e-5)
+    ignoring = cam_importance(encoder, method=method, patch=8, use_labels=False)
+    np.testing.assert_allclose(ignoring(images, [*other], [0] * 4), by_prediction, rtol=1e-5)
+    assert np.array_equal(ignoring(images, ["cat"] * 4, [0] * 4), ignoring(images, [None] * 4, [0] * 4))
+
+
+@pytest.mark.parametrize("label", [10, -1, "cat", 2.7])
+def test_a_label_that_is_no_class_is_refused(label: Any) -> None:
+    importance = cam_importance(builtin_encoder(), patch=4)
+    with pytest.raises(
+        ValueError,
+        match=f"image 1 of the batch has label {label!r}, and 'builtin' has the classes 0 to 9; .*use_labels=False",
+    ):
+        importance(pictures(2, (32, 32)), [3, label], [0, 0])
+    with pytest.raises(ValueError, match="1 labels for 2 images"):
+        importance(pictures(2, (32, 32)), [3], [0, 0])
+
+
+# Images
+
+
+def test_an_image_gets_the_same_answer_in_any_batch() -> None:
+    importance = cam_importance(builtin_encoder(), patch=4)
+    images, labels = pictures(9, (32, 32)), [*range(9)]
+    whole = importance(images, labels, [0] * 9)
+    for i in range(9):
+        np.testing.assert_allclose(
+            importance([images[i]], [labels[i]], [0])[0], whole[i], rtol=1e-4, atol=1e-7
+        )
+    assert importance([], [], []).size == 0
+
+
+def test_networks_see_the_whole_image_at_their_own_size() -> None:
+    encoder = random_encoder("resnet10t")
+    image = PIL.Image.new("RGB", (128, 128), (255, 0, 0))
+    image.paste((0, 0, 255), (16, 16, 112, 112))  # a frame that the middle seven eighths do not show
+    x = network_input(encoder, [image])
+    assert x.shape == (1, 3, SIZE, SIZE)
+    pixels = x * encoder._std + encoder._mean
+    for corner in (0, -1):
+        assert pixels[0, :, corner, corner].tolist() == pytest.approx([255, 0, 0], abs=1)
+    assert pixels[0, :, 32, 32].tolist() == pytest.approx([0, 0, 255], abs=1)
+
+
+def test_bfloat16_moves_a_map_little() -> None:
+    images = pictures(2)
+    plain, fast = (
+        cam_importance(timm_encoder("resnet10t", pretrained=False, image_size=SIZE, amp=amp), patch=16)
+        for amp in (False, True)
+    )
+    assert fast.closed
+    found, expected = (importance(images, [5, 6], [0, 0]) for importance in (fast, plain))
+    assert found.dtype == np.float32
+    assert not np.array_equal(found, expected)
+    assert relative(found, expected) < 0.1
+
+
+def test_it_is_an_importance_that_pickles_and_leaves_the_encoder_as_it_was() -> None:
+    encoder, images = random_encoder("resnet10t"), pictures(2)
+    before = encoder(images)
+    importance: Importance = cam_importance(encoder, method="gradcam", patch=8, use_labels=False)
+    again = pickle.loads(pickle.dumps(importance))  # noqa: S301 - our own
+    assert isinstance(again, CamImportance)
+    assert (again.method, again.patch, again.use_labels, again.closed) == ("gradcam", 8, False, True)
+    np.testing.assert_array_equal(again(images, [None] * 2, [0, 0]), importance(images, [None] * 2, [0, 0]))
+    np.testing.assert_array_equal(encoder(images)[0], before[0])
+    assert not any(p.requires_grad or p.grad is not None for p in encoder.model.parameters())
+
+
+def test_it_runs_inside_a_callers_inference_mode() -> None:
+    for name in ("resnet10t", "convnext_atto"):
+        importance, images = cam_importance(random_encoder(name), patch=16), pictures(2)
+        with torch.inference_mode():
+            inside = importance(images, [1, 2], [0, 0])
+        np.testing.assert_array_equal(inside, importance(images, [1, 2], [0, 0]))
+
+
+# What is refused
+
+
+def test_what_cannot_be_explained_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"method='cam': expected one of gradcam, gradcam\+\+"):
+        cam_importance(builtin_encoder(), method="cam", patch=4)
+    with pytest.raises(ValueError, match="encoder 'builtin-free' gives no logits, and gradcam explains them"):
+        cam_importance(builtin_encoder("builtin-free"), method="gradcam", patch=4)
+    with pytest.raises(
+        ValueError,
+        match=r"'vit_tiny_patch16_224' ends with features of shape \(2, 17, 192\).*attention_importance",
+    ):
+        cam_importance(random_encoder("vit_tiny_patch16_224"), patch=4)
+    for patch in (0, 4.0, True):
+        with pytest.raises(ValueError, match=re.escape(f"patch={patch!r}: expected the side of a patch")):
+            cam_importance(builtin_encoder(), patch=patch)  # type: ignore[arg-type]
+
+
+def test_images_that_do_not_fit_are_refused() -> None:
+    importance = cam_importance(builtin_encoder(), patch=16)
+    with pytest.raises(ValueError, match="image 1 of the batch is 32 x 48, the first one 32 x 32"):
+        importance([*pictures(1, (32, 32)), *pictures(1, (32, 48))], [0, 0], [0, 0])
+    with pytest.raises(ValueError, match="has mode 'L', not 'RGB'"):
+        importance([PIL.Image.new("L", (32, 32))], [0], [0])
+    for size in ((40, 32), (8, 8)):
+        with pytest.raises(ValueError, match="does not fall into patches of 16 x 16"):
+            importance(pictures(1, size), [0], [0])

@@ -1,0 +1,346 @@
+"""Does damage to a patch-dropped image end in a `SampleError`, before anything is made on its word? F9, F35, S5."""
+
+from __future__ import annotations
+
+import io
+import random
+import struct
+import tracemalloc
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from adq_wds.errors import SampleError
+from adq_wds.samples import patch_file as patch_jpeg
+from adq_wds.samples.patch_file import decode, encode_lossless, encode_patches, keep_patches
+from adq_wds.samples.patch_record import exif_block, put_into_jpeg, split_as_written, split_jpeg
+from tests.samples.test_patch_file import picture, same_places
+
+IMAGE = keep_patches(picture(5, 7, 16), np.array([0, 1, 2, 5, 8, 9, 13, 20, 21, 22, 30, 34]), 16)
+JPEG = encode_patches(IMAGE)
+WEBP = encode_lossless(IMAGE)
+FILES = {"JPEG": JPEG, "WEBP": WEBP}
+
+
+def record(
+    patch: int = 16,
+    rows: int = 5,
+    columns: int = 7,
+    stored: int = 12,
+    mask: bytes | None = None,
+    version: int = 1,
+) -> bytes:
+    """A record whose checksum is right, whatever it says."""
+    bits = np.packbits(IMAGE.mask).tobytes() if mask is None else mask
+    body = b"ADQP\0" + struct.pack(">BHHHH", version, patch, rows, columns, stored) + bits
+    return body + zlib.crc32(body).to_bytes(4, "big")
+
+
+def plain(form: str) -> bytes:
+    """The stored image with no record."""
+    file = io.BytesIO()
+    tiled = IMAGE.patches.swapaxes(0, 1).reshape(16, -1, 3)
+    Image.fromarray(tiled).save(file, form, lossless=True)
+    return file.getvalue()
+
+
+def with_record(form: str, content: bytes) -> bytes:
+    """The stored image with this for a record."""
+    if form == "JPEG":
+        return put_into_jpeg(plain(form), content)
+    file = io.BytesIO()
+    Image.open(io.BytesIO(plain(form))).save(file, form, lossless=True, exif=exif_block(content))
+    return file.getvalue()
+
+
+@pytest.fixture
+def no_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoding a pixel fails the test."""
+
+    def refuse(*args: Any, **options: Any) -> None:
+        raise AssertionError("pixels are decoded on the word of a damaged record")
+
+    monkeypatch.setattr(patch_jpeg, "decode_image", refuse)
+
+
+def harmless(data: bytes) -> bool:
+    """Whether `data` is refused, or each patch is where it was."""
+    try:
+        found = decode(data)
+    except SampleError:
+        return True
+    return same_places(found, IMAGE)
+
+
+def test_every_bit_of_the_jpegs_segment_matters() -> None:
+    start = JPEG.index(b"\xff\xe9")
+    end = start + 2 + int.from_bytes(JPEG[start + 2 : start + 4], "big")
+    for place in range(start * 8, end * 8):
+        damaged = bytearray(JPEG)
+        damaged[place // 8] ^= 1 << place % 8
+        with pytest.raises(SampleError):
+            decode(bytes(damaged))
+
+
+def test_a_bit_of_the_webps_tag_is_refused_or_has_no_meaning() -> None:
+    start, record_start = WEBP.index(b"EXIF"), WEBP.index(b"ADQP\0")
+    for place in range(start * 8, len(WEBP) * 8):
+        damaged = bytearray(WEBP)
+        damaged[place // 8] ^= 1 << place % 8
+        try:
+            found = decode(bytes(damaged))
+        except SampleError:
+            continue
+        assert not record_start * 8 <= place < (record_start + len(record())) * 8
+        assert same_places(found, IMAGE)
+        assert (found.patches == IMAGE.patches).all()
+
+
+@pytest.mark.parametrize("form", FILES)
+def test_every_truncation_is_refused(form: str) -> None:
+    data = FILES[form]
+    for end in [*range(700), *range(700, len(data) - 2, 29), len(data) - 2]:
+        with pytest.raises(SampleError):
+            decode(data[:end])
+
+
+@pytest.mark.parametrize("form", FILES)
+def test_damage_anywhere_never_moves_a_patch(form: str) -> None:
+    draw, data = random.Random(5), FILES[form]
+    for _ in range(600):
+        damaged = bytearray(data)
+        place = draw.randrange(len(data) if draw.random() < 0.5 else 700)
+        kind = draw.randrange(4)
+        if kind == 0:
+            damaged[place] ^= 1 << draw.randrange(8)
+        elif kind == 1:
+            del damaged[place : place + draw.randrange(1, 40)]
+        elif kind == 2:
+            damaged[place:place] = draw.randbytes(draw.randrange(1, 40))
+        else:
+            damaged[place : place + 20] = damaged[place + 20 : place + 40]
+        assert harmless(bytes(damaged)), (kind, place)
+
+
+LIES = [
+    (
+        record(mask=bytes(5)),
+        "impossible patch mask: 0 bits set of 35 patches of 16 pixels, 12 in a stored row",
+    ),
+    (record(mask=b"\0\0\0\0\x10", stored=1), "impossible patch mask: 1 bits set of 35 patches"),  # bit 35
+    (record(patch=0), "impossible patch mask: 12 bits set of 35 patches of 0 pixels"),
+    (record(stored=0), "impossible patch mask: .* 0 in a stored row"),
+    (record(stored=13), "impossible patch mask: .* 13 in a stored row"),
+    (record(rows=0, mask=b""), "impossible patch mask: 0 bits set of 0 patches"),
+    (record(rows=5, columns=9), "damaged patch mask: 23 bytes, 24 expected for 5 x 9 patches"),
+    (record(version=2), "patch mask of version 2, this program reads version 1; update adq-wds"),
+    (record(version=0), "patch mask of version 0"),
+    (
+        record(stored=6),
+        r"has 192 x 16 pixels \(width x height\), its patch mask tells of 96 x 32: 12 patches of 16 in 6",
+    ),
+    (
+        record(patch=8),
+        "has 192 x 16 pixels .* tells of 96 x 8: 12 patches of 8 in 12 columns; it was resized",
+    ),
+    (record(mask=b"\xff\xe0\0\0\0", stored=11), "has 192 x 16 pixels .* tells of 176 x 16: 11 patches"),
+    (
+        record(patch=65_535),
+        "too large: 5 x 7 patches of 65535 x 65535, stored as 786420 x 65535, are 150319267875 pixels, at most 67108864",
+    ),
+    (
+        record(patch=4096, rows=1, columns=5, stored=1, mask=b"\x80"),
+        "too large: 1 x 5 patches of 4096 x 4096, stored as 4096 x 4096, are 83886080",
+    ),
+]
+
+
+@pytest.mark.parametrize("form", FILES)
+@pytest.mark.parametrize(("content", "said"), LIES)
+@pytest.mark.usefixtures("no_pixels")
+def test_a_record_that_lies_is_refused_before_pixels_are_decoded(
+    form: str, content: bytes, said: str
+) -> None:
+    if form == "WEBP" and "23 bytes, 24 expected" in said:
+        said = "damaged patch mask"  # the tag's padding or end decides
+    with pytest.raises(SampleError, match=said):
+        decode(with_record(form, content))
+
+
+@pytest.mark.usefixtures("no_pixels")
+@pytest.mark.parametrize("form", FILES)
+def test_a_small_file_that_declares_a_huge_image_costs_no_memory(form: str) -> None:
+    bomb = with_record(form, record(rows=700, columns=700, stored=1, mask=b"\x80" + bytes(61_249)))
+    tracemalloc.start()
+    try:
+        with pytest.raises(
+            SampleError,
+            match="too large: 700 x 700 patches of 16 x 16, stored as 16 x 16, are 125440000 pixels",
+        ):
+            decode(bomb)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.usefixtures("no_pixels")
+def test_a_record_longer_than_any_that_is_written_is_refused_before_it_is_unpacked() -> None:
+    """F9: its mask, a bit each, would become eight bytes each, many times over."""
+    data = with_record("WEBP", record(patch=1, rows=8192, columns=8192, mask=b"\xff" * 2**23))
+    tracemalloc.start()
+    try:
+        with pytest.raises(SampleError, match="damaged patch mask: 65534 bytes or more, at most 65533"):
+            decode(data)
+        assert tracemalloc.get_traced_memory()[1] < 2 * len(data) + 2**20  # the file's pieces, no mask
+    finally:
+        tracemalloc.stop()
+
+
+def test_blank_cells_count_as_pixels_too() -> None:
+    """Twelve patches in eleven columns are two rows."""
+    file = io.BytesIO()
+    Image.new("RGB", (11 * 16, 2 * 16)).save(file, "JPEG")
+    data = put_into_jpeg(file.getvalue(), record(rows=3, columns=4, stored=11, mask=b"\xff\xf0"))
+    assert decode(data, max_pixels=22 * 256).kept.tolist() == list(range(12))
+    with pytest.raises(SampleError, match="stored as 176 x 32, are 5632 pixels, at most 5631 are read"):
+        decode(data, max_pixels=22 * 256 - 1)
+
+
+@pytest.mark.usefixtures("no_pixels")
+def test_no_header_is_walked_for_ever() -> None:
+    """F9: each of millions of empty segments or chunks would be a step in Python."""
+    comments = JPEG[:2] + b"\xff\xfe\0\2" * 10_001 + JPEG[2:]
+    with pytest.raises(SampleError, match="more than 10000 segments before this JPEG's pixels"):
+        decode(comments)
+    chunks = WEBP[:12] + b"JUNK\0\0\0\0" * 10_001 + WEBP[12:]
+    with pytest.raises(SampleError, match="more than 10000 chunks in this WebP"):
+        decode(chunks)
+
+
+def test_any_number_of_fill_bytes_is_passed_over_in_one_step() -> None:
+    padded = JPEG[:2] + b"\xff" * 1_000_000 + JPEG[2:]
+    assert (decode(padded).patches == decode(JPEG).patches).all()
+
+
+def test_the_cap_is_on_the_image_not_on_what_is_stored() -> None:
+    n_pixels = 5 * 7 * 256
+    assert same_places(decode(JPEG, max_pixels=n_pixels), IMAGE)
+    with pytest.raises(
+        SampleError, match=f"are {n_pixels} pixels, at most {n_pixels - 1} are read; raise max_pixels"
+    ):
+        decode(JPEG, max_pixels=n_pixels - 1)
+
+
+@pytest.mark.usefixtures("no_pixels")
+def test_a_header_that_lies_about_the_stored_size_is_refused() -> None:
+    frame = JPEG.index(b"\xff\xc0")
+    lie = JPEG[: frame + 5] + struct.pack(">HH", 65_500, 65_500) + JPEG[frame + 9 :]
+    with pytest.raises(
+        SampleError, match=r"has 65500 x 65500 pixels .* tells of 192 x 16: 12 patches of 16 in 12 columns"
+    ):
+        decode(lie)
+    pixels = WEBP.index(b"VP8L") + 9
+    lie = WEBP[:pixels] + b"\xff\xff\xff\x0f" + WEBP[pixels + 4 :]
+    with pytest.raises(SampleError, match=r"has 16384 x 16384 pixels .* tells of 192 x 16"):
+        decode(lie)
+    without = JPEG[:frame] + JPEG[frame + 19 :]
+    with pytest.raises(SampleError, match="has 0 x 0 pixels"):
+        decode(without)
+
+
+@pytest.mark.parametrize(("form", "place"), [("JPEG", "APP9 segment"), ("WEBP", "EXIF tag")])
+def test_a_file_whose_record_was_stripped_says_so_and_what_to_do(form: str, place: str) -> None:
+    said = f"no patch mask: this (JPEG|WebP) has no {place} 'ADQP', .* strips metadata .* write it again from the original"
+    with pytest.raises(SampleError, match=said):
+        decode(plain(form))
+
+
+@pytest.mark.parametrize("form", FILES)
+def test_two_records_are_refused(form: str) -> None:
+    twice = put_into_jpeg(JPEG, record()) if form == "JPEG" else with_record("WEBP", record() + record())
+    with pytest.raises(SampleError, match=r"2 patch masks in one (JPEG|WebP), expected one"):
+        decode(twice)
+
+
+def test_the_segments_of_other_programs_are_passed_over_whatever_they_say() -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    exif = turned.tobytes()
+    others = [
+        b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif,
+        b"\xff\xe9\0\6ADQQ",
+        b"\xff\xff\xff\xfe\0\4hi",
+    ]
+    for other in others:
+        for place in (2, JPEG.index(b"\xff\xdb")):
+            found = decode(JPEG[:place] + other + JPEG[place:])
+            assert same_places(found, IMAGE)
+            assert (found.patches == decode(JPEG).patches).all()
+    file = io.BytesIO()
+    tagged = exif_block(record()) + exif
+    Image.open(io.BytesIO(WEBP)).save(file, "WEBP", lossless=True, exif=tagged, xmp=b"<x/>")
+    assert (decode(file.getvalue()).patches == IMAGE.patches).all()
+
+
+@pytest.mark.usefixtures("no_pixels")
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (
+            b"",
+            "no patch-dropped image: 0 bytes that start with b'', expected a JPEG or a lossless WebP with a patch mask",
+        ),
+        (b"<html>", "no patch-dropped image: 6 bytes that start with b'<html>'"),
+        (b"\xff\xd8\xff", "malformed JPEG: b'.xff' at byte 2 of 3 starts no segment"),
+        (b"\xff\xd8\xff\xd9", "malformed JPEG: b'.xff.xd9' at byte 2 of 4"),
+        (b"\xff\xd8\xff\xe0\0\1....", "malformed JPEG: b'.xff.xe0.x00.x01' at byte 2 of 10"),
+        (b"\xff\xd8\xff\xe0\0\x09....", "malformed JPEG: .* at byte 2 of 10"),
+        (b"\xff\xd8\xff\xe0\0\2....", "malformed JPEG: b'....' at byte 6 of 10"),
+        (b"\xff\xd8\xff\xd0\0\2....", "malformed JPEG: b'.xff.xd0.x00.x02' at byte 2 of 10"),
+        (b"\xff\xd8" + b"\xff" * 50, "malformed JPEG: .* at byte 2 of 52"),
+        (
+            b"RIFF\x10\0\0\0WEBPVP8L\x05\0\0\0....",
+            "malformed WebP: chunk b'VP8L' at byte 12 ends at 25, the file at 24",
+        ),
+        (b"RIFF\x04\0\0\0WEBP", "no patch mask: this WebP has no EXIF tag"),
+    ],
+)
+def test_what_is_no_such_file_is_refused(data: bytes, said: str) -> None:
+    with pytest.raises(SampleError, match=said):
+        decode(data)
+
+
+def test_a_webp_that_was_compressed_again_is_refused() -> None:
+    file = io.BytesIO()
+    Image.open(io.BytesIO(WEBP)).save(file, "WEBP", quality=90, exif=exif_block(record()))
+    with pytest.raises(
+        SampleError, match="no lossless pixels in this WebP; its patches were compressed again"
+    ):
+        decode(file.getvalue())
+
+
+def test_damaged_pixels_are_an_error_of_the_sample() -> None:
+    with pytest.raises(SampleError, match="cannot decode this JPEG"):
+        decode(JPEG[: JPEG.index(b"\xff\xda") + 40])
+
+
+def test_one_walk_and_the_long_way_split_a_file_alike() -> None:
+    assert split_as_written(JPEG) == split_jpeg(JPEG)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        with_record("JPEG", record())[:-2],
+        JPEG[:2] + b"\xff\xfe\0\4ok" + JPEG[2:],
+        put_into_jpeg(JPEG, record()),
+        JPEG.replace(b"\xff\xdb", b"\xff\xe1\0\x08Exif\0\0\xff\xdb", 1),
+        JPEG.replace(b"\xff\xe9", b"\xff\xe8", 1),
+    ],
+    ids=["no end", "comment first", "two records", "EXIF", "another segment"],
+)
+def test_every_other_file_goes_the_long_way(changed: bytes) -> None:
+    assert split_as_written(changed) is None

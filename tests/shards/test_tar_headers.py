@@ -1,0 +1,332 @@
+"""Are tar headers read as their writers meant them, and lying ones refused before anything is read or skipped?"""
+
+from __future__ import annotations
+
+import os
+import time
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from adq_wds.errors import ShardError
+from adq_wds.remote.open_shard import open_shard
+from adq_wds.shards.samples_in_tar import Ignored, Limits, Span, iter_spans, span_at
+
+END = bytes(1024)
+NEGATIVE = b"\xff" * 12
+
+
+def octal(n: int) -> bytes:
+    return b"%011o\0" % n
+
+
+def base_256(n: int) -> bytes:
+    return b"\x80" + n.to_bytes(11, "big")
+
+
+def header(
+    name: bytes = b"a.jpg",
+    size: bytes = octal(0),
+    kind: bytes = b"0",
+    *,
+    magic: bytes = b"ustar\x0000",
+    prefix: bytes = b"",
+    checksum: bytes | None = None,
+) -> bytes:
+    """One header block, its checksum right unless given."""
+    fixed = name.ljust(100, b"\0") + b"0000644\0" + b"0000000\0" * 2 + size + octal(0)
+    rest = kind + bytes(100) + magic.ljust(8, b"\0") + bytes(80) + prefix.ljust(155, b"\0") + bytes(12)
+    if checksum is None:
+        checksum = b"%06o\0 " % sum(fixed + b" " * 8 + rest)
+    return fixed + checksum + rest
+
+
+def padded(data: bytes) -> bytes:
+    return data + bytes(-len(data) % 512)
+
+
+def pax(records: bytes, kind: bytes = b"x") -> bytes:
+    return header(b"PaxHeader", octal(len(records)), kind) + padded(records)
+
+
+def record(key: bytes, value: bytes) -> bytes:
+    body = b" " + key + b"=" + value + b"\n"
+    length = len(body) + 1
+    while len(b"%d" % length) + len(body) != length:
+        length += 1
+    return b"%d" % length + body
+
+
+def long_name(name: bytes) -> bytes:
+    return header(b"././@LongLink", octal(len(name) + 1), b"L", magic=b"ustar  ") + padded(name + b"\0")
+
+
+def spans_of(data: bytes, **limits: int) -> list[Span]:
+    return list(iter_spans(data, shard="s.tar", limits=Limits(**limits)))
+
+
+@contextmanager
+def quick_and_small() -> Iterator[None]:
+    """Less than a second and 64 MiB."""
+    tracemalloc.start()
+    begin = time.perf_counter()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+        assert time.perf_counter() - begin < 1
+    finally:
+        tracemalloc.stop()
+
+
+# headers as written by all kinds of tar
+
+
+@pytest.mark.parametrize(
+    ("head", "key", "n_bytes"),
+    [
+        (header(b"a.x", octal(700), magic=b""), "a", 700),
+        (header(b"a.x", octal(700), b"\0", magic=b""), "a", 700),
+        (header(b"a.x", octal(700), b"7"), "a", 700),
+        (header(b"a.x", octal(700), magic=b"ustar  "), "a", 700),
+        (header(b"a.x", b"       1274 "), "a", 700),
+        (header(b"a.x", b"000000001274"), "a", 700),
+        (header(b"a.x", b"1274\0junk\0\0\0"), "a", 700),
+        (header(b"a.x", base_256(700)), "a", 700),
+        (header(b"a.x", octal(700), prefix=b"some/folder"), "some/folder/a", 700),
+        (header(b"n" * 98 + b".x", octal(700), prefix=b"p" * 155), "p" * 155 + "/" + "n" * 98, 700),
+        (long_name(b"l" * 300 + b".x") + header(b"l" * 100, octal(700)), "l" * 300, 700),
+        (pax(record(b"path", b"p" * 300 + b".x")) + header(b"a.y", octal(700)), "p" * 300, 700),
+        (pax(record(b"size", b"700") + record(b"mtime", b"1.5")) + header(b"a.x", octal(0)), "a", 700),
+        (pax(record(b"path", b"b.x") + bytes(9)) + header(b"a.y", octal(700)), "b", 700),
+        (long_name(b"l.x") + pax(record(b"size", b"700")) + header(b"a.y", octal(9)), "l", 700),
+        (header(b"", octal(3), b"K") + padded(b"b\0") + header(b"a.x", octal(700)), "a", 700),
+    ],
+)
+def test_a_header_of_any_writer_gives_name_and_payload(head: bytes, key: str, n_bytes: int) -> None:
+    payload = os.urandom(n_bytes)
+    data = head + padded(payload) + END
+    (span,) = spans_of(data)
+    assert (span.key, span.byte_offset, span.n_bytes) == (key, 0, len(data) - len(END))
+    (member,) = span.members
+    assert data[member.offset : member.offset + member.n_bytes] == payload
+    assert span_at(data[: -len(END)], shard="s.tar") == span
+
+
+def test_a_checksum_may_be_signed_and_written_in_any_width() -> None:
+    name = "é.jpg".encode()
+    plain = header(name)
+    total = sum(plain[:148]) + 8 * 32 + sum(plain[156:])
+    signed = total - 256 * sum(byte > 127 for byte in plain)
+    for checksum in (b"%06o\0 " % signed, b"%07o\0" % total, b"%6o\0 " % total, b"%06o  " % total):
+        for n_members in (1, 20):  # verified one by one, and together
+            heads = b"".join(header(b"%d.jpg" % i) for i in range(n_members))
+            assert len(spans_of(heads + header(name, checksum=checksum) + END)) == n_members + 1
+    for checksum in (
+        b"%06o\0 " % (total + 1),
+        b"%06o\0 " % (total - 256),
+        bytes(8),
+        b"00x123\0 ",
+        b"%06o1 " % total,
+    ):
+        for n_members in (1, 20):
+            heads = b"".join(header(b"%d.jpg" % i) for i in range(n_members))
+            with pytest.raises(ShardError, match=f"byte {len(heads)}: bad header: checksum does not match"):
+                spans_of(heads + header(name, checksum=checksum) + END)
+
+
+def test_a_global_header_is_ignored_and_counted_also_inside_a_sample() -> None:
+    extra = pax(record(b"comment", b"0123"), b"g")
+    ignored = Ignored()
+    data = extra + header(b"a.jpg") + extra + header(b"a.cls") + END
+    (span,) = iter_spans(data, shard="s.tar", ignored=ignored)
+    assert (span.byte_offset, span.n_bytes) == (1024, 2048)
+    assert str(ignored) == "2 members ignored: first '(global PAX header)'"
+    assert span_at(data[1024:3072], shard="s.tar").key == "a"
+
+
+# F7: what is no plain file
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        (b"1", "hard link 'x/a.jpg'"),
+        (b"2", "symbolic link 'x/a.jpg'"),
+        (b"3", "character device 'x/a.jpg'"),
+        (b"4", "block device 'x/a.jpg'"),
+        (b"6", "fifo 'x/a.jpg'"),
+        (b"S", "sparse file 'x/a.jpg'"),
+        (b"V", "member of unknown type 'V' 'x/a.jpg'"),
+        (b"M", "member of unknown type 'M' 'x/a.jpg'"),
+    ],
+)
+def test_what_is_no_plain_file_is_refused_by_name(kind: bytes, text: str) -> None:
+    data = header(b"ok.jpg") + header(b"x/a.jpg", octal(1 << 30), kind) + END
+    with (
+        quick_and_small(),
+        pytest.raises(ShardError, match=f"shard s.tar, byte 512: {text}: only plain files"),
+    ):
+        spans_of(data)
+
+
+def test_directories_are_ignored_and_counted() -> None:
+    ignored = Ignored()
+    data = header(b"x.y", kind=b"5") + header(b"x.y/", kind=b"\0", magic=b"") + header(b"x.y/a.jpg") + END
+    assert [span.key for span in iter_spans(data, shard="s.tar", ignored=ignored)] == ["x.y/a"]
+    assert str(ignored) == "2 members ignored: first 'x.y/'"
+
+
+BIG = record(b"size", b"%d" % (1 << 40))
+
+
+@pytest.mark.parametrize(
+    ("head", "text"),
+    [
+        (header(b"d.x", octal(5), b"5"), "directory 'd.x/' declares 5 bytes"),
+        (header(b"d.x/", octal(5), b"\0"), "directory 'd.x/' declares 5 bytes"),
+        (header(size=NEGATIVE), "negative number"),
+        (header(size=b"-0000000001\0"), "number b'-0000000001' in a header, expected octal digits"),
+        (header(size=b"00000000009\0"), "expected octal digits"),
+        (header(size=b"0o000000_1 \0"), "expected octal digits"),
+        (header(size=NEGATIVE, kind=b"x"), "negative number"),
+        (pax(BIG) + header(), r"member 'a.jpg' declares 1099511627776 bytes, more than Limits.member_bytes"),
+        (pax(record(b"size", b"9999")) + header(), "member 'a.jpg' declares 9999 bytes, but 1536 are left"),
+        (pax(record(b"size", b"-1")) + header(), "PAX size b'-1': expected a decimal number"),
+        (pax(record(b"size", b"9" * 30)) + header(), "PAX size"),
+        (pax(record(b"GNU.sparse.major", b"1")) + header(), r"sparse file \(PAX GNU.sparse\)"),
+        (pax(record(b"path", b"b.jpg"), b"g") + header(), "global PAX header sets path or size"),
+        (pax(record(b"size", b"0"), b"g") + header(), "global PAX header sets path or size"),
+        (
+            header(b"Pax", octal(99999), b"x"),
+            r"'x' header \(long name or PAX\) declares 99999 bytes, but 1536 are left",
+        ),
+        (pax(b"3 path=b.jpg\n") + header(), "damaged PAX record"),
+        (pax(b"99 path=b.jpg\n") + header(), "damaged PAX record b'99 path=b.jpg"),
+        (pax(b"0 path=b.jpg\n") + header(), "damaged PAX record"),
+        (pax(b"13 path=b.jpg") + header(), "damaged PAX record"),
+        (pax(b"14 path b.jpg\n") + header(), "damaged PAX record"),
+        (pax(b"path=b.jpg\n") + header(), "damaged PAX record"),
+        (pax(record(b"a", b"b") + b"\0x") + header(), "data behind the last PAX record"),
+        (pax(record(b"path", b"a\0.jpg")) + header(), "with a NUL in it"),
+        (pax(record(b"path", b"\xff.jpg")) + header(), r"name b'\\xff.jpg' is not UTF-8"),
+        (pax(record(b"path", b"p" * 4097)) + header(), "name of 4097 bytes: longer than Limits.name_bytes"),
+        (
+            long_name(b"b.jpg") + pax(record(b"path", b"c.jpg")) + header(),
+            "two long names.*'b.jpg' and b'c.jpg'",
+        ),
+        (long_name(b"b.jpg") * 2 + header(), "prefix headers b'LL' in front of one member"),
+        (pax(record(b"a", b"b")) + pax(record(b"a", b"b"), b"g") + header(), "prefix headers b'xg'"),
+        (header(magic=b"ustar  ", prefix=b"14000000000"), "access times"),
+    ],
+)
+def test_a_lying_or_ambiguous_header_is_refused(head: bytes, text: str) -> None:
+    with (
+        quick_and_small(),
+        pytest.raises(ShardError, match=f"shard s.tar, byte (512|1024|1536|2560): .*{text}"),
+    ):
+        spans_of(header(b"ok.jpg") + head + padded(b"12345") + END)
+
+
+# F8: sizes that lie, refused before any read or skip
+
+
+@pytest.mark.parametrize("n_bytes", [10**9, 1 << 33, 1 << 40, 1 << 62])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [(b"a.jpg", b"0"), (b"README", b"0"), (b"PaxHeader", b"x")],
+    ids=["read", "filtered", "meta"],
+)
+def test_a_declared_size_beyond_file_or_limits_is_refused_at_once(
+    n_bytes: int, name: bytes, kind: bytes
+) -> None:
+    head = header(name, base_256(n_bytes) if n_bytes >= 1 << 33 else octal(n_bytes), kind)
+    text = (
+        rf"byte 512: .* declares {n_bytes} bytes, (more than Limits\.\w+_bytes|but 2048 are left: truncated)"
+    )
+    with quick_and_small(), pytest.raises(ShardError, match=text):
+        spans_of(header(b"ok.jpg") + head + bytes(2048))
+
+
+def test_a_sparse_disk_file_as_long_as_it_declares_is_refused_by_the_limit(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    path.write_bytes(header(b"a.jpg", base_256(5 << 30)))
+    os.truncate(path, (5 << 30) + 2048)
+    with (
+        quick_and_small(),
+        open_shard(path) as view,
+        pytest.raises(ShardError, match=r"more than Limits.member_bytes \(4294967296\)"),
+    ):
+        list(iter_spans(view, shard="a.tar"))
+
+
+def test_a_20_mb_name_is_refused_from_its_header() -> None:
+    for head in (long_name(b"n" * 20_000_000), pax(record(b"path", b"n" * 20_000_000))):
+        data = head + header() + END
+        with (
+            quick_and_small(),
+            pytest.raises(ShardError, match=r"declares 200000\d\d bytes, more than Limits\.(name|pax)"),
+        ):
+            spans_of(data)
+
+
+def test_a_wrong_checksum_explains_the_walk_that_it_led_astray() -> None:
+    good = header(b"a.jpg", octal(512)) + bytes(512)
+    liar = bytearray(good)
+    liar[124:136] = octal(3 << 29)  # another digit sum: checksums do not see digits change places
+    for n_good in (0, 20):
+        with pytest.raises(ShardError, match=f"byte {n_good * 1024}: .*checksum does not match"):
+            spans_of(
+                b"".join(header(b"%d.x" % i, octal(1)) + padded(b"x") for i in range(n_good))
+                + bytes(liar)
+                + END
+            )
+
+
+# where an archive ends
+
+
+def test_an_archive_ends_with_a_block_of_zeros_and_nothing_behind() -> None:
+    body = header(b"a.jpg")
+    for n_zeros in (512, 513, 1024, 10240, 1 << 20):
+        assert len(spans_of(body + bytes(n_zeros))) == 1
+    assert spans_of(END) == []
+    for data, text in [
+        (b"", "shard s.tar: empty file"),
+        (body, "byte 512: truncated: no end-of-archive marker"),
+        (body + bytes(511), "byte 1023: truncated: no end-of-archive marker"),
+        (body + bytes(512) + header(b"b.jpg") + END, r"byte 512: data after the end-of-archive marker"),
+        (body + bytes(9000) + b"x", "data after the end-of-archive marker"),
+        (
+            body + bytes((1 << 20) + 512),
+            "1049088 bytes after the end of the archive, more than Limits.padding_bytes",
+        ),
+        (b"<html>" + b"x" * 2000, r"byte 0: not a tar file \(starts with b'<html>"),
+        (b"\x1f\x8b" + b"x" * 2000, r"not a tar file"),
+        (long_name(b"b.jpg") + END, "byte 1024: bad header"),
+    ]:
+        with quick_and_small(), pytest.raises(ShardError, match=text):
+            spans_of(data)
+    with pytest.raises(ShardError, match="a long-name or PAX header without its member"):
+        span_at(body + long_name(b"a.cls"), shard="s.tar")
+
+
+def test_headers_without_members_take_no_memory() -> None:
+    data = pax(record(b"a", b"b"), b"g") * 20_000 + END  # 20 MB, 10 MB of headers
+    tracemalloc.start()
+    assert spans_of(data) == []
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 << 20
+
+
+def test_limits_are_positive_integers_and_hold() -> None:
+    for bad in (0, -1, 1.5, True, "1"):
+        with pytest.raises(ValueError, match=f"Limits.name_bytes must be a positive integer, got {bad!r}"):
+            Limits(name_bytes=bad)  # type: ignore[arg-type]
+    data = header(b"a.jpg", octal(700)) + bytes(1024) + END
+    assert len(spans_of(data, member_bytes=700)) == 1
+    with pytest.raises(ShardError, match=r"declares 700 bytes, more than Limits.member_bytes \(699\)"):
+        spans_of(data, member_bytes=699)

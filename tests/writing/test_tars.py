@@ -1,0 +1,182 @@
+"""Tars are written whole, in pieces that hold what was asked, and from equal samples with equal bytes."""
+
+import os
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import adq_wds as adq
+from adq_wds.writing.tars import ShardPattern, write_tars
+
+Samples = list[dict[str, Any]]
+
+
+def samples(n: int, size: int = 100) -> Samples:
+    return [
+        {"__key__": f"d/k{i:03d}", "__url__": "x.tar", "jpg": bytes([i]) * size, "cls": b"%d" % i}
+        for i in range(n)
+    ]
+
+
+def write(
+    folder: Path, stream: Any, *, name: str = "s-%06d.tar", max_samples: int = 10, max_bytes: int = 10**9
+) -> list[tuple[str, int, int]]:
+    pattern = ShardPattern(str(folder / name))
+    out = write_tars(stream, pattern, max_samples=max_samples, max_bytes=max_bytes)
+    return [(shard.path.name, shard.n, shard.payload_bytes) for shard in out]
+
+
+def keys(path: Path) -> list[str]:
+    with tarfile.open(path) as tar:
+        return [member.name[:-4] for member in tar if member.name.endswith(".jpg")]
+
+
+def test_members_are_the_fields_in_their_order(tmp_path: Path) -> None:
+    sample = {
+        "__key__": "a/b",
+        "__url__": "x",
+        "seg.png": b"1",
+        "jpg": b"22",
+        "__local_path__": "y",
+        "cls": b"",
+    }
+    assert write(tmp_path, [sample]) == [("s-000000.tar", 1, 3)]
+    with tarfile.open(tmp_path / "s-000000.tar") as tar:
+        members = tar.getmembers()
+        assert [(m.name, m.size, m.mtime, m.mode, m.uid, m.uname) for m in members] == [
+            ("a/b.seg.png", 1, 0, 0o444, 0, ""),
+            ("a/b.jpg", 2, 0, 0o444, 0, ""),
+            ("a/b.cls", 0, 0, 0o444, 0, ""),
+        ]
+        assert [tar.extractfile(m).read() for m in members] == [b"1", b"22", b""]  # type: ignore[union-attr]
+
+
+def test_a_shard_ends_at_max_samples(tmp_path: Path) -> None:
+    assert [n for _, n, _ in write(tmp_path, samples(25))] == [10, 10, 5]
+    assert [n for _, n, _ in write(tmp_path, samples(20))] == [10, 10]
+    found = [key for path in sorted(tmp_path.glob("*.tar"))[:2] for key in keys(path)]
+    assert found == [sample["__key__"] for sample in samples(20)]
+
+
+def test_a_shard_ends_before_max_bytes_and_a_larger_sample_has_its_own(tmp_path: Path) -> None:
+    stream = [{"__key__": f"k{i}", "bin": bytes(n)} for i, n in enumerate([40, 60, 1, 500, 99, 1, 1])]
+    assert write(tmp_path, stream, max_bytes=100) == [
+        ("s-000000.tar", 2, 100),
+        ("s-000001.tar", 1, 1),
+        ("s-000002.tar", 1, 500),
+        ("s-000003.tar", 2, 100),
+        ("s-000004.tar", 1, 1),
+    ]
+
+
+def test_a_key_that_comes_again_begins_a_new_shard(tmp_path: Path) -> None:
+    stream = [{"__key__": key, "txt": key.encode()} for key in "abcabcdda"]
+    assert [n for _, n, _ in write(tmp_path, stream)] == [3, 4, 2]
+
+
+def test_equal_samples_give_equal_bytes(tmp_path: Path) -> None:
+    for name in "xy":
+        (tmp_path / name).mkdir()
+        write(tmp_path / name, samples(25))
+    for path in (tmp_path / "x").glob("*.tar"):
+        assert path.read_bytes() == (tmp_path / "y" / path.name).read_bytes()
+
+
+def test_long_and_foreign_keys_are_read_back(tmp_path: Path) -> None:
+    long = ["é" * 80, "a" * 300, "x/" * 60 + "y", "new\nline"]
+    write(tmp_path, [{"__key__": key, "jpg": b"1"} for key in long])
+    assert keys(tmp_path / "s-000000.tar") == long
+
+
+def test_no_samples_no_shards(tmp_path: Path) -> None:
+    assert write(tmp_path, []) == []
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_stream_that_breaks_leaves_no_short_shard(tmp_path: Path) -> None:
+    def broken() -> Iterator[dict[str, Any]]:
+        yield from samples(15)
+        raise RuntimeError("broke")
+
+    with pytest.raises(RuntimeError, match="broke"):
+        write(tmp_path, broken())
+    assert os.listdir(tmp_path) == ["s-000000.tar"]
+    assert len(keys(tmp_path / "s-000000.tar")) == 10
+
+
+def test_an_error_of_the_source_is_not_taken_for_one_of_the_disk(tmp_path: Path) -> None:
+    def broken() -> Iterator[dict[str, Any]]:
+        yield from samples(3)
+        raise ConnectionResetError("by peer")
+
+    with pytest.raises(
+        adq.SampleError, match=r"the stream to be written failed: ConnectionResetError: by peer"
+    ):
+        write(tmp_path, broken())
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("sample", "text"),
+    [
+        (
+            {"__key__": "k", "cls": 3},
+            r"shard x.tar, key 'k', field 'cls': holds int, only bytes can be stored",
+        ),
+        ({"__key__": "k", "txt": "hello"}, r"key 'k', field 'txt': holds str"),
+        ({"__key__": "k", "jpg": bytearray(b"1")}, r"key 'k', field 'jpg': holds bytearray"),
+        ({"__key__": "k"}, r"shard x.tar, key 'k': nothing to store"),
+        ({"jpg": b""}, r"shard x.tar: no key to store it under, __key__ is None"),
+        ({"__key__": 7, "jpg": b""}, r"shard x.tar, key 7: no key to store it under, __key__ is 7"),
+        ({"__key__": "a.b", "jpg": b""}, r"key 'a.b', field 'jpg': would not be read back"),
+        ({"__key__": "a/", "jpg": b""}, r"key 'a/', field 'jpg': would not be read back"),
+        ({"__key__": "", "jpg": b""}, r"key '', field 'jpg': would not be read back"),
+        ({"__key__": "a", "JPG": b""}, r"key 'a', field 'JPG': would not be read back"),
+        ({"__key__": "__a__/b", "jpg": b""}, r"field 'jpg': would not be read back"),
+    ],
+)
+def test_a_sample_that_cannot_be_stored_is_named(tmp_path: Path, sample: dict[str, Any], text: str) -> None:
+    with pytest.raises(adq.SampleError, match=text):
+        write(tmp_path, [*samples(2), {"__url__": "x.tar", **sample}])
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text"),
+    [
+        ("small.tar", "must hold one number"),
+        ("%06d/small.tar", "must hold one number"),
+        ("%d-%d.tar", "must hold one number"),
+        ("a/%06d/%06d.tar", "must hold one number"),
+        ("{000000..000009}.tar", "must hold one number"),
+        ("%s.tar", "must hold one number"),
+        ("%6d.tar", "must hold one number"),
+        ("%0999d.tar", "must hold one number"),
+        ("%%06d.tar", "must hold one number"),
+        ("%06d", r"must end in .tar"),
+        ("%06d.tar.gz", r"must end in .tar"),
+        ("", "must hold one number"),
+    ],
+)
+def test_a_pattern_without_exactly_one_number_is_refused(pattern: str, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        ShardPattern(pattern)
+
+
+def test_a_pattern_finds_the_files_it_could_have_made(tmp_path: Path) -> None:
+    for name in (
+        "s-000001.tar",
+        "s-000000.tar",
+        "s-1234567.tar",
+        "s-x.tar",
+        "t-000000.tar",
+        "s-000000.tar.bak",
+    ):
+        (tmp_path / name).touch()
+    pattern = ShardPattern(str(tmp_path / "s-%06d.tar"))
+    assert [path.name for path in pattern.existing()] == ["s-000000.tar", "s-000001.tar", "s-1234567.tar"]
+    assert pattern.path(1_234_567).name == "s-1234567.tar"
+    assert ShardPattern("%d.tar").path(7) == Path("7.tar")

@@ -1,0 +1,327 @@
+"""New shards hold exactly the kept samples, bytes untouched, and never look whole while they are not."""
+
+import json
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import webdataset as wds
+
+import adq_wds as adq
+from adq_wds.remote.open_shard import open_shard
+from adq_wds.shards.samples_in_tar import iter_spans, read_sample
+from adq_wds.tables.spans import load_index, scan_spans
+from adq_wds.writing.write_shards import WriteReport, write_kept
+
+MakeShard = Callable[..., Path]
+Setup = tuple[list[Path], Path]
+
+
+@pytest.fixture
+def setup(make_shard: MakeShard, tmp_path: Path) -> Setup:
+    """Three shards of 40 samples, two with the same keys; a plan that keeps a third."""
+    shards = [make_shard("in/b.tar", 40), make_shard("in/a.tar", 40, first=40), make_shard("in/c.tar", 40)]
+    features = adq.embed_shards(shards, out=tmp_path / "features")
+    adq.build_plan(features, bins=3, keep=1 / 3, out=tmp_path / "plan.parquet")
+    return shards, tmp_path / "plan.parquet"
+
+
+def samples_of(path: Path, name: str | None = None) -> list[dict[str, Any]]:
+    with open_shard(path) as buffer:
+        return [
+            read_sample(buffer, span, url=name or str(path)) for span in iter_spans(buffer, shard=path.name)
+        ]
+
+
+def payload(sample: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in sample.items() if name != "__url__"}
+
+
+def kept_samples(shards: list[Path], plan: Path) -> list[dict[str, Any]]:
+    opened = adq.load_plan(plan)
+    path_of = {path.name: path for path in shards}
+    return [
+        payload(sample)
+        for shard in opened
+        for sample, kept in zip(samples_of(path_of[shard.name]), shard.kept, strict=True)
+        if kept
+    ]
+
+
+def written(folder: Path) -> list[dict[str, Any]]:
+    return [payload(sample) for path in sorted(folder.glob("*.tar")) for sample in samples_of(path)]
+
+
+def listing(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".adq.lock"}
+
+
+# ---- What is written
+
+
+def test_kept_samples_are_written_in_order_with_their_bytes(setup: Setup, tmp_path: Path) -> None:
+    shards, plan = setup
+    report = write_kept(shards, plan, tmp_path / "out" / "%06d.tar", max_samples=15)
+    expected = kept_samples(shards, plan)
+    assert len(expected) == 40
+    assert written(tmp_path / "out") == expected
+    sizes = [path.stat().st_size for path in (tmp_path / "out").glob("*.tar")]
+    assert report == WriteReport(
+        shards=len(sizes),
+        samples=40,
+        payload_bytes=sum(len(v) for s in expected for k, v in s.items() if k != "__key__"),
+        bytes=sum(sizes),
+        source_bytes=sum(path.stat().st_size for path in shards),
+    )
+
+
+def test_no_shard_holds_a_key_twice_and_keys_are_never_changed(setup: Setup, tmp_path: Path) -> None:
+    shards, _ = setup
+    write_kept(shards, None, tmp_path / "out" / "%06d.tar")
+    assert [len(samples_of(p)) for p in sorted((tmp_path / "out").glob("*.tar"))] == [80, 40]
+
+
+def test_without_a_plan_everything_is_written(setup: Setup, tmp_path: Path) -> None:
+    shards, _ = setup
+    report = write_kept(shards, None, tmp_path / "out" / "%06d.tar", max_bytes=20_000)
+    assert report.samples == 120
+    assert written(tmp_path / "out") == [payload(s) for path in sorted(shards) for s in samples_of(path)]
+    assert not (tmp_path / "out" / "plan.parquet").exists()
+
+
+def test_equal_input_gives_equal_bytes_in_every_file(setup: Setup, tmp_path: Path) -> None:
+    shards, plan = setup
+    for name, order in (("x", shards), ("y", shards[::-1])):
+        write_kept(order, plan, tmp_path / name / "%06d.tar", max_samples=7)
+    assert listing(tmp_path / "x") == listing(tmp_path / "y")
+    assert set(listing(tmp_path / "x")) >= {"_info.json", "index.parquet", "plan.parquet", "000000.tar"}
+
+
+def test_beside_the_shards_lie_info_index_and_plan(setup: Setup, tmp_path: Path) -> None:
+    shards, plan = setup
+    out = tmp_path / "out"
+    write_kept(shards, plan, out / "small-%04d.tar", max_samples=12, split="val")
+    paths = sorted(out.glob("*.tar"))
+    lengths = [len(samples_of(path)) for path in paths]
+    assert json.loads((out / "_info.json").read_text()) == {
+        "splits": {
+            "val": {
+                "name": "val",
+                "num_samples": 40,
+                "filenames": [path.name for path in paths],
+                "shard_lengths": lengths,
+            }
+        }
+    }
+    index = load_index(out / "index.parquet")
+    assert {name: spans.rows() for name, spans in index.items()} == {
+        path.name: scan_spans(path, shard=path.name).rows() for path in paths
+    }
+    assert adq.load_plan(out / "plan.parquet").hash == adq.load_plan(plan).hash
+
+
+def test_class_names_are_in_info(make_shard: MakeShard, tmp_path: Path) -> None:
+    shard = make_shard("a.tar", 10, label="txt")
+    adq.embed_shards(shard, out=tmp_path / "f", label="txt")
+    plan = adq.build_plan(tmp_path / "f", bins=2, keep=0.5)
+    write_kept(shard, plan, tmp_path / "out" / "%d.tar")
+    assert json.loads((tmp_path / "out" / "_info.json").read_text())["classes"] == ["0", "1"]
+
+
+def test_webdataset_reads_what_was_written(setup: Setup, tmp_path: Path) -> None:
+    shards, plan = setup
+    write_kept(shards, plan, tmp_path / "out" / "%06d.tar", max_samples=15)
+    urls = sorted(map(str, (tmp_path / "out").glob("*.tar")))
+    found = [
+        {name: value for name, value in sample.items() if name not in ("__url__", "__local_path__")}
+        for sample in wds.WebDataset(urls, shardshuffle=False)
+    ]
+    assert found == kept_samples(shards, plan)
+
+
+def test_a_stream_of_webdataset_is_written(setup: Setup, tmp_path: Path) -> None:
+    shards, plan = setup
+    stream = wds.WebDataset(sorted(map(str, shards)), shardshuffle=False).compose(adq.Subsample(plan))
+    report = adq.write_shards(stream, tmp_path / "out" / "%06d.tar")
+    assert written(tmp_path / "out") == kept_samples(shards, plan)
+    assert (report.samples, report.source_bytes) == (40, None)
+
+
+def test_a_plan_that_keeps_nothing_writes_a_complete_empty_set(setup: Setup, tmp_path: Path) -> None:
+    shards, _ = setup
+    plan = adq.build_plan(tmp_path / "features", bins=2, keep=0.0)
+    assert write_kept(shards, plan, tmp_path / "out" / "%06d.tar").samples == 0
+    assert json.loads((tmp_path / "out" / "_info.json").read_text())["splits"]["train"]["filenames"] == []
+
+
+# ---- What is not written over
+
+
+def test_a_folder_with_an_earlier_runs_shards_is_refused_and_left_alone(setup: Setup, tmp_path: Path) -> None:
+    shards, plan = setup
+    pattern = tmp_path / "out" / "%06d.tar"
+    write_kept(shards, None, pattern, max_samples=15)
+    before = listing(tmp_path / "out")
+    with pytest.raises(
+        adq.AdqError, match=r"out' holds _info.json of an earlier run; give another folder, or overwrite=True"
+    ):
+        write_kept(shards, plan, pattern)
+    (tmp_path / "out" / "_info.json").unlink()
+    with pytest.raises(adq.AdqError, match=r"out' holds 000000.tar of an earlier run"):
+        write_kept(shards, plan, pattern)
+    del before["_info.json"]
+    assert listing(tmp_path / "out") == before
+
+
+def test_overwriting_leaves_exactly_what_a_fresh_folder_would_hold(setup: Setup, tmp_path: Path) -> None:
+    shards, plan = setup
+    write_kept(shards, plan, tmp_path / "fresh" / "%06d.tar")
+    write_kept(shards, None, tmp_path / "out" / "%06d.tar", max_samples=5)
+    write_kept(shards, plan, tmp_path / "out" / "%06d.tar", overwrite=True)
+    assert listing(tmp_path / "out") == listing(tmp_path / "fresh")
+    write_kept(shards, None, tmp_path / "all" / "%06d.tar")
+    write_kept(shards, None, tmp_path / "out" / "%06d.tar", overwrite=True)  # the plan's copy must go too
+    assert listing(tmp_path / "out") == listing(tmp_path / "all")
+
+
+def test_a_plan_in_the_folder_that_is_overwritten_may_be_the_one_in_use(setup: Setup, tmp_path: Path) -> None:
+    shards, plan = setup
+    pattern = tmp_path / "out" / "%06d.tar"
+    write_kept(shards, plan, pattern)
+    before = listing(tmp_path / "out")
+    write_kept(shards, tmp_path / "out" / "plan.parquet", pattern, overwrite=True)
+    assert listing(tmp_path / "out") == before
+    shards[0].write_bytes(shards[0].read_bytes()[:5000])
+    with pytest.raises(adq.ShardError):
+        write_kept(shards, tmp_path / "out" / "plan.parquet", pattern, overwrite=True)
+    assert (tmp_path / "out" / "plan.parquet").read_bytes() == before["plan.parquet"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_the_sources_are_never_written_over(make_shard: MakeShard, tmp_path: Path, overwrite: bool) -> None:
+    shards = [make_shard(f"in/{i:06d}.tar", 5) for i in range(3)]
+    before = listing(tmp_path / "in")
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    for folder in ("in", "link"):
+        with pytest.raises(
+            ValueError, match=r"000000.tar' would be written over by .*; write to another folder"
+        ):
+            write_kept(shards, None, tmp_path / folder / "%06d.tar", overwrite=overwrite)
+    assert listing(tmp_path / "in") == before
+
+
+def test_a_stream_that_breaks_leaves_whole_shards_and_no_info(setup: Setup, tmp_path: Path) -> None:
+    shards, _ = setup
+
+    def broken() -> Iterator[dict[str, Any]]:
+        yield from samples_of(shards[0])[:25]
+        raise RuntimeError("broke")
+
+    with pytest.raises(RuntimeError, match="broke"):
+        adq.write_shards(broken(), tmp_path / "out" / "%06d.tar", max_samples=10)
+    assert sorted(listing(tmp_path / "out")) == ["000000.tar", "000001.tar"]
+    assert len(written(tmp_path / "out")) == 20
+
+
+def test_a_full_disk_is_named(setup: Setup, tmp_path: Path) -> None:
+    """F27, by a limit on the size of a file in a process of its own."""
+    shards, plan = setup
+    code = (
+        "import resource, sys\n"
+        "from adq_wds.cli.main import main\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    command = ["write", *map(str, shards), "--plan", str(plan), "-o", str(tmp_path / "out" / "%06d.tar")]
+    out = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=False)
+    assert out.returncode == 1
+    assert out.stderr.startswith(f"adq: AdqError: cannot write {tmp_path}/out/000000.tar: no space left")
+    assert listing(tmp_path / "out") == {}
+
+
+# ---- A plan of other shards (F29)
+
+
+def test_a_missing_shard_is_named(setup: Setup, tmp_path: Path) -> None:
+    shards, plan = setup
+    with pytest.raises(
+        adq.PlanError, match=r"shard 'b.tar' of the plan is not among the 2 shards given \(1 missing"
+    ):
+        write_kept(shards[1:], plan, tmp_path / "out" / "%06d.tar")
+
+
+def test_an_extra_shard_is_named(setup: Setup, make_shard: MakeShard, tmp_path: Path) -> None:
+    shards, plan = setup
+    with pytest.raises(adq.PlanError, match=r"shard 'd.tar' is not in the plan"):
+        write_kept([*shards, make_shard("in/d.tar", 3)], plan, tmp_path / "out" / "%06d.tar")
+
+
+def test_two_files_for_one_shard_of_the_plan_are_named(
+    setup: Setup, make_shard: MakeShard, tmp_path: Path
+) -> None:
+    shards, plan = setup
+    with pytest.raises(adq.PlanError, match=r"both match 'b.tar' of the plan"):
+        write_kept([*shards, make_shard("other/b.tar", 40)], plan, tmp_path / "out" / "%06d.tar")
+
+
+def test_every_changed_byte_of_a_kept_payload_is_refused_by_name(setup: Setup, tmp_path: Path) -> None:
+    shards, plan = setup
+    (rows,) = [shard for shard in adq.load_plan(plan) if shard.name == "b.tar"]
+    data = shards[0].read_bytes()
+    with tarfile.open(shards[0]) as tar:
+        members = {m.name: m for m in tar}
+    row = int(rows.kept.nonzero()[0][3])
+    key = rows.spans.keys[row]
+    for name in (f"{key}.jpg", f"{key}.cls"):
+        member = members[name]
+        for at in (member.offset_data, member.offset_data + member.size - 1):
+            shards[0].write_bytes(data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :])
+            with pytest.raises(
+                adq.ShardError,
+                match=rf"shard b.tar, key '{key}': bytes differ: found key '{key}' with crc32 ",
+            ):
+                write_kept(shards, plan, tmp_path / "out" / "%06d.tar", overwrite=True)
+            assert not (tmp_path / "out" / "_info.json").exists()
+
+
+def test_a_shard_with_other_samples_is_refused_by_name(
+    setup: Setup, make_shard: MakeShard, tmp_path: Path
+) -> None:
+    shards, plan = setup
+    make_shard("in/b.tar", 40, first=500)
+    with pytest.raises(adq.ShardError, match=r"shard b.tar.*key '?s000\d\d.*planned"):
+        write_kept(shards, plan, tmp_path / "out" / "%06d.tar")
+    make_shard("in/b.tar", 2)
+    with pytest.raises(adq.ShardError, match=r"shard b.tar.*s000\d\d.*planned"):
+        write_kept(shards, plan, tmp_path / "out" / "%06d.tar", overwrite=True)
+
+
+def test_a_folder_that_moved_is_matched(setup: Setup, tmp_path: Path) -> None:
+    shards, plan = setup
+    expected = kept_samples(shards, plan)
+    (tmp_path / "in").rename(tmp_path / "moved")
+    write_kept(tmp_path / "moved", plan, tmp_path / "out" / "%06d.tar")
+    assert written(tmp_path / "out") == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"max_samples": 0}, "max_samples must be an integer >= 1, got 0"),
+        ({"max_bytes": -1}, "max_bytes must be an integer >= 1, got -1"),
+        ({"max_samples": True}, "max_samples must be an integer >= 1, got True"),
+        ({"pattern": "out.tar"}, r"pattern 'out.tar' must hold one number"),
+    ],
+)
+def test_wrong_arguments_are_value_errors(
+    setup: Setup, tmp_path: Path, options: dict[str, Any], text: str
+) -> None:
+    shards, plan = setup
+    pattern = options.pop("pattern", tmp_path / "out" / "%06d.tar")
+    with pytest.raises(ValueError, match=text):
+        write_kept(shards, plan, pattern, **options)
+    assert not (tmp_path / "out").exists()
