@@ -85,6 +85,7 @@ def make_parser(earlier_run: dict[str, Any] | None = None) -> Parser:
     _add_plan(commands)
     _add_codebook(commands)
     _add_show(commands)
+    _add_patches(commands)
     _add_write(commands)
     _add_pack(commands)
     _add_index(commands)
@@ -102,7 +103,7 @@ def _command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
         "-q",
         "--quiet",
         action="store_true",
-        help="warnings only; what was asked for, of show, verify, --json or --dry-run, is printed all the same",
+        help="warnings only; what was asked for, of show, patches, verify, --json or --dry-run, is printed all the same",
     )
     command.add_argument(
         "--progress",
@@ -173,15 +174,9 @@ def _add_codebook(commands: Any) -> None:
 
 
 def _add_show(commands: Any) -> None:
-    command = _command(
-        commands,
-        "show",
-        "what a plan or a codebook keeps, per bin and per class; or what dropping patches does",
-    )
+    command = _command(commands, "show", "what a plan or a codebook keeps, per bin and per class")
     command.add_argument(
-        "plan",
-        metavar="PLAN",
-        help="a plan file, or the folder of a run; or a codebook, .safetensors; with --patches: tar shards",
+        "plan", metavar="PLAN", help="a plan file, or the folder of a run; or a codebook, .safetensors"
     )
     command.add_argument(
         "--keys",
@@ -190,25 +185,29 @@ def _add_show(commands: Any) -> None:
         "stands in several shards",
     )
     command.add_argument("--keep", type=ratio, default=0.3, help="of a codebook, whose rates hang on it")
-    group = command.add_argument_group("patches of a few images, drawn into one picture")
-    group.add_argument(
-        "--patches", metavar="OUT.png", help="draw original, importance, kept, stored, rebuilt"
+
+
+def _add_patches(commands: Any) -> None:
+    command = _command(
+        commands,
+        "patches",
+        "draw what dropping patches does to a few images: original, importance, kept, stored, rebuilt",
     )
-    group.add_argument("--patch-keep", type=ratio, default=0.75, help="ratio of each image's patches kept")
-    group.add_argument("--patch", type=int, default=16, help="side of a patch in pixels")
-    group.add_argument(
+    command.add_argument("shards", nargs="+", metavar="SHARDS", help=_SHARDS_HELP)
+    command.add_argument("-o", "--out", required=True, metavar="OUT.png", help="file for the picture")
+    command.add_argument("--patch-keep", type=ratio, default=0.75, help="ratio of each image's patches kept")
+    command.add_argument("--patch", type=int, default=16, help="side of a patch in pixels")
+    command.add_argument(
         "--size", type=int, default=224, help="side to which images are drawn first; 0: as they are"
     )
-    group.add_argument("--quality", type=int, default=90, help="of the JPEGs, 1 to 100")
-    group.add_argument(
+    command.add_argument("--quality", type=int, default=90, help="of the JPEGs, 1 to 100")
+    command.add_argument(
         "--mae", help="what rebuilds: a checkpoint, or builtin (images of 32 x 32, patches of 4)"
     )
-    group.add_argument("--samples", type=int, default=4, help="images shown")
-    group.add_argument("--importance", default="gradcam++", help=f"one of {', '.join(IMPORTANCES)}")
-    group.add_argument(
-        "--image",
-        default=IMAGE_FIELDS,
-        help="field with the image, alternatives separated by ;; none beside --embeddings for text and the like",
+    command.add_argument("--samples", type=int, default=4, help="images shown")
+    command.add_argument("--importance", default="gradcam++", help=f"one of {', '.join(IMPORTANCES)}")
+    command.add_argument(
+        "--image", default=IMAGE_FIELDS, help="field with the image, alternatives separated by ;"
     )
     _encoder_flags(command)
     command.set_defaults(encoder=None)  # whose eyes an importance has; its own unless said
