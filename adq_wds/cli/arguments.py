@@ -16,7 +16,7 @@ from adq_wds.core.allocation import budget_for, check_alpha
 from adq_wds.core.rng import check_seed
 from adq_wds.errors import printable
 from adq_wds.pipes.base import MAX_BAD_FRACTION
-from adq_wds.registry import ALLOCATIONS, HEADS, IMPORTANCES, KERNELS, SCORES
+from adq_wds.registry import ALLOCATIONS, GONE, HEADS, IMPORTANCES, KERNELS, SCORES
 from adq_wds.samples.fields import IMAGE_FIELDS
 
 _SHARDS_HELP = (
@@ -66,7 +66,9 @@ class Parser(argparse.ArgumentParser):
 
     def _fail(self, kind: str, name: str, known: Any) -> NoReturn:
         close = difflib.get_close_matches(name, known, n=1)
-        remedy = f"did you mean {close[0]}?" if close else f"`{self.prog} --help` lists them"
+        remedy = GONE.get(name) or (
+            f"did you mean {close[0]}?" if close else f"`{self.prog} --help` lists them"
+        )
         self.error(f"no {kind} {name}; {remedy}")
 
 
@@ -430,12 +432,6 @@ def _embed_flags(command: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         help="keep logit gradients, for --kernel gradient of a plan",
     )
     group.add_argument(
-        "--double-softmax",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="those of the released code: softmax of the softmax",
-    )
-    group.add_argument(
         "--views", type=int, default=0, help="also embed two views of so many images, for --diversity-head"
     )
     group.add_argument("--dry-run", action="store_true", help="say samples, memory, time and bytes, and stop")
@@ -470,7 +466,9 @@ def _plan_flags(command: argparse.ArgumentParser) -> None:
         "--draw", choices=("random", "ordered"), default="random", help="how samples of a bin are ranked"
     )
     group.add_argument(
-        "--diversity-head", choices=HEADS, default="none", help="what the diversity is measured behind"
+        "--diversity-head",
+        default="none",
+        help=f"what the diversity is measured behind: {', '.join(HEADS)}",
     )
     group.add_argument("--classes", nargs="+", help="plan these classes only")
     group.add_argument(
@@ -540,6 +538,8 @@ def check_values(arguments: argparse.Namespace) -> None:
             positive(name, given[name])
     if "allocation" in given:
         registry.allocation(given["allocation"])
+    if "diversity_head" in given:
+        registry.look_up("diversity head", given["diversity_head"], dict.fromkeys(HEADS))
     if "importance" in given:
         registry.check_importance(given["importance"])
     for score in given.get("scores", ()):

@@ -359,7 +359,7 @@ def _print(a: argparse.Namespace, value: dict[str, Any] | list[Any], text: str |
 
 _EMBED = (
     "image", "label", "embeddings", "batch_size", "workers", "on_error", "max_bad_fraction", "limit",
-    "logit_grad", "double_softmax", "views",
+    "logit_grad", "views",
 )  # fmt: skip
 _ESTIMATE = tuple(name for name in _EMBED if name != "max_bad_fraction")
 _PLAN = (
