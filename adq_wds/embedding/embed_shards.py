@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -132,7 +132,7 @@ def embed_shards(
     source = open_embeddings(embeddings) if embeddings is not None else named_encoder(encoder)
     _say_what_it_saw(source, names)
     if embeddings is not None:
-        settings = without_images(settings, paths[0], names[0], Path(out) / file_name(names[0]))
+        settings = without_images(settings, paths, names, Path(out) / file_name(names[0]))
     folder = make_folder(out)
     with lock(folder), ExitStack() as stack:
         bar = stack.enter_context(_Bar(paths, limit, progress))
@@ -186,13 +186,18 @@ def refuse_no_image(image: FieldSpec | None) -> None:
         )
 
 
-def without_images(settings: EmbedSettings, path: str, shard: str, made: Path | None = None) -> EmbedSettings:
-    """The settings of a job with stored embeddings: with no image, where none was named and the first shard has none.
+def without_images(
+    settings: EmbedSettings, paths: Sequence[str], shards: Sequence[str], made: Path | None = None
+) -> EmbedSettings:
+    """The settings of a job with stored embeddings: with no image, where none was named and there is none.
+
+    The first shard that holds samples tells for all.
 
     Args:
         settings: what was asked for.
-        path, shard: the first shard.
-        made: where its features are, if there are some: what was done then is done again, and the shard not opened.
+        paths, shards: the shards and their names.
+        made: where the first one's features are, if there are some: what was done then is done again, and no shard
+            opened.
     """
     if settings.image != IMAGE_FIELDS or any(score.needs_image for score in settings.scores):
         return settings
@@ -201,12 +206,19 @@ def without_images(settings: EmbedSettings, path: str, shard: str, made: Path | 
             is_none = FeaturesFile(made).header.get("image") == "none"
             return replace(settings, image=None) if is_none else settings
     fields = set(IMAGE_FIELDS.split(";"))
-    with open_shard(path) as buffer:
-        for span in iter_spans(buffer, shard=shard):
-            if not fields.isdisjoint(member.field for member in span.members):
-                return settings
-    logger.info("shard %s has no image field: samples are taken without images, and have no texture", shard)
-    return replace(settings, image=None)
+    for path, shard in zip(paths, shards, strict=True):
+        n_samples = 0
+        with open_shard(path) as buffer:
+            for span in iter_spans(buffer, shard=shard):
+                n_samples += 1
+                if not fields.isdisjoint(member.field for member in span.members):
+                    return settings
+        if n_samples:
+            logger.info(
+                "shard %s has no image field: samples are taken without images, and have no texture", shard
+            )
+            return replace(settings, image=None)
+    return settings
 
 
 def kind_of_gradient(logit_grad: bool, double_softmax: bool) -> str | None:
