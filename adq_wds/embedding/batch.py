@@ -151,7 +151,7 @@ def _embed_part(
     bad = read.bad
     bad |= failed
     _refuse_not_finite(job, part, "embedding holds", h, bad)
-    if settings.logit_grad is not None:
+    if settings.logit_grad:
         if logits is None and not bad.keys() >= set(part.rows):
             raise AdqError(no_logits(source.name))
         if logits is not None:
@@ -164,9 +164,9 @@ def _embed_part(
     columns = {"embedding": h[keep]}
     if settings.image is not None:
         columns["texture"] = np.array([levels[k] for k in keep], dtype=np.float32)
-    if settings.logit_grad is not None and logits is not None:
+    if settings.logit_grad and logits is not None:
         labels = [read.labels[part.rows[k]] for k in keep]
-        columns["logit_grad"] = _logit_grad(job, source.name, logits[keep], labels, settings)
+        columns["logit_grad"] = _logit_grad(job, source.name, logits[keep], labels)
         columns["head_right"] = (logits[keep].argmax(axis=1) == np.array(labels)).astype(np.float32)
     for j, score in enumerate(settings.scores):
         columns[score.name] = np.array([values[k][j] for k in keep], dtype=np.float32)
@@ -211,7 +211,6 @@ def _logit_grad(
     encoder: str,
     logits: NDArray[np.float32],
     labels: list[Label],
-    settings: EmbedSettings,
 ) -> NDArray[np.float32]:
     """(n, C) float32 unit rows; the labels must be classes of the head."""
     C = logits.shape[1]
@@ -226,9 +225,7 @@ def _logit_grad(
             f"shard {job.name}: label {shorten(strange)}, but the encoder's head has {C} classes, 0 to {C - 1}: logit "
             "gradients need a head trained on these labels (a function as label= may map names to its classes)"
         )
-    kind = settings.logit_grad == "double_softmax"
-    y = np.array(labels, dtype=np.int64)
-    return logit_gradients(logits, y, double_softmax=kind).astype(np.float32)
+    return logit_gradients(logits, np.array(labels, dtype=np.int64))
 
 
 def _with_whole_name(job: ShardJob, error: SampleError) -> SampleError:

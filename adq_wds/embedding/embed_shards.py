@@ -64,7 +64,6 @@ def embed_shards(
     limit: int | None = None,
     scores: Iterable[str | Score] = (),
     logit_grad: bool = False,
-    double_softmax: bool = False,
     views: int = 0,
     progress: bool | None = None,
 ) -> Features:
@@ -100,7 +99,6 @@ def embed_shards(
         scores: scores of yours (a `Score`, or the name of an installed one), a column each. Texture is always there.
         logit_grad: also keep the direction of the loss's gradient by the logits, which ``kernel="gradient"`` of
             `build_plan` needs: the encoder must have a head trained on these labels.
-        double_softmax: that gradient as the method's released code has it, through a softmax of the softmax.
         views: also embed two augmented views of so many images, which `diversity_head` of `build_plan` needs;
             the same images whatever the shards' order (`adq_wds.embedding.views`).
         progress: show a bar; only on a terminal by default.
@@ -119,7 +117,7 @@ def embed_shards(
         refuse_no_image(image)
     settings = EmbedSettings(
         None if image == "none" else image, label, positive("batch_size", batch_size), on_error, max_bad_fraction,
-        kind_of_gradient(logit_grad, double_softmax), tuple(map(named_score, listed("scores", scores))),
+        bool(logit_grad), tuple(map(named_score, listed("scores", scores))),
     )  # fmt: skip
     if views:
         positive("views", views)
@@ -219,14 +217,6 @@ def without_images(
             )
             return replace(settings, image=None)
     return settings
-
-
-def kind_of_gradient(logit_grad: bool, double_softmax: bool) -> str | None:
-    if double_softmax and not logit_grad:
-        raise ValueError(
-            "double_softmax is a kind of logit gradient: it needs logit_grad=True (--logit-grad, or --kernel gradient)"
-        )
-    return "double_softmax" if double_softmax else "softmax" if logit_grad else None
 
 
 def _say_what_it_saw(source: Source, names: list[str]) -> None:

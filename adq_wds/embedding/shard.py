@@ -21,6 +21,7 @@ from adq_wds.score import Score
 from adq_wds.shards.samples_in_tar import Buffer, Ignored, Span, iter_spans, payload_crc32
 from adq_wds.tables.features_file import (
     DIGEST_BYTES,
+    LOGIT_GRAD,
     FeaturesFile,
     ShardFeatures,
     numbered,
@@ -43,7 +44,7 @@ class EmbedSettings:
     batch_size: int
     on_error: OnError
     max_bad_fraction: float
-    logit_grad: str | None = None  # "softmax" or "double_softmax"
+    logit_grad: bool = False
     scores: tuple[Score, ...] = ()
 
     def __post_init__(self) -> None:
@@ -54,7 +55,7 @@ class EmbedSettings:
         names = [score.name for score in self.scores]
         if len(set(names)) != len(names):
             raise ValueError(f"scores must each be named once, got {names}")
-        if self.logit_grad is not None and (self.label is None or self.label == "none"):
+        if self.logit_grad and (self.label is None or self.label == "none"):
             raise ValueError("logit gradients need labels: logit_grad=True and label=None exclude each other")
         for score in self.scores:
             if self.image is None and score.needs_image:
@@ -70,7 +71,7 @@ class EmbedSettings:
             "preprocessing_hash": getattr(source, "preprocessing_hash", ""),
             "image": _spec_name(self.image),
             "label": _spec_name(self.label),
-            **({"logit_grad": self.logit_grad} if self.logit_grad else {}),
+            **({"logit_grad": LOGIT_GRAD} if self.logit_grad else {}),
             **({"scores": {score.name: score.revision for score in self.scores}} if self.scores else {}),
         }
 
