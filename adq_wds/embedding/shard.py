@@ -165,9 +165,9 @@ class Batch:
         return int(self.columns["embedding"].shape[1])
 
 
-def unlike(job: ShardJob, a: int, b: int) -> FeaturesError:
+def unlike(shard: str, a: int, b: int) -> FeaturesError:
     """Embeddings of two widths."""
-    return FeaturesError(f"shard {job.name}: embeddings of {a} and of {b} numbers; they must be alike")
+    return FeaturesError(f"shard {shard}: embeddings of {a} and of {b} numbers; they must be alike")
 
 
 def take_batch(job: ShardJob, rows: range, batch: Batch, tally: Tally) -> None:
@@ -180,7 +180,7 @@ def take_batch(job: ShardJob, rows: range, batch: Batch, tally: Tally) -> None:
         tally.failed(error)
         job.bad.append((i, job.settled.get(i, str(error))))
     if job.parts and batch.good and batch.width != job.parts[0]["embedding"].shape[1]:
-        raise unlike(job, job.parts[0]["embedding"].shape[1], batch.width)
+        raise unlike(job.name, job.parts[0]["embedding"].shape[1], batch.width)
     job.good += batch.good
     job.labels |= batch.labels
     job.digests |= batch.digests
@@ -260,7 +260,7 @@ def _columns(job: ShardJob, settings: EmbedSettings, good: list[int]) -> dict[st
     if not job.good:
         return old
     if made["embedding"].shape[1] != job.old.width:
-        raise unlike(job, job.old.width, made["embedding"].shape[1])
+        raise unlike(job.name, job.old.width, made["embedding"].shape[1])
     order = np.argsort([*job.good, *known], kind="stable")
     return {name: np.concatenate([made[name], column])[order] for name, column in old.items()}
 
