@@ -14,12 +14,12 @@ from adq_wds.core.rng import generator
 from adq_wds.core.views import CROPPING, crop_box
 from adq_wds.embedding.answers import encoder_answers, one_line
 from adq_wds.embedding.batch import PART_PIXELS
-from adq_wds.errors import FeaturesError, SampleError, ShardError, located, shorten
+from adq_wds.errors import FeaturesError, SampleError, ShardError, located
 from adq_wds.pipes.decode import whole_image
 from adq_wds.protocols import Encoder
 from adq_wds.samples.fields import FieldSpec, Sample
 from adq_wds.shards.names import base_name
-from adq_wds.shards.samples_in_tar import Buffer, payload_crc32, read_sample, span_at
+from adq_wds.shards.samples_in_tar import Buffer, WrongSample, expected_span, read_sample
 from adq_wds.tables.spans import Spans
 
 
@@ -97,14 +97,10 @@ def _read(job: ViewJob, i: int) -> Sample:
     start, key = int(job.spans.byte_offset[i]), job.spans.keys[i]
     data = job.buffer[start : start + int(job.spans.n_bytes[i])]
     try:
-        span = span_at(data, shard=job.name)
-    except ShardError as error:
-        text = f"{error}; key {shorten(key)} was embedded from byte {start}: embed the shard again"
-        raise ShardError(text) from None
-    found = payload_crc32(data, span)
-    if span.key != key or found != job.spans.crc32[i]:
-        text = f"the shard changed since it was embedded (found key {shorten(span.key)}, crc32 {found:08x}); embed it again"
-        raise located(ShardError(text), shard=job.name, key=key)
+        span = expected_span(data, shard=job.name, key=key, crc32=int(job.spans.crc32[i]))
+    except WrongSample as error:
+        text = f"the shard changed since it was embedded ({error}); embed it again"
+        raise located(ShardError(text), shard=job.name, key=key) from None
     return read_sample(data, span, url=job.path)
 
 
