@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from adq_wds.core.rng import generator
+from adq_wds.core.unit_rows import unit_rows
 from adq_wds.core.views import CROPPING, crop_box
 from adq_wds.embedding.answers import encoder_answers, one_line
 from adq_wds.embedding.batch import PART_PIXELS
@@ -116,15 +117,14 @@ def _embed_images(
         raise located(SampleError(text), shard=job.name, key=job.spans.keys[part[k]]) from error
 
     answers = encoder_answers(source, images, failed, shard=job.name)
-    h = np.concatenate([rows for rows, _ in answers]).astype(np.float64)
+    h = np.concatenate([rows for rows, _ in answers])
     if h.shape[1] != width:
         raise FeaturesError(
             f"shard {job.name}: encoder {source.name!r} gives {h.shape[1]} numbers for a view, the features have {width}"
         )
-    norm = np.sqrt(np.einsum("nd,nd->n", h, h))
+    unit, norm = unit_rows(h)
     if not np.isfinite(norm).all():
         i = part[int(np.argmin(np.isfinite(norm)))]
         text = f"the embedding of its view {number} holds NaN or infinity"
         raise located(SampleError(text), shard=job.name, key=job.spans.keys[i])
-    unit: NDArray[np.float64] = np.divide(h, norm[:, None], out=np.zeros_like(h), where=norm[:, None] > 0)
     return unit.astype(np.float16)
