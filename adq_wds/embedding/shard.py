@@ -18,7 +18,7 @@ from adq_wds.protocols import Encoder, Label
 from adq_wds.remote.open_shard import open_shard
 from adq_wds.samples.fields import IMAGE_FIELDS, WHOLE_FIELDS, FieldSpec, check_spec
 from adq_wds.score import Score
-from adq_wds.shards.samples_in_tar import Buffer, Ignored, Span, iter_spans, payload_crc32
+from adq_wds.shards.samples_in_tar import Buffer, Span, payload_crc32
 from adq_wds.tables.features_file import (
     DIGEST_BYTES,
     FeaturesFile,
@@ -26,9 +26,7 @@ from adq_wds.tables.features_file import (
     numbered,
     unit_and_norm,
 )
-from adq_wds.tables.spans import Spans, source_stamp, warn_empty
-
-logger = logging.getLogger("adq_wds")
+from adq_wds.tables.spans import Spans, source_stamp, walk_shard
 
 Source = Encoder | StoredEmbeddings | FieldEmbeddings
 """Where embeddings come from: a network, a file, or the samples themselves."""
@@ -120,22 +118,17 @@ class ShardJob:
 def open_job(path: str, name: str, first: int, left: int | None) -> ShardJob:
     """Open a shard and scan it, or its first `left` samples."""
     close = ExitStack()
-    ignored = Ignored()
     stamp = source_stamp(path)  # before it is read: a shard replaced meanwhile is seen to differ
     buffer = close.enter_context(open_shard(path))
     spans: list[Span] = []
     crc32: list[int] = []
     complete = True
-    for span in iter_spans(buffer, shard=name, ignored=ignored):
-        if left is not None and len(spans) == left:
-            complete = False
-            break
-        spans.append(span)
-        crc32.append(payload_crc32(buffer, span))
-    if not spans:
-        warn_empty(name, ignored)
-    elif ignored.n_members:
-        logger.warning("shard %s: %s", name, ignored)
+    limit = None if left is None else left + 1  # one more says whether that is all
+    for span in walk_shard(buffer, shard=name, limit=limit, level=logging.WARNING):
+        complete = len(spans) != left
+        if complete:
+            spans.append(span)
+            crc32.append(payload_crc32(buffer, span))
     return ShardJob(path, name, buffer, close, spans, crc32, first, complete, stamp)
 
 
