@@ -39,10 +39,10 @@ from adq_wds.remote.open_shard import open_shard
 from adq_wds.samples.fields import IMAGE_FIELDS, FieldSpec
 from adq_wds.score import Score
 from adq_wds.shards.names import expand_urls, plain_shard_names
-from adq_wds.shards.samples_in_tar import iter_spans, payload_crc32
+from adq_wds.shards.samples_in_tar import iter_spans
 from adq_wds.tables.features import Features, file_name
 from adq_wds.tables.features_file import FeaturesFile, ShardFeatures
-from adq_wds.tables.spans import Spans, no_samples, source_stamp
+from adq_wds.tables.spans import Spans, no_samples, scan_spans, source_stamp
 
 logger = logging.getLogger("adq_wds")
 
@@ -421,14 +421,8 @@ def _rows(old: FeaturesFile) -> list[tuple[int, str, int, int, int]]:
 def _same_samples(path: str, old: FeaturesFile) -> bool:
     """Does a shard whose date changed still hold what was embedded? Decided by its checksums."""
     rows = _rows(old)
-    with open_shard(path) as buffer:
-        found = [
-            (span.key, span.byte_offset, span.n_bytes, payload_crc32(buffer, span))
-            for span in iter_spans(buffer, shard=old.shard)
-        ]
-    if not old.header["complete"]:
-        found = found[: len(rows)]
-    return found == [row[1:] for row in rows]
+    now = scan_spans(path, shard=old.shard).rows()
+    return (now if old.header["complete"] else now[: len(rows)]) == rows
 
 
 def _embed_all(
