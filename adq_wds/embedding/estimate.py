@@ -11,13 +11,14 @@ import numpy as np
 from PIL import Image
 
 from adq_wds.checks import positive
-from adq_wds.embedding.batch import no_logits, texture_of
+from adq_wds.embedding.batch import texture_of
 from adq_wds.embedding.embed_shards import (
     names_of_features,
     refuse_no_image,
     refuse_views,
     without_images,
 )
+from adq_wds.embedding.logit_grad import no_logits
 from adq_wds.embedding.shard import EmbedSettings
 from adq_wds.embedding.stored import StoredEmbeddings, open_embeddings
 from adq_wds.embedding.stored_field import FieldEmbeddings
