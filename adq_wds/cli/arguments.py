@@ -16,7 +16,7 @@ from adq_wds.core.allocation import budget_for, check_alpha
 from adq_wds.core.rng import check_seed
 from adq_wds.errors import printable
 from adq_wds.pipes.base import MAX_BAD_FRACTION
-from adq_wds.registry import ALLOCATIONS, HEADS, IMPORTANCES, KERNELS, SCORES
+from adq_wds.registry import ALLOCATIONS, GONE, HEADS, IMPORTANCES, KERNELS, SCORES
 from adq_wds.samples.fields import IMAGE_FIELDS
 
 _SHARDS_HELP = (
@@ -66,7 +66,9 @@ class Parser(argparse.ArgumentParser):
 
     def _fail(self, kind: str, name: str, known: Any) -> NoReturn:
         close = difflib.get_close_matches(name, known, n=1)
-        remedy = f"did you mean {close[0]}?" if close else f"`{self.prog} --help` lists them"
+        remedy = GONE.get(name) or (
+            f"did you mean {close[0]}?" if close else f"`{self.prog} --help` lists them"
+        )
         self.error(f"no {kind} {name}; {remedy}")
 
 
@@ -85,6 +87,7 @@ def make_parser(earlier_run: dict[str, Any] | None = None) -> Parser:
     _add_plan(commands)
     _add_codebook(commands)
     _add_show(commands)
+    _add_patches(commands)
     _add_write(commands)
     _add_pack(commands)
     _add_index(commands)
@@ -102,7 +105,7 @@ def _command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
         "-q",
         "--quiet",
         action="store_true",
-        help="warnings only; what was asked for, of show, verify, --json or --dry-run, is printed all the same",
+        help="warnings only; what was asked for, of show, patches, verify, --json or --dry-run, is printed all the same",
     )
     command.add_argument(
         "--progress",
@@ -173,15 +176,9 @@ def _add_codebook(commands: Any) -> None:
 
 
 def _add_show(commands: Any) -> None:
-    command = _command(
-        commands,
-        "show",
-        "what a plan or a codebook keeps, per bin and per class; or what dropping patches does",
-    )
+    command = _command(commands, "show", "what a plan or a codebook keeps, per bin and per class")
     command.add_argument(
-        "plan",
-        metavar="PLAN",
-        help="a plan file, or the folder of a run; or a codebook, .safetensors; with --patches: tar shards",
+        "plan", metavar="PLAN", help="a plan file, or the folder of a run; or a codebook, .safetensors"
     )
     command.add_argument(
         "--keys",
@@ -190,25 +187,29 @@ def _add_show(commands: Any) -> None:
         "stands in several shards",
     )
     command.add_argument("--keep", type=ratio, default=0.3, help="of a codebook, whose rates hang on it")
-    group = command.add_argument_group("patches of a few images, drawn into one picture")
-    group.add_argument(
-        "--patches", metavar="OUT.png", help="draw original, importance, kept, stored, rebuilt"
+
+
+def _add_patches(commands: Any) -> None:
+    command = _command(
+        commands,
+        "patches",
+        "draw what dropping patches does to a few images: original, importance, kept, stored, rebuilt",
     )
-    group.add_argument("--patch-keep", type=ratio, default=0.75, help="ratio of each image's patches kept")
-    group.add_argument("--patch", type=int, default=16, help="side of a patch in pixels")
-    group.add_argument(
+    command.add_argument("shards", nargs="+", metavar="SHARDS", help=_SHARDS_HELP)
+    command.add_argument("-o", "--out", required=True, metavar="OUT.png", help="file for the picture")
+    command.add_argument("--patch-keep", type=ratio, default=0.75, help="ratio of each image's patches kept")
+    command.add_argument("--patch", type=int, default=16, help="side of a patch in pixels")
+    command.add_argument(
         "--size", type=int, default=224, help="side to which images are drawn first; 0: as they are"
     )
-    group.add_argument("--quality", type=int, default=90, help="of the JPEGs, 1 to 100")
-    group.add_argument(
+    command.add_argument("--quality", type=int, default=90, help="of the JPEGs, 1 to 100")
+    command.add_argument(
         "--mae", help="what rebuilds: a checkpoint, or builtin (images of 32 x 32, patches of 4)"
     )
-    group.add_argument("--samples", type=int, default=4, help="images shown")
-    group.add_argument("--importance", default="gradcam++", help=f"one of {', '.join(IMPORTANCES)}")
-    group.add_argument(
-        "--image",
-        default=IMAGE_FIELDS,
-        help="field with the image, alternatives separated by ;; none beside --embeddings for text and the like",
+    command.add_argument("--samples", type=int, default=4, help="images shown")
+    command.add_argument("--importance", default="gradcam++", help=f"one of {', '.join(IMPORTANCES)}")
+    command.add_argument(
+        "--image", default=IMAGE_FIELDS, help="field with the image, alternatives separated by ;"
     )
     _encoder_flags(command)
     command.set_defaults(encoder=None)  # whose eyes an importance has; its own unless said
@@ -431,12 +432,6 @@ def _embed_flags(command: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         help="keep logit gradients, for --kernel gradient of a plan",
     )
     group.add_argument(
-        "--double-softmax",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="those of the released code: softmax of the softmax",
-    )
-    group.add_argument(
         "--views", type=int, default=0, help="also embed two views of so many images, for --diversity-head"
     )
     group.add_argument("--dry-run", action="store_true", help="say samples, memory, time and bytes, and stop")
@@ -471,7 +466,9 @@ def _plan_flags(command: argparse.ArgumentParser) -> None:
         "--draw", choices=("random", "ordered"), default="random", help="how samples of a bin are ranked"
     )
     group.add_argument(
-        "--diversity-head", choices=HEADS, default="none", help="what the diversity is measured behind"
+        "--diversity-head",
+        default="none",
+        help=f"what the diversity is measured behind: {', '.join(HEADS)}",
     )
     group.add_argument("--classes", nargs="+", help="plan these classes only")
     group.add_argument(
@@ -541,6 +538,8 @@ def check_values(arguments: argparse.Namespace) -> None:
             positive(name, given[name])
     if "allocation" in given:
         registry.allocation(given["allocation"])
+    if "diversity_head" in given:
+        registry.look_up("diversity head", given["diversity_head"], dict.fromkeys(HEADS))
     if "importance" in given:
         registry.check_importance(given["importance"])
     for score in given.get("scores", ()):

@@ -155,12 +155,6 @@ def _codebook(a: argparse.Namespace) -> None:
 
 
 def _show(a: argparse.Namespace) -> None:
-    if a.patches is not None:
-        _refuse(a, ("keep",), "beside --patches; --patch-keep says how many patches are kept")
-        _refuse(a, ("keys",), "beside --patches; leave it out")
-        _show_patches(a)
-        return
-    _refuse(a, (*_SHOW_PATCHES, "encoder", *ENCODER_OPTIONS), "without --patches; leave it out")
     if Path(a.plan).suffix == ".safetensors":
         _refuse(a, ("keys",), "on a codebook, which lists no samples; leave it out")
         _show_codebook(a, adq_wds.load_codebook(a.plan))
@@ -171,7 +165,7 @@ def _show(a: argparse.Namespace) -> None:
     except (PlanError, ValueError):
         if _like_shards(a.plan):
             raise ValueError(
-                f"{a.plan!r} names tar shards, no plan; --patches OUT.png draws what dropping patches does to their images"
+                f"{a.plan!r} names tar shards, no plan; `adq patches` draws what dropping patches does to their images"
             ) from None
         raise
     if a.keys:
@@ -214,7 +208,7 @@ def _like_shards(path: str) -> bool:
     return path.endswith(tars) or "::" in path or any(name.endswith(tars) for name in inside)
 
 
-def _show_patches(a: argparse.Namespace) -> None:
+def _patches(a: argparse.Namespace) -> None:
     from dataclasses import asdict
 
     from adq_wds.jobs.show_patches import patches_text, show_patches
@@ -229,13 +223,13 @@ def _show_patches(a: argparse.Namespace) -> None:
         else adq_wds.load_mae(a.mae, allow_pickle=bool(a.allow_pickle) and a.mae != "builtin")
     )
     shown = show_patches(
-        a.plan, importance, a.patches, mae=mae, size=a.size or None,
-        **_pick(a, *(name for name in _SHOW_PATCHES if name not in ("size", "importance", "mae"))),
+        a.shards, importance, a.out, mae=mae, size=a.size or None,
+        **_pick(a, "patch_keep", "patch", "quality", "image", "samples"),
     )  # fmt: skip
     _print(
         a,
-        {"picture": a.patches, "images": [asdict(each) for each in shown]},
-        f"{a.patches}\n{patches_text(shown)}",
+        {"picture": a.out, "images": [asdict(each) for each in shown]},
+        f"{a.out}\n{patches_text(shown)}",
     )
 
 
@@ -356,7 +350,7 @@ def _print(a: argparse.Namespace, value: dict[str, Any] | list[Any], text: str |
             else f"{name.replace('_', ' ')}: {entry}"
             for name, entry in dict(value).items()
         )
-    elif a.quiet and a.command not in ("show", "verify"):
+    elif a.quiet and a.command not in ("show", "patches", "verify"):
         return
     _print_text(text)
 
@@ -365,7 +359,7 @@ def _print(a: argparse.Namespace, value: dict[str, Any] | list[Any], text: str |
 
 _EMBED = (
     "image", "label", "embeddings", "batch_size", "workers", "on_error", "max_bad_fraction", "limit",
-    "logit_grad", "double_softmax", "views",
+    "logit_grad", "views",
 )  # fmt: skip
 _ESTIMATE = tuple(name for name in _EMBED if name != "max_bad_fraction")
 _PLAN = (
@@ -381,7 +375,6 @@ _WRITE = (
     "max_bytes", "split", "overwrite", "progress",
 )  # fmt: skip
 _PACK = ("seed", "on_error", "max_bad_fraction", "max_samples", "max_bytes", "split", "overwrite", "progress")
-_SHOW_PATCHES = ("patch_keep", "patch", "size", "quality", "mae", "samples", "importance", "image")
 
 
 def _pick(a: argparse.Namespace, *names: str) -> dict[str, Any]:
@@ -438,6 +431,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "plan": _plan,
     "codebook": _codebook,
     "show": _show,
+    "patches": _patches,
     "write": _write,
     "pack": _pack,
     "index": _index,

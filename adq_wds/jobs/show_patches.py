@@ -1,4 +1,4 @@
-"""What would dropping patches do to these images? The picture behind `adq show --patches`."""
+"""What would dropping patches do to these images? The picture of `adq patches`."""
 
 from __future__ import annotations
 

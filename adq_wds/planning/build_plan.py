@@ -77,8 +77,8 @@ def build_plan(
         scores: which add up to the importance: "texture" (representativeness), "diversity", and scores of yours
             (`Score`, or the name of an installed one) that the features were made with. Texture and diversity
             unless said; diversity alone, which is logged, where the features were made without images.
-        diversity_head: what the diversity is measured behind: "none" (the embeddings of all samples), "contrastive"
-            or "paper" (a small head over two views of some images; features made with ``views=``).
+        diversity_head: what the diversity is measured behind: "none" (the embeddings of all samples) or
+            "contrastive" (small heads trained on two views of some images; features made with ``views=``).
         normalise: "sum" or "minmax".
         must_include: keys kept in any case; (shard, key) where a key stands in several shards.
         classes: plan these only; other samples are not kept.
