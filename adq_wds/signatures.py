@@ -21,9 +21,8 @@ ENCODER = "adq_wds.models.timm_encoder.timm_encoder"
 
 _TYPES = ("bool", "Count", "int", "Ratio", "float", "str")  # of a union, the first of these is an option's
 _STATEMENT = re.compile(r"^(?=[^\s)\]}\"])", re.MULTILINE)
-_HEAD = re.compile(
-    r'[^"]*(?:"[^"]+"[^"]*)*"""[\s\S]*?"""'
-)  # of a function or class: all up to its docstring's end
+# Of a function or class: all up to its docstring's end.
+_HEAD = re.compile(r'[^"]*(?:"[^"]+"[^"]*)*"""[\s\S]*?"""')
 _ENTRY = re.compile(r"^    (?P<names>\w+(?:, \w+)*): +(?P<text>\S.*(?:\n {5,}.*)*)", re.MULTILINE)
 _SAME_AS = re.compile(r"as in `(?P<name>\w+)`")
 _SENTENCE = re.compile(r"\.(?=\s+[A-Z(]|\s*$)|:$")
@@ -97,16 +96,14 @@ def _find(module: str, name: str) -> tuple[str, ast.AST]:
     for statement in _statements(module):
         if found := definition.match(statement):
             head = _HEAD.match(statement) if found["head"] else None
-            node = ast.parse(head[0] if head else statement).body[
-                0
-            ]  # a string may follow, which describes it
+            node = ast.parse(head[0] if head else statement).body[0]  # a string about it may follow
             return module, node.value if isinstance(node, ast.Assign) else node
         if statement.startswith(("from adq_wds.", "if TYPE_CHECKING:")) and name in statement:
-            for node in ast.walk(ast.parse(statement)):
-                if isinstance(node, ast.ImportFrom) and str(node.module).startswith("adq_wds."):
-                    for alias in node.names:
+            for inner in ast.walk(ast.parse(statement)):
+                if isinstance(inner, ast.ImportFrom) and str(inner.module).startswith("adq_wds."):
+                    for alias in inner.names:
                         if name == (alias.asname or alias.name):
-                            return _find(str(node.module), alias.name)
+                            return _find(str(inner.module), alias.name)
     raise LookupError(f"{module}.{name} is not defined in adq_wds")
 
 
@@ -161,7 +158,7 @@ def _said_of_arguments(module: str, node: ast.FunctionDef | ast.ClassDef) -> dic
     """The first sentence on each argument; where it is "as in `other`", what `other` says."""
     text = inspect.cleandoc(ast.get_docstring(node) or "")
     section = re.search(r"^(?:Args|Attributes):\n((?: .*\n?|\n)*)", text, re.MULTILINE)
-    said = {}
+    said: dict[str, str] = {}
     for entry in _ENTRY.finditer(section[1] if section else ""):
         sentence = _SENTENCE.split(" ".join(entry["text"].split()), maxsplit=1)[0].replace("`", "")
         names, other = entry["names"].split(", "), _SAME_AS.search(entry["text"])

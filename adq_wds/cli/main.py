@@ -119,9 +119,8 @@ def _features_in(folder: str) -> str:
 
 def _fail(error: Exception, command: str, code: int) -> int:
     kind = f"{type(error).__name__}: " if isinstance(error, AdqError) else ""
-    text = flagged(
-        " ".join(str(error).split()), make_parser().commands[command].flags
-    )  # one line, whatever a library says
+    line = " ".join(str(error).split())  # whatever a library says
+    text = flagged(line, make_parser().commands[command].flags)
     _say(f"adq: {kind}{text}")
     return code
 
