@@ -22,7 +22,11 @@ SHIPPED_ENCODERS = ("builtin", "builtin-free", "thumbnail")
 SCORES = ("texture", "diversity")  # both in every plan's bins; others are `Score`s of users
 IMPORTANCES = ("gradcam++", "gradcam", "attention", "texture", "random")
 Kernel = Literal["features", "gradient"]
-Head = Literal["none", "contrastive", "paper"]
+HEADS = ("none", "contrastive")
+GONE = {  # names and flags that were offered once, and what took their place
+    "paper": "it is gone, as an untrained head sees next to nothing: take contrastive or none",
+    "--double-softmax": "it is gone: --logit-grad keeps the gradients of one softmax",
+}
 ENTRY_POINTS = (
     "adq_wds"  # groups adq_wds.encoders, adq_wds.scores and adq_wds.importances of installed packages
 )
@@ -263,6 +267,8 @@ def allocation(name: str) -> Allocation:
 
 def look_up(kind: str, name: str, known: dict[str, Any]) -> Any:
     """`known[name]`, or a `ValueError` that lists close names."""
+    if name in GONE and name not in known:
+        raise ValueError(f"no {kind} {name!r}; {GONE[name]}")
     if name not in known:
         raise ValueError(unknown(kind, name, difflib.get_close_matches(str(name), known) or list(known)))
     return known[name]

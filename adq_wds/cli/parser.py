@@ -15,7 +15,7 @@ from adq_wds.cli.flag_names import flagged
 from adq_wds.core.allocation import budget_for, check_alpha
 from adq_wds.core.rng import check_seed
 from adq_wds.errors import printable
-from adq_wds.registry import SCORES
+from adq_wds.registry import GONE, HEADS, SCORES
 from adq_wds.signatures import Option, options_of
 
 NONE = "none"  # the word for None
@@ -73,7 +73,9 @@ class Parser(argparse.ArgumentParser):
 
     def _fail(self, kind: str, name: str, known: Any) -> NoReturn:
         close = difflib.get_close_matches(name, known, n=1)
-        remedy = f"did you mean {close[0]}?" if close else f"`{self.prog} --help` lists them"
+        remedy = GONE.get(name) or (
+            f"did you mean {close[0]}?" if close else f"`{self.prog} --help` lists them"
+        )
         self.error(f"no {kind} {name}; {remedy}")
 
 
@@ -157,6 +159,8 @@ def check_values(command: Parser, arguments: argparse.Namespace) -> None:
         check_seed(values["seed"])
     if "allocation" in values:
         registry.allocation(values["allocation"])
+    if "diversity_head" in values:
+        registry.look_up("diversity head", values["diversity_head"], dict.fromkeys(HEADS))
     if "importance" in values:
         registry.check_importance(values["importance"])
     for score in values.get("scores", ()):

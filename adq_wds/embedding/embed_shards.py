@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,10 +39,10 @@ from adq_wds.remote.open_shard import open_shard
 from adq_wds.samples.fields import IMAGE_FIELDS, FieldSpec
 from adq_wds.score import Score
 from adq_wds.shards.names import expand_urls, plain_shard_names
-from adq_wds.shards.samples_in_tar import iter_spans, payload_crc32
+from adq_wds.shards.samples_in_tar import iter_spans
 from adq_wds.tables.features import Features, file_name
 from adq_wds.tables.features_file import FeaturesFile, ShardFeatures
-from adq_wds.tables.spans import Spans, no_samples, source_stamp
+from adq_wds.tables.spans import Spans, no_samples, scan_spans, source_stamp
 
 logger = logging.getLogger("adq_wds")
 
@@ -64,7 +64,6 @@ def embed_shards(
     limit: Count | None = None,
     scores: Iterable[str | Score] = (),
     logit_grad: bool = False,
-    double_softmax: bool = False,
     views: int = 0,
     progress: bool | None = None,
 ) -> Features:
@@ -98,10 +97,10 @@ def embed_shards(
             at the end; so are 100 bad ones in a row.
         limit: only the first samples, this many, over all shards.
         scores: scores of yours (a `Score`, or the name of an installed one), a column each. Texture is always there.
-        logit_grad: also keep the direction of the loss's gradient by the logits, for ``kernel="gradient"`` of a plan: the encoder must have a head trained on these labels.
-        double_softmax: that gradient as the method's released code has it, through a softmax of the softmax.
-        views: also embed two augmented views of so many images, for `diversity_head` of a plan; the
-            same images whatever the shards' order (`adq_wds.embedding.views`).
+        logit_grad: also keep the direction of the loss's gradient by the logits, for ``kernel="gradient"`` of a plan:
+            the encoder must have a head trained on these labels.
+        views: also embed two augmented views of so many images, for `diversity_head` of a plan; the same images
+            whatever the shards' order (`adq_wds.embedding.views`).
         progress: show a bar; only on a terminal by default.
 
     Returns:
@@ -118,7 +117,7 @@ def embed_shards(
         refuse_no_image(image)
     settings = EmbedSettings(
         None if image == "none" else image, label, positive("batch_size", batch_size), on_error, max_bad_fraction,
-        kind_of_gradient(logit_grad, double_softmax), tuple(map(named_score, listed("scores", scores))),
+        bool(logit_grad), tuple(map(named_score, listed("scores", scores))),
     )  # fmt: skip
     if views:
         positive("views", views)
@@ -131,7 +130,7 @@ def embed_shards(
     source = open_embeddings(embeddings) if embeddings is not None else named_encoder(encoder)
     _say_what_it_saw(source, names)
     if embeddings is not None:
-        settings = without_images(settings, paths[0], names[0], Path(out) / file_name(names[0]))
+        settings = without_images(settings, paths, names, Path(out) / file_name(names[0]))
     folder = make_folder(out)
     with lock(folder), ExitStack() as stack:
         bar = stack.enter_context(_Bar(paths, limit, progress))
@@ -185,13 +184,18 @@ def refuse_no_image(image: FieldSpec | None) -> None:
         )
 
 
-def without_images(settings: EmbedSettings, path: str, shard: str, made: Path | None = None) -> EmbedSettings:
-    """The settings of a job with stored embeddings: with no image, where none was named and the first shard has none.
+def without_images(
+    settings: EmbedSettings, paths: Sequence[str], shards: Sequence[str], made: Path | None = None
+) -> EmbedSettings:
+    """The settings of a job with stored embeddings: with no image, where none was named and there is none.
+
+    The first shard that holds samples tells for all.
 
     Args:
         settings: what was asked for.
-        path, shard: the first shard.
-        made: where its features are, if there are some: what was done then is done again, and the shard not opened.
+        paths, shards: the shards and their names.
+        made: where the first one's features are, if there are some: what was done then is done again, and no shard
+            opened.
     """
     if settings.image != IMAGE_FIELDS or any(score.needs_image for score in settings.scores):
         return settings
@@ -200,20 +204,19 @@ def without_images(settings: EmbedSettings, path: str, shard: str, made: Path | 
             is_none = FeaturesFile(made).header.get("image") == "none"
             return replace(settings, image=None) if is_none else settings
     fields = set(IMAGE_FIELDS.split(";"))
-    with open_shard(path) as buffer:
-        for span in iter_spans(buffer, shard=shard):
-            if not fields.isdisjoint(member.field for member in span.members):
-                return settings
-    logger.info("shard %s has no image field: samples are taken without images, and have no texture", shard)
-    return replace(settings, image=None)
-
-
-def kind_of_gradient(logit_grad: bool, double_softmax: bool) -> str | None:
-    if double_softmax and not logit_grad:
-        raise ValueError(
-            "double_softmax is a kind of logit gradient: it needs logit_grad=True (--logit-grad, or --kernel gradient)"
-        )
-    return "double_softmax" if double_softmax else "softmax" if logit_grad else None
+    for path, shard in zip(paths, shards, strict=True):
+        n_samples = 0
+        with open_shard(path) as buffer:
+            for span in iter_spans(buffer, shard=shard):
+                n_samples += 1
+                if not fields.isdisjoint(member.field for member in span.members):
+                    return settings
+        if n_samples:
+            logger.info(
+                "shard %s has no image field: samples are taken without images, and have no texture", shard
+            )
+            return replace(settings, image=None)
+    return settings
 
 
 def _say_what_it_saw(source: Source, names: list[str]) -> None:
@@ -418,14 +421,8 @@ def _rows(old: FeaturesFile) -> list[tuple[int, str, int, int, int]]:
 def _same_samples(path: str, old: FeaturesFile) -> bool:
     """Does a shard whose date changed still hold what was embedded? Decided by its checksums."""
     rows = _rows(old)
-    with open_shard(path) as buffer:
-        found = [
-            (span.key, span.byte_offset, span.n_bytes, payload_crc32(buffer, span))
-            for span in iter_spans(buffer, shard=old.shard)
-        ]
-    if not old.header["complete"]:
-        found = found[: len(rows)]
-    return found == [row[1:] for row in rows]
+    now = scan_spans(path, shard=old.shard).rows()
+    return (now if old.header["complete"] else now[: len(rows)]) == rows
 
 
 def _embed_all(

@@ -17,7 +17,7 @@ from adq_wds.errors import AdqError, PlanError
 from adq_wds.files import canonical_json, lock, make_folder, write_text
 from adq_wds.planning.bins import possible_dedup
 from adq_wds.planning.build_plan import build_plan, check_options, find_bins
-from adq_wds.registry import SCORES
+from adq_wds.registry import GONE, SCORES
 from adq_wds.registry import encoder as named_encoder
 from adq_wds.registry import score as named_score
 from adq_wds.shards.names import expand_urls, is_url, without_secrets
@@ -251,6 +251,8 @@ def load_run(path: str | os.PathLike[str]) -> dict[str, Any]:
         if old["format"] != "adq_wds.run" or old["version"] > VERSION:
             raise ValueError(f"format {old['format']!r}, version {old['version']!r}")
         arguments = old["arguments"]
+        if arguments["embed"].pop("double_softmax", False):  # an argument of earlier versions
+            raise ValueError(f"double_softmax: {GONE['--double-softmax']}")
         for part, known in _KNOWN.items():
             if unknown := sorted(set(arguments[part]) - known):
                 raise ValueError(f"unknown arguments {unknown} under {part!r}")
@@ -258,5 +260,5 @@ def load_run(path: str | os.PathLike[str]) -> dict[str, Any]:
             raise ValueError("must_include is not a list")
         urls = [str(shard["path"]) for shard in old["shards"]]
         return {"urls": urls, "write": bool(arguments["write"]), **{part: arguments[part] for part in _KNOWN}}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: not a run.json that this adq_wds can read ({error})") from error

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from adq_wds.core.unit_rows import unit_rows
 from adq_wds.errors import SampleError, shorten
 from adq_wds.pipes.accelerator import accelerator_of, wrong_process
 from adq_wds.pipes.base import Pipe
@@ -50,7 +51,7 @@ class Embed(Pipe):
         encoder: an `Encoder`, such as ``adq_wds.encoder("builtin")`` gives.
         image: field with the image, as bytes or decoded: an RGB PIL image, an (H, W, 3) uint8 array or a (3, H, W)
             uint8 tensor. Or a function giving one of these. An image that was stored without some of its patches (the
-            bytes of ``patches.jpg`` or ``patches.webp``) is seen grey where they are missing.
+            bytes of ``patches.jpg``) is seen grey where they are missing.
         batch_size: images per call of the encoder, at most.
         max_pixels: a larger image is an error before a pixel is decoded.
 
@@ -103,7 +104,7 @@ class Embed(Pipe):
         self._check_process()
         cleaned = [clean_fields(sample) for sample in samples]
         images = [self._image(sample) for sample in cleaned]
-        rows = unit_half(self._embedded(images))
+        rows = unit_rows(self._embedded(images))[0].astype(np.float16)
         wrong = ~np.isfinite(rows).all(axis=1)
         if wrong.any():
             bad = samples[int(wrong.argmax())]
@@ -144,21 +145,6 @@ class Embed(Pipe):
         device = _device_of(self.encoder)
         if device.partition(":")[0] != "cpu" and os.getpid() != self.__dict__["_process"]:
             raise wrong_process("Embed", f"the encoder {self.encoder.name!r}", device)
-
-
-def unit_half(rows: NDArray[np.float32]) -> NDArray[np.float16]:
-    """(B, D) float16 rows of length 1 of (B, D) float32 ones; zero rows stay zero, not finite ones are not finite.
-
-    >>> unit_half(np.array([[3.0, 4.0], [0.0, 0.0]], np.float32))
-    array([[0.6, 0.8],
-           [0. , 0. ]], dtype=float16)
-    """
-    h = rows.astype(np.float64)
-    norm = np.sqrt(np.einsum("nd,nd->n", h, h))[:, None]
-    with np.errstate(invalid="ignore"):  # inf / inf is NaN, which the caller names
-        unit = np.divide(h, norm, out=np.zeros_like(h), where=norm != 0)
-    half: NDArray[np.float16] = unit.astype(np.float16)
-    return half
 
 
 def as_rgb(value: Any, max_pixels: int) -> Image.Image:

@@ -23,7 +23,7 @@ from adq_wds.planning.bins import bin_features, check_dedup, possible_dedup
 from adq_wds.planning.diversity import diversity_behind
 from adq_wds.planning.plan import Balance, Draw, Normalise, PlanSettings, SampleId, plan_bins
 from adq_wds.protocols import Allocation
-from adq_wds.registry import SCORES, Head, Kernel, look_up
+from adq_wds.registry import HEADS, SCORES, Kernel, look_up
 from adq_wds.registry import allocation as named_allocation
 from adq_wds.registry import score as named_score
 from adq_wds.score import Score, bin_values
@@ -46,7 +46,7 @@ def build_plan(
     balance: Balance = "class",
     draw: Draw = "random",
     scores: Iterable[str | Score] | None = None,
-    diversity_head: Head = "none",
+    diversity_head: str = "none",
     normalise: Normalise = "sum",
     must_include: Iterable[SampleId] = (),
     classes: Iterable[int | str] | None = None,
@@ -71,15 +71,15 @@ def build_plan(
         keep: ratio of samples kept, in [0, 1]; 0.2 is 20 %.
         seed: of the keyed draw.
         alpha: share of the importance in a bin's rate, in [0, 1]; 0 is uniform, which is DQ.
-        allocation: rule for the rates of bins, "adaptive" (ADQ) or "uniform" (DQ). Or a function (size (K,), importance (K,), keep) → weights
-            (K,), finite and >= 0, called for each class.
+        allocation: rule for the rates of bins, "adaptive" (ADQ) or "uniform" (DQ). Or a function (size (K,),
+            importance (K,), keep) → weights (K,), finite and >= 0, called for each class.
         balance: "class" keeps the classes' proportions; "none" lets all cells compete.
         draw: how samples of a bin are ranked: "random" (keyed draw) or "ordered" (GraphCut's pick order).
-        scores: scores that add up to a bin's importance: "texture" (representativeness), "diversity", and scores of yours
-            (`Score`, or the name of an installed one) that the features were made with. Texture and diversity
+        scores: what adds up to a bin's importance: "texture" (representativeness), "diversity", and scores of
+            yours (`Score`, or the name of an installed one) that the features were made with. Texture and diversity
             unless said; diversity alone, which is logged, where the features were made without images.
-        diversity_head: what the diversity is measured behind: "none" (the embeddings of all samples), "contrastive"
-            or "paper" (a small head over two views of some images; features made with ``views=``).
+        diversity_head: what the diversity is measured behind: "none" (the embeddings of all samples) or
+            "contrastive" (small heads trained on two views of some images; features made with ``views=``).
         normalise: how each score is scaled over the bins: "sum" or "minmax".
         must_include: keys kept in any case; (shard, key) where a key stands in several shards.
         classes: plan these only; other samples are not kept.
@@ -177,7 +177,7 @@ def plan_settings(
     chosen = listed("scores", SCORES if scores is None else scores)
     own = own_scores(chosen)
     names = tuple(score for score in chosen if score in SCORES) + tuple(score.name for score in own)
-    look_up("diversity head", diversity_head, dict.fromkeys(get_args(Head)))
+    look_up("diversity head", diversity_head, dict.fromkeys(HEADS))
     if diversity_head != "none" and "diversity" not in names:
         raise ValueError(f"diversity_head={diversity_head!r} without 'diversity' among the scores {names}")
     rule, rule_name = _allocation(allocation, alpha)

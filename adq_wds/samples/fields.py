@@ -35,7 +35,7 @@ EPOCH_FIELD = "__adq_epoch__"
 WHOLE_FIELDS = "jpg;jpeg;png;webp;gif;bmp;tif;tiff;avif;ppm;pgm;pbm;pnm;pfm"
 _STORED = "patches.jpg;patches.webp"
 STORED_FIELDS = tuple(_STORED.split(";"))
-"""What `EncodePatches` writes: kept patches tiled side by side. Opened as a picture it would not be the image."""
+"""Kept patches tiled side by side, no image as it is: what `EncodePatches` writes, and, refused, what earlier versions could."""
 IMAGE_FIELDS = WHOLE_FIELDS + ";" + _STORED
 FILLED_FIELD = "__adq_filled__"
 """Set to True beside an image whose missing patches `Decode` filled with a colour."""
