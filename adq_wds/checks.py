@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+
+Ratio = Annotated[float, "in [0, 1]; the command takes 20% for 0.2"]
+Count = Annotated[int, ">= 1"]
 
 
 def positive(name: str, value: int) -> int:

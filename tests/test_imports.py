@@ -29,7 +29,7 @@ LEVELS = [
     ["shards"],
     ["engines"],
     ["files", "score"],
-    ["protocols", "checks", "errors"],
+    ["protocols", "checks", "errors", "signatures"],
 ]
 LEVEL = {room: i for i, rooms in enumerate(LEVELS) for room in rooms}
 
