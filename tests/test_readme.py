@@ -2,8 +2,6 @@
 
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from textwrap import dedent
@@ -12,6 +10,7 @@ import pytest
 
 from adq_wds.cli.arguments import Parser, make_parser
 from adq_wds.cli.main import main
+from tests.programs import FILE, run
 
 MakeShard = Callable[..., Path]
 ROOT = Path(__file__).parent.parent
@@ -83,7 +82,5 @@ def test_the_python_blocks_run_one_after_the_other(
             if "\nds = " in f"\n{text}" and "s3://" not in text:
                 script += "assert next(iter(ds)) is not None\n"
     (tmp_path / "readme.py").write_text(script, encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "readme.py"], capture_output=True, text=True, check=False, timeout=300
-    )
+    done = run(FILE, "readme.py")
     assert done.returncode == 0, done.stderr[-3000:]
