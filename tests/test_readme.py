@@ -4,10 +4,6 @@ import json
 import re
 import runpy
 import shlex
-<<<<<<< HEAD
-=======
-from collections.abc import Callable
->>>>>>> t1
 from pathlib import Path
 from textwrap import dedent
 
@@ -16,11 +12,7 @@ import pytest
 import adq_wds
 from adq_wds.cli.arguments import Parser, make_parser
 from adq_wds.cli.main import main
-<<<<<<< HEAD
 from tests.conftest import jpeg, write_tar
-=======
-from tests.programs import FILE, run
->>>>>>> t1
 
 ROOT = Path(__file__).parent.parent
 FENCED = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
@@ -155,7 +147,6 @@ def test_python_blocks_run(page: str, scene: Path, monkeypatch: pytest.MonkeyPat
     """One after the other, as one program; reads a first sample or batch of every local data set they make."""
     monkeypatch.chdir(scene)
     script = ""
-<<<<<<< HEAD
     for text in blocks(page, "python"):
         script += f"{text}\n"
         if "\nds = " in f"\n{text}" and "s3://" not in text:
@@ -163,13 +154,3 @@ def test_python_blocks_run(page: str, scene: Path, monkeypatch: pytest.MonkeyPat
     path = scene / f"{page}.py"
     path.write_text(script, encoding="utf-8")
     runpy.run_path(str(path), run_name="__main__")
-=======
-    for language, text in BLOCKS:
-        if language == "python":
-            script += f"{text}\n"
-            if "\nds = " in f"\n{text}" and "s3://" not in text:
-                script += "assert next(iter(ds)) is not None\n"
-    (tmp_path / "readme.py").write_text(script, encoding="utf-8")
-    done = run(FILE, "readme.py")
-    assert done.returncode == 0, done.stderr[-3000:]
->>>>>>> t1
