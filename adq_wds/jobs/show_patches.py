@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from adq_wds.checks import Count, Ratio
+from adq_wds.checks import Count, Ratio, positive
 from adq_wds.core.patches import KEEP, PATCH, tile, tile_columns
 from adq_wds.errors import AdqError, shorten
 from adq_wds.files import atomic_path
@@ -92,8 +92,7 @@ def show_patches(
         SampleError: an image is damaged.
         AdqError: there are no samples, or the picture cannot be written.
     """
-    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
-        raise ValueError(f"samples must be an integer >= 1, got {samples!r}")
+    samples = positive("samples", samples)
     if Path(out).suffix.lower() != ".png":
         raise ValueError(f"{shorten(os.fspath(out))} will hold a PNG; give it a name that ends in .png")
     check_patch_keep(patch_keep)

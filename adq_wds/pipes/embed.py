@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from adq_wds.checks import positive
 from adq_wds.core.unit_rows import unit_rows
 from adq_wds.errors import SampleError, shorten
 from adq_wds.pipes.accelerator import accelerator_of, wrong_process
@@ -83,11 +84,8 @@ class Embed(Pipe):
             hint = f"; write adq_wds.encoder({source!r})" if isinstance(source, str) else ""
             raise TypeError(f"Embed needs an encoder, got {shorten(source)}{hint}")
         check_spec(self.image, "image")
-        for name in ("batch_size", "max_pixels"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-                raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
-        object.__setattr__(self, "chunk", int(self.batch_size))
+        positive("max_pixels", self.max_pixels)
+        object.__setattr__(self, "chunk", positive("batch_size", self.batch_size))
         object.__setattr__(self, "_process", os.getpid())
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from adq_wds.checks import Count, Ratio, check_memory, listed
+from adq_wds.checks import Count, Ratio, check_memory, integer, listed
 from adq_wds.core.codebook import Checkpoints, bin_checkpoints
 from adq_wds.core.graphcut import graphcut_bins
 from adq_wds.core.kernel import unit_rows
@@ -100,8 +100,7 @@ def fit_codebook(
         ("checkpoints", checkpoints, 2**15 - 1),
         ("min_pilot", min_pilot, 2**31 - 1),
     ):
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 1 <= value <= most:
-            raise ValueError(f"{name} must be an integer in 1 … {most:,}, got {value!r}")
+        integer(name, value, least=1, most=most)
     check_memory(memory_bytes)
     for score in [] if scores is None else listed("scores", scores):
         look_up("score of a codebook", score, dict.fromkeys(SCORES))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from adq_wds.checks import Count, Ratio
+from adq_wds.checks import Count, Ratio, positive
 from adq_wds.errors import AdqError, SampleError, shorten
 from adq_wds.files import canonical_json, lock, make_folder, write_text
 from adq_wds.pipes.base import MAX_BAD_FRACTION, OnError, Tally, check_on_error
@@ -114,9 +114,7 @@ def write_shards(
         SampleError: a sample without key, a field that is not bytes, a name that would be read back as another.
     """
     shards = ShardPattern(os.fspath(pattern))
-    for name, value in (("max_samples", max_samples), ("max_bytes", max_bytes)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+    max_samples, max_bytes = positive("max_samples", max_samples), positive("max_bytes", max_bytes)
     chosen = None if plan is None else as_plan(plan)
     folder = make_folder(shards.folder)
     with lock(folder):
