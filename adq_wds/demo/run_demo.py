@@ -16,7 +16,7 @@ import webdataset as wds
 from tqdm import tqdm
 
 import adq_wds
-from adq_wds.checks import positive
+from adq_wds.checks import Count, Ratio, positive
 from adq_wds.demo.digits import load_digits, write_digits
 from adq_wds.demo.table import findings, make_table, table_text
 from adq_wds.demo.train import Images, Training, train_all
@@ -39,9 +39,9 @@ logger = logging.getLogger("adq_wds")
 def run_demo(
     out: str | os.PathLike[str] = DEFAULT_OUT,
     *,
-    keep: float = 0.1,
-    seeds: int = 10,
-    epochs: int = 60,
+    keep: Ratio = 0.1,
+    seeds: Count = 10,
+    epochs: Count = 60,
     encoder: str = "builtin",
     progress: bool | None = None,
 ) -> dict[str, Any]:
@@ -54,8 +54,8 @@ def run_demo(
         out: the demo's folder, new or of an earlier demo.
         keep: ratio of images kept, in (0, 1].
         seeds: trainings for each arm; each seed is that of the plan, of first weights and of order.
-        epochs: of each training.
-        encoder: of the main job.
+        epochs: epochs of each training.
+        encoder: builtin, builtin-free, thumbnail, or any timm name.
         progress: show bars; only on a terminal by default.
 
     Returns:

@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from adq_wds.core.texture import SHORT_SIDE, texture
+from adq_wds.embedding.answers import encoder_answers, one_line
 from adq_wds.embedding.logit_grad import gradient_columns, no_logits
 from adq_wds.embedding.shard import Batch, EmbedSettings, ShardJob, Source, unlike
 from adq_wds.embedding.stored import StoredEmbeddings
 from adq_wds.embedding.stored_field import FieldEmbeddings
 from adq_wds.errors import AdqError, SampleError, located, shorten
 from adq_wds.pipes.decode import whole_image
-from adq_wds.protocols import Encoder, Label
+from adq_wds.protocols import Label
 from adq_wds.samples.fields import STORED_FIELDS, Sample, content_digest, place_error, read_label
 from adq_wds.score import sample_value
 from adq_wds.shards.names import base_name
@@ -59,7 +60,7 @@ def embed_batch(job: ShardJob, rows: range, settings: EmbedSettings, source: Sou
     done = [columns for _, columns in parts if len(columns["embedding"])]
     widths = sorted({columns["embedding"].shape[1] for columns in done})
     if len(widths) > 1:
-        raise unlike(job, widths[0], widths[1])
+        raise unlike(job.name, widths[0], widths[1])
     return Batch(
         [i for part, _ in parts for i in part.rows if i not in read.bad],
         {i: label for i, label in read.labels.items() if i not in read.bad},
@@ -243,74 +244,34 @@ def _embed_images(
     job: ShardJob, part: _Part, source: Source
 ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None, dict[int, AdqError]]:
     """(B, D) and (B, C) or None float32, and an error for each image that the encoder fails on (its rows are NaN)."""
-    good, images = part.rows, part.images
     if isinstance(source, FieldEmbeddings):
         return np.stack(part.stored), None, {}
     if isinstance(source, StoredEmbeddings):
-        rows = [source.rows(job.name, [job.spans[i].key], job.first + i) for i in good]
+        rows = [source.rows(job.name, [job.spans[i].key], job.first + i) for i in part.rows]
         return np.concatenate(rows), None, {}
-    try:
-        return *checked_answer(source(images), len(images)), {}
-    except Exception as error:
-        if isinstance(error, AdqError) and not isinstance(error, SampleError):
-            raise
-        return _one_by_one(job, good, images, source, error)
-
-
-def _one_by_one(
-    job: ShardJob, good: list[int], images: list[Image.Image], source: Encoder, first_error: Exception
-) -> tuple[NDArray[np.float32], NDArray[np.float32] | None, dict[int, AdqError]]:
-    """Embed image by image, to name those that an encoder fails on."""
-    rows: dict[int, NDArray[np.float32]] = {}
-    logits: dict[int, NDArray[np.float32]] = {}
     bad: dict[int, AdqError] = {}
-    for i, image in zip(good, images, strict=True):
-        try:
-            rows[i], given = checked_answer(source([image]), 1)
-            if given is not None:
-                logits[i] = given
-        except Exception as error:
-            bad[i] = _bad_sample(
-                job, i, f"encoder {source.name!r} fails on it: {type(error).__name__}: {one_line(error)}"
-            )
-            bad[i].__cause__ = error
-    widths = sorted({row.shape[1] for row in rows.values()})
-    if len(widths) > 1:
-        raise unlike(job, widths[0], widths[1])
+
+    def failed(k: int, error: Exception) -> None:
+        text = f"encoder {source.name!r} fails on it: {type(error).__name__}: {one_line(error)}"
+        bad[part.rows[k]] = _bad_sample(job, part.rows[k], text)
+        bad[part.rows[k]].__cause__ = error
+
+    answers = encoder_answers(source, part.images, failed, shard=job.name)
     if not bad:
-        raise AdqError(
-            f"encoder {source.name!r} fails on {len(images)} images at once, and on none of them alone "
-            f"({type(first_error).__name__}: {one_line(first_error)}); a smaller batch_size may help"
-        ) from first_error
-    h = _stacked(rows, good)
-    return (np.full((len(good), 0), np.nan, np.float32) if h is None else h), _stacked(logits, good), bad
+        return *answers[0], {}
+    good = [k for k, i in enumerate(part.rows) if i not in bad]
+    h = _with_gaps([rows for rows, _ in answers], good, len(part.rows))
+    logits = _with_gaps([rows for _, rows in answers], good, len(part.rows))
+    return (np.full((len(part.rows), 0), np.nan, np.float32) if h is None else h), logits, bad
 
 
-def _stacked(rows: dict[int, NDArray[np.float32]], good: list[int]) -> NDArray[np.float32] | None:
-    """The rows of `good` in order, NaN where there is none; None when there are none at all."""
-    if not rows:
+def _with_gaps(rows: list[NDArray[np.float32] | None], at: list[int], n: int) -> NDArray[np.float32] | None:
+    """(n, D) float32: single rows, each (1, D), at some places, NaN at the others; None when there are none at all."""
+    given = {i: row for i, row in zip(at, rows, strict=True) if row is not None}
+    if not given:
         return None
-    nowhere = np.full_like(next(iter(rows.values())), np.nan)
-    return np.concatenate([rows.get(i, nowhere) for i in good])
-
-
-def one_line(error: Exception) -> str:
-    """An error of somebody else's, on one line of ours."""
-    return " ".join(str(error).split())[:500]
-
-
-def checked_answer(answer: Any, n: int) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-    """The embeddings and logits in an encoder's answer."""
-    if not isinstance(answer, tuple) or len(answer) != 2:
-        raise ValueError(f"gave a {type(answer).__name__}, expected (embeddings, logits or None)")
-    with np.errstate(over="ignore"):  # beyond float32 becomes infinity, which is refused by name
-        rows = np.asarray(answer[0], dtype=np.float32)
-        logits = None if answer[1] is None else np.asarray(answer[1], dtype=np.float32)
-    if rows.ndim != 2 or len(rows) != n or rows.shape[1] == 0:
-        raise ValueError(f"gave embeddings of shape {rows.shape} for {n} images, expected ({n}, D)")
-    if logits is not None and (logits.ndim != 2 or len(logits) != n or logits.shape[1] == 0):
-        raise ValueError(f"gave logits of shape {logits.shape} for {n} images, expected ({n}, C)")
-    return rows, logits
+    missing = np.full_like(next(iter(given.values())), np.nan)
+    return np.concatenate([given.get(i, missing) for i in range(n)])
 
 
 def texture_of(images: list[Image.Image]) -> NDArray[np.float32]:

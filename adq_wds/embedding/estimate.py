@@ -70,9 +70,9 @@ def estimate(
     if embeddings is not None:
         refuse_views(views)
     paths = expand_urls(urls)
-    names_of_features(paths)  # speaks now of names that cannot be
+    names = names_of_features(paths)  # speaks now of names that cannot be
     if embeddings is not None:
-        settings = without_images(settings, paths[0], base_name(paths[0]))
+        settings = without_images(settings, paths, names)
     n_workers = positive("workers", cores() if workers is None else workers)
     n_wanted = None if limit is None else positive("limit", limit)
     counts: list[int] = []

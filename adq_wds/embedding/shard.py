@@ -19,7 +19,7 @@ from adq_wds.protocols import Encoder, Label
 from adq_wds.remote.open_shard import open_shard
 from adq_wds.samples.fields import IMAGE_FIELDS, WHOLE_FIELDS, FieldSpec, check_spec
 from adq_wds.score import Score
-from adq_wds.shards.samples_in_tar import Buffer, Ignored, Span, iter_spans, payload_crc32
+from adq_wds.shards.samples_in_tar import Buffer, Span, payload_crc32
 from adq_wds.tables.features_file import (
     DIGEST_BYTES,
     LOGIT_GRAD,
@@ -28,9 +28,7 @@ from adq_wds.tables.features_file import (
     numbered,
     unit_and_norm,
 )
-from adq_wds.tables.spans import Spans, source_stamp, warn_empty
-
-logger = logging.getLogger("adq_wds")
+from adq_wds.tables.spans import Spans, source_stamp, walk_shard
 
 Source = Encoder | StoredEmbeddings | FieldEmbeddings
 """Where embeddings come from: a network, a file, or the samples themselves."""
@@ -122,22 +120,17 @@ class ShardJob:
 def open_job(path: str, name: str, first: int, left: int | None) -> ShardJob:
     """Open a shard and scan it, or its first `left` samples."""
     close = ExitStack()
-    ignored = Ignored()
     stamp = source_stamp(path)  # before it is read: a shard replaced meanwhile is seen to differ
     buffer = close.enter_context(open_shard(path))
     spans: list[Span] = []
     crc32: list[int] = []
     complete = True
-    for span in iter_spans(buffer, shard=name, ignored=ignored):
-        if left is not None and len(spans) == left:
-            complete = False
-            break
-        spans.append(span)
-        crc32.append(payload_crc32(buffer, span))
-    if not spans:
-        warn_empty(name, ignored)
-    elif ignored.n_members:
-        logger.warning("shard %s: %s", name, ignored)
+    limit = None if left is None else left + 1  # one more says whether that is all
+    for span in walk_shard(buffer, shard=name, limit=limit, level=logging.WARNING):
+        complete = len(spans) != left
+        if complete:
+            spans.append(span)
+            crc32.append(payload_crc32(buffer, span))
     return ShardJob(path, name, buffer, close, spans, crc32, first, complete, stamp)
 
 
@@ -167,9 +160,9 @@ class Batch:
         return int(self.columns["embedding"].shape[1])
 
 
-def unlike(job: ShardJob, a: int, b: int) -> FeaturesError:
+def unlike(shard: str, a: int, b: int) -> FeaturesError:
     """Embeddings of two widths."""
-    return FeaturesError(f"shard {job.name}: embeddings of {a} and of {b} numbers; they must be alike")
+    return FeaturesError(f"shard {shard}: embeddings of {a} and of {b} numbers; they must be alike")
 
 
 def take_batch(job: ShardJob, rows: range, batch: Batch, tally: Tally) -> None:
@@ -182,7 +175,7 @@ def take_batch(job: ShardJob, rows: range, batch: Batch, tally: Tally) -> None:
         tally.failed(error)
         job.bad.append((i, job.settled.get(i, str(error))))
     if job.parts and batch.good and batch.width != job.parts[0]["embedding"].shape[1]:
-        raise unlike(job, job.parts[0]["embedding"].shape[1], batch.width)
+        raise unlike(job.name, job.parts[0]["embedding"].shape[1], batch.width)
     job.good += batch.good
     job.labels |= batch.labels
     job.digests |= batch.digests
@@ -260,7 +253,7 @@ def _columns(job: ShardJob, settings: EmbedSettings, good: list[int]) -> dict[st
     if not job.good:
         return old
     if made["embedding"].shape[1] != job.old.width:
-        raise unlike(job, job.old.width, made["embedding"].shape[1])
+        raise unlike(job.name, job.old.width, made["embedding"].shape[1])
     order = np.argsort([*job.good, *known], kind="stable")
     return {name: np.concatenate([made[name], column])[order] for name, column in old.items()}
 

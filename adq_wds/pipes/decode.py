@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from adq_wds.checks import positive
 from adq_wds.errors import SampleError, shorten
 from adq_wds.pipes.base import Pipe
 from adq_wds.protocols import Label
@@ -147,8 +148,7 @@ class Decode(Pipe):
         check_spec(self.label, "label")
         if self.to not in FORMS:
             raise ValueError(f"to must be one of {FORMS}, got {shorten(self.to)}")
-        if not _is_integer(self.max_pixels) or self.max_pixels < 1:
-            raise ValueError(f"max_pixels must be an integer >= 1, got {shorten(self.max_pixels)}")
+        positive("max_pixels", self.max_pixels)
         for name in ("background", "fill"):
             colour = getattr(self, name)
             if not isinstance(colour, tuple) or len(colour) != 3 or not all(map(_is_level, colour)):

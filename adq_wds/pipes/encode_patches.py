@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from adq_wds.checks import integer
 from adq_wds.errors import SampleError, shorten
 from adq_wds.pipes.base import Pipe
 from adq_wds.samples.fields import KEPT_FIELDS, STORED_FIELDS, Sample, SpecError, clean_fields, place_error
@@ -40,8 +41,7 @@ class EncodePatches(Pipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if type(self.quality) is not int or self.quality not in range(1, 101):
-            raise ValueError(f"quality must be an integer from 1 to 100, got {self.quality!r}")
+        object.__setattr__(self, "quality", integer("quality", self.quality, least=1, most=100))
         if self.subsampling not in CODING_UNIT:
             raise ValueError(
                 f"subsampling must be {' or '.join(map(repr, CODING_UNIT))}, got {shorten(self.subsampling)}"

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from adq_wds.checks import positive
 from adq_wds.core.patches import top_patches
 from adq_wds.pipes.drop_patches import DropPatches
 from adq_wds.pipes.encode_patches import EncodePatches
@@ -78,8 +79,7 @@ def measure_drops(
 
     Source: ours.
     """
-    if limit is not None and (type(limit) is not int or limit < 1):
-        raise ValueError(f"limit must be an integer >= 1, got {limit!r}")
+    limit = None if limit is None else positive("limit", limit)
     pipe = DropPatches(
         importance, tolerance=0, encoder=encoder, patch=patch, size=size, image=image, label=label, seed=seed
     )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from adq_wds.checks import check_memory, listed
+from adq_wds.checks import check_memory, integer, listed
 from adq_wds.core.copies import first_of
 from adq_wds.core.kernel import unit_rows
 from adq_wds.core.scores import DECIMALS, BinSums, bin_scores
@@ -63,8 +63,7 @@ def bin_features(
     """
     if kernel not in ("features", "gradient"):
         raise ValueError(f"kernel must be 'features' or 'gradient', got {kernel!r}")
-    if isinstance(bins, bool) or not isinstance(bins, (int, np.integer)) or not 1 <= bins < 2**15:
-        raise ValueError(f"bins must be an integer in 1 … 32767, got {bins!r}")
+    bins = integer("bins", bins, least=1, most=2**15 - 1)
     check_memory(memory_bytes)
     dedup = possible_dedup(features, dedup)
     if len(features) == 0:

@@ -31,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from adq_wds.checks import integer
 from adq_wds.core.patches import Grid, cut_patches, patch_grid, tile, tile_columns, untile
 from adq_wds.errors import SampleError
 from adq_wds.samples.image import MAX_PIXELS, decode_image
@@ -199,8 +200,7 @@ def encode_whole(image: NDArray[np.uint8], *, quality: int = 90, subsampling: Su
     Raises:
         ValueError: quality or subsampling unknown.
     """
-    if type(quality) is not int or quality not in range(1, 101):
-        raise ValueError(f"quality must be an integer from 1 to 100, got {quality!r}")
+    quality = integer("quality", quality, least=1, most=100)
     if subsampling not in CODING_UNIT:
         raise ValueError(f"subsampling must be {' or '.join(map(repr, CODING_UNIT))}, got {subsampling!r}")
     picture = Image.fromarray(image)

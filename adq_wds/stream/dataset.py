@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from torch.utils.data import IterableDataset, default_collate, get_worker_info
 
+from adq_wds.checks import integer, positive
 from adq_wds.core.order import UNEVEN, Uneven, n_for_rank
 from adq_wds.core.rng import check_seed
 from adq_wds.errors import ShardError, shorten
@@ -28,7 +29,7 @@ from adq_wds.stream.state import check_single, own_part, read_state
 from adq_wds.tables.codebook import Codebook
 from adq_wds.tables.plan import Plan, as_plan
 
-_MAX_EPOCH = 2**62
+_MAX_EPOCH = 2**62 - 1
 
 
 class ShardDataset(IterableDataset[Any]):
@@ -133,7 +134,7 @@ class ShardDataset(IterableDataset[Any]):
         self._recipe = Recipe(
             listing=listing,
             pipes=tuple(pipes),
-            batch_size=batch_size,
+            batch_size=None if batch_size is None else int(batch_size),
             shuffle=bool(shuffle),
             seed=check_seed(seed),
             fields=None if fields is None else tuple(fields),
@@ -172,9 +173,7 @@ class ShardDataset(IterableDataset[Any]):
         Raises:
             ValueError: not an integer >= 0.
         """
-        if isinstance(epoch, bool) or not isinstance(epoch, int) or not 0 <= epoch < _MAX_EPOCH:
-            raise ValueError(f"epoch must be an integer >= 0, got {epoch!r}")
-        self._clock.epoch = epoch
+        self._clock.epoch = integer("epoch", epoch, least=0, most=_MAX_EPOCH)
 
     def start_from(self, state: dict[str, Any]) -> None:
         """Let the next iteration go on where a saved state stands; later epochs begin at their beginning.
@@ -325,9 +324,8 @@ def _drawn_by(pipes: Sequence[Pipe]) -> tuple[str, ...]:
 def _check(pipes: object, batch_size: object, fields: object, collate: object, uneven: object) -> None:
     if not isinstance(pipes, Sequence) or not all(isinstance(pipe, Pipe) for pipe in pipes):
         raise ValueError(f"pipes must be a list of pipes, got {shorten(pipes)}; wrap a function in adq.Map")
-    whole = isinstance(batch_size, int) and not isinstance(batch_size, bool) and batch_size >= 1
-    if batch_size is not None and not whole:
-        raise ValueError(f"batch_size must be an integer >= 1, or None, got {batch_size!r}")
+    if batch_size is not None:
+        positive("batch_size", batch_size)
     if fields is not None and (
         isinstance(fields, str)
         or not isinstance(fields, Sequence)

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from adq_wds.core.unit_rows import unit_rows
 from adq_wds.errors import AdqError, FeaturesError, shorten
 from adq_wds.score import check_score_name
 from adq_wds.shards.names import check_shard_name
@@ -174,9 +175,7 @@ def unit_and_norm(rows: NDArray[np.float32]) -> tuple[NDArray[np.float16], NDArr
     >>> unit_and_norm(np.array([[3.0, 4.0]], np.float32))
     (array([[0.6, 0.8]], dtype=float16), array([5.], dtype=float32))
     """
-    h = rows.astype(np.float64)
-    norm = np.sqrt(np.einsum("nd,nd->n", h, h))
-    unit = np.divide(h, norm[:, None], out=np.zeros_like(h), where=norm[:, None] > 0)
+    unit, norm = unit_rows(rows)
     return unit.astype(np.float16), np.minimum(norm, np.finfo(np.float32).max).astype(np.float32)
 
 

@@ -263,7 +263,7 @@ def test_none_and_all_patches_are_rebuilt_too(keep: float) -> None:
         ({"encoder": adq.encoder("thumbnail")}, "an encoder without tolerance= has nothing to measure"),
         ({"patch": 8}, "patch=8, and the importance looks at patches of 4; make it with patch=8 too"),
         ({"size": 30}, "an image of 30 x 30 pixels .* does not fall into patches of 4 x 4"),
-        ({"size": 0}, "size must be an integer >= 1 .* got 0"),
+        ({"size": 0}, "size must be an integer >= 1, got 0"),
         ({"seed": 1.5}, "seed must be an integer, got 1.5"),
         ({"image": "pkl"}, "would run what a pickle says"),
         ({"label": ["cls"]}, "names no field"),
