@@ -1,37 +1,38 @@
-"""What does all this look like at work? Shards, the main job, plans, streams, trainings and a table, in two minutes."""
+"""Shows the main job at work: shards, plans, streams, trainings and a table, in two minutes."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
 import platform
 import shlex
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
+import webdataset as wds
+from tqdm import tqdm
 
+import adq_wds
 from adq_wds.checks import Count, Ratio, positive
-from adq_wds.demo.arms import make_plans, make_trainings, stream_images, stream_kept
-from adq_wds.demo.digits import DigitShards, load_digits, write_digits
-from adq_wds.demo.net import Images
-from adq_wds.demo.table import findings, table_rows, table_text
-from adq_wds.demo.train import train_all
+from adq_wds.demo.digits import load_digits, write_digits
+from adq_wds.demo.table import findings, make_table, table_text
+from adq_wds.demo.train import Images, Training, train_all
 from adq_wds.errors import AdqError
 from adq_wds.files import lock, make_folder, write_text
 from adq_wds.jobs.run import check_plan_options, run_job
+from adq_wds.pipes.decode import Decode
+from adq_wds.planning.build_plan import build_plan, find_bins
 from adq_wds.tables.bins import Bins
-from adq_wds.tables.features import Features
-from adq_wds.tables.plan import Plan
 
-VERSION = 1
-BINS = 10
 DEFAULT_OUT = "adq-demo"
-_PACKAGES = ("adq-wds", "numpy", "pillow", "scikit-learn", "torch", "webdataset")
+PLANS = {"random": "uniform", "dq": "uniform", "adq": "adaptive"}  # allocations; random has one bin a class
+ARMS = {  # name: kind of plan, None for all images; does every epoch draw anew?
+    "full": (None, False), "random": ("random", False), "DQ": ("dq", False), "ADQ": ("adq", False),
+    "fresh random": ("random", True), "fresh ADQ": ("adq", True),
+}  # fmt: skip
 logger = logging.getLogger("adq_wds")
 
 
@@ -46,9 +47,8 @@ def run_demo(
 ) -> dict[str, Any]:
     """Compare full, random, DQ and ADQ subsets, and fresh draws, on scikit-learn's digits; nothing is fetched.
 
-    ``OUT/train/`` and ``OUT/test/`` hold the shards, ``OUT/run/`` what `adq run` makes of them, ``OUT/plans/`` a plan
-    for each kind and seed, ``OUT/demo.json`` the result. Run again, it reuses shards, features and every training
-    that was done before with equal images, rows and seed; a run that was interrupted goes on.
+    Run again, it reuses shards, features and every training that was done before with equal images, rows and seed; a
+    run that was interrupted goes on.
 
     Args:
         out: the demo's folder, new or of an earlier demo.
@@ -65,45 +65,110 @@ def run_demo(
         ValueError: an argument is out of range.
         AdqError: scikit-learn is missing, or the folder holds something else.
     """
-    check_plan_options(_plan_options(keep))
+    options = {"bins": 10, "keep": keep, "seed": 0}
+    check_plan_options(options)
     positive("seeds", seeds)
     positive("epochs", epochs)
     load_digits()  # says what is missing before anything is written
+    quiet = None if progress is None else not progress
     folder = make_folder(out)
     with lock(folder):
-        store = _Store(folder)
-        shards = _digits(folder, keep)
-        _, everything = stream_images(shards.train)
-        features, bins, neighbours = _main_job(shards, everything, folder / "run", keep, encoder, progress)
-        n_kept = round(keep * shards.n_train)
-        _say(3, f"plans: random, DQ and ADQ, {seeds} of each, {n_kept:,} images in every one")
-        plans = make_plans(features, bins, folder / "plans", keep=keep, seeds=seeds)
-        _say(4, f"streams: {len(plans)} WebDataset pipelines with .compose(adq.Subsample(plan))")
-        kept = stream_kept(shards.train, plans, progress=progress)
-        logger.info("    in all of them the keys are those of plan.keys()")
-        trainings = make_trainings(everything, kept, plans, seeds=seeds, epochs=epochs)
-        _say(5, f"trainings: {len(trainings)} of a small network, {epochs} epochs each")
-        _, test = stream_images(shards.test)
-        accuracies = train_all(trainings, test, store.trainings, store.save, progress=progress)
-        rows = table_rows(trainings, accuracies)
+        stored = _stored(folder)
+        _save(folder, stored)  # from here on the folder is the demo's
+        shards = write_digits(folder)
+        (_, images), (_, test) = (stream_images(shards[split]) for split in ("train", "test"))
+        n, n_test, n_kept = len(images.labels), len(test.labels), round(keep * len(images.labels))
+        if not n_kept:
+            raise ValueError(f"keep={keep} keeps none of {n:,} images; give a larger one")
+        logger.info("1/5 images: scikit-learn's digits, 8 × 8, grey; %d to train, %d to test", n, n_test)
+        data, run = (shlex.quote(str(folder / name)) for name in ("train", "run"))
+        job = f"adq run {data} --encoder {encoder} --keep {keep:g} -o {run}"
+        logger.info("2/5 main job, as by\n    %s", job)
+        spec = {"spec": encoder}
+        run_job(shards["train"], folder / "run", encoder=spec, embed={}, plan=options, progress=progress)
+        logger.info("3/5 plans: random, DQ and ADQ, %d of each, %d images in every one", seeds, n_kept)
+        bins = Bins.load(folder / "run" / "bins.parquet")
+        plans = make_plans(folder, bins, keep, seeds)
+        logger.info("4/5 streams: %d WebDataset pipelines with .compose(adq.Subsample(plan))", len(plans))
+        kept = {}
+        for name, plan in tqdm(plans.items(), desc="stream", unit=" plans", disable=quiet):
+            keys, kept[name] = stream_images(shards["train"], plan)
+            if keys != plan.keys():
+                raise AdqError(f"plan {name}: {len(keys)} samples streamed, not the {len(plan)} it keeps")
+        trainings = make_trainings(images, kept, plans, seeds, epochs)
+        logger.info("5/5 trainings: %d of a small network, %d epochs each", len(trainings), epochs)
+        accuracies = train_all(trainings, test, stored["trainings"], lambda: _save(folder, stored), quiet)
+        both = [set(plans["adq", s].keys()) & set(plans["dq", s].keys()) for s in range(seeds)]
+        cells, shared = len(bins.classes) * bins.n_bins, sum(map(len, both)) / (n_kept * seeds)
+        own, python = adq_wds.__version__, platform.python_version()
         result = {
             "arguments": {"keep": keep, "seeds": seeds, "epochs": epochs, "encoder": encoder},
-            "versions": _versions(),
-            "images": {"train": shards.n_train, "test": shards.n_test},
-            "neighbours": neighbours,
-            **findings(rows, shared=_shared(plans, seeds), cells=len(bins.classes) * bins.n_bins),
+            "versions": {
+                "adq-wds": own,
+                "python": python,
+                "numpy": np.__version__,
+                "torch": torch.__version__,
+            },
+            "images": {"train": n, "test": n_test},
+            **findings(make_table(trainings, accuracies), shared=shared, cells=cells),
         }
-        store.save(result)
+        _save(folder, stored | result)
     return result
+
+
+def make_plans(folder: Path, bins: Bins, keep: float, seeds: int) -> dict[tuple[str, int], adq_wds.Plan]:
+    """A plan of each kind and seed, all of one size, saved as ``plans/<kind>-<seed>.parquet``."""
+    out, features = make_folder(folder / "plans"), adq_wds.Features(folder / "run" / "features")
+    one_bin = find_bins(features, bins=1, progress=False)  # a random balanced draw
+    plans = {}
+    for kind, allocation in PLANS.items():
+        chosen = one_bin if kind == "random" else bins
+        for seed in range(seeds):
+            file = out / f"{kind}-{seed}.parquet"
+            plans[kind, seed] = build_plan(
+                features, bins=chosen, keep=keep, seed=seed, allocation=allocation, out=file
+            )
+    return plans
+
+
+def stream_images(urls: list[str], plan: adq_wds.Plan | None = None) -> tuple[list[str], Images]:
+    """Keys and images of shards; with a plan the kept ones, through a stock WebDataset pipeline."""
+    stream: Any = adq_wds.ShardDataset(urls, rank=0, world=1)
+    if plan is not None:
+        stream = wds.WebDataset(urls, shardshuffle=False).compose(adq_wds.Subsample(plan))  # the one line
+    samples = list(Decode(to="numpy")(stream))
+    pixels = np.stack([sample["image"][:, :, 0] for sample in samples])  # grey: three equal channels
+    labels = np.array([sample["label"] for sample in samples], dtype=np.int64)
+    return [sample["__key__"] for sample in samples], Images(pixels, labels)
+
+
+def make_trainings(
+    everything: Images,
+    kept: dict[tuple[str, int], Images],
+    plans: dict[tuple[str, int], adq_wds.Plan],
+    seeds: int,
+    epochs: int,
+) -> list[Training]:
+    """Every training of every arm: on `everything` in the plans' order, or on what is `kept` of a plan."""
+    trainings = []
+    for arm, (kind, fresh) in ARMS.items():
+        for seed in range(seeds):
+            images = everything if kind is None or fresh else kept[kind, seed]
+            rows = [np.arange(len(images.labels))] * epochs
+            if kind is not None and fresh:
+                plan = plans[kind, seed]
+                masks = [[plan.kept_in(name, epoch) for name in plan.shards] for epoch in range(epochs)]
+                rows = [np.flatnonzero(np.concatenate(mask)) for mask in masks]
+            trainings.append(Training(arm, seed, images, rows))
+    return trainings
 
 
 def demo_text(result: dict[str, Any], out: str | os.PathLike[str]) -> str:
     """The table, what it says, where the files are, and what to try next."""
-    folder = shlex.quote(os.fspath(out))
-    other = "builtin" if result["arguments"]["encoder"] == "thumbnail" else "thumbnail"
-    out_flag = "" if folder == DEFAULT_OUT else f" -o {folder}"
-    if result["arguments"]["encoder"] != "builtin":
-        out_flag = f" --encoder {result['arguments']['encoder']}{out_flag}"
+    folder, encoder = shlex.quote(os.fspath(out)), result["arguments"]["encoder"]
+    other = "builtin" if encoder == "thumbnail" else "thumbnail"
+    flags = "" if encoder == "builtin" else f" --encoder {encoder}"
+    flags += "" if folder == DEFAULT_OUT else f" -o {folder}"
     return f"""
 {table_text(result)}
 
@@ -112,100 +177,29 @@ ADQ, seed 0), plans/ (a plan for each kind and seed), demo.json (all numbers).
 
 Next:
   adq show {folder}/run/plan.parquet
-  adq demo --keep 0.2 --seeds 20{out_flag}
+  adq demo --keep 0.2 --seeds 20{flags}
   adq demo --encoder {other} -o adq-demo-{other}
   adq run "your-shards-{{000000..000009}}.tar" --keep 0.2 -o run/"""
 
 
-def _plan_options(keep: float) -> dict[str, Any]:
-    return {"bins": BINS, "keep": keep, "seed": 0}
-
-
-def _digits(folder: Path, keep: float) -> DigitShards:
-    shards = write_digits(folder)
-    if not round(keep * shards.n_train):
-        raise ValueError(f"keep={keep} keeps none of {shards.n_train:,} images; give a larger one")
-    counts = f"{shards.n_train:,} to train, {shards.n_test:,} to test"
-    _say(1, f"images: scikit-learn's digits, 8 × 8, grey; {counts}")
-    return shards
-
-
-def _main_job(
-    shards: DigitShards, everything: Images, folder: Path, keep: float, encoder: str, progress: bool | None
-) -> tuple[Features, Bins, dict[str, float]]:
-    """`adq run`; its features and bins, and how often the nearest neighbour is of the same class."""
-    data, out = (shlex.quote(str(path)) for path in (folder.parent / "train", folder))
-    _say(2, f"main job, as by\n    adq run {data} --encoder {encoder} --keep {keep:g} -o {out}")
-    options = _plan_options(keep)
-    run_job(shards.train, folder, encoder={"spec": encoder}, embed={}, plan=options, progress=progress)
-    features = Features(folder / "features")
-    embedding = np.concatenate([part.embedding() for part in features]).astype(np.float32)
-    pixels = everything.pixels.reshape(len(everything.labels), -1).astype(np.float32)
-    by_embedding, by_pixels = (_same_class(rows, everything.labels) for rows in (embedding, pixels))
-    said = f"{encoder} {100 * by_embedding:.1f} %, the bare pixels {100 * by_pixels:.1f} %"
-    logger.info("    nearest image of the same class: %s", said)
-    if by_embedding < by_pixels:
-        logger.info("    so thumbnail, which takes the pixels, may bin these images better: try it too")
-    return features, Bins.load(folder / "bins.parquet"), {"embedding": by_embedding, "pixels": by_pixels}
-
-
-def _same_class(rows: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    """Share of the N rows whose nearest other row, by cosine, has the same label."""
-    unit = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
-    similarity = unit @ unit.T
-    np.fill_diagonal(similarity, -2)
-    return float((labels[similarity.argmax(1)] == labels).mean())
-
-
-def _shared(plans: dict[tuple[str, int], Plan], seeds: int) -> float:
-    """Share of ADQ's images that DQ of the same seed keeps too."""
-    both = [set(plans["adq", s].keys()) & set(plans["dq", s].keys()) for s in range(seeds)]
-    return sum(map(len, both)) / sum(len(plans["adq", s]) for s in range(seeds))
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):  # installed under another name
-            found[name] = version(name)
-    return found
-
-
-def _say(step: int, text: str) -> None:
-    logger.info("%d/5 %s", step, text)
-
-
-class _Store:
-    """``demo.json``: the last result, and the accuracy of every training so far by its id.
-
-    Raises:
-        AdqError: the folder is not empty and holds no demo.json, or one that is not ours.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / "demo.json"
-        self._whole: dict[str, Any] = {"format": "adq_wds.demo", "version": VERSION, "trainings": {}}
-        if self._path.exists():
-            self._whole = self._read()
-        elif any(not path.name.startswith(".") for path in folder.iterdir()):
+def _stored(folder: Path) -> dict[str, Any]:
+    """What ``demo.json`` holds: the last result, and under "trainings" each accuracy so far by its id."""
+    path = folder / "demo.json"
+    if not path.exists():
+        if any(not other.name.startswith(".") for other in folder.iterdir()):
             raise AdqError(f"{folder} is not empty and holds no demo.json: give another folder with -o")
-        self.trainings: dict[str, float] = self._whole["trainings"]
-        self.save()  # from here on the folder is the demo's
+        return {"format": "adq_wds.demo", "version": 1, "trainings": {}}
+    try:
+        whole = dict(json.loads(path.read_text(encoding="utf-8")))
+        if (whole["format"], whole["version"]) != ("adq_wds.demo", 1):
+            raise ValueError(f"format {whole['format']!r}, version {whole['version']!r}")
+        if not all(isinstance(a, float) and 0 <= a <= 1 for a in whole["trainings"].values()):
+            raise ValueError("an accuracy is out of range")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        text = f"{path}: not a demo.json of this adq_wds ({error}); give another folder with -o"
+        raise AdqError(text) from error
+    return whole
 
-    def _read(self) -> dict[str, Any]:
-        try:
-            whole = json.loads(self._path.read_text(encoding="utf-8"))
-            known = whole["trainings"].values()
-            if whole["format"] != "adq_wds.demo" or whole["version"] != VERSION:
-                raise ValueError(f"format {whole['format']!r}, version {whole['version']!r}")
-            if not all(isinstance(accuracy, float) and 0 <= accuracy <= 1 for accuracy in known):
-                raise ValueError("an accuracy is out of range")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            text = f"{self._path}: not a demo.json of this adq_wds ({error}); give another folder with -o"
-            raise AdqError(text) from error
-        return dict(whole)
 
-    def save(self, result: dict[str, Any] | None = None) -> None:
-        """Write what is known, and the result where there is one."""
-        self._whole |= result or {}
-        write_text(self._path, json.dumps(self._whole, indent=1) + "\n")
+def _save(folder: Path, whole: dict[str, Any]) -> None:
+    write_text(folder / "demo.json", json.dumps(whole, indent=1) + "\n")
