@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
+Ratio = Annotated[float, "in [0, 1]; the command takes 20% for 0.2"]
+Count = Annotated[int, ">= 1"]
 
-def integer(name: str, value: object, *, least: int, most: int | None = None) -> int:
+
+def integer(name: str, value: Any, *, least: int, most: int | None = None) -> int:
     """`value` as an int, Python's or numpy's; a `ValueError` with its name unless `least` <= value <= `most`.
 
     >>> integer("quality", 90, least=1, most=100)
@@ -18,8 +21,8 @@ def integer(name: str, value: object, *, least: int, most: int | None = None) ->
     ValueError: quality must be an integer from 1 to 100, got 0
     """
     is_integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if is_integer and least <= value and (most is None or value <= most):  # type: ignore[operator]
-        return int(value)  # type: ignore[call-overload]
+    if is_integer and least <= value and (most is None or value <= most):
+        return int(value)
     bounds = f">= {least}" if most is None else f"from {least} to {most:,}"
     raise ValueError(f"{name} must be an integer {bounds}, got {value!r}")
 

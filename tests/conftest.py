@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side: more threads only wait for each other
+
 import numpy as np
 import pytest
 from PIL import Image

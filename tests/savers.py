@@ -15,6 +15,7 @@ import adq_wds as adq
 from adq_wds.errors import AdqError
 from adq_wds.files import atomic_path, write_text
 from adq_wds.mae.checkpoints import load_mae, save_mae
+from adq_wds.mae.network import MaeSize, MaskedAutoencoder
 from adq_wds.tables.bins import Bins
 from adq_wds.tables.features_file import FeaturesFile
 from adq_wds.tables.spans import load_index, save_index
@@ -45,7 +46,7 @@ def _picture(image: Image.Image) -> Save:
 
 
 def _mae() -> list[Save]:
-    mae = adq.load_mae("builtin")
+    mae = MaskedAutoencoder(MaeSize((16, 16), 8, 16, 1, 2, 8, 1, 2))
     return [lambda path: save_mae(mae, path, {}), lambda path: save_mae(mae, path, {"made": "again"})]
 
 

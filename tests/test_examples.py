@@ -19,16 +19,23 @@ from adq_wds.mae.patches import cut
 from adq_wds.stream.state import sealed
 from adq_wds.writing.write_shards import write_kept
 from tests.conftest import write_tar
+from tests.programs import FILE, run
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
+def example(name: str, *arguments: str) -> str:
+    """What it prints."""
+    done = run(FILE, str(EXAMPLES / name), *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_a_score_of_ones_own_decides_in_a_plan(make_shard: Callable[..., Path], tmp_path: Path) -> None:
     shard = make_shard("a.tar", 60)
-    command = [sys.executable, str(EXAMPLES / "own_score.py"), str(shard), "--encoder", "thumbnail"]
-    out = subprocess.run([*command, "--out", str(tmp_path / "f")], check=True, capture_output=True, text=True)
-    assert "<Plan 12 of 60 samples in 1 shards" in out.stdout
-    assert out.stdout.count("colourfulness") == 10
+    out = example("own_score.py", str(shard), "--encoder", "thumbnail", "--out", str(tmp_path / "f"))
+    assert "<Plan 12 of 60 samples in 1 shards" in out
+    assert out.count("colourfulness") == 10
 
 
 def test_training_on_a_plan_goes_on_where_it_was_stopped(
@@ -37,46 +44,42 @@ def test_training_on_a_plan_goes_on_where_it_was_stopped(
     shards = [str(make_shard(f"t-{i}.tar", 60, first=60 * i)) for i in range(2)]
     plan = tmp_path / "plan.parquet"
     adq.Plan.from_keys(shards, [f"s{i:05d}" for i in range(0, 120, 2)]).save(plan)
-    command = [sys.executable, str(EXAMPLES / "shard_dataset.py"), f"{tmp_path}/t-*.tar", str(plan)]
-    command += ["--batch-size", "4", "--workers", "1", "--checkpoint", str(tmp_path / "state.json")]
-
-    def run() -> str:
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
-
-    first = run()
+    command = ["shard_dataset.py", f"{tmp_path}/t-*.tar", str(plan), "--batch-size", "4", "--workers", "1"]
+    command += ["--checkpoint", str(tmp_path / "state.json")]
+    first = example(*command)
     assert "<ShardDataset 60 samples in 2 shards, epoch 0>, 15 batches an epoch" in first
     assert first.count("15 batches, mean loss") == 2
     state = json.loads((tmp_path / "state.json").read_text())
     assert (state["epoch"], state["t"]) == (2, 0)
     before = {name: value for name, value in {**state, "epoch": 1, "t": 40}.items() if name != "checksum"}
     (tmp_path / "state.json").write_text(json.dumps(sealed(before)))
-    again = run()
+    again = example(*command)
     assert "epoch 1: 5 batches" in again
     assert again.count("mean loss") == 1
 
 
 def test_one_pass_keeps_a_part_of_shards_no_fit_has_seen(
-    make_shard: Callable[..., Path], tmp_path: Path
+    make_shard: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     seen, new = make_shard("a.tar", 80), make_shard("b.tar", 200, first=80)
-    command = [sys.executable, str(EXAMPLES / "one_pass.py"), str(seen), str(new), "--encoder", "thumbnail"]
     options = ["--out", str(tmp_path / "f"), "--min-pilot", "10", "--keep", "0.5", "--workers", "1"]
-    out = subprocess.run([*command, *options], check=True, capture_output=True, text=True, cwd=tmp_path)
-    assert "<Codebook 10 bins, 2 classes, thumbnail, D = 192>" in out.stdout
-    kept = int(out.stdout.partition("kept ")[2].split()[0])
+    out = example("one_pass.py", str(seen), str(new), "--encoder", "thumbnail", *options)
+    assert "<Codebook 10 bins, 2 classes, thumbnail, D = 192>" in out
+    kept = int(out.partition("kept ")[2].split()[0])
     assert 70 <= kept <= 130  # 100 expected, four standard deviations either way
-    counts = [int(line.split()[-1]) for line in out.stdout.splitlines() if line.startswith("bin ")]
+    counts = [int(line.split()[-1]) for line in out.splitlines() if line.startswith("bin ")]
     assert (len(counts), sum(counts)) == (10, kept)
 
 
 @pytest.mark.parametrize("given", [True, False], ids=["of one's own", "made by the example"])
 def test_a_fifth_of_a_set_of_instructions_is_kept(given: bool, tmp_path: Path) -> None:
-    command = [sys.executable, str(EXAMPLES / "instruction_tuning.py")]
+    arguments = []
     if given:
         texts = [f"Say {i} in words, {'please' * (i % 4)}" for i in range(40)]
         members = [(f"k{i}.json", json.dumps({"instruction": text}).encode()) for i, text in enumerate(texts)]
-        command += [str(write_tar(tmp_path / "t.tar", members))]
-    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        arguments = [str(write_tar(tmp_path / "t.tar", members))]
+    out = example("instruction_tuning.py", *arguments)
     assert ("<Plan 8 of 40 samples in 1 shards" if given else "<Plan 60 of 300 samples in 2 shards") in out
     assert len(out.splitlines()) == 4
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -16,6 +13,7 @@ from adq_wds.remote.open_shard import open_shard
 from adq_wds.shards.samples_in_tar import iter_spans, payload_crc32, read_sample
 from adq_wds.tables.spans import save_index, scan_spans
 from tests.conftest import jpeg
+from tests.programs import run
 from tests.reading.test_local import write
 
 HOWS = ("half", "zero")
@@ -37,16 +35,6 @@ if __name__ == "__main__":
     except adq.ShardError as error:
         print("ShardError", error)
 """
-
-
-def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
 
 
 @pytest.fixture

@@ -9,8 +9,6 @@ import operator
 import os
 import pickle
 import re
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +21,7 @@ from PIL import Image
 
 import adq_wds as adq
 from tests.conftest import jpeg, write_tar
+from tests.programs import run
 from tests.samples.test_image_damage import NOT_IMAGES, REASONS, black_png, bombs
 from tests.tables.test_codebook import made
 
@@ -293,8 +292,7 @@ def test_a_bomb_in_a_stream_is_an_error_within_a_second_and_256_mib(tmp_path: Pa
     files = bombs() | {f"PNG {side}": black_png(side) for side in (9_000, 14_000)}
     good = write_tar(tmp_path / "good.tar", [("a.jpg", jpeg(0))])
     shards = [write_tar(tmp_path / f"{i}.tar", [("a.jpg", data)]) for i, data in enumerate(files.values())]
-    command = [sys.executable, "-c", METER, str(good), *map(str, shards)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = run(METER, str(good), *map(str, shards))
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     for bomb, (shard, text, seconds, grown) in zip(files, rows, strict=True):
         reason = REASONS.get(bomb, "too large")

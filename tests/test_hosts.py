@@ -7,7 +7,6 @@ import os
 import re
 import runpy
 import socket
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 
 import adq_wds as adq
 from tests.conftest import MakeShard
+from tests.programs import FILE, Program
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 Batches = list[list[str]]
@@ -146,25 +146,15 @@ def test_accelerate_reads_each_kept_sample_once_over_its_processes_also_after_a_
 ) -> None:
     """Two processes, stopped after 6 steps; their last checkpoint, of step 5, is gone on from by one."""
     needs("accelerate")
-    command = [sys.executable, str(EXAMPLES / "accelerate_loop.py"), shards, plan]
-    command += ["--side", "16", "--batch-size", "2", "--workers", "0", "--checkpoint", str(tmp_path / "ck")]
+    command = [str(EXAMPLES / "accelerate_loop.py"), shards, plan, "--side", "16", "--batch-size", "2"]
+    command += ["--workers", "0", "--checkpoint", str(tmp_path / "ck")]
 
     def launched(n: int, *more: str) -> list[str]:
         """As torchrun starts them."""
         shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(n)}
+        shared |= {**os.environ, **shared, "ACCELERATE_USE_CPU": "true"}
         running = [
-            subprocess.Popen(
-                [*command, *more],
-                stdout=subprocess.PIPE,
-                text=True,
-                env={
-                    **os.environ,
-                    **shared,
-                    "RANK": str(r),
-                    "LOCAL_RANK": str(r),
-                    "ACCELERATE_USE_CPU": "true",
-                },
-            )
+            Program(FILE, *command, *more, env={**shared, "RANK": str(r), "LOCAL_RANK": str(r)})
             for r in range(n)
         ]
         out = [process.communicate(timeout=200)[0] for process in running]

@@ -1,37 +1,24 @@
 """Do several writers of one path ever tear its file, fail, or leave something behind? F40."""
 
 import selectors
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from adq_wds.files import atomic_path, write_text
+from tests.programs import Program
 from tests.savers import KINDS
 
-Process = subprocess.Popen[str]
+SAVER = "import runpy; runpy.run_module('tests.savers', run_name='__main__')"
 
 
-def saver(folder: Path) -> Process:
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.savers", str(folder)],
-        cwd=Path(__file__).parents[1],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-
-def tell(process: Process, kind: str) -> None:
-    assert process.stdin is not None
+def tell(process: Program, kind: str) -> None:
     process.stdin.write(f"{kind}\n")
     process.stdin.flush()
 
 
-def hear(process: Process) -> str:
-    assert process.stdout is not None
+def hear(process: Program) -> str:
     return process.stdout.readline().strip()
 
 
@@ -41,9 +28,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def savers(folder: Path) -> Iterator[list[Process]]:
+def savers(folder: Path) -> Iterator[list[Program]]:
     """Four that save what they are told, and the one that is killed."""
-    processes = [saver(folder) for _ in range(5)]
+    processes = [Program(SAVER, str(folder)) for _ in range(5)]
     assert [hear(process) for process in processes] == ["ready"] * 5
     yield processes
     for process in processes:
@@ -53,7 +40,7 @@ def savers(folder: Path) -> Iterator[list[Process]]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_four_writers_of_one_path_tear_nothing_and_all_succeed(
-    kind: str, folder: Path, savers: list[Process]
+    kind: str, folder: Path, savers: list[Program]
 ) -> None:
     """F40: two versions by turns, a reader beside them; of the plan's five writers one is killed meanwhile."""
     name, _, read = KINDS[kind]
@@ -64,7 +51,7 @@ def test_four_writers_of_one_path_tear_nothing_and_all_succeed(
     n_reads, replies = 0, []
     with selectors.DefaultSelector() as done:
         for process in saving:
-            done.register(process.stdout or 0, selectors.EVENT_READ, process)
+            done.register(process.stdout, selectors.EVENT_READ, process)
         while len(replies) < 4:
             if (folder / name).exists() or n_reads:  # once there, it is never missing
                 read(folder / name)
@@ -93,13 +80,8 @@ with atomic_path(sys.argv[1]) as partial:
 """
 
 
-def begin_to_write(path: Path, text: str) -> tuple[Process, Path]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(path), text],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+def begin_to_write(path: Path, text: str) -> tuple[Program, Path]:
+    process = Program(WRITER, str(path), text)
     return process, Path(hear(process))
 
 

@@ -1,6 +1,7 @@
 """Does anything in a file that a stranger wrote ever run? S1."""
 
 import base64
+import contextlib
 import gzip
 import io
 import json
@@ -28,6 +29,7 @@ from adq_wds.jobs.index import index_shards
 from adq_wds.models.checkpoints import PICKLE_SUFFIXES, load_state
 from adq_wds.tables.spans import load_index
 from tests.conftest import jpeg, write_tar
+from tests.programs import run
 from tests.tables.test_codebook import made
 
 
@@ -237,10 +239,8 @@ def open_all(folder: str) -> None:
 
 def outcomes(folder: Path) -> list[list[Any]]:
     code = f"from tests.test_security import open_all; open_all({str(folder)!r})"
-    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=folder
-    )
+    with contextlib.chdir(folder):
+        done = run(code)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 

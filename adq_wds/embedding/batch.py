@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from adq_wds.core.gradient import logit_gradients
 from adq_wds.core.texture import SHORT_SIDE, texture
 from adq_wds.embedding.answers import encoder_answers, one_line
+from adq_wds.embedding.logit_grad import gradient_columns, no_logits
 from adq_wds.embedding.shard import Batch, EmbedSettings, ShardJob, Source, unlike
 from adq_wds.embedding.stored import StoredEmbeddings
 from adq_wds.embedding.stored_field import FieldEmbeddings
-from adq_wds.errors import AdqError, FeaturesError, SampleError, located, shorten
+from adq_wds.errors import AdqError, SampleError, located, shorten
 from adq_wds.pipes.decode import whole_image
 from adq_wds.protocols import Label
 from adq_wds.samples.fields import STORED_FIELDS, Sample, content_digest, place_error, read_label
@@ -152,7 +152,7 @@ def _embed_part(
     bad = read.bad
     bad |= failed
     _refuse_not_finite(job, part, "embedding holds", h, bad)
-    if settings.logit_grad is not None:
+    if settings.logit_grad:
         if logits is None and not bad.keys() >= set(part.rows):
             raise AdqError(no_logits(source.name))
         if logits is not None:
@@ -165,18 +165,12 @@ def _embed_part(
     columns = {"embedding": h[keep]}
     if settings.image is not None:
         columns["texture"] = np.array([levels[k] for k in keep], dtype=np.float32)
-    if settings.logit_grad is not None and logits is not None:
+    if settings.logit_grad and logits is not None:
         labels = [read.labels[part.rows[k]] for k in keep]
-        columns["logit_grad"] = _logit_grad(job, source.name, logits[keep], labels, settings)
-        columns["head_right"] = (logits[keep].argmax(axis=1) == np.array(labels)).astype(np.float32)
+        columns |= gradient_columns(job.name, source.name, logits[keep], labels)
     for j, score in enumerate(settings.scores):
         columns[score.name] = np.array([values[k][j] for k in keep], dtype=np.float32)
     return columns
-
-
-def no_logits(encoder: str) -> str:
-    """The text for an encoder without a head where its logits are needed."""
-    return f"encoder {encoder!r} gives no logits, which logit gradients need; take one with a classifier head"
 
 
 def _refuse_not_finite(
@@ -205,31 +199,6 @@ def _score(
     except SampleError as error:
         bad[part.rows[k]] = _bad_sample(job, part.rows[k], str(error))
         return []
-
-
-def _logit_grad(
-    job: ShardJob,
-    encoder: str,
-    logits: NDArray[np.float32],
-    labels: list[Label],
-    settings: EmbedSettings,
-) -> NDArray[np.float32]:
-    """(n, C) float32 unit rows; the labels must be classes of the head."""
-    C = logits.shape[1]
-    if C < 2:
-        raise FeaturesError(
-            f"shard {job.name}: the head of encoder {encoder!r} has {C} class, whose loss has no gradient; take a head "
-            "trained on these labels"
-        )
-    strange = next((y for y in labels if not isinstance(y, int) or y >= C), None)
-    if strange is not None:
-        raise FeaturesError(
-            f"shard {job.name}: label {shorten(strange)}, but the encoder's head has {C} classes, 0 to {C - 1}: logit "
-            "gradients need a head trained on these labels (a function as label= may map names to its classes)"
-        )
-    kind = settings.logit_grad == "double_softmax"
-    y = np.array(labels, dtype=np.int64)
-    return logit_gradients(logits, y, double_softmax=kind).astype(np.float32)
 
 
 def _with_whole_name(job: ShardJob, error: SampleError) -> SampleError:

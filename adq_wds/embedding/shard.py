@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from adq_wds.embedding.logit_grad import gradients_of_shard
 from adq_wds.embedding.stored import StoredEmbeddings
 from adq_wds.embedding.stored_field import FieldEmbeddings
 from adq_wds.errors import AdqError, FeaturesError, SampleError, ShardError
@@ -21,6 +22,7 @@ from adq_wds.score import Score
 from adq_wds.shards.samples_in_tar import Buffer, Span, payload_crc32
 from adq_wds.tables.features_file import (
     DIGEST_BYTES,
+    LOGIT_GRAD,
     FeaturesFile,
     ShardFeatures,
     numbered,
@@ -41,7 +43,7 @@ class EmbedSettings:
     batch_size: int
     on_error: OnError
     max_bad_fraction: float
-    logit_grad: str | None = None  # "softmax" or "double_softmax"
+    logit_grad: bool = False
     scores: tuple[Score, ...] = ()
 
     def __post_init__(self) -> None:
@@ -52,7 +54,7 @@ class EmbedSettings:
         names = [score.name for score in self.scores]
         if len(set(names)) != len(names):
             raise ValueError(f"scores must each be named once, got {names}")
-        if self.logit_grad is not None and (self.label is None or self.label == "none"):
+        if self.logit_grad and (self.label is None or self.label == "none"):
             raise ValueError("logit gradients need labels: logit_grad=True and label=None exclude each other")
         for score in self.scores:
             if self.image is None and score.needs_image:
@@ -68,7 +70,7 @@ class EmbedSettings:
             "preprocessing_hash": getattr(source, "preprocessing_hash", ""),
             "image": _spec_name(self.image),
             "label": _spec_name(self.label),
-            **({"logit_grad": self.logit_grad} if self.logit_grad else {}),
+            **({"logit_grad": LOGIT_GRAD} if self.logit_grad else {}),
             **({"scores": {score.name: score.revision for score in self.scores}} if self.scores else {}),
         }
 
@@ -206,19 +208,17 @@ def finished(job: ShardJob, settings: EmbedSettings, source: Source) -> ShardFea
         "source": job.stamp,
     }
     scores = {score.name: columns[score.name] for score in settings.scores}
-    logit_grad = columns["logit_grad"].astype(np.float16) if settings.logit_grad and job.good else None
-    if logit_grad is not None:
-        header["head_right"] = int(columns["head_right"].sum())
+    same = None  # earlier features of just these samples and labels
     if job.old is not None and set(good) <= set(job.old.spans().index.tolist()):
         rows = np.searchsorted(job.old.spans().index, good)
         kept = {name: job.old.score(name)[rows] for name in job.old.scores if name not in scores}
         if kept:
             header["scores"] = {**header.get("scores", {}), **{name: job.old.scores[name] for name in kept}}
             scores |= kept
-        same = len(good) == job.old.n and job.old.header["label"] == header["label"]
-        if logit_grad is None and job.old.n_classes is not None and same:
-            logit_grad = job.old.logit_grad()
-            header |= {name: job.old.header[name] for name in ("logit_grad", "head_right")}
+        if len(good) == job.old.n and job.old.header["label"] == header["label"]:
+            same = job.old
+    logit_grad, said = gradients_of_shard(columns, same)
+    header |= said
     return ShardFeatures(
         shard=job.name,
         spans=_spans(job, good),

@@ -163,7 +163,9 @@ def _weights_file(path: Path) -> Path:
 
 def _header(path: Path) -> dict[str, Any]:
     """What `save_mae` wrote into a header; empty for files of others."""
-    with safetensors.safe_open(path, framework="pt") as file:
+    with safetensors.safe_open(
+        path, framework="np"
+    ) as file:  # "pt" opens a path twice: a writer may come between
         text = (file.metadata() or {}).get(HEADER_ENTRY)
     return {} if text is None else _checked(text, f"checkpoint {path}: header entry {HEADER_ENTRY!r}")
 

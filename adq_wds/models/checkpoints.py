@@ -74,7 +74,8 @@ def load_state(path: str | Path, *, allow_pickle: bool = False) -> State:
 
 def _load_safetensors(path: Path) -> State:
     try:
-        return safetensors.torch.load_file(path, device="cpu")
+        # `load_file` opens the path twice: a writer may come between.
+        return dict(sorted(safetensors.torch.load(path.read_bytes()).items()))
     except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
         raise AdqError(f"checkpoint {path}: not a whole safetensors file: {_cause(error, path)}") from error
 

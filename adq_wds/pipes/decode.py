@@ -36,7 +36,7 @@ from adq_wds.samples.patch_record import IDENTIFIER
 
 FORMS = ("pil", "numpy", "torch", "patches")
 _WHOLE = (
-    f"a whole image, not kept patches, which are stored as {STORED_FIELDS[0]!r} or {STORED_FIELDS[1]!r}: drop patches with "
+    f"a whole image, not kept patches, which are stored as {STORED_FIELDS[0]!r}: drop patches with "
     "DropPatches, or decode it without to='patches'"
 )
 
@@ -101,7 +101,7 @@ class Decode(Pipe):
     that a tar brought. Unlike ``WebDataset.decode()``, nothing else is ever decoded, so nothing in a shard can run
     code. To be put before `.decode()`, or in its place.
 
-    An image that was stored without some of its patches (``patches.jpg`` or ``patches.webp``, from `EncodePatches`)
+    An image that was stored without some of its patches (``patches.jpg``, from `EncodePatches`)
     becomes a whole one again, of one colour where patches are missing, and ``__adq_filled__`` is True beside it; with
     ``to="patches"`` it is what was kept, in the fields that `DropPatches` makes: ``patches`` (k, P, P, 3) uint8,
     ``positions`` (k,) and ``grid`` (2,) int64.

@@ -52,7 +52,7 @@ class Embed(Pipe):
         encoder: an `Encoder`, such as ``adq_wds.encoder("builtin")`` gives.
         image: field with the image, as bytes or decoded: an RGB PIL image, an (H, W, 3) uint8 array or a (3, H, W)
             uint8 tensor. Or a function giving one of these. An image that was stored without some of its patches (the
-            bytes of ``patches.jpg`` or ``patches.webp``) is seen grey where they are missing.
+            bytes of ``patches.jpg``) is seen grey where they are missing.
         batch_size: images per call of the encoder, at most.
         max_pixels: a larger image is an error before a pixel is decoded.
 

@@ -17,7 +17,7 @@ from adq_wds.pipes.encode_patches import EncodePatches
 from adq_wds.pipes.feature_shift import Look, kept_counts, shift_table
 from adq_wds.protocols import Encoder, Importance
 from adq_wds.samples.fields import IMAGE_FIELDS, FieldSpec, Sample
-from adq_wds.samples.patch_file import Subsampling, encode, encode_lossless, keep_patches
+from adq_wds.samples.patch_file import Subsampling, encode
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,7 +180,5 @@ def _bytes_table(look: Look, patch: int, pipe: EncodePatches) -> NDArray[np.int6
 
 
 def _file(pixels: NDArray[np.uint8], kept: NDArray[np.int64], patch: int, pipe: EncodePatches) -> bytes:
-    if pipe.lossless:
-        return encode_lossless(keep_patches(pixels, kept, patch))
     subsampling: Subsampling = pipe.subsampling
     return encode(pixels, kept, patch, quality=pipe.quality, subsampling=subsampling)

@@ -26,7 +26,7 @@ from adq_wds.stream.epoch_order import Recipe, Share
 from adq_wds.stream.iterator import Stream, TaggedStream
 from adq_wds.stream.ranks import Ranks
 from adq_wds.stream.state import check_single, own_part, read_state
-from adq_wds.tables.codebook import Codebook, as_codebook
+from adq_wds.tables.codebook import Codebook
 from adq_wds.tables.plan import Plan, as_plan
 
 _MAX_EPOCH = 2**62 - 1
@@ -51,10 +51,8 @@ class ShardDataset(IterableDataset[Any]):
     Args:
         urls: tar files: paths, URLs, a pattern with braces (and stars, for local files), a folder, or a list of these.
         plan: a plan or its path; it must be of just these shards.
-        codebook: the codebook, or its path, that `AssignBins` and `Subsample` among `pipes` go by, in place of a plan;
-            it is compared with theirs. A saved state knows which plans and codebooks its pipes chose by.
         pipes: stages of its own, `Decode`, `Map` or any `Pipe`, in order. With these it resumes exactly; with
-            stages composed outside it could not.
+            stages composed outside it could not. A saved state knows which plans and codebooks they chose by.
         batch_size: samples in a batch. Batches are cut before the pipes and never filled up again: a sample that is
             skipped makes its batch smaller, so that ranks stay in step, and a batch that loses all is left out. None
             gives single samples.
@@ -102,7 +100,6 @@ class ShardDataset(IterableDataset[Any]):
         urls: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
         *,
         plan: Plan | str | os.PathLike[str] | None = None,
-        codebook: Codebook | str | os.PathLike[str] | None = None,
         pipes: Sequence[Pipe] = (),
         batch_size: int | None = None,
         shuffle: bool = False,
@@ -147,7 +144,7 @@ class ShardDataset(IterableDataset[Any]):
             on_error=on_error,
             verify=verify and listing.checked,
             fetch=fetch,
-            drawn_by=_drawn_by(pipes, plan, codebook),
+            drawn_by=_drawn_by(pipes),
         )
         self._clock = Clock()
         self._tagged = False
@@ -313,9 +310,7 @@ def _listing(
     return planned(paths, as_plan(plan), root=base, fresh=fresh, fetch=fetch)
 
 
-def _drawn_by(
-    pipes: Sequence[Pipe], plan: object, codebook: Codebook | str | os.PathLike[str] | None
-) -> tuple[str, ...]:
+def _drawn_by(pipes: Sequence[Pipe]) -> tuple[str, ...]:
     """What the pipes choose samples by: each plan's or codebook's hash, with the pipe's keep and seed."""
     found = {
         value.hash: f"{value.hash} {getattr(pipe, 'keep', None)} {getattr(pipe, 'seed', None)}"
@@ -323,14 +318,6 @@ def _drawn_by(
         for value in vars(pipe).values()
         if isinstance(value, Plan | Codebook)
     }
-    if codebook is not None:
-        if plan is not None:
-            raise ValueError("plan and codebook both choose the samples: give one")
-        if as_codebook(codebook).hash not in found:
-            raise ValueError(
-                "codebook= is what pipes choose samples by, and none of these does: add AssignBins(codebook) and "
-                "Subsample(codebook, keep=...)"
-            )
     return tuple(found.values())
 
 

@@ -32,7 +32,8 @@ VERSION = 3
 A file says the least one that it needs.
 """
 DIGEST_BYTES = 16
-LOGIT_GRADS = ("softmax", "double_softmax")
+LOGIT_GRAD = "softmax"  # what `logit_grad` in a header says; files of earlier versions may say _EARLIER
+_EARLIER = "double_softmax"
 NO_LABEL = -1  # unlabelled data is one class of this number
 
 
@@ -374,7 +375,7 @@ def _checked_classes(header: Header) -> int | None:
     """C, where a header says that there are logit gradients."""
     if "logit_grad" not in header:
         return None
-    if header["logit_grad"] not in LOGIT_GRADS:
+    if header["logit_grad"] not in (LOGIT_GRAD, _EARLIER):
         raise ValueError(f"logit_grad {shorten(header['logit_grad'])}")
     right, (entry,) = header["head_right"], header["shards"]
     if type(right) is not int or not 0 <= right <= entry["n"]:

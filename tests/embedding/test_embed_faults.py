@@ -5,8 +5,6 @@ import io
 import json
 import logging
 import os
-import subprocess
-import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +17,7 @@ from PIL import Image
 import adq_wds as adq
 from adq_wds.files import lock
 from adq_wds.tables.features_file import FeaturesFile
+from tests.programs import run
 
 MakeShard = Callable[..., Path]
 
@@ -303,7 +302,7 @@ def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path: Path, n_
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({n_bytes}, {n_bytes}))\n"
         f"adq_wds.embed_shards({str(path)!r}, out={str(tmp_path / 'f')!r})\n"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    out = run(code)
     last = out.stderr.strip().splitlines()[-1]
     assert last.startswith("adq_wds.errors.AdqError: cannot write ")
     assert "f/a.parquet: no space left" in last

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from adq_wds.cli.main import main
 from adq_wds.tables.bins import Bins
 from adq_wds.tables.features_file import FeaturesFile
 from adq_wds.tables.plan import load_plan
+from tests.programs import Program
 
 MakeShard = Callable[..., Path]
 N_SHARDS, N_IMAGES = 6, 60
@@ -46,15 +46,9 @@ def shards(make_shard: MakeShard) -> list[str]:
     return [str(make_shard(f"t-{i}.tar", N_IMAGES, first=i * 1000, classes=3)) for i in range(N_SHARDS)]
 
 
-def start(log: Path, arguments: list[str]) -> "subprocess.Popen[str]":
+def start(log: Path, arguments: list[str]) -> Program:
     """The command, at the moment it begins to work."""
-    job = subprocess.Popen(
-        [sys.executable, "-c", SLOW_COMMAND, str(log), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert job.stdout is not None
+    job = Program(SLOW_COMMAND, str(log), *arguments)
     assert job.stdout.readline() == "ready\n"
     return job
 

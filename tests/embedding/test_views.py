@@ -2,9 +2,6 @@
 
 import logging
 import os
-import signal
-import subprocess
-import sys
 import tarfile
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +22,7 @@ from adq_wds.embedding.views_batch import make_view
 from adq_wds.files import lock
 from adq_wds.models.thumbnail import Thumbnail
 from adq_wds.tables.views import Views, choose_rows, views_folder
+from tests.programs import Program
 
 MakeShard = Callable[..., Path]
 Rows = np.ndarray[Any, Any]
@@ -329,16 +327,13 @@ def test_a_killed_job_leaves_whole_files_and_loses_one_shard_a_worker(
     """F25, for views: SIGKILL at three moments, each time resumed; then the bytes of one that was left alone."""
     shards = [make_shard(f"t-{i}.tar", 20, first=i * 100) for i in range(6)]
     features = adq.embed_shards(shards, "thumbnail", tmp_path / "f")
-    arguments = [sys.executable, "-c", SLOW_JOB, str(tmp_path / "f"), *map(str, shards)]
     for wait in (0.05, 0.02, 0.08):
         before = files(features)
-        job = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
-        assert job.stdout is not None
+        job = Program(SLOW_JOB, str(tmp_path / "f"), *map(str, shards))
         assert job.stdout.readline() == "ready\n"
         time.sleep(wait)
-        job.send_signal(signal.SIGKILL)
-        job.wait()
-        job.stdout.close()
+        job.kill()
+        job.communicate()
         after = files(features)
         assert after.items() >= before.items()
     survived = files(features)

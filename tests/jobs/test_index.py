@@ -4,8 +4,6 @@ import bz2
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +21,7 @@ from adq_wds.jobs.index import IndexReport, index_shards
 from adq_wds.shards.samples_in_tar import payload_crc32, read_sample, span_at
 from adq_wds.tables.spans import Spans, load_index, read_index, save_index, scan_spans
 from adq_wds.writing.write_shards import write_kept
+from tests.programs import run
 
 MakeShard = Callable[..., Path]
 
@@ -180,8 +179,7 @@ def test_a_full_disk_is_named_and_the_old_index_stays(shards: list[Path], tmp_pa
         "resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, 2_000))\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
-    command = [sys.executable, "-c", code, "index", *map(str, shards), "-o", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run(code, "index", *map(str, shards), "-o", str(out))
     assert done.returncode == 1
     assert done.stderr.startswith(f"adq: AdqError: cannot write {out}: no space left")
     assert out.read_bytes() == before

@@ -5,8 +5,6 @@ import json
 import logging
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -21,6 +19,7 @@ from adq_wds.cli.main import main
 from adq_wds.errors import AdqError, SampleError
 from adq_wds.jobs.pack import PackReport, pack_folder, pack_text
 from adq_wds.tables.spans import scan_spans
+from tests.programs import Program
 
 Files = dict[str, bytes]
 
@@ -255,12 +254,13 @@ def test_killed_in_the_middle_it_leaves_whole_shards_and_no_description(tmp_path
         "p.pack_folder(sys.argv[1], sys.argv[2], max_samples=5)"
     )
     out = tmp_path / "out"
-    job = subprocess.Popen([sys.executable, "-c", slow, str(root), str(out / "%03d.tar")])
+    job = Program(slow, str(root), str(out / "%03d.tar"))
     limit = time.monotonic() + 60
     while len(list(out.glob("0*.tar"))) < 2 and time.monotonic() < limit and job.poll() is None:
         time.sleep(0.005)
-    job.send_signal(signal.SIGKILL)
-    assert job.wait() == -signal.SIGKILL
+    job.kill()
+    job.communicate()
+    assert job.returncode == -signal.SIGKILL
     left = sorted(path for path in out.glob("*.tar") if not path.name.startswith("."))
     assert 2 <= len(left) < 12
     assert {len(scan_spans(path, shard=path.name)) for path in left} == {5}

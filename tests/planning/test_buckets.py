@@ -1,8 +1,6 @@
 """Embeddings read class by class are those of the files, row for row; the scratch file leaves no trace."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import adq_wds as adq
 from adq_wds.planning.buckets import ClassBuckets
 from adq_wds.tables.features import Features
 from adq_wds.tables.features_file import ShardFeatures
+from tests.programs import run
 
 MakeFeatures = Callable[..., ShardFeatures]
 
@@ -90,9 +89,7 @@ def test_a_full_disk_is_told_with_the_space_needed(make_features: MakeFeatures, 
         "try: adq_wds.build_plan(sys.argv[1])\n"
         "except adq_wds.FeaturesError as error: print(error)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "features")], capture_output=True, text=True
-    )
+    done = run(code, str(tmp_path / "features"))
     assert "cannot sort 3,000 embeddings by class: File too large in" in done.stdout
     assert "which needs 192,000 bytes" in done.stdout
     assert done.stderr == ""

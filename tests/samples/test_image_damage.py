@@ -7,7 +7,6 @@ import json
 import random
 import struct
 import subprocess
-import sys
 import textwrap
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ from PIL import GifImagePlugin, Image, ImageFile, features
 from adq_wds.errors import SampleError
 from adq_wds.samples import image
 from adq_wds.samples.image import IMAGE_FORMATS, decode_image
+from tests.programs import run
 
 H, W = 96, 128
 rng = np.random.default_rng(8)
@@ -206,9 +206,7 @@ def test_bombs_are_errors_within_a_second_and_256_mib(tmp_path: Path) -> None:
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
     # F9's bounds, in a process of its own; every warning is an error there
-    done = subprocess.run(
-        [sys.executable, "-c", METER, str(tmp_path)], capture_output=True, text=True, check=True
-    )
+    done = run(METER, str(tmp_path))
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(rows) == len(files)
     for name, text, seconds, grown in rows:

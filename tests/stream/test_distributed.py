@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.programs import FILE, Program
 from tests.stream.conftest import TarSet, write_set
 
 TRAIN = """
@@ -88,12 +87,7 @@ def start(tar_set: TarSet, folder: Path, world: int, workers: int, how: str, slo
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
     same = [str(world), str(folder), str(workers), how, json.dumps(slow_from), tar_set.plan, *tar_set.urls]
     return [
-        subprocess.Popen(
-            [sys.executable, str(script), str(rank), *same],
-            env={**environment, "OMP_NUM_THREADS": "1"},
-            cwd=Path.cwd(),
-            start_new_session=True,
-        )
+        Program(f"import os; os.setsid(); {FILE}", str(script), str(rank), *same, env=environment)
         for rank in range(world)
     ]
 
@@ -103,7 +97,8 @@ def kill(running: list[Any]) -> None:
     for process in running:
         os.killpg(process.pid, signal.SIGKILL)
     for process in running:
-        assert process.wait(timeout=60) == -signal.SIGKILL, "it had ended before"
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL, "it had ended before"
 
 
 def rows(folder: Path, world: int) -> list[dict[str, Any]]:
@@ -134,7 +129,8 @@ def check_killed_and_resumed(
     for world, place in zip(worlds, [*at, None], strict=True):
         running = start(tar_set, folder, world, workers, how, place or NEVER)
         if place is None:
-            assert [process.wait(timeout=200) for process in running] == [0] * world
+            errors = [process.communicate(timeout=200)[1] for process in running]
+            assert [process.returncode for process in running] == [0] * world, errors
             n_counted = 10**9
         else:
             wait_for(folder, running, place)

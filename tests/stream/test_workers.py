@@ -4,8 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from itertools import islice
@@ -18,6 +16,7 @@ from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 import adq_wds as adq
+from tests.programs import FILE, Program
 from tests.stream.conftest import TarSet, as_worker, ids, write_set
 
 Names = list[tuple[str, str]]
@@ -375,20 +374,8 @@ def check_ranks(tar_set: TarSet, tmp_path: Path, start: str, how: str) -> None:
         environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
         if how == "set":
             environment |= {"RANK": str(rank), "WORLD_SIZE": "2"}
-        command = [
-            sys.executable,
-            str(script),
-            str(rank),
-            start,
-            how,
-            str(tmp_path / f"store-{start}"),
-            tar_set.plan,
-        ]
-        running.append(
-            subprocess.Popen(
-                [*command, *tar_set.urls], env=environment, stdout=subprocess.PIPE, text=True, cwd=Path.cwd()
-            )
-        )
+        command = [str(script), str(rank), start, how, str(tmp_path / f"store-{start}"), tar_set.plan]
+        running.append(Program(FILE, *command, *tar_set.urls, env=environment))
     outputs = [json.loads(process.communicate(timeout=300)[0]) for process in running]
     assert [process.returncode for process in running] == [0, 0]
     for which in range(2):  # made before and after the process group

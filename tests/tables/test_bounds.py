@@ -2,8 +2,6 @@
 
 import hashlib
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +22,7 @@ from adq_wds.tables.parquet import HASH_KEY, HEADER_KEY, column_hashes, write_gr
 from adq_wds.tables.plan import _SCHEMA as PLAN
 from adq_wds.tables.plan import VERSION
 from adq_wds.tables.spans import SPAN_FIELDS, load_index
+from tests.programs import run
 
 INDEX = pa.schema(SPAN_FIELDS)
 HEAD: dict[str, dict[str, Any]] = {
@@ -110,8 +109,11 @@ def many_rows(path: Path) -> None:
 
 
 def header_of(n: int) -> Callable[[Path], None]:
-    text = b'{"format":"adq_wds.plan","version":1,"shards":[' + b"{}," * n + b"{}]}"
-    return lambda path: put(path, "plan", PLAN, raw=text)
+    def make(path: Path) -> None:
+        text = b'{"format":"adq_wds.plan","version":1,"shards":[' + b"{}," * n + b"{}]}"
+        put(path, "plan", PLAN, raw=text)
+
+    return make
 
 
 BOMBS: dict[str, tuple[str, Callable[[Path], None], str]] = {
@@ -154,8 +156,7 @@ print(peak() - before, time.monotonic() - start, said)
 def test_a_small_file_that_unfolds_is_refused_before_it_does(name: str, tmp_path: Path) -> None:
     kind, make, text = BOMBS[name]
     make(tmp_path / "bomb.parquet")
-    command = [sys.executable, "-c", PROBE, kind, str(tmp_path / "bomb.parquet")]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    ran = run(PROBE, kind, str(tmp_path / "bomb.parquet"))
     assert ran.returncode == 0, ran.stderr
     mib, seconds, said = ran.stdout.split(" ", 2)
     with pytest.raises(ERROR[kind], match=text):

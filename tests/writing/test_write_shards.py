@@ -1,8 +1,6 @@
 """New shards hold exactly the kept samples, bytes untouched, and never look whole while they are not."""
 
 import json
-import subprocess
-import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +14,7 @@ from adq_wds.remote.open_shard import open_shard
 from adq_wds.shards.samples_in_tar import iter_spans, read_sample
 from adq_wds.tables.spans import load_index, scan_spans
 from adq_wds.writing.write_shards import WriteReport, write_kept
+from tests.programs import run
 
 MakeShard = Callable[..., Path]
 Setup = tuple[list[Path], Path]
@@ -237,7 +236,7 @@ def test_a_full_disk_is_named(setup: Setup, tmp_path: Path) -> None:
         "sys.exit(main(sys.argv[1:]))\n"
     )
     command = ["write", *map(str, shards), "--plan", str(plan), "-o", str(tmp_path / "out" / "%06d.tar")]
-    out = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=False)
+    out = run(code, *command)
     assert out.returncode == 1
     assert out.stderr.startswith(f"adq: AdqError: cannot write {tmp_path}/out/000000.tar: no space left")
     assert listing(tmp_path / "out") == {}
