@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
+Ratio = Annotated[float, "in [0, 1]; the command takes 20% for 0.2"]
+Count = Annotated[int, ">= 1"]
 
-def positive(name: str, value: int) -> int:
-    """`value`, if it is an integer of at least 1; a `ValueError` with its name otherwise."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
-    return int(value)
+
+def integer(name: str, value: Any, *, least: int, most: int | None = None) -> int:
+    """`value` as an int, Python's or numpy's; a `ValueError` with its name unless `least` <= value <= `most`.
+
+    >>> integer("quality", 90, least=1, most=100)
+    90
+    >>> integer("quality", 0, least=1, most=100)
+    Traceback (most recent call last):
+    ValueError: quality must be an integer from 1 to 100, got 0
+    """
+    is_integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if is_integer and least <= value and (most is None or value <= most):
+        return int(value)
+    bounds = f">= {least}" if most is None else f"from {least} to {most:,}"
+    raise ValueError(f"{name} must be an integer {bounds}, got {value!r}")
+
+
+def positive(name: str, value: object) -> int:
+    """`value` as an int, if it is an integer of at least 1; see `integer`."""
+    return integer(name, value, least=1)
 
 
 def check_memory(memory_bytes: float) -> None:

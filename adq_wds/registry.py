@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import importlib.metadata
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from adq_wds.core.allocation import adaptive, uniform
 from adq_wds.errors import AdqError
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 ALLOCATIONS: dict[str, Allocation] = {"adaptive": adaptive, "uniform": uniform}
 SHIPPED_ENCODERS = ("builtin", "builtin-free", "thumbnail")
-ENCODER_OPTIONS = (  # what the command and a run.json may say of an encoder, beside its name
-    "checkpoint", "device", "image_size", "pretrained", "head", "allow_pickle", "cache_dir", "amp", "channels_last",
-    "compile",
-)  # fmt: skip
 SCORES = ("texture", "diversity")  # both in every plan's bins; others are `Score`s of users
 IMPORTANCES = ("gradcam++", "gradcam", "attention", "texture", "random")
-KERNELS = ("features", "gradient")
-HEADS = ("none", "contrastive", "paper")
+Kernel = Literal["features", "gradient"]
+HEADS = ("none", "contrastive")
+GONE = {  # names and flags that were offered once, and what took their place
+    "paper": "it is gone, as an untrained head sees next to nothing: take contrastive or none",
+    "--double-softmax": "it is gone: --logit-grad keeps the gradients of one softmax",
+}
 ENTRY_POINTS = (
     "adq_wds"  # groups adq_wds.encoders, adq_wds.scores and adq_wds.importances of installed packages
 )
@@ -267,6 +267,8 @@ def allocation(name: str) -> Allocation:
 
 def look_up(kind: str, name: str, known: dict[str, Any]) -> Any:
     """`known[name]`, or a `ValueError` that lists close names."""
+    if name in GONE and name not in known:
+        raise ValueError(f"no {kind} {name!r}; {GONE[name]}")
     if name not in known:
         raise ValueError(unknown(kind, name, difflib.get_close_matches(str(name), known) or list(known)))
     return known[name]

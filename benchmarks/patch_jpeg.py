@@ -20,7 +20,7 @@ Pillow's, as in the rows of 4:4:4. Half dropped: 0.514, 0.560, and 0.47 to 0.5 o
 cost more: by Grad-CAM++ of the built-in classifier 0.792 and 0.553 of the bytes, Grad-CAM 0.782 and 0.545, texture 0.859
 and 0.644; attention (of a transformer with random weights, as none comes with the package) 0.756 and 0.523. Borders lose
 0.75 dB with 4:2:0 in one row, 2.0 to 2.4 dB in a rectangle, nothing with 4:4:4; inside, patches are those of the whole
-image's JPEG. Lossless: 0.761.
+image's JPEG.
 Plain recompression to the same bytes as three quarters keeps the whole image, at 34.0 dB (JPEG of quality 82), 36.4 (WebP), 36.8
 (AVIF), where the patch-dropped one has 19.3 dB before its holes are rebuilt; at half 31.9, 34.1, 34.4 against 16.3. So
 patches are dropped for what training without them does, or computes less, and not for the bytes alone. At 32 x 32,
@@ -32,7 +32,6 @@ from __future__ import annotations
 import io
 import os
 import tarfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -51,9 +50,7 @@ from adq_wds.samples.patch_file import (
     Subsampling,
     decode,
     encode,
-    encode_lossless,
     encode_whole,
-    keep_patches,
 )
 from adq_wds.writing.patch_bytes import cell_bytes, measure_bytes
 from benchmarks.common import data_folder, parser, report, seconds, spread
@@ -302,21 +299,6 @@ def small_images(images: list[U8], keep: float) -> dict[str, Any]:
     return out
 
 
-def lossless(images: list[U8], kept: list[NDArray[np.int64]]) -> dict[str, Any]:
-    """The WebP container: whole images beside their kept patches."""
-    every = np.arange(SIZE**2 // PATCH**2)
-    whole = [len(encode_lossless(keep_patches(image, every, PATCH))) for image in images]
-    start = time.perf_counter()
-    files = [encode_lossless(keep_patches(i, k, PATCH)) for i, k in zip(images, kept, strict=True)]
-    taken = time.perf_counter() - start
-    return {
-        "images": len(images),
-        "bytes_whole": round(sum(whole) / len(whole)),
-        "of_the_bytes": round(sum(map(len, files)) / sum(whole), 4),
-        "encode_per_s": round(len(files) / taken),
-    }
-
-
 def main() -> None:
     """Measure."""
     arguments = parser(__doc__)
@@ -352,7 +334,6 @@ def main() -> None:
         "table": table,
         "border_db_by_columns_keep_0.75": border_by_columns(images, choose(images, "random", 0.75, PATCH)),
         "recompressed_to_the_same_bytes": plain,
-        "lossless_keep_0.75": lossless(images[:50], choose(images[:50], "random", 0.75, PATCH)),
         "cifar10_keep_0.75": small_images(list(pictures(data_folder("cifar10", a.data), 1000)), 0.75),
         "load_at_end": os.getloadavg()[0],
     }

@@ -28,6 +28,7 @@ import numpy as np
 
 import adq_wds as adq
 from adq_wds.core.gradient import logit_gradients
+from adq_wds.registry import Kernel
 from adq_wds.tables.features import file_name
 from adq_wds.tables.features_file import ShardFeatures
 from adq_wds.tables.spans import Spans
@@ -87,7 +88,7 @@ def make(folder: Path, classes: int, per_class: int, *, kernel: str) -> None:
         ).save(folder / file_name(name))
 
 
-def plan_once(folder: Path, kernel: str) -> None:
+def plan_once(folder: Path, kernel: Kernel) -> None:
     """Plan, and print seconds and peak memory."""
     with tempfile.TemporaryDirectory(dir=folder.parent) as out:
         start = time.perf_counter()

@@ -158,7 +158,7 @@ WRITERS = {  # every command that writes, as `JOBS`, with all that it can write
     "run": [*JOBS["run"], "--write"],
     "embed": [*JOBS["embed"], "--views", "10"],
     "write-patches": ["write", "in", "--patch-keep", "0.5", "--importance", "random", "--size", "64", "-o", "{}/%06d.tar"],
-    "show-patches": ["show", "in", "--patches", "{}/sheet.png", "--importance", "random", "--size", "64"],
+    "patches": ["patches", "in", "-o", "{}/sheet.png", "--importance", "random", "--size", "64"],
     "pack": ["pack", "photos", "-o", "{}/%06d.tar"],
     "demo": ["demo", "-o", "{}", "--encoder", "thumbnail", "--seeds", "1", "--epochs", "1"],
 }  # fmt: skip

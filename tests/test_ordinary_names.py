@@ -44,10 +44,7 @@ def test_ordinary_characters_work_in_every_command_and_in_the_stream(
         assert main(["verify", listed, *shards]) == 0
     assert main(["write", *shards, "--plan", plan, "-o", f"{out}/small/kept & [1] %d.tar"]) == 0
     assert main(["index", f"{out}/small/_info.json", "-o", f"{out}/again.parquet"]) == 0
-    assert (
-        main(["show", shards[2], "--patches", f"{out}/[1].png", "--importance", "random", "--size", "64"])
-        == 0
-    )
+    assert main(["patches", shards[2], "-o", f"{out}/[1].png", "--importance", "random", "--size", "64"]) == 0
     kept = sorted(adq.load_plan(plan).keys())
     assert len(kept) == 36
     assert sorted(sample["__key__"] for sample in adq.ShardDataset(shards, plan=plan)) == kept

@@ -67,7 +67,7 @@ def test_unknown_name_is_an_attribute_error() -> None:
         _ = adq_wds.nothing
 
 
-@pytest.mark.parametrize("command", ["", "run", "embed", "plan", "codebook", "show", "write"])
+@pytest.mark.parametrize("command", ["", "run", "embed", "plan", "codebook", "show", "patches", "write"])
 def test_every_command_has_help(command: str) -> None:
     out = subprocess.run(
         [sys.executable, "-m", "adq_wds", *command.split(), "--help"],

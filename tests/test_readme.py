@@ -1,30 +1,40 @@
-"""The README as a reader types it: its shell lines set the scene, its Python blocks run in order, its flags exist."""
+"""README and docs/ as a reader types them: shell lines set the scene, Python blocks run, flags and files exist."""
 
+import json
 import re
+import runpy
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
 
+import adq_wds
 from adq_wds.cli.arguments import Parser, make_parser
 from adq_wds.cli.main import main
-from tests.programs import FILE, run
+from tests.conftest import jpeg, write_tar
 
-MakeShard = Callable[..., Path]
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 FENCED = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
-BLOCKS = [(language, dedent(text)) for _, language, text in FENCED.findall(README)]
+FILES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = {path.stem: path.read_text(encoding="utf-8") for path in FILES}
 
 
-def command_lines() -> list[list[str]]:
+def blocks(page: str, language: str) -> list[str]:
+    """The fenced blocks of one language; shell blocks have none."""
+    return [dedent(text) for _, of, text in FENCED.findall(PAGES[page]) if of == language]
+
+
+def command_lines(page: str) -> list[list[str]]:
     """Every line of the shell blocks that calls `adq`, as words; what stands behind && is a line of its own."""
     lines = []
-    for language, text in BLOCKS:
-        for line in text.replace("\\\n", " ").splitlines() if not language else ():
-            words = shlex.split(line, comments=True) if "adq " in line else []
+    for text in blocks(page, ""):
+        for line in text.replace("\\\n", " ").splitlines():
+            words = (
+                shlex.split(line, comments=True)
+                if re.search(r"\badq [a-z]", line) and "'" not in line
+                else []
+            )
             while "&&" in words:
                 lines.append(words[: words.index("&&")])
                 words = words[words.index("&&") + 1 :]
@@ -32,55 +42,115 @@ def command_lines() -> list[list[str]]:
     return [words for words in lines if words[:1] == ["adq"]]
 
 
-def inline_commands() -> list[list[str]]:
+def inline_commands(page: str) -> list[list[str]]:
     """Every `adq ...` between backticks in the text."""
-    text = FENCED.sub("", README)
-    return [code.split() for code in re.findall(r"`(adq [a-z][^`]*)`", text)]
+    return [code.split() for code in re.findall(r"`(adq [a-z][^`]*)`", FENCED.sub("", PAGES[page]))]
+
+
+WHOLE_LINES = [pytest.param(words, id=" ".join(words)) for page in PAGES for words in command_lines(page)]
+COMMANDS = {" ".join(words): words for page in PAGES for words in command_lines(page) + inline_commands(page)}
 
 
 def test_there_is_something_to_test() -> None:
-    assert len([language for language, _ in BLOCKS if language == "python"]) >= 7
-    assert len(command_lines()) >= 8
-    assert len(inline_commands()) >= 15
+    assert len([page for page in PAGES if blocks(page, "python")]) >= 8
+    assert len(WHOLE_LINES) >= 10
+    assert len(COMMANDS) >= 25
 
 
-def test_every_file_that_the_readme_names_is_there() -> None:
-    named = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
-    assert len(named) > 10
-    assert [link for link in named if not (ROOT / link).exists()] == []
+def test_readme_fits_160_lines() -> None:
+    assert len(PAGES["README"].splitlines()) <= 160
 
 
-@pytest.mark.parametrize("words", [*command_lines(), *inline_commands()], ids=" ".join)
-def test_every_command_and_flag_of_the_readme_exists(words: list[str]) -> None:
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_link_leads_to_a_file(path: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text(encoding="utf-8"))
+    assert [link for link in links if "://" not in link and not (path.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_that_a_page_names_exists(page: str) -> None:
+    """Paths between backticks, from the repository's root or the package's."""
+    code = re.findall(r"`([\w./-]+/(?:[\w.-]+\.(?:py|json|md|toml))?)`", FENCED.sub("", PAGES[page]))
+    ours = [
+        name
+        for name in code
+        if (ROOT / name.split("/")[0]).exists() or (ROOT / "adq_wds" / name.split("/")[0]).exists()
+    ]
+    assert [name for name in ours if not any((top / name).exists() for top in (ROOT, ROOT / "adq_wds"))] == []
+
+
+def test_architecture_names_every_room() -> None:
+    rooms = [path.parent.name for path in (ROOT / "adq_wds").glob("*/__init__.py")]
+    assert [room for room in rooms if room != "core" and f"`{room}/`" not in PAGES["architecture"]] == []
+
+
+def test_api_page_lists_every_public_name() -> None:
+    listed = re.findall(r"^::: adq_wds\.(\w+)$", PAGES["api"], re.MULTILINE)
+    assert sorted(listed) == sorted(set(adq_wds.__all__) - {"__version__"})
+
+
+def test_errors_page_explains_every_error() -> None:
+    errors = [name for name in adq_wds.__all__ if issubclass(type(getattr(adq_wds, name)), type)]
+    ours = [name for name in errors if issubclass(getattr(adq_wds, name), adq_wds.AdqError)]
+    assert [name for name in ours if f"| `{name}`" not in PAGES["errors"]] == []
+
+
+def test_benchmarks_page_lists_every_benchmark() -> None:
+    found = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - {"__init__", "common", "training"}
+    assert [name for name in sorted(found) if f"\n| `{name}` |" not in PAGES["benchmarks"]] == []
+
+
+def test_demo_page_shows_the_recorded_numbers() -> None:
+    """After a new `adq demo` its printed table replaces the page's block."""
+    demo = json.loads((ROOT / "benchmarks/results/demo.json").read_text(encoding="utf-8"))
+    for row in demo["table"]:
+        (line,) = re.findall(rf"^{row['arm']}  .*", PAGES["demo"], re.MULTILINE)
+        assert f" {100 * row['mean']:.2f} ± " in line
+    assert " ".join(demo["conclusion"].split()) in " ".join(PAGES["demo"].split())
+
+
+@pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS)
+def test_every_command_and_flag_exists(words: list[str]) -> None:
     parser: Parser = make_parser().commands[words[1]]
     flags = [word.rstrip(",.:;") for word in words[2:] if word.startswith("-")]
     assert set(flags) <= set(parser._option_string_actions)
 
 
-@pytest.mark.parametrize("words", command_lines(), ids=" ".join)
+@pytest.mark.parametrize("words", WHOLE_LINES)
 def test_every_whole_line_parses(words: list[str]) -> None:
     given = [word for word in words[1:] if word != "..."]  # which stand for the output
     make_parser().parse_args(given if given == words[1:] else [*given, "-o", "run/"])
 
 
-def test_the_python_blocks_run_one_after_the_other(
-    make_shard: MakeShard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Reads a first sample or batch of every data set that a block makes of files."""
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the shards, the run and the codebook that the pages talk of."""
+    folder = tmp_path_factory.mktemp("scene")
     for name, first in (("train", 0), ("new", 300)):
         for i in range(10):
-            make_shard(f"{name}-{i:06d}.tar", 16, first=first + 16 * i, side=32)
-    monkeypatch.chdir(tmp_path)
-    scene = [words for words in command_lines() if words[1] in ("run", "embed", "codebook")]
-    for words in scene:
-        if "SHARDS" not in words:
-            assert main([*words[1:], "-q"]) == 0, words
+            members = []
+            for k in range(
+                first + 16 * i, first + 16 * i + (16 if i < 2 else 6)
+            ):  # two are enough for a codebook
+                members += [(f"s{k:05d}.jpg", jpeg(k, 32)), (f"s{k:05d}.cls", b"%d" % (k % 2))]
+            write_tar(folder / f"{name}-{i:06d}.tar", members)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for words in [*command_lines("README"), *command_lines("codebook")]:
+            if words[1] in ("run", "embed", "codebook"):
+                assert main([*words[1:], "-q"]) == 0, words
+    return folder
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
+def test_python_blocks_run(page: str, scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after the other, as one program; reads a first sample or batch of every local data set they make."""
+    monkeypatch.chdir(scene)
     script = ""
-    for language, text in BLOCKS:
-        if language == "python":
-            script += f"{text}\n"
-            if "\nds = " in f"\n{text}" and "s3://" not in text:
-                script += "assert next(iter(ds)) is not None\n"
-    (tmp_path / "readme.py").write_text(script, encoding="utf-8")
-    done = run(FILE, "readme.py")
-    assert done.returncode == 0, done.stderr[-3000:]
+    for text in blocks(page, "python"):
+        script += f"{text}\n"
+        if "\nds = " in f"\n{text}" and "s3://" not in text:
+            script += "assert next(iter(ds)) is not None\n"
+    path = scene / f"{page}.py"
+    path.write_text(script, encoding="utf-8")
+    runpy.run_path(str(path), run_name="__main__")

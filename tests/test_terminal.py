@@ -74,9 +74,7 @@ def outputs(home: Path, text: str) -> dict[str, str]:
             "codebook", home / "run/features", "--bins", 2, "--min-pilot", 5, "-o", home / "c.safetensors"
         ),
         "show codebook": say("show", home / "c.safetensors"),
-        "show --patches": say(
-            "show", shards, "--patches", home / "s.png", "--importance", "random", "--size", 32
-        ),
+        "patches": say("patches", shards, "-o", home / "s.png", "--importance", "random", "--size", 32),
         "write": say("write", shards, "--plan", plan, "-o", home / "small/%06d.tar"),
         "write --size": say("write", shards, "--size", 16, "-o", home / "smaller/%06d.tar"),
         "index": say("index", shards, "-o", home / "i.parquet"),

@@ -12,13 +12,14 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, TextIO
 
 import adq_wds
-from adq_wds.cli.arguments import check_values, flags_of, make_parser
+from adq_wds.cli.arguments import CODEBOOK, DEMO, INDEX, PACK, PATCHES, VERIFY, WRITE, make_parser
 from adq_wds.cli.flag_names import flagged
+from adq_wds.cli.parser import check_values, given
 from adq_wds.errors import AdqError, PlanError, ShardError, printable
-from adq_wds.registry import ENCODER_OPTIONS
+from adq_wds.signatures import EMBED, ENCODER, PLAN
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = _parse(argv)
         command = arguments.command
         logging.getLogger("adq_wds").setLevel(logging.WARNING if arguments.quiet else logging.INFO)
-        check_values(arguments)
+        check_values(make_parser().commands[command], arguments)
         _COMMANDS[command](arguments)
     except AdqError as error:
         return _fail(error, command, 1)
@@ -118,7 +119,8 @@ def _features_in(folder: str) -> str:
 
 def _fail(error: Exception, command: str, code: int) -> int:
     kind = f"{type(error).__name__}: " if isinstance(error, AdqError) else ""
-    text = flagged(" ".join(str(error).split()), flags_of(command))  # one line, whatever a library says
+    line = " ".join(str(error).split())  # whatever a library says
+    text = flagged(line, make_parser().commands[command].flags)
     _say(f"adq: {kind}{text}")
     return code
 
@@ -131,9 +133,9 @@ def _embed(a: argparse.Namespace) -> None:
     from adq_wds.embedding.estimate import estimate
 
     if a.dry_run:
-        _print(a, estimate(a.shards, _source(a), **_pick(a, *_ESTIMATE, "scores")))
+        _print(a, estimate(a.shards, _source(a), **given(a, _ESTIMATE)))
         return
-    features = embed_shards(a.shards, _source(a), a.out, progress=a.progress, **_pick(a, *_EMBED, "scores"))
+    features = embed_shards(a.shards, _source(a), a.out, **given(a, EMBED))
     shown = {
         "features": str(features.folder),
         "samples": len(features),
@@ -144,23 +146,16 @@ def _embed(a: argparse.Namespace) -> None:
 
 
 def _plan(a: argparse.Namespace) -> None:
-    plan = adq_wds.build_plan(_features_in(a.features), out=a.out, progress=a.progress, **_plan_options(a))
+    plan = adq_wds.build_plan(_features_in(a.features), **_plan_options(a))
     _show_plan(a, plan)
 
 
 def _codebook(a: argparse.Namespace) -> None:
-    features = _features_in(a.features)
-    codebook = adq_wds.fit_codebook(features, out=a.out, progress=a.progress, **_pick(a, *_CODEBOOK))
+    codebook = adq_wds.fit_codebook(_features_in(a.features), **given(a, CODEBOOK))
     _show_codebook(a, codebook)
 
 
 def _show(a: argparse.Namespace) -> None:
-    if a.patches is not None:
-        _refuse(a, ("keep",), "beside --patches; --patch-keep says how many patches are kept")
-        _refuse(a, ("keys",), "beside --patches; leave it out")
-        _show_patches(a)
-        return
-    _refuse(a, (*_SHOW_PATCHES, "encoder", *ENCODER_OPTIONS), "without --patches; leave it out")
     if Path(a.plan).suffix == ".safetensors":
         _refuse(a, ("keys",), "on a codebook, which lists no samples; leave it out")
         _show_codebook(a, adq_wds.load_codebook(a.plan))
@@ -171,7 +166,7 @@ def _show(a: argparse.Namespace) -> None:
     except (PlanError, ValueError):
         if _like_shards(a.plan):
             raise ValueError(
-                f"{a.plan!r} names tar shards, no plan; --patches OUT.png draws what dropping patches does to their images"
+                f"{a.plan!r} names tar shards, no plan; `adq patches` draws what dropping patches does to their images"
             ) from None
         raise
     if a.keys:
@@ -214,7 +209,7 @@ def _like_shards(path: str) -> bool:
     return path.endswith(tars) or "::" in path or any(name.endswith(tars) for name in inside)
 
 
-def _show_patches(a: argparse.Namespace) -> None:
+def _patches(a: argparse.Namespace) -> None:
     from dataclasses import asdict
 
     from adq_wds.jobs.show_patches import patches_text, show_patches
@@ -228,14 +223,12 @@ def _show_patches(a: argparse.Namespace) -> None:
         if a.mae is None
         else adq_wds.load_mae(a.mae, allow_pickle=bool(a.allow_pickle) and a.mae != "builtin")
     )
-    shown = show_patches(
-        a.plan, importance, a.patches, mae=mae, size=a.size or None,
-        **_pick(a, *(name for name in _SHOW_PATCHES if name not in ("size", "importance", "mae"))),
-    )  # fmt: skip
+    options = {**given(a, PATCHES), "mae": mae, "size": a.size or None}
+    shown = show_patches(a.shards, importance, a.out, **options)
     _print(
         a,
-        {"picture": a.patches, "images": [asdict(each) for each in shown]},
-        f"{a.patches}\n{patches_text(shown)}",
+        {"picture": a.out, "images": [asdict(each) for each in shown]},
+        f"{a.out}\n{patches_text(shown)}",
     )
 
 
@@ -258,7 +251,7 @@ def _write(a: argparse.Namespace) -> None:
     from adq_wds.writing.write_shards import parts_text, write_kept
 
     plan = None if a.plan is None else _inside(a.plan, "plan.parquet")
-    report = write_kept(a.shards, plan, a.out, importance=_importance(a), **_pick(a, *_WRITE))
+    report = write_kept(a.shards, plan, a.out, **{**given(a, WRITE), "importance": _importance(a)})
     share = 100 * report.bytes / max(1, report.source_bytes or 0)
     bad = f" of {report.read:,} read, {report.bad:,} bad ones left out (see the log)," if report.bad else ""
     text = (
@@ -277,8 +270,7 @@ def _pack(a: argparse.Namespace) -> None:
 
     from adq_wds.jobs.pack import pack_folder, pack_text
 
-    label: Literal["folder"] | None = None if a.label == "none" else "folder"
-    report = pack_folder(a.folder, a.out, label=label, **_pick(a, *_PACK))
+    report = pack_folder(a.folder, a.out, **given(a, PACK))
     _print(a, {**asdict(report), "files": report.files}, pack_text(report))
 
 
@@ -287,7 +279,7 @@ def _index(a: argparse.Namespace) -> None:
 
     from adq_wds.jobs.index import index_shards
 
-    report = index_shards(a.shards, a.out, **_pick(a, "split", "progress"))
+    report = index_shards(a.shards, a.out, **given(a, INDEX))
     text = (
         f"{report.samples:,} samples of {report.shards:,} shards in {report.path} "
         f"({report.scanned:,} shards read, {report.shards - report.scanned:,} unchanged)"
@@ -300,10 +292,9 @@ def _verify(a: argparse.Namespace) -> None:
 
     from adq_wds.jobs.verify import report_text, verify_shards
 
-    options = _pick(a, "root", "decode", "image", "label", "workers", "progress")
     is_run = (Path(a.plan) / "features").is_dir()  # else it may be a folder of features
     plan = _inside(a.plan, "plan.parquet") if is_run else a.plan
-    report = verify_shards(plan, a.shards, **options)
+    report = verify_shards(plan, a.shards, **given(a, VERIFY))
     _print(a, {"equal": report.equal, **asdict(report)}, report_text(report, lines=a.lines))
     if not report.equal:
         raise ShardError(f"the shards are not those of the {report.against} {a.plan}: see above")
@@ -316,11 +307,11 @@ def _run(a: argparse.Namespace) -> None:
     from adq_wds.jobs.run import check_plan_options, needed, run_job
     from adq_wds.report.text import show_plan
 
-    plan_options = _plan_options(a)
+    plan_options = _plan_options(a, without=("out", "progress"))
     if a.dry_run:
         check_plan_options(plan_options)
         source = _source(a)
-        options = _pick(a, *_ESTIMATE)
+        options = given(a, _ESTIMATE, without=_OF_PLAN)
         options |= needed(options, plan_options)
         _print(a, estimate(a.shards, source, plan=plan_options, **options))
         return
@@ -328,7 +319,7 @@ def _run(a: argparse.Namespace) -> None:
         a.shards,
         a.out,
         encoder=_encoder(a),
-        embed=_pick(a, *_EMBED),
+        embed=given(a, EMBED, without=(*_OF_PLAN, "progress")),
         plan=plan_options,
         write=a.write,
         progress=a.progress,
@@ -341,7 +332,7 @@ def _run(a: argparse.Namespace) -> None:
 def _demo(a: argparse.Namespace) -> None:
     from adq_wds.demo.run_demo import demo_text, run_demo
 
-    result = run_demo(a.out, progress=a.progress, **_pick(a, "keep", "seeds", "epochs", "encoder"))
+    result = run_demo(a.out, **given(a, DEMO))
     _print(a, result, demo_text(result, a.out))
 
 
@@ -356,36 +347,15 @@ def _print(a: argparse.Namespace, value: dict[str, Any] | list[Any], text: str |
             else f"{name.replace('_', ' ')}: {entry}"
             for name, entry in dict(value).items()
         )
-    elif a.quiet and a.command not in ("show", "verify"):
+    elif a.quiet and a.command not in ("show", "patches", "verify"):
         return
     _print_text(text)
 
 
 # ---- What the arguments stand for
 
-_EMBED = (
-    "image", "label", "embeddings", "batch_size", "workers", "on_error", "max_bad_fraction", "limit",
-    "logit_grad", "double_softmax", "views",
-)  # fmt: skip
-_ESTIMATE = tuple(name for name in _EMBED if name != "max_bad_fraction")
-_PLAN = (
-    "bins", "kernel", "keep", "seed", "alpha", "allocation", "balance", "draw", "scores", "diversity_head", "normalise",
-    "classes", "memory_bytes",
-)  # fmt: skip
-_CODEBOOK = (
-    "bins", "pilot", "checkpoints", "min_pilot", "keep", "seed", "alpha", "allocation", "scores", "normalise",
-    "memory_bytes",
-)  # fmt: skip
-_WRITE = (
-    "patch_keep", "size", "quality", "image", "seed", "on_error", "max_bad_fraction", "root", "cache", "max_samples",
-    "max_bytes", "split", "overwrite", "progress",
-)  # fmt: skip
-_PACK = ("seed", "on_error", "max_bad_fraction", "max_samples", "max_bytes", "split", "overwrite", "progress")
-_SHOW_PATCHES = ("patch_keep", "patch", "size", "quality", "mae", "samples", "importance", "image")
-
-
-def _pick(a: argparse.Namespace, *names: str) -> dict[str, Any]:
-    return {name: getattr(a, name) for name in names}
+_ESTIMATE = "adq_wds.embedding.estimate.estimate"
+_OF_PLAN = ("scores",)  # of `adq run`, whose embedding follows from its plan
 
 
 def _source(a: argparse.Namespace) -> adq_wds.Encoder:
@@ -395,9 +365,8 @@ def _source(a: argparse.Namespace) -> adq_wds.Encoder:
 
 def _encoder(a: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `adq_wds.encoder`: those that were given."""
-    return {
-        "spec": a.encoder,
-        **{name: getattr(a, name) for name in ENCODER_OPTIONS if getattr(a, name) is not None},
+    return {"spec": a.encoder} | {
+        name: value for name, value in given(a, ENCODER).items() if value is not None
     }
 
 
@@ -418,9 +387,8 @@ def _importance(a: argparse.Namespace) -> str | adq_wds.Importance:
     return adq_wds.importance(a.importance, **options) if options else str(a.importance)
 
 
-def _plan_options(a: argparse.Namespace) -> dict[str, Any]:
-    options = _pick(a, *_PLAN)
-    options["dedup"] = None if a.dedup in ("none", None) else a.dedup
+def _plan_options(a: argparse.Namespace, without: Sequence[str] = ()) -> dict[str, Any]:
+    options = given(a, PLAN, without=without)
     asked = a.must_include  # a file's name; keys, where an earlier run read them
     options["must_include"] = _keys_in(asked) if isinstance(asked, str) else list(asked or [])
     return options
@@ -438,6 +406,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "plan": _plan,
     "codebook": _codebook,
     "show": _show,
+    "patches": _patches,
     "write": _write,
     "pack": _pack,
     "index": _index,

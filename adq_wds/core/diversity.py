@@ -50,33 +50,6 @@ def diversity_of_views(
     return _without_gaps(value, _holds(bin, n_bins, size))
 
 
-def paper_diversity(
-    z: NDArray[np.float64], bin: NDArray[np.integer], n_bins: int, *, size: NDArray[np.int64] | None = None
-) -> NDArray[np.float64]:
-    """Diversity of each bin as the released code has it: 1 over the squared length of the mean of all its views.
-
-    Arguments and errors as in `diversity_of_views`. Without a bound: opposite views go to infinity, and a bin whose
-    mean is zero takes the mean of the others, as one that has no views does.
-
-    Returns:
-        (K,) float64, >= 1 for unit rows, NaN where a bin is empty; all 1 when no bin has a value of its own.
-
-    Source: released code of Li et al. 2024 (arXiv 2412.16895).
-
-    >>> z = np.array([[[1.0, 0.0], [1.0, 0.0]], [[0.0, 1.0], [0.0, 1.0]]])
-    >>> paper_diversity(z, np.array([0, 0]), 1)
-    array([2.])
-    """
-    value = np.full(n_bins, np.nan)
-    for k, rows in _views_by_bin(z, bin, n_bins):
-        if not len(rows):
-            continue
-        mean = rows.mean(axis=(0, 1))  # (E,)
-        if np.square(mean).max() > 0:
-            value[k] = 1.0 / (mean @ mean)
-    return _without_gaps(value, _holds(bin, n_bins, size))
-
-
 def _views_by_bin(
     z: NDArray[np.float64], bin: NDArray[np.integer], n_bins: int
 ) -> list[tuple[int, NDArray[np.float64]]]:

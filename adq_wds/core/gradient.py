@@ -28,24 +28,17 @@ F64 = NDArray[np.float64]
 _TO_STEPS = 1.5 * 2.0**20
 _BLOCK_ROWS, _BLOCK_COLUMNS = 256, 8192  # two products of 16 MiB at most
 _TILE_COLUMNS = 128  # what the element-wise steps work on: three tiles of 256 KiB stay in the cache
-_LOWEST_GAP = -1e300  # between float64 logits; lower ones would be -inf
 
 
-def logit_gradients(
-    logits: NDArray[Any], labels: NDArray[Any], *, double_softmax: bool = False
-) -> NDArray[np.float32]:
+def logit_gradients(logits: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.float32]:
     """Directions of the cross-entropy's gradient in the logits, exact however confident the network is.
 
     With p = softmax(z), b = p - onehot(y). Only the direction is kept, so everything is taken relative to the largest
     other class: p_c becomes exp(z_c - max of the others), and b_y = -(sum of the others), where p_y - 1 would cancel.
-    With `double_softmax` the loss is fed p instead of z, as the published program does: g = softmax(p) - onehot(y),
-    b = p * (g - <p, g>). There, with m the largest class, d_c = g_c - g_m has one sign for all c, so
-    b = p * (d - <p, d>) is computed from w_c ∝ p_c |d_c|, scaled by their largest, as ±(w - p * sum(w)).
 
     Args:
         logits: (n, C) float16, float32 or float64, finite, C >= 2.
         labels: (n,) integers in 0 ... C-1.
-        double_softmax: softmax twice.
 
     Returns:
         (n, C) float32 rows of length 1; no row is zero.
@@ -53,8 +46,8 @@ def logit_gradients(
     Raises:
         ValueError: shapes or dtypes differ from these, one class, NaN or Inf (its row is named), a label out of range.
 
-    Source: Zhou et al. 2023 (arXiv 2308.10524), whose released code softmaxes twice; the form without underflow is
-    ours.
+    Source: Zhou et al. 2023 (arXiv 2308.10524), whose released code takes the softmax twice; the form without
+    underflow is ours.
 
     >>> logit_gradients(np.array([[0.0, 0.0], [9e4, 0.0]]), np.array([1, 0]))
     array([[ 0.70710677, -0.70710677],
@@ -62,39 +55,13 @@ def logit_gradients(
     """
     _check_logits(logits, labels)
     z = logits.astype(np.float64)
-    with np.errstate(
-        over="ignore", under="ignore"
-    ):  # differences and tiny shares may run out of range: -inf and 0
-        b = _double_softmax(z, labels) if double_softmax else _single_softmax(z, labels)
-    b /= np.sqrt(np.square(b).sum(axis=1, keepdims=True))
-    return b.astype(np.float32)
-
-
-def _single_softmax(z: F64, labels: NDArray[Any]) -> F64:
     row = np.arange(len(z))
     z[row, labels] = -np.inf
-    b: F64 = np.exp(z - z.max(axis=1, keepdims=True))
+    with np.errstate(over="ignore", under="ignore"):  # differences and tiny shares out of range: -inf and 0
+        b: F64 = np.exp(z - z.max(axis=1, keepdims=True))
     b[row, labels] = -b.sum(axis=1)
-    return b
-
-
-def _double_softmax(z: F64, labels: NDArray[Any]) -> F64:
-    row, m = np.arange(len(z)), z.argmax(axis=1)
-    gap = np.maximum(z - z[row, m][:, None], _LOWEST_GAP)  # (n, C) log of p_c / p_m
-    p = np.exp(gap)
-    p /= p.sum(axis=1, keepdims=True)
-    below = p[row, m][:, None] * np.expm1(gap)  # p_c - p_m, not cancelled
-    d = np.expm1(below) / np.exp(below).sum(axis=1, keepdims=True)  # softmax(p)_c - softmax(p)_m
-    right = labels == m
-    d[right] += 1.0
-    d[row[~right], labels[~right]] -= 1.0
-    with np.errstate(divide="ignore"):  # classes that tie with m have no share
-        log_w = gap + np.log(np.abs(d))
-    log_w[row, m] = -np.inf
-    w = np.exp(log_w - log_w.max(axis=1, keepdims=True))
-    b: F64 = w - p * w.sum(axis=1, keepdims=True)
-    b[~right] *= -1.0
-    return b
+    b /= np.sqrt(np.square(b).sum(axis=1, keepdims=True))
+    return b.astype(np.float32)
 
 
 def _check_logits(logits: NDArray[Any], labels: NDArray[Any]) -> None:

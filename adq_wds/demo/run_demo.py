@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adq_wds.checks import positive
+from adq_wds.checks import Count, Ratio, positive
 from adq_wds.demo.arms import make_plans, make_trainings, stream_images, stream_kept
 from adq_wds.demo.digits import DigitShards, load_digits, write_digits
 from adq_wds.demo.net import Images
@@ -38,9 +38,9 @@ logger = logging.getLogger("adq_wds")
 def run_demo(
     out: str | os.PathLike[str] = DEFAULT_OUT,
     *,
-    keep: float = 0.1,
-    seeds: int = 10,
-    epochs: int = 60,
+    keep: Ratio = 0.1,
+    seeds: Count = 10,
+    epochs: Count = 60,
     encoder: str = "builtin",
     progress: bool | None = None,
 ) -> dict[str, Any]:
@@ -54,8 +54,8 @@ def run_demo(
         out: the demo's folder, new or of an earlier demo.
         keep: ratio of images kept, in (0, 1].
         seeds: trainings for each arm; each seed is that of the plan, of first weights and of order.
-        epochs: of each training.
-        encoder: of the main job.
+        epochs: epochs of each training.
+        encoder: builtin, builtin-free, thumbnail, or any timm name.
         progress: show bars; only on a terminal by default.
 
     Returns:

@@ -10,14 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from adq_wds.core.gradient import logit_gradients
 from adq_wds.core.texture import SHORT_SIDE, texture
+from adq_wds.embedding.answers import encoder_answers, one_line
+from adq_wds.embedding.logit_grad import gradient_columns, no_logits
 from adq_wds.embedding.shard import Batch, EmbedSettings, ShardJob, Source, unlike
 from adq_wds.embedding.stored import StoredEmbeddings
 from adq_wds.embedding.stored_field import FieldEmbeddings
-from adq_wds.errors import AdqError, FeaturesError, SampleError, located, shorten
+from adq_wds.errors import AdqError, SampleError, located, shorten
 from adq_wds.pipes.decode import whole_image
-from adq_wds.protocols import Encoder, Label
+from adq_wds.protocols import Label
 from adq_wds.samples.fields import STORED_FIELDS, Sample, content_digest, place_error, read_label
 from adq_wds.score import sample_value
 from adq_wds.shards.names import base_name
@@ -59,7 +60,7 @@ def embed_batch(job: ShardJob, rows: range, settings: EmbedSettings, source: Sou
     done = [columns for _, columns in parts if len(columns["embedding"])]
     widths = sorted({columns["embedding"].shape[1] for columns in done})
     if len(widths) > 1:
-        raise unlike(job, widths[0], widths[1])
+        raise unlike(job.name, widths[0], widths[1])
     return Batch(
         [i for part, _ in parts for i in part.rows if i not in read.bad],
         {i: label for i, label in read.labels.items() if i not in read.bad},
@@ -151,7 +152,7 @@ def _embed_part(
     bad = read.bad
     bad |= failed
     _refuse_not_finite(job, part, "embedding holds", h, bad)
-    if settings.logit_grad is not None:
+    if settings.logit_grad:
         if logits is None and not bad.keys() >= set(part.rows):
             raise AdqError(no_logits(source.name))
         if logits is not None:
@@ -164,18 +165,12 @@ def _embed_part(
     columns = {"embedding": h[keep]}
     if settings.image is not None:
         columns["texture"] = np.array([levels[k] for k in keep], dtype=np.float32)
-    if settings.logit_grad is not None and logits is not None:
+    if settings.logit_grad and logits is not None:
         labels = [read.labels[part.rows[k]] for k in keep]
-        columns["logit_grad"] = _logit_grad(job, source.name, logits[keep], labels, settings)
-        columns["head_right"] = (logits[keep].argmax(axis=1) == np.array(labels)).astype(np.float32)
+        columns |= gradient_columns(job.name, source.name, logits[keep], labels)
     for j, score in enumerate(settings.scores):
         columns[score.name] = np.array([values[k][j] for k in keep], dtype=np.float32)
     return columns
-
-
-def no_logits(encoder: str) -> str:
-    """The text for an encoder without a head where its logits are needed."""
-    return f"encoder {encoder!r} gives no logits, which logit gradients need; take one with a classifier head"
 
 
 def _refuse_not_finite(
@@ -204,31 +199,6 @@ def _score(
     except SampleError as error:
         bad[part.rows[k]] = _bad_sample(job, part.rows[k], str(error))
         return []
-
-
-def _logit_grad(
-    job: ShardJob,
-    encoder: str,
-    logits: NDArray[np.float32],
-    labels: list[Label],
-    settings: EmbedSettings,
-) -> NDArray[np.float32]:
-    """(n, C) float32 unit rows; the labels must be classes of the head."""
-    C = logits.shape[1]
-    if C < 2:
-        raise FeaturesError(
-            f"shard {job.name}: the head of encoder {encoder!r} has {C} class, whose loss has no gradient; take a head "
-            "trained on these labels"
-        )
-    strange = next((y for y in labels if not isinstance(y, int) or y >= C), None)
-    if strange is not None:
-        raise FeaturesError(
-            f"shard {job.name}: label {shorten(strange)}, but the encoder's head has {C} classes, 0 to {C - 1}: logit "
-            "gradients need a head trained on these labels (a function as label= may map names to its classes)"
-        )
-    kind = settings.logit_grad == "double_softmax"
-    y = np.array(labels, dtype=np.int64)
-    return logit_gradients(logits, y, double_softmax=kind).astype(np.float32)
 
 
 def _with_whole_name(job: ShardJob, error: SampleError) -> SampleError:
@@ -274,74 +244,34 @@ def _embed_images(
     job: ShardJob, part: _Part, source: Source
 ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None, dict[int, AdqError]]:
     """(B, D) and (B, C) or None float32, and an error for each image that the encoder fails on (its rows are NaN)."""
-    good, images = part.rows, part.images
     if isinstance(source, FieldEmbeddings):
         return np.stack(part.stored), None, {}
     if isinstance(source, StoredEmbeddings):
-        rows = [source.rows(job.name, [job.spans[i].key], job.first + i) for i in good]
+        rows = [source.rows(job.name, [job.spans[i].key], job.first + i) for i in part.rows]
         return np.concatenate(rows), None, {}
-    try:
-        return *checked_answer(source(images), len(images)), {}
-    except Exception as error:
-        if isinstance(error, AdqError) and not isinstance(error, SampleError):
-            raise
-        return _one_by_one(job, good, images, source, error)
-
-
-def _one_by_one(
-    job: ShardJob, good: list[int], images: list[Image.Image], source: Encoder, first_error: Exception
-) -> tuple[NDArray[np.float32], NDArray[np.float32] | None, dict[int, AdqError]]:
-    """Embed image by image, to name those that an encoder fails on."""
-    rows: dict[int, NDArray[np.float32]] = {}
-    logits: dict[int, NDArray[np.float32]] = {}
     bad: dict[int, AdqError] = {}
-    for i, image in zip(good, images, strict=True):
-        try:
-            rows[i], given = checked_answer(source([image]), 1)
-            if given is not None:
-                logits[i] = given
-        except Exception as error:
-            bad[i] = _bad_sample(
-                job, i, f"encoder {source.name!r} fails on it: {type(error).__name__}: {one_line(error)}"
-            )
-            bad[i].__cause__ = error
-    widths = sorted({row.shape[1] for row in rows.values()})
-    if len(widths) > 1:
-        raise unlike(job, widths[0], widths[1])
+
+    def failed(k: int, error: Exception) -> None:
+        text = f"encoder {source.name!r} fails on it: {type(error).__name__}: {one_line(error)}"
+        bad[part.rows[k]] = _bad_sample(job, part.rows[k], text)
+        bad[part.rows[k]].__cause__ = error
+
+    answers = encoder_answers(source, part.images, failed, shard=job.name)
     if not bad:
-        raise AdqError(
-            f"encoder {source.name!r} fails on {len(images)} images at once, and on none of them alone "
-            f"({type(first_error).__name__}: {one_line(first_error)}); a smaller batch_size may help"
-        ) from first_error
-    h = _stacked(rows, good)
-    return (np.full((len(good), 0), np.nan, np.float32) if h is None else h), _stacked(logits, good), bad
+        return *answers[0], {}
+    good = [k for k, i in enumerate(part.rows) if i not in bad]
+    h = _with_gaps([rows for rows, _ in answers], good, len(part.rows))
+    logits = _with_gaps([rows for _, rows in answers], good, len(part.rows))
+    return (np.full((len(part.rows), 0), np.nan, np.float32) if h is None else h), logits, bad
 
 
-def _stacked(rows: dict[int, NDArray[np.float32]], good: list[int]) -> NDArray[np.float32] | None:
-    """The rows of `good` in order, NaN where there is none; None when there are none at all."""
-    if not rows:
+def _with_gaps(rows: list[NDArray[np.float32] | None], at: list[int], n: int) -> NDArray[np.float32] | None:
+    """(n, D) float32: single rows, each (1, D), at some places, NaN at the others; None when there are none at all."""
+    given = {i: row for i, row in zip(at, rows, strict=True) if row is not None}
+    if not given:
         return None
-    nowhere = np.full_like(next(iter(rows.values())), np.nan)
-    return np.concatenate([rows.get(i, nowhere) for i in good])
-
-
-def one_line(error: Exception) -> str:
-    """An error of somebody else's, on one line of ours."""
-    return " ".join(str(error).split())[:500]
-
-
-def checked_answer(answer: Any, n: int) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-    """The embeddings and logits in an encoder's answer."""
-    if not isinstance(answer, tuple) or len(answer) != 2:
-        raise ValueError(f"gave a {type(answer).__name__}, expected (embeddings, logits or None)")
-    with np.errstate(over="ignore"):  # beyond float32 becomes infinity, which is refused by name
-        rows = np.asarray(answer[0], dtype=np.float32)
-        logits = None if answer[1] is None else np.asarray(answer[1], dtype=np.float32)
-    if rows.ndim != 2 or len(rows) != n or rows.shape[1] == 0:
-        raise ValueError(f"gave embeddings of shape {rows.shape} for {n} images, expected ({n}, D)")
-    if logits is not None and (logits.ndim != 2 or len(logits) != n or logits.shape[1] == 0):
-        raise ValueError(f"gave logits of shape {logits.shape} for {n} images, expected ({n}, C)")
-    return rows, logits
+    missing = np.full_like(next(iter(given.values())), np.nan)
+    return np.concatenate([given.get(i, missing) for i in range(n)])
 
 
 def texture_of(images: list[Image.Image]) -> NDArray[np.float32]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from adq_wds.checks import listed, positive
+from adq_wds.checks import Count, Ratio, listed, positive
 from adq_wds.embedding.batch import embed_batch
 from adq_wds.embedding.shard import (
     Batch,
@@ -39,10 +39,10 @@ from adq_wds.remote.open_shard import open_shard
 from adq_wds.samples.fields import IMAGE_FIELDS, FieldSpec
 from adq_wds.score import Score
 from adq_wds.shards.names import expand_urls, plain_shard_names
-from adq_wds.shards.samples_in_tar import iter_spans, payload_crc32
+from adq_wds.shards.samples_in_tar import iter_spans
 from adq_wds.tables.features import Features, file_name
 from adq_wds.tables.features_file import FeaturesFile, ShardFeatures
-from adq_wds.tables.spans import Spans, no_samples, source_stamp
+from adq_wds.tables.spans import Spans, no_samples, scan_spans, source_stamp
 
 logger = logging.getLogger("adq_wds")
 
@@ -57,14 +57,13 @@ def embed_shards(
     image: FieldSpec | None = IMAGE_FIELDS,
     label: FieldSpec | None = "cls",
     embeddings: str | os.PathLike[str] | None = None,
-    batch_size: int = 64,
-    workers: int | None = None,
+    batch_size: Count = 64,
+    workers: Count | None = None,
     on_error: OnError = "raise",
-    max_bad_fraction: float = MAX_BAD_FRACTION,
-    limit: int | None = None,
+    max_bad_fraction: Ratio = MAX_BAD_FRACTION,
+    limit: Count | None = None,
     scores: Iterable[str | Score] = (),
     logit_grad: bool = False,
-    double_softmax: bool = False,
     views: int = 0,
     progress: bool | None = None,
 ) -> Features:
@@ -79,30 +78,29 @@ def embed_shards(
         urls: tar shards, local ones or URLs (these are fetched whole): a pattern (braces, ``::``, stars), a folder, or several of them.
         encoder: a name (``builtin``, ``thumbnail``, any timm name) or an `Encoder`; see `encoder`.
         out: folder for the features; made if missing.
-        image: field with the image, alternatives separated by ``;``, or a function of the sample. A function is
+        image: field with the image, alternatives separated by ``;``. Or a function of the sample, which is
             known by its name only: give it another name, or another `out`, when it changes. An image that was stored
             without some of its patches is seen grey there, which is logged once. None or "none" beside `embeddings`
             for samples without images, such as text, of which there is no texture then; unless said, so it is where
             the first shard has no image field and no score needs one.
-        label: field with the label (``cls``, ``txt``, ``json:label``), a function, or None for unlabelled data.
+        label: field with the label (``cls``, ``txt``, ``json:label``); none for unlabelled data. Or a function, or None.
             Classes are all numbers or all words: the first label of a shard decides, and a sample of the other kind
             is a bad one; two shards of two kinds are an error.
         embeddings: embeddings made elsewhere, instead of an encoder: a Parquet file (columns key, embedding), an
             .npy file or a folder of numbered ones, or ``field:emb.npy`` for a field of the samples themselves.
         batch_size: images per call of the encoder; batches are cut inside a shard.
-        workers: threads, each decoding and embedding whole batches with one intra-op thread, so that results
-            do not depend on their number. As many as cores by default.
-        on_error: what to do with a bad sample (no image, no label, an encoder that fails on it): "raise", "skip"
-            or a function of the error. Skipped samples are listed in the file and never kept by a plan.
-        max_bad_fraction: more than this among all samples is an error even so, once 100 were read, and at the end;
-            so are 100 bad ones in a row.
+        workers: threads; as many as cores by default. Each decodes and embeds whole batches with one intra-op
+            thread, so that results do not depend on their number.
+        on_error: what to do with a bad sample (no image, no label, an encoder that fails on it): "raise" or "skip".
+            Or a function of the error. Skipped samples are listed in the file and never kept by a plan.
+        max_bad_fraction: share of bad samples, of all, above which skipping is an error too, once 100 were read, and
+            at the end; so are 100 bad ones in a row.
         limit: only the first samples, this many, over all shards.
         scores: scores of yours (a `Score`, or the name of an installed one), a column each. Texture is always there.
-        logit_grad: also keep the direction of the loss's gradient by the logits, which ``kernel="gradient"`` of
-            `build_plan` needs: the encoder must have a head trained on these labels.
-        double_softmax: that gradient as the method's released code has it, through a softmax of the softmax.
-        views: also embed two augmented views of so many images, which `diversity_head` of `build_plan` needs;
-            the same images whatever the shards' order (`adq_wds.embedding.views`).
+        logit_grad: also keep the direction of the loss's gradient by the logits, for ``kernel="gradient"`` of a plan:
+            the encoder must have a head trained on these labels.
+        views: also embed two augmented views of so many images, for `diversity_head` of a plan; the same images
+            whatever the shards' order (`adq_wds.embedding.views`).
         progress: show a bar; only on a terminal by default.
 
     Returns:
@@ -119,7 +117,7 @@ def embed_shards(
         refuse_no_image(image)
     settings = EmbedSettings(
         None if image == "none" else image, label, positive("batch_size", batch_size), on_error, max_bad_fraction,
-        kind_of_gradient(logit_grad, double_softmax), tuple(map(named_score, listed("scores", scores))),
+        bool(logit_grad), tuple(map(named_score, listed("scores", scores))),
     )  # fmt: skip
     if views:
         positive("views", views)
@@ -132,7 +130,7 @@ def embed_shards(
     source = open_embeddings(embeddings) if embeddings is not None else named_encoder(encoder)
     _say_what_it_saw(source, names)
     if embeddings is not None:
-        settings = without_images(settings, paths[0], names[0], Path(out) / file_name(names[0]))
+        settings = without_images(settings, paths, names, Path(out) / file_name(names[0]))
     folder = make_folder(out)
     with lock(folder), ExitStack() as stack:
         bar = stack.enter_context(_Bar(paths, limit, progress))
@@ -186,13 +184,18 @@ def refuse_no_image(image: FieldSpec | None) -> None:
         )
 
 
-def without_images(settings: EmbedSettings, path: str, shard: str, made: Path | None = None) -> EmbedSettings:
-    """The settings of a job with stored embeddings: with no image, where none was named and the first shard has none.
+def without_images(
+    settings: EmbedSettings, paths: Sequence[str], shards: Sequence[str], made: Path | None = None
+) -> EmbedSettings:
+    """The settings of a job with stored embeddings: with no image, where none was named and there is none.
+
+    The first shard that holds samples tells for all.
 
     Args:
         settings: what was asked for.
-        path, shard: the first shard.
-        made: where its features are, if there are some: what was done then is done again, and the shard not opened.
+        paths, shards: the shards and their names.
+        made: where the first one's features are, if there are some: what was done then is done again, and no shard
+            opened.
     """
     if settings.image != IMAGE_FIELDS or any(score.needs_image for score in settings.scores):
         return settings
@@ -201,20 +204,19 @@ def without_images(settings: EmbedSettings, path: str, shard: str, made: Path | 
             is_none = FeaturesFile(made).header.get("image") == "none"
             return replace(settings, image=None) if is_none else settings
     fields = set(IMAGE_FIELDS.split(";"))
-    with open_shard(path) as buffer:
-        for span in iter_spans(buffer, shard=shard):
-            if not fields.isdisjoint(member.field for member in span.members):
-                return settings
-    logger.info("shard %s has no image field: samples are taken without images, and have no texture", shard)
-    return replace(settings, image=None)
-
-
-def kind_of_gradient(logit_grad: bool, double_softmax: bool) -> str | None:
-    if double_softmax and not logit_grad:
-        raise ValueError(
-            "double_softmax is a kind of logit gradient: it needs logit_grad=True (--logit-grad, or --kernel gradient)"
-        )
-    return "double_softmax" if double_softmax else "softmax" if logit_grad else None
+    for path, shard in zip(paths, shards, strict=True):
+        n_samples = 0
+        with open_shard(path) as buffer:
+            for span in iter_spans(buffer, shard=shard):
+                n_samples += 1
+                if not fields.isdisjoint(member.field for member in span.members):
+                    return settings
+        if n_samples:
+            logger.info(
+                "shard %s has no image field: samples are taken without images, and have no texture", shard
+            )
+            return replace(settings, image=None)
+    return settings
 
 
 def _say_what_it_saw(source: Source, names: list[str]) -> None:
@@ -419,14 +421,8 @@ def _rows(old: FeaturesFile) -> list[tuple[int, str, int, int, int]]:
 def _same_samples(path: str, old: FeaturesFile) -> bool:
     """Does a shard whose date changed still hold what was embedded? Decided by its checksums."""
     rows = _rows(old)
-    with open_shard(path) as buffer:
-        found = [
-            (span.key, span.byte_offset, span.n_bytes, payload_crc32(buffer, span))
-            for span in iter_spans(buffer, shard=old.shard)
-        ]
-    if not old.header["complete"]:
-        found = found[: len(rows)]
-    return found == [row[1:] for row in rows]
+    now = scan_spans(path, shard=old.shard).rows()
+    return (now if old.header["complete"] else now[: len(rows)]) == rows
 
 
 def _embed_all(

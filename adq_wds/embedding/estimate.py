@@ -11,14 +11,14 @@ import numpy as np
 from PIL import Image
 
 from adq_wds.checks import positive
-from adq_wds.embedding.batch import no_logits, texture_of
+from adq_wds.embedding.batch import texture_of
 from adq_wds.embedding.embed_shards import (
-    kind_of_gradient,
     names_of_features,
     refuse_no_image,
     refuse_views,
     without_images,
 )
+from adq_wds.embedding.logit_grad import no_logits
 from adq_wds.embedding.shard import EmbedSettings
 from adq_wds.embedding.stored import StoredEmbeddings, open_embeddings
 from adq_wds.embedding.stored_field import FieldEmbeddings
@@ -51,7 +51,6 @@ def estimate(
     limit: int | None = None,
     scores: Sequence[str] = (),
     logit_grad: bool = False,
-    double_softmax: bool = False,
     views: int = 0,
     plan: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -66,14 +65,14 @@ def estimate(
         refuse_no_image(image)
     settings = EmbedSettings(
         None if image == "none" else image, label, positive("batch_size", batch_size), on_error, 0.0,
-        kind_of_gradient(logit_grad, double_softmax), tuple(map(named_score, scores)),
+        logit_grad, tuple(map(named_score, scores)),
     )  # fmt: skip
     if embeddings is not None:
         refuse_views(views)
     paths = expand_urls(urls)
-    names_of_features(paths)  # speaks now of names that cannot be
+    names = names_of_features(paths)  # speaks now of names that cannot be
     if embeddings is not None:
-        settings = without_images(settings, paths[0], base_name(paths[0]))
+        settings = without_images(settings, paths, names)
     n_workers = positive("workers", cores() if workers is None else workers)
     n_wanted = None if limit is None else positive("limit", limit)
     counts: list[int] = []

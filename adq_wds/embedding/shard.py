@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from adq_wds.embedding.logit_grad import gradients_of_shard
 from adq_wds.embedding.stored import StoredEmbeddings
 from adq_wds.embedding.stored_field import FieldEmbeddings
 from adq_wds.errors import AdqError, FeaturesError, SampleError, ShardError
@@ -18,17 +19,16 @@ from adq_wds.protocols import Encoder, Label
 from adq_wds.remote.open_shard import open_shard
 from adq_wds.samples.fields import IMAGE_FIELDS, WHOLE_FIELDS, FieldSpec, check_spec
 from adq_wds.score import Score
-from adq_wds.shards.samples_in_tar import Buffer, Ignored, Span, iter_spans, payload_crc32
+from adq_wds.shards.samples_in_tar import Buffer, Span, payload_crc32
 from adq_wds.tables.features_file import (
     DIGEST_BYTES,
+    LOGIT_GRAD,
     FeaturesFile,
     ShardFeatures,
     numbered,
     unit_and_norm,
 )
-from adq_wds.tables.spans import Spans, source_stamp, warn_empty
-
-logger = logging.getLogger("adq_wds")
+from adq_wds.tables.spans import Spans, source_stamp, walk_shard
 
 Source = Encoder | StoredEmbeddings | FieldEmbeddings
 """Where embeddings come from: a network, a file, or the samples themselves."""
@@ -43,7 +43,7 @@ class EmbedSettings:
     batch_size: int
     on_error: OnError
     max_bad_fraction: float
-    logit_grad: str | None = None  # "softmax" or "double_softmax"
+    logit_grad: bool = False
     scores: tuple[Score, ...] = ()
 
     def __post_init__(self) -> None:
@@ -54,7 +54,7 @@ class EmbedSettings:
         names = [score.name for score in self.scores]
         if len(set(names)) != len(names):
             raise ValueError(f"scores must each be named once, got {names}")
-        if self.logit_grad is not None and (self.label is None or self.label == "none"):
+        if self.logit_grad and (self.label is None or self.label == "none"):
             raise ValueError("logit gradients need labels: logit_grad=True and label=None exclude each other")
         for score in self.scores:
             if self.image is None and score.needs_image:
@@ -70,7 +70,7 @@ class EmbedSettings:
             "preprocessing_hash": getattr(source, "preprocessing_hash", ""),
             "image": _spec_name(self.image),
             "label": _spec_name(self.label),
-            **({"logit_grad": self.logit_grad} if self.logit_grad else {}),
+            **({"logit_grad": LOGIT_GRAD} if self.logit_grad else {}),
             **({"scores": {score.name: score.revision for score in self.scores}} if self.scores else {}),
         }
 
@@ -120,22 +120,17 @@ class ShardJob:
 def open_job(path: str, name: str, first: int, left: int | None) -> ShardJob:
     """Open a shard and scan it, or its first `left` samples."""
     close = ExitStack()
-    ignored = Ignored()
     stamp = source_stamp(path)  # before it is read: a shard replaced meanwhile is seen to differ
     buffer = close.enter_context(open_shard(path))
     spans: list[Span] = []
     crc32: list[int] = []
     complete = True
-    for span in iter_spans(buffer, shard=name, ignored=ignored):
-        if left is not None and len(spans) == left:
-            complete = False
-            break
-        spans.append(span)
-        crc32.append(payload_crc32(buffer, span))
-    if not spans:
-        warn_empty(name, ignored)
-    elif ignored.n_members:
-        logger.warning("shard %s: %s", name, ignored)
+    limit = None if left is None else left + 1  # one more says whether that is all
+    for span in walk_shard(buffer, shard=name, limit=limit, level=logging.WARNING):
+        complete = len(spans) != left
+        if complete:
+            spans.append(span)
+            crc32.append(payload_crc32(buffer, span))
     return ShardJob(path, name, buffer, close, spans, crc32, first, complete, stamp)
 
 
@@ -165,9 +160,9 @@ class Batch:
         return int(self.columns["embedding"].shape[1])
 
 
-def unlike(job: ShardJob, a: int, b: int) -> FeaturesError:
+def unlike(shard: str, a: int, b: int) -> FeaturesError:
     """Embeddings of two widths."""
-    return FeaturesError(f"shard {job.name}: embeddings of {a} and of {b} numbers; they must be alike")
+    return FeaturesError(f"shard {shard}: embeddings of {a} and of {b} numbers; they must be alike")
 
 
 def take_batch(job: ShardJob, rows: range, batch: Batch, tally: Tally) -> None:
@@ -180,7 +175,7 @@ def take_batch(job: ShardJob, rows: range, batch: Batch, tally: Tally) -> None:
         tally.failed(error)
         job.bad.append((i, job.settled.get(i, str(error))))
     if job.parts and batch.good and batch.width != job.parts[0]["embedding"].shape[1]:
-        raise unlike(job, job.parts[0]["embedding"].shape[1], batch.width)
+        raise unlike(job.name, job.parts[0]["embedding"].shape[1], batch.width)
     job.good += batch.good
     job.labels |= batch.labels
     job.digests |= batch.digests
@@ -213,19 +208,17 @@ def finished(job: ShardJob, settings: EmbedSettings, source: Source) -> ShardFea
         "source": job.stamp,
     }
     scores = {score.name: columns[score.name] for score in settings.scores}
-    logit_grad = columns["logit_grad"].astype(np.float16) if settings.logit_grad and job.good else None
-    if logit_grad is not None:
-        header["head_right"] = int(columns["head_right"].sum())
+    same = None  # earlier features of just these samples and labels
     if job.old is not None and set(good) <= set(job.old.spans().index.tolist()):
         rows = np.searchsorted(job.old.spans().index, good)
         kept = {name: job.old.score(name)[rows] for name in job.old.scores if name not in scores}
         if kept:
             header["scores"] = {**header.get("scores", {}), **{name: job.old.scores[name] for name in kept}}
             scores |= kept
-        same = len(good) == job.old.n and job.old.header["label"] == header["label"]
-        if logit_grad is None and job.old.n_classes is not None and same:
-            logit_grad = job.old.logit_grad()
-            header |= {name: job.old.header[name] for name in ("logit_grad", "head_right")}
+        if len(good) == job.old.n and job.old.header["label"] == header["label"]:
+            same = job.old
+    logit_grad, said = gradients_of_shard(columns, same)
+    header |= said
     return ShardFeatures(
         shard=job.name,
         spans=_spans(job, good),
@@ -260,7 +253,7 @@ def _columns(job: ShardJob, settings: EmbedSettings, good: list[int]) -> dict[st
     if not job.good:
         return old
     if made["embedding"].shape[1] != job.old.width:
-        raise unlike(job, job.old.width, made["embedding"].shape[1])
+        raise unlike(job.name, job.old.width, made["embedding"].shape[1])
     order = np.argsort([*job.good, *known], kind="stable")
     return {name: np.concatenate([made[name], column])[order] for name, column in old.items()}
 

@@ -11,14 +11,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from adq_wds.core.rng import generator
+from adq_wds.core.unit_rows import unit_rows
 from adq_wds.core.views import CROPPING, crop_box
-from adq_wds.embedding.batch import PART_PIXELS, checked_answer, one_line
-from adq_wds.errors import AdqError, FeaturesError, SampleError, ShardError, located, shorten
+from adq_wds.embedding.answers import encoder_answers, one_line
+from adq_wds.embedding.batch import PART_PIXELS
+from adq_wds.errors import FeaturesError, SampleError, ShardError, located
 from adq_wds.pipes.decode import whole_image
 from adq_wds.protocols import Encoder
 from adq_wds.samples.fields import FieldSpec, Sample
 from adq_wds.shards.names import base_name
-from adq_wds.shards.samples_in_tar import Buffer, payload_crc32, read_sample, span_at
+from adq_wds.shards.samples_in_tar import Buffer, WrongSample, expected_span, read_sample
 from adq_wds.tables.spans import Spans
 
 
@@ -96,14 +98,10 @@ def _read(job: ViewJob, i: int) -> Sample:
     start, key = int(job.spans.byte_offset[i]), job.spans.keys[i]
     data = job.buffer[start : start + int(job.spans.n_bytes[i])]
     try:
-        span = span_at(data, shard=job.name)
-    except ShardError as error:
-        text = f"{error}; key {shorten(key)} was embedded from byte {start}: embed the shard again"
-        raise ShardError(text) from None
-    found = payload_crc32(data, span)
-    if span.key != key or found != job.spans.crc32[i]:
-        text = f"the shard changed since it was embedded (found key {shorten(span.key)}, crc32 {found:08x}); embed it again"
-        raise located(ShardError(text), shard=job.name, key=key)
+        span = expected_span(data, shard=job.name, key=key, crc32=int(job.spans.crc32[i]))
+    except WrongSample as error:
+        text = f"the shard changed since it was embedded ({error}); embed it again"
+        raise located(ShardError(text), shard=job.name, key=key) from None
     return read_sample(data, span, url=job.path)
 
 
@@ -111,41 +109,22 @@ def _embed_images(
     job: ViewJob, part: list[int], images: list[Image.Image], number: int, source: Encoder, width: int
 ) -> NDArray[np.float16]:
     """(b, D) float16 unit rows of one view of some samples."""
-    try:
-        h = checked_answer(source(images), len(images))[0].astype(np.float64)
-    except Exception as error:
-        if isinstance(error, AdqError) and not isinstance(error, SampleError):
-            raise
-        h = _one_by_one(job, part, images, number, source, error)
+
+    def failed(k: int, error: Exception) -> None:
+        text = (
+            f"encoder {source.name!r} fails on its view {number}: {type(error).__name__}: {one_line(error)}"
+        )
+        raise located(SampleError(text), shard=job.name, key=job.spans.keys[part[k]]) from error
+
+    answers = encoder_answers(source, images, failed, shard=job.name)
+    h = np.concatenate([rows for rows, _ in answers])
     if h.shape[1] != width:
         raise FeaturesError(
             f"shard {job.name}: encoder {source.name!r} gives {h.shape[1]} numbers for a view, the features have {width}"
         )
-    norm = np.sqrt(np.einsum("nd,nd->n", h, h))
+    unit, norm = unit_rows(h)
     if not np.isfinite(norm).all():
         i = part[int(np.argmin(np.isfinite(norm)))]
         text = f"the embedding of its view {number} holds NaN or infinity"
         raise located(SampleError(text), shard=job.name, key=job.spans.keys[i])
-    unit: NDArray[np.float64] = np.divide(h, norm[:, None], out=np.zeros_like(h), where=norm[:, None] > 0)
     return unit.astype(np.float16)
-
-
-def _one_by_one(
-    job: ViewJob,
-    part: list[int],
-    images: list[Image.Image],
-    number: int,
-    source: Encoder,
-    first_error: Exception,
-) -> NDArray[np.float64]:
-    """Raise the error of the first sample that the encoder fails on alone."""
-    for i, image in zip(part, images, strict=True):
-        try:
-            checked_answer(source([image]), 1)
-        except Exception as error:
-            text = f"encoder {source.name!r} fails on its view {number}: {type(error).__name__}: {one_line(error)}"
-            raise located(SampleError(text), shard=job.name, key=job.spans.keys[i]) from error
-    raise AdqError(
-        f"encoder {source.name!r} fails on {len(images)} images at once, and on none of them alone "
-        f"({type(first_error).__name__}: {one_line(first_error)}); a smaller batch_size may help"
-    ) from first_error

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
+from adq_wds.checks import Count, Ratio
 from adq_wds.core.rng import check_seed, draws
 from adq_wds.errors import SampleError, shorten
 from adq_wds.pipes.base import MAX_BAD_FRACTION, OnError, Tally, check_on_error
@@ -80,9 +81,9 @@ def pack_folder(
     label: Literal["folder"] | None = "folder",
     seed: int = 0,
     on_error: OnError = "raise",
-    max_bad_fraction: float = MAX_BAD_FRACTION,
-    max_samples: int = MAX_SAMPLES,
-    max_bytes: int = MAX_BYTES,
+    max_bad_fraction: Ratio = MAX_BAD_FRACTION,
+    max_samples: Count = MAX_SAMPLES,
+    max_bytes: Count = MAX_BYTES,
     split: str = "train",
     overwrite: bool = False,
     progress: bool | None = None,
@@ -104,10 +105,10 @@ def pack_folder(
         label: "folder": the first folder on a file's path is its class, and ``cls`` holds its number in the sorted
             names of the folders with images (as torchvision's ImageFolder counts), which ``_info.json`` lists under
             ``classes``. Where no image lies in a folder, or with None, there is no label.
-        seed: of the order.
+        seed: seed of the order in which files lie in the shards.
         on_error: what to do with a file that has the extension of an image and is none, cannot be read, or has no
-            label: "raise", "skip", or a function of the error that says whether to skip.
-        max_bad_fraction: more than this among all images is an error even so; see `write_kept`.
+            label: "raise" or "skip". Or a function of the error that says whether to skip.
+        max_bad_fraction: share of bad images, of all, above which skipping is an error too; see `write_kept`.
         max_samples, max_bytes, split, overwrite, progress: as in `write_shards`.
 
     Raises:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import logging
 import os
@@ -11,18 +10,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from adq_wds.checks import check_memory, positive
 from adq_wds.embedding.embed_shards import embed_shards, names_of_features
 from adq_wds.embedding.stored import open_embeddings
 from adq_wds.embedding.views import N_VIEWS
 from adq_wds.errors import AdqError, PlanError
 from adq_wds.files import canonical_json, lock, make_folder, write_text
-from adq_wds.planning.bins import check_dedup, possible_dedup
-from adq_wds.planning.build_plan import build_plan, find_bins, plan_settings
-from adq_wds.registry import ENCODER_OPTIONS, KERNELS, SCORES, look_up
+from adq_wds.planning.bins import possible_dedup
+from adq_wds.planning.build_plan import build_plan, check_options, find_bins
+from adq_wds.registry import GONE, SCORES
 from adq_wds.registry import encoder as named_encoder
 from adq_wds.registry import score as named_score
 from adq_wds.shards.names import expand_urls, is_url, without_secrets
+from adq_wds.signatures import EMBED, ENCODER, PLAN, options_of
 from adq_wds.tables.bins import Bins
 from adq_wds.tables.features import Features
 from adq_wds.tables.plan import Plan, load_plan
@@ -32,9 +31,9 @@ from adq_wds.writing.tars import ShardPattern
 VERSION = 1
 # What a run.json may set, which may come from a stranger.
 _KNOWN = {
-    "encoder": {"spec", *ENCODER_OPTIONS},
-    "embed": set(inspect.signature(embed_shards).parameters) - {"urls", "encoder", "out", "progress"},
-    "plan": set(inspect.signature(build_plan).parameters) - {"features", "out", "progress"},
+    "encoder": {"spec", *options_of(ENCODER)},
+    "embed": options_of(EMBED).keys() - {"progress"},
+    "plan": options_of(PLAN).keys() - {"out", "progress"},
 }
 logger = logging.getLogger("adq_wds")
 
@@ -72,7 +71,7 @@ def run_job(
     """
     paths = expand_urls(urls)
     asked_embed, embed = embed, {**embed, **needed(embed, plan)}
-    check_plan_options(plan)  # before hours of embedding, not after
+    options = check_plan_options(plan)  # before hours of embedding, not after
     stored = embed.get("embeddings")
     source = (
         named_encoder(**encoder) if stored is None else named_encoder("thumbnail")
@@ -97,7 +96,7 @@ def run_job(
         if write:
             _refuse_foreign_shards(folder, paths)
         features = embed_shards(paths, source, folder / "features", progress=progress, **embed)
-        made = _plan(folder, features, plan, progress)
+        made = _plan(folder, features, options, progress)
         result = {**asked, **_summary(features, made)}
         if write:
             from adq_wds.writing.write_shards import write_kept  # which imports torch
@@ -112,14 +111,16 @@ def run_job(
     return {**result, "nothing_to_do": False}
 
 
-def check_plan_options(options: dict[str, Any]) -> None:
-    """Raise `ValueError` when arguments of `build_plan` are out of range, as far as they alone can tell."""
-    others = ("bins", "classes", "dedup", "kernel", "memory_bytes", "must_include")
-    plan_settings(**{name: value for name, value in options.items() if name not in others})
-    look_up("kernel", options.get("kernel", "features"), dict.fromkeys(KERNELS))
-    check_dedup(options.get("dedup", "exact"))
-    positive("bins", options["bins"])
-    check_memory(options.get("memory_bytes", 1 << 30))
+def check_plan_options(plan: dict[str, Any]) -> dict[str, Any]:
+    """All arguments of `build_plan` but its features, `out` and `progress`: `plan`, and usual values for the rest.
+
+    Raises:
+        ValueError: one is out of range, as far as they alone can tell.
+    """
+    usual = {name: option.default for name, option in options_of(PLAN).items() if name in _KNOWN["plan"]}
+    options = usual | plan
+    check_options(**options)
+    return options
 
 
 def needed(embed: dict[str, Any], plan: dict[str, Any]) -> dict[str, Any]:
@@ -178,23 +179,23 @@ def _bins(folder: Path, features: Features, options: dict[str, Any], progress: b
         try:
             old = Bins.load(path)
             same_set = old.header["features"] == features.hash and old.n_bins == options["bins"]
-            same_set &= old.header["kernel"] == options.get("kernel", "features")
-            same_set &= old.header.get("dedup") == possible_dedup(features, options.get("dedup", "exact"))
-            if same_set and old.header["asked_classes"] == options.get("classes"):
+            same_set &= old.header["kernel"] == options["kernel"]
+            same_set &= old.header.get("dedup") == possible_dedup(features, options["dedup"])
+            if same_set and old.header["asked_classes"] == options["classes"]:
                 return old
         except (PlanError, KeyError) as error:
             logger.warning("%s; binning again", error)
     bins = find_bins(
         features,
         bins=options["bins"],
-        kernel=options.get("kernel", "features"),
-        classes=options.get("classes"),
-        dedup=options.get("dedup", "exact"),
-        memory_bytes=options.get("memory_bytes", 1 << 30),
+        kernel=options["kernel"],
+        classes=options["classes"],
+        dedup=options["dedup"],
+        memory_bytes=options["memory_bytes"],
         scratch=folder,
         progress=progress,
     )
-    bins.header["asked_classes"] = options.get("classes")
+    bins.header["asked_classes"] = options["classes"]
     bins.save(path)
     return bins
 
@@ -250,6 +251,8 @@ def load_run(path: str | os.PathLike[str]) -> dict[str, Any]:
         if old["format"] != "adq_wds.run" or old["version"] > VERSION:
             raise ValueError(f"format {old['format']!r}, version {old['version']!r}")
         arguments = old["arguments"]
+        if arguments["embed"].pop("double_softmax", False):  # an argument of earlier versions
+            raise ValueError(f"double_softmax: {GONE['--double-softmax']}")
         for part, known in _KNOWN.items():
             if unknown := sorted(set(arguments[part]) - known):
                 raise ValueError(f"unknown arguments {unknown} under {part!r}")
@@ -257,5 +260,5 @@ def load_run(path: str | os.PathLike[str]) -> dict[str, Any]:
             raise ValueError("must_include is not a list")
         urls = [str(shard["path"]) for shard in old["shards"]]
         return {"urls": urls, "write": bool(arguments["write"]), **{part: arguments[part] for part in _KNOWN}}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: not a run.json that this adq_wds can read ({error})") from error

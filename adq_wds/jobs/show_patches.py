@@ -1,4 +1,4 @@
-"""What would dropping patches do to these images? The picture behind `adq show --patches`."""
+"""What would dropping patches do to these images? The picture of `adq patches`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from adq_wds.checks import Count, Ratio, positive
 from adq_wds.core.patches import KEEP, PATCH, tile, tile_columns
 from adq_wds.errors import AdqError, shorten
 from adq_wds.files import atomic_path
@@ -65,12 +66,12 @@ def show_patches(
     out: str | os.PathLike[str],
     *,
     mae: Rebuilder | None = None,
-    patch_keep: float = KEEP,
+    patch_keep: Ratio = KEEP,
     patch: int = PATCH,
     size: int | None = 224,
     quality: int = 90,
     image: FieldSpec = IMAGE_FIELDS,
-    samples: int = SAMPLES,
+    samples: Count = SAMPLES,
 ) -> list[Shown]:
     """Draw a few images, where they matter, what is kept, how it is stored, and what a network makes of it.
 
@@ -79,10 +80,10 @@ def show_patches(
         importance: see `DropPatches`.
         out: the picture's file, a PNG: ``.png``.
         mae: rebuilds the images, if it is for patches and images of that size.
-        patch_keep: ratio of patches kept.
-        patch: side of a patch.
+        patch_keep: ratio of each image's patches kept.
+        patch: side of a patch in pixels.
         size: side to which images are drawn first; None takes them as they are.
-        quality: of the JPEGs.
+        quality: quality of the JPEGs, 1 to 100.
         image: field with the image.
         samples: images shown.
 
@@ -91,8 +92,7 @@ def show_patches(
         SampleError: an image is damaged.
         AdqError: there are no samples, or the picture cannot be written.
     """
-    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
-        raise ValueError(f"samples must be an integer >= 1, got {samples!r}")
+    samples = positive("samples", samples)
     if Path(out).suffix.lower() != ".png":
         raise ValueError(f"{shorten(os.fspath(out))} will hold a PNG; give it a name that ends in .png")
     check_patch_keep(patch_keep)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from adq_wds.checks import positive
+from adq_wds.checks import Count, positive
 from adq_wds.engines.threads import cores
 from adq_wds.errors import PlanError, ShardError, shorten
 from adq_wds.jobs.index import Urls
@@ -70,7 +70,7 @@ def verify_shards(
     decode: bool = False,
     image: FieldSpec = IMAGE_FIELDS,
     label: FieldSpec | None = None,
-    workers: int | None = None,
+    workers: Count | None = None,
     progress: bool | None = None,
 ) -> Report:
     """Hold shards against a plan, an index or features, to the end, and tell all that differs.
@@ -85,8 +85,8 @@ def verify_shards(
         decode: also decode the image of every sample that training reads; of one stored without some of its patches,
             places and geometry too.
         image: field with the image.
-        label: also compare its label, in this field, with the one listed; None compares none.
-        workers: threads for that; as many as cores by default.
+        label: also compare the labels in this field with those listed. None compares none.
+        workers: threads that decode; as many as cores by default.
         progress: show a bar; only on a terminal by default.
 
     Raises:

@@ -12,7 +12,15 @@ from adq_wds.pipes.decode import whole_image
 from adq_wds.remote.open_shard import open_shard
 from adq_wds.samples.fields import FieldSpec, read_label
 from adq_wds.shards.names import base_name, is_url
-from adq_wds.shards.samples_in_tar import Buffer, Span, iter_spans, payload_crc32, read_sample, span_at
+from adq_wds.shards.samples_in_tar import (
+    Buffer,
+    Span,
+    WrongSample,
+    expected_span,
+    iter_spans,
+    payload_crc32,
+    read_sample,
+)
 
 MISSING = "missing"
 _DECODED_AT_ONCE = 64
@@ -97,13 +105,13 @@ def gone(expected: Expected, kind: str, text: str) -> ShardCheck:
 
 def _compare(buffer: Buffer, expected: Expected, contents: Contents | None) -> ShardCheck:
     name, differences = expected.name, []
-    found = _Found(buffer, name)
-    if found.fault is not None:
-        differences.append(Difference(name, None, "damaged", found.fault, 0))
+    walked = _Walked(buffer, name)
+    if walked.fault is not None:
+        differences.append(Difference(name, None, "damaged", walked.fault, 0))
     good: dict[int, _Sample] = {}
     faults: dict[int, _Fault] = {}
     for i, row in enumerate(expected.spans.rows()):
-        sample = _check_row(found, row)
+        sample = _check_row(walked, row)
         if isinstance(sample, _Sample) and expected.used[i] and sample.span.problem is not None:
             sample = _Fault("unusable", _without(f"shard {name}, key {shorten(row[1])}", sample.span.problem))
         if isinstance(sample, _Sample):
@@ -115,7 +123,7 @@ def _compare(buffer: Buffer, expected: Expected, contents: Contents | None) -> S
         faults |= _check_contents({i: good[i] for i in used}, expected, contents)
     for i in sorted(faults):
         differences.append(Difference(name, expected.spans.keys[i], faults[i].kind, faults[i].text, 1))
-    extra = _extra(found, expected)
+    extra = _extra(walked, expected)
     missing = sum(fault.kind == MISSING for fault in faults.values())
     return ShardCheck(
         ok=len(expected.spans) - len(faults),
@@ -142,7 +150,7 @@ class _Fault:
     text: str
 
 
-class _Found:
+class _Walked:
     """The samples that a shard holds, up to its first fault.
 
     Attributes:
@@ -168,13 +176,13 @@ class _Found:
 _Row = tuple[int, str, int, int, int]
 
 
-def _check_row(found: _Found, row: _Row) -> _Sample | _Fault:
+def _check_row(walked: _Walked, row: _Row) -> _Sample | _Fault:
     """A sample, if it is as listed."""
     index, key, byte_offset, n_bytes, crc32 = row
-    if key not in found.by_key:
-        return _check_hidden(found, row)
-    position, span = found.by_key[key]
-    crc = payload_crc32(found.buffer, span)
+    if key not in walked.by_key:
+        return _check_hidden(walked, row)
+    position, span = walked.by_key[key]
+    crc = payload_crc32(walked.buffer, span)
     if (position, span.byte_offset, span.n_bytes) != (index, byte_offset, n_bytes):
         text = (
             f"sample {position} at byte {span.byte_offset} ({span.n_bytes} bytes), listed as {index} at byte "
@@ -183,39 +191,38 @@ def _check_row(found: _Found, row: _Row) -> _Sample | _Fault:
         return _Fault("moved" if crc == crc32 else "changed", text)
     if crc != crc32:
         return _Fault("changed", f"payload of crc32 {crc:08x}, listed {crc32:08x}")
-    return _Sample(found.buffer, span)
+    return _Sample(walked.buffer, span)
 
 
-def _check_hidden(found: _Found, row: _Row) -> _Sample | _Fault:
+def _check_hidden(walked: _Walked, row: _Row) -> _Sample | _Fault:
     """A sample that the walk did not meet: it may stand whole behind a fault, where training reads it by offset."""
     _, key, byte_offset, n_bytes, crc32 = row
-    end, size = byte_offset + n_bytes, len(found.buffer)
+    end, size = byte_offset + n_bytes, len(walked.buffer)
     if not 0 <= byte_offset < end <= size:
         return _Fault(MISSING, f"listed at bytes {byte_offset} to {end}, the file ends at {size}")
-    other = found.at.get(byte_offset)
-    if other is None and found.fault is None:
+    other = walked.at.get(byte_offset)
+    if other is None and walked.fault is None:
         return _Fault(MISSING, "not in the shard")
     if other is None:
-        data = found.buffer[byte_offset:end]
+        data = walked.buffer[byte_offset:end]
         try:
-            span = span_at(data, shard=found.name)
-        except ShardError as error:
-            return _Fault("damaged", _without(f"shard {found.name}", str(error)))
-        if span.key == key:
-            crc = payload_crc32(data, span)
-            fault = _Fault("changed", f"payload of crc32 {crc:08x}, listed {crc32:08x}")
-            return _Sample(data, span) if crc == crc32 else fault
-        other = span.key
+            return _Sample(data, expected_span(data, shard=walked.name, key=key, crc32=crc32))
+        except WrongSample as error:
+            if error.span is None:
+                return _Fault("damaged", str(error))
+            if error.span.key == key:
+                return _Fault("changed", f"payload of crc32 {error.crc32:08x}, listed {crc32:08x}")
+            other = error.span.key
     return _Fault(MISSING, f"not in the shard; key {shorten(other)} is in its place")
 
 
-def _extra(found: _Found, expected: Expected) -> list[Difference]:
+def _extra(walked: _Walked, expected: Expected) -> list[Difference]:
     listed, n = set(expected.spans.keys), len(expected.spans)
     return [
         Difference(
             expected.name, span.key, "extra", f"sample {i} at byte {span.byte_offset} is not listed", 0
         )
-        for i, span in enumerate(found.spans)
+        for i, span in enumerate(walked.spans)
         if span.key not in listed and (expected.complete or i < n)
     ]
 
@@ -229,11 +236,11 @@ def _check_contents(samples: dict[int, _Sample], expected: Expected, contents: C
         faults = {i: _content_fault(samples[i], expected, i, contents) for i in part}
         return {i: fault for i, fault in faults.items() if fault is not None}
 
-    found: dict[int, _Fault] = {}
+    all_faults: dict[int, _Fault] = {}
     with pool_of_threads(contents.workers, "adq-verify") as pool:
         for faults in pool.map(check, parts):
-            found |= faults
-    return found
+            all_faults |= faults
+    return all_faults
 
 
 def _content_fault(sample: _Sample, expected: Expected, i: int, contents: Contents) -> _Fault | None:

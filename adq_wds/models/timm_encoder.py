@@ -108,15 +108,15 @@ def timm_encoder(
     Args:
         name: a timm model (`resnet18`, `vit_small_patch14_dinov2.lvd142m`) or `hf_hub:OWNER/NAME`.
         checkpoint: a file with the weights, `.safetensors`; its classifier decides the number of classes.
-        pretrained: without `checkpoint`, fetch the weights timm knows for the name (from its cache when they are
-            there); False gives random weights, the same ones each time, for trying things out.
+        pretrained: fetch, without `checkpoint`, the weights timm knows for the name (from its cache when they are
+            there). False gives random weights, the same ones each time, for trying things out.
         head: keep the classifier and give logits. False also takes weights that have none.
         device: `cpu`, `cuda`, `cuda:1`, ..., or `auto` (cuda when there is one, else cpu).
         image_size: side of the network's input in pixels, when not its own.
         allow_pickle: read `.pth`, `.pt`, `.bin`, `.ckpt` checkpoints too: tensors only, no code is run. (What
             timm fetches by name is read by timm: safetensors where offered, else tensors only in the same way.)
         cache_dir: where fetched weights are kept, when not in the usual place.
-        amp, channels_last, compile: how the network runs; see `ForwardOptions`.
+        amp, channels_last, compile: how the network runs, as in `ForwardOptions`.
 
     Raises:
         ValueError: an unknown name (close ones listed), no such file or device, a checkpoint of another network, a

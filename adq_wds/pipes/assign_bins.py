@@ -10,9 +10,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from adq_wds.core.unit_rows import unit_rows
 from adq_wds.errors import CodebookError, SampleError, shorten
 from adq_wds.pipes.base import Pipe
-from adq_wds.pipes.embed import EMBEDDING_FIELD, ENCODER_FIELD, unit_half
+from adq_wds.pipes.embed import EMBEDDING_FIELD, ENCODER_FIELD
 from adq_wds.samples.fields import FieldSpec, Sample, check_spec, clean_fields, place_error, read_label
 from adq_wds.samples.npy import MAX_HEADER_BYTES, NpyError, read_header
 from adq_wds.tables.codebook import POOLED, Codebook, as_codebook
@@ -116,7 +117,9 @@ class AssignBins(Pipe):
                     f"an embedding of {len(vector)} numbers, the codebook's have {self._codebook.width}"
                 )
             with np.errstate(over="ignore"):  # as `embed_shards` reads it: beyond float32 is infinity
-                half = vector if made_by is not None else unit_half(vector.astype(np.float32)[None])[0]
+                half = vector
+                if made_by is None:
+                    half = unit_rows(vector.astype(np.float32)[None])[0][0].astype(np.float16)
             if not np.isfinite(half).all():
                 raise SampleError("the embedding holds NaN or infinity")
         except SampleError as error:

@@ -7,8 +7,8 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
-from typing import ClassVar, Literal
+from itertools import chain, islice
+from typing import ClassVar, Literal, TypeVar
 
 from adq_wds.errors import AdqError, SampleError, located, placed, retold, shorten
 from adq_wds.samples.fields import Sample, SpecError
@@ -18,6 +18,9 @@ OnError = Literal["raise", "skip"] | Callable[[AdqError], bool]
 MAX_BAD_FRACTION = 0.1
 MAX_BAD_IN_A_ROW = 100
 _MIN_JUDGED = 100  # samples read before a fraction says anything
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 logger = logging.getLogger("adq_wds")
 
@@ -109,6 +112,62 @@ def check_on_error(on_error: OnError, max_bad_fraction: float = MAX_BAD_FRACTION
         raise ValueError(f"max_bad_fraction must lie in [0, 1], got {max_bad_fraction!r}")
 
 
+def replayed(
+    chunk: list[T],
+    work: Callable[[list[T]], list[R]],
+    failed: Callable[[T, Exception], None],
+    *,
+    good: Callable[[int, int], None] = lambda n_read, n_kept: None,
+    may_replay: Callable[[Exception], bool] = lambda error: True,
+) -> Iterator[list[R]]:
+    """Run `work` over a chunk; if it raises, run it over each item alone, to find the bad ones.
+
+    Lazy: what the good items before a bad one gave is yielded before `failed` hears of that one.
+
+    Args:
+        chunk: the items.
+        work: gives the results of some items.
+        failed: called with each item that fails alone, and its error; raises, or returns to skip the item.
+        good: called with the numbers of items and results of each success, such as `Tally.good`.
+        may_replay: whether an error of the whole chunk may be one item's; others are raised as they are.
+
+    Yields:
+        The results of the whole chunk, or of one good item after another.
+
+    >>> list(replayed(["1", "x", "3"], lambda texts: [int(text) for text in texts], lambda text, error: print(text)))
+    x
+    [[1], [3]]
+    """
+    try:
+        results = work(chunk)
+    except Exception as error:
+        if not may_replay(error):
+            raise
+    else:
+        good(len(chunk), len(results))
+        yield results
+        return
+    for item in chunk:
+        try:
+            results = work([item])
+        except Exception as error:
+            failed(item, error)
+        else:
+            good(1, len(results))
+            yield results
+
+
+def before_error(stream: Iterator[T]) -> tuple[list[T], Exception | None]:
+    """All that an iterator gives, and the error that ended it, if one did: to be raised after what came before it."""
+    items: list[T] = []
+    try:
+        for item in stream:
+            items.append(item)
+    except Exception as error:
+        return items, error
+    return items, None
+
+
 @dataclass(frozen=True, eq=False)
 class Pipe(ABC):
     """A stage of a stream: samples in, at most as many samples out, in order.
@@ -160,14 +219,13 @@ class Pipe(ABC):
             )
         return self._stream(stream)
 
-    def run(self, chunk: list[Sample], tally: Tally) -> list[Sample]:
+    def run(self, chunk: list[Sample], tally: Tally) -> Iterator[Sample]:
         """`apply`, counted; if it raises, the samples are tried one by one, and the bad ones given to `tally`."""
-        try:
-            out = self.apply(chunk)
-        except Exception:  # each sample is tried again alone, and raises again
-            return list(self._one_by_one(chunk, tally))
-        tally.good(len(chunk), len(out))
-        return out
+
+        def failed(sample: Sample, error: Exception) -> None:
+            tally.failed(self._located(error, sample))
+
+        return chain.from_iterable(replayed(chunk, self.apply, failed, good=tally.good))
 
     def counted(self, stream: Iterable[Sample]) -> Iterable[Sample]:
         """The stream, held against what only a whole pass can show; as it is, for a pipe that knows of nothing."""
@@ -176,57 +234,42 @@ class Pipe(ABC):
     def _stream(self, stream: Iterable[Sample]) -> Iterator[Sample]:
         tally = Tally(type(self).__name__, self.on_error)
         samples = iter(self.counted(stream))
-        failed: Exception | None = None
-        while failed is None:
-            chunk: list[Sample] = []
-            try:
-                for sample in islice(samples, self.chunk):
-                    chunk.append(sample)
-            except Exception as error:  # raised once the good samples before it are handed on
-                failed = error
+        error: Exception | None = None
+        while error is None:
+            chunk, error = before_error(islice(samples, self.chunk))
             if not chunk:
                 break
-            try:
-                out = self.apply(chunk)
-            except Exception:  # each sample is tried again alone, and raises again
-                yield from self._one_by_one(chunk, tally)
-                continue
-            tally.good(len(chunk), len(out))
-            yield from out
-        if failed is not None:
-            raise failed
+            yield from self.run(chunk, tally)
+        if error is not None:
+            raise error
         tally.close()
 
-    def _one_by_one(self, chunk: list[Sample], tally: Tally) -> Iterator[Sample]:
-        for sample in chunk:
-            try:
-                out = self.apply([sample])
-            except SpecError:
-                raise
-            except Exception as error:
-                self._check_sample(sample, error)
-                if isinstance(error, AdqError):  # a user's own function may raise one that names no place
-                    tally.failed(placed(error, shard=base_name(sample["__url__"]), key=sample["__key__"]))
-                else:
-                    tally.failed(self._wrapped(error, sample))
-            else:
-                tally.good(1, len(out))
-                yield from out
+    def _located(self, error: Exception, sample: Sample) -> AdqError:
+        """What `apply` raised for one sample, with its place.
+
+        Raises:
+            SpecError: `error` itself: the field spec is wrong, not the sample.
+            TypeError: what failed is not a sample.
+        """
+        if isinstance(error, SpecError):
+            raise error
+        self._check_sample(sample, error)
+        shard, key = base_name(sample["__url__"]), sample["__key__"]
+        if isinstance(error, AdqError):  # a user's own function may raise one that names no place
+            return placed(error, shard=shard, key=key)
+        text = f"{type(self).__name__}: {type(error).__name__}: {shorten(str(error), 200)}"
+        place = located(SampleError(text), shard=shard, key=key)
+        place.__cause__ = error
+        return place
 
     def _check_sample(self, sample: object, error: Exception) -> None:
         """Raise `TypeError` if `error` comes of what is no sample."""
-        found = f"a {type(sample).__name__}"
+        what = f"a {type(sample).__name__}"
         if isinstance(sample, dict):
             if all(isinstance(sample.get(name), str) for name in ("__key__", "__url__")):
                 return
-            found += f" with {shorten(list(sample))}"
+            what += f" with {shorten(list(sample))}"
         raise TypeError(
-            f"{type(self).__name__} got {found}, expected a sample: a dict with text in '__key__' and '__url__'; "
+            f"{type(self).__name__} got {what}, expected a sample: a dict with text in '__key__' and '__url__'; "
             "put this stage before to_tuple/batched"
         ) from error
-
-    def _wrapped(self, error: Exception, sample: Sample) -> SampleError:
-        text = f"{type(self).__name__}: {type(error).__name__}: {shorten(str(error), 200)}"
-        place = located(SampleError(text), shard=base_name(sample["__url__"]), key=sample["__key__"])
-        place.__cause__ = error
-        return place

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from adq_wds.checks import positive
 from adq_wds.errors import SampleError, shorten
 from adq_wds.pipes.base import Pipe
 from adq_wds.protocols import Label
@@ -35,7 +36,7 @@ from adq_wds.samples.patch_record import IDENTIFIER
 
 FORMS = ("pil", "numpy", "torch", "patches")
 _WHOLE = (
-    f"a whole image, not kept patches, which are stored as {STORED_FIELDS[0]!r} or {STORED_FIELDS[1]!r}: drop patches with "
+    f"a whole image, not kept patches, which are stored as {STORED_FIELDS[0]!r}: drop patches with "
     "DropPatches, or decode it without to='patches'"
 )
 
@@ -100,7 +101,7 @@ class Decode(Pipe):
     that a tar brought. Unlike ``WebDataset.decode()``, nothing else is ever decoded, so nothing in a shard can run
     code. To be put before `.decode()`, or in its place.
 
-    An image that was stored without some of its patches (``patches.jpg`` or ``patches.webp``, from `EncodePatches`)
+    An image that was stored without some of its patches (``patches.jpg``, from `EncodePatches`)
     becomes a whole one again, of one colour where patches are missing, and ``__adq_filled__`` is True beside it; with
     ``to="patches"`` it is what was kept, in the fields that `DropPatches` makes: ``patches`` (k, P, P, 3) uint8,
     ``positions`` (k,) and ``grid`` (2,) int64.
@@ -147,8 +148,7 @@ class Decode(Pipe):
         check_spec(self.label, "label")
         if self.to not in FORMS:
             raise ValueError(f"to must be one of {FORMS}, got {shorten(self.to)}")
-        if not _is_integer(self.max_pixels) or self.max_pixels < 1:
-            raise ValueError(f"max_pixels must be an integer >= 1, got {shorten(self.max_pixels)}")
+        positive("max_pixels", self.max_pixels)
         for name in ("background", "fill"):
             colour = getattr(self, name)
             if not isinstance(colour, tuple) or len(colour) != 3 or not all(map(_is_level, colour)):

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from adq_wds.checks import positive
 from adq_wds.core.importance import patch_seed
 from adq_wds.core.patches import KEEP, PATCH, Grid, cut_patches, n_kept, patch_grid, top_patches
 from adq_wds.core.rng import check_seed
@@ -128,8 +129,7 @@ class DropPatches(Pipe):
         check_spec(self.image, "image")
         check_spec(self.label, "label")
         check_seed(self.seed)
-        if type(self.max_pixels) is not int or self.max_pixels < 1:
-            raise ValueError(f"max_pixels must be an integer >= 1, got {self.max_pixels!r}")
+        positive("max_pixels", self.max_pixels)
 
     def _check_how_many(self) -> None:
         if self.tolerance is None:

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from adq_wds.checks import positive
+from adq_wds.core.unit_rows import unit_rows
 from adq_wds.errors import SampleError, shorten
 from adq_wds.pipes.accelerator import accelerator_of, wrong_process
 from adq_wds.pipes.base import Pipe
@@ -50,7 +52,7 @@ class Embed(Pipe):
         encoder: an `Encoder`, such as ``adq_wds.encoder("builtin")`` gives.
         image: field with the image, as bytes or decoded: an RGB PIL image, an (H, W, 3) uint8 array or a (3, H, W)
             uint8 tensor. Or a function giving one of these. An image that was stored without some of its patches (the
-            bytes of ``patches.jpg`` or ``patches.webp``) is seen grey where they are missing.
+            bytes of ``patches.jpg``) is seen grey where they are missing.
         batch_size: images per call of the encoder, at most.
         max_pixels: a larger image is an error before a pixel is decoded.
 
@@ -82,11 +84,8 @@ class Embed(Pipe):
             hint = f"; write adq_wds.encoder({source!r})" if isinstance(source, str) else ""
             raise TypeError(f"Embed needs an encoder, got {shorten(source)}{hint}")
         check_spec(self.image, "image")
-        for name in ("batch_size", "max_pixels"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-                raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
-        object.__setattr__(self, "chunk", int(self.batch_size))
+        positive("max_pixels", self.max_pixels)
+        object.__setattr__(self, "chunk", positive("batch_size", self.batch_size))
         object.__setattr__(self, "_process", os.getpid())
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -103,7 +102,7 @@ class Embed(Pipe):
         self._check_process()
         cleaned = [clean_fields(sample) for sample in samples]
         images = [self._image(sample) for sample in cleaned]
-        rows = unit_half(self._embedded(images))
+        rows = unit_rows(self._embedded(images))[0].astype(np.float16)
         wrong = ~np.isfinite(rows).all(axis=1)
         if wrong.any():
             bad = samples[int(wrong.argmax())]
@@ -144,21 +143,6 @@ class Embed(Pipe):
         device = _device_of(self.encoder)
         if device.partition(":")[0] != "cpu" and os.getpid() != self.__dict__["_process"]:
             raise wrong_process("Embed", f"the encoder {self.encoder.name!r}", device)
-
-
-def unit_half(rows: NDArray[np.float32]) -> NDArray[np.float16]:
-    """(B, D) float16 rows of length 1 of (B, D) float32 ones; zero rows stay zero, not finite ones are not finite.
-
-    >>> unit_half(np.array([[3.0, 4.0], [0.0, 0.0]], np.float32))
-    array([[0.6, 0.8],
-           [0. , 0. ]], dtype=float16)
-    """
-    h = rows.astype(np.float64)
-    norm = np.sqrt(np.einsum("nd,nd->n", h, h))[:, None]
-    with np.errstate(invalid="ignore"):  # inf / inf is NaN, which the caller names
-        unit = np.divide(h, norm, out=np.zeros_like(h), where=norm != 0)
-    half: NDArray[np.float16] = unit.astype(np.float16)
-    return half
 
 
 def as_rgb(value: Any, max_pixels: int) -> Image.Image:

@@ -7,17 +7,18 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from adq_wds.checks import integer
 from adq_wds.errors import SampleError, shorten
 from adq_wds.pipes.base import Pipe
 from adq_wds.samples.fields import KEPT_FIELDS, STORED_FIELDS, Sample, SpecError, clean_fields, place_error
-from adq_wds.samples.patch_file import CODING_UNIT, PatchImage, Subsampling, encode_lossless, encode_patches
+from adq_wds.samples.patch_file import CODING_UNIT, PatchImage, Subsampling, encode_patches
 
-JPEG_FIELD, WEBP_FIELD = STORED_FIELDS
+JPEG_FIELD = STORED_FIELDS[0]
 
 
 @dataclass(frozen=True, eq=False)
 class EncodePatches(Pipe):
-    """Put what `DropPatches` kept into one file, the new field ``patches.jpg``; ``patches.webp`` when lossless.
+    """Put what `DropPatches` kept into one file, the new field ``patches.jpg``.
 
     The fields ``patches``, ``positions`` and ``grid`` go. Every program that opens pictures opens the file, and shows
     the kept patches side by side; `Decode` and `patch_jpeg.decode` also know where they were.
@@ -25,7 +26,6 @@ class EncodePatches(Pipe):
     Args:
         quality: 1 … 100, as libjpeg counts.
         subsampling: "4:2:0" (chroma halved; P a multiple of 16) or "4:4:4" (P a multiple of 8).
-        lossless: a WebP with exact pixels, about four times the bytes; any P. Then the two above mean nothing.
 
     Raises:
         ValueError: an argument is out of range; while streaming, a P that would make files larger, with the numbers
@@ -38,18 +38,14 @@ class EncodePatches(Pipe):
     one_to_one: ClassVar[bool] = True
     quality: int = field(default=90, kw_only=True)
     subsampling: Subsampling = field(default="4:2:0", kw_only=True)
-    lossless: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if type(self.quality) is not int or self.quality not in range(1, 101):
-            raise ValueError(f"quality must be an integer from 1 to 100, got {self.quality!r}")
+        object.__setattr__(self, "quality", integer("quality", self.quality, least=1, most=100))
         if self.subsampling not in CODING_UNIT:
             raise ValueError(
                 f"subsampling must be {' or '.join(map(repr, CODING_UNIT))}, got {shorten(self.subsampling)}"
             )
-        if type(self.lossless) is not bool:
-            raise ValueError(f"lossless must be True or False, got {self.lossless!r}")
 
     def apply(self, samples: list[Sample]) -> list[Sample]:
         """Each sample with its kept patches as a file."""
@@ -57,24 +53,20 @@ class EncodePatches(Pipe):
 
     def _encoded(self, sample: Sample) -> Sample:
         out = clean_fields(sample)
-        new = WEBP_FIELD if self.lossless else JPEG_FIELD
-        if new in out:
-            raise place_error(
-                SampleError("is there already; rename or drop it before EncodePatches"), out, new
-            )
+        if JPEG_FIELD in out:
+            trouble = SampleError("is there already; rename or drop it before EncodePatches")
+            raise place_error(trouble, out, JPEG_FIELD)
         image = _kept_patches(out)
         for name in KEPT_FIELDS:
             del out[name]
-        out[new] = self._file(image, sample)
+        out[JPEG_FIELD] = self._file(image, sample)
         return out
 
     def _file(self, image: PatchImage, sample: Sample) -> bytes:
         try:
-            if self.lossless:
-                return encode_lossless(image)
             return encode_patches(image, quality=self.quality, subsampling=self.subsampling)
         except ValueError as error:
-            if not self.lossless and image.patch % CODING_UNIT[self.subsampling]:  # of all samples alike
+            if image.patch % CODING_UNIT[self.subsampling]:  # of all samples alike
                 raise SpecError(str(error)) from error
             raise place_error(SampleError(str(error)), sample) from error
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from adq_wds.core.patches import Grid, cut_patches, join_patches, n_kept, top_patches
+from adq_wds.core.unit_rows import unit_rows
 from adq_wds.protocols import Encoder
 
 KEEPS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
@@ -100,6 +101,4 @@ def _units(encoder: Encoder, images: list[Image.Image]) -> NDArray[np.float64]:
         raise ValueError(
             "a feature holds NaN or infinity; half precision overflows like this, so try without AMP"
         )
-    norm = np.sqrt(np.einsum("nd,nd->n", h, h))[:, None]
-    unit: NDArray[np.float64] = np.divide(h, norm, out=np.zeros_like(h), where=norm != 0)
-    return unit
+    return unit_rows(h)[0]

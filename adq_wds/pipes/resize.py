@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
 from PIL import Image
+
+from adq_wds.checks import positive
 
 
 def check_size(size: object) -> None:
     """Raise `ValueError` unless this is a side in pixels."""
-    if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
-        raise ValueError(f"size must be an integer >= 1 (a side in pixels), got {size!r}")
+    positive("size", size)
 
 
 def centre_square(image: Image.Image, size: int) -> Image.Image:

@@ -13,6 +13,7 @@ from typing import Any, Literal, NoReturn
 
 import numpy as np
 
+from adq_wds.checks import integer
 from adq_wds.core.allocation import budget_for
 from adq_wds.core.rng import check_seed, draws
 from adq_wds.errors import AdqError, CodebookError, PlanError, ShardError, located, shorten
@@ -125,9 +126,7 @@ class Subsample(Pipe):
 
 
 def _checked_epoch(epoch: object) -> int:
-    if isinstance(epoch, bool) or not isinstance(epoch, int | np.integer) or not 0 <= epoch < 2**63:
-        raise ValueError(f"epoch must be an integer >= 0, got {epoch!r}")
-    return int(epoch)
+    return integer("epoch", epoch, least=0, most=2**63 - 1)
 
 
 def _epoch_of(sample: Sample) -> int:

@@ -10,13 +10,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from adq_wds.checks import positive
 from adq_wds.core.patches import top_patches
 from adq_wds.pipes.drop_patches import DropPatches
 from adq_wds.pipes.encode_patches import EncodePatches
 from adq_wds.pipes.feature_shift import Look, kept_counts, shift_table
 from adq_wds.protocols import Encoder, Importance
 from adq_wds.samples.fields import IMAGE_FIELDS, FieldSpec, Sample
-from adq_wds.samples.patch_file import Subsampling, encode, encode_lossless, keep_patches
+from adq_wds.samples.patch_file import Subsampling, encode
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,8 +79,7 @@ def measure_drops(
 
     Source: ours.
     """
-    if limit is not None and (type(limit) is not int or limit < 1):
-        raise ValueError(f"limit must be an integer >= 1, got {limit!r}")
+    limit = None if limit is None else positive("limit", limit)
     pipe = DropPatches(
         importance, tolerance=0, encoder=encoder, patch=patch, size=size, image=image, label=label, seed=seed
     )
@@ -180,7 +180,5 @@ def _bytes_table(look: Look, patch: int, pipe: EncodePatches) -> NDArray[np.int6
 
 
 def _file(pixels: NDArray[np.uint8], kept: NDArray[np.int64], patch: int, pipe: EncodePatches) -> bytes:
-    if pipe.lossless:
-        return encode_lossless(keep_patches(pixels, kept, patch))
     subsampling: Subsampling = pipe.subsampling
     return encode(pixels, kept, patch, quality=pipe.quality, subsampling=subsampling)

@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from adq_wds.checks import check_memory, listed
+from adq_wds.checks import check_memory, integer, listed
 from adq_wds.core.copies import first_of
-from adq_wds.core.gradient import GradientKernel, gradient_bins
-from adq_wds.core.graphcut import graphcut_bins
 from adq_wds.core.kernel import unit_rows
 from adq_wds.core.scores import DECIMALS, BinSums, bin_scores
 from adq_wds.errors import FeaturesError, shorten
 from adq_wds.planning.buckets import ClassBuckets
+from adq_wds.planning.class_binner import BY_EMBEDDINGS, ClassBinner
+from adq_wds.planning.gradient_bins import by_gradients
 from adq_wds.tables.bins import Bins
 from adq_wds.tables.features import Features
 from adq_wds.tables.features_file import NO_LABEL
@@ -63,40 +63,35 @@ def bin_features(
     """
     if kernel not in ("features", "gradient"):
         raise ValueError(f"kernel must be 'features' or 'gradient', got {kernel!r}")
-    if isinstance(bins, bool) or not isinstance(bins, (int, np.integer)) or not 1 <= bins < 2**15:
-        raise ValueError(f"bins must be an integer in 1 … 32767, got {bins!r}")
+    bins = integer("bins", bins, least=1, most=2**15 - 1)
     check_memory(memory_bytes)
     dedup = possible_dedup(features, dedup)
     if len(features) == 0:
         raise FeaturesError(f"{features.folder}: no usable samples in {len(features.files)} shards")
     label, names = global_labels(features)
-    if kernel == "gradient":
-        _check_head(features, label)
+    binner = by_gradients(features, label) if kernel == "gradient" else BY_EMBEDDINGS
     chosen = _chosen_classes(np.unique(label).tolist(), names, classes)
     copy = find_copies(features, label, chosen, dedup) != np.arange(len(label))
     binned = np.where(copy, _COPY, label)
     n_chosen = [int((binned == c).sum()) for c in chosen]
-    _say_what_it_takes(features, chosen, n_chosen, int(bins), memory_bytes, kernel)
+    _say_what_it_takes(features, chosen, n_chosen, int(bins), memory_bytes, binner)
     if progress is not None:
         progress(len(label) - sum(n_chosen))
     texture = features.texture()
     bin = np.full(len(label), -1, dtype=np.int16)
     pick = np.full(len(label), -1, dtype=np.int32)
     sums = BinSums.empty(int(bins), features.width, texture=texture is not None)
-    gradients = kernel == "gradient"
-    buckets = ClassBuckets(features, binned, chosen, gradients=gradients, scratch=scratch, progress=progress)
+    buckets = ClassBuckets(
+        features, binned, chosen, columns=binner.columns, scratch=scratch, progress=progress
+    )
     try:
         for c in chosen:
             where, embedding = buckets.read(c)
             if not len(where):
                 continue  # all are copies of samples of other classes
             rows = unit_rows(embedding)
-            if gradients:
-                b, norm = buckets.read_gradients(c)
-                similar = GradientKernel.from_rows(unit_rows(b), norm, rows)
-                binning = gradient_bins(similar, int(bins), memory_bytes=memory_bytes, progress=progress)
-            else:
-                binning = graphcut_bins(rows, int(bins), memory_bytes=memory_bytes, progress=progress)
+            further = buckets.read_columns(c)
+            binning = binner.cut(rows, further, int(bins), memory_bytes=memory_bytes, progress=progress)
             bin[where], pick[where] = binning.bin, binning.pick
             sums.add(binning.bin, rows, None if texture is None else texture[where])
     finally:
@@ -137,34 +132,6 @@ def find_copies(
         return np.arange(len(label))
     digests = [rows for file in features if (rows := file.digest()) is not None]
     return first_of(np.concatenate(digests), np.isin(label, classes))
-
-
-def _check_head(features: Features, label: NDArray[np.int32]) -> None:
-    """Raise `FeaturesError` unless the classes of the head are the labels: 0 … C − 1, each of them there."""
-    C = features.n_classes
-    right = sum(int(file.header["head_right"]) for file in features) / max(
-        1, sum(file.header["shards"][0]["n"] for file in features)
-    )
-    logger.info("the encoder's head is right about %.1f %% of the samples", 100 * right)
-    if right < 1 / C + 0.1 * (1 - 1 / C):
-        logger.warning(
-            "the encoder's head is right about %.1f %% of the samples, chance about %.1f %%: was it trained on these "
-            "labels, in this order? Gradients of a head that knows nothing of them tell nothing", 100 * right, 100 / C
-        )  # fmt: skip
-    present = np.unique(label)
-    if len(present) == C and present[0] == 0 and present[-1] == C - 1:
-        return
-    partial = features.limit is not None or not all(file.header["complete"] for file in features)
-    if partial and present[0] >= 0 and present[-1] < C:
-        logger.warning(
-            "the head has %d classes, the first samples only %d of them; a plan of all samples is refused unless all "
-            "classes are among their labels", C, len(present)
-        )  # fmt: skip
-        return
-    raise FeaturesError(
-        f"{features.folder}: the encoder's head has {C} classes, the data {len(present)} labels ({present[0]} … "
-        f"{present[-1]}): kernel 'gradient' needs a head trained on these labels; take one, or kernel='features'"
-    )
 
 
 def global_labels(features: Features) -> tuple[NDArray[np.int32], list[str] | None]:
@@ -212,15 +179,20 @@ def _chosen_classes(
 
 
 def _say_what_it_takes(
-    features: Features, classes: list[int], counts: list[int], bins: int, memory_bytes: int, kernel: str
+    features: Features,
+    classes: list[int],
+    counts: list[int],
+    bins: int,
+    memory_bytes: int,
+    binner: ClassBinner,
 ) -> None:
     """Memory and disk, before the work starts; and what will not be as asked."""
     largest = max(counts, default=0)
-    width = features.width + (features.n_classes + 2 if kernel == "gradient" else 0)  # a norm is two halves
+    width = features.width + sum(column.row_bytes for column in binner.columns) // 2  # in float16s
     rows = largest * width * 10  # float16 as read, float64 as used
     matrix = largest * largest * 8
-    pooled = f"up to {memory_bytes / 2**30:.2f} GiB (pooled)" if kernel == "features" else "row by row"
-    gram = f"{matrix / 2**30:.2f} GiB" if matrix <= memory_bytes else pooled
+    beyond = binner.without_matrix.format(memory_bytes / 2**30)
+    gram = f"{matrix / 2**30:.2f} GiB" if matrix <= memory_bytes else beyond
     logger.info(
         "binning %d samples in %d classes, largest %d: embeddings %.2f GiB, similarities %s, scratch file %.2f GiB",
         sum(counts), len(classes), largest, rows / 2**30, gram, len(features) * width * 2 / 2**30,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +18,11 @@ from adq_wds.tables.features_file import FeaturesFile
 
 @dataclass(frozen=True)
 class Column:
-    """A column as it lies in the scratch file: N rows of `width` numbers, from byte `base` on."""
+    """A column of features files: rows of `width` numbers."""
 
     read: Callable[[FeaturesFile], NDArray[Any]]
     dtype: np.dtype[Any]
     width: int
-    base: int
 
     @property
     def row_bytes(self) -> int:
@@ -41,7 +40,7 @@ class ClassBuckets:
         features: the set.
         label: (N,) int32, class of each row over the whole set, rows in the order of `features`.
         classes: the classes wanted; other rows are skipped.
-        gradients: also sort `logit_grad` and `norm`, which take N·(C·2 + 4) bytes more.
+        columns: sorted too, beside the embeddings, and as large as their rows.
         scratch: folder for the scratch file; the system's temporary folder when None.
         progress: called with the number of rows read since its last call; they sum to N.
 
@@ -55,11 +54,14 @@ class ClassBuckets:
         label: NDArray[np.int32],
         classes: list[int],
         *,
-        gradients: bool = False,
+        columns: Sequence[Column] = (),
         scratch: str | os.PathLike[str] | None = None,
         progress: Callable[[int], object] | None = None,
     ) -> None:
-        self._columns = _columns(features, len(label), gradients)
+        embedding = Column(FeaturesFile.embedding, np.dtype(np.float16), features.width)
+        self._columns = (embedding, *columns)
+        sizes = [len(label) * column.row_bytes for column in self._columns]
+        self._bases = [sum(sizes[:i]) for i in range(len(sizes))]  # the byte where each column begins
         self._order = np.argsort(label, kind="stable")  # within a class, rows stay in their order
         sorted_label = label[self._order]
         self._start = {c: int(np.searchsorted(sorted_label, c)) for c in classes}
@@ -68,7 +70,7 @@ class ClassBuckets:
             self._file = tempfile.TemporaryFile(dir=scratch, prefix=".adq-buckets-")  # noqa: SIM115 - see close()
             self._fill(features, label, progress)
         except OSError as error:
-            n_bytes = sum(len(label) * column.row_bytes for column in self._columns.values())
+            n_bytes = sum(sizes)
             raise FeaturesError(
                 f"cannot sort {len(label):,} embeddings by class: {error.strerror or error} in "
                 f"{scratch or tempfile.gettempdir()}, which needs {n_bytes:,} bytes"
@@ -84,11 +86,11 @@ class ClassBuckets:
             order = np.argsort(mine, kind="stable")
             present, starts, counts = np.unique(mine[order], return_index=True, return_counts=True)
             parts = list(zip(present.tolist(), starts.tolist(), counts.tolist(), strict=True))
-            for column in self._columns.values():
+            for column, base in zip(self._columns, self._bases, strict=True):
                 rows = column.read(file)[order]
                 for c, start, n in parts:
                     if c in filled:
-                        self._file.seek(column.base + filled[c] * column.row_bytes)
+                        self._file.seek(base + filled[c] * column.row_bytes)
                         self._file.write(rows[start : start + n].data)
             for c, _, n in parts:
                 if c in filled:
@@ -100,16 +102,16 @@ class ClassBuckets:
 
     def read(self, c: int) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
         """One class: positions (n,) int64 in the set, ascending, and embeddings (n, D) float16."""
-        return self._order[self._start[c] : self._end[c]], self._read(c, "embedding")
+        return self._order[self._start[c] : self._end[c]], self._read(c, 0)
 
-    def read_gradients(self, c: int) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
-        """One class: unit logit gradients (n, C) float16 and norms of the embeddings (n,) float32."""
-        return self._read(c, "logit_grad"), self._read(c, "norm").ravel()
+    def read_columns(self, c: int) -> list[NDArray[Any]]:
+        """One class: the further columns, (n, width) each."""
+        return [self._read(c, i) for i in range(1, len(self._columns))]
 
-    def _read(self, c: int, name: str) -> NDArray[Any]:
-        column = self._columns[name]
+    def _read(self, c: int, i: int) -> NDArray[Any]:
+        column = self._columns[i]
         n_bytes = (self._end[c] - self._start[c]) * column.row_bytes
-        self._file.seek(column.base + self._start[c] * column.row_bytes)
+        self._file.seek(self._bases[i] + self._start[c] * column.row_bytes)
         data = self._file.read(n_bytes)
         if len(data) != n_bytes:
             raise FeaturesError("the scratch file was cut short while it was in use")
@@ -118,15 +120,3 @@ class ClassBuckets:
     def close(self) -> None:
         """Give the disk space back."""
         self._file.close()
-
-
-def _columns(features: Features, n: int, gradients: bool) -> dict[str, Column]:
-    """The columns asked for, one area of the scratch file after another."""
-    half, single = np.dtype(np.float16), np.dtype(np.float32)
-    columns = {"embedding": Column(FeaturesFile.embedding, half, features.width, 0)}
-    if gradients:
-        base = n * columns["embedding"].row_bytes
-        columns["logit_grad"] = Column(FeaturesFile.logit_grad, half, features.n_classes, base)
-        base += n * columns["logit_grad"].row_bytes
-        columns["norm"] = Column(FeaturesFile.norm, single, 1, base)
-    return columns

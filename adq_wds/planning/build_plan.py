@@ -6,23 +6,24 @@ import logging
 import os
 from collections.abc import Iterable
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from adq_wds.checks import listed
+from adq_wds.checks import Count, Ratio, check_memory, listed, positive
 from adq_wds.core.allocation import adaptive
 from adq_wds.errors import PlanError
 from adq_wds.files import lock, make_folder
 from adq_wds.planning.bins import bin_features, check_dedup, possible_dedup
 from adq_wds.planning.diversity import diversity_behind
-from adq_wds.planning.plan import PlanSettings, SampleId, plan_bins
+from adq_wds.planning.plan import Balance, Draw, Normalise, PlanSettings, SampleId, plan_bins
 from adq_wds.protocols import Allocation
-from adq_wds.registry import HEADS, KERNELS, SCORES, look_up
+from adq_wds.registry import HEADS, SCORES, Kernel, look_up
 from adq_wds.registry import allocation as named_allocation
 from adq_wds.registry import score as named_score
 from adq_wds.score import Score, bin_values
@@ -36,20 +37,20 @@ logger = logging.getLogger("adq_wds")
 def build_plan(
     features: Features | str | os.PathLike[str],
     *,
-    bins: int | Bins = 10,
-    kernel: str = "features",
-    keep: float = 0.3,
+    bins: Count | Bins = 10,
+    kernel: Kernel = "features",
+    keep: Ratio = 0.3,
     seed: int = 0,
-    alpha: float = 0.65,
+    alpha: Ratio = 0.65,
     allocation: str | Allocation = "adaptive",
-    balance: str = "class",
-    draw: str = "random",
+    balance: Balance = "class",
+    draw: Draw = "random",
     scores: Iterable[str | Score] | None = None,
     diversity_head: str = "none",
-    normalise: str = "sum",
+    normalise: Normalise = "sum",
     must_include: Iterable[SampleId] = (),
     classes: Iterable[int | str] | None = None,
-    dedup: str | None = "exact",
+    dedup: Literal["exact"] | None = "exact",
     memory_bytes: int = 1 << 30,
     out: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
@@ -63,27 +64,27 @@ def build_plan(
 
     Args:
         features: a folder that `embed_shards` wrote, or the `Features` it gave.
-        bins: K, bins per class; or `Bins` made before, from the same features. What a diversity head gives is
+        bins: bins per class, K. Or `Bins` made before, from the same features: what a diversity head gives is
             noted in their header, and taken from there the next time.
         kernel: similarity of two samples: "features", the cosine of their embeddings, or "gradient", the cosine of
             the loss's gradients by the last layer's weights (features made with ``logit_grad=True``).
-        keep: ratio of samples kept, in [0, 1].
+        keep: ratio of samples kept, in [0, 1]; 0.2 is 20 %.
         seed: of the keyed draw.
         alpha: share of the importance in a bin's rate, in [0, 1]; 0 is uniform, which is DQ.
-        allocation: "adaptive" (ADQ), "uniform" (DQ), or a function (size (K,), importance (K,), keep) → weights
-            (K,), finite and >= 0, called for each class.
+        allocation: rule for the rates of bins, "adaptive" (ADQ) or "uniform" (DQ). Or a function (size (K,),
+            importance (K,), keep) → weights (K,), finite and >= 0, called for each class.
         balance: "class" keeps the classes' proportions; "none" lets all cells compete.
-        draw: "random" (keyed draw) or "ordered" (GraphCut's pick order).
-        scores: which add up to the importance: "texture" (representativeness), "diversity", and scores of yours
-            (`Score`, or the name of an installed one) that the features were made with. Texture and diversity
+        draw: how samples of a bin are ranked: "random" (keyed draw) or "ordered" (GraphCut's pick order).
+        scores: what adds up to a bin's importance: "texture" (representativeness), "diversity", and scores of
+            yours (`Score`, or the name of an installed one) that the features were made with. Texture and diversity
             unless said; diversity alone, which is logged, where the features were made without images.
-        diversity_head: what the diversity is measured behind: "none" (the embeddings of all samples), "contrastive"
-            or "paper" (a small head over two views of some images; features made with ``views=``).
-        normalise: "sum" or "minmax".
+        diversity_head: what the diversity is measured behind: "none" (the embeddings of all samples) or
+            "contrastive" (small heads trained on two views of some images; features made with ``views=``).
+        normalise: how each score is scaled over the bins: "sum" or "minmax".
         must_include: keys kept in any case; (shard, key) where a key stands in several shards.
         classes: plan these only; other samples are not kept.
         dedup: "exact" leaves out samples whose contents an earlier sample has (by shard name and position; the
-            features' digests say so); must-include samples stay before others. None keeps copies.
+            features' digests say so), must-include samples before others; None keeps copies.
         memory_bytes: what one class's similarity matrix may take; larger classes need none, and more time.
         out: file to write the plan to; a plan without one stays in memory.
         progress: show a bar; only on a terminal by default.
@@ -111,8 +112,7 @@ def build_plan(
         diversity_head=diversity_head,
         normalise=normalise,
     )
-    look_up("kernel", kernel, dict.fromkeys(KERNELS))
-    check_dedup(dedup)
+    _check_bins(kernel=kernel, dedup=dedup)
     must = listed("must_include", must_include)
     if out is not None and Path(out).is_dir():
         raise PlanError(f"{out}: a folder; give the plan a file name, such as {Path(out) / 'plan.parquet'}")
@@ -159,17 +159,17 @@ def build_plan(
 
 def plan_settings(
     *,
-    keep: float = 0.3,
-    seed: int = 0,
-    alpha: float = 0.65,
-    allocation: str | Allocation = "adaptive",
-    balance: str = "class",
-    draw: str = "random",
-    scores: Iterable[str | Score] | None = None,
+    alpha: float,
+    allocation: str | Allocation,
+    scores: Iterable[str | Score] | None,
     diversity_head: str = "none",
-    normalise: str = "sum",
+    **more: Any,
 ) -> tuple[PlanSettings, Allocation, list[Score]]:
     """The checked settings that arguments of `build_plan` stand for, the allocation rule, and the scores of users.
+
+    Args:
+        alpha, allocation, scores, diversity_head: as in `build_plan`.
+        more: what `PlanSettings` takes as it is.
 
     Raises:
         ValueError: an argument is out of range, or a name unknown.
@@ -181,8 +181,28 @@ def plan_settings(
     if diversity_head != "none" and "diversity" not in names:
         raise ValueError(f"diversity_head={diversity_head!r} without 'diversity' among the scores {names}")
     rule, rule_name = _allocation(allocation, alpha)
-    settings = PlanSettings(keep, seed, alpha, rule_name, balance, draw, names, normalise, diversity_head)
+    settings = PlanSettings(
+        alpha=alpha, allocation=rule_name, scores=names, diversity_head=diversity_head, **more
+    )
     return settings, rule, own
+
+
+def check_options(*, bins: int, memory_bytes: int, **options: Any) -> None:
+    """Raise `ValueError` when arguments of `build_plan` are out of range, as far as they alone can tell.
+
+    Args:
+        bins, memory_bytes: as in `build_plan`.
+        options: the others, all of them.
+    """
+    plan_settings(**{field.name: options[field.name] for field in fields(PlanSettings)})
+    _check_bins(kernel=options["kernel"], dedup=options["dedup"])
+    positive("bins", bins)
+    check_memory(memory_bytes)
+
+
+def _check_bins(*, kernel: str, dedup: str | None) -> None:
+    look_up("kernel", kernel, dict.fromkeys(get_args(Kernel)))
+    check_dedup(dedup)
 
 
 def with_usual_scores(

@@ -28,7 +28,7 @@ def diversity_behind(
     Args:
         features: the set that was binned, with views beside it.
         bins: its bins.
-        head: "contrastive" or "paper".
+        head: "contrastive".
         progress: show a bar; only on a terminal by default.
 
     Returns:
@@ -54,7 +54,7 @@ def diversity_behind(
         disable=None if progress is None else not progress,
     ) as bar:
         value, spread = head_diversity(
-            head, z, bins.bin[position], bins.n_bins, size=size, seed=HEAD_SEED, progress=bar.update
+            z, bins.bin[position], bins.n_bins, size=size, seed=HEAD_SEED, progress=bar.update
         )
     others = bins.header.get("heads")
     bins.header["heads"] = others if isinstance(others, dict) else {}

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
-from adq_wds.core.diversity import diversity_of_views, paper_diversity
+from adq_wds.core.diversity import diversity_of_views
 from adq_wds.core.rng import check_seed, draw
 
 logger = logging.getLogger("adq_wds")
@@ -27,8 +27,6 @@ N_SEEDS = 3
 DEFINITION = f"1: D-D-{WIDTH}, ReLU; NT-Xent {TEMPERATURE}, Adam {LEARNING_RATE}, batch {BATCH}, {EPOCHS} epochs; {N_SEEDS} seeds"  # its number changes when the numbers of a head change for the same settings
 
 Progress = Callable[[int], object]
-Fit = Callable[..., nn.Sequential]
-Score = Callable[..., NDArray[np.float64]]
 
 
 def new_head(width: int, *, seed: int) -> nn.Sequential:
@@ -52,15 +50,6 @@ def new_head(width: int, *, seed: int) -> nn.Sequential:
         for parameter in head.parameters():
             parameter.uniform_(-bound, bound, generator=generator)
     return head
-
-
-def paper(
-    z: NDArray[np.float16], *, seed: int = 0, epochs: int = EPOCHS, progress: Progress | None = None
-) -> nn.Sequential:
-    """The head of the released code: untrained. `epochs` is how much `progress` is told at once; see `contrastive`."""
-    if progress is not None:
-        progress(epochs)
-    return new_head(_checked(z).shape[2], seed=seed)
 
 
 def contrastive(
@@ -91,7 +80,9 @@ def contrastive(
     head = new_head(_checked(z).shape[2], seed=seed)
     if len(z) < 2:
         logger.warning("views of %d images: no two to tell apart, so the head stays untrained", len(z))
-        return paper(z, seed=seed, epochs=epochs, progress=progress)
+        if progress is not None:
+            progress(epochs)
+        return head
     generator = _generator(seed, "order")
     with _plain_cpu(), torch.enable_grad():
         optimiser = torch.optim.Adam(head.requires_grad_(True).parameters(), lr=LEARNING_RATE)
@@ -142,13 +133,7 @@ def project(head: nn.Sequential, z: NDArray[np.float16]) -> NDArray[np.float64]:
     return unit
 
 
-_SCORES: dict[str, tuple[Fit, Score]] = {
-    fit.__name__: (fit, score) for fit, score in ((contrastive, diversity_of_views), (paper, paper_diversity))
-}
-
-
 def head_diversity(
-    name: str,
     z: NDArray[np.float16],
     bin: NDArray[np.integer],
     n_bins: int,
@@ -158,10 +143,9 @@ def head_diversity(
     epochs: int = EPOCHS,
     progress: Progress | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Diversity of each bin seen through a head: mean and spread over three heads.
+    """Diversity of each bin seen through contrastive heads: mean and spread over three of them.
 
     Args:
-        name: the function here that makes the head.
         z: (M, 2, D) float16, views of M images; all of them train the head, in a bin or not.
         bin: (M,) integer, the bin of each image; -1 for one that is in none.
         n_bins: K.
@@ -175,18 +159,17 @@ def head_diversity(
         deviation over them (n − 1 in the denominator).
 
     Raises:
-        ValueError: an unknown name, arguments that do not fit, or views that are not finite.
+        ValueError: arguments that do not fit, or views that are not finite.
 
-    Source: the scores as `diversity_of_views` and `paper_diversity`; three heads and their spread are ours.
+    Source: the score as `diversity_of_views`; three heads and their spread are ours.
     """
-    if name not in _SCORES:
-        raise ValueError(f"unknown head {name!r}; expected one of {', '.join(_SCORES)}")
-    fit, score = _SCORES[name]
-    score(np.zeros((len(z), 2, 1)), bin, n_bins, size=size)  # wrong bins are refused before the training
-    found = [
-        score(project(fit(z, seed=s, epochs=epochs, progress=progress), z), bin, n_bins, size=size)
+    # wrong bins are refused before the training
+    diversity_of_views(np.zeros((len(z), 2, 1)), bin, n_bins, size=size)
+    heads = (
+        contrastive(z, seed=s, epochs=epochs, progress=progress)
         for s in range(check_seed(seed), seed + N_SEEDS)
-    ]
+    )
+    found = [diversity_of_views(project(head, z), bin, n_bins, size=size) for head in heads]
     return np.mean(found, axis=0), np.std(found, axis=0, ddof=1)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from adq_wds.checks import check_memory, listed
+from adq_wds.checks import Count, Ratio, check_memory, integer, listed
 from adq_wds.core.codebook import Checkpoints, bin_checkpoints
 from adq_wds.core.graphcut import graphcut_bins
 from adq_wds.core.kernel import unit_rows
@@ -25,7 +25,7 @@ from adq_wds.files import lock, make_folder
 from adq_wds.planning.bins import global_labels, rounded
 from adq_wds.planning.buckets import ClassBuckets
 from adq_wds.planning.build_plan import plan_settings, with_usual_scores
-from adq_wds.planning.plan import PlanSettings
+from adq_wds.planning.plan import Normalise, PlanSettings
 from adq_wds.protocols import Allocation
 from adq_wds.registry import SCORES, look_up
 from adq_wds.shards.names import base_name
@@ -44,16 +44,16 @@ logger = logging.getLogger("adq_wds")
 def fit_codebook(
     features: Features | str | os.PathLike[str],
     *,
-    bins: int = 10,
+    bins: Count = 10,
     pilot: int | None = None,
     checkpoints: int = CHECKPOINTS,
     min_pilot: int = MIN_PILOT,
-    keep: float = 0.3,
+    keep: Ratio = 0.3,
     seed: int = 0,
-    alpha: float = 0.65,
+    alpha: Ratio = 0.65,
     allocation: str | Allocation = "adaptive",
     scores: Iterable[str] | None = None,
-    normalise: str = "sum",
+    normalise: Normalise = "sum",
     memory_bytes: int = 1 << 30,
     out: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
@@ -67,19 +67,19 @@ def fit_codebook(
 
     Args:
         features: a folder that `embed_shards` wrote, or the `Features` it gave.
-        bins: K, bins per class.
+        bins: bins per class, K.
         pilot: samples that each class's rule is fitted on, by keyed draw; 5,000 unless said. Half of a class, or 1,000
             of its samples where that is less, are held out in any case. More make it closer to exact bins.
-        checkpoints: M, kept for each bin; more are closer to exact bins and take more time to assign.
+        checkpoints: checkpoints kept for each bin, M; more are closer to exact bins and take more time to assign.
         min_pilot: a class with a smaller pilot has no rule of its own and goes by the one over all classes.
         keep: what an allocation of yours is told as its keep ratio; ours do not look at it.
         seed: of the keyed draw.
         alpha: share of the importance in a bin's rate, in [0, 1]; 0 is uniform, which is DQ.
-        allocation: "adaptive" (ADQ), "uniform" (DQ), or a function (size (K,), importance (K,), keep) → weights (K,),
-            finite and >= 0, called for each class with its held-out counts.
-        scores: which add up to the importance, of "texture" (representativeness) and "diversity"; both unless said,
-            diversity alone where the features were made without images.
-        normalise: "sum" or "minmax".
+        allocation: rule for the rates of bins, "adaptive" (ADQ) or "uniform" (DQ). Or a function (size (K,),
+            importance (K,), keep) → weights (K,), finite and >= 0, called for each class with its held-out counts.
+        scores: what adds up to a bin's importance, of "texture" (representativeness) and "diversity"; both unless
+            said, diversity alone where the features were made without images.
+        normalise: how each score is scaled over the bins: "sum" or "minmax".
         memory_bytes: what one pilot's similarity matrix may take; larger pilots need none, and more time.
         out: file to write to, ending in .safetensors; a codebook without one stays in memory.
         progress: show a bar; only on a terminal by default.
@@ -100,8 +100,7 @@ def fit_codebook(
         ("checkpoints", checkpoints, 2**15 - 1),
         ("min_pilot", min_pilot, 2**31 - 1),
     ):
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 1 <= value <= most:
-            raise ValueError(f"{name} must be an integer in 1 … {most:,}, got {value!r}")
+        integer(name, value, least=1, most=most)
     check_memory(memory_bytes)
     for score in [] if scores is None else listed("scores", scores):
         look_up("score of a codebook", score, dict.fromkeys(SCORES))

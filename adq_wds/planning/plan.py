@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +42,10 @@ SampleId = str | tuple[str, str]  # a key, or (shard, key) where the key stands 
 
 logger = logging.getLogger("adq_wds")
 
-_CHOICES = {"balance": ("class", "none"), "draw": ("random", "ordered"), "normalise": ("sum", "minmax")}
+Balance = Literal["class", "none"]
+Draw = Literal["random", "ordered"]
+Normalise = Literal["sum", "minmax"]
+_CHOICES = {"balance": Balance, "draw": Draw, "normalise": Normalise}
 
 
 @dataclass(frozen=True)
@@ -65,10 +68,10 @@ class PlanSettings:
     seed: int = 0
     alpha: float = 0.65
     allocation: str = "adaptive"
-    balance: str = "class"
-    draw: str = "random"
+    balance: Balance = "class"
+    draw: Draw = "random"
     scores: tuple[str, ...] = ("texture", "diversity")
-    normalise: str = "sum"
+    normalise: Normalise = "sum"
     diversity_head: str = "none"
 
     def __post_init__(self) -> None:
@@ -78,8 +81,8 @@ class PlanSettings:
         if not self.scores or len(set(self.scores)) != len(self.scores):
             raise ValueError(f"scores must name one or more, each once, got {self.scores}")
         for name, known in _CHOICES.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
+            if getattr(self, name) not in get_args(known):
+                raise ValueError(f"{name} must be one of {get_args(known)}, got {getattr(self, name)!r}")
 
 
 def plan_bins(

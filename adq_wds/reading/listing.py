@@ -15,9 +15,7 @@ from numpy.typing import NDArray
 
 from adq_wds.errors import PlanError, ShardError, shorten
 from adq_wds.remote.fetch import Fetch, comes_whole
-from adq_wds.remote.open_shard import open_shard
 from adq_wds.shards.names import ShardNames, base_name, is_url, shard_names, shown_url
-from adq_wds.shards.samples_in_tar import Ignored, iter_spans
 from adq_wds.tables.plan import Plan
 from adq_wds.tables.spans import Spans, check_source, is_empty, no_samples, read_index, scan_spans, warn_empty
 
@@ -171,7 +169,7 @@ def everything(
                 "make an index (adq index)",
                 len(distant),
             )
-        scan = partial(_scan_fetched, fetch=fetch) if distant else _scan
+        scan = partial(_scan_fetched, fetch=fetch) if distant else partial(scan_spans, checksums=False)
         listed = {name: scan(path, shard=name) for name, path in zip(names, paths, strict=True)}
         found = dict(zip(names, paths, strict=True))
         checked = bool(distant)
@@ -221,19 +219,6 @@ def _scan_fetched(path: str, *, shard: str, fetch: Fetch) -> Spans:
             raise
     fetch.forget(path, shard=shard)
     return scan_spans(path, shard=shard, fetch=fetch)
-
-
-def _scan(path: str, *, shard: str) -> Spans:
-    """Where a local shard's samples lie; payloads are not touched, so no crc32 is known."""
-    ignored = Ignored()
-    with open_shard(path) as buffer:
-        found = iter_spans(buffer, shard=shard, ignored=ignored)
-        spans = Spans.from_rows([(i, s.key, s.byte_offset, s.n_bytes, 0) for i, s in enumerate(found)])
-    if not len(spans):
-        warn_empty(shard, ignored)
-    elif ignored.n_members:
-        logger.info("shard %s: %s", shard, ignored)
-    return spans
 
 
 def _hash(names: Sequence[str], spans: Sequence[Spans]) -> str:

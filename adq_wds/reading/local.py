@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from zlib import adler32, crc32
 
-from adq_wds.errors import ShardError, located, shorten
+from adq_wds.errors import ShardError, located
 from adq_wds.reading.local_many import FileStamp
 from adq_wds.remote.fetch import Fetch
 from adq_wds.remote.open_shard import open_shard
 from adq_wds.samples.fields import Sample
 from adq_wds.shards.names import is_url
-from adq_wds.shards.samples_in_tar import Span, payload_crc32, read_sample, span_at
+from adq_wds.shards.samples_in_tar import Span, WrongSample, expected_span, read_sample
 
 _MAX_FIELDS = 1000  # field names remembered: strangers choose them
 _MAX_SUMS = 10_000
@@ -107,21 +107,17 @@ class SpanReader:
 
     def _parse_strictly(self, data: bytes, offset: int, n_bytes: int, key: str, crc: int | None) -> Sample:
         """`parse` by the reader that takes every form of tar and names what is wrong."""
-        where = f"at byte {offset + len(data)}" if data else f"before byte {offset}"
-        trouble = f"ends {where}, but this sample at {offset + n_bytes}: truncated"
         if len(data) == n_bytes:
             try:
-                span = span_at(data, shard=self._name)
-            except ShardError as error:
-                trouble = "in its span, " + str(error).removeprefix(f"shard {self._name}, ")
+                span = expected_span(data, shard=self._name, key=key, crc32=crc)
+            except WrongSample as error:
+                trouble = str(error)
             else:
-                found = None if crc is None else payload_crc32(data, span)
-                if span.key == key and found == crc:
-                    self._remember(data, span)
-                    return read_sample(data, span, url=self._url)
-                trouble = f"bytes differ: found key {shorten(span.key)}"
-                if crc is not None:
-                    trouble += f" with crc32 {found:08x}, expected crc32 {crc:08x}"
+                self._remember(data, span)
+                return read_sample(data, span, url=self._url)
+        else:
+            where = f"at byte {offset + len(data)}" if data else f"before byte {offset}"
+            trouble = f"ends {where}, but this sample at {offset + n_bytes}: truncated"
         text = f"{trouble}; the shard is damaged, or changed since it was indexed or planned: do that again"
         raise located(WrongBytes(text), shard=self._name, key=key)
 

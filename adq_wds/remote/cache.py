@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from adq_wds.checks import positive
 from adq_wds.errors import AdqError
 
 logger = logging.getLogger("adq_wds")
@@ -50,8 +51,7 @@ class Cache:
     def __post_init__(self) -> None:
         if not isinstance(self.folder, str | os.PathLike) or not os.fspath(self.folder):
             raise ValueError(f"the cache's folder must be a path, got {self.folder!r}")
-        if isinstance(self.max_bytes, bool) or not isinstance(self.max_bytes, int) or self.max_bytes < 1:
-            raise ValueError(f"max_bytes must be an integer >= 1, got {self.max_bytes!r}")
+        positive("max_bytes", self.max_bytes)
 
     @property
     def path(self) -> Path:

@@ -33,9 +33,10 @@ EPOCH_FIELD = "__adq_epoch__"
 """Set to an int by a source that counts epochs; absent elsewhere, then the epoch is 0."""
 
 WHOLE_FIELDS = "jpg;jpeg;png;webp;gif;bmp;tif;tiff;avif;ppm;pgm;pbm;pnm;pfm"
-STORED_FIELDS = ("patches.jpg", "patches.webp")
-"""What `EncodePatches` writes: kept patches tiled side by side. Opened as a picture it would not be the image."""
-IMAGE_FIELDS = ";".join((WHOLE_FIELDS, *STORED_FIELDS))
+_STORED = "patches.jpg;patches.webp"
+STORED_FIELDS = tuple(_STORED.split(";"))
+"""Kept patches tiled side by side, no image as it is: what `EncodePatches` writes, and, refused, what earlier versions could."""
+IMAGE_FIELDS = WHOLE_FIELDS + ";" + _STORED
 FILLED_FIELD = "__adq_filled__"
 """Set to True beside an image whose missing patches `Decode` filled with a colour."""
 KEPT_FIELDS = ("patches", "positions", "grid")

@@ -1,10 +1,9 @@
 """How is an image stored without some of its patches, as one small file that every viewer opens?
 
 Version 1. The kept patches, in the order they have in the image, are tiled row by row into one image, stored as one
-JPEG (baseline, optimised Huffman tables) or one lossless WebP. As many columns as leave the fewest cells blank: up to
-65,500 pixels in a JPEG, 16,383 in a WebP, one row of all patches. Cells that stay blank, at the end, mean nothing. The
-patch side P is a multiple of JPEG's coding unit, 16 (4:2:0) or 8 (4:4:4), so no unit holds pixels of two patches; a
-lossless file takes any. A record, all numbers big-endian, says what was kept:
+JPEG (baseline, optimised Huffman tables). As many columns as leave the fewest cells blank: up to 65,500 pixels, one row
+of all patches. Cells that stay blank, at the end, mean nothing. The patch side P is a multiple of JPEG's coding unit, 16
+(4:2:0) or 8 (4:4:4), so no unit holds pixels of two patches. A record, all numbers big-endian, says what was kept:
 
     bytes  5  identifier "ADQP\\0"
            1  version, 1
@@ -14,11 +13,9 @@ lossless file takes any. A record, all numbers big-endian, says what was kept:
     ⌈L / 8⌉  mask: a bit per patch, row by row, most significant bit first, 1 where kept, unused bits 0
            4  CRC-32 (zlib) of all bytes before
 
-In a JPEG it is the content of an APP9 segment before the first scan, right behind JFIF's, so L <= 524,120. In a WebP
-it is the value of the one EXIF tag 0xADC9 (type 7, undefined): Pillow writes EXIF and gives it back byte for byte, and
-other programs copy it with the file; an XMP packet would have to be text, an ICC profile a profile. Readers find it
-there by its identifier. All metadata besides it is ignored, an EXIF orientation too. A program that strips metadata
-makes an ordinary picture of the file; reading it is then an error, as the place of a patch is nowhere else.
+It is the content of an APP9 segment before the first scan, right behind JFIF's, so L <= 524,120. Readers find it there
+by its identifier. All metadata besides it is ignored, an EXIF orientation too. A program that strips metadata makes an
+ordinary picture of the file; reading it is then an error, as the place of a patch is nowhere else.
 
 Each patch decodes as it would from the whole image's JPEG, but for the halved chroma of 4:2:0, which decoders smooth
 across borders: tiled in one row patches meet but two others. Sizes and losses: benchmarks/patch_jpeg.py.
@@ -34,17 +31,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from adq_wds.checks import integer
 from adq_wds.core.patches import Grid, cut_patches, patch_grid, tile, tile_columns, untile
 from adq_wds.errors import SampleError
 from adq_wds.samples.image import MAX_PIXELS, decode_image
 from adq_wds.samples.patch_record import (
     Record,
-    exif_block,
     parse_record,
     put_into_jpeg,
     split_as_written,
     split_jpeg,
-    split_webp,
 )
 from adq_wds.samples.plain_jpeg import decode_plain_jpeg
 
@@ -53,7 +49,6 @@ Subsampling = Literal["4:2:0", "4:4:4"]
 CODING_UNIT: dict[str, int] = {"4:2:0": 16, "4:4:4": 8}
 """Side in pixels of what a JPEG codes at once; a patch is a multiple of it."""
 MAX_JPEG_SIDE = 65_500
-MAX_WEBP_SIDE = 16_383
 GREY = (128, 128, 128)
 
 
@@ -191,30 +186,10 @@ def encode_patches(image: PatchImage, *, quality: int = 90, subsampling: Subsamp
             f"patch={image.patch} does not work with JPEG {subsampling}: patches that are no multiple of {unit} pixels share "
             f"coding units with strangers, which enlarges files (4 x 4 patches of 32 x 32 images at keep 0.75: 740 bytes "
             f"against 673 whole); use a multiple of {unit}, {'4:4:4 with a multiple of 8, ' if unit == 16 else ''}"
-            "encode_lossless, or drop patches while training"
+            "or drop patches while training"
         )
-    tiled, record = _tiled(image, MAX_JPEG_SIDE)
+    tiled, record = _tiled(image)
     return put_into_jpeg(encode_whole(tiled, quality=quality, subsampling=subsampling), record)
-
-
-def encode_lossless(image: PatchImage, *, effort: int = 2) -> bytes:
-    """The lossless WebP of kept patches, with their places: about four times the bytes of a JPEG of quality 90, pixels exact.
-
-    Args:
-        image: the patches, of any side.
-        effort: 0 (fast) ... 6 (small), WebP's method.
-
-    Raises:
-        ValueError: effort out of range, or too many patches for one file.
-    """
-    if type(effort) is not int or effort not in range(7):
-        raise ValueError(f"effort must be an integer from 0 to 6, got {effort!r}")
-    tiled, record = _tiled(image, MAX_WEBP_SIDE)
-    file = io.BytesIO()
-    Image.fromarray(tiled).save(
-        file, "WEBP", lossless=True, quality=50, method=effort, exif=exif_block(record)
-    )
-    return file.getvalue()
 
 
 def encode_whole(image: NDArray[np.uint8], *, quality: int = 90, subsampling: Subsampling = "4:2:0") -> bytes:
@@ -225,8 +200,7 @@ def encode_whole(image: NDArray[np.uint8], *, quality: int = 90, subsampling: Su
     Raises:
         ValueError: quality or subsampling unknown.
     """
-    if type(quality) is not int or quality not in range(1, 101):
-        raise ValueError(f"quality must be an integer from 1 to 100, got {quality!r}")
+    quality = integer("quality", quality, least=1, most=100)
     if subsampling not in CODING_UNIT:
         raise ValueError(f"subsampling must be {' or '.join(map(repr, CODING_UNIT))}, got {subsampling!r}")
     picture = Image.fromarray(image)
@@ -244,7 +218,7 @@ def encode_whole(image: NDArray[np.uint8], *, quality: int = 90, subsampling: Su
 
 
 def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> PatchImage:
-    """The kept patches in a file that `encode`, `encode_patches` or `encode_lossless` wrote.
+    """The kept patches in a file that `encode` or `encode_patches` wrote.
 
     Everything stated is checked, against the file's bytes and its own header, before pixels are decoded.
 
@@ -256,7 +230,7 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> PatchImage:
         the patches as they lie in the decoded image, read-only and mostly not contiguous: a copy comes with the batch.
 
     Raises:
-        SampleError: neither JPEG nor WebP; no record, several, a damaged one, or of another version; sizes that
+        SampleError: not a JPEG; no record, several, a damaged one, or of another version; sizes that
             contradict each other; too large; pixels damaged or truncated.
     """
     as_written = split_as_written(data)
@@ -278,19 +252,18 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> PatchImage:
     return PatchImage(patches, record.kept, record.grid, record.patch)
 
 
-def _tiled(image: PatchImage, max_side: int) -> tuple[NDArray[np.uint8], bytes]:
-    columns = tile_columns(len(image.kept), image.patch, max_side=max_side)
+def _tiled(image: PatchImage) -> tuple[NDArray[np.uint8], bytes]:
+    columns = tile_columns(len(image.kept), image.patch, max_side=MAX_JPEG_SIDE)
     return tile(image.patches, columns), Record(image.patch, image.grid, columns, image.kept).to_bytes()
 
 
 def _split(data: bytes) -> tuple[bytes, bytes, tuple[int, int]]:
     if data.startswith(b"\xff\xd8\xff"):
         return split_jpeg(data)
-    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        return split_webp(data)
+    earlier = data.startswith(b"RIFF")  # a lossless WebP, which earlier versions could write
+    remedy = "write it again from the original image" if earlier else "read other images with Decode"
     raise SampleError(
-        f"no patch-dropped image: {len(data)} bytes that start with {data[:16]!r}, expected a JPEG or a lossless WebP with a "
-        "patch mask; read other images with Decode"
+        f"no patch-dropped image: {len(data)} bytes that start with {data[:16]!r}, expected a JPEG with a patch mask; {remedy}"
     )
 
 

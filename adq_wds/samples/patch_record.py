@@ -1,6 +1,6 @@
 """How are mask and geometry of a patch-dropped image written, and read back before anything is made on their word?
 
-The layout is stated in `patch_jpeg`. Here are its bytes, and where they lie in a JPEG and in a WebP.
+The layout is stated in `patch_file`. Here are its bytes, and where they lie in a JPEG.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +19,6 @@ from adq_wds.samples.plain_jpeg import plain_jpeg_size
 
 IDENTIFIER = b"ADQP\0"
 VERSION = 1
-EXIF_TAG = 0xADC9  # private, one of those above 0x8000 that no list of tags names
 MAX_RECORD_BYTES = 65_533  # a JPEG segment's length has 16 bits and counts itself
 # Markers of a JPEG: scan header; frame headers, with the size; JFIF and Adobe; those that no length follows
 _APP9, _SCAN = 0xE9, 0xDA
@@ -28,7 +26,7 @@ _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _COLOURS = frozenset({0xE0, 0xEE})
 _WITHOUT_LENGTH = frozenset({0x00, 0x01, *range(0xD0, 0xDA)})
 _HEAD = struct.Struct(">5sBHHHH")
-MAX_SEGMENTS = 10_000  # before a JPEG's pixels, or chunks of a WebP: each costs a step in Python
+MAX_SEGMENTS = 10_000  # before a JPEG's pixels: each costs a step in Python
 _FILL = re.compile(b"\xff*(?=\xff[^\xff])")
 _REMEDY = "write it again from the original image"
 
@@ -155,7 +153,7 @@ def split_jpeg(data: bytes) -> tuple[bytes, bytes, tuple[int, int]]:
                 f"malformed JPEG: {shorten(head)} at byte {start} of {len(data)} starts no segment before its pixels; {_REMEDY}"
             )
         if marker == _SCAN:
-            return _only(records, "JPEG", "APP9 segment"), b"".join([*plain, data[copied:]]), size
+            return _only(records), b"".join([*plain, data[copied:]]), size
         if marker in _FRAMES and end >= start + 9:
             size = data[start + 7] << 8 | data[start + 8], data[start + 5] << 8 | data[start + 6]
         elif marker >= 0xE0 and marker not in _COLOURS:
@@ -175,69 +173,12 @@ def _segment(data: bytes, start: int) -> tuple[int, int]:
     return marker, start + 2 + (data[start + 2] << 8 | data[start + 3])
 
 
-def exif_block(record: bytes) -> bytes:
-    """An EXIF block of one tag, of undefined type, that holds the record."""
-    entry = struct.pack("<HHHII", 1, EXIF_TAG, 7, len(record), 26)
-    return b"II*\0" + struct.pack("<I", 8) + entry + struct.pack("<I", 0) + record
-
-
-def split_webp(data: bytes) -> tuple[bytes, bytes, tuple[int, int]]:
-    """The record in a lossless WebP; a WebP of its pixels alone; its width and height.
-
-    The record is found by its identifier, wherever in the EXIF block a program may have moved the tag.
-
-    Raises:
-        SampleError: no record, several, a broken chain of chunks, or no lossless pixels.
-    """
-    records: list[bytes] = []
-    pixels = b""
-    for name, start, end in _chunks(data):
-        if name == b"EXIF":
-            records += _records_in(data[start:end])
-        elif name == b"VP8L" and not pixels:
-            pixels = data[start:end]
-    record = _only(records, "WebP", "EXIF tag")
-    if len(pixels) < 5:
-        raise SampleError(f"no lossless pixels in this WebP; its patches were compressed again, so {_REMEDY}")
-    bits = int.from_bytes(pixels[1:5], "little")
-    chunk = b"VP8L" + len(pixels).to_bytes(4, "little") + pixels + bytes(len(pixels) % 2)
-    plain = b"RIFF" + (4 + len(chunk)).to_bytes(4, "little") + b"WEBP" + chunk
-    return record, plain, (1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF))
-
-
-def _records_in(block: bytes) -> Iterator[bytes]:
-    """Each record in a block of bytes, as long as the grid that it states makes it."""
-    place = block.find(IDENTIFIER)
-    while place >= 0:
-        _, _, _, rows, columns, _ = _HEAD.unpack(block[place : place + _HEAD.size].ljust(_HEAD.size, b"\0"))
-        end = place + _HEAD.size + -(-rows * columns // 8) + 4
-        yield block[place : min(end, place + MAX_RECORD_BYTES + 1)]
-        place = block.find(IDENTIFIER, end)
-
-
-def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Name, start and end of the content of each chunk of a WebP."""
-    start, n = 12, 0
-    while start < len(data):
-        if n == MAX_SEGMENTS:
-            raise SampleError(f"more than {MAX_SEGMENTS} chunks in this WebP; {_REMEDY}")
-        begin = start + 8
-        end = begin + int.from_bytes(data[start + 4 : begin], "little")
-        if end > len(data):
-            raise SampleError(
-                f"malformed WebP: chunk {shorten(data[start : start + 4])} at byte {start} ends at {end}, "
-                f"the file at {len(data)}; {_REMEDY}"
-            )
-        yield data[start : start + 4], begin, end
-        start, n = end + end % 2, n + 1
-
-
-def _only(records: list[bytes], form: str, place: str) -> bytes:
+def _only(records: list[bytes]) -> bytes:
     if not records:
         raise SampleError(
-            f"no patch mask: this {form} has no {place} 'ADQP', so what its patches show is unknown; a program that "
+            "no patch mask: this JPEG has no APP9 segment 'ADQP', so what its patches show is unknown; a program that "
             f"strips metadata may have taken it out: {_REMEDY}, or read it as an ordinary image"
         )
     if len(records) > 1:
-        raise SampleError(f"{len(records)} patch masks in one {form}, expected one; {_REMEDY}")
+        raise SampleError(f"{len(records)} patch masks in one JPEG, expected one; {_REMEDY}")
     return records[0]

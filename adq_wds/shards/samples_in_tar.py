@@ -49,7 +49,7 @@ from adq_wds.shards.tar_headers import BLOCK, DEFAULT_LIMITS, Entry, Limits, Vie
 
 __all__ = [
     "DEFAULT_LIMITS", "Buffer", "Ignored", "Limits", "Member", "Span",
-    "iter_spans", "payload_crc32", "read_sample", "span_at", "split_name",
+    "WrongSample", "expected_span", "iter_spans", "payload_crc32", "read_sample", "span_at", "split_name",
 ]  # fmt: skip
 
 Buffer: TypeAlias = bytes | bytearray | memoryview | ShardFile
@@ -158,6 +158,46 @@ def span_at(data: Buffer, *, shard: str, limits: Limits = DEFAULT_LIMITS) -> Spa
             "one from end to end: the shard has changed since it was indexed; index it again"
         )
     return spans[0]
+
+
+class WrongSample(ShardError):  # noqa: N818 - it says what is
+    """Bytes that are not the sample that should be there. The text names neither the shard nor a remedy.
+
+    Attributes:
+        span: the sample that is there; None where the bytes are none.
+        crc32: of its payloads; None where none was expected.
+    """
+
+    span: Span | None = None
+    crc32: int | None = None
+
+
+def expected_span(data: Buffer, *, shard: str, key: str, crc32: int | None) -> Span:
+    """The sample in the bytes of its span, as `span_at`, if it has the key and crc32 that a table lists.
+
+    Args:
+        data: the bytes of the span.
+        shard: its name, for messages.
+        key: the key it must have.
+        crc32: what its payloads must have; None takes them as they are.
+
+    Raises:
+        WrongSample: it is another sample, or none.
+    """
+    try:
+        span = span_at(data, shard=shard)
+    except ShardError as error:
+        text = str(error).removeprefix(f"shard {shard}").lstrip(":, ")
+        raise WrongSample(f"in its span, {text}") from error
+    crc = None if crc32 is None else payload_crc32(data, span)
+    if span.key == key and crc == crc32:
+        return span
+    text = f"bytes differ: found key {shorten(span.key)}"
+    if crc32 is not None:
+        text += f" with crc32 {crc:08x}, expected crc32 {crc32:08x}"
+    wrong = WrongSample(text)
+    wrong.span, wrong.crc32 = span, crc
+    raise wrong
 
 
 def payload_crc32(buffer: Buffer, span: Span) -> int:

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from torch.utils.data import IterableDataset, default_collate, get_worker_info
 
+from adq_wds.checks import integer, positive
 from adq_wds.core.order import UNEVEN, Uneven, n_for_rank
 from adq_wds.core.rng import check_seed
 from adq_wds.errors import ShardError, shorten
@@ -25,10 +26,10 @@ from adq_wds.stream.epoch_order import Recipe, Share
 from adq_wds.stream.iterator import Stream, TaggedStream
 from adq_wds.stream.ranks import Ranks
 from adq_wds.stream.state import check_single, own_part, read_state
-from adq_wds.tables.codebook import Codebook, as_codebook
+from adq_wds.tables.codebook import Codebook
 from adq_wds.tables.plan import Plan, as_plan
 
-_MAX_EPOCH = 2**62
+_MAX_EPOCH = 2**62 - 1
 
 
 class ShardDataset(IterableDataset[Any]):
@@ -50,10 +51,8 @@ class ShardDataset(IterableDataset[Any]):
     Args:
         urls: tar files: paths, URLs, a pattern with braces (and stars, for local files), a folder, or a list of these.
         plan: a plan or its path; it must be of just these shards.
-        codebook: the codebook, or its path, that `AssignBins` and `Subsample` among `pipes` go by, in place of a plan;
-            it is compared with theirs. A saved state knows which plans and codebooks its pipes chose by.
         pipes: stages of its own, `Decode`, `Map` or any `Pipe`, in order. With these it resumes exactly; with
-            stages composed outside it could not.
+            stages composed outside it could not. A saved state knows which plans and codebooks they chose by.
         batch_size: samples in a batch. Batches are cut before the pipes and never filled up again: a sample that is
             skipped makes its batch smaller, so that ranks stay in step, and a batch that loses all is left out. None
             gives single samples.
@@ -101,7 +100,6 @@ class ShardDataset(IterableDataset[Any]):
         urls: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
         *,
         plan: Plan | str | os.PathLike[str] | None = None,
-        codebook: Codebook | str | os.PathLike[str] | None = None,
         pipes: Sequence[Pipe] = (),
         batch_size: int | None = None,
         shuffle: bool = False,
@@ -136,7 +134,7 @@ class ShardDataset(IterableDataset[Any]):
         self._recipe = Recipe(
             listing=listing,
             pipes=tuple(pipes),
-            batch_size=batch_size,
+            batch_size=None if batch_size is None else int(batch_size),
             shuffle=bool(shuffle),
             seed=check_seed(seed),
             fields=None if fields is None else tuple(fields),
@@ -146,7 +144,7 @@ class ShardDataset(IterableDataset[Any]):
             on_error=on_error,
             verify=verify and listing.checked,
             fetch=fetch,
-            drawn_by=_drawn_by(pipes, plan, codebook),
+            drawn_by=_drawn_by(pipes),
         )
         self._clock = Clock()
         self._tagged = False
@@ -175,9 +173,7 @@ class ShardDataset(IterableDataset[Any]):
         Raises:
             ValueError: not an integer >= 0.
         """
-        if isinstance(epoch, bool) or not isinstance(epoch, int) or not 0 <= epoch < _MAX_EPOCH:
-            raise ValueError(f"epoch must be an integer >= 0, got {epoch!r}")
-        self._clock.epoch = epoch
+        self._clock.epoch = integer("epoch", epoch, least=0, most=_MAX_EPOCH)
 
     def start_from(self, state: dict[str, Any]) -> None:
         """Let the next iteration go on where a saved state stands; later epochs begin at their beginning.
@@ -314,9 +310,7 @@ def _listing(
     return planned(paths, as_plan(plan), root=base, fresh=fresh, fetch=fetch)
 
 
-def _drawn_by(
-    pipes: Sequence[Pipe], plan: object, codebook: Codebook | str | os.PathLike[str] | None
-) -> tuple[str, ...]:
+def _drawn_by(pipes: Sequence[Pipe]) -> tuple[str, ...]:
     """What the pipes choose samples by: each plan's or codebook's hash, with the pipe's keep and seed."""
     found = {
         value.hash: f"{value.hash} {getattr(pipe, 'keep', None)} {getattr(pipe, 'seed', None)}"
@@ -324,23 +318,14 @@ def _drawn_by(
         for value in vars(pipe).values()
         if isinstance(value, Plan | Codebook)
     }
-    if codebook is not None:
-        if plan is not None:
-            raise ValueError("plan and codebook both choose the samples: give one")
-        if as_codebook(codebook).hash not in found:
-            raise ValueError(
-                "codebook= is what pipes choose samples by, and none of these does: add AssignBins(codebook) and "
-                "Subsample(codebook, keep=...)"
-            )
     return tuple(found.values())
 
 
 def _check(pipes: object, batch_size: object, fields: object, collate: object, uneven: object) -> None:
     if not isinstance(pipes, Sequence) or not all(isinstance(pipe, Pipe) for pipe in pipes):
         raise ValueError(f"pipes must be a list of pipes, got {shorten(pipes)}; wrap a function in adq.Map")
-    whole = isinstance(batch_size, int) and not isinstance(batch_size, bool) and batch_size >= 1
-    if batch_size is not None and not whole:
-        raise ValueError(f"batch_size must be an integer >= 1, or None, got {batch_size!r}")
+    if batch_size is not None:
+        positive("batch_size", batch_size)
     if fields is not None and (
         isinstance(fields, str)
         or not isinstance(fields, Sequence)

@@ -18,13 +18,11 @@ from adq_wds.shards.names import base_name
 from adq_wds.stream.dataset import ShardDataset
 
 
-class Source(Protocol):
+class Source(Iterator[Any], Protocol):
     """What a node reads: samples, and where they stand."""
 
     def begin(self, state: Any, *, ended: bool) -> None:
         """Read from the beginning, or from a state on; one of an `ended` pass is followed by nothing."""
-
-    def __next__(self) -> Any: ...
 
     def mark(self) -> Any:
         """Where it stands now; with `state` the state that it stands for."""
@@ -57,7 +55,7 @@ def source_of(source: Any, pipes: Sequence[Pipe]) -> Source:
     return _Loaded(source) if isinstance(source, Stateful) else _Replayed(source, pipes)
 
 
-class _Shards:
+class _Shards(Iterator[Any]):
     """A `ShardDataset`: its own small state, at any sample."""
 
     def __init__(self, dataset: ShardDataset, *, with_epoch: bool) -> None:
@@ -110,7 +108,7 @@ class _Shards:
         self._begin, self._n, self._dropped = self._dataset.begin, 0, False
 
 
-class _Marked:
+class _Marked(Iterator[Any]):
     """A source whose marks are states."""
 
     def after(self, mark: Any, n: int) -> tuple[Any, int]:
@@ -195,9 +193,6 @@ class _Replayed(_Marked):
                 f"the first {state['n_read']} samples of a {type(self._iterable).__name__} are not what they were when "
                 "the state was saved, so it cannot go on after them: give a source of fixed order, or a ShardDataset"
             )
-
-    def __iter__(self) -> Iterator[Any]:
-        return self
 
     def __next__(self) -> Any:
         sample = next(self._samples)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 from torchdata.nodes import BaseNode
 
 from adq_wds.errors import LoaderClosed, StateError, shorten
-from adq_wds.pipes.base import Pipe, Tally
+from adq_wds.pipes.base import Pipe, Tally, before_error
 from adq_wds.samples.fields import EPOCH_FIELD, Sample
 from adq_wds.stream.dataset import ShardDataset
 from adq_wds.stream.iterator import Closed
@@ -141,7 +142,7 @@ class _Run(Iterator[Any]):
         size = max((pipe.chunk for pipe in self._pipes), default=1)
         more = True
         while more:
-            chunk, error = self._chunk(size)
+            chunk, error = before_error(islice(self._source, size))
             more = len(chunk) == size
             outputs, failed = self._applied(chunk)
             error = failed or error
@@ -166,44 +167,13 @@ class _Run(Iterator[Any]):
         for tally in self._tallies:
             tally.close(whole=self._whole)
 
-    def _chunk(self, size: int) -> tuple[list[Any], Exception | None]:
-        """The next samples: fewer at the end, or with the error that came after them."""
-        chunk = []
-        try:
-            for _ in range(size):
-                chunk.append(next(self._source))
-        except StopIteration:
-            pass
-        except Exception as error:  # raised after the good ones have been given out
-            return chunk, error
-        return chunk, None
-
     def _applied(self, chunk: list[Any]) -> tuple[list[Any], Exception | None]:
-        """What the pipes make of samples; of those before the first bad one, and its error."""
-        if not self._pipes:
-            return chunk, None
-        out, counts = chunk, []
-        try:
-            for pipe in self._pipes:
-                n_read, out = len(out), pipe.apply(out)
-                counts.append((n_read, len(out)))
-        except Exception:  # each sample is tried again alone, and raises again
-            return self._one_by_one(chunk)
-        for tally, (n_read, n_kept) in zip(self._tallies, counts, strict=True):
-            tally.good(n_read, n_kept)
-        return _stripped(out), None
-
-    def _one_by_one(self, chunk: list[Any]) -> tuple[list[Any], Exception | None]:
-        done: list[Any] = []
-        for sample in chunk:
-            out = [sample]
-            try:
-                for pipe, tally in zip(self._pipes, self._tallies, strict=True):
-                    out = pipe.run(out, tally)
-            except Exception as error:
-                return done, error
-            done += _stripped(out)
-        return done, None
+        """What the pipes make of samples; of those before the first that may not be skipped, and its error."""
+        error: Exception | None = None
+        for pipe, tally in zip(self._pipes, self._tallies, strict=True):
+            chunk, failed = before_error(pipe.run(chunk, tally))
+            error = failed or error  # a later pipe's is of an earlier sample
+        return (_stripped(chunk) if self._pipes else chunk), error
 
 
 def _stripped(samples: list[Sample]) -> list[Sample]:

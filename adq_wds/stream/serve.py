@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
-from adq_wds.errors import SampleError, shorten
-from adq_wds.pipes.base import OnError, Tally
+from adq_wds.errors import AdqError, SampleError, shorten
+from adq_wds.pipes.base import OnError, Tally, replayed
 from adq_wds.reading.open_shards import Readers
 from adq_wds.reading.places import Found, Places
 from adq_wds.samples.fields import EPOCH_FIELD, Sample, place_error
 from adq_wds.stream.epoch_order import Recipe
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Server:
@@ -44,30 +47,32 @@ class Server:
 
     def serve(self, found: Sequence[Found]) -> list[Any]:
         """What becomes of some samples, in order; bad ones are skipped or raised, as the policies say."""
-        n_read = len(found)  # and not counted as bad yet
-        try:
-            samples = self._read(found)
-        except SampleError:
-            samples = []
-            for one in found:
-                try:
-                    samples += self._read([one])
-                except SampleError as error:
-                    self.tally.failed(error)
-                    n_read -= 1
-        bad_before = sum(tally.bad for tally in self._tallies)
+        n_bad, n_bad_in_pipes = self.tally.bad, self._n_bad_in_pipes()
+        samples = self._replayed(list(found), self._read)
         for pipe, tally in zip(self._recipe.pipes, self._tallies, strict=True):
-            samples = pipe.run(samples, tally)
-        out = []
-        for sample in samples:
-            try:
-                out += self._chosen([sample])
-            except SampleError as error:
-                self.tally.failed(error)
-                n_read -= 1
-        self.tally.bad += sum(tally.bad for tally in self._tallies) - bad_before
+            samples = list(pipe.run(samples, tally))
+        out = self._replayed(samples, self._chosen)
+        n_read = len(found) - (self.tally.bad - n_bad)  # bad ones are counted as read already
+        self.tally.bad += self._n_bad_in_pipes() - n_bad_in_pipes
         self.tally.good(n_read, len(out))
         return out
+
+    def _replayed(self, items: list[T], work: Callable[[list[T]], list[R]]) -> list[R]:
+        """What `work` gives; bad samples are skipped or raised, all other errors raised."""
+
+        def failed(_: T, error: Exception) -> None:
+            if not isinstance(error, AdqError):
+                raise error
+            self.tally.failed(error)
+
+        return [
+            result
+            for results in replayed(items, work, failed, may_replay=_is_of_sample)
+            for result in results
+        ]
+
+    def _n_bad_in_pipes(self) -> int:
+        return sum(tally.bad for tally in self._tallies)
 
     def found(self, places: Iterator[Places]) -> Iterator[Found]:
         """Each sample there, what is remote being fetched some time before it is asked for."""
@@ -105,6 +110,10 @@ class Server:
                     text = f"no field {shorten(field)} (fields=); the sample has {shorten(has)}"
                     raise place_error(SampleError(text), sample)
         return [tuple([sample[field] for field in fields]) for sample in samples]
+
+
+def _is_of_sample(error: Exception) -> bool:
+    return isinstance(error, SampleError)
 
 
 def _either(first: OnError, second: OnError) -> OnError:

@@ -15,9 +15,9 @@ from adq_wds.protocols import Label
 from adq_wds.remote.open_shard import open_shard
 from adq_wds.samples.fields import content_digest
 from adq_wds.shards.names import base_name
-from adq_wds.shards.samples_in_tar import iter_spans, payload_crc32, read_sample
+from adq_wds.shards.samples_in_tar import payload_crc32, read_sample
 from adq_wds.tables.features_file import DIGEST_BYTES, ShardFeatures, numbered, unit_and_norm
-from adq_wds.tables.spans import Spans, source_stamp
+from adq_wds.tables.spans import Spans, source_stamp, walk_shard
 
 SampleId = str | tuple[str, str]
 ENCODER = "arrays"
@@ -97,7 +97,7 @@ def _scanned(path: str, name: str) -> _Scanned:
     rows, digests = [], []
     stamp = source_stamp(path)  # before it is read: a shard replaced meanwhile is seen to differ
     with open_shard(path) as buffer:
-        for i, span in enumerate(iter_spans(buffer, shard=name)):
+        for i, span in enumerate(walk_shard(buffer, shard=name)):
             rows.append((i, span.key, span.byte_offset, span.n_bytes, payload_crc32(buffer, span)))
             digests.append(content_digest(read_sample(buffer, span, url=path)))
     digest = np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, DIGEST_BYTES)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from adq_wds.checks import positive
 from adq_wds.errors import FeaturesError, shorten
 from adq_wds.files import canonical_json, lock, make_folder, sha256_text
 from adq_wds.protocols import Label
@@ -45,12 +46,8 @@ class Features:
     def __init__(
         self, folder: str | os.PathLike[str], *, shards: Sequence[str] | None = None, limit: int | None = None
     ) -> None:
-        if limit is not None and (
-            type(limit) is bool or not isinstance(limit, (int, np.integer)) or limit < 1
-        ):
-            raise ValueError(f"limit must be an integer >= 1, got {limit!r}")
         self.folder = Path(folder)
-        self.limit = None if limit is None else int(limit)
+        self.limit = None if limit is None else positive("limit", limit)
         if shards is None:
             paths = sorted(self.folder.glob("*.parquet"))
         else:

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from adq_wds.core.unit_rows import unit_rows
 from adq_wds.errors import AdqError, FeaturesError, shorten
 from adq_wds.score import check_score_name
 from adq_wds.shards.names import check_shard_name
@@ -31,7 +32,8 @@ VERSION = 3
 A file says the least one that it needs.
 """
 DIGEST_BYTES = 16
-LOGIT_GRADS = ("softmax", "double_softmax")
+LOGIT_GRAD = "softmax"  # what `logit_grad` in a header says; files of earlier versions may say _EARLIER
+_EARLIER = "double_softmax"
 NO_LABEL = -1  # unlabelled data is one class of this number
 
 
@@ -173,9 +175,7 @@ def unit_and_norm(rows: NDArray[np.float32]) -> tuple[NDArray[np.float16], NDArr
     >>> unit_and_norm(np.array([[3.0, 4.0]], np.float32))
     (array([[0.6, 0.8]], dtype=float16), array([5.], dtype=float32))
     """
-    h = rows.astype(np.float64)
-    norm = np.sqrt(np.einsum("nd,nd->n", h, h))
-    unit = np.divide(h, norm[:, None], out=np.zeros_like(h), where=norm[:, None] > 0)
+    unit, norm = unit_rows(rows)
     return unit.astype(np.float16), np.minimum(norm, np.finfo(np.float32).max).astype(np.float32)
 
 
@@ -375,7 +375,7 @@ def _checked_classes(header: Header) -> int | None:
     """C, where a header says that there are logit gradients."""
     if "logit_grad" not in header:
         return None
-    if header["logit_grad"] not in LOGIT_GRADS:
+    if header["logit_grad"] not in (LOGIT_GRAD, _EARLIER):
         raise ValueError(f"logit_grad {shorten(header['logit_grad'])}")
     right, (entry,) = header["head_right"], header["shards"]
     if type(right) is not int or not 0 <= right <= entry["n"]:

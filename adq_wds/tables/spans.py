@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -19,7 +19,7 @@ from adq_wds.remote.backend import Stamp
 from adq_wds.remote.fetch import Fetch
 from adq_wds.remote.open_shard import open_shard
 from adq_wds.shards.names import base_name, check_shard_name, is_url
-from adq_wds.shards.samples_in_tar import DEFAULT_LIMITS, Ignored, iter_spans, payload_crc32
+from adq_wds.shards.samples_in_tar import DEFAULT_LIMITS, Buffer, Ignored, Span, iter_spans, payload_crc32
 from adq_wds.tables.parquet import GroupFile, column_hashes, write_groups
 
 logger = logging.getLogger("adq_wds")
@@ -117,30 +117,53 @@ class Spans:
         )
 
 
-def scan_spans(path: str | os.PathLike[str], *, shard: str, fetch: Fetch | None = None) -> Spans:
-    """Find every sample of a shard by walking its headers; nothing is decoded. See `open_shard` for `fetch`.
+def walk_shard(
+    buffer: Buffer, *, shard: str, limit: int | None = None, level: int = logging.INFO
+) -> Iterator[Span]:
+    """Every sample of a shard, in order; at the end it logs how many members belong to none, or that the shard is empty.
+
+    Args:
+        buffer: the bytes of the tar file.
+        shard: its name, for messages.
+        limit: samples to stop after.
+        level: of the log line of ignored members.
 
     Raises:
         ShardError: damaged or truncated, a key twice, a member that is not a plain file.
     """
     ignored = Ignored()
-    keys, numbers = [], []
-    with open_shard(path, fetch=fetch) as buffer:
-        for span in iter_spans(buffer, shard=shard, ignored=ignored):
-            keys.append(span.key)
-            numbers.append((span.byte_offset, span.n_bytes, payload_crc32(buffer, span)))
-    if not keys:
+    n = 0
+    for n, span in enumerate(iter_spans(buffer, shard=shard, ignored=ignored), start=1):
+        yield span
+        if n == limit:
+            break
+    if not n:
         warn_empty(shard, ignored)
     elif ignored.n_members:
-        logger.info("shard %s: %s", shard, ignored)
-    columns = np.array(numbers, dtype=np.int64).reshape(-1, 3)
-    return Spans(
-        np.arange(len(keys), dtype=np.int32),
-        keys,
-        columns[:, 0].copy(),
-        columns[:, 1].copy(),
-        columns[:, 2].astype(np.uint32),
-    )
+        logger.log(level, "shard %s: %s", shard, ignored)
+
+
+def scan_spans(
+    path: str | os.PathLike[str], *, shard: str, fetch: Fetch | None = None, checksums: bool = True
+) -> Spans:
+    """Find every sample of a shard by walking its headers; nothing is decoded.
+
+    Args:
+        path: the shard.
+        shard: its name.
+        fetch: how it is fetched; see `open_shard`.
+        checksums: read the payloads too, for their crc32; else these are 0, and payloads are not touched.
+
+    Raises:
+        ShardError: damaged or truncated, a key twice, a member that is not a plain file.
+    """
+    with open_shard(path, fetch=fetch) as buffer:
+        return Spans.from_rows(
+            [
+                (i, s.key, s.byte_offset, s.n_bytes, payload_crc32(buffer, s) if checksums else 0)
+                for i, s in enumerate(walk_shard(buffer, shard=shard))
+            ]
+        )
 
 
 def warn_empty(shard: str, ignored: Ignored | None = None) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from adq_wds.checks import Count, Ratio, positive
 from adq_wds.errors import AdqError, SampleError, shorten
 from adq_wds.files import canonical_json, lock, make_folder, write_text
 from adq_wds.pipes.base import MAX_BAD_FRACTION, OnError, Tally, check_on_error
@@ -84,8 +85,8 @@ def write_shards(
     *,
     plan: Plan | str | os.PathLike[str] | None = None,
     classes: Sequence[str] | None = None,
-    max_samples: int = MAX_SAMPLES,
-    max_bytes: int = MAX_BYTES,
+    max_samples: Count = MAX_SAMPLES,
+    max_bytes: Count = MAX_BYTES,
     split: str = "train",
     overwrite: bool = False,
     progress: bool | None = None,
@@ -113,9 +114,7 @@ def write_shards(
         SampleError: a sample without key, a field that is not bytes, a name that would be read back as another.
     """
     shards = ShardPattern(os.fspath(pattern))
-    for name, value in (("max_samples", max_samples), ("max_bytes", max_bytes)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+    max_samples, max_bytes = positive("max_samples", max_samples), positive("max_bytes", max_bytes)
     chosen = None if plan is None else as_plan(plan)
     folder = make_folder(shards.folder)
     with lock(folder):
@@ -138,43 +137,46 @@ def write_kept(
     plan: Plan | str | os.PathLike[str] | None,
     pattern: str | os.PathLike[str],
     *,
-    patch_keep: float | None = None,
+    patch_keep: Ratio | None = None,
     importance: str | Importance = "gradcam++",
     size: int | None = None,
     quality: int | None = None,
     image: str = IMAGE_FIELDS,
     seed: int = 0,
     on_error: OnError = "raise",
-    max_bad_fraction: float = MAX_BAD_FRACTION,
+    max_bad_fraction: Ratio = MAX_BAD_FRACTION,
     root: str | None = None,
     cache: str | os.PathLike[str] | None = None,
-    max_samples: int = MAX_SAMPLES,
-    max_bytes: int = MAX_BYTES,
+    max_samples: Count = MAX_SAMPLES,
+    max_bytes: Count = MAX_BYTES,
     split: str = "train",
     overwrite: bool = False,
     progress: bool | None = None,
 ) -> WriteReport:
     """Write the samples of some shards that a plan keeps (all without a plan); see `write_shards`.
 
-    Only kept samples are read, and each is compared with the plan's key and checksum. `root` is the folder that the
-    plan's shard names are relative to, where a path fits several of them; `cache` is `ShardDataset`'s.
+    Only kept samples are read, and each is compared with the plan's key and checksum.
 
     Bytes stay untouched unless one of `patch_keep`, `size` and `quality` is given; then images are written anew, as
     JPEGs with 4:2:0 and optimised tables, and the report says what each part took and takes.
 
     Args:
         urls, plan, pattern: sources, what is kept of them, and where it goes.
-        patch_keep: ratio of each image's patches of 16 × 16 pixels that are kept; they go to ``patches.jpg`` in the
-            image's place (see `patch_jpeg`).
-        importance: which patches: a name or an object, as `adq_wds.importance` takes it.
-        size: the images' new side: the largest square in the middle, drawn to it. With `patch_keep` 224 unless said.
-        quality: of the JPEGs, 1 … 100; 90 unless said.
+        patch_keep: ratio of each image's patches of 16 × 16 pixels that are kept. They go to ``patches.jpg`` in
+            the image's place.
+        importance: which patches are kept: gradcam++, gradcam, attention, texture, random, or another that
+            `adq_wds.importance` takes. Both CAMs look through ``builtin`` unless another encoder is named.
+        size: the images' new side: the largest square in the middle, drawn to it; 224 with `patch_keep` unless said.
+        quality: quality of the new JPEGs, 1 to 100; 90 unless said.
         image: field with the image.
-        seed: of a random importance.
-        on_error: what to do with a sample whose image cannot be written anew: "raise", "skip", or a function of the
-            error that says whether to skip. Skipped ones are logged and counted; they stay in the plan's copy.
-        max_bad_fraction: more than this among all samples is an error even so, once 100 were read, and at the end;
-            so are 100 bad ones in a row, and nothing but bad ones.
+        seed: seed of a random importance.
+        on_error: what to do with a sample whose image cannot be written anew: "raise" or "skip". Or a function of
+            the error that says whether to skip. Skipped ones are logged and counted; they stay in the plan's copy.
+        max_bad_fraction: share of bad samples, of all, above which skipping is an error too, once 100 were read, and
+            at the end; so are 100 bad ones in a row, and nothing but bad ones.
+        root: folder that the plan's shard names are relative to, where a path fits several of them.
+        cache: folder where bytes of remote shards stay for another try; see `ShardDataset`.
+        max_samples, max_bytes, split, overwrite, progress: as in `write_shards`.
 
     Raises:
         ValueError: the pattern would replace one of `urls`; an argument is out of range or has no effect; images

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adq_wds.core.diversity import diversity_of_views, paper_diversity
+from adq_wds.core.diversity import diversity_of_views
 
 Rows = np.ndarray[Any, Any]
 
@@ -41,21 +41,13 @@ def test_diversity_is_one_over_the_mean_over_pairs(kind: str) -> None:
         assert found[k] == pytest.approx(1 / mean_over_pairs(z[bin == k]), abs=1e-12)
 
 
-def test_the_papers_diversity_is_one_over_the_squared_length_of_the_mean_view() -> None:
-    rng = np.random.default_rng(2)
-    z, bin = unit(rng.normal(size=(60, 2, 8)) + 0.5), rng.integers(-1, 4, 60)
-    found = paper_diversity(z, bin, 4)
-    for k in range(4):
-        mean = sum(row for both in z[bin == k] for row in both) / (2 * (bin == k).sum())
-        assert found[k] == pytest.approx(1 / float(mean @ mean), rel=1e-12)
-
-
-@pytest.mark.parametrize("score", [diversity_of_views, paper_diversity])
-def test_the_order_of_images_and_of_their_views_plays_no_part(score: Any) -> None:
+def test_the_order_of_images_and_of_their_views_plays_no_part() -> None:
     rng = np.random.default_rng(3)
     z, bin = unit(rng.normal(size=(50, 2, 6)) + 0.3), rng.integers(0, 3, 50)
     order = rng.permutation(50)
-    assert score(z[order][:, ::-1], bin[order], 3) == pytest.approx(score(z, bin, 3), rel=1e-12)
+    assert diversity_of_views(z[order][:, ::-1], bin[order], 3) == pytest.approx(
+        diversity_of_views(z, bin, 3), rel=1e-12
+    )
 
 
 def test_how_alike_the_two_views_of_an_image_are_plays_no_part() -> None:
@@ -76,38 +68,34 @@ def test_a_bin_of_one_image_takes_the_mean_of_the_others_and_an_empty_one_has_no
     assert np.isnan(found).tolist() == [False, False, False, True]
 
 
-@pytest.mark.parametrize("score", [diversity_of_views, paper_diversity])
-def test_a_bin_whose_samples_were_not_viewed_takes_the_mean_of_the_others(score: Any) -> None:
+def test_a_bin_whose_samples_were_not_viewed_takes_the_mean_of_the_others() -> None:
     rng = np.random.default_rng(5)
     z, bin = unit(np.abs(rng.normal(size=(20, 2, 5)))), np.repeat([0, 3], 10)
-    found = score(z, bin, 5, size=np.array([100, 7, 0, 100, 1]))
+    found = diversity_of_views(z, bin, 5, size=np.array([100, 7, 0, 100, 1]))
     assert found[1] == found[4] == pytest.approx((found[0] + found[3]) / 2)
     assert np.isnan(found).tolist() == [False, False, True, False, False]
 
 
-@pytest.mark.parametrize("score", [diversity_of_views, paper_diversity])
-def test_images_in_no_bin_count_nowhere(score: Any) -> None:
+def test_images_in_no_bin_count_nowhere() -> None:
     rng = np.random.default_rng(6)
     z, bin = unit(np.abs(rng.normal(size=(20, 2, 5)))), np.repeat([0, -1], 10)
-    found = score(z, bin, 2)
-    assert found[0] == score(z[:10], bin[:10], 2)[0]
+    found = diversity_of_views(z, bin, 2)
+    assert found[0] == diversity_of_views(z[:10], bin[:10], 2)[0]
     assert np.isnan(found[1])
 
 
 def test_a_bin_of_opposite_images_takes_the_mean_of_the_others() -> None:
-    """Mean similarity 0, so 1 over it is not defined; the mean view is zero, too."""
+    """Mean similarity 0, so 1 over it is not defined."""
     a, b = [1.0, 0.0], [0.0, 1.0]
     z = np.array([[a, a], [np.negative(a), np.negative(a)], [a, a], [b, b]])
     bin = np.array([0, 0, 1, 1])
     assert diversity_of_views(z, bin, 2).tolist() == [2.0, 2.0]
-    assert paper_diversity(z, bin, 2).tolist() == [2.0, 2.0]
 
 
-@pytest.mark.parametrize("score", [diversity_of_views, paper_diversity])
 @pytest.mark.parametrize("images", [0, 2])
-def test_without_a_single_value_all_bins_are_alike(score: Any, images: int) -> None:
+def test_without_a_single_value_all_bins_are_alike(images: int) -> None:
     z, bin = np.zeros((images, 2, 3)), np.arange(images)
-    found = score(z, bin, 3, size=np.array([1, 1, 0]))
+    found = diversity_of_views(z, bin, 3, size=np.array([1, 1, 0]))
     assert found[:2].tolist() == [1.0, 1.0]
     assert np.isnan(found[2])
 
@@ -129,6 +117,5 @@ def test_without_a_single_value_all_bins_are_alike(score: Any, images: int) -> N
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(z: Rows, bin: Rows, size: Any, text: str) -> None:
-    for score in (diversity_of_views, paper_diversity):
-        with pytest.raises(ValueError, match=text):
-            score(z, bin, 2, size=size)
+    with pytest.raises(ValueError, match=text):
+        diversity_of_views(z, bin, 2, size=size)

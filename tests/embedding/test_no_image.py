@@ -216,3 +216,14 @@ def test_the_command_plans_text_and_its_dry_run_tells_so(
     assert (
         estimate(["a.tar"], Thumbnail(), image="none", label=None, embeddings="field:emb.npy")["samples"] == N
     )
+
+
+@pytest.mark.parametrize("with_images", [True, False])
+def test_an_empty_first_shard_says_nothing_of_the_others(tmp_path: Path, with_images: bool) -> None:
+    members = [(f"t{i}.{'jpg' if with_images else 'txt'}", jpeg(i)) for i in range(4)]
+    shards = [str(write_tar(tmp_path / "a.tar", [])), str(write_tar(tmp_path / "b.tar", members))]
+    np.save(tmp_path / "e.npy", H[:4])
+    features = adq.embed_shards(
+        shards, embeddings=tmp_path / "e.npy", label=None, out=tmp_path / "f", progress=False
+    )
+    assert [file.has_texture for file in features] == [with_images]

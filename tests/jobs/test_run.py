@@ -126,6 +126,7 @@ def test_a_failed_run_leaves_the_earlier_one(
         ("embed", {"out": "elsewhere"}, "unknown arguments .'out'. under 'embed'"),
         ("plan", {"out": "elsewhere"}, "unknown arguments .'out'. under 'plan'"),
         ("plan", {"must_include": "/etc/passwd"}, "must_include is not a list"),
+        ("embed", {"double_softmax": True}, "double_softmax: it is gone"),
     ],
 )
 def test_a_strangers_run_json_sets_nothing_but_arguments(
@@ -264,7 +265,12 @@ def test_a_run_never_writes_over_its_sources_or_shards_of_others(
 
 def test_a_run_again_from_its_json_is_the_same_run(shards: list[Path], tmp_path: Path) -> None:
     run(shards, tmp_path / "out", must_include=[("t-1.tar", "s00031")], seed=5)
-    saved = load_run(tmp_path / "out" / "run.json")
+    path = tmp_path / "out" / "run.json"
+    saved = load_run(path)
+    earlier = json.loads(path.read_text())
+    earlier["arguments"]["embed"]["double_softmax"] = False
+    (tmp_path / "earlier.json").write_text(json.dumps(earlier))
+    assert load_run(tmp_path / "earlier.json") == saved
     assert run_job(out=tmp_path / "out", **saved)["nothing_to_do"]
     run_job(out=tmp_path / "again", **saved)
     assert contents(tmp_path / "again") == contents(tmp_path / "out")

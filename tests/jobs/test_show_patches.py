@@ -124,16 +124,16 @@ def test_images_that_lack_patches_already_are_not_drawn_as_whole_ones(
 
 def test_the_command_draws_and_tells(shard: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--size", "64", "--importance", "texture", "--samples", "2"]
-    assert main(["show", shard, "--patches", str(tmp_path / "p.png"), *flags]) == 0
+    assert main(["patches", shard, "-o", str(tmp_path / "p.png"), *flags]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == str(tmp_path / "p.png")
     assert len(lines) == 3
     assert "B, patches " in lines[1]
-    assert main(["show", shard, "--patches", str(tmp_path / "p.png"), "--json", *flags]) == 0
+    assert main(["patches", shard, "-o", str(tmp_path / "p.png"), "--json", *flags]) == 0
     assert len(json.loads(capsys.readouterr().out)["images"]) == 2
-    assert main(["show", shard, "--patches", str(tmp_path / "no" / "p.png"), *flags]) == 1
+    assert main(["patches", shard, "-o", str(tmp_path / "no" / "p.png"), *flags]) == 1
     assert "cannot write" in capsys.readouterr().err
-    assert main(["show", shard, "--patches", str(tmp_path / "p.png"), "--mae", "builtin", *flags]) == 2
+    assert main(["patches", shard, "-o", str(tmp_path / "p.png"), "--mae", "builtin", *flags]) == 2
 
 
 def test_pixels_are_where_they_should_be() -> None:
@@ -161,9 +161,9 @@ def test_a_pickle_may_be_the_networks_while_the_importance_needs_none(
 ) -> None:
     torch.save({"model": network(64).state_dict()}, tmp_path / "mae.pth")
     given = [
-        "show",
+        "patches",
         shard,
-        "--patches",
+        "-o",
         str(tmp_path / "p.png"),
         "--mae",
         str(tmp_path / "mae.pth"),

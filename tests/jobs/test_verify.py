@@ -19,7 +19,7 @@ import adq_wds as adq
 from adq_wds.cli.main import main
 from adq_wds.jobs.index import index_shards
 from adq_wds.jobs.verify import Report, report_text, verify_shards
-from adq_wds.samples.patch_file import encode, encode_lossless, encode_whole, keep_patches
+from adq_wds.samples.patch_file import encode, encode_whole
 from adq_wds.shards.samples_in_tar import Span, iter_spans
 from tests.conftest import jpeg, picture
 
@@ -404,7 +404,7 @@ def test_of_images_without_some_patches_mask_geometry_and_pixels_are_checked(
 ) -> None:
     whole = np.asarray(picture(0, 64))
     kept = np.array([0, 3, 7])
-    good, exact = encode(whole, kept, 16), encode_lossless(keep_patches(whole, kept, 16))
+    good = encode(whole, kept, 16)
     start = good.index(b"ADQP\0") - 4
     segment = good[start : start + 2 + int.from_bytes(good[start + 2 : start + 4], "big")]
     smaller = encode_whole(np.asarray(picture(0, 32)))
@@ -420,8 +420,10 @@ def test_of_images_without_some_patches_mask_geometry_and_pixels_are_checked(
             "the stored image has 32 x 32 pixels .*, its patch mask",
         ),
         "e.patches.jpg": (good[:-40], "cannot decode this JPEG"),
-        "f.patches.webp": (exact, None),
-        "g.patches.webp": (exact[:-1], "malformed WebP"),
+        "f.patches.webp": (
+            b"RIFF\x04\0\0\0WEBP",
+            "no patch-dropped image: .* write it again from the original",
+        ),
     }
     shard = tmp_path / "p.tar"
     write(shard, [(name, data) for name, (data, _) in found.items()])

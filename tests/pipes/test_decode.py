@@ -144,8 +144,8 @@ def test_whole_images_asked_for_patches_say_that_they_are_whole() -> None:
         return adq.Decode(label=None, to="patches").apply([sample])[0]
 
     text = (
-        r"^shard a.tar, key 'a', field '{}': a whole image, not kept patches, which are stored as 'patches.jpg' or "
-        r"'patches.webp': drop patches with DropPatches, or decode it without to='patches'$"
+        r"^shard a.tar, key 'a', field '{}': a whole image, not kept patches, which are stored as "
+        r"'patches.jpg': drop patches with DropPatches, or decode it without to='patches'$"
     )
     picture = io.BytesIO()
     Image.new("RGB", (32, 32)).save(picture, "JPEG")

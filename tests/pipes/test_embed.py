@@ -17,7 +17,8 @@ import webdataset as wds
 from PIL import Image
 
 import adq_wds as adq
-from adq_wds.pipes.embed import ENCODER_FIELD, unit_half
+from adq_wds.core.unit_rows import unit_rows
+from adq_wds.pipes.embed import ENCODER_FIELD
 
 Samples = list[dict[str, Any]]
 
@@ -106,7 +107,7 @@ def test_rows_are_scaled_to_length_one_and_zeros_stay() -> None:
     rng = np.random.default_rng(0)
     h = (rng.normal(size=(50, 9)) * 10.0 ** rng.integers(-18, 18, (50, 1))).astype(np.float32)
     h[3] = 0
-    unit = unit_half(h).astype(np.float64)
+    unit = unit_rows(h)[0].astype(np.float16).astype(np.float64)
     assert np.abs(np.linalg.norm(np.delete(unit, 3, axis=0), axis=1) - 1).max() < 2e-3
     assert (unit[3] == 0).all()
 

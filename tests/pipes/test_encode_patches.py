@@ -54,19 +54,9 @@ def test_what_is_kept_comes_back_in_the_same_fields(patch: int) -> None:
         assert out["patches"].flags.c_contiguous
 
 
-@pytest.mark.parametrize("patch", [4, 16])
-def test_lossless_patches_come_back_exactly(patch: int) -> None:
-    kept = dropped(patch=patch)
-    stored = adq.EncodePatches(lossless=True).apply(kept)
-    assert "patches.webp" in stored[0]
-    for out, expected in zip(adq.Decode(to="patches").apply(stored), kept, strict=True):
-        assert all(np.array_equal(out[name], expected[name]) for name in KEPT)
-
-
-@pytest.mark.parametrize("lossless", [False, True])
-def test_as_a_picture_the_kept_patches_are_in_their_places_and_the_others_are_filled(lossless: bool) -> None:
+def test_as_a_picture_the_kept_patches_are_in_their_places_and_the_others_are_filled() -> None:
     kept = dropped(keep=0.5)
-    stored = adq.EncodePatches(lossless=lossless).apply(kept)
+    stored = adq.EncodePatches().apply(kept)
     fill = (1, 2, 3)
     in_parts = adq.Decode(to="patches").apply(stored)
     for form in ("pil", "numpy", "torch"):
@@ -128,7 +118,6 @@ def test_an_ordinary_image_beside_stored_patches_is_decoded_as_one_when_it_is_na
         ({"quality": 0}, "quality must be an integer from 1 to 100, got 0"),
         ({"quality": True}, "got True"),
         ({"subsampling": "4:2:2"}, "subsampling must be '4:2:0' or '4:4:4', got '4:2:2'"),
-        ({"lossless": 1}, "lossless must be True or False, got 1"),
     ],
 )
 def test_a_wrong_argument_is_met_when_the_stage_is_made(options: dict[str, Any], text: str) -> None:

@@ -180,7 +180,7 @@ def test_wrong_options_are_met_when_it_is_made(codebook: adq.Codebook) -> None:
         adq.Subsample(codebook, seed=0.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="root='data' goes with a plan"):
         adq.Subsample(codebook, root="data")
-    with pytest.raises(ValueError, match="epoch must be an integer >= 0, got -1"):
+    with pytest.raises(ValueError, match=r"epoch must be an integer from 0 to [0-9,]+, got -1"):
         adq.Subsample(codebook, epoch=-1)
 
 
@@ -202,7 +202,7 @@ def stages(codebook: adq.Codebook, **options: Any) -> list[adq.Pipe]:
 def test_a_source_of_ours_draws_and_resumes_by_a_codebook(
     urls: list[str], codebook: adq.Codebook, assigned: Samples
 ) -> None:
-    dataset = adq.ShardDataset(urls, codebook=codebook, pipes=stages(codebook), shuffle=True, batch_size=8)
+    dataset = adq.ShardDataset(urls, pipes=stages(codebook), shuffle=True, batch_size=8)
     kept = [sample for batch in dataset for sample in batch]
     assert sorted(ids(kept)) == sorted(expected(assigned, codebook, 0.4, 0))
     with pytest.raises(TypeError, match="no length: Subsample may drop samples"):
@@ -213,7 +213,7 @@ def test_a_source_of_ours_draws_and_resumes_by_a_codebook(
     first = [next(batches) for _ in range(4)]
     state = loader.state_dict()
     again = adq.ShardDataset(
-        urls, codebook=codebook.path, pipes=stages(codebook), shuffle=True, batch_size=8, rank=0, world=1
+        urls, pipes=stages(adq.load_codebook(codebook.path)), shuffle=True, batch_size=8, rank=0, world=1
     )
     resumed = adq.Loader(again)
     resumed.load_state_dict(state)
@@ -231,15 +231,10 @@ def test_a_state_is_of_its_codebook_keep_and_seed(
             adq.ShardDataset(urls, pipes=pipes).start_from(state)
 
 
-def test_codebook_is_held_against_the_pipes_codebooks(
+def test_a_source_whose_pipes_have_two_codebooks_is_an_error(
     urls: list[str], codebook: adq.Codebook, tmp_path: Path
 ) -> None:
     other = adq.fit_codebook(adq.Features(tmp_path / "features"), bins=3, min_pilot=5)
-    for pipes in ([], stages(other)):
-        with pytest.raises(
-            ValueError, match="codebook= is what pipes choose samples by, and none of these does"
-        ):
-            adq.ShardDataset(urls, codebook=codebook, pipes=pipes)
-    plan = adq.Plan.from_keys(urls, None)
-    with pytest.raises(ValueError, match="plan and codebook both choose the samples: give one"):
-        adq.ShardDataset(urls, plan=plan, codebook=codebook, pipes=stages(codebook))
+    mixed = [*stages(codebook)[:2], *stages(other)[2:]]
+    with pytest.raises(adq.CodebookError, match="its bin is by another codebook"):
+        next(iter(adq.ShardDataset(urls, pipes=mixed)))

@@ -145,14 +145,6 @@ def test_a_budget_of_bytes_is_met_by_the_files() -> None:
     assert 0.5 * budget < np.mean([len(sample["patches.jpg"]) for sample in stored]) <= budget
 
 
-def test_lossless_files_are_measured_too() -> None:
-    table = measure_drops(samples(2), TEXTURE, ENCODER, encode=adq.EncodePatches(lossless=True))
-    (kept,) = adq.DropPatches(TEXTURE, keep=0.5).apply(samples(1))
-    (stored,) = adq.EncodePatches(lossless=True).apply([kept])
-    assert table.n_bytes is not None
-    assert table.n_bytes[0, 5] == len(stored["patches.webp"])
-
-
 TABLES = st.tuples(st.integers(1, 6), st.integers(1, 5), st.integers(0, 2**32 - 1))
 
 

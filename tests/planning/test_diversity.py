@@ -30,13 +30,13 @@ def features(shards: list[Path], tmp_path: Path) -> adq.Features:
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the heads that were fitted."""
+    """A name for each time that heads were fitted."""
     calls: list[str] = []
     real = heads.head_diversity
 
-    def counted(name: str, *args: Any, **options: Any) -> Any:
-        calls.append(name)
-        return real(name, *args, **options)
+    def counted(*args: Any, **options: Any) -> Any:
+        calls.append("contrastive")
+        return real(*args, **options)
 
     monkeypatch.setattr(heads, "head_diversity", counted)
     return calls
@@ -51,24 +51,23 @@ def test_a_plan_does_not_hang_on_whether_the_head_was_known(
         value, spread = 1 + rng.random(3), rng.random(3) / 100
         monkeypatch.setattr(heads, "head_diversity", lambda *args, v=value, s=spread, **options: (v, s))
         bins = find_bins(features, bins=3)
-        first = adq.build_plan(features, bins=bins, diversity_head="paper")
-        assert adq.build_plan(features, bins=bins, diversity_head="paper").hash == first.hash
+        first = adq.build_plan(features, bins=bins, diversity_head="contrastive")
+        assert adq.build_plan(features, bins=bins, diversity_head="contrastive").hash == first.hash
 
 
-@pytest.mark.parametrize("head", ["contrastive", "paper"])
-def test_the_heads_diversity_makes_the_importance(head: str, features: adq.Features) -> None:
-    plan = adq.build_plan(features, bins=3, keep=0.4, diversity_head=head)
+def test_the_heads_diversity_makes_the_importance(features: adq.Features) -> None:
+    plan = adq.build_plan(features, bins=3, keep=0.4, diversity_head="contrastive")
     position, z = Views.of(features).rows(features)
     assert len(position) == 40
     table = plan.table().to_pydict()
     bin = np.array(table["bin"])
-    value, spread = heads.head_diversity(head, z, bin[position], 3, size=np.bincount(bin), seed=0)
+    value, spread = heads.head_diversity(z, bin[position], 3, size=np.bincount(bin), seed=0)
     shown = plan.header["bins"]
     assert [b["diversity"] for b in shown] == pytest.approx(value.tolist(), rel=1e-9)
     assert [b["diversity_spread"] for b in shown] == pytest.approx(spread.tolist(), rel=1e-6, abs=1e-11)
     expected = importance([value, np.array([b["texture"] for b in shown])])
     assert [b["importance"] for b in shown] == pytest.approx(expected.tolist(), abs=1e-9)
-    assert plan.header["settings"]["diversity_head"] == head
+    assert plan.header["settings"]["diversity_head"] == "contrastive"
     plain = adq.build_plan(features, bins=3, keep=0.4)
     assert plain.header["bins"][0]["diversity"] != shown[0]["diversity"]
     assert plain.table()["bin"].to_pylist() == table["bin"]
@@ -96,29 +95,42 @@ def test_other_views_are_another_diversity(
     features: adq.Features, shards: list[Path], trained: list[str], tmp_path: Path
 ) -> None:
     bins = find_bins(features, bins=3)
-    few = adq.build_plan(features, bins=bins, diversity_head="paper")
+    few = adq.build_plan(features, bins=bins, diversity_head="contrastive")
     adq.embed_shards(shards, "thumbnail", tmp_path / "f", views=56)
-    many = adq.build_plan(features, bins=bins, diversity_head="paper")
+    many = adq.build_plan(features, bins=bins, diversity_head="contrastive")
     assert few.header["bins"][0]["diversity"] != many.header["bins"][0]["diversity"]
-    assert trained == ["paper"] * 2
+    assert trained == ["contrastive"] * 2
 
 
 def test_what_bins_claim_to_know_of_a_head_is_not_taken_when_it_cannot_be(
     features: adq.Features, trained: list[str]
 ) -> None:
     bins = find_bins(features, bins=3)
-    good = adq.build_plan(features, bins=bins, diversity_head="paper")
+    good = adq.build_plan(features, bins=bins, diversity_head="contrastive")
     for broken in ({"value": [1.0]}, {"value": None}, {"value": "abc"}, {"value": [1.0, "x", 2.0]}):
-        bins.header["heads"]["paper"] |= broken
-        assert adq.build_plan(features, bins=bins, diversity_head="paper").hash == good.hash
+        bins.header["heads"]["contrastive"] |= broken
+        assert adq.build_plan(features, bins=bins, diversity_head="contrastive").hash == good.hash
     for broken in ([10**400, 1.0, 1.0], [None, 1.0, 1.0], [True, 1.0, 1.0], [-1.0, 1.0, 1.0]):
-        bins.header["heads"]["paper"]["value"] = broken
-        assert adq.build_plan(features, bins=bins, diversity_head="paper").hash == good.hash
-    bins.header["heads"]["paper"]["definition"] = "another head"
-    assert adq.build_plan(features, bins=bins, diversity_head="paper").hash == good.hash
+        bins.header["heads"]["contrastive"]["value"] = broken
+        assert adq.build_plan(features, bins=bins, diversity_head="contrastive").hash == good.hash
+    bins.header["heads"]["contrastive"]["definition"] = "another head"
+    assert adq.build_plan(features, bins=bins, diversity_head="contrastive").hash == good.hash
     bins.header["heads"] = [1, 2]
-    assert adq.build_plan(features, bins=bins, diversity_head="paper").hash == good.hash
+    assert adq.build_plan(features, bins=bins, diversity_head="contrastive").hash == good.hash
     assert len(trained) == 11
+
+
+def test_bins_and_plans_of_a_head_that_is_gone_are_read(features: adq.Features, tmp_path: Path) -> None:
+    """Earlier versions had an untrained head, "paper"."""
+    bins = find_bins(features, bins=3)
+    bins.header["heads"] = {"paper": {"views": "0", "value": [1.0, 1.0, 1.0]}}
+    bins.save(tmp_path / "bins.parquet")
+    bins = Bins.load(tmp_path / "bins.parquet")
+    plan = adq.build_plan(features, bins=bins, diversity_head="contrastive")
+    assert sorted(bins.header["heads"]) == ["contrastive", "paper"]
+    plan.header["settings"]["diversity_head"] = "paper"
+    plan.save(tmp_path / "plan.parquet")
+    assert adq.load_plan(tmp_path / "plan.parquet").header["settings"]["diversity_head"] == "paper"
 
 
 def test_without_views_the_remedy_is_said(shards: list[Path], tmp_path: Path) -> None:
@@ -129,8 +141,12 @@ def test_without_views_the_remedy_is_said(shards: list[Path], tmp_path: Path) ->
         adq.build_plan(features, diversity_head="contrastive")
     with pytest.raises(ValueError, match="unknown diversity head 'contrast'; did you mean contrastive"):
         adq.build_plan(features, diversity_head="contrast")
-    with pytest.raises(ValueError, match=r"diversity_head='paper' without 'diversity' among the scores"):
-        adq.build_plan(features, scores=["texture"], diversity_head="paper")
+    with pytest.raises(ValueError, match="no diversity head 'paper'; it is gone"):
+        adq.build_plan(features, diversity_head="paper")
+    with pytest.raises(
+        ValueError, match=r"diversity_head='contrastive' without 'diversity' among the scores"
+    ):
+        adq.build_plan(features, scores=["texture"], diversity_head="contrastive")
     np.save(tmp_path / "e.npy", np.ones((56, 4), np.float32))
     with pytest.raises(ValueError, match="views need an encoder, and embeddings made elsewhere have none"):
         adq.embed_shards(shards, out=tmp_path / "g", embeddings=tmp_path / "e.npy", views=5)
@@ -141,10 +157,9 @@ def test_without_views_the_remedy_is_said(shards: list[Path], tmp_path: Path) ->
 def test_one_class_and_few_images_are_enough(make_shard: MakeShard, tmp_path: Path) -> None:
     shard = make_shard("one.tar", 3, classes=1, side=1)
     features = adq.embed_shards(shard, "thumbnail", tmp_path / "f", views=100)
-    for head in ("contrastive", "paper"):
-        plan = adq.build_plan(features, bins=2, keep=0.5, diversity_head=head)
-        assert plan.n_kept == 2
-        assert all(np.isfinite(b["diversity"]) for b in plan.header["bins"])
+    plan = adq.build_plan(features, bins=2, keep=0.5, diversity_head="contrastive")
+    assert plan.n_kept == 2
+    assert all(np.isfinite(b["diversity"]) for b in plan.header["bins"])
 
 
 def test_the_command_embeds_the_views_it_needs_and_trains_once(

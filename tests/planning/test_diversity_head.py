@@ -1,6 +1,5 @@
 """A head learns to tell images apart, is the same on one machine however it is called, and takes any input."""
 
-import itertools
 import logging
 import math
 from typing import Any
@@ -9,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from adq_wds.core.diversity import diversity_of_views, paper_diversity
+from adq_wds.core.diversity import diversity_of_views
 from adq_wds.planning import diversity_head as heads
-from adq_wds.planning.diversity_head import contrastive, head_diversity, info_nce, new_head, paper, project
+from adq_wds.planning.diversity_head import contrastive, head_diversity, info_nce, new_head, project
 
 Rows = np.ndarray[Any, Any]
 
@@ -52,7 +51,10 @@ def test_the_loss_is_that_of_the_definition(images: int) -> None:
 def test_training_is_adam_on_the_loss() -> None:
     """By hand in float64, three steps on all images at once: the order plays no part then."""
     z = views(60)
-    params = [torch.tensor(w, dtype=torch.float64, requires_grad=True) for w in weights(paper(z, seed=3))]
+    params = [
+        torch.tensor(w, dtype=torch.float64, requires_grad=True)
+        for w in weights(new_head(z.shape[2], seed=3))
+    ]
     first = [torch.zeros_like(p) for p in params]
     second = [torch.zeros_like(p) for p in params]
     for step in (1, 2, 3):
@@ -77,13 +79,13 @@ def test_training_lowers_the_loss_on_images_never_seen() -> None:
     def loss(head: torch.nn.Sequential) -> float:
         return float(info_nce(torch.tensor(project(head, test))))
 
-    assert loss(contrastive(train, seed=3, epochs=40)) < loss(paper(train, seed=3)) - 0.5
+    assert loss(contrastive(train, seed=3, epochs=40)) < loss(new_head(train.shape[2], seed=3)) - 0.5
 
 
 def test_no_epochs_leave_the_untrained_head_and_one_changes_every_layer() -> None:
     z = views(40)
-    assert same(contrastive(z, seed=5, epochs=0), paper(z, seed=5))
-    pairs = zip(weights(contrastive(z, seed=5, epochs=1)), weights(paper(z, seed=5)), strict=True)
+    assert same(contrastive(z, seed=5, epochs=0), new_head(z.shape[2], seed=5))
+    pairs = zip(weights(contrastive(z, seed=5, epochs=1)), weights(new_head(z.shape[2], seed=5)), strict=True)
     assert all((a != b).any() for a, b in pairs)
 
 
@@ -102,7 +104,7 @@ def test_equal_seeds_give_equal_heads_whatever_the_threads_and_others_do_not() -
     assert same(made[0], made[1])
     assert same(made[0], made[2])
     assert not same(made[0], contrastive(z, seed=2, epochs=2))
-    assert not same(paper(z, seed=1), paper(z, seed=2))
+    assert not same(new_head(z.shape[2], seed=1), new_head(z.shape[2], seed=2))
 
 
 def test_the_callers_random_state_and_modes_are_neither_used_nor_changed() -> None:
@@ -132,7 +134,7 @@ def test_first_weights_are_uniform_to_one_over_the_root_of_the_width() -> None:
 
 def test_projections_are_the_heads_and_of_length_one() -> None:
     z = views(1300, 8)  # more than two batches
-    head = paper(z, seed=4)
+    head = new_head(z.shape[2], seed=4)
     w1, b1, w2, b2 = (values.astype(np.float64) for values in weights(head))
     plain = np.maximum(z.astype(np.float64) @ w1.T + b1, 0) @ w2.T + b2
     plain /= np.linalg.norm(plain, axis=2, keepdims=True)
@@ -149,12 +151,10 @@ def test_a_head_that_gives_zero_projects_to_zero() -> None:
     assert not project(head, views(3, 4)).any()
 
 
-@pytest.mark.parametrize("name", ["contrastive", "paper"])
-def test_head_diversity_is_the_mean_and_spread_over_three_seeds(name: str) -> None:
+def test_head_diversity_is_the_mean_and_spread_over_three_seeds() -> None:
     z, bin = views(90), np.arange(90) % 4 - 1
-    fit, score = {"contrastive": (contrastive, diversity_of_views), "paper": (paper, paper_diversity)}[name]
-    each = [score(project(fit(z, seed=seed, epochs=2), z), bin, 3) for seed in (5, 6, 7)]
-    value, spread = head_diversity(name, z, bin, 3, seed=5, epochs=2)
+    each = [diversity_of_views(project(contrastive(z, seed=seed, epochs=2), z), bin, 3) for seed in (5, 6, 7)]
+    value, spread = head_diversity(z, bin, 3, seed=5, epochs=2)
     assert value == pytest.approx(sum(each) / 3, rel=1e-12)
     squares = sum((one - value) ** 2 for one in each)
     assert spread == pytest.approx(np.sqrt(squares / 2), rel=1e-9)
@@ -163,7 +163,7 @@ def test_head_diversity_is_the_mean_and_spread_over_three_seeds(name: str) -> No
 
 def test_bins_that_hold_unviewed_samples_or_none_are_told_apart() -> None:
     z, bin = views(40), np.arange(40) % 2
-    value, spread = head_diversity("paper", z, bin, 4, size=np.array([20, 20, 3, 0]))
+    value, spread = head_diversity(z, bin, 4, size=np.array([20, 20, 3, 0]))
     assert value[2] == pytest.approx(value[:2].mean())
     assert np.isnan(value).tolist() == np.isnan(spread).tolist() == [False, False, False, True]
 
@@ -180,11 +180,11 @@ EDGES = {
 }
 
 
-@pytest.mark.parametrize(("name", "edge"), list(itertools.product(["contrastive", "paper"], EDGES)))
-def test_every_input_gives_finite_values_again_and_again(name: str, edge: str) -> None:
+@pytest.mark.parametrize("edge", EDGES)
+def test_every_input_gives_finite_values_again_and_again(edge: str) -> None:
     z = EDGES[edge]
     bin, size = np.zeros(len(z), np.int16), np.array([max(1, len(z)), 0])
-    found = [head_diversity(name, z, bin, 2, size=size, epochs=2) for _ in range(2)]
+    found = [head_diversity(z, bin, 2, size=size, epochs=2) for _ in range(2)]
     assert np.array_equal(found[0], found[1], equal_nan=True)
     value, spread = found[0]
     assert 0.9 < value[0] < 100
@@ -194,43 +194,42 @@ def test_every_input_gives_finite_values_again_and_again(name: str, edge: str) -
 
 def test_too_few_images_to_train_on_are_said(caplog: pytest.LogCaptureFixture) -> None:
     z = views(1)
-    assert same(contrastive(z, seed=2), paper(z, seed=2))
+    assert same(contrastive(z, seed=2), new_head(z.shape[2], seed=2))
     assert "views of 1 images: no two to tell apart" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.WARNING):
-        assert not same(contrastive(views(2), seed=2), paper(views(2), seed=2))
+        assert not same(contrastive(views(2), seed=2), new_head(12, seed=2))
     assert not caplog.records
 
 
 @pytest.mark.parametrize("seed", [2**63 - 1, -(2**63)])
 def test_seeds_at_their_ends_have_three_heads(seed: int) -> None:
-    _, spread = head_diversity("paper", views(20), np.zeros(20, np.int16), 1, seed=seed)
+    _, spread = head_diversity(views(20), np.zeros(20, np.int16), 1, seed=seed)
     assert spread[0] > 0
 
 
-@pytest.mark.parametrize(("name", "n"), [("contrastive", 20), ("paper", 20), ("contrastive", 1)])
-def test_progress_adds_up_to_three_trainings(name: str, n: int) -> None:
+@pytest.mark.parametrize("n", [20, 1])
+def test_progress_adds_up_to_three_trainings(n: int) -> None:
     told: list[int] = []
-    head_diversity(name, views(n), np.zeros(n, np.int16), 1, epochs=4, progress=told.append)
+    head_diversity(views(n), np.zeros(n, np.int16), 1, epochs=4, progress=told.append)
     assert sum(told) == 3 * 4 == heads.N_SEEDS * 4
 
 
 @pytest.mark.parametrize(
-    ("name", "z", "bin", "options", "text"),
+    ("z", "bin", "options", "text"),
     [
-        ("contrastiv", views(4), np.zeros(4, int), {}, "unknown head 'contrastiv'; expected one of contrastive, paper"),
-        ("paper", np.zeros((4, 6), np.float16), np.zeros(4, int), {}, r"shape \(4, 2, 1\)|views of shape \(4, 6\)"),
-        ("paper", np.zeros((4, 3, 6), np.float16), np.zeros(4, int), {}, r"views of shape \(4, 3, 6\)"),
-        ("contrastive", np.full((4, 2, 6), np.nan, np.float16), np.zeros(4, int), {}, "views of image 0 hold NaN"),
-        ("contrastive", views(4), np.full(4, 3), {}, r"bins must lie in -1 … 1, got 3 … 3"),
-        ("contrastive", views(4), np.zeros(3, int), {}, r"bins of shape \(3,\)"),
-        ("contrastive", views(4), np.zeros(4, int), {"seed": 1.5}, "seed must be an integer, got 1.5"),
-        ("contrastive", views(4), np.zeros(4, int), {"size": np.ones(5, int)}, r"sizes of shape \(5,\)"),
+        (np.zeros((4, 6), np.float16), np.zeros(4, int), {}, r"shape \(4, 2, 1\)|views of shape \(4, 6\)"),
+        (np.zeros((4, 3, 6), np.float16), np.zeros(4, int), {}, r"views of shape \(4, 3, 6\)"),
+        (np.full((4, 2, 6), np.nan, np.float16), np.zeros(4, int), {}, "views of image 0 hold NaN"),
+        (views(4), np.full(4, 3), {}, r"bins must lie in -1 … 1, got 3 … 3"),
+        (views(4), np.zeros(3, int), {}, r"bins of shape \(3,\)"),
+        (views(4), np.zeros(4, int), {"seed": 1.5}, "seed must be an integer, got 1.5"),
+        (views(4), np.zeros(4, int), {"size": np.ones(5, int)}, r"sizes of shape \(5,\)"),
     ],
 )  # fmt: skip
 def test_arguments_that_do_not_fit_are_refused_before_any_training(
-    name: str, z: Rows, bin: Rows, options: dict[str, Any], text: str, monkeypatch: pytest.MonkeyPatch
+    z: Rows, bin: Rows, options: dict[str, Any], text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.optim, "Adam", None)
     with pytest.raises(ValueError, match=text):
-        head_diversity(name, z, bin, 2, **options)
+        head_diversity(z, bin, 2, **options)

@@ -212,11 +212,11 @@ def test_scores_are_chosen_by_name(features: adq.Features) -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"bins": 0}, "bins must be an integer in 1 … 32,767, got 0"),
-        ({"bins": 2.0}, "bins must be an integer in 1 … 32,767, got 2.0"),
-        ({"pilot": 0}, "pilot must be an integer in 1 … 2,147,483,647, got 0"),
+        ({"bins": 0}, "bins must be an integer from 1 to 32,767, got 0"),
+        ({"bins": 2.0}, "bins must be an integer from 1 to 32,767, got 2.0"),
+        ({"pilot": 0}, "pilot must be an integer from 1 to 2,147,483,647, got 0"),
         ({"pilot": True}, "pilot must be an integer"),
-        ({"checkpoints": 0}, "checkpoints must be an integer in 1 … 32,767, got 0"),
+        ({"checkpoints": 0}, "checkpoints must be an integer from 1 to 32,767, got 0"),
         ({"min_pilot": -1}, "min_pilot must be an integer"),
         ({"keep": 1.5}, r"keep must be a number in \[0, 1\], got 1.5"),
         ({"seed": "0"}, "seed must be an integer, got '0'"),

@@ -70,20 +70,15 @@ def images_of(path: Path) -> list[Image.Image]:
     return [sample["image"] for sample in stream]
 
 
-@pytest.mark.parametrize("double", [False, True])
-def test_bins_are_graphcut_bins_of_the_heads_gradients(
-    double: bool, shards: list[Path], tmp_path: Path
-) -> None:
-    features = adq.embed_shards(
-        shards, Head(), tmp_path / "f", logit_grad=True, double_softmax=double, batch_size=8
-    )
+def test_bins_are_graphcut_bins_of_the_heads_gradients(shards: list[Path], tmp_path: Path) -> None:
+    features = adq.embed_shards(shards, Head(), tmp_path / "f", logit_grad=True, batch_size=8)
     images = [image for path in shards for image in images_of(path)]
     h, logits = Head()(images)
     assert logits is not None
     label = np.arange(55) % 2
     norm = np.sqrt((h.astype(np.float64) ** 2).sum(axis=1))
     unit = (h / norm[:, None]).astype(np.float16)
-    b = logit_gradients(logits, label, double_softmax=double).astype(np.float16)
+    b = logit_gradients(logits, label).astype(np.float16)
     stored = np.concatenate([file.logit_grad() for file in features])
     assert np.abs(stored.astype(np.float64) - b).max() < 2e-3
     plan = adq.build_plan(features, bins=4, keep=0.5, kernel="gradient")
@@ -107,17 +102,20 @@ def test_the_memory_given_changes_nothing(shards: list[Path], tmp_path: Path) ->
     assert plans[0].hash == plans[1].hash
 
 
-def test_two_softmaxes_are_another_gradient(shards: list[Path], tmp_path: Path) -> None:
-    kinds = [
-        adq.embed_shards(shards, Head(3), tmp_path / str(d), label=_two, logit_grad=True, double_softmax=d)
-        for d in (False, True)
-    ]
-    single, double = (np.concatenate([file.logit_grad() for file in f]).astype(np.float64) for f in kinds)
-    assert np.abs(single - double).max() > 0.01
+def test_features_through_two_softmaxes_are_read_and_never_mixed(
+    shards: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Earlier versions could make them."""
+    with monkeypatch.context() as earlier:
+        earlier.setattr("adq_wds.embedding.shard.LOGIT_GRAD", "double_softmax")
+        adq.embed_shards(shards[0], Head(), tmp_path / "f", logit_grad=True)
+    adq.build_plan(tmp_path / "f", bins=3, kernel="gradient", out=tmp_path / "p.parquet")
+    assert adq.load_plan(tmp_path / "p.parquet").header["features"]["logit_grad"] == "double_softmax"
     with pytest.raises(adq.FeaturesError, match="logit_grad 'double_softmax', now 'softmax'"):
-        adq.embed_shards(shards, Head(3), tmp_path / "True", label=_two, logit_grad=True)
-    with pytest.raises(ValueError, match="it needs logit_grad=True"):
-        adq.embed_shards(shards, Head(3), tmp_path / "x", double_softmax=True)
+        adq.embed_shards(shards, Head(), tmp_path / "f", logit_grad=True)
+    with pytest.raises(SystemExit):
+        main(["embed", str(shards[0]), "--logit-grad", "--double-softmax"])
+    assert "no flag --double-softmax; it is gone: --logit-grad keeps" in capsys.readouterr().err
 
 
 def test_a_head_of_other_classes_is_refused_with_both_counts(shards: list[Path], tmp_path: Path) -> None:
@@ -258,9 +256,8 @@ def test_the_command_embeds_what_the_kernel_needs(
     assert '"features_bytes"' in capsys.readouterr().out
     dry = ["run", shard, "--dry-run", "-o", str(tmp_path / "x")]
     for flags, text in (
-        (["--double-softmax"], "it needs --logit-grad, or --kernel gradient"),
         (["--encoder", "thumbnail", "--kernel", "gradient"], "'thumbnail' gives no logits"),
-        (["--embeddings", "field:emb.npy", "--diversity-head", "paper"], "views need an encoder"),
+        (["--embeddings", "field:emb.npy", "--diversity-head", "contrastive"], "views need an encoder"),
     ):
         assert main([*dry, *flags]) in (1, 2)
         assert text in capsys.readouterr().err

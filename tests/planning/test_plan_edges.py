@@ -180,7 +180,7 @@ def test_bin_sizes_differ_by_one_at_most(
 @pytest.mark.parametrize("bins", [0, -1, 32768, True, 1.5, "4", None, float("nan")])
 def test_bins_out_of_range_are_refused_with_the_value(bins: Any, folder: Path) -> None:
     """F33."""
-    with pytest.raises(ValueError, match=rf"bins must be an integer in 1 … 32767, got {bins!r}"):
+    with pytest.raises(ValueError, match=rf"bins must be an integer from 1 to 32,767, got {bins!r}"):
         adq.build_plan(folder, bins=bins)
 
 

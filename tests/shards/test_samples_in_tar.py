@@ -24,6 +24,8 @@ from adq_wds.remote.open_shard import open_shard
 from adq_wds.shards.samples_in_tar import (
     Ignored,
     Limits,
+    WrongSample,
+    expected_span,
     iter_spans,
     payload_crc32,
     read_sample,
@@ -342,3 +344,19 @@ def test_an_unreadable_file_is_refused_by_path(tmp_path: Path) -> None:
         open_shard(tmp_path / "a.tar"),
     ):
         pass
+
+
+def test_a_span_is_taken_only_with_the_key_and_payload_expected() -> None:
+    (span,) = iter_spans(pack("a.jpg", "a.cls"), shard="s.tar")
+    data, crc = pack("a.jpg", "a.cls")[: span.n_bytes], payload_crc32(pack("a.jpg", "a.cls"), span)
+    assert expected_span(data, shard="s.tar", key="a", crc32=crc) == span
+    assert expected_span(data, shard="s.tar", key="a", crc32=None) == span
+    for key, wanted in (("b", crc), ("a", crc ^ 1)):
+        with pytest.raises(
+            WrongSample, match=f"found key 'a' with crc32 {crc:08x}, expected .*{wanted:08x}"
+        ) as wrong:
+            expected_span(data, shard="s.tar", key=key, crc32=wanted)
+        assert (wrong.value.span, wrong.value.crc32) == (span, crc)
+    with pytest.raises(WrongSample, match=r"^in its span, ") as wrong:
+        expected_span(data[:512], shard="s.tar", key="a", crc32=crc)
+    assert wrong.value.span is None

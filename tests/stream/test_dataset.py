@@ -167,8 +167,8 @@ def test_fresh_draws_keep_other_samples_in_every_epoch(
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"batch_size": 0}, "batch_size must be an integer >= 1, or None, got 0"),
-        ({"batch_size": True}, "batch_size must be an integer >= 1, or None, got True"),
+        ({"batch_size": 0}, "batch_size must be an integer >= 1, got 0"),
+        ({"batch_size": True}, "batch_size must be an integer >= 1, got True"),
         ({"pipes": [len]}, "pipes must be a list of pipes, got .* wrap a function in adq.Map"),
         ({"pipes": adq.Decode()}, "pipes must be a list of pipes"),
         ({"fields": "image"}, "fields must be a tuple of names, like .*, got 'image'"),

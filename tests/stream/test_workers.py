@@ -270,7 +270,7 @@ def test_an_errors_text_is_the_same_in_and_out_of_workers(tmp_path: Path, n_work
         list(adq.Loader(made(tar_set), num_workers=n_workers))
     assert re.fullmatch(r"shard t-001.tar, key 'k00009': bytes differ: .* do that again", str(caught.value))
     if n_workers:
-        assert "reader.py" in "".join(caught.value.__notes__), "where it came from is still to be seen"
+        assert "local.py" in "".join(caught.value.__notes__), "where it came from is still to be seen"
 
 
 def worker_pids(loader: Any) -> list[int]:

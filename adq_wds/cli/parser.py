@@ -1,0 +1,168 @@
+"""Turns options of functions into flags, parses them, and checks their values before anything heavy is imported."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NoReturn
+
+from adq_wds import registry
+from adq_wds.checks import positive
+from adq_wds.cli.flag_names import flagged
+from adq_wds.core.allocation import budget_for, check_alpha
+from adq_wds.core.rng import check_seed
+from adq_wds.errors import printable
+from adq_wds.registry import GONE, HEADS, SCORES
+from adq_wds.signatures import Option, options_of
+
+NONE = "none"  # the word for None
+_SAID_BY_COMMANDS = ("out", "progress")
+_NUMBER = re.compile(r"-\.?\d.*")
+
+
+class Parser(argparse.ArgumentParser):
+    """An `ArgumentParser` that names close flags and commands for one it does not know, as a terminal may show them.
+
+    Attributes:
+        commands: the parsers of the commands, by name; empty for a command's own.
+    """
+
+    @property
+    def flags(self) -> set[str]:
+        """The flags that a command takes: ``--patch-keep``, ``--no-amp`` and so on."""
+        return {flag for flag in self._option_string_actions if flag.startswith("--")}
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.commands: dict[str, Parser] = {}
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        words = sys.argv[1:] if args is None else list(args)
+        for word in words:
+            if word == "--":
+                break
+            if self.commands and not word.startswith("-"):
+                if word not in self.commands:
+                    self._fail("command", word, self.commands)
+                break  # the flags behind it are the command's
+            flag = word.partition("=")[0]
+            if self._is_flag(word) and not self._knows(flag):
+                self._fail("flag", flag, self._option_string_actions)
+        return super().parse_known_args(words, namespace)
+
+    def format_help(self) -> str:
+        """The help, with the names of Python's arguments as flags."""
+        for action in self._actions:
+            action.help = flagged(action.help or "", self.flags)
+        return super().format_help()
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        super()._print_message(printable(message), file)
+
+    def _is_flag(self, word: str) -> bool:
+        return len(word) > 1 and word[0] == "-" and " " not in word and not _NUMBER.fullmatch(word)
+
+    def _knows(self, flag: str) -> bool:
+        flags = self._option_string_actions
+        return any(known.startswith(flag) for known in flags) or (flag[1] != "-" and flag[:2] in flags)
+
+    def _fail(self, kind: str, name: str, known: Any) -> NoReturn:
+        close = difflib.get_close_matches(name, known, n=1)
+        remedy = GONE.get(name) or (
+            f"did you mean {close[0]}?" if close else f"`{self.prog} --help` lists them"
+        )
+        self.error(f"no {kind} {name}; {remedy}")
+
+
+def add_options(group: Any, function: str, *, without: Iterable[str] = (), **changed: dict[str, Any]) -> None:
+    """A flag for each keyword-only argument of a function but ``out`` and ``progress``, which every command says itself.
+
+    A word among `Literal` choices is a choice, and "none" where None is one more; a list takes several words.
+
+    Args:
+        group: the command, or a group of its flags.
+        function: full name of the function; see `options_of`.
+        without: arguments that have no flag.
+        changed: by argument, what `add_argument` is told otherwise.
+    """
+    for name, option in options_of(function).items():
+        if name not in (*_SAID_BY_COMMANDS, *without):
+            flag = f"--{name.replace('_', '-')}"
+            group.add_argument(flag, **{**_how(option), **changed.get(name, {})})
+
+
+def _how(option: Option) -> dict[str, Any]:
+    """What `add_argument` is told about an option."""
+    how: dict[str, Any] = {"default": option.default, "help": option.help.replace("%", "%%")}
+    if option.type == "bool":
+        return {**how, "action": argparse.BooleanOptionalAction}
+    if option.many:
+        return {**how, "nargs": "+"}
+    if option.choices:
+        none = [NONE] if option.none and NONE not in option.choices else []
+        return {**how, "choices": (*option.choices, *none)}
+    return {**how, "type": _TYPES[option.type]} if option.type in _TYPES else how
+
+
+def given(arguments: argparse.Namespace, function: str, *, without: Iterable[str] = ()) -> dict[str, Any]:
+    """What a command was given for a function's keyword-only arguments, as far as the command has them."""
+    values = {}
+    for name, option in options_of(function).items():
+        if hasattr(arguments, name) and name not in without:
+            value = getattr(arguments, name)
+            is_none = value == NONE and option.choices and option.none
+            values[name] = None if is_none else value
+    return values
+
+
+def ratio(text: str) -> float:
+    """A ratio as people write it.
+
+    >>> ratio("0.2"), ratio("20%")
+    (0.2, 0.2)
+    """
+    return float(f"{text.removesuffix('%').strip()}e-2" if text.endswith("%") else text)
+
+
+def count(text: str) -> int:
+    """An integer, which `check_values` wants to be at least 1."""
+    return int(text)
+
+
+_TYPES: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "Count": count, "Ratio": ratio}
+
+
+def check_values(command: Parser, arguments: argparse.Namespace) -> None:
+    """Find the values that are wrong whatever the data, before torch or Arrow are imported.
+
+    Raises:
+        ValueError: a number is out of range, or nothing has that name.
+    """
+    for action in command._actions:
+        value = getattr(arguments, action.dest, None)
+        if action.type is count and value is not None:
+            positive(action.dest, value)
+        if action.type is ratio and isinstance(value, int | float) and 2 <= value <= 100:
+            meant = f"for {value:g} % write {value / 100:g} or {value:g}%"
+            raise ValueError(f"{action.dest} must be a number in [0, 1], got {value:g}; {meant}")
+    values = {name: value for name, value in vars(arguments).items() if value is not None}
+    if "keep" in values:
+        budget_for(values["keep"], 0)
+    if "alpha" in values:
+        check_alpha(values["alpha"])
+    if "seed" in values:
+        check_seed(values["seed"])
+    if "allocation" in values:
+        registry.allocation(values["allocation"])
+    if "diversity_head" in values:
+        registry.look_up("diversity head", values["diversity_head"], dict.fromkeys(HEADS))
+    if "importance" in values:
+        registry.check_importance(values["importance"])
+    for score in values.get("scores", ()):
+        if score not in SCORES:
+            registry.score(score)
