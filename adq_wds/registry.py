@@ -55,7 +55,7 @@ def encoder(spec: str | Encoder | Callable[..., Any] = "builtin", **options: Any
     offered = _installed("encoders", spec)
     if offered is not None:
         return _encoder_object(_made("encoder", spec, offered, options), {})
-    from adq_wds.models.timm_names import close_timm_names, is_timm_name
+    from adq_wds.models.timm_build import close_timm_names, is_timm_name
 
     if not is_timm_name(spec):
         close = difflib.get_close_matches(spec, SHIPPED_ENCODERS) + close_timm_names(spec)

@@ -1,5 +1,6 @@
 """Small real shards, made once per test; and the folder of large ones, where there is one."""
 
+import gc
 import hashlib
 import io
 import os
@@ -29,6 +30,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=os.environ.get("ADQ_DATA"),
         help="folder with cifar10/ and imagenet-sample/ as tar shards (or the environment's ADQ_DATA)",
     )
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what is imported by now stays; to look at it again at each collection takes a second
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ import pytest
 
 import adq_wds as adq
 from adq_wds.cli.main import main
+from adq_wds.signatures import options_of
 from tests.conftest import MakeShard
 
 PACKAGE = Path(adq.__file__).parent
@@ -86,6 +87,7 @@ def test_the_walk_to_the_byte_is_true(run: Callable[[], Path], tmp_path: Path) -
 
 
 def test_the_walk_to_the_seat_is_true(run: Callable[[], Path]) -> None:
+    options_of.cache_clear()
     with files_that_run() as found:
         run()
     assert walk("From `adq run`") - found == set()

@@ -1,4 +1,4 @@
-"""A shard, or a cached block, that another process cuts short while it is read: an error, and never a signal."""
+"""A shard, or a cached block, that another process cuts short while it is read: an error, and never a signal. F41."""
 
 from __future__ import annotations
 

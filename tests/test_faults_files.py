@@ -198,34 +198,35 @@ import io, json, os, subprocess, sys
 from contextlib import redirect_stderr, redirect_stdout
 from adq_wds.cli.main import main
 
-out, size, *command = sys.argv[1:]
-subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", out], check=True)
-with open(out + "/full", "wb") as full:
-    full.write(bytes(65536 - int(size)))
-said = io.StringIO()
-with redirect_stderr(said), redirect_stdout(io.StringIO()):
-    code = main(command)
-print(json.dumps([code, said.getvalue(), os.listdir(out), os.stat(out + "/full").st_size]))
+for out, size, command in json.loads(sys.argv[1]):
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", out], check=True)
+    with open(out + "/full", "wb") as full:
+        full.write(bytes(65536 - size))
+    said = io.StringIO()
+    with redirect_stderr(said), redirect_stdout(io.StringIO()):
+        code = main(command)
+    print(json.dumps([code, said.getvalue(), os.listdir(out), os.stat(out + "/full").st_size]))
 """
 
 
-@pytest.mark.parametrize("n_free", [0, 4_096])
-@pytest.mark.parametrize("job", ["index", "write"])
-def test_a_file_system_without_space_is_named_and_left_as_it_was(job: str, n_free: int, here: Path) -> None:
+def test_a_file_system_without_space_is_named_and_left_as_it_was(here: Path) -> None:
     """F42 by a small file system of its own, where one may be mounted."""
     tried = ["unshare", "-rm", "mount", "-t", "tmpfs", "none", str(here / "in")]
     if shutil.which("unshare") is None or subprocess.run(tried, capture_output=True).returncode:
         pytest.skip("needs a mount of its own")
-    (here / "out").mkdir()
-    run = ["unshare", "-rm", sys.executable, "-c", FULL, str(here / "out"), str(n_free)]
-    result = subprocess.run(
-        [*run, *command(job, str(here / "out"))], capture_output=True, text=True, check=False
-    )
+    cases = []
+    for job, n_free in itertools.product(["index", "write"], [0, 4_096]):
+        out = here / f"{job}-{n_free}"
+        out.mkdir()
+        cases.append((str(out), n_free, command(job, str(out))))
+    run = ["unshare", "-rm", sys.executable, "-c", FULL, json.dumps(cases)]
+    result = subprocess.run(run, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    code, said, left, n_full = json.loads(result.stdout)
-    assert (code, n_full) == (1, 65_536 - n_free)
-    assert left == ["full"]
-    assert_full(code, said, here / "out")
+    for (out, n_free, _), line in zip(cases, result.stdout.splitlines(), strict=True):
+        code, said, left, n_full = json.loads(line)
+        assert (code, n_full) == (1, 65_536 - n_free)
+        assert left == ["full"]
+        assert_full(code, said, Path(out))
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])

@@ -30,14 +30,14 @@ class Parser(argparse.ArgumentParser):
         commands: the parsers of the commands, by name; empty for a command's own.
     """
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.commands: dict[str, Parser] = {}
+
     @property
     def flags(self) -> set[str]:
         """The flags that a command takes: ``--patch-keep``, ``--no-amp`` and so on."""
         return {flag for flag in self._option_string_actions if flag.startswith("--")}
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.commands: dict[str, Parser] = {}
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None

@@ -29,7 +29,7 @@ from adq_wds.errors import AdqError
 from adq_wds.files import canonical_json, sha256_text
 from adq_wds.models.checkpoints import file_sha256, load_state, misfit
 from adq_wds.models.forward import Forward, ForwardOptions
-from adq_wds.models.images import check_rgb
+from adq_wds.samples.image import check_rgb
 
 BUILTIN_NAMES = ("builtin", "builtin-free")
 DEFINITION = "1"

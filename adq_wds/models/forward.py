@@ -27,8 +27,8 @@ class ForwardOptions:
     """How an encoder's network runs; part of the encoder's revision.
 
     Attributes:
-        amp: compute convolutions and matrix products in bfloat16 (torch's autocast); h and logits are float32 again. Faster
-            where the processor has instructions for it, slower elsewhere. float16 is not offered: its largest number
+        amp: compute convolutions and matrix products in bfloat16 (torch's autocast); h and logits are float32 again.
+            Faster where the processor has instructions for it, slower elsewhere. float16 is not offered: its largest number
             is 65,504, which activations of common networks exceed, and the embedding would be infinite; bfloat16
             has float32's range.
         channels_last: keep the colours of a pixel side by side in memory: convolutions are up to twice as fast, and

@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from adq_wds.models.images import check_rgb
+from adq_wds.samples.image import check_rgb
 
 SIDE = 8
 CHUNK_BYTES = (

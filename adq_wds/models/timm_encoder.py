@@ -21,9 +21,8 @@ from adq_wds.errors import AdqError
 from adq_wds.files import canonical_json, sha256_text
 from adq_wds.models.checkpoints import file_sha256, state_sha256
 from adq_wds.models.forward import Forward, ForwardOptions
-from adq_wds.models.images import check_rgb
-from adq_wds.models.timm_build import load_checkpoint, load_pretrained
-from adq_wds.models.timm_names import check_timm_name
+from adq_wds.models.timm_build import check_timm_name, load_checkpoint, load_pretrained
+from adq_wds.samples.image import check_rgb
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ from adq_wds.errors import AdqError
 from adq_wds.reading.listing import Listing
 from adq_wds.reading.local import LocalShard
 from adq_wds.reading.local_many import MAX_BYTES, Group, Layouts, Samples, cut
-from adq_wds.reading.places import HELD_SHARDS, Found, Places
+from adq_wds.reading.places import HELD_SHARDS, Place, Places, each_place
 from adq_wds.reading.ranged import Held, Kept, RangedShard
 from adq_wds.reading.whole import FetchedShard
 from adq_wds.remote.fetch import Fetch, comes_whole
@@ -83,16 +83,16 @@ class Readers:
         self.held[shard] = self._made(shard)
         return self.held[shard]
 
-    def found(self, places: Iterator[Places]) -> Iterator[Found]:
+    def each(self, blocks: Iterator[Places]) -> Iterator[Place]:
         """Each sample in the order of its position, announced to its reader some time before it is given out."""
-        found = chain.from_iterable(map(self._each, places))
-        return self._announced(found) if any(self._distant) else found
+        places = chain.from_iterable(map(self._each, blocks))
+        return self._announced(places) if any(self._distant) else places
 
-    def read(self, found: Iterable[Found]) -> list[Sample]:
+    def read(self, places: Iterable[Place]) -> list[Sample]:
         """The samples; see `SpanReader.parse`, which reads all but those laid out and as they must be."""
         held, opened, urls = self.held, self.open, self._listing.urls
         samples: list[Sample] = []
-        for shard, offset, n_bytes, key, crc, fields, cuts, data in found:
+        for shard, offset, n_bytes, key, crc, fields, cuts, data in places:
             if fields is not None and data is not None:
                 sample = cut(data, urls[shard], key, crc, fields, cuts)
                 if sample is not None:
@@ -110,7 +110,7 @@ class Readers:
             self._pool.shutdown(wait=False, cancel_futures=True)
             self._pool = None
 
-    def _each(self, places: Places) -> Iterator[Found]:
+    def _each(self, places: Places) -> Iterator[Place]:
         by_shard, numbers, keys, at = places
         shard = np.empty(len(keys), np.int64)
         for number, _, start, stop in by_shard:
@@ -118,15 +118,15 @@ class Readers:
         columns = shard[at].tolist(), *numbers[:2, at].tolist(), keys[at].tolist()
         nothing = repeat(None), repeat(()), repeat(None)
         if not self._verify:
-            return zip(*columns, repeat(None), *nothing, strict=False)
+            return each_place(*columns, repeat(None), *nothing)
         columns = (*columns, numbers[2, at].tolist())
         groups, data = self._read_ahead(places)
         row = numbers[3]
         laid = self._layouts.find(Samples(groups, row, numbers[1], keys, data)) if groups else None
         if laid is None:
-            return zip(*columns, *nothing, strict=False)
+            return each_place(*columns, *nothing)
         cuts = zip(*laid.cuts[:, at].tolist(), strict=True)
-        return zip(*columns, laid.fields[at].tolist(), cuts, data[at].tolist(), strict=True)
+        return each_place(*columns, laid.fields[at].tolist(), cuts, data[at].tolist())
 
     def _read_ahead(self, places: Places) -> tuple[list[Group], NDArray[np.object_]]:
         """The small samples of local shards of which enough is read now: which, and the bytes of each."""
@@ -144,14 +144,13 @@ class Readers:
                     groups.append(Group(shard, n_listed, reader.stamp, start, stop))
         return groups, data
 
-    def _announced(self, found: Iterator[Found]) -> Iterator[Found]:
-        waiting: deque[Found] = deque()
+    def _announced(self, places: Iterator[Place]) -> Iterator[Place]:
+        waiting: deque[Place] = deque()
         most = _AHEAD_CACHED if self._cached else _AHEAD
-        for one in found:
-            shard, offset = one[:2]
-            if self._distant[shard]:
-                (self.held.get(shard) or self.open(shard)).expect(offset)
-            waiting.append(one)
+        for place in places:
+            if self._distant[place.shard]:
+                (self.held.get(place.shard) or self.open(place.shard)).expect(place.byte_offset)
+            waiting.append(place)
             if len(waiting) > most:
                 yield waiting.popleft()
         yield from waiting

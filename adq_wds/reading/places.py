@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from itertools import repeat
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +14,33 @@ from adq_wds.core.order import LANES
 HELD_SHARDS = LANES + 8  # shards that a stream reads in turn, and a few that it has just left
 
 
-Found = tuple[int, int, int, str, int | None, tuple[str, ...] | None, tuple[int, ...], bytes | None]
-"""Where a sample lies: shard, byte_offset, n_bytes, key, crc32 to compare with; fields, cuts and bytes of one laid out."""
+class Place(NamedTuple):
+    """Where a sample lies and what it must be; of one read ahead, its bytes and where its fields lie in them.
+
+    Attributes:
+        shard: its shard's number.
+        byte_offset: of its first byte in the shard.
+        n_bytes: headers and padding included.
+        key: the key it must have.
+        crc32: what its payloads must have; None takes them as they are.
+        fields: names of its fields, in tar order; None where these must be looked for.
+        cuts: start and stop of each field's payload in `data`.
+        data: its bytes; None where they are not read yet.
+    """
+
+    shard: int
+    byte_offset: int
+    n_bytes: int
+    key: str
+    crc32: int | None
+    fields: tuple[str, ...] | None
+    cuts: tuple[int, ...]
+    data: bytes | None
+
+
+def each_place(*columns: Iterable[Any]) -> Iterator[Place]:
+    """The places whose attributes stand in eight columns, of which the shortest ends them."""
+    return map(tuple.__new__, repeat(Place), zip(*columns, strict=False))  # half the time of `Place._make`
 
 
 class Places(NamedTuple):

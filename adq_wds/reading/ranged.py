@@ -179,7 +179,7 @@ class RangedShard(SpanReader):
         return found
 
 
-Place = tuple[str, int]
+BlockId = tuple[str, int]
 """A shard's URL and the number of a block in it."""
 
 
@@ -192,29 +192,29 @@ class Held:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._blocks: OrderedDict[Place, Future[_Block]] = OrderedDict()
+        self._blocks: OrderedDict[BlockId, Future[_Block]] = OrderedDict()
 
-    def has(self, place: Place) -> bool:
+    def has(self, block_id: BlockId) -> bool:
         """Whether it is here, or on its way."""
-        return place in self._blocks
+        return block_id in self._blocks
 
-    def put(self, place: Place, block: Future[_Block]) -> None:
+    def put(self, block_id: BlockId, block: Future[_Block]) -> None:
         """Hold one more."""
-        self._blocks[place] = block
+        self._blocks[block_id] = block
         while len(self._blocks) > self._most:
             self._blocks.popitem(last=False)[1].cancel()
 
-    def get(self, place: Place) -> _Block:
+    def get(self, block_id: BlockId) -> _Block:
         """The bytes of one that `has` says is here; waits for them."""
-        self._blocks.move_to_end(place)
-        return self._blocks[place].result()
+        self._blocks.move_to_end(block_id)
+        return self._blocks[block_id].result()
 
-    def drop(self, place: Place) -> None:
+    def drop(self, block_id: BlockId) -> None:
         """Forget one."""
-        if place in self._blocks:
-            self._blocks.pop(place).cancel()
+        if block_id in self._blocks:
+            self._blocks.pop(block_id).cancel()
 
     def forget(self, url: str) -> None:
         """Forget all of a shard."""
-        for place in [place for place in self._blocks if place[0] == url]:
-            self.drop(place)
+        for block_id in [block_id for block_id in self._blocks if block_id[0] == url]:
+            self.drop(block_id)

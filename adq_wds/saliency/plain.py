@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from adq_wds.core.importance import random_importance, texture_importance
 from adq_wds.core.patches import patch_grid
-from adq_wds.models.images import check_rgb
 from adq_wds.protocols import Label
+from adq_wds.samples.image import check_rgb
 
 
 @dataclass(frozen=True)

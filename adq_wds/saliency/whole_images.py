@@ -13,8 +13,8 @@ import torch
 
 from adq_wds.core.patches import Grid, patch_grid
 from adq_wds.models.builtin import SIDE, BuiltinEncoder, normalised, resized
-from adq_wds.models.images import check_rgb
 from adq_wds.models.timm_encoder import TimmEncoder
+from adq_wds.samples.image import check_rgb
 
 Classifier = TimmEncoder | BuiltinEncoder
 

@@ -11,7 +11,7 @@ import io
 import logging
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import numpy as np
@@ -276,3 +276,14 @@ def _scale_rows(values: NDArray[np.generic], block: int = 1 << 20) -> NDArray[np
         else:
             scaled[top : top + step] = (rows.astype(np.uint32) + 128) // 257
     return scaled
+
+
+def check_rgb(images: Sequence[Image.Image]) -> None:
+    """Refuse images that are not RGB: decoding decides how grey, CMYK or alpha become colours, not an encoder.
+
+    Raises:
+        ValueError: names the image's position in the batch and its mode.
+    """
+    for i, image in enumerate(images):
+        if image.mode != "RGB":
+            raise ValueError(f"image {i} of the batch has mode {image.mode!r}, not 'RGB'; convert it first")

@@ -16,7 +16,7 @@ from torch.utils.data import get_worker_info
 from adq_wds.core.order import n_for_rank, rank_positions
 from adq_wds.errors import AdqError, LoaderClosed, names_place, placed, retold
 from adq_wds.pipes.base import Pipe, Tally
-from adq_wds.reading.places import Found, Places
+from adq_wds.reading.places import Place, Places
 from adq_wds.stream.clock import Begin, Clock
 from adq_wds.stream.epoch_order import EpochOrder, Recipe, Share
 from adq_wds.stream.serve import Server
@@ -137,8 +137,8 @@ class Stream(Iterator[Any]):
     def _read_on(self) -> Iterator[Any]:
         """Every batch from `next_batch` on, which is counted up just before each."""
         numbers = range(self._next_batch, self._n_batches, self._layout.n_workers)
-        found = self._server.found(map(self._places, _blocks(numbers, max(1, _BLOCK // self._size))))
-        return (self._singles if self._recipe.batch_size is None else self._grouped)(numbers, found)
+        places = self._server.each(map(self._places, _blocks(numbers, max(1, _BLOCK // self._size))))
+        return (self._singles if self._recipe.batch_size is None else self._grouped)(numbers, places)
 
     def _places(self, numbers: range) -> Places:
         """Where the samples of some batches lie."""
@@ -153,10 +153,10 @@ class Stream(Iterator[Any]):
         )
         return self._order.find(t)
 
-    def _grouped(self, numbers: range, found: Iterator[Found]) -> Iterator[Any]:
+    def _grouped(self, numbers: range, places: Iterator[Place]) -> Iterator[Any]:
         size, collate = self._size, self._recipe.collate
         for number in numbers:
-            here = list(islice(found, min(size, self._n - number * size)))
+            here = list(islice(places, min(size, self._n - number * size)))
             out = self._server.serve(here)
             batch: Any = _EMPTY
             if out:
@@ -170,35 +170,35 @@ class Stream(Iterator[Any]):
             self._next_batch = number + self._layout.n_workers
             yield batch
 
-    def _of_batch(self, error: AdqError, found: list[Found]) -> AdqError:
+    def _of_batch(self, error: AdqError, places: list[Place]) -> AdqError:
         """An error of the user's `collate`, which is given no places, with the place of the batch's first sample."""
-        names = [self._recipe.listing.names[one[0]] for one in found]
+        names = [self._recipe.listing.names[place.shard] for place in places]
         if any(names_place(error, name) for name in names):
             return error
-        text = f"in the batch of {len(found)} that begins here: {error}"
-        return placed(retold(error, text), shard=names[0], key=found[0][3])
+        text = f"in the batch of {len(places)} that begins here: {error}"
+        return placed(retold(error, text), shard=names[0], key=places[0].key)
 
-    def _singles(self, numbers: range, found: Iterator[Found]) -> Iterator[Any]:
+    def _singles(self, numbers: range, places: Iterator[Place]) -> Iterator[Any]:
         server, n_workers = self._server, self._layout.n_workers
         chunk = 1 if self._recipe.drops else Pipe.chunk
         todo = iter(numbers)
         while some := list(islice(todo, chunk)):
-            here = list(islice(found, len(some)))
+            here = list(islice(places, len(some)))
             together = server.one_each(here)
             if together is not None:
                 for number, out in zip(some, together, strict=True):
                     self._next_batch = number + n_workers
                     yield out
                 continue
-            for number, one in zip(some, here, strict=True):
-                served = server.serve([one])
+            for number, place in zip(some, here, strict=True):
+                served = server.serve([place])
                 self._left_out |= not served
                 self._next_batch = number + n_workers
                 yield served[0] if served else _EMPTY
 
     def at(self, t: NDArray[np.int64]) -> list[Any]:
         """What becomes of the samples at some positions of the epoch."""
-        return self._server.serve(list(self._server.found(iter([self._order.find(t)]))))
+        return self._server.serve(list(self._server.each(iter([self._order.find(t)]))))
 
     def state_dict(self) -> dict[str, Any]:
         """Where this iterator stands: the stream's `State`, and what this worker's place adds to it.

@@ -1,4 +1,4 @@
-"""What becomes of samples found in shards? They are read, go through the pipes, and are counted."""
+"""Reads samples at their places, runs them through the pipes, and counts them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from adq_wds.errors import AdqError, SampleError, shorten
 from adq_wds.pipes.base import OnError, Tally, replayed
 from adq_wds.reading.open_shards import Readers
-from adq_wds.reading.places import Found, Places
+from adq_wds.reading.places import Place, Places
 from adq_wds.samples.fields import EPOCH_FIELD, Sample, place_error
 from adq_wds.stream.epoch_order import Recipe
 
@@ -29,30 +29,30 @@ class Server:
         self.tally = Tally("ShardDataset", recipe.on_error)
         self._tallies = [Tally(type(p).__name__, _either(p.on_error, recipe.on_error)) for p in recipe.pipes]
 
-    def one_each(self, found: Sequence[Found]) -> list[Any] | None:
+    def one_each(self, places: Sequence[Place]) -> list[Any] | None:
         """What becomes of some samples, one of each; None when `serve` must find out which was dropped or bad."""
         try:
-            samples = self._read(found)
+            samples = self._read(places)
             for pipe in self._recipe.pipes:
                 samples = pipe.apply(samples)
             out = self._chosen(samples)
         except Exception:  # met again, one by one
             return None
-        n = len(found)
+        n = len(places)
         if len(out) != n:
             return None
         for tally in (*self._tallies, self.tally):
             tally.good(n, n)
         return out
 
-    def serve(self, found: Sequence[Found]) -> list[Any]:
+    def serve(self, places: list[Place]) -> list[Any]:
         """What becomes of some samples, in order; bad ones are skipped or raised, as the policies say."""
         n_bad, n_bad_in_pipes = self.tally.bad, self._n_bad_in_pipes()
-        samples = self._replayed(list(found), self._read)
+        samples = self._replayed(places, self._read)
         for pipe, tally in zip(self._recipe.pipes, self._tallies, strict=True):
             samples = list(pipe.run(samples, tally))
         out = self._replayed(samples, self._chosen)
-        n_read = len(found) - (self.tally.bad - n_bad)  # bad ones are counted as read already
+        n_read = len(places) - (self.tally.bad - n_bad)  # bad ones are counted as read already
         self.tally.bad += self._n_bad_in_pipes() - n_bad_in_pipes
         self.tally.good(n_read, len(out))
         return out
@@ -65,18 +65,17 @@ class Server:
                 raise error
             self.tally.failed(error)
 
-        return [
-            result
-            for results in replayed(items, work, failed, may_replay=_is_of_sample)
-            for result in results
-        ]
+        out: list[R] = []
+        for results in replayed(items, work, failed, may_replay=_is_of_sample):
+            out += results
+        return out
 
     def _n_bad_in_pipes(self) -> int:
         return sum(tally.bad for tally in self._tallies)
 
-    def found(self, places: Iterator[Places]) -> Iterator[Found]:
+    def each(self, blocks: Iterator[Places]) -> Iterator[Place]:
         """Each sample there, what is remote being fetched some time before it is asked for."""
-        return self._readers.found(places)
+        return self._readers.each(blocks)
 
     def close(self) -> None:
         """Give the shards back."""
@@ -88,8 +87,8 @@ class Server:
         for tally in (*self._tallies, self.tally):
             tally.close(whole=whole)
 
-    def _read(self, found: Sequence[Found]) -> list[Sample]:
-        samples = self._readers.read(found)
+    def _read(self, places: Sequence[Place]) -> list[Sample]:
+        samples = self._readers.read(places)
         if self._recipe.pipes:
             for sample in samples:
                 sample[EPOCH_FIELD] = self._epoch

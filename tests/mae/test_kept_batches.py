@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import adq_wds as adq
-from adq_wds.mae.kept_batches import read_batch
 from adq_wds.mae.network import MaeSize, MaskedAutoencoder
+from adq_wds.mae.reconstruct_batches import read_batch
 
 FIELDS = ("label", "grid", "positions", "patches")
 

@@ -24,8 +24,8 @@ from safetensors.torch import load_file, save_file
 
 from adq_wds.errors import AdqError
 from adq_wds.models.callables import callable_encoder
+from adq_wds.models.timm_build import close_timm_names, is_timm_name
 from adq_wds.models.timm_encoder import pick_device, timm_encoder
-from adq_wds.models.timm_names import close_timm_names, is_timm_name
 
 COMMIT = "0" * 40
 

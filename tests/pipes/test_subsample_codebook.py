@@ -139,14 +139,14 @@ def test_an_embedding_that_came_with_the_shard_stays(assigned: Samples, codebook
     assert all("emb.npy" in sample and "bin.cls" not in sample for sample in out)
 
 
-@pytest.mark.parametrize("start", ["fork", "spawn"])
+@pytest.mark.parametrize(("start", "workers"), [("fork", 2), ("spawn", 1)])
 def test_one_pass_in_workers_keeps_the_same_and_can_be_decoded(
-    urls: list[str], assigned: Samples, codebook: adq.Codebook, start: str
+    urls: list[str], assigned: Samples, codebook: adq.Codebook, start: str, workers: int
 ) -> None:
     pipes = (adq.Embed(adq.encoder("thumbnail")), adq.AssignBins(codebook), adq.Subsample(codebook, keep=0.5))
     dataset = raw(urls).compose(*pipes).decode("pil").to_tuple("__key__", "jpg", "cls")
     loader = torch.utils.data.DataLoader(
-        dataset, batch_size=None, num_workers=2, multiprocessing_context=start
+        dataset, batch_size=None, num_workers=workers, multiprocessing_context=start
     )
     seen = list(loader)
     assert sorted(key for key, _, _ in seen) == sorted(key for _, key in expected(assigned, codebook, 0.5, 0))

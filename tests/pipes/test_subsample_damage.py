@@ -1,4 +1,4 @@
-"""No kept sample is lost in silence by a pipeline of WebDataset with `Subsample` in it, and nothing sound is refused.
+"""F39: a pipeline of WebDataset with `Subsample` in it loses no kept sample in silence, and refuses nothing sound.
 
 WebDataset's tar reader ends without an error at a bad header. The oracle is that reader alone, its samples held
 against those of the sound shards one by one.

@@ -1,4 +1,4 @@
-"""Servers that answer with too much, too slowly, from elsewhere, or packed: memory and time stay bounded."""
+"""Servers that answer with too much, too slowly, from elsewhere, or packed: memory and time stay bounded. F45."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does `decode_image` give every good image pixel for pixel, upright?
+"""Does `decode_image` give every good image pixel for pixel, upright? F10.
 
 The references are worked out with numpy from the values that were put in; Pillow only writes the files.
 """

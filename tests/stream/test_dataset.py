@@ -12,7 +12,7 @@ import torch
 import adq_wds as adq
 from adq_wds.reading.local import LocalShard
 from adq_wds.reading.open_shards import Readers
-from adq_wds.reading.places import Found
+from adq_wds.reading.places import Place
 from adq_wds.tables.spans import save_index, scan_spans
 from tests.stream.conftest import OnlyEven, TarSet, ids, noisy, number, write_set
 
@@ -111,13 +111,13 @@ def test_the_length_is_exact_or_refused_with_the_reason(tar_set: TarSet) -> None
 
 
 def test_only_kept_bytes_are_read(tar_set: TarSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    reads: list[Found] = []
+    reads: list[Place] = []
     original = Readers.read
-    monkeypatch.setattr(Readers, "read", lambda self, found: reads.extend(found) or original(self, found))
+    monkeypatch.setattr(Readers, "read", lambda self, places: reads.extend(places) or original(self, places))
     list(adq.ShardDataset(tar_set.urls, plan=tar_set.plan, shuffle=True, batch_size=4))
     plan = adq.load_plan(tar_set.plan)
     kept_bytes = sum(int(shard.spans.n_bytes[shard.kept].sum()) for shard in plan)
-    assert sum(n_bytes for _, _, n_bytes, *_ in reads) == kept_bytes
+    assert sum(place.n_bytes for place in reads) == kept_bytes
 
 
 @pytest.mark.parametrize(("nth", "sparse"), [(3, True), (2, False), (1, False)])

@@ -11,7 +11,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 import adq_wds as adq
 from adq_wds.reading.open_shards import Readers
-from adq_wds.reading.places import Found
+from adq_wds.reading.places import Place
 from tests.stream.conftest import OnlyEven, TarSet, Trips, as_worker, ids, noisy, number, played, write_set
 
 Options = dict[str, Any]
@@ -341,9 +341,9 @@ def test_resuming_late_reads_the_rest_only(tmp_path: Any, monkeypatch: pytest.Mo
     n_read = [0]
     original = Readers.read
 
-    def read(self: Readers, found: Sequence[Found]) -> Any:
-        n_read[0] += sum(n_bytes for _, _, n_bytes, *_ in found)
-        return original(self, found)
+    def read(self: Readers, places: Sequence[Place]) -> Any:
+        n_read[0] += sum(place.n_bytes for place in places)
+        return original(self, places)
 
     monkeypatch.setattr(Readers, "read", read)
     loader = adq.Loader(made(tar_set, batch_size=6))
