@@ -84,7 +84,7 @@ class Readers:
         return self.held[shard]
 
     def each(self, blocks: Iterator[Places]) -> Iterator[Place]:
-        """Each sample in the order of its position, announced to its reader some time before it is given out."""
+        """The place of each sample in the order of its position, announced to its reader some time before it is given out."""
         places = chain.from_iterable(map(self._each, blocks))
         return self._announced(places) if any(self._distant) else places
 
@@ -118,15 +118,16 @@ class Readers:
         columns = shard[at].tolist(), *numbers[:2, at].tolist(), keys[at].tolist()
         nothing = repeat(None), repeat(()), repeat(None)
         if not self._verify:
-            return each_place(*columns, repeat(None), *nothing)
+            return each_place(zip(*columns, repeat(None), *nothing, strict=False))
         columns = (*columns, numbers[2, at].tolist())
         groups, data = self._read_ahead(places)
         row = numbers[3]
         laid = self._layouts.find(Samples(groups, row, numbers[1], keys, data)) if groups else None
         if laid is None:
-            return each_place(*columns, *nothing)
+            return each_place(zip(*columns, *nothing, strict=False))
         cuts = zip(*laid.cuts[:, at].tolist(), strict=True)
-        return each_place(*columns, laid.fields[at].tolist(), cuts, data[at].tolist())
+        columns = (*columns, laid.fields[at].tolist(), cuts, data[at].tolist())
+        return each_place(zip(*columns, strict=True))
 
     def _read_ahead(self, places: Places) -> tuple[list[Group], NDArray[np.object_]]:
         """The small samples of local shards of which enough is read now: which, and the bytes of each."""

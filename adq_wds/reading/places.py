@@ -38,9 +38,9 @@ class Place(NamedTuple):
     data: bytes | None
 
 
-def each_place(*columns: Iterable[Any]) -> Iterator[Place]:
-    """The places whose attributes stand in eight columns, of which the shortest ends them."""
-    return map(tuple.__new__, repeat(Place), zip(*columns, strict=False))  # half the time of `Place._make`
+def each_place(rows: Iterable[tuple[Any, ...]]) -> Iterator[Place]:
+    """The places whose attributes are the items of `rows`."""
+    return map(tuple.__new__, repeat(Place), rows)  # half the time of `Place._make`
 
 
 class Places(NamedTuple):
