@@ -28,7 +28,7 @@ def rows_in(text: str) -> set[str]:
     } & set(ROWS)
 
 
-def tests_by_row() -> dict[str, list[str]]:
+def names_by_row() -> dict[str, list[str]]:
     """Names as pytest takes them, by row; a module that names a row stands for its tests."""
     found = defaultdict(list)
     for path in sorted(TESTS.rglob("test_*.py")):
@@ -50,7 +50,7 @@ def _parts(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def main() -> None:
-    for row, names in tests_by_row().items():
+    for row, names in names_by_row().items():
         sys.stdout.write(f"{row:4}" + "\n    ".join(names or ["no test names it"]) + "\n")
 
 

@@ -19,11 +19,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from adq_wds.errors import AdqError
+from adq_wds.mae import checkpoints
 from adq_wds.mae import checkpoints as mae_checkpoints
 from adq_wds.mae.checkpoints import BUILTIN_MAE, builtin_mae, load_mae, save_mae
 from adq_wds.mae.network import MaeSize, MaskedAutoencoder
 from adq_wds.mae.patches import cut, sine_positions, smooth_fill
-from adq_wds.models.builtin import WEIGHTS
 from adq_wds.remote.open_shard import open_shard
 from adq_wds.samples.fields import read_image
 from adq_wds.shards.samples_in_tar import iter_spans, read_sample
@@ -488,7 +488,7 @@ def test_fresh_position_embeddings_survive_a_round_trip_closely(tmp_path: Path) 
 
 
 def test_the_built_in_one_is_small_and_says_how_it_was_made() -> None:
-    path = WEIGHTS / f"{BUILTIN_MAE}.safetensors"
+    path = Path(checkpoints.__file__).with_name("weights") / f"{BUILTIN_MAE}.safetensors"
     assert path.stat().st_size <= 4_000_000
     with safetensors.safe_open(path, "pt") as file:
         header = file.metadata()
