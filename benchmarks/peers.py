@@ -15,8 +15,7 @@ A subset is a list of samples in ours (a plan) and in webdataset (`select_files`
     pip install "adq-wds[bench]"
     python -m benchmarks.peers --data DATA --out benchmarks/results/peers.json
 
-Last measured when shards were mapped into memory; they are read by offset now, at 1.4 to 2.1 times the CPU a raw sample where
-all are kept (two cores of an AMD EPYC shared with other work, Python 3.11, numpy 2.4.6, litdata 0.2.76, mosaicml-streaming
+Last measured when shards were mapped into memory; they are read by offset now, and raw rows are to be measured anew (two cores of an AMD EPYC shared with other work, Python 3.11, numpy 2.4.6, litdata 0.2.76, mosaicml-streaming
 0.13.0, which asks for numpy below 2.2 but ran, webdataset 1.0.2; medians of five epochs; how many times as fast as each
 peer ours is): raw, litdata 1.07 (0.82 to 1.24) on all samples, 0.64 on a fifth and 0.55 on a tenth; mosaicml-streaming 15,
 10 and 6.9; webdataset 17, 49 and 66. Decoded without workers, all samples: litdata 1.35, mosaicml-streaming 3.5, webdataset

@@ -9,8 +9,7 @@ the shards, as a share of the files (0 where another process has them mapped: th
 
     python -m benchmarks.source --data DATA --out benchmarks/results/source.json
 
-Last measured when shards were mapped into memory; they are read by offset now, at 1.4 to 2.1 times the CPU a raw sample where
-all are kept (two cores of an AMD EPYC, Python 3.11, numpy 2.4; medians of five rounds): raw 263,000 samples/s, 10 ×
+Last measured when shards were mapped into memory; they are read by offset now, and raw rows are to be measured anew (two cores of an AMD EPYC, Python 3.11, numpy 2.4; medians of five rounds): raw 263,000 samples/s, 10 ×
 WebDataset; 10 % kept 29 × faster than WebDataset (26 to 30), 12.8 of 128.5 MB read, 0.24 of the files fetched when cold
 (pages of 4 kB, samples of 2.5); decoded, 20 % kept takes 0.22 of the full epoch; Pillow alone takes 1.16 times as long as
 the stream, which decodes plain JPEGs more directly; checksums 0.9 % of it (0.8 to 0.9).
