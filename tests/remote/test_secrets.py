@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -80,7 +81,7 @@ def nothing_told(
                 seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
         for path in tmp_path.rglob("*"):
             texts.append(str(path))
-            if path.is_file():
+            with suppress(IsADirectoryError, FileNotFoundError):  # a cancelled fetch removes its partial file
                 texts.append(path.read_bytes().decode("latin-1"))
         for text in texts:
             for secret in (USER, PASSWORD, TOKEN):
