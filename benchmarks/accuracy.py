@@ -188,8 +188,22 @@ def rows_of(plan: Plan, keys: dict[str, list[str]], *, fresh: bool) -> Callable[
 
 
 def selection(plan: Plan) -> str:
-    """SHA-256 of all that a training takes from a plan: each shard's columns, and the sizes and quotas of its cells."""
-    return sha256_text(canonical_json([plan.header["shards"], plan.header.get("cells")]))
+    """SHA-256 of the keys that a plan keeps, by shard, in its first three epochs."""
+    kept = [
+        [
+            [
+                name,
+                [
+                    key
+                    for key, keep in zip(plan.shard(name).spans.keys, plan.kept_in(name, epoch), strict=True)
+                    if keep
+                ],
+            ]
+            for name in plan.shards
+        ]
+        for epoch in range(3)
+    ]
+    return sha256_text(canonical_json(kept))
 
 
 class Results:
