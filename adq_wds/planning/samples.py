@@ -37,6 +37,7 @@ class Samples:
         stays: (N,) int64, of a copy the sample that stays; of any other its own position.
         binned: (N,) bool, whether the bins hold a sample: whatever plans must include, so that they share bins.
         settings: what the plan's header says of an option in place of its value.
+        bin, pick, rank, kept: (N,) each, as in `PlanShard`, once the seats are taken.
     """
 
     features: Features
@@ -48,6 +49,10 @@ class Samples:
     stays: NDArray[np.int64]
     binned: NDArray[np.bool_]
     settings: dict[str, Any] = field(default_factory=dict)
+    bin: NDArray[np.int16] = field(init=False)
+    pick: NDArray[np.int32] = field(init=False)
+    rank: NDArray[np.int32] = field(init=False)
+    kept: NDArray[np.bool_] = field(init=False)
 
     def __len__(self) -> int:
         return len(self.label)
