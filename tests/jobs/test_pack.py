@@ -17,7 +17,7 @@ from PIL import Image
 import adq_wds as adq
 from adq_wds.cli.main import main
 from adq_wds.errors import AdqError, SampleError
-from adq_wds.jobs.pack import PackReport, pack_folder, pack_text
+from adq_wds.jobs.pack import PackReport, pack_folder
 from adq_wds.tables.spans import scan_spans
 from tests.programs import Program
 
@@ -121,8 +121,8 @@ def test_every_file_is_packed_or_counted(tmp_path: Path, caplog: pytest.LogCaptu
         "round": "a link back", "top.jpg": "no label",
     }.items():  # fmt: skip
         assert any(name in line and reason in line for line in caplog.messages), name
-    assert "34 files = 21 packed + 6 bad + 4 hidden + 3 without" in pack_text(report)
-    assert pack_text(report).count("\n") == 1, "no key was changed"
+    assert "34 files = 21 packed + 6 bad + 4 hidden + 3 without" in str(report)
+    assert str(report).count("\n") == 1, "no key was changed"
 
 
 @pytest.mark.parametrize("bad", ["c0/empty.jpg", "c0/page.PNG", "top.jpg"])
