@@ -28,7 +28,6 @@ from adq_wds.tables.spans import source_stamp
 from adq_wds.writing.tars import ShardPattern
 
 VERSION = 1
-_OF_BINS = ("bins", "classes", "memory_bytes")  # options of a plan that are met when bins are made
 # What a run.json may set, which may come from a stranger.
 _KNOWN = {
     "encoder": {"spec", *options_of(ENCODER)},
