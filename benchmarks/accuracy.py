@@ -44,7 +44,7 @@ from numpy.typing import NDArray
 import adq_wds as adq
 from adq_wds.errors import AdqError
 from adq_wds.files import canonical_json, lock, make_folder, sha256_text, write_text
-from adq_wds.models.timm_encoder import pick_device
+from adq_wds.models.forward import pick_device
 from adq_wds.planning.build_plan import find_bins
 from adq_wds.tables.bins import Bins
 from adq_wds.tables.features import Features
