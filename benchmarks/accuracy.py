@@ -42,7 +42,7 @@ import adq_wds as adq
 from adq_wds.core.rng import draw
 from adq_wds.errors import AdqError
 from adq_wds.files import canonical_json, lock, make_folder, sha256_text, write_text
-from adq_wds.models.timm_encoder import pick_device
+from adq_wds.models.forward import pick_device
 from adq_wds.tables.features import Features
 from adq_wds.tables.plan import Plan
 from benchmarks.common import data_folder, machine
