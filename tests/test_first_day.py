@@ -12,7 +12,7 @@ import pytest
 import adq_wds as adq
 from adq_wds.cli.arguments import make_parser
 from adq_wds.cli.main import _keys_in, main
-from adq_wds.samples.fields import read_label
+from adq_wds.samples.label import read_label
 from tests.conftest import jpeg, write_tar
 
 MakeShard = Callable[..., Path]

@@ -14,7 +14,8 @@ from adq_wds.core.unit_rows import unit_rows
 from adq_wds.errors import CodebookError, SampleError, shorten
 from adq_wds.pipes.base import Pipe
 from adq_wds.pipes.embed import EMBEDDING_FIELD, ENCODER_FIELD
-from adq_wds.samples.fields import FieldSpec, Sample, check_spec, clean_fields, place_error, read_label
+from adq_wds.samples.fields import FieldSpec, Sample, check_spec, clean_fields, place_error
+from adq_wds.samples.label import read_label
 from adq_wds.samples.npy import MAX_HEADER_BYTES, NpyError, read_header
 from adq_wds.tables.codebook import POOLED, Codebook, as_codebook
 

@@ -30,11 +30,11 @@ from adq_wds.samples.fields import (
     Sample,
     check_spec,
     clean_fields,
-    find_label,
     image_value,
     place_error,
 )
 from adq_wds.samples.image import MAX_PIXELS
+from adq_wds.samples.label import find_label
 from adq_wds.shards.names import base_name
 
 PATCHES_FIELD, POSITIONS_FIELD, GRID_FIELD = KEPT_FIELDS

@@ -15,7 +15,6 @@ from adq_wds.core.unit_rows import unit_rows
 from adq_wds.errors import SampleError, shorten
 from adq_wds.pipes.accelerator import accelerator_of, wrong_process
 from adq_wds.pipes.base import Pipe
-from adq_wds.pipes.decode import stored_patches
 from adq_wds.protocols import Encoder
 from adq_wds.samples.fields import (
     IMAGE_FIELDS,
@@ -27,6 +26,7 @@ from adq_wds.samples.fields import (
     place_error,
 )
 from adq_wds.samples.image import MAX_PIXELS, decode_image
+from adq_wds.samples.whole_image import stored_patches
 
 EMBEDDING_FIELD = "emb.npy"
 ENCODER_FIELD = "__adq_encoder__"  # (name, revision, preprocessing_hash) of what made the embedding

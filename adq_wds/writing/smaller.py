@@ -18,16 +18,9 @@ from adq_wds.pipes.encode_patches import JPEG_FIELD, EncodePatches
 from adq_wds.pipes.resize import centre_square, check_size
 from adq_wds.protocols import Importance
 from adq_wds.registry import importance as named_importance
-from adq_wds.samples.fields import (
-    STORED_FIELDS,
-    Sample,
-    check_spec,
-    clean_fields,
-    find_image,
-    image_bytes,
-    place_error,
-)
+from adq_wds.samples.fields import STORED_FIELDS, Sample, check_spec, clean_fields, image_bytes, place_error
 from adq_wds.samples.patch_file import encode_whole
+from adq_wds.samples.whole_image import whole_image
 from adq_wds.writing.patch_bytes import StoredBytes
 from adq_wds.writing.tars import member_bytes
 
@@ -180,7 +173,7 @@ class WriteAnew(Pipe):
         name, data = image_bytes(sample, self.new.image)
         if name in STORED_FIELDS:
             raise place_error(SampleError(_DROPPED), sample, name)
-        _, image = find_image(sample, self.new.image)
+        _, image = whole_image(sample, self.new.image)
         if self.new.size is not None:
             image = centre_square(image, self.new.size)
         out = {field: value for field, value in sample.items() if field != name}
