@@ -18,7 +18,7 @@ from adq_wds.pipes.accelerator import accelerator_of
 from adq_wds.pipes.base import Pipe
 from adq_wds.pipes.embed import as_rgb
 from adq_wds.pipes.feature_shift import Look, fewest_patches
-from adq_wds.pipes.resize import centre_square, check_size
+from adq_wds.pipes.resize import centre_square
 from adq_wds.protocols import Encoder, Importance, Label
 from adq_wds.samples.fields import (
     EPOCH_FIELD,
@@ -124,7 +124,7 @@ class DropPatches(Pipe):
                 f"patch={self.patch}, and the importance looks at patches of {own}; make it with patch={self.patch} too"
             )
         if self.size is not None:
-            check_size(self.size)
+            positive("size", self.size)
             patch_grid(self.size, self.size, self._patch)
         check_spec(self.image, "image")
         check_spec(self.label, "label")

@@ -10,12 +10,13 @@ from typing import ClassVar
 
 import numpy as np
 
+from adq_wds.checks import positive
 from adq_wds.core.patches import PATCH, n_kept
 from adq_wds.errors import SampleError
 from adq_wds.pipes.base import Pipe, Tally
 from adq_wds.pipes.drop_patches import DropPatches
 from adq_wds.pipes.encode_patches import JPEG_FIELD, EncodePatches
-from adq_wds.pipes.resize import centre_square, check_size
+from adq_wds.pipes.resize import centre_square
 from adq_wds.protocols import Importance
 from adq_wds.registry import importance as named_importance
 from adq_wds.samples.fields import STORED_FIELDS, Sample, check_spec, clean_fields, image_bytes, place_error
@@ -94,7 +95,7 @@ def new_images(
     if size is None and patch_keep is not None:
         size = SIZE
     if size is not None:
-        check_size(size)
+        positive("size", size)
     asked = None
     if patch_keep is not None and size is not None:
         check_patch_keep(patch_keep)
