@@ -1,4 +1,4 @@
-"""How do bytes become an image and a label? Only the fields named, with our own decoder."""
+"""Decodes the image and reads the label of each sample: only the fields named, with our own decoder."""
 
 from __future__ import annotations
 
@@ -92,7 +92,6 @@ class Decode(Pipe):
             colour = getattr(self, name)
             if not isinstance(colour, tuple) or len(colour) != 3 or not all(map(_is_level, colour)):
                 raise ValueError(f"{name} must be a tuple of three integers 0 to 255, got {shorten(colour)}")
-
         if self.classes is not None:
             _check_classes(self.classes)
             numbers = {name: i for i, name in enumerate(self.classes)}
@@ -104,11 +103,11 @@ class Decode(Pipe):
 
     def _decoded(self, sample: Sample) -> Sample:
         out = clean_fields(sample)  # a copy, which a user's function may change
-        labelled_by, label = find_label(out, self.label)
+        label_field, label = find_label(out, self.label)
         if label is not None and self.classes is not None:
-            label = self._number(label, sample, labelled_by)
-        pictured_by, fields = self._pictured(out)
-        for name in (labelled_by, pictured_by):
+            label = self._number(label, sample, label_field)
+        image_field, fields = self._pictured(out)
+        for name in (label_field, image_field):
             if name is not None:
                 out.pop(name, None)
         out.update(fields)
@@ -127,14 +126,13 @@ class Decode(Pipe):
     def _pictured(self, sample: Sample) -> tuple[str | None, Sample]:
         """The field that was read, None where a function gave it, and the new fields."""
         if self.to == "patches":
-            name, found = read_patches(sample, self.image, self.max_pixels)
-            return None if callable(self.image) else name, _kept(found)
+            field, kept = read_patches(sample, self.image, self.max_pixels)
+            return None if callable(self.image) else field, _kept(kept)
         stored = stored_patches(sample, self.image, max_pixels=self.max_pixels)
         if stored is None:
-            by, picture = whole_image(
-                sample, self.image, max_pixels=self.max_pixels, background=self.background
-            )
-            return by, {"image": _as(picture, self.to)}
+            options: Any = {"max_pixels": self.max_pixels, "background": self.background}
+            name, picture = whole_image(sample, self.image, **options)
+            return name, {"image": picture if self.to == "pil" else _formed(np.array(picture), self.to)}
         pixels = stored[1].to_image(self.fill)
         image = Image.fromarray(pixels) if self.to == "pil" else _formed(pixels, self.to)
         return stored[0], {"image": image, FILLED_FIELD: True}
@@ -146,24 +144,14 @@ def _check_classes(classes: object) -> None:
         raise ValueError(f"classes must be a list of different names, got {shorten(classes)}")
 
 
-def _kept(found: PatchImage) -> Sample:
-    patches = found.patches.copy()  # read-only, and scattered over a larger image
-    values = (patches, found.kept.astype(np.int64), np.array(found.grid, dtype=np.int64))
+def _kept(image: PatchImage) -> Sample:
+    patches = image.patches.copy()  # read-only, and scattered over a larger image
+    values = (patches, image.kept.astype(np.int64), np.array(image.grid, dtype=np.int64))
     return dict(zip(KEPT_FIELDS, values, strict=True))
 
 
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
 def _is_level(value: Any) -> bool:
-    return _is_integer(value) and 0 <= value <= 255
-
-
-def _as(picture: Image.Image, form: str) -> Any:
-    if form == "pil":
-        return picture
-    return _formed(np.array(picture), form)  # a copy: torch wants to own what it may write to
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and 0 <= value <= 255
 
 
 def _formed(pixels: NDArray[np.uint8], form: str) -> Any:
