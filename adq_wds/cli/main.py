@@ -133,7 +133,7 @@ def _embed(a: argparse.Namespace) -> None:
     from adq_wds.embedding.estimate import estimate
 
     if a.dry_run:
-        _print(a, estimate(a.shards, _source(a), **given(a, _ESTIMATE)))
+        _print(a, estimate(a.shards, _source(a), **given(a, EMBED, without=("progress",))))
         return
     features = embed_shards(a.shards, _source(a), a.out, **given(a, EMBED))
     shown = {
@@ -311,7 +311,7 @@ def _run(a: argparse.Namespace) -> None:
     if a.dry_run:
         check_plan_options(plan_options)
         source = _source(a)
-        options = given(a, _ESTIMATE, without=_OF_PLAN)
+        options = given(a, EMBED, without=(*_OF_PLAN, "progress"))
         options |= needed(options, plan_options)
         _print(a, estimate(a.shards, source, plan=plan_options, **options))
         return
@@ -354,7 +354,6 @@ def _print(a: argparse.Namespace, value: dict[str, Any] | list[Any], text: str |
 
 # ---- What the arguments stand for
 
-_ESTIMATE = "adq_wds.embedding.estimate.estimate"
 _OF_PLAN = ("scores",)  # of `adq run`, whose embedding follows from its plan
 
 
