@@ -10,7 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from adq_wds.embedding.embed_shards import embed_shards, names_of_features
+from adq_wds.embedding.embed_shards import embed_shards
+from adq_wds.embedding.settings import names_of_features
 from adq_wds.embedding.stored import open_embeddings
 from adq_wds.embedding.views import N_VIEWS
 from adq_wds.errors import AdqError
