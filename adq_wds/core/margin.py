@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ _BLOCK_ROWS = (
     2048  # sums are taken over these, however the caller cuts the rows, so that no bit depends on the cut
 )
 _COLUMN_BLOCKS = 4  # of a triangular product, of which numpy has none: 5/8 of the square one
+_OTHERS = 1 << 23  # numbers in `Margins.others`, at most about
 _TEMPERATURES = np.geomspace(0.01, 1.0, 41)
 
 
@@ -78,7 +80,7 @@ class RidgeFit:
         """(B,) float64: zᵀ (rootᵀ root) z of each row."""
         total = np.zeros(len(z))
         edges = np.linspace(0, len(self.root), _COLUMN_BLOCKS + 1).astype(int)
-        for begin, end in zip(edges, edges[1:], strict=False):
+        for begin, end in itertools.pairwise(edges.tolist()):
             part = z[:, :end] @ self.root[begin:end, :end].T
             total += np.einsum("bf,bf->b", part, part)
         return total
@@ -94,6 +96,8 @@ class Margins:
         label_score: (N,) float32, the label's prediction.
         top: (N, T) int32, the T = min(8, C) classes of the highest predictions, highest first.
         score: (N, T) float32, their predictions.
+        others: (R, C) float32, of R samples evenly spread, the margin that each would have under every label; their
+            own label's is NaN.
         temperature: at which the softmax of the predictions is likeliest.
         accuracy: share of samples whose label has the highest prediction.
     """
@@ -102,6 +106,7 @@ class Margins:
     label_score: NDArray[np.float32]
     top: NDArray[np.int32]
     score: NDArray[np.float32]
+    others: NDArray[np.float32]
     temperature: float
     accuracy: float
 
@@ -137,7 +142,9 @@ def ridge_margins(rows: Rows, label: NDArray[np.integer], *, hidden: int = _HIDD
     fit = fit_ridge(rows, label, hidden=hidden, seed=seed)
     n, n_classes = len(label), len(fit.weight)
     n_top = min(TOP, n_classes)
+    spread = -(-n * n_classes // _OTHERS)
     margin, label_score = np.empty(n, dtype=np.float32), np.empty(n, dtype=np.float32)
+    others = np.empty((-(-n // spread), n_classes), dtype=np.float32)
     top, score = np.empty((n, n_top), dtype=np.int32), np.empty((n, n_top), dtype=np.float32)
     for here, block in _blocks(rows, n):
         y = label[here].astype(np.int64)
@@ -148,10 +155,13 @@ def ridge_margins(rows: Rows, label: NDArray[np.integer], *, hidden: int = _HIDD
         score[here] = np.take_along_axis(left_out, top[here].astype(np.int64), axis=1)
         each = np.arange(len(y))
         label_score[here] = left_out[each, y]
-        left_out[each, y] = -np.inf
-        margin[here] = label_score[here] - left_out.max(axis=1)
+        as_if = _as_if(left_out)
+        margin[here] = as_if[each, y]
+        as_if[each, y] = np.nan
+        chosen = slice(-here.start % spread, None, spread)
+        others[-(-here.start // spread) : -(-here.stop // spread)] = as_if[chosen]
     temperature = _temperature(label_score, top, score, label)
-    return Margins(margin, label_score, top, score, temperature, float(np.mean(margin > 0)))
+    return Margins(margin, label_score, top, score, others, temperature, float(np.mean(margin > 0)))
 
 
 def fit_ridge(rows: Rows, label: NDArray[np.integer], *, hidden: int = _HIDDEN, seed: int = 0) -> RidgeFit:
@@ -179,6 +189,14 @@ def fit_ridge(rows: Rows, label: NDArray[np.integer], *, hidden: int = _HIDDEN, 
     root = np.tril(np.linalg.inv(np.linalg.cholesky(gram)))
     solution = root.T @ (root @ class_sums.T)
     return RidgeFit(mean, scale, projection, offset, root, solution, weight)
+
+
+def _as_if(predicted: F64) -> F64:
+    """(B, C): the margin of each row under each label."""
+    if predicted.shape[1] == 2:
+        return predicted - predicted[:, ::-1]
+    two = np.partition(predicted, -2, axis=1)[:, -2:]
+    return predicted - np.where(predicted == two[:, 1:], two[:, :1], two[:, 1:])
 
 
 def _standard(rows: Rows, n: int) -> tuple[F64, F64]:

@@ -23,7 +23,9 @@ def noisy_set(
     return x, np.where(bad, (y + rng.integers(1, C, n)) % C, y), bad
 
 
-def refitted(fit: module.RidgeFit, x: NDArray[np.float64], y: NDArray[np.int64], i: int) -> NDArray[np.float64]:
+def refitted(
+    fit: module.RidgeFit, x: NDArray[np.float64], y: NDArray[np.int64], i: int
+) -> NDArray[np.float64]:
     """Plain weighted ridge regression without sample i, λ and the rest as in the whole fit."""
     z, rest = fit.widen(x), np.arange(len(x)) != i
     omega = fit.weight[y]
