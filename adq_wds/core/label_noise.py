@@ -12,7 +12,8 @@ I64 = NDArray[np.int64]
 
 _QUANTILES = np.array([0.05, 0.10, 0.15, 0.20, 0.25, 0.30])
 _TYPICAL = 0.2  # the quantile whose counts stand for an estimate's standard error
-_CERTAIN = 3.0  # standard errors by which one source must exceed the pooled estimate
+_CERTAIN = 3.0  # standard errors by which one source must exceed the pooled estimate, and
+_BENT = 0.03  # so much more, since the line is none where two classes are much alike
 _SPREAD = 0.05  # of the classes' shares around their mean, expected before looking
 _LEAST = 0.02  # smaller estimates are not told from none
 
@@ -28,7 +29,7 @@ def wrong_shares(margins: Margins, label: NDArray[np.integer]) -> F64:
 
     where the slope is what hard but right samples add. η is the line's value at q = 0. It is taken twice: against
     all other classes, and against the class that k is most often taken for, by the difference of both predictions;
-    the second counts where it exceeds the first by three standard errors (wrong labels that come from one class).
+    the second counts where it clearly exceeds the first (wrong labels that come from one class).
     Classes too small to say are drawn towards the mean of all, and shares below 2 % count as none.
 
     Args:
@@ -104,7 +105,7 @@ def _combined(pooled: F64, single: F64, source: I64, n: I64) -> tuple[F64, F64]:
     share, error = pooled, pooled_error
     for _ in range(5):  # the source's own wrong labels thin out what is compared with
         right = 1.0 - np.minimum(share[source], 0.5)
-        certain = single * right - _CERTAIN * single_error > pooled
+        certain = single * right - _CERTAIN * single_error > pooled + _BENT
         share = np.where(certain, single * right, pooled)
         error = np.where(certain, single_error, pooled_error)
     return share, error
