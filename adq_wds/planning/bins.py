@@ -17,7 +17,7 @@ from adq_wds.errors import FeaturesError, shorten
 from adq_wds.planning.buckets import ClassBuckets
 from adq_wds.planning.class_binner import BY_EMBEDDINGS, ClassBinner
 from adq_wds.planning.gradient_bins import by_gradients
-from adq_wds.tables.bins import Bins
+from adq_wds.tables.bins import Bins, BinsSource
 from adq_wds.tables.features import Features
 from adq_wds.tables.features_file import NO_LABEL
 
@@ -96,7 +96,7 @@ def bin_features(
             sums.add(binning.bin, rows, None if texture is None else texture[where])
     finally:
         buckets.close()
-    header = {
+    header: BinsSource = {
         "n_bins": int(bins),
         "kernel": kernel,
         "dedup": dedup,

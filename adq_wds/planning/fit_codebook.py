@@ -29,7 +29,7 @@ from adq_wds.planning.plan import Normalise, PlanSettings
 from adq_wds.protocols import Allocation
 from adq_wds.registry import SCORES, look_up
 from adq_wds.shards.names import base_name
-from adq_wds.tables.codebook import NO_LABEL, Codebook, check_codebook_name, load_codebook
+from adq_wds.tables.codebook import NO_LABEL, Codebook, CodebookSource, check_codebook_name, load_codebook
 from adq_wds.tables.features import Features
 
 PILOT = 5_000  # rows at most, unless more are asked for: a similarity matrix of 200 MB
@@ -256,10 +256,11 @@ def _codebook(
         for kind, scores in values.items()
     }
     kinds = ["pooled", *["classes"] * (len(rows) - 1)]
-    header = {
-        **{
-            name: fit.features.header[name] for name in ("encoder", "revision", "preprocessing_hash", "label")
-        },
+    header: CodebookSource = {
+        "encoder": fit.features.header["encoder"],
+        "revision": fit.features.header["revision"],
+        "preprocessing_hash": fit.features.header["preprocessing_hash"],
+        "label": fit.features.header["label"],
         "features": fit.features.hash,
         "classes": fit.classes,
         "names": fit.names,

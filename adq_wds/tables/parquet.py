@@ -1,4 +1,4 @@
-"""How is a checked table stored? Parquet, one row group per shard, and a header that vouches for every column.
+"""Stores checked tables as Parquet: one row group per shard, and a header that vouches for every column.
 
 The header is a JSON text under the key ``adq_wds`` of the file's metadata, its SHA-256 under
 ``adq_wds.sha256``. It names the format, the version, and for every row group the shard, the number of rows and
@@ -12,7 +12,8 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import pyarrow.parquet as pq
 from adq_wds.errors import AdqError, shorten
 from adq_wds.files import atomic_path, canonical_json, sha256_text
 from adq_wds.tables import bounds
+from adq_wds.tables.headers import checked
 
 HEADER_KEY = b"adq_wds"
 HASH_KEY = b"adq_wds.sha256"
@@ -106,12 +108,26 @@ class GroupFile:
 
     Reads by position (no shared file offset), so it may be used from threads and forked workers.
 
+    Args:
+        path: the file.
+        kind, version: its format, and the newest version that is known.
+        error: the class of all its errors.
+        header: the type that its header must be of; see `checked`.
+
     Attributes:
         header: the header, already compared with its hash.
         hash: the header's SHA-256.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, kind: str, version: int, error: ErrorClass) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        kind: str,
+        version: int,
+        error: ErrorClass,
+        header: type[Mapping[str, Any]] = dict[str, Any],
+    ) -> None:
         self.path = Path(path)
         self._error = error
         try:
@@ -134,6 +150,16 @@ class GroupFile:
         listed = [shard.get("n") for shard in self.header["shards"]]
         if listed != rows or any(type(n) is not int for n in listed):
             raise error(f"{self.path}: damaged: its row groups are not those its header lists")
+        with self.reading_header():
+            checked(self.header, header)
+
+    @contextmanager
+    def reading_header(self) -> Iterator[None]:
+        """What goes wrong meanwhile is a damaged header."""
+        try:
+            yield
+        except (AdqError, KeyError, TypeError, ValueError, OverflowError) as cause:
+            raise self._error(f"{self.path}: damaged header: {shorten(str(cause), 200)}") from cause
 
     def _checked_header(
         self, metadata: dict[bytes, bytes], kind: str, version: int, n_groups: int

@@ -132,7 +132,7 @@ TAMPERED: dict[str, tuple[Change, str]] = {
     "other format": (put("format", "adq_wds.plan"), "expected adq_wds.bins"),
     "newer version": (put("version", 7), "reads versions 1 to 1"),
     **{
-        f"no {name}": (drop(name), rf"the header lacks \['{name}'\]")
+        f"no {name}": (drop(name), f"header has no '{name}'")
         for name in ("n_bins", "kernel", "features", "classes", "names", "scores")
     },
     "more bins than scores": (put("n_bins", 4), "classes or scores contradict it"),

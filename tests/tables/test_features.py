@@ -158,7 +158,7 @@ def test_digests_of_another_shape_are_never_written(
     make_features: MakeFeatures, tmp_path: Path, digest: Any
 ) -> None:
     made = make_features("a.tar", [0, 2, 1])
-    with pytest.raises(adq.FeaturesError, match=r"shard a\.tar: digests are .*, expected \(3, 16\) uint8"):
+    with pytest.raises(adq.FeaturesError, match=r"shard a\.tar: digest is .*, expected \(3, 16\) uint8"):
         dataclasses.replace(made, digest=digest).save(tmp_path / "x.parquet")
 
 
@@ -213,7 +213,7 @@ def test_columns_made_otherwise_are_not_mixed(make_features: MakeFeatures, tmp_p
         ({"logit_grad": None}, "logit gradients and a header that contradicts them"),
         (
             {"logit_grad": np.ones((2, 3), np.float16)},
-            r"logit gradients are \(2, 3\) float16, expected \(3, C\)",
+            r"logit_grad is \(2, 3\) float16, expected \(3, D\)",
         ),
         ({"logit_grad": np.ones((3, 3), np.float32)}, "float32, expected"),
         ({"logit_grad": np.full((3, 3), np.nan, np.float16)}, "key 'k0000': logit_grad holds NaN"),
@@ -221,7 +221,7 @@ def test_columns_made_otherwise_are_not_mixed(make_features: MakeFeatures, tmp_p
             {"scores": {"sharp": np.array([1, np.inf, 1], np.float32)}},
             "key 'k0001': sharp holds NaN or infinity",
         ),
-        ({"scores": {"sharp": np.ones(2, np.float32)}}, "columns of \\[3, 3, 3, 3, 2\\] rows for 3 samples"),
+        ({"scores": {"sharp": np.ones(2, np.float32)}}, r"sharp is \(2,\) float32, expected \(3,\)"),
     ],
 )
 def test_columns_that_do_not_fit_are_never_written(
@@ -239,14 +239,14 @@ def test_columns_that_do_not_fit_are_never_written(
         (("n_classes", 4), "damaged"),
         (("n_classes", "3"), "damaged header"),
         (("n_classes", 2**40), "damaged header"),
-        (("logit_grad", "gradient"), "damaged header: .*logit_grad 'gradient'"),
+        (("logit_grad", "gradient"), "damaged header: .*logit_grad is 'gradient'"),
         (("scores", ["sharp"]), "damaged header: .*scores"),
         (("scores", {"sharp": 1}), "damaged header: .*scores"),
         (("scores", {"../x": "1"}), "damaged header: .*score name '../x'"),
         (("scores", {"label": "1"}), "damaged header: .*'label' is one of ours"),
         (("scores", {"other": "1"}), "damaged header: .*columns"),
         (("columns", ["label"]), "damaged header: .*columns .* without"),
-        (("columns", 3), "damaged header: .*columns 3"),
+        (("columns", 3), "damaged header: .*columns is 3"),
     ],
 )
 def test_a_header_that_lies_about_columns_is_refused(
@@ -325,13 +325,13 @@ def test_a_number_that_is_none_is_not_saved(
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"label": np.zeros(7, np.int32)}, r"columns of \[7, 8, 8, 8\] rows for 8 samples"),
+        ({"label": np.zeros(7, np.int32)}, r"label is \(7,\) int32, expected \(8,\)"),
         ({"label": np.full(8, -2, np.int32), "names": None}, "labels -2 … -2, expected -1 …"),
         ({"label": np.full(8, 3, np.int32)}, "labels 3 … 3, expected 0 … 2"),
         ({"label": np.full(8, -1, np.int32)}, "labels -1 … -1, expected 0 … 2"),
-        ({"embedding": np.ones((8, 4), np.float32)}, r"are \(8, 4\) float32, expected \(n, D\) float16"),
-        ({"embedding": np.ones((8, 0), np.float16)}, r"are \(8, 0\) float16"),
-        ({"embedding": np.ones(8, np.float16)}, r"are \(8,\) float16"),
+        ({"embedding": np.ones((8, 4), np.float32)}, r"is \(8, 4\) float32, expected \(8, D\) float16"),
+        ({"embedding": np.ones((8, 0), np.float16)}, r"is \(8, 0\) float16"),
+        ({"embedding": np.ones(8, np.float16)}, r"is \(8,\) float16"),
         ({"bad_reasons": []}, "0 reasons for 2 bad samples"),
     ],
 )
@@ -436,8 +436,8 @@ TAMPERED: dict[str, tuple[Change, str]] = {
     "other format": (put("format", "adq_wds.plan"), "expected adq_wds.features"),
     "newer version": (put("version", 4), "reads versions 1 to 3"),
     "hostile shard name": (put_entry("name", "../../a.tar"), r"shard name '../../a.tar' is refused"),
-    "shard name of another type": (put_entry("name", 5), "shard name 5 is not a name"),
-    "no width": (drop("width"), "damaged header: \"'width'\""),
+    "shard name of another type": (put_entry("name", 5), r"shards\[0\].name is 5"),
+    "no width": (drop("width"), "damaged header: .*no 'width'"),
     "width of text": (put("width", "6"), "damaged header: .*width"),
     "width too small": (put("width", 5), "damaged"),
     "width too large": (put("width", 2**20), "damaged"),
@@ -450,9 +450,9 @@ TAMPERED: dict[str, tuple[Change, str]] = {
     "rows of text": (put_entry("n", "8"), "row groups are not those its header lists"),
     "no shards": (put("shards", []), "row groups are not those"),
     "two shards": (two_shards, "damaged header: .*too many values"),
-    "no hashes": (put_entry("columns", None), "does not match its hash"),
-    "names of numbers": (put("label_names", [1, 2, 3]), "damaged header: .*label names"),
-    "names as text": (put("label_names", "abc"), "damaged header: .*label names"),
+    "no hashes": (put_entry("columns", None), "damaged header: .*columns is None"),
+    "names of numbers": (put("label_names", [1, 2, 3]), "damaged header: .*label_names"),
+    "names as text": (put("label_names", "abc"), "damaged header: .*label_names"),
     "bad rows too short": (put("bad", [[1, "k"]]), "damaged header"),
     "bad rows of text": (put("bad", [["1", "k", "x", "y", "z", "why"]]), "damaged header"),
     "bad rows out of range": (put("bad", [[2**40, "k", 0, 1, 2, "why"]]), "damaged header"),

@@ -1,0 +1,132 @@
+"""Checks JSON from a file against the type that describes it: a `TypedDict`, which FORMAT.md says in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from types import UnionType
+from typing import (
+    Annotated,
+    Any,
+    NotRequired,
+    TypedDict,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
+
+from adq_wds.errors import shorten
+
+Natural = Annotated[int, range(2**63)]
+"""Fits int64; so the others fit the type of their column."""
+Natural31 = Annotated[int, range(2**31)]
+Natural32 = Annotated[int, range(2**32)]
+Width = Annotated[int, range(1, 2**31)]
+
+T = TypeVar("T")
+
+
+class ShardEntry(TypedDict):
+    """What a header says of one row group, which is a shard."""
+
+    name: str
+    n: Natural31
+    columns: dict[str, str]
+
+
+class TableHeader(TypedDict):
+    """What every header holds."""
+
+    format: str
+    version: int
+    shards: list[ShardEntry]
+
+
+class EmbeddedBy(TypedDict):
+    """Who made embeddings, and of what: only equal ones can be compared."""
+
+    encoder: str
+    revision: str
+    preprocessing_hash: str
+    image: str
+
+
+def checked(value: Any, kind: type[T], what: str = "header") -> T:
+    """`value`, if it is of a type.
+
+    Args:
+        value: what a JSON text holds.
+        kind: str, int, float, bool, None, Any; `Annotated` with what it must be in; a union, a list, a dict with keys
+            of text, a tuple (which JSON holds as a list), or a `TypedDict`, whose further keys are ignored.
+        what: the value's name, for the error.
+
+    Raises:
+        ValueError: names the entry that is missing or of another type.
+
+    >>> checked([{"n": 3}], list[dict[str, Width]], "shards")
+    [{'n': 3}]
+    >>> checked([{"n": 0}], list[dict[str, Width]], "shards")
+    Traceback (most recent call last):
+    ValueError: shards[0].n is 0, expected int in range(1, 2147483648)
+    """
+    fault = _fault(value, kind, what)
+    if fault:
+        raise ValueError(fault)
+    result: T = value
+    return result
+
+
+def _fault(value: Any, kind: Any, what: str) -> str:
+    """What is wrong with a value; nothing where it is of the type."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        faults = [_fault(value, each, what) for each in args]
+        return "" if "" in faults else faults[0]
+    if origin is Annotated:
+        inside = f"{what} is {shorten(value)}, expected {args[0].__name__} in {args[1]}"
+        return "" if type(value) is args[0] and value in args[1] else inside
+    if is_typeddict(kind) and type(value) is dict:
+        entries = []
+        for name, (inner, required) in _entries(kind).items():
+            if name in value:
+                entries.append((value[name], inner, f"{what}.{name}"))
+            elif required:
+                return f"{what} has no {name!r}"
+    elif origin is dict and type(value) is dict:
+        entries = [(each, args[1], f"{what}.{shorten(name)[1:-1]}") for name, each in value.items()]
+    elif origin is list and type(value) is list:
+        entries = [(each, args[0], f"{what}[{i}]") for i, each in enumerate(value)]
+    elif origin is tuple and type(value) is list and len(value) == len(args):
+        entries = [
+            (each, inner, f"{what}[{i}]") for i, (each, inner) in enumerate(zip(value, args, strict=True))
+        ]
+    else:
+        is_one = kind is Any or type(value) is kind or (kind is float and type(value) is int)
+        name = (
+            "object"
+            if is_typeddict(kind)
+            else getattr(kind, "__name__", str(kind)).replace("NoneType", "null")
+        )
+        return "" if is_one else f"{what} is {shorten(value)}, expected {name}"
+    return next(filter(None, (_fault(*entry) for entry in entries)), "")
+
+
+@cache
+def _entries(kind: Any) -> dict[str, tuple[Any, bool]]:
+    """The type of each entry of a `TypedDict`, and whether it must be there."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {
+        name: (get_args(hint)[0], False) if get_origin(hint) is NotRequired else (hint, True)
+        for name, hint in hints.items()
+    }
+
+
+def first_unlike(headers: Sequence[Mapping[str, Any]], names: Sequence[str]) -> tuple[int, str] | None:
+    """The number of the first header that differs from the first one, and the name of the entry; None if none does."""
+    return next(
+        ((i, name) for i, each in enumerate(headers) for name in names if each[name] != headers[0][name]),
+        None,
+    )
