@@ -23,6 +23,7 @@ import os
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -64,7 +65,7 @@ def make(folder: Path, classes: int, per_class: int, *, kernel: str) -> None:
             np.full(n, 110_592, dtype=np.int64),
             rng.integers(0, 2**32, n, dtype=np.uint32),
         )
-        settings = {
+        settings: Any = {
             "encoder": "mixture",
             "revision": "0",
             "preprocessing_hash": "",

@@ -16,9 +16,10 @@ from adq_wds.embedding.logit_grad import gradient_columns, no_logits
 from adq_wds.embedding.shard import Batch, ShardJob, joined_columns
 from adq_wds.embedding.source import StoredEmbeddings
 from adq_wds.errors import AdqError, SampleError, shorten
-from adq_wds.pipes.decode import whole_image
 from adq_wds.protocols import Label
-from adq_wds.samples.fields import STORED_FIELDS, Sample, content_digest, place_error, read_label
+from adq_wds.samples.fields import STORED_FIELDS, Sample, content_digest, place_error
+from adq_wds.samples.label import read_label
+from adq_wds.samples.whole_image import whole_image
 from adq_wds.score import sample_value
 from adq_wds.shards.names import base_name
 

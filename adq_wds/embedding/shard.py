@@ -20,7 +20,8 @@ from adq_wds.errors import AdqError, SampleError, ShardError, located
 from adq_wds.pipes.base import Tally
 from adq_wds.protocols import Label
 from adq_wds.remote.open_shard import open_shard
-from adq_wds.samples.fields import Sample, place_error, read_label
+from adq_wds.samples.fields import Sample, place_error
+from adq_wds.samples.label import read_label
 from adq_wds.shards.samples_in_tar import Buffer, Span, payload_crc32, read_sample
 from adq_wds.tables.features_file import (
     DIGEST_BYTES,
