@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from adq_wds.core.codebook import QUERY_STEP, Checkpoints, solve_rates
 from adq_wds.errors import CodebookError, shorten
 from adq_wds.files import atomic_path, canonical_json, sha256_text
 from adq_wds.tables import bounds
-from adq_wds.tables.headers import Natural31, checked
+from adq_wds.tables.headers import Natural31, checked, parse_header
 
 VERSION = 1
 SUFFIX = ".safetensors"
@@ -257,7 +256,7 @@ def load_codebook(path: str | os.PathLike[str]) -> Codebook:
         with safetensors.safe_open(
             path, framework="np"
         ) as file:  # holds the arrays' places against the file's size
-            header = _checked_header(file.metadata() or {})
+            header = _read_header(file.metadata() or {})
             arrays = {name: _tensor(file, name) for name in _TENSORS}
             if surplus := set(file.keys()) - set(_TENSORS):
                 raise ValueError(f"array {shorten(sorted(surplus)[0])}, which no codebook has")
@@ -267,7 +266,7 @@ def load_codebook(path: str | os.PathLike[str]) -> Codebook:
         raise CodebookError(f"{path}: {error}") from None
     except (safetensors.SafetensorError, OSError, ValueError, RecursionError, MemoryError) as cause:
         raise CodebookError(f"{path}: damaged, or no codebook ({shorten(str(cause), 200)})") from cause
-    own: Any = {name: header[name] for name in header if name not in ("format", "version", "tensors")}
+    own: Any = {name: value for name, value in header.items() if name not in ("format", "version", "tensors")}
     codebook = Codebook(**arrays, header=own, path=path)
     if codebook._whole_header()["tensors"] != header["tensors"]:
         raise CodebookError(f"{path}: damaged: an array does not match its hash; fit it again")
@@ -294,28 +293,14 @@ def _check_size(path: Path) -> None:
         )
 
 
-def _checked_header(metadata: Mapping[str, str]) -> dict[str, Any]:
+def _read_header(metadata: Mapping[str, str]) -> CodebookHeader:
     if _HEADER_KEY not in metadata:
         raise CodebookError("not made by adq_wds (no header); expected a codebook")
     digest, _, text = metadata[_HEADER_KEY].partition(" ")
-    if sha256_text(text) != digest:
-        raise CodebookError("damaged: the header does not match its hash; fit it again")
-    header = json.loads(text, parse_constant=_no_constant)
-    kind = header.get("format") if isinstance(header, dict) else None
-    if kind != "adq_wds.codebook":
-        raise CodebookError(f"holds {shorten(kind)}, expected adq_wds.codebook")
-    if type(header.get("version")) is not int or not 1 <= header["version"] <= VERSION:
-        raise CodebookError(
-            f"version {shorten(header.get('version'))} of the codebook format; this adq_wds reads version {VERSION}, "
-            "so a newer one is needed"
-        )
-    if canonical_json(header) != text or "tensors" not in header:
-        raise CodebookError("damaged: the header is not as it was written; fit it again")
-    return dict(header)
-
-
-def _no_constant(text: str) -> float:
-    raise ValueError(f"number {text}")
+    try:
+        return parse_header(text.encode(), digest, kind="codebook", version=VERSION, header=CodebookHeader)
+    except ValueError as error:
+        raise CodebookError(str(error)) from error
 
 
 def _tensor(file: Any, name: str) -> NDArray[Any]:

@@ -1,7 +1,10 @@
-"""Checks JSON from a file against the type that describes it: a `TypedDict`, which FORMAT.md says in words."""
+"""Reads the headers of our files, and checks JSON against the type that describes it, which FORMAT.md says in words."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from types import UnionType
@@ -19,6 +22,7 @@ from typing import (
 )
 
 from adq_wds.errors import shorten
+from adq_wds.files import canonical_json
 
 Natural = Annotated[int, range(2**63)]
 """Fits int64; so the others fit the type of their column."""
@@ -122,6 +126,62 @@ def _entries(kind: Any) -> dict[str, tuple[Any, bool]]:
         name: (get_args(hint)[0], False) if get_origin(hint) is NotRequired else (hint, True)
         for name, hint in hints.items()
     }
+
+
+def parse_header(raw: bytes, digest: str, *, kind: str, version: int, header: type[T]) -> T:
+    """The JSON header of a file of ours.
+
+    Args:
+        raw: its text; of a size that `bounds` has checked.
+        digest: its SHA-256, as the file says.
+        kind, version: the format that it must be of, and the newest version that is known.
+        header: its type.
+
+    Raises:
+        ValueError: it is damaged, of another format, of a newer version, or of another type.
+    """
+    if hashlib.sha256(raw).hexdigest() != digest:
+        raise ValueError("damaged: the header does not match its hash; make it again")
+    try:
+        value = json.loads(raw, parse_constant=_finite, parse_float=_finite)
+        if not _is_flat(value):
+            raise ValueError("lists in lists in lists, too deep")
+        # half a surrogate pair has no UTF-8: the header would have no hash
+        if b"\\ud" in raw or b"\\uD" in raw:
+            canonical_json(value).encode("utf-8")
+    except (ValueError, RecursionError, MemoryError) as cause:
+        reason = shorten(str(cause) or type(cause).__name__)
+        raise ValueError(f"damaged: the header is not JSON of ours ({reason})") from cause
+    entries = value if isinstance(value, dict) else {}
+    if entries.get("format") != f"adq_wds.{kind}":
+        raise ValueError(f"holds {_shown(entries.get('format'))}, expected adq_wds.{kind}")
+    if type(entries.get("version")) is not int or not 1 <= entries["version"] <= version:
+        raise ValueError(
+            f"version {_shown(entries.get('version'))} of the {kind} format; this adq_wds reads versions 1 to {version}, so a "
+            "newer one is needed"
+        )
+    try:
+        return checked(value, header)
+    except (ValueError, RecursionError) as cause:
+        raise ValueError(f"damaged header: {shorten(str(cause), 200)}") from cause
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"number {text[:20]}")
+    return number
+
+
+def _is_flat(value: Any, levels: int = 32) -> bool:
+    """Whether lists and objects lie in each other at most so deep: to compare or to show them is to recurse."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels > 0 and all(_is_flat(each, levels - 1) for each in inner if isinstance(each, (dict, list)))
+
+
+def _shown(value: object) -> str:
+    """A text or number of the header; of a list, which may be deep, its type only."""
+    return shorten(value) if isinstance(value, (str, int, float)) else type(value).__name__
 
 
 def first_unlike(headers: Sequence[Mapping[str, Any]], names: Sequence[str]) -> tuple[int, str] | None:
