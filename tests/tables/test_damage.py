@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from adq_wds.tables.parquet import embedding_array
-from tests.tables.tampering import (
+from tests.tampering import (
     KINDS,
     Change,
     drop,

@@ -12,7 +12,7 @@ import adq_wds as adq
 from adq_wds.core.rng import draws
 from adq_wds.tables.features import Features, file_name
 from adq_wds.tables.views import ShardViews, Views, choose_rows, views_folder
-from tests.tables.tampering import VIEWS, some_views, unit_views
+from tests.tampering import VIEWS, some_views, unit_views
 
 MakeFeatures = Callable[..., Any]
 Rows = np.ndarray[Any, Any]

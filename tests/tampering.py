@@ -62,7 +62,7 @@ def bins(path: Path) -> None:
     """Three shards, one of them empty; class 2 is left out, and bin 2 empty."""
     columns = np.array([[0, 1, 0, 2, 1], [0, 0, 1, -1, 1], [0, 0, 1, -1, 2]])
     label, bin, pick = (column.astype(kind) for column, kind in zip(columns, "ihi", strict=True))
-    Bins([("a.tar", 3), ("b.tar", 0), ("c.tar", 2)], label, bin, pick, BINS).save(path)  # type: ignore[arg-type]
+    Bins([("a.tar", 3), ("b.tar", 0), ("c.tar", 2)], label, bin, pick, BINS).save(path)
 
 
 VIEWS: dict[str, Any] = {
@@ -80,7 +80,7 @@ def some_views(n: int = 5) -> ShardViews:
     index, z = np.arange(n, dtype=np.int32) * 2, unit_views(n)
     z[2:3, 1] = 0
     crc32 = np.arange(n, dtype=np.uint32) + 7
-    return ShardViews("a.tar", index, [f"k{i}" for i in index], crc32, z, VIEWS)  # type: ignore[arg-type]
+    return ShardViews("a.tar", index, [f"k{i}" for i in index], crc32, z, VIEWS)
 
 
 class Kind(NamedTuple):
