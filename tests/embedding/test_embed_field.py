@@ -141,9 +141,7 @@ def test_a_batch_that_comes_first_is_judged_by_the_first_sample(tmp_path: Path) 
 
 def test_a_shard_without_the_field_ends_the_job_and_is_named(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tar", vectors(3), field="vec.npy")
-    with pytest.raises(
-        adq.ShardError, match=r"shard a\.tar: none of its 3 samples can be used; .*no such field"
-    ):
+    with pytest.raises(adq.ShardError, match=r"shard a\.tar: none of its 3 samples can be .*no such field"):
         embed(path, tmp_path / "f", on_error="skip", max_bad_fraction=1.0)
 
 

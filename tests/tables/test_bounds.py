@@ -247,9 +247,7 @@ def test_a_file_of_other_columns_is_refused_before_they_are_read(
 @pytest.mark.parametrize("n_bytes", [bounds.MAX_HEADER_BYTES + 1, 110_000_000])
 def test_a_header_that_could_not_be_read_back_is_not_written(n_bytes: int, tmp_path: Path) -> None:
     (tmp_path / "x.parquet").write_bytes(b"old")
-    with pytest.raises(
-        adq.AdqError, match=r"cannot write .*x\.parquet: header of .* use fewer, larger shards"
-    ):
+    with pytest.raises(adq.AdqError, match=r"cannot write .*x\.parquet: header of .* use fewer, .* shards"):
         write_groups(tmp_path / "x.parquet", PLAN, [], {"shards": [], "x": "y" * n_bytes})
     assert (tmp_path / "x.parquet").read_bytes() == b"old"
 

@@ -86,9 +86,7 @@ def test_it_pickles_as_its_path_and_notices_a_change(saved: Path) -> None:
     assert same(pickle.loads(data), loaded)  # noqa: S301 - our own bytes
     assert same(pickle.loads(pickle.dumps(made())), made())  # noqa: S301
     made(header={"encoder": "other"}).save(saved)
-    with pytest.raises(
-        adq.CodebookError, match=r"codebook.safetensors: changed since it was opened \(hash \w{12}, was"
-    ):
+    with pytest.raises(adq.CodebookError, match=r"codebook.safetensors: changed since it was opened .* was"):
         pickle.loads(data)  # noqa: S301
 
 

@@ -162,7 +162,7 @@ def cases() -> Iterator[Any]:
             yield pytest.param(kind, change, text, id=f"{kind}: {name}")
 
 
-@pytest.mark.parametrize(("kind", "change", "text"), cases())
+@pytest.mark.parametrize(("kind", "change", "text"), list(cases()))
 def test_what_contradicts_itself_is_refused(kind: str, path: Path, change: Change, text: str) -> None:
     rewritten(path, change)
     with pytest.raises(KINDS[kind].error, match=text) as caught:
