@@ -211,12 +211,7 @@ def test_a_run_sees_that_a_score_changed(
     run = [
         "run",
         *map(str, shards),
-        "--encoder",
-        "thumbnail",
-        "--scores",
-        "red",
-        "-q",
-        "-o",
+        *["--encoder", "thumbnail", "--scores", "red", "-q", "-o"],
         str(tmp_path / "r"),
     ]
     assert main(run) == 0
