@@ -27,6 +27,7 @@ from adq_wds.shards.samples_in_tar import iter_spans
 from adq_wds.tables.column import Column
 from adq_wds.tables.features import file_name
 from adq_wds.tables.features_file import LOGIT_GRAD, FeaturesFile
+from adq_wds.tables.headers import EmbeddedBy
 
 logger = logging.getLogger("adq_wds")
 
@@ -107,7 +108,7 @@ def settings_of(
     )
 
 
-def encoder_header(source: Source, image: FieldSpec | None) -> dict[str, str]:
+def encoder_header(source: Source, image: FieldSpec | None) -> EmbeddedBy:
     """Who made embeddings, and of which field."""
     return {
         "encoder": source.name,
