@@ -31,9 +31,11 @@ def stream(n: int) -> Samples:
     return [{"__key__": f"k{i}", "__url__": "data/a.tar", "n": i} for i in range(n)]
 
 
-def at(
-    *bad: int, error: Callable[[int], Exception] = lambda n: adq.SampleError(f"shard a.tar, key 'k{n}': no")
-) -> Any:
+def no(n: int) -> Exception:
+    return adq.SampleError(f"shard a.tar, key 'k{n}': no")
+
+
+def at(*bad: int, error: Callable[[int], Exception] = no) -> Any:
     return lambda n: error(n) if n in bad else None
 
 
@@ -73,29 +75,23 @@ def test_a_function_gets_each_error_and_decides() -> None:
     assert seen == ["shard a.tar, key 'k3': no", "shard a.tar, key 'k16': no"]
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [adq.PlanError, adq.ShardError, adq.StateError, adq.FeaturesError, adq.CodebookError, adq.AdqError],
-)
+KINDS = (adq.PlanError, adq.ShardError, adq.StateError, adq.FeaturesError, adq.CodebookError, adq.AdqError)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_only_errors_of_samples_are_skipped(kind: type[adq.AdqError]) -> None:
     for on_error in ("skip", lambda error: True):
         with pytest.raises(kind, match="plan is wrong"):
             list(Half(bad=at(5, error=lambda n: kind("plan is wrong")), on_error=on_error)(stream(20)))
 
 
-def test_an_error_of_anybodys_code_gets_shard_and_key_and_keeps_its_cause() -> None:
-    pipe = Half(bad=at(5, error=lambda n: ZeroDivisionError("by zero")))
-    with pytest.raises(
-        adq.SampleError, match=r"^shard a.tar, key 'k5': Half: ZeroDivisionError: 'by zero'$"
-    ) as caught:
+def test_an_error_of_anybodys_code_gets_shard_and_key_on_one_line_and_keeps_its_cause() -> None:
+    text = "first\nsecond\r\x1b[31m\u2028" + "x" * 10_000
+    pipe = Half(bad=at(5, error=lambda n: ZeroDivisionError(text)))
+    expected = r"^shard a.tar, key 'k5': Half: ZeroDivisionError: 'first\\nsecond"
+    with pytest.raises(adq.SampleError, match=expected) as caught:
         list(pipe(stream(20)))
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
-
-
-def test_an_error_of_many_lines_is_told_on_one_and_not_at_length(caplog: pytest.LogCaptureFixture) -> None:
-    pipe = Half(bad=at(5, error=lambda n: RuntimeError("first\nsecond\r\x1b[31m\u2028" + "x" * 10_000)))
-    with pytest.raises(adq.SampleError, match=r"Half: RuntimeError: 'first\\nsecond") as caught:
-        list(pipe(stream(20)))
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 300
 
@@ -121,12 +117,8 @@ def test_what_is_no_sample_ends_the_stream_under_every_policy(item: Any, found: 
 
 
 def test_one_sample_is_no_stream_and_a_tuple_of_samples_is() -> None:
-    for one in (stream(1)[0], (b"jpg", 3)):
-        text = (
-            rf"got one sample \(a {type(one).__name__}\): use \.compose\(Half\(...\)\), not \.map or \.select"
-        )
-        with pytest.raises(TypeError, match=text):
-            Half()(one)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"got one sample \(a tuple\): use \.compose\(Half\(...\)\)"):
+        Half()((b"jpg", 3))  # type: ignore[arg-type]
     assert numbers(Half()(tuple(stream(5)))) == [0, 2, 4]
 
 
@@ -147,9 +139,7 @@ def test_an_error_of_the_source_is_not_ours_to_skip() -> None:
 
 def test_a_hundred_bad_samples_in_a_row_end_the_stream() -> None:
     pipe = Half(bad=at(*range(1000, 1200)), on_error="skip")
-    with pytest.raises(
-        adq.SampleError, match=r"^100 bad samples in a row; the last: shard a.tar, key 'k1099': no$"
-    ):
+    with pytest.raises(adq.SampleError, match=r"^100 bad samples in a row; .* shard a.tar, key 'k1099': no$"):
         list(pipe(stream(2000)))
 
 
@@ -204,11 +194,11 @@ def test_a_tally_says_what_it_skipped_before_it_says_that_it_was_too_much(
     assert caplog.records[-1].message == "x: read 5 = kept 1 + dropped 1 + bad 3"
 
 
-def test_an_unknown_policy_is_refused_when_a_pipe_is_made() -> None:
-    with pytest.raises(ValueError, match="on_error must be 'raise', 'skip' or a function, got 'warn'"):
-        Half(on_error="warn")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="got None"):
+def test_an_unknown_policy_is_refused() -> None:
+    with pytest.raises(ValueError, match="on_error must be 'raise', 'skip' or a function, got None"):
         check_on_error(None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"max_bad_fraction must lie in \[0, 1\], got nan"):
+        check_on_error("skip", float("nan"))
 
 
 def test_the_counts_of_a_tally_add_up() -> None:
@@ -225,6 +215,5 @@ def test_two_passes_over_one_pipe_count_apart(caplog: pytest.LogCaptureFixture) 
     pipe = Half(bad=at(3), on_error="skip")
     for _ in range(2):
         list(pipe(stream(20)))
-    assert [r.message for r in caplog.records if "read" in r.message] == [
-        "Half: read 20 = kept 10 + dropped 9 + bad 1"
-    ] * 2
+    told = [record.message for record in caplog.records if "read" in record.message]
+    assert told == ["Half: read 20 = kept 10 + dropped 9 + bad 1"] * 2

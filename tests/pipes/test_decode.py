@@ -44,9 +44,7 @@ def decoded(sample: Sample, **options: Any) -> Sample:
         ("cls", lambda sample: sample["ppm"], {"ppm", "json", "txt"}),
     ],
 )
-def test_the_fields_that_were_read_are_dropped_and_all_others_pass(
-    label: Any, image: Any, left: set[str]
-) -> None:
+def test_the_fields_that_were_read_go_and_others_pass(label: Any, image: Any, left: set[str]) -> None:
     out = decoded(make(cls=b"7", json=b'{"label": 7}', txt=b"7"), label=label, image=image)
     read = {"image"} if label in (None, "none") else {"image", "label"}
     assert set(out) == {"__key__", "__url__"} | left | read
@@ -93,9 +91,8 @@ def test_a_users_functions_are_called_once_a_sample() -> None:
 
 
 def test_fields_named_image_and_label_can_be_what_is_read() -> None:
-    out = decoded(
-        {"__key__": "a", "__url__": "a.tar", "image": PPM, "label": b"cat"}, image="image", label="label"
-    )
+    sample = {"__key__": "a", "__url__": "a.tar", "image": PPM, "label": b"cat"}
+    out = decoded(sample, image="image", label="label")
     assert (out["image"].shape, out["label"]) == ((1, 1, 3), "cat")
 
 
@@ -105,22 +102,12 @@ def test_fields_named_image_and_label_can_be_what_is_read() -> None:
         ({"to": "jpeg"}, r"to must be one of .* got 'jpeg'"),
         ({"image": "pkl"}, "would run what a pickle says"),
         ({"image": 3}, "image=3 names no field"),
-        ({"image": None}, "image=None names no field"),
-        ({"image": "json:a"}, "a path, 'a', leads to a label, never to an image"),
-        ({"label": "cls;CLS"}, "is empty or named twice"),
-        ({"label": "cls:a"}, "only leads into a json field"),
         ({"label": ["cls"]}, r"label=\['cls'\] names no field"),
-        ({"label": "x.pth"}, "would run what a pickle says"),
         ({"max_pixels": 0}, "max_pixels must be an integer >= 1, got 0"),
-        ({"max_pixels": 1.5}, "max_pixels must be an integer >= 1, got 1.5"),
-        ({"max_pixels": True}, "max_pixels must be an integer >= 1, got True"),
-        ({"max_pixels": "9"}, "max_pixels must be an integer >= 1, got '9'"),
         ({"background": (300, 0, 0)}, r"background must be .* 0 to 255, got \(300, 0, 0\)"),
-        ({"background": (-1, 0, 0)}, r"got \(-1, 0, 0\)"),
         ({"background": (0, 0)}, r"got \(0, 0\)"),
         ({"background": (0.5, 0, 0)}, r"got \(0.5, 0, 0\)"),
-        ({"background": "red"}, "got 'red'"),
-        ({"background": 7}, "got 7"),
+        ({"fill": "red"}, "fill must be .* got 'red'"),
         ({"on_error": "ignore"}, "on_error must be 'raise', 'skip' or a function, got 'ignore'"),
     ],
 )
@@ -143,10 +130,7 @@ def test_whole_images_asked_for_patches_say_that_they_are_whole() -> None:
     def patches_of(sample: Sample) -> Sample:
         return adq.Decode(label=None, to="patches").apply([sample])[0]
 
-    text = (
-        r"^shard a.tar, key 'a', field '{}': a whole image, not kept patches, which are stored as "
-        r"'patches.jpg': drop patches with DropPatches, or decode it without to='patches'$"
-    )
+    text = r"^shard a.tar, key 'a', field '{}': a whole image, not kept patches, .* without to='patches'$"
     picture = io.BytesIO()
     Image.new("RGB", (32, 32)).save(picture, "JPEG")
     for sample in ({"ppm": PPM}, {"jpg": picture.getvalue()}):
@@ -198,9 +182,7 @@ def test_of_several_images_none_is_taken_and_damaged_places_are_named() -> None:
     Image.open(io.BytesIO(patched()["patches.jpg"])).save(stripped, "JPEG")
     with pytest.raises(adq.SampleError, match=r"key 'a', field 'patches.jpg': no patch mask: .* metadata"):
         whole_image(patched(**{"patches.jpg": stripped.getvalue()}))
-    with pytest.raises(
-        adq.SampleError, match=r"field 'patches.jpg': too large: .* 1024 pixels, at most 1023"
-    ):
+    with pytest.raises(adq.SampleError, match=r"field 'patches.jpg': too large: .* at most 1023"):
         whole_image(patched(), max_pixels=1023)
 
 
