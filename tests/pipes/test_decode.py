@@ -121,11 +121,6 @@ def test_bounds_that_are_just_right_are_taken() -> None:
     assert decoded(make(cls=b"1"), **options)["image"].shape == (1, 1, 3)
 
 
-def test_a_class_used_as_a_stage_is_no_silent_stage(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"image=<list_iterator .* names no field"):
-        adq.Decode(iter([make()]))  # type: ignore[arg-type]
-
-
 def test_whole_images_asked_for_patches_say_that_they_are_whole() -> None:
     def patches_of(sample: Sample) -> Sample:
         return adq.Decode(label=None, to="patches").apply([sample])[0]
@@ -172,18 +167,6 @@ def test_the_whole_image_is_what_decode_gives_of_every_sample() -> None:
     assert (np.asarray(image)[:16, 16:] == (1, 2, 3)).all()
     name, image = whole_image(patched(), lambda sample: sample["patches.jpg"])
     assert (name, image.size) == (None, (32, 16))  # a function's bytes are a picture: here the tiles
-
-
-def test_of_several_images_none_is_taken_and_damaged_places_are_named() -> None:
-    with pytest.raises(adq.SampleError, match=r"fields 'ppm' and 'patches.jpg' are both there; name one"):
-        whole_image(patched(ppm=PPM))
-    assert whole_image(patched(ppm=PPM), "ppm")[1].size == (1, 1)
-    stripped = io.BytesIO()
-    Image.open(io.BytesIO(patched()["patches.jpg"])).save(stripped, "JPEG")
-    with pytest.raises(adq.SampleError, match=r"key 'a', field 'patches.jpg': no patch mask: .* metadata"):
-        whole_image(patched(**{"patches.jpg": stripped.getvalue()}))
-    with pytest.raises(adq.SampleError, match=r"field 'patches.jpg': too large: .* at most 1023"):
-        whole_image(patched(), max_pixels=1023)
 
 
 # ---- Words as classes
