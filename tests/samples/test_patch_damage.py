@@ -136,7 +136,7 @@ def test_a_small_file_that_declares_a_huge_image_costs_no_memory() -> None:
     bomb = with_record(record(rows=700, columns=700, stored=1, mask=b"\x80" + bytes(61_249)))
     tracemalloc.start()
     try:
-        with pytest.raises(SampleError, match="too large: 700 x 700 .* 16 x 16, are 125440000 pixels"):
+        with pytest.raises(SampleError, match=r"too large: 700 x 700 .* 16 x 16, are 125440000 pixels"):
             decode(bomb)
         assert tracemalloc.get_traced_memory()[1] < 2**20
     finally:
