@@ -29,8 +29,9 @@ from PIL import Image
 import adq_wds as adq
 from adq_wds.embedding.batch import texture_of
 from adq_wds.engines.threads import cores
+from adq_wds.models.network_encoder import NetworkEncoder
 from adq_wds.models.thumbnail import Thumbnail
-from adq_wds.models.timm_encoder import TimmEncoder, timm_encoder
+from adq_wds.models.timm_encoder import timm_encoder
 from adq_wds.remote.open_shard import open_shard
 from adq_wds.samples.whole_image import whole_image
 from adq_wds.shards.samples_in_tar import iter_spans, read_sample
@@ -59,7 +60,7 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - start, made
 
 
-def one_round(many: list[Path], samples: list[dict[str, Any]], encoder: TimmEncoder) -> tuple[float, ...]:
+def one_round(many: list[Path], samples: list[dict[str, Any]], encoder: NetworkEncoder) -> tuple[float, ...]:
     """Seconds of the whole job, of decoding alone, and of the network alone in two ways."""
     decode, batches = timed(lambda: in_threads(lambda part: [whole_image(s)[1] for s in part], samples))
     images = [image for batch in batches for image in batch]
