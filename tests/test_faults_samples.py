@@ -235,7 +235,7 @@ def test_each_kind_is_skipped_alone_and_told_once(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_kind_ends_a_strict_stream_by_name_in_and_out_of_workers(kind: str, tmp_path: Path) -> None:
+def test_each_kind_ends_a_strict_stream_by_name(kind: str, tmp_path: Path) -> None:
     url = write_shard(tmp_path / "t.tar", [kind], between=4)
     texts = []
     for workers, on_error in ((0, "raise"), (2, "raise"), (0, lambda error: KEYS[kind] not in str(error))):
@@ -288,7 +288,7 @@ for path in sys.argv[2:]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="counts memory as Linux does")
-def test_a_bomb_in_a_stream_is_an_error_within_a_second_and_256_mib(tmp_path: Path) -> None:
+def test_a_bomb_is_an_error_within_a_second_and_256_mib(tmp_path: Path) -> None:
     """F9."""
     files = bombs() | {f"PNG {side}": black_png(side) for side in (9_000, 12_000, 14_000)}
     good = write_tar(tmp_path / "good.tar", [("a.jpg", jpeg(0))])

@@ -43,7 +43,7 @@ def test_bins_are_those_of_the_stored_embeddings(
     assert bins(embedded(urls).compose(adq.AssignBins(tmp_path / "codebook.safetensors"))) == bins(out)
 
 
-def test_an_unseen_class_and_no_label_go_by_the_pooled_rule_which_is_said_once(
+def test_an_unseen_class_and_no_label_go_by_the_pooled_rule(
     urls: list[str], codebook: adq.Codebook, caplog: pytest.LogCaptureFixture
 ) -> None:
     samples = list(embedded(urls))
@@ -59,9 +59,7 @@ def test_an_unseen_class_and_no_label_go_by_the_pooled_rule_which_is_said_once(
     assert [bins(out)[i] for i in new] == [bins(unlabelled)[i] for i in new]
 
 
-def test_embeddings_in_the_shards_are_read_in_every_form_a_decoder_gives(
-    urls: list[str], codebook: adq.Codebook
-) -> None:
+def test_embeddings_in_the_shards_are_read_in_every_form(urls: list[str], codebook: adq.Codebook) -> None:
     h = [row * 7 for row in adq.encoder("thumbnail")([s["jpg"] for s in raw(urls).decode("pil")])[0]]
     expected = bins(embedded(urls).compose(adq.AssignBins(codebook)))
     samples = list(raw(urls))
@@ -144,9 +142,7 @@ def test_an_embedding_that_cannot_be_used_is_a_bad_sample(
     assert len(list(adq.AssignBins(codebook, on_error="skip")(samples))) == 99
 
 
-def test_labels_of_another_kind_end_the_stream_even_when_skipping(
-    urls: list[str], codebook: adq.Codebook
-) -> None:
+def test_labels_of_another_kind_end_the_stream(urls: list[str], codebook: adq.Codebook) -> None:
     samples = [{**sample, "txt": b"dog"} for sample in embedded(urls)]
     with pytest.raises(adq.CodebookError, match="classes of this codebook are numbers, got the name 'dog'"):
         list(adq.AssignBins(codebook, "txt", on_error="skip")(samples))

@@ -43,7 +43,7 @@ def numbers(samples: Any) -> list[int]:
     return [sample["n"] for sample in samples]
 
 
-def test_a_bad_sample_raises_by_default_after_all_good_ones_before_it() -> None:
+def test_a_bad_sample_raises_after_the_good_ones_before_it() -> None:
     out: Samples = []
     with pytest.raises(adq.SampleError, match=r"^shard a.tar, key 'k37': no$"):
         out.extend(Half(bad=at(37))(stream(100)))
@@ -85,7 +85,7 @@ def test_only_errors_of_samples_are_skipped(kind: type[adq.AdqError]) -> None:
             list(Half(bad=at(5, error=lambda n: kind("plan is wrong")), on_error=on_error)(stream(20)))
 
 
-def test_an_error_of_anybodys_code_gets_shard_and_key_on_one_line_and_keeps_its_cause() -> None:
+def test_any_error_gets_shard_and_key_on_one_line() -> None:
     text = "first\nsecond\r\x1b[31m\u2028" + "x" * 10_000
     pipe = Half(bad=at(5, error=lambda n: ZeroDivisionError(text)))
     expected = r"^shard a.tar, key 'k5': Half: ZeroDivisionError: 'first\\nsecond"
@@ -161,7 +161,7 @@ def test_a_tenth_bad_is_borne() -> None:
 
 
 @pytest.mark.parametrize(("n", "bad"), [(2, 2), (5, 2), (20, 3), (99, 10)])
-def test_a_short_stream_with_too_many_bad_ones_is_an_error_at_its_end(n: int, bad: int) -> None:
+def test_a_short_stream_with_too_many_bad_ones_fails_at_its_end(n: int, bad: int) -> None:
     pipe = Half(bad=at(*range(bad)), on_error="skip")
     out: Samples = []
     text = rf"^{bad} of {n} samples are bad, more than max_bad_fraction=0.1; the last: .*'k{bad - 1}': no$"
@@ -176,13 +176,13 @@ def test_one_bad_sample_or_a_tenth_of_a_short_stream_is_borne(n: int, bad: int) 
     assert numbers(pipe(stream(n))) == [i for i in range(bad, n) if i % 2 == 0]
 
 
-def test_bad_samples_before_the_first_hundred_count_when_none_follows() -> None:
+def test_bad_samples_before_the_first_hundred_count_later() -> None:
     pipe = Half(bad=at(*range(60, 99)), on_error="skip")
     with pytest.raises(adq.SampleError, match=r"^39 of 200 samples are bad"):
         list(pipe(stream(200)))
 
 
-def test_a_tally_says_what_it_skipped_before_it_says_that_it_was_too_much(
+def test_a_tally_counts_before_it_raises(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     tally = Tally("x", "skip", max_bad_fraction=0.5)

@@ -64,7 +64,7 @@ def test_a_function_named_like_a_field_drops_nothing() -> None:
     assert (out["cls"], out["label"]) == (b"7", 3)
 
 
-def test_a_function_that_changes_its_sample_changes_no_input_and_sees_nothing_forged() -> None:
+def test_a_function_gets_a_copy_without_forged_fields() -> None:
     def label(sample: Sample) -> int:
         assert "__adq_keep__" not in sample
         return int(sample.pop("cls"))

@@ -55,7 +55,7 @@ def crop(image: NDArray[np.uint8], number: int, patch: int) -> NDArray[np.uint8]
 
 @pytest.mark.parametrize("keep", [0.0, 0.3, 0.75, 1.0])
 @pytest.mark.parametrize("name", ["texture", "random"])
-def test_the_most_important_patches_are_kept_as_they_were_in_their_order(name: str, keep: float) -> None:
+def test_the_most_important_patches_are_kept_in_their_order(name: str, keep: float) -> None:
     given = samples()
     recorded: list[NDArray[np.float32]] = []
 
@@ -133,7 +133,7 @@ class Telling:
         return np.full(self.shape or (len(images), 24), self.value, np.float32)
 
 
-def test_the_importance_hears_of_labels_where_it_is_told_of_them() -> None:
+def test_the_importance_gets_labels_only_if_asked() -> None:
     given = samples(3)
     for label, expected in ((None, [None] * 3), ("cls", [0, 1, 2])):
         importance = Telling()
@@ -258,7 +258,7 @@ def test_a_bad_sample_is_named_and_skipping_drops_it_alone(change: Sample, text:
         (Telling(shape=(1, 23)), r"gave \(1, 23\) for 1 images of 4 x 6 patches; expected \(1, 24\)"),
     ],
 )
-def test_an_importance_that_cannot_be_used_is_said_of_its_sample(importance: Telling, text: str) -> None:
+def test_an_importance_that_cannot_be_used_names_its_sample(importance: Telling, text: str) -> None:
     with pytest.raises(adq.SampleError, match=f"shard a.tar, key 'k0': DropPatches: ValueError: .*{text}"):
         list(adq.DropPatches(importance)(samples(1)))
 

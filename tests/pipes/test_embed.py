@@ -54,7 +54,7 @@ def test_embeddings_equal_those_of_embed_shards_bit_for_bit(url: str, tmp_path: 
     assert {sample[ENCODER_FIELD] for sample in out} == {("thumbnail", "1", "")}
 
 
-def test_a_real_network_stays_within_the_stated_tolerance_of_any_cut(url: str, tmp_path: Path) -> None:
+def test_a_network_stays_within_the_tolerance_of_any_cut(url: str, tmp_path: Path) -> None:
     encoder = adq.encoder("builtin-free")
     samples = list(raw(url))
     whole = rows(adq.Embed(encoder).apply(samples)).astype(np.float64)
@@ -77,7 +77,7 @@ def test_bytes_and_decoded_images_give_the_same(url: str) -> None:
     assert (rows(by_function(raw(url))) == expected).all()
 
 
-def test_the_image_stays_as_it_is_and_an_embedding_that_was_there_is_replaced(url: str) -> None:
+def test_the_image_stays_and_an_older_embedding_is_replaced(url: str) -> None:
     samples: Samples = [{**sample, "emb.npy": b"old"} for sample in raw(url)]
     for before, after in zip(samples, adq.Embed(adq.encoder("thumbnail"))(samples), strict=True):
         assert after["jpg"] == before["jpg"]
@@ -200,7 +200,7 @@ def test_a_network_embeds_in_the_workers_of_a_loader(
 
 
 @pytest.mark.gpu
-def test_on_cuda_a_forked_worker_is_refused_and_a_spawned_one_works(url: str) -> None:
+def test_on_cuda_workers_must_be_spawned(url: str) -> None:
     pipe = adq.Embed(adq.encoder("builtin-free", device="cuda"))
     samples = list(raw(url))
     assert len(list(pipe(samples))) == 30
@@ -220,9 +220,7 @@ def stored(url: str) -> Samples:
 
 
 @pytest.mark.parametrize("image", [None, "patches.jpg"])
-def test_an_image_without_some_patches_is_embedded_in_its_places_and_grey(
-    url: str, image: str | None
-) -> None:
+def test_an_image_without_some_patches_is_embedded_filled(url: str, image: str | None) -> None:
     options = {} if image is None else {"image": image}
     found = adq.Embed(adq.encoder("thumbnail"), **options).apply(stored(url))
     filled = adq.Decode().apply(stored(url))

@@ -43,7 +43,7 @@ def test_an_epoch_forged_in_a_tar_changes_no_draw(tmp_path: Path, decode: bool, 
     assert draws(forged, decode=decode, subsample=subsample) == plain
 
 
-def test_an_epoch_set_by_a_source_changes_every_draw_and_passes_on() -> None:
+def test_an_epoch_set_by_a_source_changes_every_draw() -> None:
     def run(epoch: int) -> list[dict[str, Any]]:
         samples = [{"__key__": key, "__url__": "t.tar", "__adq_epoch__": epoch} for key in "abcd"]
         return list(adq.Map(draw)(samples))

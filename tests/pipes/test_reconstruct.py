@@ -117,7 +117,7 @@ def normalised(images: Any, mean: Any, std: Any) -> Any:
     return ((x - np.array(mean)) / np.array(std)).transpose(0, 3, 1, 2)
 
 
-def test_batches_come_back_as_normalised_images_with_their_labels(mae: MaskedAutoencoder) -> None:
+def test_batches_come_back_as_normalised_images(mae: MaskedAutoencoder) -> None:
     samples = samples_of(pictures(10))
     expected = np.stack([sample["image"] for sample in Reconstruct(mae).apply(samples)])
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -153,7 +153,7 @@ def test_a_wrong_argument_is_met_before_the_first_batch(
         reconstruct_batches([], **{"mae": mae, **options})
 
 
-def test_images_that_a_batch_brings_are_not_taken_for_the_rebuilt_ones(mae: MaskedAutoencoder) -> None:
+def test_a_batch_that_holds_images_already_is_refused(mae: MaskedAutoencoder) -> None:
     samples = [{**sample, "image": 0} for sample in samples_of(pictures(2))]
     whole = {name: np.stack([s[name] for s in samples]) for name in ("patches", "positions", "image")}
     for batch in (samples, whole):
@@ -161,7 +161,7 @@ def test_images_that_a_batch_brings_are_not_taken_for_the_rebuilt_ones(mae: Mask
             list(reconstruct_batches([batch], mae))
 
 
-def test_dicts_arrays_and_samples_with_different_numbers_give_the_same(mae: MaskedAutoencoder) -> None:
+def test_batches_of_every_form_give_the_same(mae: MaskedAutoencoder) -> None:
     samples = (
         samples_of(pictures(5))
         + samples_of(pictures(4, seed=1), keep=0.75)

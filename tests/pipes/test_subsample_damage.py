@@ -264,9 +264,7 @@ def test_with_warn_it_is_one_line_in_the_log(two: Set, caplog: pytest.LogCapture
             adq.Subsample(two.plan, missing=wrong)  # type: ignore[arg-type]
 
 
-def test_a_shard_that_gives_nothing_is_named_once_where_one_process_reads_all(
-    two: Set, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_shard_that_gives_nothing_is_warned_of_once(two: Set, caplog: pytest.LogCaptureFixture) -> None:
     two.damage(bytes(BLOCK) + two.data[BLOCK:])
     stream = raw(two.urls).compose(adq.Subsample(two.plan))
     for _ in range(2):
@@ -429,9 +427,7 @@ def test_what_a_plan_ignores_by_rule_a_pipeline_leaves_out(tmp_path: Path, name:
 
 
 @pytest.mark.parametrize("name", HIDDEN)
-def test_a_hidden_file_inside_a_sample_is_harmless_or_an_error_with_the_remedy(
-    tmp_path: Path, name: str
-) -> None:
+def test_a_hidden_file_inside_a_sample_is_harmless_or_an_error(tmp_path: Path, name: str) -> None:
     """WebDataset gives such a sample in two parts where the hidden file makes a group of its own."""
     samples = [(f"train/{i}.{field}", b"%d" % i) for i in range(4) for field in ("jpg", "txt")]
     url = str(write_tar(tmp_path / "h.tar", [*samples[:3], (name, b"hidden"), *samples[3:]]))

@@ -59,7 +59,7 @@ def test_the_table_holds_the_shift_of_each_image_at_each_count() -> None:
 
 
 @pytest.mark.parametrize("tolerance", [0.0, 0.003, 0.02, 0.1, 2.0])
-def test_the_fewest_patches_are_kept_down_to_which_no_shift_exceeds_the_tolerance(tolerance: float) -> None:
+def test_the_fewest_patches_within_the_tolerance_are_kept(tolerance: float) -> None:
     expected = []
     for i in range(12):
         kept = 16
@@ -145,7 +145,7 @@ TABLES = st.tuples(st.integers(1, 6), st.integers(1, 5), st.integers(0, 2**32 - 
 
 @settings(max_examples=60, deadline=None)
 @given(TABLES, st.floats(0.01, 1.0), st.booleans())
-def test_the_tolerance_is_the_least_that_stays_within_the_budget(
+def test_the_tolerance_is_the_least_within_the_budget(
     shape: tuple[int, int, int], share: float, of_bytes: bool
 ) -> None:
     n, more, seed = shape
@@ -203,7 +203,7 @@ def test_bytes_that_were_not_measured_are_asked_for() -> None:
         choose_tolerance(Drops(np.array([4]), np.zeros((1, 1), np.float32)), 100, of="bytes")
 
 
-def test_images_of_several_sizes_are_refused_until_a_size_is_given() -> None:
+def test_images_of_several_sizes_need_a_size() -> None:
     odd = {**samples(1)[0], "image": pixels(0)[:32]}
     with pytest.raises(ValueError, match=r"images of 2 sizes to measure; .* give size="):
         measure_drops([*samples(2), odd], TEXTURE, ENCODER)

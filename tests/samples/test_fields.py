@@ -121,7 +121,7 @@ def test_a_malformed_spec_is_the_programs_error(spec: Any, text: str) -> None:
             check_spec(spec, what)
 
 
-def test_what_can_be_read_passes_the_check_and_an_image_has_no_path() -> None:
+def test_right_specs_pass_the_check() -> None:
     for spec in (IMAGE_FIELDS, ".PNG; seg.png", lambda sample: b""):
         check_spec(spec, "image")
     for spec in ("cls", "CLS; json:a.b", "none", None, lambda sample: 3):
@@ -133,7 +133,7 @@ def test_what_can_be_read_passes_the_check_and_an_image_has_no_path() -> None:
             read(*((make(jpg=b""), "jpg;json:a") if read is image_bytes else ("jpg;json:a", "image")))  # type: ignore[operator]
 
 
-def test_a_function_with_a_malformed_spec_inside_is_the_programs_error_too() -> None:
+def test_a_malformed_spec_inside_a_function_is_one_too() -> None:
     with pytest.raises(SpecError, match="would run what a pickle says"):
         read_label(make(cls=b"1"), lambda sample: read_label(sample, "pkl"))
 
@@ -151,7 +151,7 @@ def test_a_function_with_a_malformed_spec_inside_is_the_programs_error_too() -> 
         ("none", None, None),
     ],
 )
-def test_the_field_that_was_read_is_told_by_its_name_in_the_sample(spec: Any, field: Any, label: Any) -> None:
+def test_the_field_that_was_read_is_named(spec: Any, field: Any, label: Any) -> None:
     sample = make(cls=b"7", json=b'{"a": {"b": "cat"}}', png=png())
     assert find_label(sample, spec) == (field, label)
     assert read_label(sample, spec) == label
@@ -210,7 +210,7 @@ def test_forged_fields_are_dropped_and_the_sample_left_alone() -> None:
         st.sampled_from([b"1", "1", 1, None, 0.5]),
     )
 )
-def test_only_our_names_with_what_a_tar_can_bring_are_dropped_and_the_order_stays(sample: Sample) -> None:
+def test_only_our_names_with_what_a_tar_can_bring_are_dropped(sample: Sample) -> None:
     kept = [(k, v) for k, v in sample.items() if not (k.startswith("__adq_") and isinstance(v, (bytes, str)))]
     out = clean_fields(sample)
     assert list(out.items()) == kept

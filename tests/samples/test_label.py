@@ -17,7 +17,7 @@ from tests.samples.test_fields import make
 
 
 @given(st.integers(0, MAX_LABEL - 1), st.sampled_from(sorted(CLASS_FIELDS)))
-def test_an_integer_label_is_what_was_written_however_it_was_stored(number: int, field: str) -> None:
+def test_an_integer_label_is_read_however_it_was_stored(number: int, field: str) -> None:
     text = f" {number}\n"
     for stored in (text.encode(), bytearray(text, "ascii"), text, number, np.int64(number), np.array(number)):
         label = read_label(make(**{field: stored}), field)

@@ -155,7 +155,7 @@ def test_damage_has_the_same_answer_on_both_ways(name: str) -> None:
         both(cut + b"\xff\xd9")
 
 
-def test_a_large_one_is_refused_by_its_header_with_the_usual_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_one_is_refused_by_its_header(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "frombytes", lambda *_: pytest.fail("decoded"))
     with pytest.raises(SampleError, match=f"too large: {W} x {H} = {W * H} pixels, at most {W * H - 1}"):
         decode_image(BASE, max_pixels=W * H - 1)
@@ -171,7 +171,7 @@ def test_what_the_decoder_refuses_is_left_to_the_long_way() -> None:
     assert isinstance(caught.value.__cause__, OSError)
 
 
-def test_a_program_that_loads_truncated_images_has_the_long_way_alone(
+def test_with_load_truncated_images_only_the_long_way_is_taken(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
@@ -185,7 +185,7 @@ ONE_SCAN |= {n: NOT_PLAIN[n] for n in ("grey", "CMYK", "RGB in the file", "EXIF"
 
 @pytest.mark.parametrize("name", ONE_SCAN)
 @pytest.mark.parametrize("fill_up", [False, True])
-def test_a_scan_that_ends_early_in_front_of_an_end_marker_is_refused_but_for_its_last_blocks(
+def test_a_scan_that_ends_before_its_last_blocks_is_refused(
     name: str, fill_up: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """libjpeg would fill up with grey and say nothing that Pillow tells."""
@@ -209,7 +209,7 @@ def test_a_scan_that_ends_early_in_front_of_an_end_marker_is_refused_but_for_its
     assert all("cannot decode this JPEG: OSError: 'image file is truncated" in text for text in refused)
 
 
-def test_the_padding_changes_no_pixel_and_no_picture_of_several_scans() -> None:
+def test_the_padding_changes_no_pixel() -> None:
     for name, data in (PLAIN | ONE_SCAN).items():
         padded = without_end(data)
         assert (padded == data) == ("progressive" in name)
