@@ -96,26 +96,6 @@ def test_fields_named_image_and_label_can_be_what_is_read() -> None:
     assert (out["image"].shape, out["label"]) == ((1, 1, 3), "cat")
 
 
-@pytest.mark.parametrize(
-    ("options", "text"),
-    [
-        ({"to": "jpeg"}, r"to must be one of .* got 'jpeg'"),
-        ({"image": "pkl"}, "would run what a pickle says"),
-        ({"image": 3}, "image=3 names no field"),
-        ({"label": ["cls"]}, r"label=\['cls'\] names no field"),
-        ({"max_pixels": 0}, "max_pixels must be an integer >= 1, got 0"),
-        ({"background": (300, 0, 0)}, r"background must be .* 0 to 255, got \(300, 0, 0\)"),
-        ({"background": (0, 0)}, r"got \(0, 0\)"),
-        ({"background": (0.5, 0, 0)}, r"got \(0.5, 0, 0\)"),
-        ({"fill": "red"}, "fill must be .* got 'red'"),
-        ({"on_error": "ignore"}, "on_error must be 'raise', 'skip' or a function, got 'ignore'"),
-    ],
-)
-def test_a_wrong_argument_is_met_when_the_stage_is_made(options: dict[str, Any], text: str) -> None:
-    with pytest.raises(ValueError, match=text):
-        adq.Decode(**{"on_error": "skip", **options})
-
-
 def test_bounds_that_are_just_right_are_taken() -> None:
     options = {"max_pixels": np.int64(1), "background": (0, 255, np.uint8(7))}
     assert decoded(make(cls=b"1"), **options)["image"].shape == (1, 1, 3)
@@ -196,9 +176,3 @@ def test_a_label_that_is_none_of_the_classes_is_a_bad_sample(label: bytes) -> No
         adq.SampleError, match=r"field 'cls': label ('gnu'|1) is none of the 2 names in classes="
     ):
         decoded(make(cls=label), classes=["cat", "dog"])
-
-
-@pytest.mark.parametrize("classes", ["cat", [1, 2], ["cat", "cat"], {"cat": 0}])
-def test_classes_are_a_list_of_different_names(classes: Any) -> None:
-    with pytest.raises(ValueError, match="classes must be a list of different names"):
-        adq.Decode(classes=classes)

@@ -195,42 +195,6 @@ def test_batches_collate_and_a_masked_autoencoder_takes_them(make_shard: MakeSha
 
 
 @pytest.mark.parametrize(
-    ("options", "text"),
-    [
-        ({"keep": float("nan")}, r"keep must be a number in \[0, 1\], got nan"),
-        ({"keep": 1.5}, r"got 1.5"),
-        ({"keep": -0.1}, r"got -0.1"),
-        ({"keep": "0.5"}, r"got '0.5'"),
-        ({"keep": 0.5, "tolerance": 0.1}, "keep=0.5 and tolerance=0.1 both say how many"),
-        ({"tolerance": 0.1}, "tolerance= measures a feature; give encoder="),
-        ({"tolerance": float("nan")}, r"tolerance must be a number >= 0 .* got nan"),
-        ({"tolerance": -1}, "got -1"),
-        ({"tolerance": float("inf")}, "got inf"),
-        ({"encoder": adq.encoder("thumbnail")}, "an encoder without tolerance= has nothing to measure"),
-        ({"patch": 8}, "patch=8, and the importance looks at patches of 4; make it with patch=8 too"),
-        ({"size": 30}, "an image of 30 x 30 pixels .* does not fall into patches of 4 x 4"),
-        ({"size": 0}, "size must be an integer >= 1, got 0"),
-        ({"seed": 1.5}, "seed must be an integer, got 1.5"),
-        ({"image": "pkl"}, "would run what a pickle says"),
-        ({"label": ["cls"]}, "names no field"),
-        ({"max_pixels": 0}, "max_pixels must be an integer >= 1, got 0"),
-    ],
-)
-def test_a_wrong_argument_is_met_when_the_stage_is_made(options: dict[str, Any], text: str) -> None:
-    with pytest.raises(ValueError, match=text):
-        adq.DropPatches(adq.importance("random", patch=4), **options)
-
-
-def test_what_is_no_importance_or_encoder_is_a_type_error() -> None:
-    with pytest.raises(TypeError, match=r"got 'random'; write adq_wds.importance\('random'\)"):
-        adq.DropPatches("random")  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="DropPatches needs an importance, got 7"):
-        adq.DropPatches(7)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="encoder must be an encoder, got 'builtin'"):
-        adq.DropPatches(adq.importance("random"), tolerance=0.1, encoder="builtin")  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
     ("change", "text"),
     [
         ({"png": png(pixels(0, 3, 3))}, "field 'png': .* 3 x 3 pixels .* patches of 4 x 4; .* or give size="),

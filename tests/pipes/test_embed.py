@@ -144,25 +144,6 @@ def test_what_an_encoder_does_wrong_is_said_with_the_sample(url: str, answer: An
         list(adq.Embed(Plain(answer))(raw(url)))
 
 
-@pytest.mark.parametrize(
-    ("options", "kind", "text"),
-    [
-        ({"encoder": "builtin"}, TypeError, r"got 'builtin'; write adq_wds.encoder\('builtin'\)"),
-        ({"encoder": 3}, TypeError, "Embed needs an encoder, got 3"),
-        ({"encoder": means}, TypeError, "Embed needs an encoder, got <function means"),
-        ({"encoder": Plain}, TypeError, "Embed needs an encoder, got <class"),
-        ({"image": "pkl"}, ValueError, "never decoded here"),
-        ({"image": None}, ValueError, "image=None names no field"),
-        ({"batch_size": 0}, ValueError, "batch_size must be an integer >= 1, got 0"),
-        ({"batch_size": True}, ValueError, "batch_size must be an integer >= 1, got True"),
-        ({"max_pixels": 0.5}, ValueError, "max_pixels must be an integer >= 1, got 0.5"),
-    ],
-)
-def test_wrong_arguments_are_met_when_it_is_made(options: Any, kind: type[Exception], text: str) -> None:
-    with pytest.raises(kind, match=text):
-        adq.Embed(**{"encoder": adq.encoder("thumbnail"), **options})
-
-
 def test_a_large_image_is_refused_by_its_header(url: str) -> None:
     with pytest.raises(adq.SampleError, match=r"field 'jpg': too large: 16 x 16 = 256 pixels, at most 255"):
         list(adq.Embed(adq.encoder("thumbnail"), max_pixels=255)(raw(url)))

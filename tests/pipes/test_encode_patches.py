@@ -110,19 +110,6 @@ def test_an_image_beside_stored_patches_must_be_named() -> None:
 # ---- What is wrong
 
 
-@pytest.mark.parametrize(
-    ("options", "text"),
-    [
-        ({"quality": 0}, "quality must be an integer from 1 to 100, got 0"),
-        ({"quality": True}, "got True"),
-        ({"subsampling": "4:2:2"}, "subsampling must be '4:2:0' or '4:4:4', got '4:2:2'"),
-    ],
-)
-def test_a_wrong_argument_is_met_when_the_stage_is_made(options: dict[str, Any], text: str) -> None:
-    with pytest.raises(ValueError, match=text):
-        adq.EncodePatches(**options)
-
-
 @pytest.mark.parametrize(("patch", "subsampling"), [(4, "4:2:0"), (8, "4:2:0"), (4, "4:4:4")])
 def test_patches_that_would_enlarge_are_never_skipped(patch: int, subsampling: Any) -> None:
     pipe = adq.EncodePatches(subsampling=subsampling, on_error="skip")
