@@ -193,7 +193,7 @@ def test_a_run_without_a_network_loads_no_torch(run: Path, tmp_path: Path) -> No
 # ---- Kept keys
 
 
-def test_the_printed_keys_are_the_kept_samples_and_are_read_again(
+def test_printed_keys_are_the_kept_ones_and_are_read_again(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan = adq.load_plan(run / "plan.parquet")
@@ -249,7 +249,7 @@ def test_printing_keys_into_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["s00003\n", "a.tar/s00003\n", "a.tar,s00003\n"])
-def test_an_ambiguous_or_unknown_key_is_answered_with_the_form_that_works(
+def test_an_ambiguous_or_unknown_key_is_answered_with_its_form(
     run: Path, tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "keys.txt").write_text(text)
@@ -331,7 +331,7 @@ def test_a_field_inside_json_is_offered_with_its_path() -> None:
         read_label({"__key__": "k", "jpg": b"", "meta.json": b"{}"}, "json:a.b")
 
 
-def test_members_that_are_not_neighbours_are_answered_with_a_sorting_tar(
+def test_scattered_members_are_answered_with_a_sorting_tar(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = [f"s{i}.{field}" for field in ("jpg", "cls") for i in range(2)]

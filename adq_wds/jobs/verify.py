@@ -133,7 +133,7 @@ def _match(
     """The path of each listed shard that is there, and a difference for every other path."""
     names = ShardNames(listed.names, root=root)
     known = {base_name(name) for name in listed.names}
-    found: dict[str, str] = {}
+    path_of: dict[str, str] = {}
     others = []
     for path in paths:
         try:
@@ -148,31 +148,27 @@ def _match(
                 again = f"leave it out, or make the {listed.kind} again with it"
                 kind, text = EXTRA_SHARD, f"not in the {listed.kind}; {again}"
         else:
-            if name not in found:
-                found[name] = path
+            if name not in path_of:
+                path_of[name] = path
                 continue
-            both = f"{shown_url(path)} and {shown_url(found[name])}"
+            both = f"{shown_url(path)} and {shown_url(path_of[name])}"
             kind, text = "second file", f"{both} both match {name!r}; leave one out"
         others.append((path, Difference(_printable(base_name(path)), None, kind, text, 0)))
-    return found, others
+    return path_of, others
 
 
 def _renamed(paths: list[str], listed: Listed, missing: list[str]) -> dict[str, str]:
     """The path, among those of no listed shard, that holds exactly the samples of a missing shard; by name."""
     firsts = {name: listed.shard(name).spans.rows()[:1] for name in missing if paths}
-    found: dict[str, str] = {}
+    renamed: dict[str, str] = {}
     for path in paths if firsts else []:
         first = _first_row(path)
-        for name in missing:
-            if (
-                first
-                and firsts[name] == first
-                and name not in found
-                and check_shard(path, listed.shard(name)).equal
-            ):
-                found[name] = path
+        alike = (name for name in missing if first and firsts[name] == first and name not in renamed)
+        for name in alike:
+            if check_shard(path, listed.shard(name)).equal:
+                renamed[name] = path
                 break
-    return found
+    return renamed
 
 
 def _first_row(path: str) -> list[tuple[int, str, int, int, int]]:

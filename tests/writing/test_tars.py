@@ -55,7 +55,7 @@ def test_a_shard_ends_at_max_samples(tmp_path: Path) -> None:
     assert found == [sample["__key__"] for sample in samples(20)]
 
 
-def test_a_shard_ends_before_max_bytes_and_a_larger_sample_has_its_own(tmp_path: Path) -> None:
+def test_a_shard_ends_before_max_bytes(tmp_path: Path) -> None:
     stream = [{"__key__": f"k{i}", "bin": bytes(n)} for i, n in enumerate([40, 60, 1, 500, 99, 1, 1])]
     sizes = [(2, 100), (1, 1), (1, 500), (2, 100), (1, 1)]
     found = write(tmp_path, stream, max_bytes=100)
