@@ -105,13 +105,13 @@ def table_text(result: dict[str, Any]) -> str:
         )
     lines += ["", "differences in points, paired by seed, with 95 % intervals (one in 20 misses):"]
     for d in result["differences"]:
-        result = "equal in every seed" if d["verdict"] == "equal" else "too few seeds to tell"
+        outcome = "equal in every seed" if d["verdict"] == "equal" else "too few seeds to tell"
         if d["low"] is not None:
             verdict = "no difference shown" if d["verdict"] == "none" else d["verdict"]
             interval = f"{_points(d['low'])} to {_points(d['high'])}"
-            result = f"{interval:<18}{verdict}"
+            outcome = f"{interval:<18}{verdict}"
         pair = f"{d['arm']} - {d['against']}"
-        lines.append(f"  {pair:<26}{_points(d['mean']):>7}   {result}")
+        lines.append(f"  {pair:<26}{_points(d['mean']):>7}   {outcome}")
     return "\n".join([*lines, "", textwrap.fill(result["conclusion"], WIDTH)])
 
 

@@ -7,6 +7,7 @@ import sys
 import tarfile
 import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +95,7 @@ def test_without_scikit_learn_no_folder_is_made(
     assert main(["demo", "-o", str(tmp_path / "new")]) == 1
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("adq: AdqError: the demo's images come with scikit-learn (")
-    assert err.endswith('pip install "adq-wds[demo]"\n')
+    assert re.match(r"adq: AdqError: .* scikit-learn \(.*pip install \"adq-wds\[demo\]\"\n$", err)
     assert not (tmp_path / "new").exists()
 
 
@@ -144,9 +144,7 @@ def test_a_stream_that_differs_from_its_plan_is_an_error(
     demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(adq.Plan, "keys", lambda plan: ["digit-9999"])
-    with pytest.raises(
-        adq.AdqError, match=r"plan \('random', 0\): 126 samples streamed, not the 126 it keeps"
-    ):
+    with pytest.raises(adq.AdqError, match=r"plan \('random', 0\): 126 samples streamed, not the 126"):
         run_demo(tmp_path / "new", **TINY)
 
 
@@ -181,15 +179,8 @@ def test_a_training_depends_on_its_arguments_alone() -> None:
     assert expected[0] != expected[1]
     torch.manual_seed(99)
     state = torch.get_rng_state()
-    found: dict[int, float] = {}
-    threads = [
-        threading.Thread(target=lambda s=s: found.update({s: trained(train, test, s, 2)})) for s in (0, 1)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert [found[0], found[1]] == expected
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(lambda seed: trained(train, test, seed, 2), (0, 1))) == expected
     assert torch.equal(torch.get_rng_state(), state)
 
 
