@@ -13,7 +13,7 @@ import adq_wds as adq
 from adq_wds.cli.arguments import make_parser
 from adq_wds.cli.main import main
 from adq_wds.cli.parser import keys_in
-from adq_wds.samples.fields import read_label
+from adq_wds.samples.label import read_label
 from tests.conftest import jpeg, write_tar
 
 MakeShard = Callable[..., Path]

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from adq_wds import registry
 from adq_wds.checks import positive
-from adq_wds.core.allocation import budget_for, check_alpha
+from adq_wds.core.allocation import check_ratio
 from adq_wds.core.rng import check_seed
 from adq_wds.errors import printable
 from adq_wds.registry import GONE, HEADS, SCORES
@@ -143,8 +143,8 @@ def keys_in(path: str) -> list[str | tuple[str, ...]]:
 
 _TYPES: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "Count": count, "Ratio": ratio}
 _CHECKS: dict[str, Callable[[Any], object]] = {
-    "keep": lambda keep: budget_for(keep, 0),
-    "alpha": check_alpha,
+    "keep": lambda keep: check_ratio("keep", keep),
+    "alpha": lambda alpha: check_ratio("alpha", alpha),
     "seed": check_seed,
     "allocation": registry.allocation,
     "diversity_head": lambda head: registry.look_up("diversity head", head, dict.fromkeys(HEADS)),

@@ -10,26 +10,25 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from adq_wds.embedding.embed_shards import embed_shards, names_of_features
+from adq_wds.embedding.embed_shards import embed_shards
+from adq_wds.embedding.settings import names_of_features
 from adq_wds.embedding.stored import open_embeddings
 from adq_wds.embedding.views import N_VIEWS
-from adq_wds.errors import AdqError, PlanError
+from adq_wds.errors import AdqError
 from adq_wds.files import canonical_json, lock, make_folder, write_text
-from adq_wds.planning.bins import possible_dedup
-from adq_wds.planning.build_plan import build_plan, check_options, find_bins
+from adq_wds.planning.build_plan import make_plan
+from adq_wds.planning.options import Options, plan_options
 from adq_wds.registry import GONE, SCORES
 from adq_wds.registry import encoder as named_encoder
 from adq_wds.registry import score as named_score
 from adq_wds.shards.names import expand_urls, is_url, without_secrets
 from adq_wds.signatures import EMBED, ENCODER, PLAN, options_of
-from adq_wds.tables.bins import Bins
 from adq_wds.tables.features import Features
 from adq_wds.tables.plan import Plan, load_plan
 from adq_wds.tables.spans import source_stamp
 from adq_wds.writing.tars import ShardPattern
 
 VERSION = 1
-_OF_BINS = ("bins", "classes", "memory_bytes")  # options of a plan that are met when bins are made
 # What a run.json may set, which may come from a stranger.
 _KNOWN = {
     "encoder": {"spec", *options_of(ENCODER)},
@@ -72,7 +71,7 @@ def run_job(
     """
     paths = expand_urls(urls)
     asked_embed, embed = embed, {**embed, **needed(embed, plan)}
-    options = check_plan_options(plan)  # before hours of embedding, not after
+    options = plan_options(**{**plan, "progress": progress})  # before hours of embedding, not after
     stored = embed.get("embeddings")
     source = named_encoder(**encoder) if stored is None else named_encoder("thumbnail")  # then it is not used
     used = source if stored is None else open_embeddings(stored)
@@ -96,7 +95,7 @@ def run_job(
         if write:
             _refuse_foreign_shards(folder, shards, paths)
         features = embed_shards(paths, source, folder / "features", progress=progress, **embed)
-        made = _plan(folder, features, options, progress)
+        made = _plan(folder, features, options)
         result = {
             **asked,
             "features": features.hash,
@@ -115,18 +114,6 @@ def run_job(
             logger.warning("%s was written for an earlier plan; add --write to write it again", shards.folder)
         write_text(folder / "run.json", canonical_json(result) + "\n")
     return {**result, "nothing_to_do": False}
-
-
-def check_plan_options(plan: dict[str, Any]) -> dict[str, Any]:
-    """All arguments of `build_plan` but its features, `out` and `progress`: `plan`, and usual values for the rest.
-
-    Raises:
-        ValueError: one is out of range, as far as they alone can tell.
-    """
-    usual = {name: option.default for name, option in options_of(PLAN).items() if name in _KNOWN["plan"]}
-    options = usual | plan
-    check_options(**options)
-    return options
 
 
 def needed(embed: dict[str, Any], plan: dict[str, Any]) -> dict[str, Any]:
@@ -157,39 +144,11 @@ def _refuse_foreign_shards(folder: Path, shards: ShardPattern, paths: list[str])
         raise AdqError(f"{shards.folder} holds {name}, and no run was made in {folder}: give another folder")
 
 
-def _plan(folder: Path, features: Features, options: dict[str, Any], progress: bool | None) -> Plan:
-    bins = _bins(folder, features, options, progress)
-    before = canonical_json(bins.header)
-    options = {name: value for name, value in options.items() if name not in _OF_BINS}
-    made = build_plan(features, bins=bins, progress=progress, **options)
-    if canonical_json(bins.header) != before:
-        bins.save(folder / "bins.parquet")  # with what the head gave, which need not be trained again
+def _plan(folder: Path, features: Features, options: Options) -> Plan:
+    made = make_plan(features, options, scratch=folder, bins_file=folder / "bins.parquet")
     (folder / "run.json").unlink(missing_ok=True)  # from here on it would describe another plan
     made.save(folder / "plan.parquet")
     return load_plan(folder / "plan.parquet")
-
-
-def _bins(folder: Path, features: Features, options: dict[str, Any], progress: bool | None) -> Bins:
-    """The run's bins: those of an earlier run where they still hold."""
-    path, classes = folder / "bins.parquet", options["classes"]
-    made_of = {
-        "features": features.hash,
-        "kernel": options["kernel"],
-        "dedup": possible_dedup(features, options["dedup"]),
-        "asked_classes": classes,
-    }
-    if path.exists():
-        try:
-            old = Bins.load(path)
-            if old.n_bins == options["bins"] and made_of.items() <= {"dedup": None, **old.header}.items():
-                return old
-        except PlanError as error:
-            logger.warning("%s; binning again", error)
-    of_bins = {name: options[name] for name in ("kernel", "dedup", *_OF_BINS)}
-    bins = find_bins(features, **of_bins, scratch=folder, progress=progress)
-    bins.header["asked_classes"] = classes
-    bins.save(path)
-    return bins
 
 
 def _done(folder: Path, asked: dict[str, Any]) -> dict[str, Any] | None:

@@ -16,9 +16,9 @@ from adq_wds.checks import Count, Ratio, positive
 from adq_wds.core.patches import KEEP, PATCH, tile, tile_columns
 from adq_wds.errors import AdqError, shorten
 from adq_wds.files import atomic_path
+from adq_wds.mae.network import MaskedAutoencoder
 from adq_wds.pipes.drop_patches import DropPatches
 from adq_wds.pipes.feature_shift import Look
-from adq_wds.pipes.reconstruct import Rebuilder
 from adq_wds.protocols import Importance
 from adq_wds.report.patch_sheet import Panel, Pixels, draw_sheet, heat, holes, psnr
 from adq_wds.samples.fields import IMAGE_FIELDS, FieldSpec
@@ -69,7 +69,7 @@ def show_patches(
     importance: Importance,
     out: str | os.PathLike[str],
     *,
-    mae: Rebuilder | None = None,
+    mae: MaskedAutoencoder | None = None,
     patch_keep: Ratio = KEEP,
     patch: int = PATCH,
     size: int | None = 224,
@@ -122,7 +122,7 @@ def show_patches(
 
 
 def _panels(
-    key: str, look: Look, drop: DropPatches, mae: Rebuilder | None, patch: int, quality: int
+    key: str, look: Look, drop: DropPatches, mae: MaskedAutoencoder | None, patch: int, quality: int
 ) -> tuple[list[Panel], Shown]:
     """The panels of one image, a column each, and its numbers."""
     pixels: Pixels = look.pixels[0]

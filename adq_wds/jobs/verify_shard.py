@@ -9,9 +9,10 @@ from adq_wds.engines.threads import pool_of_threads
 from adq_wds.errors import SampleError, ShardError, shorten
 from adq_wds.jobs.verify_listed import Expected
 from adq_wds.pipes.base import before_error
-from adq_wds.pipes.decode import whole_image
 from adq_wds.remote.open_shard import open_shard
-from adq_wds.samples.fields import FieldSpec, read_label
+from adq_wds.samples.fields import FieldSpec
+from adq_wds.samples.label import read_label
+from adq_wds.samples.whole_image import whole_image
 from adq_wds.shards.names import base_name, is_url
 from adq_wds.shards.samples_in_tar import (
     Buffer,

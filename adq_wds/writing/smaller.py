@@ -10,24 +10,18 @@ from typing import ClassVar
 
 import numpy as np
 
+from adq_wds.checks import positive
 from adq_wds.core.patches import PATCH, n_kept
 from adq_wds.errors import SampleError
 from adq_wds.pipes.base import Pipe, Tally
 from adq_wds.pipes.drop_patches import DropPatches
 from adq_wds.pipes.encode_patches import JPEG_FIELD, EncodePatches
-from adq_wds.pipes.resize import centre_square, check_size
+from adq_wds.pipes.resize import centre_square
 from adq_wds.protocols import Importance
 from adq_wds.registry import importance as named_importance
-from adq_wds.samples.fields import (
-    STORED_FIELDS,
-    Sample,
-    check_spec,
-    clean_fields,
-    find_image,
-    image_bytes,
-    place_error,
-)
+from adq_wds.samples.fields import STORED_FIELDS, Sample, check_spec, clean_fields, image_bytes, place_error
 from adq_wds.samples.patch_file import encode_whole
+from adq_wds.samples.whole_image import whole_image
 from adq_wds.writing.tars import member_bytes
 
 SIZE, QUALITY = 224, 90  # of patch-dropped images, unless said
@@ -100,7 +94,7 @@ class WriteAnew(Pipe):
         name, data = image_bytes(sample, self.image)
         if name in STORED_FIELDS:
             raise place_error(SampleError(_DROPPED), sample, name)
-        _, image = find_image(sample, self.image)
+        _, image = whole_image(sample, self.image)
         if self.size is not None:
             image = centre_square(image, self.size)
         out = {other: value for other, value in sample.items() if other != name}
@@ -141,7 +135,7 @@ def new_images(
     size_asked = size is not None
     size = SIZE if size is None and patch_keep is not None else size
     if size is not None:
-        check_size(size)
+        positive("size", size)
     chosen = None
     if patch_keep is not None and size is not None:
         _check_patches(patch_keep, size)
