@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import math
 import pickle
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from adq_wds.errors import AdqError
 from adq_wds.mae.network import MaeSize, MaskedAutoencoder
 from adq_wds.mae.patches import cut, joined, sine_positions, smooth_fill
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SIZE = MaeSize(
     (24, 40), 8, width=16, depth=2, heads=2, decoder_width=12, decoder_depth=2, decoder_heads=3
 )  # 3 × 5 patches
@@ -27,14 +27,6 @@ COLOURS: dict[str, Any] = {"mean": (0.3, 0.5, 0.6), "std": (0.2, 0.3, 0.1)}
 NORM_PIX = dataclasses.replace(SIZE, norm_pix=True, **COLOURS)
 FILL = dataclasses.replace(SIZE, fill=True, **COLOURS)
 each = pytest.mark.parametrize("size", [SIZE, NORM_PIX, FILL], ids=["pixels", "norm_pix", "fill"])
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def network(size: MaeSize = SIZE, seed: int = 0) -> MaskedAutoencoder:

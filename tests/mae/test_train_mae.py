@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,26 +18,14 @@ import torch
 from adq_wds.mae.checkpoints import load_mae
 from adq_wds.mae.network import MaeSize, MaskedAutoencoder
 from adq_wds.mae.patches import cut
+from tests.conftest import load_example
 
-ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("train_mae", ROOT / "examples" / "train_mae.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    return load_example("train_mae")
 
 
 TINY = """--side 16 --patch 4 --width 16 --depth 1 --heads 2

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from adq_wds.models.forward import COMPILED_BATCH, ForwardOptions
 from adq_wds.models.network_encoder import NetworkEncoder
 from adq_wds.models.timm_encoder import timm_encoder
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SIZE = COMPILED_BATCH["cpu"]
 Make = Callable[..., NetworkEncoder]
 
@@ -51,23 +52,9 @@ def first_convolution(encoder: NetworkEncoder) -> torch.nn.Conv2d:
     return next(m for m in encoder.model.modules() if isinstance(m, torch.nn.Conv2d))
 
 
-def unit(h: NDArray[np.float32]) -> NDArray[np.float64]:
-    wide = h.astype(np.float64)
-    answer: NDArray[np.float64] = wide / np.linalg.norm(wide, axis=1, keepdims=True)
-    return answer
-
-
 def worst_cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    return float((unit(a) * unit(b)).sum(axis=1).min())
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Work this small is slower in several threads, far slower where other processes want the cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    x, y = (torch.from_numpy(h).double() for h in (a, b))
+    return float(torch.cosine_similarity(x, y).min())
 
 
 # What the options are called

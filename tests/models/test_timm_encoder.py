@@ -7,7 +7,6 @@ import multiprocessing
 import pickle
 import shutil
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from adq_wds.models.forward import pick_device
 from adq_wds.models.timm_build import check_timm_name
 from adq_wds.models.timm_encoder import timm_encoder
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 COMMIT = "0" * 40
 
 
@@ -49,15 +49,6 @@ def random_state(name: str, **options: Any) -> dict[str, torch.Tensor]:
         else value
         for key, value in model.state_dict().items()
     }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Two threads that wait for each other on busy cores make small networks ten times slower."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -21,7 +20,9 @@ from adq_wds.models.network_encoder import NetworkEncoder
 from adq_wds.models.timm_encoder import timm_encoder
 from adq_wds.protocols import Importance
 from adq_wds.saliency.cam import CamImportance, cam_by_gradient, cam_importance, is_closed
+from tests.conftest import pictures
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CLOSED = ["resnet10t", "efficientnet_lite0", "regnetx_002", "densenet121"]
 BY_GRADIENT = ["convnext_atto", "mobilenetv3_small_050", pytest.param("vgg11", marks=pytest.mark.slow)]
 METHODS = ["gradcam", "gradcam++"]
@@ -30,23 +31,10 @@ SIZE = 64
 each_method = pytest.mark.parametrize("method", METHODS)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @cache
 def random_encoder(name: str, **options: Any) -> NetworkEncoder:
     size = None if "swin" in name else SIZE
     return timm_encoder(name, pretrained=False, image_size=size, **options)
-
-
-def pictures(n: int, size: tuple[int, int] = (SIZE, SIZE), seed: int = 0) -> list[PIL.Image.Image]:
-    coarse = np.random.default_rng(seed).integers(0, 256, (n, 6, 5, 3), dtype=np.uint8)
-    return [PIL.Image.fromarray(c).resize(size, PIL.Image.Resampling.BICUBIC) for c in coarse]
 
 
 def by_hooks(
