@@ -96,16 +96,6 @@ def test_an_image_gets_the_same_answer_in_any_batch(name: str) -> None:
         np.testing.assert_allclose(np.concatenate(parts), whole, rtol=1e-5, atol=1e-5)
 
 
-def test_the_network_is_frozen_and_leaves_the_callers_random_state_alone() -> None:
-    before = torch.get_rng_state()
-    encoder = builtin_encoder()
-    encoder(pictures(2, (32, 32)))
-    assert torch.equal(torch.get_rng_state(), before)
-    assert not encoder.model.training
-    assert not any(p.requires_grad for p in encoder.model.parameters())
-    assert {p.dtype for p in encoder.model.parameters()} == {torch.float32}
-
-
 @all_names
 def test_a_pickle_is_small_and_comes_back_as_the_same_encoder(name: str) -> None:
     encoder, images = builtin_encoder(name), pictures(3, (32, 32))
@@ -320,24 +310,3 @@ def test_views_differ_and_keep_to_colours(script: ModuleType) -> None:
     assert len({view.numpy().tobytes() for view in views}) == 64
     n_grey = sum(bool((view.amax(0) - view.amin(0) < 1e-4).all()) for view in views)
     assert 4 <= n_grey <= 25  # 20 % of 64
-
-
-def test_turning_a_hue_by_a_third_exchanges_the_colours_and_grey_stays(script: ModuleType) -> None:
-    colour = torch.rand(2, 3, 4, 4)
-    third = torch.full((2,), 2 * np.pi / 3)
-    torch.testing.assert_close(script._turned(colour, third), colour.roll(1, dims=1))
-    grey = torch.rand(2, 1, 4, 4).expand(-1, 3, -1, -1)
-    torch.testing.assert_close(script._turned(grey, torch.tensor([0.3, 2.0])), grey)
-
-
-def test_neighbours_vote_by_cosine(script: ModuleType) -> None:
-    known = torch.tensor([[9.0, 8.0], [1.0, 0.1], [0.0, 5.0], [0.1, 1.0], [0.2, 1.0]])
-    labels = np.array([0, 1, 1, 2, 2])
-    asked = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    for k, answers in (
-        (1, [1, 1]),  # rows 1 and 2; row 0 is longer than row 1, but not nearer
-        (3, [0, 2]),  # rows 1, 0, 4 tie, and the lowest label wins; rows 2, 3, 4
-        (9, [1, 1]),  # everybody votes: 1 and 2 tie
-    ):
-        assert script.neighbour_accuracy(known, labels, asked, np.array(answers), k=k) == 1
-        assert script.neighbour_accuracy(known, labels, asked, np.array([answers[0], 9]), k=k) == 0.5
