@@ -1,4 +1,4 @@
-"""How is an image rebuilt from the patches that were kept? By a masked autoencoder, which never sees the others."""
+"""Rebuilds images from their kept patches: a masked autoencoder, which never sees the dropped ones."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from timm.layers.patch_embed import PatchEmbed
 from timm.models.vision_transformer import Block
 from torch import nn
 
+from adq_wds.checks import positive
 from adq_wds.errors import AdqError
 from adq_wds.mae.patches import cut, joined, nearness, patch_statistics, sine_positions, smooth_fill
 
@@ -54,17 +55,14 @@ class MaeSize:
     norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        for name in (
-            *("patch", "width", "depth", "heads"),
-            *("decoder_width", "decoder_depth", "decoder_heads"),
-        ):
-            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)!r}: expected an integer >= 1")
+        for name in ("patch", "width", "depth", "heads", "decoder_width", "decoder_depth", "decoder_heads"):
+            positive(name, getattr(self, name))
+        P = self.patch
         if len(self.image_size) != 2 or not all(
-            type(n) is int and n > 0 and n % self.patch == 0 for n in self.image_size
+            type(n) is int and n > 0 and n % P == 0 for n in self.image_size
         ):
             raise ValueError(
-                f"image_size={self.image_size!r}: expected height and width in multiples of patch={self.patch}"
+                f"image_size={self.image_size!r}: expected height and width in multiples of patch={P}"
             )
         for width, heads in ((self.width, self.heads), (self.decoder_width, self.decoder_heads)):
             if width % heads or width % 4:

@@ -347,7 +347,7 @@ LIES: list[tuple[dict[str, Any], str]] = [
     ({"image_size": [24.0, 24.0]}, r"image_size=\(24\.0, 24\.0\)"),
     ({"image_size": [24]}, r"image_size=\(24,\)"),
     ({"heads": 2**60}, "a width of 16 with 1152921504606846976 heads"),
-    ({"decoder_heads": -3}, "decoder_heads=-3"),
+    ({"decoder_heads": -3}, "decoder_heads must be an integer >= 1, got -3"),
     ({"std": [1, 1, 0]}, r"std=\(1, 1, 0\)"),
     ({"image_size": [24, 24, 24]}, r"image_size=\(24, 24, 24\)"),
 ]
