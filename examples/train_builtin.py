@@ -36,7 +36,8 @@ from adq_wds.files import atomic_path, sha256_text, write_text
 from adq_wds.models import BUILTIN_NAMES
 from adq_wds.models.builtin import MEAN, SIDE, STD, WIDTH, SmallNet, normalised, resized
 from adq_wds.remote.open_shard import open_shard
-from adq_wds.samples.fields import read_image, read_label
+from adq_wds.samples.label import read_label
+from adq_wds.samples.whole_image import whole_image
 from adq_wds.shards.names import expand_urls
 from adq_wds.shards.samples_in_tar import iter_spans, read_sample
 
@@ -56,7 +57,7 @@ def read_shards(pattern: str, scratch: Path) -> tuple[Images, Labels]:
             with open_shard(shard) as buffer:
                 for span in iter_spans(buffer, shard=shard):
                     sample = read_sample(buffer, span, url=shard)
-                    images.append(resized([read_image(sample)])[0].permute(1, 2, 0).numpy())
+                    images.append(resized([whole_image(sample)[1]])[0].permute(1, 2, 0).numpy())
                     labels.append(read_label(sample, "cls"))
         with atomic_path(cache) as partial, partial.open("wb") as handle:
             np.savez(handle, images=np.stack(images), labels=np.array(labels, dtype=np.int64))

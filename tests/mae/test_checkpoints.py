@@ -23,7 +23,7 @@ from adq_wds.mae.checkpoints import BUILTIN_MAE, load_mae, save_mae
 from adq_wds.mae.network import MaeSize, MaskedAutoencoder
 from adq_wds.mae.patches import cut, smooth_fill
 from adq_wds.remote.open_shard import open_shard
-from adq_wds.samples.fields import read_image
+from adq_wds.samples.whole_image import whole_image
 from adq_wds.shards.samples_in_tar import iter_spans, read_sample
 
 State = dict[str, torch.Tensor]
@@ -398,7 +398,7 @@ def test_the_built_in_one_is_nearer_to_photographs_than_its_own_fill(cifar10: Pa
     shard = str(next(cifar10.glob("*test-000000.tar")))
     with open_shard(shard) as buffer:
         spans = itertools.islice(iter_spans(buffer, shard=shard), 100)
-        pictures = [read_image(read_sample(buffer, span, url=shard)) for span in spans]
+        pictures = [whole_image(read_sample(buffer, span, url=shard))[1] for span in spans]
     images = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
     positions = torch.rand(100, 64, generator=torch.Generator().manual_seed(0)).argsort(1)[:, :48]
     keep = torch.zeros(100, 64, dtype=torch.bool).scatter_(1, positions, True)
