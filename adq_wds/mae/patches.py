@@ -1,4 +1,4 @@
-"""How do images become patches on a device and back, where does each stand, and what do its neighbours tell?"""
+"""Cuts images into patches on any device, joins them, and fills patches from their neighbours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How do batches of kept patches become normalised images on the device that trains? Rebuilt there, a batch ahead."""
+"""Rebuilds normalised images from batches of kept patches, on the device that trains, one batch ahead."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be said about an image without a network? Its 8×8 mean colours: an encoder that needs no weights."""
+"""Embeds an image by its 8×8 mean colours: an encoder that needs neither weights nor torch."""
 
 from __future__ import annotations
 
