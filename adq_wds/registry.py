@@ -113,11 +113,11 @@ def score(spec: str | Score) -> Score:
 
     if not isinstance(spec, str):
         return check_score(spec)
-    found = _installed("scores", spec)
-    if found is None:
+    offered = _installed("scores", spec)
+    if offered is None:
         known = [*SCORES, *_installed_names("scores")]
         raise ValueError(unknown("score", spec, difflib.get_close_matches(spec, known) or known))
-    made = check_score(_made("score", spec, found) if isinstance(found, type) else found)
+    made = check_score(_made("score", spec, offered) if isinstance(offered, type) else offered)
     if made.name != spec:
         raise ValueError(f"entry point {spec!r} of adq_wds.scores gives a score named {made.name!r}")
     return made
@@ -138,7 +138,7 @@ def importance(
             ``texture``, ``random``; the name of an installed package's entry point in ``adq_wds.importances``, a function
             of ``patch=`` and the options that makes one; or an `Importance`.
         patch: side P of a patch in pixels; 16 unless said.
-        encoder: whose eyes: a timm name or an encoder, as `encoder` takes it. Without one, both CAMs ask ``builtin``, a
+        encoder: the network that looks: a timm name or an encoder, as `encoder` takes it. Without one, both CAMs ask ``builtin``, a
             small classifier of the ten classes of CIFAR-10 that sees 32 × 32 pixels; for photographs name a better one,
             such as ``resnet18.a1_in1k``. ``attention`` needs a timm ViT.
         use_labels: explain the class of the label where `DropPatches` is told of one, not the predicted class.

@@ -195,8 +195,8 @@ class MaskedAutoencoder(nn.Module):
             mean, variance = patch_statistics(target)
             target = (target - mean) / (variance + 1e-6).sqrt()
         if self.size.fill:
-            at = positions[:, :, None, None, None].expand(-1, -1, *target.shape[2:])
-            target = target - smooth_fill(target.gather(1, at), positions, self.size.grid)
+            places = positions[:, :, None, None, None].expand(-1, -1, *target.shape[2:])
+            target = target - smooth_fill(target.gather(1, places), positions, self.size.grid)
         return target
 
     def pixels(self, predicted: torch.Tensor, kept: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -257,11 +257,11 @@ class MaskedAutoencoder(nn.Module):
         B, L = len(images), self.size.n_patches
         if images.shape[1:] != (*self.size.image_size, 3) or images.dtype != torch.uint8:
             raise ValueError(
-                f"images are {_said(images)}; expected (B, {', '.join(map(str, self.size.image_size))}, 3) uint8"
+                f"images are {_kind(images)}; expected (B, {', '.join(map(str, self.size.image_size))}, 3) uint8"
             )
         if keep.shape != (B, L) or keep.dtype != torch.bool:
             raise ValueError(
-                f"keep is {_said(keep)}; expected ({B}, {L}) bool, a row of patches for each image"
+                f"keep is {_kind(keep)}; expected ({B}, {L}) bool, a row of patches for each image"
             )
         patches = cut(images, self.size.patch)
         rebuilt = torch.empty_like(images)
@@ -294,9 +294,9 @@ class MaskedAutoencoder(nn.Module):
         """Raise `ValueError` unless these are kept patches as `reconstruct_patches` takes them, on any device."""
         P, L = self.size.patch, self.size.n_patches
         if patches.ndim != 5 or patches.shape[2:] != (P, P, 3) or patches.dtype != torch.uint8:
-            raise ValueError(f"patches are {_said(patches)}; expected (B, K, {P}, {P}, 3) uint8")
+            raise ValueError(f"patches are {_kind(patches)}; expected (B, K, {P}, {P}, 3) uint8")
         if positions.shape != patches.shape[:2] or positions.dtype != torch.int64:
-            raise ValueError(f"positions are {_said(positions)}; expected {tuple(patches.shape[:2])} int64")
+            raise ValueError(f"positions are {_kind(positions)}; expected {tuple(patches.shape[:2])} int64")
         if positions.numel():
             ordered = positions.sort(1).values
             low, high = int(ordered.min()), int(ordered.max())
@@ -319,8 +319,8 @@ class MaskedAutoencoder(nn.Module):
                     "for this network; run it in float32, under bfloat16 autocast at most"
                 )
             predicted = x.round().clamp(0, 255).to(torch.uint8)
-        at = positions.view(B, K, 1, 1, 1).expand_as(kept)
-        return joined(predicted.scatter(1, at, kept), self.size.grid)
+        places = positions.view(B, K, 1, 1, 1).expand_as(kept)
+        return joined(predicted.scatter(1, places, kept), self.size.grid)
 
 
 def _blocks(width: int, depth: int, heads: int, eps: float) -> nn.ModuleList:
@@ -330,5 +330,5 @@ def _blocks(width: int, depth: int, heads: int, eps: float) -> nn.ModuleList:
     )
 
 
-def _said(tensor: torch.Tensor) -> str:
+def _kind(tensor: torch.Tensor) -> str:
     return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"

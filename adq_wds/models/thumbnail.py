@@ -58,8 +58,8 @@ class Thumbnail:
             exact = width % SIDE == 0 and height % SIDE == 0
             chunk = max(1, CHUNK_BYTES // (3 * width * height)) if exact else len(members)
             for start in range(0, len(members), chunk):
-                at = members[start : start + chunk]
-                h[at] = _means([images[i] if exact else _shrink(images[i]) for i in at])
+                rows = members[start : start + chunk]
+                h[rows] = _means([images[i] if exact else _shrink(images[i]) for i in rows])
         return h, None
 
 
