@@ -17,9 +17,10 @@ from adq_wds.embedding.shard import Batch, EmbedSettings, ShardJob, Source, unli
 from adq_wds.embedding.stored import StoredEmbeddings
 from adq_wds.embedding.stored_field import FieldEmbeddings
 from adq_wds.errors import AdqError, SampleError, located, shorten
-from adq_wds.pipes.decode import whole_image
 from adq_wds.protocols import Label
-from adq_wds.samples.fields import STORED_FIELDS, Sample, content_digest, place_error, read_label
+from adq_wds.samples.fields import STORED_FIELDS, Sample, content_digest, place_error
+from adq_wds.samples.label import read_label
+from adq_wds.samples.whole_image import whole_image
 from adq_wds.score import sample_value
 from adq_wds.shards.names import base_name
 from adq_wds.shards.samples_in_tar import Span, read_sample

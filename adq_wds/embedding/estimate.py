@@ -25,11 +25,12 @@ from adq_wds.embedding.stored_field import FieldEmbeddings
 from adq_wds.engines.threads import cores
 from adq_wds.errors import AdqError, SampleError
 from adq_wds.pipes.base import OnError
-from adq_wds.pipes.decode import whole_image
 from adq_wds.protocols import Encoder
 from adq_wds.registry import score as named_score
 from adq_wds.remote.open_shard import open_shard
-from adq_wds.samples.fields import IMAGE_FIELDS, FieldSpec, content_digest, read_label
+from adq_wds.samples.fields import IMAGE_FIELDS, FieldSpec, content_digest
+from adq_wds.samples.label import read_label
+from adq_wds.samples.whole_image import whole_image
 from adq_wds.shards.names import base_name, expand_urls, is_url
 from adq_wds.shards.samples_in_tar import iter_spans, read_sample
 from adq_wds.tables.features_file import DIGEST_BYTES

@@ -16,9 +16,9 @@ from adq_wds.core.views import CROPPING, crop_box
 from adq_wds.embedding.answers import encoder_answers, one_line
 from adq_wds.embedding.batch import PART_PIXELS
 from adq_wds.errors import FeaturesError, SampleError, ShardError, located
-from adq_wds.pipes.decode import whole_image
 from adq_wds.protocols import Encoder
 from adq_wds.samples.fields import FieldSpec, Sample
+from adq_wds.samples.whole_image import whole_image
 from adq_wds.shards.names import base_name
 from adq_wds.shards.samples_in_tar import Buffer, WrongSample, expected_span, read_sample
 from adq_wds.tables.spans import Spans
