@@ -30,6 +30,7 @@ RESERVED = frozenset(
         "key",
         "label",
         "logit_grad",
+        "members",
         "n_bytes",
         "norm",
         "pick",

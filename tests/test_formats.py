@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 import adq_wds as adq
-from adq_wds.tables.spans import load_index
+from adq_wds.tables.index import load_index
 
 GOLDEN = Path(__file__).parent / "golden"
 VERSIONS = sorted(path.name for path in GOLDEN.glob("v*"))
@@ -34,9 +34,9 @@ def expected(folder: Path) -> dict[str, object]:
 
 
 def test_there_is_a_golden_file_per_version() -> None:
-    from adq_wds.tables import bins, features_file, plan, spans
+    from adq_wds.tables import bins, features_file, index, plan
 
-    assert len(VERSIONS) == max(module.VERSION for module in (bins, features_file, plan, spans))
+    assert len(VERSIONS) == max(module.VERSION for module in (bins, features_file, index, plan))
 
 
 def test_plans_are_read_to_the_last_value(folder: Path, expected: dict[str, object]) -> None:

@@ -259,5 +259,5 @@ def _columns(job: ShardJob, settings: EmbedSettings, good: list[int]) -> dict[st
 
 
 def _spans(job: ShardJob, rows: list[int]) -> Spans:
-    every = job.rows()
-    return Spans.from_rows([every[i] for i in rows])
+    every = Spans.from_walk(zip(job.spans, job.crc32, strict=True))
+    return every.take(np.array(rows, dtype=np.int64))

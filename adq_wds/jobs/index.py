@@ -29,16 +29,9 @@ from tqdm import tqdm
 from adq_wds.errors import AdqError, ShardError
 from adq_wds.files import lock, make_folder
 from adq_wds.shards.names import expand_urls, plain_shard_names
+from adq_wds.tables.index import IndexedShard, read_index, save_index
 from adq_wds.tables.info import read_info
-from adq_wds.tables.spans import (
-    IndexedShard,
-    no_samples,
-    read_index,
-    save_index,
-    scan_spans,
-    source_stamp,
-    warn_empty,
-)
+from adq_wds.tables.spans import no_samples, scan_spans, source_stamp, warn_empty
 
 logger = logging.getLogger("adq_wds")
 
@@ -131,7 +124,7 @@ def _scan_all(
     quiet = None if progress is None else not progress
     with tqdm(total=total, unit="B", unit_scale=True, desc="index", disable=quiet) as bar:
         for name, path in path_of.items():
-            if name in old and old[name].source == sources[name]:
+            if name in old and old[name].source == sources[name] and old[name].spans.members is not None:
                 found[name] = old[name]
                 if not len(old[name].spans):
                     warn_empty(name)

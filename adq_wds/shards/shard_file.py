@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import BinaryIO
 
@@ -63,9 +62,10 @@ class ShardFile:
         Raises:
             ShardError: the file cannot be read.
         """
-        n_bytes = max(0, min(n_bytes, self._n_bytes - start))  # before memory is taken for them
+        if start + n_bytes > self._n_bytes:
+            n_bytes = max(0, self._n_bytes - start)  # before memory is taken for them
         try:
-            data = os.pread(self._fd, min(n_bytes, _ONE_READ), start)
+            data = os.pread(self._fd, n_bytes if n_bytes < _ONE_READ else _ONE_READ, start)
             while data and len(data) < n_bytes:
                 more = os.pread(self._fd, min(n_bytes - len(data), _ONE_READ), start + len(data))
                 if not more:
@@ -75,14 +75,3 @@ class ShardFile:
             text = f"cannot be read: {error.strerror}"
             raise located(ShardError(text), shard=self.name, key=key) from error
         return data
-
-    def read_spans(self, starts: Sequence[int], sizes: Sequence[int]) -> list[bytes | None]:
-        """Many small parts at once; None for one that cannot be read whole, for `read` to say why."""
-        pread, fd = os.pread, self._fd
-        try:
-            found = [pread(fd, n, start) for start, n in zip(starts, sizes, strict=True)]
-        except OSError:
-            return [None] * len(sizes)
-        if sum(map(len, found)) == sum(sizes):
-            return list(found)
-        return [data if len(data) == n else None for data, n in zip(found, sizes, strict=True)]

@@ -94,14 +94,14 @@ def _checked_labels(labels: Sequence[Label] | None, n: int) -> list[Label]:
 
 
 def _scanned(path: str, name: str) -> _Scanned:
-    rows, digests = [], []
+    places, digests = [], []
     stamp = source_stamp(path)  # before it is read: a shard replaced meanwhile is seen to differ
     with open_shard(path) as buffer:
-        for i, span in enumerate(walk_shard(buffer, shard=name)):
-            rows.append((i, span.key, span.byte_offset, span.n_bytes, payload_crc32(buffer, span)))
+        for span in walk_shard(buffer, shard=name):
+            places.append((span, payload_crc32(buffer, span)))
             digests.append(content_digest(read_sample(buffer, span, url=path)))
     digest = np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, DIGEST_BYTES)
-    return _Scanned(name, Spans.from_rows(rows), digest, stamp)
+    return _Scanned(name, Spans.from_walk(places), digest, stamp)
 
 
 def _matched(shards: Sequence[_Scanned], keys: Sequence[SampleId]) -> list[NDArray[np.int64]]:

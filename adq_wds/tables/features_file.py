@@ -15,6 +15,7 @@ from adq_wds.core.unit_rows import unit_rows
 from adq_wds.errors import AdqError, FeaturesError, shorten
 from adq_wds.score import check_score_name
 from adq_wds.shards.names import check_shard_name
+from adq_wds.tables.members import MEMBERS
 from adq_wds.tables.parquet import (
     GroupFile,
     Header,
@@ -26,8 +27,8 @@ from adq_wds.tables.parquet import (
 )
 from adq_wds.tables.spans import SPAN_FIELDS, Spans
 
-VERSION = 3
-"""1: embedding, norm, texture. 2: also logit_grad or scores of users. 3: also digest, or without texture.
+VERSION = 4
+"""1: embedding, norm, texture. 2: also logit_grad or scores of users. 3: also digest, or without texture. 4: also members.
 
 A file says the least one that it needs.
 """
@@ -107,6 +108,8 @@ class ShardFeatures:
         write_groups(path, table.schema, [table], header, compression="none")
 
     def _version(self) -> int:
+        if self.spans.members is not None:
+            return 4
         if self.digest is not None or self.texture is None:
             return 3
         return 2 if self.scores or self.logit_grad is not None else 1
@@ -198,12 +201,13 @@ def _schema(
     scores: Iterable[str] = (),
     columns: Iterable[str] = ("texture",),
 ) -> pa.Schema:
-    """The columns of a file, `texture` and `digest` where they are among `columns`."""
+    """The columns of a file, `texture`, `digest` and `members` where they are among `columns`."""
     optional = [
         pa.field("texture", pa.float32(), nullable=False),
         pa.field("digest", pa.binary(DIGEST_BYTES), nullable=False),
+        MEMBERS,
     ]
-    texture, digest = ([field] if field.name in columns else [] for field in optional)
+    texture, digest, members = ([field] if field.name in columns else [] for field in optional)
     fields = [
         *SPAN_FIELDS,
         pa.field("label", pa.int32(), nullable=False),
@@ -214,7 +218,7 @@ def _schema(
     if n_classes is not None:
         fields.append(pa.field("logit_grad", embedding_type(n_classes), nullable=False))
     own = (pa.field(name, pa.float32(), nullable=False) for name in sorted(scores))
-    return pa.schema([*fields, *own, *digest])
+    return pa.schema([*fields, *own, *digest, *members])
 
 
 def _digest_array(rows: NDArray[np.uint8]) -> pa.FixedSizeBinaryArray:
@@ -278,7 +282,7 @@ class FeaturesFile:
 
     def spans(self) -> Spans:
         """Where the usable samples lie."""
-        return Spans.from_table(self.read(["index", "key", "byte_offset", "n_bytes", "crc32"]))
+        return Spans.from_table(self.read(["index", "key", "byte_offset", "n_bytes", "crc32", MEMBERS.name]))
 
     def bad_spans(self) -> Spans:
         """Where the unusable samples lie."""

@@ -20,7 +20,8 @@ from adq_wds.planning.plan import PlanSettings, plan_bins
 from adq_wds.registry import allocation
 from adq_wds.tables.features import Features, file_name
 from adq_wds.tables.features_file import ShardFeatures
-from adq_wds.tables.spans import Spans, save_index
+from adq_wds.tables.index import save_index
+from adq_wds.tables.spans import Spans
 
 SHARDS = {"a-000000.tar": 9, "b/a-000001.tar": 6}
 

@@ -19,7 +19,8 @@ from adq_wds.cli.main import main
 from adq_wds.files import lock
 from adq_wds.jobs.index import IndexReport, index_shards
 from adq_wds.shards.samples_in_tar import payload_crc32, read_sample, span_at
-from adq_wds.tables.spans import Spans, load_index, read_index, save_index, scan_spans
+from adq_wds.tables.index import load_index, read_index, save_index
+from adq_wds.tables.spans import Spans, scan_spans
 from adq_wds.writing.write_shards import write_kept
 from tests.programs import run
 

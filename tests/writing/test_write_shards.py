@@ -12,7 +12,8 @@ import webdataset as wds
 import adq_wds as adq
 from adq_wds.remote.open_shard import open_shard
 from adq_wds.shards.samples_in_tar import iter_spans, read_sample
-from adq_wds.tables.spans import load_index, scan_spans
+from adq_wds.tables.index import load_index
+from adq_wds.tables.spans import scan_spans
 from adq_wds.writing.write_shards import WriteReport, write_kept
 from tests.programs import run
 
