@@ -22,9 +22,10 @@ OTHER_WAYS = {
     "cli/flag_names.py",
     "models/builtin.py",
     "models/timm_encoder.py",
-    "reading/places.py",
     "reading/ranged.py",
     "reading/whole.py",
+    "shards/samples_in_tar.py",
+    "shards/tar_headers.py",
 }
 
 

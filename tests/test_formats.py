@@ -19,6 +19,7 @@ PLAN_COLUMNS = {
     "kept": pa.bool_(),
 }  # fmt: skip
 REASONS = {"reason": pa.string(), "duplicate_of": pa.string()}
+MEMBERS = {"members": pa.string()}
 
 
 @pytest.fixture(params=VERSIONS)
@@ -43,7 +44,7 @@ def test_plans_are_read_to_the_last_value(folder: Path, expected: dict[str, obje
     plan = adq.load_plan(folder / "plan.parquet")
     assert plan.hash == expected["plan_hash"]
     assert plan.table().to_pydict() == expected["plan"]
-    more = {} if folder.name in ("v1", "v2") else REASONS
+    more = {"v1": {}, "v2": {}, "v3": REASONS}.get(folder.name, REASONS | MEMBERS)
     assert {field.name: field.type for field in plan.table().schema} == PLAN_COLUMNS | more
 
 
@@ -91,8 +92,10 @@ def test_bins_are_read_to_the_last_value(folder: Path, expected: dict[str, objec
 
 
 def test_indices_are_read_to_the_last_value(folder: Path, expected: dict[str, object]) -> None:
-    found = load_index(folder / "index.parquet")
-    assert {name: [list(row) for row in spans.rows()] for name, spans in found.items()} == expected["index"]
+    indexed = load_index(folder / "index.parquet")
+    assert {name: [list(row) for row in spans.rows()] for name, spans in indexed.items()} == expected["index"]
+    members = {name: spans.members and spans.members.to_pylist() for name, spans in indexed.items()}
+    assert members == expected.get("members", dict.fromkeys(indexed))
 
 
 @pytest.mark.parametrize("folder", sorted(GOLDEN.glob("*/codebook.safetensors")), ids=lambda p: p.parent.name)

@@ -24,7 +24,8 @@ from adq_wds.shards.names import base_name
 from adq_wds.tables.bins import Bins
 from adq_wds.tables.features import Features
 from adq_wds.tables.features_file import NO_LABEL, FeaturesFile
-from adq_wds.tables.plan import (
+from adq_wds.tables.plan import Plan
+from adq_wds.tables.plan_rows import (
     ALWAYS,
     BAD,
     DUPLICATE,
@@ -33,7 +34,6 @@ from adq_wds.tables.plan import (
     NEVER,
     QUOTA,
     REASONS,
-    Plan,
     PlanShard,
 )
 from adq_wds.tables.spans import Spans

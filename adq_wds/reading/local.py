@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from functools import lru_cache
+from os import pread
 from zlib import adler32, crc32
 
 from adq_wds.errors import ShardError, located
@@ -51,18 +52,15 @@ class SpanReader:
             ShardError: the bytes there are not one whole sample with that key and crc32.
             SampleError: a member is named as WebDataset's own fields are.
         """
-        _, offset, n_bytes, key, crc, fields, cuts = place
-        sample: Sample | None = {"__key__": key, "__url__": self._url}
+        _, offset, n_bytes, key, crc, *_ = place
         if len(data) != n_bytes:
             where = f"at byte {offset + len(data)}" if data else f"before byte {offset}"
             raise self._wrong(f"ends {where}, but this sample at {offset + n_bytes}: truncated", key)
-        if fields is None:
-            sample = self._read_headers(data, key, crc, sample)
-            return self._read_strictly(data, key, crc) if sample is None else sample
-        return cut(data, self._url, place) or self._read_strictly(data, key, crc)
+        return self._read_headers(data, key, crc) or self._read_strictly(data, key, crc)
 
-    def _read_headers(self, data: bytes, key: str, crc: int | None, sample: Sample) -> Sample | None:
-        """`sample` with its fields, where all headers are plain ones of this key and the payloads have the crc32."""
+    def _read_headers(self, data: bytes, key: str, crc: int | None) -> Sample | None:
+        """The sample, where all headers are plain ones of this key and the payloads have the crc32."""
+        sample: Sample = {"__key__": key, "__url__": self._url}
         prefix = key.encode() + b"."
         n_prefix, n_bytes = len(prefix), len(data)
         start = total = 0
@@ -99,23 +97,6 @@ class SpanReader:
     def _wrong(self, trouble: str, key: str) -> ShardError:
         text = f"{trouble}; the shard is damaged, or changed since it was indexed or planned: do that again"
         return located(WrongBytes(text), shard=self._name, key=key)
-
-
-def cut(data: bytes, url: str, place: Place) -> Sample | None:
-    """The sample whose payloads lie where its place says; None unless they have its crc32."""
-    _, _, _, key, crc, fields, cuts = place
-    if len(fields) == 2:
-        first, second = data[cuts[0] : cuts[1]], data[cuts[2] : cuts[3]]
-        if crc32(second, crc32(first)) == crc:
-            return {"__key__": key, "__url__": url, fields[0]: first, fields[1]: second}
-        return None
-    sample: Sample = {"__key__": key, "__url__": url}
-    total = i = 0
-    for field in fields:
-        sample[field] = payload = data[cuts[i] : cuts[i + 1]]
-        total = crc32(payload, total)
-        i += 2
-    return sample if total == crc else None
 
 
 @lru_cache(maxsize=1000)
@@ -167,6 +148,19 @@ class LocalShard(SpanReader):
         """Nothing: the file is here."""
 
     def read(self, place: Place) -> Sample:
-        """The sample at a place; see `SpanReader.parse`."""
-        data = self._file.read_some(place[1], place[2], key=place[3])
-        return (place[5] and cut(data, self._url, place)) or self.parse(data, place)
+        """The sample at a place, cut out where its payloads are known to lie; else see `SpanReader.parse`."""
+        _, offset, n_bytes, key, crc, fields, cuts = place
+        if fields is not None and offset + n_bytes <= self._file.n_bytes:
+            try:
+                data = pread(self._file.fd, n_bytes, offset)
+            except OSError:  # raised below, with shard and key
+                data = b""
+            sample: Sample = {"__key__": key, "__url__": self._url}
+            total = i = 0
+            for field in fields:
+                sample[field] = payload = data[cuts[i] : cuts[i + 1]]
+                total = crc32(payload, total)
+                i += 2
+            if total == crc and len(data) == n_bytes:
+                return sample
+        return self.parse(self._file.read_some(offset, n_bytes, key=key), place)

@@ -6,6 +6,7 @@ import logging
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Protocol
 
 from adq_wds.core.order import LANES
@@ -69,8 +70,9 @@ class Readers:
         self._readers[shard] = reader = self._made(shard)
         return reader
 
-    def each(self, places: Iterator[Place]) -> Iterator[Place]:
-        """The same places, each announced to its reader some time before it is given out."""
+    def each(self, blocks: Iterator[Iterator[Place]]) -> Iterator[Place]:
+        """The places in some blocks, each announced to its reader some time before it is given out."""
+        places = chain.from_iterable(blocks)
         return self._announced(places) if any(self._distant) else places
 
     def read(self, places: Iterable[Place]) -> list[Sample]:

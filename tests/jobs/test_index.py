@@ -97,7 +97,7 @@ def test_the_file_has_the_columns_that_are_documented(shards: list[Path], tmp_pa
     file = pq.ParquetFile(tmp_path / "i.parquet")
     assert [(field.name, str(field.type)) for field in file.schema_arrow] == [
         ("shard", "string"), ("index", "int32"), ("key", "string"), ("byte_offset", "int64"), ("n_bytes", "int64"),
-        ("crc32", "uint32"),
+        ("crc32", "uint32"), ("members", "string"),
     ]  # fmt: skip
     assert file.metadata.num_row_groups == 3
     table = file.read()
@@ -366,8 +366,8 @@ def test_a_stamp_of_another_form_is_refused(source: Any, tmp_path: Path) -> None
 
 def test_rows_of_another_shard_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = spans((0, "a", 0, 1024, 1))
-    columns = found.columns("b.tar")
-    monkeypatch.setattr(Spans, "columns", lambda self, name: columns)
+    columns = found.columns("b.tar", members=True)
+    monkeypatch.setattr(Spans, "columns", lambda self, name, **options: columns)
     save_index(tmp_path / "i.parquet", [("a.tar", found)])
     with pytest.raises(adq.ShardError, match=r"shard a\.tar: damaged: rows of another shard"):
         read_index(tmp_path / "i.parquet")

@@ -15,7 +15,7 @@ import adq_wds as adq
 from adq_wds.planning.bins import bin_features, global_labels
 from adq_wds.tables.features import Features
 from adq_wds.tables.features_file import ShardFeatures
-from adq_wds.tables.plan import ALWAYS, NEVER
+from adq_wds.tables.plan_rows import ALWAYS, NEVER
 
 MakeFeatures = Callable[..., ShardFeatures]
 SETTINGS = [

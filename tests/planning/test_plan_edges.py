@@ -15,7 +15,7 @@ from adq_wds.planning.bins import bin_features
 from adq_wds.planning.plan import PlanSettings, plan_bins
 from adq_wds.tables.features import Features
 from adq_wds.tables.features_file import ShardFeatures
-from adq_wds.tables.plan import NEVER
+from adq_wds.tables.plan_rows import NEVER
 
 MakeFeatures = Callable[..., ShardFeatures]
 

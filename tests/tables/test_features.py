@@ -434,7 +434,7 @@ def two_shards(header: dict[str, Any], tables: list[pa.Table]) -> None:
 
 TAMPERED: dict[str, tuple[Change, str]] = {
     "other format": (put("format", "adq_wds.plan"), "expected adq_wds.features"),
-    "newer version": (put("version", 4), "reads versions 1 to 3"),
+    "newer version": (put("version", 5), "reads versions 1 to 4"),
     "hostile shard name": (put_entry("name", "../../a.tar"), r"shard name '../../a.tar' is refused"),
     "shard name of another type": (put_entry("name", 5), "shard name 5 is not a name"),
     "no width": (drop("width"), "damaged header: \"'width'\""),
