@@ -82,7 +82,6 @@ def each_place(
     offset, n_bytes, crc32, *cuts = numbers[:, order].tolist()
     columns = shard[order].tolist(), offset, n_bytes, keys[order].tolist()
     if verify and cuts:
-        rows = zip(*columns, crc32, fields[order].tolist(), zip(*cuts, strict=True), strict=True)
-    else:
-        rows = zip(*columns, crc32 if verify else repeat(None), repeat(None), repeat(()), strict=False)
-    return map(tuple.__new__, repeat(Place), rows)  # half the time of `Place._make`
+        known = zip(*columns, crc32, fields[order].tolist(), zip(*cuts, strict=True), strict=True)
+        return map(tuple.__new__, repeat(Place), known)  # half the time of `Place._make`
+    return map(Place, *columns, crc32 if verify else repeat(None))

@@ -69,7 +69,7 @@ def payload_places(
         stop = np.cumsum(blocks, axis=0) - blocks + BLOCK + size
         known = (size >= 0).all(axis=0) & (size <= n_bytes[rows]).all(axis=0)
         known &= blocks.sum(axis=0) == n_bytes[rows]
-        fields[rows] = np.where(known, _tuples(flat.take(pa.array(part[:, :width].ravel())), width), None)
+        fields[rows[known]] = _tuples(flat.take(pa.array(part[:, :width].ravel())), width)[known]
         cuts[0 : 2 * width : 2, rows], cuts[1 : 2 * width : 2, rows] = stop - size, stop
     return fields, cuts
 

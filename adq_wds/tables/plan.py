@@ -6,20 +6,20 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from adq_wds.core.allocation import fresh_draw
-from adq_wds.core.fresh import ONE, FreshDraws
+from adq_wds.core.fresh import FreshDraws
 from adq_wds.core.order import LANES
-from adq_wds.core.rng import check_seed, draw
 from adq_wds.errors import PlanError, shorten
 from adq_wds.files import canonical_json, sha256_text
 from adq_wds.shards.names import ShardNames, check_shard_name, expand_urls, plain_shard_names
 from adq_wds.tables.parquet import GroupFile, Header, column_hashes, write_groups
+from adq_wds.tables.plan_header import PlanHeader, ShardEntry, fresh_draws
 from adq_wds.tables.plan_rows import (
     ALWAYS,
     EXCLUDED,
@@ -40,45 +40,6 @@ _HELD_EPOCHS = 4  # epochs whose places in all cells are held: workers of one st
 _ROWS = [name for name in SCHEMA.names if name not in REASON_COLUMNS]
 
 
-class ShardEntry(TypedDict):
-    """What the header says of one shard: n rows, how many are kept, and the hash of each column."""
-
-    name: str
-    n: int
-    kept: int
-    columns: dict[str, str]
-
-
-class Cells(TypedDict):
-    """For each class and bin: its samples, those kept, and since version 2 what these are rounded from."""
-
-    size: list[list[int]]
-    quota: list[list[int]]
-    share: NotRequired[list[list[float]]]
-
-
-class PlanHeader(TypedDict):
-    """The header of a plan; FORMAT.md says what each key means. Plans from keys lack what comes of features."""
-
-    format: str
-    version: int
-    shards: list[ShardEntry]
-    n_samples: int
-    n_kept: int
-    settings: dict[str, Any]
-    classes: list[dict[str, Any]]
-    cells: Cells
-    bins: list[dict[str, Any]]
-    features: NotRequired[dict[str, Any]]
-    names: NotRequired[list[str] | None]
-    bytes: NotRequired[dict[str, int]]
-    texture: NotRequired[dict[str, float] | None]
-    bad: NotRequired[int]
-    reasons: NotRequired[dict[str, int]]
-    copies_of_other_label: NotRequired[int]
-    equal_to_alpha_0: NotRequired[bool | None]
-
-
 class Plan:
     """A selection for a set of shards; opened lazily, one shard at a time.
 
@@ -94,24 +55,26 @@ class Plan:
     """
 
     def __init__(
-        self, header: PlanHeader, groups: GroupFile | Sequence[pa.Table], *, path: Path | None = None
+        self, header: Header, groups: GroupFile | Sequence[pa.Table], *, path: Path | None = None
     ) -> None:
         self.header, self.path, self._groups = header, path, groups
         self.hash = groups.hash if isinstance(groups, GroupFile) else sha256_text(canonical_json(header))
         self._held: OrderedDict[str, PlanShard] = OrderedDict()
         self._epochs: OrderedDict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = OrderedDict()
+        made = cast(PlanHeader, header)  # so it is, or one of these lines raises
         try:
-            self.shards = [check_shard_name(entry["name"]) for entry in header["shards"]]
-            self._kept = [int(entry["kept"]) for entry in header["shards"]]
-            self._classes = [int(entry["label"]) for entry in header["classes"]]
-            self._quota = np.array(header["cells"]["quota"], dtype=np.int64).reshape(
-                len(self._classes) or 1, -1
+            self.shards = [check_shard_name(entry["name"]) for entry in made["shards"]]
+            self._kept = [int(entry["kept"]) for entry in made["shards"]]
+            self._classes = [int(entry["label"]) for entry in made["classes"]]
+            quota, size = (
+                np.array(cells, dtype=np.int64) for cells in (made["cells"]["quota"], made["cells"]["size"])
             )
-            self._size = np.array(header["cells"]["size"], dtype=np.int64).reshape(self._quota.shape)
-            self._draws = None if header["version"] == 1 else _fresh_draws(header, self._size, self._quota)
-            self.n_samples = sum(int(entry["n"]) for entry in header["shards"])
+            self._quota = quota.reshape(len(self._classes) or 1, -1)
+            self._size = size.reshape(self._quota.shape)
+            self._draws = None if made["version"] == 1 else fresh_draws(made, self._size, self._quota)
+            self.n_samples = sum(int(entry["n"]) for entry in made["shards"])
             self.n_kept = sum(self._kept)
-            agrees = (header["n_samples"], header["n_kept"]) == (self.n_samples, self.n_kept)
+            agrees = (made["n_samples"], made["n_kept"]) == (self.n_samples, self.n_kept)
         except PlanError as cause:
             raise PlanError(f"{self._where}: damaged header: {cause}") from cause
         except (KeyError, TypeError, ValueError, OverflowError) as cause:
@@ -317,7 +280,7 @@ class Plan:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to one Parquet file, whole or not at all; the hash stays."""
-        write_groups(path, self._schema, (shard.table() for shard in self), dict(self.header))
+        write_groups(path, self._schema, (shard.table() for shard in self), self.header)
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.path is not None:
@@ -338,24 +301,6 @@ def load_plan(path: str | os.PathLike[str]) -> Plan:
 def as_plan(plan: Plan | str | os.PathLike[str]) -> Plan:
     """`plan` itself, or the plan at that path."""
     return plan if isinstance(plan, Plan) else load_plan(plan)
-
-
-def _fresh_draws(header: Header, size: NDArray[np.int64], quota: NDArray[np.int64]) -> FreshDraws | None:
-    """The draws of a plan of version 2, held against its sizes and quotas; None for a plan without bins.
-
-    Raises:
-        KeyError, TypeError, ValueError: the header lacks shares, or they contradict it.
-    """
-    share = np.array(header["cells"]["share"], dtype=np.float64).reshape(size.shape)
-    if not size.size:
-        return None
-    units = np.rint(share * ONE)
-    fits = (units == share * ONE) & (share >= 0) & (share <= size)
-    # 2⁴² samples: below it all sums of units are exact, as integers and as floats
-    if not fits.all() or not share.sum() == quota.sum() < 2**42:
-        raise ValueError("shares that contradict the sizes and quotas")
-    start = draw(check_seed(header["settings"]["seed"]), 0, "", "", purpose="fresh")
-    return FreshDraws(size.ravel(), quota.ravel(), units.astype(np.int64).ravel(), start)
 
 
 def _reopen(path: str, expected: str) -> Plan:
