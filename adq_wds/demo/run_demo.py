@@ -22,9 +22,10 @@ from adq_wds.demo.table import findings, make_table, table_text
 from adq_wds.demo.train import Images, Training, train_all
 from adq_wds.errors import AdqError
 from adq_wds.files import lock, make_folder, write_text
-from adq_wds.jobs.run import check_plan_options, run_job
+from adq_wds.jobs.run import run_job
 from adq_wds.pipes.decode import Decode
 from adq_wds.planning.build_plan import build_plan, find_bins
+from adq_wds.planning.options import plan_options
 from adq_wds.tables.bins import Bins
 
 DEFAULT_OUT = "adq-demo"
@@ -66,7 +67,7 @@ def run_demo(
         AdqError: scikit-learn is missing, or the folder holds something else.
     """
     options = {"bins": 10, "keep": keep, "seed": 0}
-    check_plan_options(options)
+    plan_options(**options)
     positive("seeds", seeds)
     positive("epochs", epochs)
     load_digits()  # says what is missing before anything is written
@@ -100,15 +101,10 @@ def run_demo(
         accuracies = train_all(trainings, test, stored["trainings"], lambda: _save(folder, stored), quiet)
         both = [set(plans["adq", s].keys()) & set(plans["dq", s].keys()) for s in range(seeds)]
         cells, shared = len(bins.classes) * bins.n_bins, sum(map(len, both)) / (n_kept * seeds)
-        own, python = adq_wds.__version__, platform.python_version()
+        versions = {"adq-wds": adq_wds.__version__, "python": platform.python_version()}
         result = {
             "arguments": {"keep": keep, "seeds": seeds, "epochs": epochs, "encoder": encoder},
-            "versions": {
-                "adq-wds": own,
-                "python": python,
-                "numpy": np.__version__,
-                "torch": torch.__version__,
-            },
+            "versions": {**versions, "numpy": np.__version__, "torch": torch.__version__},
             "images": {"train": n, "test": n_test},
             **findings(make_table(trainings, accuracies), shared=shared, cells=cells),
         }
@@ -122,12 +118,10 @@ def make_plans(folder: Path, bins: Bins, keep: float, seeds: int) -> dict[tuple[
     one_bin = find_bins(features, bins=1, progress=False)  # a random balanced draw
     plans = {}
     for kind, allocation in PLANS.items():
-        chosen = one_bin if kind == "random" else bins
+        options: dict[str, Any] = {"bins": one_bin if kind == "random" else bins, "allocation": allocation}
         for seed in range(seeds):
             file = out / f"{kind}-{seed}.parquet"
-            plans[kind, seed] = build_plan(
-                features, bins=chosen, keep=keep, seed=seed, allocation=allocation, out=file
-            )
+            plans[kind, seed] = build_plan(features, keep=keep, seed=seed, out=file, **options)
     return plans
 
 

@@ -1,4 +1,4 @@
-"""How do shards become a plan in one command? Embed, bin, plan, write, each only where something changed."""
+"""Makes shards into a plan in one command: embed, bin, plan, write, each only where something changed."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from adq_wds.embedding.embed_shards import embed_shards, names_of_features
+from adq_wds.embedding.embed_shards import embed_shards
+from adq_wds.embedding.settings import names_of_features
 from adq_wds.embedding.stored import open_embeddings
 from adq_wds.embedding.views import N_VIEWS
-from adq_wds.errors import AdqError, PlanError
+from adq_wds.errors import AdqError
 from adq_wds.files import canonical_json, lock, make_folder, write_text
-from adq_wds.planning.bins import possible_dedup
-from adq_wds.planning.build_plan import build_plan, check_options, find_bins
+from adq_wds.planning.build_plan import make_plan
+from adq_wds.planning.options import Options, plan_options
 from adq_wds.registry import GONE, SCORES
 from adq_wds.registry import encoder as named_encoder
 from adq_wds.registry import score as named_score
 from adq_wds.shards.names import expand_urls, is_url, without_secrets
 from adq_wds.signatures import EMBED, ENCODER, PLAN, options_of
-from adq_wds.tables.bins import Bins
+from adq_wds.tables.column import Column
 from adq_wds.tables.features import Features
 from adq_wds.tables.plan import Plan, load_plan
 from adq_wds.tables.spans import source_stamp
@@ -70,19 +71,22 @@ def run_job(
         AdqError: damaged data, another job in the folder, shards in ``OUT/shards/`` that no run here has made.
     """
     paths = expand_urls(urls)
+    if plan.get("scores"):
+        plan = {**plan, "scores": [str(s) if isinstance(s, Column) else s for s in plan["scores"]]}
     asked_embed, embed = embed, {**embed, **needed(embed, plan)}
-    options = check_plan_options(plan)  # before hours of embedding, not after
+    options = plan_options(**{**plan, "progress": progress})  # before hours of embedding, not after
     stored = embed.get("embeddings")
-    source = (
-        named_encoder(**encoder) if stored is None else named_encoder("thumbnail")
-    )  # not used beside `stored`
+    source = named_encoder(**encoder) if stored is None else named_encoder("thumbnail")  # then it is not used
     used = source if stored is None else open_embeddings(stored)
     asked = {
         "format": "adq_wds.run",
         "version": VERSION,
         "arguments": {"encoder": encoder, "embed": asked_embed, "plan": plan, "write": write},
         "source": [used.name, used.revision],  # a file may change under the same path
-        "scores": {score.name: score.revision for score in map(named_score, embed.get("scores", ()))},
+        "scores": {
+            score.name: score.revision
+            for score in (*map(named_score, embed.get("scores", ())), *options.own_scores)
+        },
         "shards": [
             {"path": _settled(path), "name": name, **source_stamp(path)}
             for path, name in zip(paths, names_of_features(paths), strict=True)
@@ -93,40 +97,39 @@ def run_job(
         done = _done(folder, asked)
         if done is not None:
             return {**done, "nothing_to_do": True}
+        shards = ShardPattern(str(folder / "shards" / "%06d.tar"))
         if write:
-            _refuse_foreign_shards(folder, paths)
+            _refuse_foreign_shards(folder, shards, paths)
         features = embed_shards(paths, source, folder / "features", progress=progress, **embed)
-        made = _plan(folder, features, options, progress)
-        result = {**asked, **_summary(features, made)}
+        made = _plan(folder, features, options)
+        result = {
+            **asked,
+            "features": features.hash,
+            "plan": made.hash,
+            "samples": made.n_samples,
+            "kept": made.n_kept,
+            "bad": made.header["bad"],
+            "bytes": made.header["bytes"],
+        }
         if write:
             from adq_wds.writing.write_shards import write_kept  # which imports torch
 
-            target = _shards_of(folder)
-            result["written"] = asdict(write_kept(paths, made, target, overwrite=True, progress=progress))
-        elif ShardPattern(str(_shards_of(folder))).existing():
-            logger.warning(
-                "%s was written for an earlier plan; add --write to write it again", folder / "shards"
-            )
+            written = write_kept(paths, made, shards.pattern, overwrite=True, progress=progress)
+            result["written"] = asdict(written)
+        elif shards.existing():
+            logger.warning("%s was written for an earlier plan; add --write to write it again", shards.folder)
         write_text(folder / "run.json", canonical_json(result) + "\n")
     return {**result, "nothing_to_do": False}
-
-
-def check_plan_options(plan: dict[str, Any]) -> dict[str, Any]:
-    """All arguments of `build_plan` but its features, `out` and `progress`: `plan`, and usual values for the rest.
-
-    Raises:
-        ValueError: one is out of range, as far as they alone can tell.
-    """
-    usual = {name: option.default for name, option in options_of(PLAN).items() if name in _KNOWN["plan"]}
-    options = usual | plan
-    check_options(**options)
-    return options
 
 
 def needed(embed: dict[str, Any], plan: dict[str, Any]) -> dict[str, Any]:
     """What has to be embedded for such a plan, beyond what was asked for."""
     more: dict[str, Any] = {}
-    own = [score for score in plan.get("scores") or () if score not in SCORES]
+    own = [
+        score
+        for score in plan.get("scores") or ()
+        if score not in SCORES and not isinstance(named_score(score), Column)
+    ]
     if own:
         more["scores"] = sorted({*embed.get("scores", ()), *own})
     if plan.get("kernel") == "gradient":
@@ -141,74 +144,21 @@ def _settled(path: str) -> str:
     return without_secrets(path) if is_url(path) else os.path.abspath(path)
 
 
-def _shards_of(folder: Path) -> Path:
-    return folder / "shards" / "%06d.tar"
-
-
-def _refuse_foreign_shards(folder: Path, paths: list[str]) -> None:
-    """A run replaces what an earlier run wrote, and nothing else."""
+def _refuse_foreign_shards(folder: Path, shards: ShardPattern, paths: list[str]) -> None:
+    """Raise unless the shards that are there were written by an earlier run."""
     from adq_wds.writing.write_shards import refuse_sources
 
-    pattern = ShardPattern(str(_shards_of(folder)))
-    refuse_sources(paths, pattern)
-    if pattern.existing() and not (folder / "features").exists():
-        raise AdqError(
-            f"{pattern.folder} holds {pattern.existing()[0].name}, and no run was made in {folder}: "
-            "give another folder"
-        )
+    refuse_sources(paths, shards)
+    if shards.existing() and not (folder / "features").exists():
+        name = shards.existing()[0].name
+        raise AdqError(f"{shards.folder} holds {name}, and no run was made in {folder}: give another folder")
 
 
-def _plan(folder: Path, features: Features, options: dict[str, Any], progress: bool | None) -> Plan:
-    bins = _bins(folder, features, options, progress)
-    settled = {
-        name: value for name, value in options.items() if name not in ("bins", "classes", "memory_bytes")
-    }
-    before = canonical_json(bins.header)
-    made = build_plan(features, bins=bins, progress=progress, **settled)
-    if canonical_json(bins.header) != before:
-        bins.save(folder / "bins.parquet")  # with what the head gave, which need not be trained again
+def _plan(folder: Path, features: Features, options: Options) -> Plan:
+    made = make_plan(features, options, scratch=folder, bins_file=folder / "bins.parquet")
     (folder / "run.json").unlink(missing_ok=True)  # from here on it would describe another plan
     made.save(folder / "plan.parquet")
     return load_plan(folder / "plan.parquet")
-
-
-def _bins(folder: Path, features: Features, options: dict[str, Any], progress: bool | None) -> Bins:
-    """The run's bins: those of an earlier run where they still hold."""
-    path = folder / "bins.parquet"
-    if path.exists():
-        try:
-            old = Bins.load(path)
-            same_set = old.header["features"] == features.hash and old.n_bins == options["bins"]
-            same_set &= old.header["kernel"] == options["kernel"]
-            same_set &= old.header.get("dedup") == possible_dedup(features, options["dedup"])
-            if same_set and old.header["asked_classes"] == options["classes"]:
-                return old
-        except (PlanError, KeyError) as error:
-            logger.warning("%s; binning again", error)
-    bins = find_bins(
-        features,
-        bins=options["bins"],
-        kernel=options["kernel"],
-        classes=options["classes"],
-        dedup=options["dedup"],
-        memory_bytes=options["memory_bytes"],
-        scratch=folder,
-        progress=progress,
-    )
-    bins.header["asked_classes"] = options["classes"]
-    bins.save(path)
-    return bins
-
-
-def _summary(features: Features, plan: Plan) -> dict[str, Any]:
-    return {
-        "features": features.hash,
-        "plan": plan.hash,
-        "samples": plan.n_samples,
-        "kept": plan.n_kept,
-        "bad": plan.header["bad"],
-        "bytes": plan.header["bytes"],
-    }
 
 
 def _done(folder: Path, asked: dict[str, Any]) -> dict[str, Any] | None:

@@ -1,11 +1,11 @@
-"""Which bin is a sample of a stream in? As a codebook says, from its embedding and its class."""
+"""Puts each sample of a stream into the bin that a codebook gives its embedding and class."""
 
 from __future__ import annotations
 
 import logging
 import os
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +14,9 @@ from adq_wds.core.unit_rows import unit_rows
 from adq_wds.errors import CodebookError, SampleError, shorten
 from adq_wds.pipes.base import Pipe
 from adq_wds.pipes.embed import EMBEDDING_FIELD, ENCODER_FIELD
-from adq_wds.samples.fields import FieldSpec, Sample, check_spec, clean_fields, place_error, read_label
-from adq_wds.samples.npy import MAX_HEADER_BYTES, NpyError, read_header
+from adq_wds.samples.fields import FieldSpec, Sample, check_spec, clean_fields, place_error
+from adq_wds.samples.label import read_label
+from adq_wds.samples.npy import NpyError, read_vector
 from adq_wds.tables.codebook import POOLED, Codebook, as_codebook
 
 BIN_FIELD = "bin.cls"
@@ -53,6 +54,8 @@ class AssignBins(Pipe):
     codebook: Codebook | str | os.PathLike[str]
     label: FieldSpec | None = "cls"
     embedding: str = field(default=EMBEDDING_FIELD, kw_only=True)
+    _codebook: Codebook = field(init=False, repr=False)
+    _warned: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,13 +67,8 @@ class AssignBins(Pipe):
         check_spec(self.label, "label")
         if not isinstance(self.embedding, str):
             raise ValueError(f"embedding must name a field, got {shorten(self.embedding)}")
-        object.__setattr__(self, "codebook", as_codebook(self.codebook))
-        object.__setattr__(self, "_told", [])
-
-    @property
-    def _codebook(self) -> Codebook:
-        assert isinstance(self.codebook, Codebook)
-        return self.codebook
+        object.__setattr__(self, "_codebook", as_codebook(self.codebook))
+        object.__setattr__(self, "codebook", self._codebook)
 
     def apply(self, samples: list[Sample]) -> list[Sample]:
         """Each sample with its bin."""
@@ -90,15 +88,12 @@ class AssignBins(Pipe):
             return POOLED
         label = read_label(sample, self.label)
         row = self._codebook.row(label)
-        if row is None:
-            told: list[bool] = self.__dict__["_told"]
-            if not told:
-                told.append(True)
-                logger.warning(
-                    "class %s is new to the codebook: such samples go by the rule over all", shorten(label)
-                )
-            return POOLED
-        return row
+        if row is None and not self._warned:
+            object.__setattr__(self, "_warned", True)
+            logger.warning(
+                "class %s is new to the codebook: such samples go by the rule over all", shorten(label)
+            )
+        return POOLED if row is None else row
 
     def _vector(self, sample: Sample) -> NDArray[np.float16]:
         """(D,) float16, the embedding as `embed_shards` would have stored it."""
@@ -116,15 +111,15 @@ class AssignBins(Pipe):
                 raise SampleError(
                     f"an embedding of {len(vector)} numbers, the codebook's have {self._codebook.width}"
                 )
-            with np.errstate(over="ignore"):  # as `embed_shards` reads it: beyond float32 is infinity
-                half = vector
-                if made_by is None:
-                    half = unit_rows(vector.astype(np.float32)[None])[0][0].astype(np.float16)
+            if made_by is None:
+                with np.errstate(over="ignore"):  # as `embed_shards` reads it: beyond float32 is infinity
+                    vector = unit_rows(vector.astype(np.float32)[None])[0][0]
+            half = vector.astype(np.float16)
             if not np.isfinite(half).all():
                 raise SampleError("the embedding holds NaN or infinity")
         except SampleError as error:
             raise place_error(error, sample, self.embedding) from error.__cause__
-        return half.astype(np.float16, copy=False)
+        return half
 
 
 def _named(encoder: Any) -> str:
@@ -134,31 +129,15 @@ def _named(encoder: Any) -> str:
 
 def _vector(value: Any) -> NDArray[np.floating[Any]]:
     """(D,) floats of a decoded field, or of an npy file's bytes."""
-    array = _npy(value) if isinstance(value, bytes | bytearray | memoryview) else value
-    if not isinstance(array, np.ndarray) or array.dtype.kind != "f" or array.dtype.itemsize > 8:
-        kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+    if isinstance(value, bytes | bytearray | memoryview):
+        try:
+            return read_vector(bytes(value))
+        except NpyError as error:
+            raise SampleError(str(error)) from error
+    if not isinstance(value, np.ndarray) or value.dtype.kind != "f" or value.dtype.itemsize > 8:
+        kind = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
         raise SampleError(f"holds {str(kind)[:80]}, expected float16, float32 or float64 numbers")
-    if array.ndim == 2 and len(array) == 1:
-        array = array[0]
+    array = value[0] if value.ndim == 2 and len(value) == 1 else value
     if array.ndim != 1 or not len(array):
         raise SampleError(f"numbers of shape {shorten(array.shape)}, expected one vector, (D,) or (1, D)")
     return array
-
-
-def _npy(data: bytes | bytearray | memoryview) -> NDArray[Any]:
-    """The array in an npy file, whose header is held against the bytes that are there before it is believed."""
-    data = bytes(data)
-    try:
-        header = read_header(data[:MAX_HEADER_BYTES], len(data))
-    except NpyError as error:
-        raise SampleError(f"not an npy file ({error})") from error
-    n_bytes = len(data) - header.start
-    if not header.has_lengths:
-        raise SampleError(f"declares a shape that is none, {shorten(header.shape)}, expected one vector")
-    if header.dtype.hasobject or header.declared_bytes != n_bytes:
-        raise SampleError(
-            f"declares {header.declared_bytes:,} bytes of {str(header.dtype)[:80]}, shape {shorten(header.shape)}, and "
-            f"holds {n_bytes:,}"
-        )
-    order: Literal["C", "F"] = "F" if header.fortran_order else "C"
-    return np.frombuffer(data, header.dtype, offset=header.start).reshape(header.shape, order=order)

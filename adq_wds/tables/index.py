@@ -17,6 +17,7 @@ from adq_wds.remote.backend import Stamp
 from adq_wds.remote.open_shard import open_shard
 from adq_wds.shards.names import check_shard_name
 from adq_wds.shards.samples_in_tar import iter_spans
+from adq_wds.tables.headers import Natural, ShardEntry, TableHeader
 from adq_wds.tables.members import MEMBERS
 from adq_wds.tables.parquet import GroupFile, column_hashes, write_groups
 from adq_wds.tables.spans import SPAN_FIELDS, Spans, source_stamp
@@ -26,21 +27,23 @@ VERSION = 2
 _SCHEMA = pa.schema([*SPAN_FIELDS, MEMBERS])
 
 
-class IndexEntry(TypedDict):
+class SourceStamp(TypedDict):
+    """Size and date of a shard's file when it was scanned."""
+
+    bytes: Natural
+    mtime_ns: int
+
+
+class IndexEntry(ShardEntry):
     """What the header says of one shard."""
 
-    name: str
-    n: int
-    columns: dict[str, str]
-    source: NotRequired[Stamp]
+    source: NotRequired[SourceStamp]
 
 
-class IndexHeader(TypedDict):
+class IndexHeader(TableHeader):
     """The header of an index."""
 
-    format: str
-    version: int
-    shards: list[IndexEntry]
+    shards: list[IndexEntry]  # type: ignore[misc]  # each says more
 
 
 @dataclass(frozen=True)
@@ -67,13 +70,16 @@ def save_index(
     `sources` are the stamps of their files, by shard name, taken before they were scanned.
     """
     groups = [pa.table(spans.columns(name, members=True), schema=_SCHEMA) for name, spans in shards]
-    entries: list[IndexEntry] = []
-    for (name, spans), group in zip(shards, groups, strict=True):
-        entries.append({"name": name, "n": len(spans), "columns": column_hashes(group)})
-        if sources is not None:
-            entries[-1]["source"] = sources[name]
-    header: IndexHeader = {"format": "adq_wds.index", "version": VERSION, "shards": entries}
-    write_groups(path, _SCHEMA, groups, dict(header))
+    entries = [
+        {
+            "name": name,
+            "n": len(spans),
+            "columns": column_hashes(group),
+            **({} if sources is None else {"source": sources[name]}),
+        }
+        for (name, spans), group in zip(shards, groups, strict=True)
+    ]
+    write_groups(path, _SCHEMA, groups, {"format": "adq_wds.index", "version": VERSION, "shards": entries})
 
 
 def load_index(
@@ -107,11 +113,11 @@ def read_index(path: str | os.PathLike[str]) -> dict[str, IndexedShard]:
     Raises:
         ShardError: the file is damaged or of another kind.
     """
-    file = GroupFile(path, kind="index", version=VERSION, error=ShardError)
+    file = GroupFile(path, kind="index", version=VERSION, error=ShardError, header=IndexHeader)
     names: list[str] = []
     for entry in file.header["shards"]:
         try:
-            names.append(check_shard_name(entry.get("name")))
+            names.append(check_shard_name(entry["name"]))
         except PlanError as cause:
             raise ShardError(f"{file.path}: damaged header: {cause}") from cause
     twice = [name for name, count in Counter(names).items() if count > 1]
@@ -124,8 +130,6 @@ def read_index(path: str | os.PathLike[str]) -> dict[str, IndexedShard]:
         fault = _fault(spans)
         if table["shard"].unique().to_pylist() not in ([name], []):
             fault = "rows of another shard"
-        if source is not None and not _is_stamp(source):
-            fault = f"source {shorten(source)}, expected bytes and mtime_ns"
         if fault is not None:
             raise ShardError(f"{file.path}, shard {name}: damaged: {fault}; make it again")
         indexed[name] = IndexedShard(spans, source)
@@ -144,13 +148,6 @@ def _fault(spans: Spans) -> str | None:
     if (spans.byte_offset[1:] < ends[:-1]).any():
         return "spans overlap"
     return None
-
-
-def _is_stamp(value: object) -> bool:
-    names = ("bytes", "mtime_ns")
-    return (
-        isinstance(value, dict) and sorted(value) == sorted(names) and {*map(type, value.values())} == {int}
-    )
 
 
 def check_source(path: str | os.PathLike[str], name: str, indexed: IndexedShard) -> None:

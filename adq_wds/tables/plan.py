@@ -19,7 +19,7 @@ from adq_wds.errors import PlanError, shorten
 from adq_wds.files import canonical_json, sha256_text
 from adq_wds.shards.names import ShardNames, check_shard_name, expand_urls, plain_shard_names
 from adq_wds.tables.parquet import GroupFile, Header, column_hashes, write_groups
-from adq_wds.tables.plan_header import PlanHeader, ShardEntry, fresh_draws
+from adq_wds.tables.plan_header import PlanEntry, PlanHeader, fresh_draws
 from adq_wds.tables.plan_rows import (
     ALWAYS,
     EXCLUDED,
@@ -101,7 +101,7 @@ class Plan:
             raise PlanError("a plan has reasons for all samples and shares of all cells, or neither")
         members = any(shard.spans.members is not None for shard in shards)
         tables = [shard.table(members=members) for shard in shards]
-        entries: list[ShardEntry] = [
+        entries: list[PlanEntry] = [
             {
                 "name": shard.name,
                 "n": len(table),
@@ -294,7 +294,7 @@ def load_plan(path: str | os.PathLike[str]) -> Plan:
     Raises:
         PlanError: missing, damaged, of another kind, or of a newer version.
     """
-    file = GroupFile(path, kind="plan", version=VERSION, error=PlanError)
+    file = GroupFile(path, kind="plan", version=VERSION, error=PlanError, header=PlanHeader)
     return Plan(file.header, file, path=Path(path).absolute())
 
 

@@ -9,35 +9,37 @@ from numpy.typing import NDArray
 
 from adq_wds.core.fresh import ONE, FreshDraws
 from adq_wds.core.rng import check_seed, draw
+from adq_wds.tables.headers import Natural, ShardEntry, TableHeader
 
 
-class ShardEntry(TypedDict):
-    """What the header says of one shard: n rows, how many are kept, and the hash of each column."""
+class PlanEntry(ShardEntry):
+    """What the header says of one shard, and how many of its samples are kept."""
 
-    name: str
-    n: int
-    kept: int
-    columns: dict[str, str]
+    kept: Natural
+
+
+class ClassEntry(TypedDict):
+    """What the header says of one class; plans of features say more."""
+
+    label: int
 
 
 class Cells(TypedDict):
     """For each class and bin: its samples, those kept, and since version 2 what these are rounded from."""
 
-    size: list[list[int]]
-    quota: list[list[int]]
+    size: list[list[Natural]]
+    quota: list[list[Natural]]
     share: NotRequired[list[list[float]]]
 
 
-class PlanHeader(TypedDict):
-    """The header of a plan; FORMAT.md says what each key means. Plans from keys lack what comes of features."""
+class PlanHeader(TableHeader):
+    """The header of a plan, as FORMAT.md says it; plans from keys lack what comes of features."""
 
-    format: str
-    version: int
-    shards: list[ShardEntry]
-    n_samples: int
-    n_kept: int
+    shards: list[PlanEntry]  # type: ignore[misc]  # each says more
+    n_samples: Natural
+    n_kept: Natural
     settings: dict[str, Any]
-    classes: list[dict[str, Any]]
+    classes: list[ClassEntry]
     cells: Cells
     bins: list[dict[str, Any]]
     features: NotRequired[dict[str, Any]]
