@@ -97,7 +97,7 @@ class Planned(Listing):
     def share(self, shard: int) -> float:
         """See `Listing`."""
         entry = self.plan.header["shards"][shard]
-        return entry["kept"] / max(1, entry["n"])
+        return int(entry["kept"]) / max(1, int(entry["n"]))
 
     def spans(self, shard: int, epoch: int) -> Spans:
         """See `Listing`."""
