@@ -72,10 +72,8 @@ ARMS: dict[str, tuple[dict[str, Any], bool]] = {
 """Name → (options of `build_plan` and `embed_shards`, whether every epoch draws anew). `encoder` or `keep` among the
 options is the arm's own, in place of what the command asks for."""
 
-_PLAN, _BINS, _EMBED = (
-    set(inspect.signature(f).parameters) for f in (adq.build_plan, find_bins, adq.embed_shards)
-)
-BIN_OPTIONS = _BINS - {"features", "memory_bytes", "scratch", "progress"}
+_PLAN, _EMBED = (set(inspect.signature(f).parameters) for f in (adq.build_plan, adq.embed_shards))
+BIN_OPTIONS = {"bins", "kernel", "classes", "dedup"}  # which a plan's bins are decided by
 EMBED_OPTIONS = _EMBED - _PLAN - {"urls", "encoder", "out"}  # views=, logit_grad=: what some plans need
 
 

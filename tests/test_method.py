@@ -12,7 +12,7 @@ import pytest
 
 import adq_wds as adq
 from adq_wds.core.rng import draw as keyed_draw
-from adq_wds.planning.bins import bin_features
+from adq_wds.planning.build_plan import find_bins
 from adq_wds.tables.features import Features
 from adq_wds.tables.features_file import ShardFeatures
 from adq_wds.tables.plan import ALWAYS, NEVER, Plan
@@ -265,7 +265,7 @@ def test_bins_are_those_of_the_plain_greedy(
     n_bins: int, signed: bool, make_features: MakeFeatures, tmp_path: Path
 ) -> None:
     rows = oracle_rows(small_set(make_features, signed=signed))
-    bins = bin_features(Features(tmp_path / "features"), bins=n_bins)
+    bins = find_bins(Features(tmp_path / "features"), bins=n_bins)
     assert list(zip(bins.bin.tolist(), bins.pick.tolist(), strict=True)) == oracle_bins(rows, n_bins)
     assert bins.label.tolist() == [row["label"] for row in rows]
 
@@ -276,7 +276,7 @@ def test_a_plan_is_the_method_step_by_step(signed: bool, make_features: MakeFeat
     bad = {("a.tar", "k0001"), ("a.tar", "k0006")}
     features = Features(tmp_path / "features")
     for n_bins in (K, 9, 20):  # with 20, some bins hold one sample of all classes together
-        binned, bins = oracle_bins(rows, n_bins), bin_features(features, bins=n_bins)
+        binned, bins = oracle_bins(rows, n_bins), find_bins(features, bins=n_bins)
         for settings, keep in itertools.product(SETTINGS, KEEPS if n_bins == K else KEEPS[2:4]):
             plan = adq.build_plan(features, bins=bins, keep=keep, **settings)
             found = found_plan(plan)
@@ -293,7 +293,7 @@ def test_a_plan_with_must_includes_is_the_method_too(
     must = [("a.tar", "k0000"), ("c.tar", "k0003"), ("deep/b.tar", "k0022"), ("c.tar", "k0014")]
     asked = ["k0022", *(m for m in must if m[1] != "k0022")]  # k0022 stands in one shard only
     features = Features(tmp_path / "features")
-    bins, binned = bin_features(features, bins=K), oracle_bins(rows, K)
+    bins, binned = find_bins(features, bins=K), oracle_bins(rows, K)
     for seed, alpha, scores in [
         (1, 0.65, ("texture",)),
         (-7, 1.0, ("diversity",)),

@@ -304,12 +304,13 @@ def _run(a: argparse.Namespace) -> None:
     if not a.shards:
         raise ValueError("no shards given: name SHARDS, or --from run.json")
     from adq_wds.embedding.estimate import estimate
-    from adq_wds.jobs.run import check_plan_options, needed, run_job
+    from adq_wds.jobs.run import needed, run_job
+    from adq_wds.planning import options as planning
     from adq_wds.report.text import show_plan
 
     plan_options = _plan_options(a, without=("out", "progress"))
     if a.dry_run:
-        check_plan_options(plan_options)
+        planning.plan_options(**plan_options)
         source = _source(a)
         options = given(a, _ESTIMATE, without=_OF_PLAN)
         options |= needed(options, plan_options)

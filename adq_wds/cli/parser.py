@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from adq_wds import registry
 from adq_wds.checks import positive
 from adq_wds.cli.flag_names import flagged
-from adq_wds.core.allocation import budget_for, check_alpha
+from adq_wds.core.allocation import check_ratio
 from adq_wds.core.rng import check_seed
 from adq_wds.errors import printable
 from adq_wds.registry import GONE, HEADS, SCORES
@@ -151,10 +151,8 @@ def check_values(command: Parser, arguments: argparse.Namespace) -> None:
             meant = f"for {value:g} % write {value / 100:g} or {value:g}%"
             raise ValueError(f"{action.dest} must be a number in [0, 1], got {value:g}; {meant}")
     values = {name: value for name, value in vars(arguments).items() if value is not None}
-    if "keep" in values:
-        budget_for(values["keep"], 0)
-    if "alpha" in values:
-        check_alpha(values["alpha"])
+    for name in values.keys() & {"keep", "alpha"}:
+        check_ratio(name, values[name])
     if "seed" in values:
         check_seed(values["seed"])
     if "allocation" in values:

@@ -139,7 +139,7 @@ def adaptive(
     >>> adaptive(np.array([10, 10]), np.array([0.75, 0.25]), 0.5, alpha=0.5)
     array([12.5,  7.5])
     """
-    check_alpha(alpha)
+    check_ratio("alpha", alpha)
     weight: NDArray[np.float64] = size * (alpha * len(size) * importance + (1.0 - alpha))
     return weight
 
@@ -155,11 +155,11 @@ def uniform(size: NDArray[np.int64], importance: NDArray[np.float64], keep: floa
     return size.astype(np.float64)
 
 
-def check_alpha(alpha: float) -> None:
-    """Raise `ValueError` unless alpha is a number in [0, 1]."""
-    number = isinstance(alpha, (int, float, np.integer, np.floating)) and not isinstance(alpha, bool)
-    if not number or not 0.0 <= alpha <= 1.0:
-        raise ValueError(f"alpha must be a number in [0, 1], got {alpha!r}")
+def check_ratio(name: str, value: object) -> None:
+    """Raise `ValueError` unless `value` is a number in [0, 1]."""
+    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if not number or not 0.0 <= value <= 1.0:  # type: ignore[operator]  # NaN fails too
+        raise ValueError(f"{name} must be a number in [0, 1], got {value!r} (0.2 is 20 %)")
 
 
 def budget_for(keep: float, n_samples: int) -> int:
@@ -171,8 +171,5 @@ def budget_for(keep: float, n_samples: int) -> int:
     >>> budget_for(0.5, 5), budget_for(0.5, 7)
     (2, 4)
     """
-    if isinstance(keep, bool) or not isinstance(keep, (int, float, np.integer, np.floating)):
-        raise ValueError(f"keep must be a number in [0, 1], got {keep!r}")
-    if not 0.0 <= keep <= 1.0:  # NaN fails too
-        raise ValueError(f"keep must be a number in [0, 1], got {keep!r} (0.2 keeps 20 %)")
+    check_ratio("keep", keep)
     return round(float(keep) * n_samples)

@@ -10,6 +10,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from adq_wds.core.allocation import check_ratio
+
 Grid = tuple[int, int]
 """Rows and columns of patches."""
 
@@ -94,9 +96,7 @@ def n_kept(n_patches: int, keep: float) -> int:
     >>> n_kept(196, 0.75), n_kept(100, 0.29), n_kept(4, 0.2)
     (147, 29, 0)
     """
-    number = isinstance(keep, (int, float, np.integer, np.floating)) and not isinstance(keep, bool)
-    if not number or not 0.0 <= keep <= 1.0:  # NaN fails too
-        raise ValueError(f"keep must be a number in [0, 1], got {keep!r} (0.75 keeps three patches of four)")
+    check_ratio("keep", keep)
     return math.floor(n_patches * float(keep) + 1e-9)
 
 

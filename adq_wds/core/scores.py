@@ -142,3 +142,8 @@ def _normalised(
     else:
         share[filled] = value[filled] / value[filled].sum()
     return share
+
+
+def rounded(score: NDArray[np.float64]) -> list[float | None]:
+    """For a header: rounded, so that equal features give equal headers on any machine; None for NaN."""
+    return [None if np.isnan(v) else round(float(v), DECIMALS) for v in score]

@@ -22,9 +22,10 @@ from adq_wds.demo.table import findings, make_table, table_text
 from adq_wds.demo.train import Images, Training, train_all
 from adq_wds.errors import AdqError
 from adq_wds.files import lock, make_folder, write_text
-from adq_wds.jobs.run import check_plan_options, run_job
+from adq_wds.jobs.run import run_job
 from adq_wds.pipes.decode import Decode
 from adq_wds.planning.build_plan import build_plan, find_bins
+from adq_wds.planning.options import plan_options
 from adq_wds.tables.bins import Bins
 
 DEFAULT_OUT = "adq-demo"
@@ -66,7 +67,7 @@ def run_demo(
         AdqError: scikit-learn is missing, or the folder holds something else.
     """
     options = {"bins": 10, "keep": keep, "seed": 0}
-    check_plan_options(options)
+    plan_options(**options)
     positive("seeds", seeds)
     positive("epochs", epochs)
     load_digits()  # says what is missing before anything is written

@@ -13,16 +13,15 @@ from typing import Any
 from adq_wds.embedding.embed_shards import embed_shards, names_of_features
 from adq_wds.embedding.stored import open_embeddings
 from adq_wds.embedding.views import N_VIEWS
-from adq_wds.errors import AdqError, PlanError
+from adq_wds.errors import AdqError
 from adq_wds.files import canonical_json, lock, make_folder, write_text
-from adq_wds.planning.bins import possible_dedup
-from adq_wds.planning.build_plan import build_plan, check_options, find_bins
+from adq_wds.planning.build_plan import make_plan
+from adq_wds.planning.options import Options, plan_options
 from adq_wds.registry import GONE, SCORES
 from adq_wds.registry import encoder as named_encoder
 from adq_wds.registry import score as named_score
 from adq_wds.shards.names import expand_urls, is_url, without_secrets
 from adq_wds.signatures import EMBED, ENCODER, PLAN, options_of
-from adq_wds.tables.bins import Bins
 from adq_wds.tables.features import Features
 from adq_wds.tables.plan import Plan, load_plan
 from adq_wds.tables.spans import source_stamp
@@ -71,7 +70,7 @@ def run_job(
     """
     paths = expand_urls(urls)
     asked_embed, embed = embed, {**embed, **needed(embed, plan)}
-    options = check_plan_options(plan)  # before hours of embedding, not after
+    options = plan_options(**{**plan, "progress": progress})  # before hours of embedding, not after
     stored = embed.get("embeddings")
     source = (
         named_encoder(**encoder) if stored is None else named_encoder("thumbnail")
@@ -96,7 +95,7 @@ def run_job(
         if write:
             _refuse_foreign_shards(folder, paths)
         features = embed_shards(paths, source, folder / "features", progress=progress, **embed)
-        made = _plan(folder, features, options, progress)
+        made = _plan(folder, features, options)
         result = {**asked, **_summary(features, made)}
         if write:
             from adq_wds.writing.write_shards import write_kept  # which imports torch
@@ -109,18 +108,6 @@ def run_job(
             )
         write_text(folder / "run.json", canonical_json(result) + "\n")
     return {**result, "nothing_to_do": False}
-
-
-def check_plan_options(plan: dict[str, Any]) -> dict[str, Any]:
-    """All arguments of `build_plan` but its features, `out` and `progress`: `plan`, and usual values for the rest.
-
-    Raises:
-        ValueError: one is out of range, as far as they alone can tell.
-    """
-    usual = {name: option.default for name, option in options_of(PLAN).items() if name in _KNOWN["plan"]}
-    options = usual | plan
-    check_options(**options)
-    return options
 
 
 def needed(embed: dict[str, Any], plan: dict[str, Any]) -> dict[str, Any]:
@@ -158,46 +145,11 @@ def _refuse_foreign_shards(folder: Path, paths: list[str]) -> None:
         )
 
 
-def _plan(folder: Path, features: Features, options: dict[str, Any], progress: bool | None) -> Plan:
-    bins = _bins(folder, features, options, progress)
-    settled = {
-        name: value for name, value in options.items() if name not in ("bins", "classes", "memory_bytes")
-    }
-    before = canonical_json(bins.header)
-    made = build_plan(features, bins=bins, progress=progress, **settled)
-    if canonical_json(bins.header) != before:
-        bins.save(folder / "bins.parquet")  # with what the head gave, which need not be trained again
+def _plan(folder: Path, features: Features, options: Options) -> Plan:
+    made = make_plan(features, options, scratch=folder, bins_file=folder / "bins.parquet")
     (folder / "run.json").unlink(missing_ok=True)  # from here on it would describe another plan
     made.save(folder / "plan.parquet")
     return load_plan(folder / "plan.parquet")
-
-
-def _bins(folder: Path, features: Features, options: dict[str, Any], progress: bool | None) -> Bins:
-    """The run's bins: those of an earlier run where they still hold."""
-    path = folder / "bins.parquet"
-    if path.exists():
-        try:
-            old = Bins.load(path)
-            same_set = old.header["features"] == features.hash and old.n_bins == options["bins"]
-            same_set &= old.header["kernel"] == options["kernel"]
-            same_set &= old.header.get("dedup") == possible_dedup(features, options["dedup"])
-            if same_set and old.header["asked_classes"] == options["classes"]:
-                return old
-        except (PlanError, KeyError) as error:
-            logger.warning("%s; binning again", error)
-    bins = find_bins(
-        features,
-        bins=options["bins"],
-        kernel=options["kernel"],
-        classes=options["classes"],
-        dedup=options["dedup"],
-        memory_bytes=options["memory_bytes"],
-        scratch=folder,
-        progress=progress,
-    )
-    bins.header["asked_classes"] = options["classes"]
-    bins.save(path)
-    return bins
 
 
 def _summary(features: Features, plan: Plan) -> dict[str, Any]:

@@ -1,32 +1,27 @@
-"""How does a folder of features become a plan file?"""
+"""Decides which samples are kept: the stages of a plan, one after another."""
 
 from __future__ import annotations
 
 import logging
 import os
 from collections.abc import Iterable
-from contextlib import nullcontext
-from dataclasses import fields, replace
-from functools import partial
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-from tqdm import tqdm
-
-from adq_wds.checks import Count, Ratio, check_memory, listed, positive
-from adq_wds.core.allocation import adaptive
+from adq_wds.checks import Count, Ratio
 from adq_wds.errors import PlanError
-from adq_wds.files import lock, make_folder
-from adq_wds.planning.bins import bin_features, check_dedup, possible_dedup
-from adq_wds.planning.diversity import diversity_behind
-from adq_wds.planning.plan import Balance, Draw, Normalise, PlanSettings, SampleId, plan_bins
+from adq_wds.files import canonical_json, lock, make_folder
+from adq_wds.planning.bins import bin_samples, check_fit
+from adq_wds.planning.importance import Normalise, score_bins
+from adq_wds.planning.leave_out import leave_out
+from adq_wds.planning.options import Options, plan_options
+from adq_wds.planning.samples import SampleId, Samples, read_samples
+from adq_wds.planning.seats import Balance, Draw, make_cells, take_seats
+from adq_wds.planning.table import make_table
 from adq_wds.protocols import Allocation
-from adq_wds.registry import HEADS, SCORES, Kernel, look_up
-from adq_wds.registry import allocation as named_allocation
-from adq_wds.registry import score as named_score
-from adq_wds.score import Score, bin_values
+from adq_wds.registry import Kernel
+from adq_wds.score import Score
 from adq_wds.tables.bins import Bins
 from adq_wds.tables.features import Features
 from adq_wds.tables.plan import Plan, load_plan
@@ -101,181 +96,77 @@ def build_plan(
     Source: Zhou et al. 2023 (arXiv 2308.10524) for bins, Li et al. 2024 (arXiv 2412.16895) for scores and rates;
     budget, nesting and balance are ours.
     """
-    settings, rule, own = plan_settings(
-        keep=keep,
-        seed=seed,
-        alpha=alpha,
-        allocation=allocation,
-        balance=balance,
-        draw=draw,
-        scores=scores,
-        diversity_head=diversity_head,
-        normalise=normalise,
-    )
-    _check_bins(kernel=kernel, dedup=dedup)
-    must = listed("must_include", must_include)
+    options = plan_options(**{name: value for name, value in locals().items() if name != "features"})
     if out is not None and Path(out).is_dir():
         raise PlanError(f"{out}: a folder; give the plan a file name, such as {Path(out) / 'plan.parquet'}")
     if not isinstance(features, Features):
         features = Features(features)
-    settings = with_usual_scores(settings, features, scores)
     if out is not None and Path(os.path.realpath(out)).parent == Path(os.path.realpath(features.folder)):
         raise PlanError(
             f"{out}: lies among the features, where every file is one shard's; write it elsewhere"
         )
-    if isinstance(bins, Bins) and classes is not None:
-        raise ValueError("classes= is chosen when bins are made; leave it out, or give bins= as a number")
-    if isinstance(bins, Bins) and bins.header["kernel"] != kernel:
-        raise ValueError(f"the bins were made with kernel {bins.header['kernel']!r}, not {kernel!r}")
-    possible = possible_dedup(features, dedup)
-    if possible != dedup:
-        logger.info(
-            "copies are not looked for: %s holds no digests; embed again, which reads the bytes and embeds nothing anew",
-            features.folder,
-        )
-    if isinstance(bins, Bins) and bins.header.get("dedup") != possible:
-        raise ValueError(f"the bins were made with dedup={bins.header.get('dedup')!r}, not {possible!r}")
     folder = None if out is None else make_folder(Path(out).parent)
     # locked before the work, so that of two jobs one learns it at once
     with nullcontext() if folder is None else lock(folder):
-        if not isinstance(bins, Bins):
-            bins = find_bins(
-                features,
-                bins=bins,
-                kernel=kernel,
-                classes=classes,
-                dedup=dedup,
-                memory_bytes=memory_bytes,
-                scratch=folder,
-                progress=progress,
-            )
-        values = _more_scores(features, bins, own, diversity_head, progress)
-        plan = plan_bins(features, bins, settings, rule, values=values, must_include=must)
+        plan = make_plan(features, options, scratch=folder)
         if out is None:
             return plan
         plan.save(out)
     return load_plan(out)
 
 
-def plan_settings(
-    *,
-    alpha: float,
-    allocation: str | Allocation,
-    scores: Iterable[str | Score] | None,
-    diversity_head: str = "none",
-    **more: Any,
-) -> tuple[PlanSettings, Allocation, list[Score]]:
-    """The checked settings that arguments of `build_plan` stand for, the allocation rule, and the scores of users.
+def make_plan(
+    features: Features, options: Options, *, scratch: Path | None = None, bins_file: Path | None = None
+) -> Plan:
+    """The plan, in memory: each stage reads the options that it needs, and notes its answer for the next.
 
     Args:
-        alpha, allocation, scores, diversity_head: as in `build_plan`.
-        more: what `PlanSettings` takes as it is.
-
-    Raises:
-        ValueError: an argument is out of range, or a name unknown.
+        features: the set.
+        options: what `build_plan` was asked for.
+        scratch: folder for scratch files.
+        bins_file: where bins are kept for later plans; those that lie there are taken where they fit.
     """
-    chosen = listed("scores", SCORES if scores is None else scores)
-    own = own_scores(chosen)
-    names = tuple(score for score in chosen if score in SCORES) + tuple(score.name for score in own)
-    look_up("diversity head", diversity_head, dict.fromkeys(HEADS))
-    if diversity_head != "none" and "diversity" not in names:
-        raise ValueError(f"diversity_head={diversity_head!r} without 'diversity' among the scores {names}")
-    rule, rule_name = _allocation(allocation, alpha)
-    settings = PlanSettings(
-        alpha=alpha, allocation=rule_name, scores=names, diversity_head=diversity_head, **more
-    )
-    return settings, rule, own
+    options = options.settled(features)
+    samples = read_samples(features, options)
+    leave_out(samples, options)
+    bins = _bins(samples, options, scratch, bins_file)
+    before = canonical_json(bins.header)
+    scores = score_bins(features, bins, options)
+    if bins_file is not None and canonical_json(bins.header) != before:
+        bins.save(bins_file)  # with what the head gave, which need not be trained again
+    cells = make_cells(samples, bins, scores["importance"], options)
+    quota = cells.quotas(options.seed)
+    seats = take_seats(samples, bins, quota, options)
+    plan = make_table(samples, bins, cells, quota, seats, scores, options)
+    if options.keep > 0 and plan.n_kept == 0:
+        logger.warning("keep=%s keeps 0 of %d samples", options.keep, plan.n_samples)
+    return plan
 
 
-def check_options(*, bins: int, memory_bytes: int, **options: Any) -> None:
-    """Raise `ValueError` when arguments of `build_plan` are out of range, as far as they alone can tell.
-
-    Args:
-        bins, memory_bytes: as in `build_plan`.
-        options: the others, all of them.
-    """
-    plan_settings(**{field.name: options[field.name] for field in fields(PlanSettings)})
-    _check_bins(kernel=options["kernel"], dedup=options["dedup"])
-    positive("bins", bins)
-    check_memory(memory_bytes)
+def find_bins(features: Features, *, scratch: Path | None = None, **options: Any) -> Bins:
+    """The bins of a plan with these options of `build_plan`, to be given to several plans as its `bins`."""
+    asked = plan_options(**options).settled(features)
+    samples = read_samples(features, asked)
+    leave_out(samples, asked)
+    return bin_samples(samples, asked, scratch=scratch)
 
 
-def _check_bins(*, kernel: str, dedup: str | None) -> None:
-    look_up("kernel", kernel, dict.fromkeys(get_args(Kernel)))
-    check_dedup(dedup)
-
-
-def with_usual_scores(
-    settings: PlanSettings, features: Features, asked: Iterable[str | Score] | None
-) -> PlanSettings:
-    """The settings with diversity alone where no scores were asked for, and there were no images to measure texture on.
-
-    Raises:
-        FeaturesError: texture was asked for, and is not there.
-    """
-    lacking = [file for file in features if not file.has_texture]
-    if not lacking or "texture" not in settings.scores:
-        return settings
-    if asked is not None:
-        lacking[0].texture()  # raises
-    logger.info("%s: made without images, so there is no texture: scored by diversity alone", features.folder)
-    return replace(settings, scores=("diversity",))
-
-
-def own_scores(scores: Iterable[str | Score]) -> list[Score]:
-    """Those among `scores` that are not in every plan's bins: scores of users, by object or installed name."""
-    return [named_score(score) for score in scores if score not in SCORES]
-
-
-def _more_scores(
-    features: Features, bins: Bins, own: list[Score], head: str, progress: bool | None
-) -> dict[str, NDArray[np.float64]]:
-    """(K,) float64 of each score that bins do not hold from the start."""
-    values = {}
-    for score in own:
-        made_with = features.files[0].scores.get(score.name)
-        numbers = features.score(score.name)
-        if made_with != score.revision:
-            raise ValueError(
-                f"score {score.name!r} has revision {score.revision!r}, the features hold {made_with!r}; embed again"
-            )
-        values[score.name] = bin_values(score, numbers, bins.bin, bins.n_bins)
-    if head != "none":
-        value, spread = diversity_behind(features, bins, head, progress=progress)
-        values |= {"diversity": value, "diversity_spread": spread}
-    return values
-
-
-def find_bins(
-    features: Features,
-    *,
-    bins: int,
-    kernel: str = "features",
-    classes: Iterable[int | str] | None = None,
-    dedup: str | None = "exact",
-    memory_bytes: int = 1 << 30,
-    scratch: Path | None = None,
-    progress: bool | None = None,
-) -> Bins:
-    """`binning.bin_features` with a progress bar: half of it reading, half picking."""
-    total = 2 * len(features)
-    with tqdm(
-        total=total, unit=" samples", desc="bins", disable=None if progress is None else not progress
-    ) as bar:
-        return bin_features(
-            features,
-            bins=bins,
-            kernel=kernel,
-            classes=classes,
-            dedup=dedup,
-            memory_bytes=memory_bytes,
-            scratch=scratch,
-            progress=bar.update,
-        )
-
-
-def _allocation(allocation: str | Allocation, alpha: float) -> tuple[Allocation, str]:
-    if callable(allocation):
-        return allocation, f"function:{getattr(allocation, '__qualname__', type(allocation).__qualname__)}"
-    rule = named_allocation(allocation)
-    return (partial(adaptive, alpha=alpha) if rule is adaptive else rule), allocation
+def _bins(samples: Samples, options: Options, scratch: Path | None, bins_file: Path | None) -> Bins:
+    """Bins that were made before where they fit, else new ones."""
+    if isinstance(options.bins, Bins):
+        check_fit(options.bins, samples, options)
+        return options.bins
+    if bins_file is not None and bins_file.exists():
+        try:
+            bins = Bins.load(bins_file)
+        except PlanError as error:
+            logger.warning("%s; binning again", error)
+        else:
+            with suppress(PlanError, ValueError):
+                check_fit(bins, samples, options)
+                return bins
+    bins = bin_samples(samples, options, scratch=scratch)
+    if bins_file is not None:
+        bins.header["asked_classes"] = options.classes
+        bins.save(bins_file)
+    return bins

@@ -14,21 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from adq_wds.checks import Count, Ratio, check_memory, integer, listed
+from adq_wds.checks import Count, Ratio, integer, listed
 from adq_wds.core.codebook import Checkpoints, bin_checkpoints
 from adq_wds.core.graphcut import graphcut_bins
 from adq_wds.core.kernel import unit_rows
-from adq_wds.core.rng import draws
-from adq_wds.core.scores import BinSums, bin_scores, importance
+from adq_wds.core.scores import BinSums, bin_scores, importance, rounded
 from adq_wds.errors import CodebookError, FeaturesError, shorten
 from adq_wds.files import lock, make_folder
-from adq_wds.planning.bins import global_labels, rounded
 from adq_wds.planning.buckets import ClassBuckets
-from adq_wds.planning.build_plan import plan_settings, with_usual_scores
-from adq_wds.planning.plan import Normalise, PlanSettings
+from adq_wds.planning.importance import Normalise
+from adq_wds.planning.options import Options, plan_options
+from adq_wds.planning.samples import global_labels, keyed_draws
+from adq_wds.planning.seats import weigh_bins
 from adq_wds.protocols import Allocation
 from adq_wds.registry import SCORES, look_up
-from adq_wds.shards.names import base_name
 from adq_wds.tables.codebook import NO_LABEL, Codebook, check_codebook_name, load_codebook
 from adq_wds.tables.features import Features
 
@@ -95,18 +94,17 @@ def fit_codebook(
     Source: ours. Bins: Zhou et al. 2023 (arXiv 2308.10524); scores and rates: Li et al. 2024 (arXiv 2412.16895).
     """
     for name, value, most in (
-        ("bins", bins, 2**15 - 1),
         ("pilot", PILOT if pilot is None else pilot, 2**31 - 1),
         ("checkpoints", checkpoints, 2**15 - 1),
         ("min_pilot", min_pilot, 2**31 - 1),
     ):
         integer(name, value, least=1, most=most)
-    check_memory(memory_bytes)
     for score in [] if scores is None else listed("scores", scores):
         look_up("score of a codebook", score, dict.fromkeys(SCORES))
-    settings, rule, _ = plan_settings(
-        keep=keep, seed=seed, alpha=alpha, allocation=allocation, scores=scores, normalise=normalise
-    )
+    options = plan_options(
+        bins=bins, keep=keep, seed=seed, alpha=alpha, allocation=allocation, scores=scores, normalise=normalise,
+        memory_bytes=memory_bytes, dedup=None,
+    )  # fmt: skip
     folder = None
     if out is not None:
         check_codebook_name(out)
@@ -115,7 +113,7 @@ def fit_codebook(
         folder = make_folder(Path(out).parent)
     if not isinstance(features, Features):
         features = Features(features)
-    settings = with_usual_scores(settings, features, scores)
+    options = options.settled(features)
     fit = _Fit(
         features, int(bins), PILOT if pilot is None else int(pilot), int(checkpoints), int(seed), memory_bytes
     )
@@ -123,7 +121,7 @@ def fit_codebook(
     more = {"checkpoints": int(checkpoints), "min_pilot": int(min_pilot)}
     # locked before the work, so that of two jobs one learns it at once
     with nullcontext() if folder is None else lock(folder):
-        codebook = _codebook(fit, _rows(fit, own, folder, progress), settings, rule, more)
+        codebook = _codebook(fit, _rows(fit, own, folder, progress), options, more)
         _warn_of_crowds(codebook)
         if out is None:
             return codebook
@@ -174,12 +172,7 @@ class _Fit:
             )
         self.label, self.names = global_labels(features)
         self.classes = [c for c in np.unique(self.label).tolist() if c != NO_LABEL]
-        self._draw = np.concatenate(
-            [
-                draws(seed, 0, base_name(f.shard), f.read(["key"])["key"].to_pylist(), purpose="pilot")
-                for f in features
-            ]
-        )
+        self._draw = keyed_draws(features, seed, purpose="pilot")
         self._texture = features.texture()
         self.sums = {
             kind: BinSums.empty(bins, features.width, texture=self._texture is not None)
@@ -246,16 +239,15 @@ class _Fit:
         made.held_out[:] += np.bincount(found, minlength=self.bins)
 
 
-def _codebook(
-    fit: _Fit, rows: list[_Row], settings: PlanSettings, rule: Allocation, more: dict[str, Any]
-) -> Codebook:
+def _codebook(fit: _Fit, rows: list[_Row], options: Options, more: dict[str, Any]) -> Codebook:
     """The rows with their weights, and what they are of."""
     values = {kind: bin_scores(sums) for kind, sums in fit.sums.items() if sums.n.any()}
     worth = {
-        kind: importance([scores[name] for name in sorted(settings.scores)], normalise=settings.normalise)
+        kind: importance([scores[name] for name in sorted(options.scores)], normalise=options.normalise)
         for kind, scores in values.items()
     }
     kinds = ["pooled", *["classes"] * (len(rows) - 1)]
+    counts = [np.maximum(row.held_out, 1) for row in rows]  # a bin that nothing fell into would have no rate
     header = {
         **{
             name: fit.features.header[name] for name in ("encoder", "revision", "preprocessing_hash", "label")
@@ -264,10 +256,10 @@ def _codebook(
         "classes": fit.classes,
         "names": fit.names,
         "settings": {
-            **{name: getattr(settings, name) for name in ("allocation", "normalise")},
-            **{name: float(getattr(settings, name)) for name in ("alpha", "keep")},
-            "scores": sorted(settings.scores),
-            "seed": int(settings.seed),
+            **{name: getattr(options, name) for name in ("allocation", "normalise")},
+            **{name: float(getattr(options, name)) for name in ("alpha", "keep")},
+            "scores": sorted(options.scores),
+            "seed": int(options.seed),
             "pilot": [row.pilot for row in rows],
             **more,
         },
@@ -282,27 +274,10 @@ def _codebook(
         label=np.array([row.label for row in rows], dtype=np.int32),
         held_out=np.stack([row.held_out for row in rows]),
         weight=np.stack(
-            [
-                _weights(rule, row.held_out, worth[kind], settings)
-                for row, kind in zip(rows, kinds, strict=True)
-            ]
+            [weigh_bins(options, n, worth[kind]) / n for n, kind in zip(counts, kinds, strict=True)]
         ),
         header=header,
     )
-
-
-def _weights(
-    allocation: Allocation, held_out: NDArray[np.int64], value: NDArray[np.float64], settings: PlanSettings
-) -> NDArray[np.float64]:
-    """(K,) float64: what the allocation gives one sample of each bin."""
-    size = np.maximum(held_out, 1)  # a bin that nothing fell into would have no rate
-    given = np.asarray(allocation(size.copy(), value.copy(), settings.keep), dtype=np.float64)
-    if given.shape != size.shape or not np.isfinite(given).all() or (given < 0).any():
-        raise ValueError(
-            f"allocation {settings.allocation!r} must give {size.shape} weights, finite and >= 0, got {shorten(given)}"
-        )
-    weight: NDArray[np.float64] = given / size
-    return weight
 
 
 def _warn_of_crowds(codebook: Codebook) -> None:

@@ -14,10 +14,8 @@ from numpy.typing import NDArray
 
 from adq_wds.core.gradient import logit_gradients
 from adq_wds.core.rng import draws
-from adq_wds.planning.bins import bin_features
+from adq_wds.planning.build_plan import build_plan, find_bins
 from adq_wds.planning.fit_codebook import fit_codebook
-from adq_wds.planning.plan import PlanSettings, plan_bins
-from adq_wds.registry import allocation
 from adq_wds.tables.features import Features, file_name
 from adq_wds.tables.features_file import ShardFeatures
 from adq_wds.tables.spans import Spans, save_index
@@ -79,12 +77,10 @@ def main(folder: Path) -> None:
             bad_reasons=["not an image"],
         ).save(folder / "features" / file_name(shard))
     features = Features(folder / "features")
-    bins = bin_features(features, bins=2, kernel="gradient")
+    bins = find_bins(features, bins=2, kernel="gradient")
     bins.save(folder / "bins.parquet")
-    settings_ = PlanSettings(keep=0.5, seed=3)
-    plan = plan_bins(
-        features, bins, settings_, allocation("adaptive"), must_include=[("a-000000.tar", "k001")]
-    )
+    must = [("a-000000.tar", "k001")]
+    plan = build_plan(features, bins=bins, kernel="gradient", keep=0.5, seed=3, must_include=must)
     plan.save(folder / "plan.parquet")
     save_index(folder / "index.parquet", [(shard, spans(shard, n)) for shard, n in SHARDS.items()])
     rows = [

@@ -15,7 +15,7 @@ import pytest
 import adq_wds as adq
 from adq_wds.files import lock
 from adq_wds.planning import build_plan as plan_job
-from adq_wds.planning.bins import bin_features
+from adq_wds.planning.build_plan import find_bins
 from adq_wds.tables.bins import Bins
 from adq_wds.tables.features import Features, file_name
 from adq_wds.tables.features_file import ShardFeatures
@@ -99,7 +99,7 @@ def test_threads_of_the_blas_and_hash_seeds_change_nothing(
 
 def test_bins_made_once_give_the_same_plans(folder: Path, tmp_path: Path) -> None:
     features = Features(folder)
-    bins = bin_features(features, bins=6)
+    bins = find_bins(features, bins=6)
     bins.save(tmp_path / "bins.parquet")
     for keep in (0.1, 0.6):
         fresh = adq.build_plan(folder, bins=6, keep=keep)
@@ -141,7 +141,7 @@ def test_a_file_as_folder_of_the_plan_is_refused(folder: Path, tmp_path: Path) -
 def test_of_two_jobs_the_second_is_told_at_once_who_is_there(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan_job, "find_bins", lambda *a, **k: pytest.fail("worked for nothing"))
+    monkeypatch.setattr(plan_job, "bin_samples", lambda *a, **k: pytest.fail("worked for nothing"))
     out = tmp_path / "out" / "plan.parquet"
     out.parent.mkdir()
     with (
@@ -182,7 +182,7 @@ def test_nothing_is_written_beside_the_features(
 def test_no_plan_is_worked_out_when_its_folder_cannot_be_made(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan_job, "find_bins", lambda *a, **k: pytest.fail("worked for nothing"))
+    monkeypatch.setattr(plan_job, "bin_samples", lambda *a, **k: pytest.fail("worked for nothing"))
     monkeypatch.setattr(os, "access", lambda *a: False)
     with pytest.raises(adq.AdqError, match=r"cannot write into the folder .*: permission denied"):
         adq.build_plan(folder, out=tmp_path / "plan.parquet")
@@ -212,14 +212,14 @@ def test_no_plan_is_worked_out_when_its_folder_cannot_be_made(
 def test_wrong_arguments_are_refused_before_any_work(
     change: dict[str, Any], text: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan_job, "find_bins", lambda *a, **k: pytest.fail("worked for nothing"))
+    monkeypatch.setattr(plan_job, "bin_samples", lambda *a, **k: pytest.fail("worked for nothing"))
     with pytest.raises(ValueError, match=text):
         adq.build_plan(folder, out=tmp_path / "out" / "plan.parquet", **change)
     assert not (tmp_path / "out").exists()
 
 
 def test_classes_are_chosen_with_the_bins(folder: Path) -> None:
-    bins = bin_features(Features(folder), bins=3)
+    bins = find_bins(Features(folder), bins=3)
     with pytest.raises(ValueError, match="classes= is chosen when bins are made"):
         adq.build_plan(folder, bins=bins, classes=[0])
 
@@ -259,7 +259,7 @@ def test_a_plan_of_changed_features_has_another_hash_and_old_bins_are_refused(
     change: str, make_features: MakeFeatures, folder: Path
 ) -> None:
     old_hash = adq.build_plan(folder, keep=1).hash
-    bins = bin_features(Features(folder), bins=10)
+    bins = find_bins(Features(folder), bins=10)
     label = np.random.default_rng(40).integers(0, 3, 40)
     options: dict[str, Any] = {"bad": [3], "signed": True}
     if change == "added":

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import adq_wds as adq
-from adq_wds.planning.bins import bin_features, global_labels
+from adq_wds.planning.build_plan import find_bins
+from adq_wds.planning.samples import global_labels
 from adq_wds.tables.features import Features
 from adq_wds.tables.features_file import ShardFeatures
 from adq_wds.tables.plan import ALWAYS, NEVER
@@ -51,7 +52,7 @@ def test_the_kept_count_is_the_rounded_share_and_smaller_plans_lie_inside_larger
     settings: dict[str, Any], folder: Path
 ) -> None:
     features = Features(folder)
-    bins = bin_features(features, bins=7)
+    bins = find_bins(features, bins=7)
     for must in ([], ["k0003", "k1001", "k1009"]):
         inside: set[str] = set()
         for keep in (0, 0.1, 0.125, 0.2125, 0.3, 0.5, 0.621, 0.9, 1):
@@ -163,9 +164,7 @@ def test_a_must_include_sample_may_come_as_json_gives_it(folder: Path) -> None:
 
 def test_a_must_include_sample_of_a_class_left_out_is_refused(folder: Path) -> None:
     key = f"k{mixed_labels(70).index(2):04d}"
-    with pytest.raises(
-        adq.PlanError, match=f"must-include sample '{key}' is of class 2, which is left out; add its class"
-    ):
+    with pytest.raises(adq.PlanError, match=f"must-include .*{key}.* of class 2, .* add its class"):
         adq.build_plan(folder, keep=0.5, classes=[0, 1], must_include=[key])
 
 
@@ -209,7 +208,7 @@ def test_only_chosen_classes_are_planned_and_the_others_are_in_no_bin(folder: Pa
 
 def test_leaving_a_class_out_changes_no_bin_of_the_others(folder: Path) -> None:
     features = Features(folder)
-    whole, part = bin_features(features, bins=5), bin_features(features, bins=5, classes=[0, 2])
+    whole, part = find_bins(features, bins=5), find_bins(features, bins=5, classes=[0, 2])
     chosen = np.isin(whole.label, [0, 2])
     assert (part.bin[chosen] == whole.bin[chosen]).all()
     assert (part.pick[chosen] == whole.pick[chosen]).all()

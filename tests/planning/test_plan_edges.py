@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import adq_wds as adq
-from adq_wds.planning.bins import bin_features
-from adq_wds.planning.plan import PlanSettings, plan_bins
+from adq_wds.planning.build_plan import find_bins
+from adq_wds.planning.options import plan_options
 from adq_wds.tables.features import Features
 from adq_wds.tables.features_file import ShardFeatures
 from adq_wds.tables.plan import NEVER
@@ -97,7 +97,7 @@ def test_strange_embeddings_have_a_defined_plan(
 
 def test_identical_samples_are_taken_in_their_order(make_features: MakeFeatures, tmp_path: Path) -> None:
     make_features("a.tar", [0] * 10, embedding=np.full((10, 4), 0.5))
-    bins = bin_features(Features(tmp_path / "features"), bins=3)
+    bins = find_bins(Features(tmp_path / "features"), bins=3)
     assert bins.bin.tolist() == [0] * 4 + [1] * 3 + [2] * 3
     assert bins.pick.tolist() == [0, 1, 2, 3, 0, 1, 2, 0, 1, 2]
 
@@ -167,7 +167,7 @@ def test_bin_sizes_differ_by_one_at_most(
 ) -> None:
     """F33."""
     make_features("a.tar", [0] * 24 + [1] * 5)
-    bins = bin_features(Features(tmp_path / "features"), bins=n_bins)
+    bins = find_bins(Features(tmp_path / "features"), bins=n_bins)
     for c, n in ((0, 24), (1, 5)):
         sizes = np.bincount(bins.bin[bins.label == c])
         assert len(sizes) == min(n, n_bins)
@@ -187,15 +187,15 @@ def test_bins_out_of_range_are_refused_with_the_value(bins: Any, folder: Path) -
 @pytest.mark.parametrize("memory_bytes", [-1, True, "1 GiB", float("nan")])
 def test_a_memory_budget_that_is_none_is_refused_with_its_value(memory_bytes: Any, folder: Path) -> None:
     with pytest.raises(ValueError, match=f"memory_bytes must be a number >= 0, got {memory_bytes!r}"):
-        bin_features(Features(folder), bins=4, memory_bytes=memory_bytes)
+        find_bins(Features(folder), bins=4, memory_bytes=memory_bytes)
 
 
 @pytest.mark.parametrize("classes", [None, [0, 7]])
-def test_progress_adds_up_to_twice_the_samples(classes: list[int] | None, folder: Path) -> None:
-    told: list[int] = []
-    bin_features(Features(folder), bins=4, classes=classes, progress=told.append)
-    assert sum(told) == 240
-    assert min(told) >= 0
+def test_progress_adds_up_to_twice_the_samples(
+    classes: list[int] | None, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find_bins(Features(folder), bins=4, classes=classes, progress=True)
+    assert "240/240" in capsys.readouterr().err
 
 
 # ---- Settings
@@ -225,30 +225,21 @@ def test_progress_adds_up_to_twice_the_samples(classes: list[int] | None, folder
 def test_settings_out_of_range_are_refused_when_made(change: dict[str, Any], text: str) -> None:
     """F34."""
     with pytest.raises(ValueError, match=text):
-        PlanSettings(**{"keep": 0.5, **change})
-
-
-def test_a_score_that_the_bins_lack_is_refused(folder: Path) -> None:
-    features = Features(folder)
-    bins = bin_features(features, bins=4)
-    with pytest.raises(ValueError, match=r"the bins have no score 'gloss', only \['diversity', 'texture'\]"):
-        plan_bins(
-            features, bins, PlanSettings(0.5, scores=("texture", "gloss")), lambda size, value, keep: size
-        )
+        plan_options(**change)
 
 
 def test_bins_of_other_features_are_refused(
     make_features: MakeFeatures, folder: Path, tmp_path: Path
 ) -> None:
     """F29."""
-    bins = bin_features(Features(folder), bins=4)
+    bins = find_bins(Features(folder), bins=4)
     make_features("y.tar", mixed_labels(50), first=1001)
     with pytest.raises(adq.PlanError, match="the bins were made from other features; bin these again"):
         adq.build_plan(folder, bins=bins)
 
 
 def test_bins_of_other_shards_are_refused_whatever_their_header_says(folder: Path) -> None:
-    bins = bin_features(Features(folder), bins=4)
+    bins = find_bins(Features(folder), bins=4)
     for shards in ([("x.tar", 60), ("y.tar", 60)], [("x.tar", 70), ("z.tar", 50)]):
         with pytest.raises(adq.PlanError, match="the bins were made from other features"):
             adq.build_plan(folder, bins=replace(bins, shards=shards))

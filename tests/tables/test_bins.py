@@ -12,7 +12,7 @@ import pytest
 
 import adq_wds as adq
 from adq_wds.files import sha256_text
-from adq_wds.planning.bins import bin_features
+from adq_wds.planning.build_plan import find_bins
 from adq_wds.tables.bins import Bins
 from adq_wds.tables.features import Features
 from adq_wds.tables.features_file import ShardFeatures
@@ -27,7 +27,7 @@ def bins(make_features: MakeFeatures, tmp_path: Path) -> Bins:
     make_features("a.tar", [0, 1, 0, 2, 1, 0, 0, 1, 2])
     make_features("b.tar", [])
     make_features("c.tar", [1, 1, 0, 2])
-    return bin_features(Features(tmp_path / "features"), bins=3, classes=[0, 1])
+    return find_bins(Features(tmp_path / "features"), bins=3, classes=[0, 1])
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_writing_and_reading_changes_nothing(bins: Bins, path: Path) -> None:
 
 def test_an_empty_bin_has_no_score_there_and_back(make_features: MakeFeatures, tmp_path: Path) -> None:
     make_features("a.tar", [0, 0])
-    bins = bin_features(Features(tmp_path / "features"), bins=4)
+    bins = find_bins(Features(tmp_path / "features"), bins=4)
     bins.save(tmp_path / "bins.parquet")
     for name, score in Bins.load(tmp_path / "bins.parquet").scores().items():
         assert np.isnan(score).tolist() == [False, False, True, True], name

@@ -1,0 +1,132 @@
+"""Checks the options of a plan. Each stands once: in the signature of `build_plan`, which is read here."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from adq_wds.checks import check_memory, integer, listed
+from adq_wds.core.allocation import adaptive, check_ratio
+from adq_wds.core.graphcut import MAX_BINS
+from adq_wds.core.rng import check_seed
+from adq_wds.registry import HEADS, SCORES, look_up
+from adq_wds.registry import allocation as named_allocation
+from adq_wds.registry import score as named_score
+from adq_wds.signatures import PLAN, Option, options_of
+from adq_wds.tables.bins import Bins
+from adq_wds.tables.features import Features
+
+# What no plan's header says among its settings: the bins and classes stand beside them, the others change no plan.
+_NO_SETTINGS = ("bins", "classes", "memory_bytes", "out", "progress")
+
+logger = logging.getLogger("adq_wds")
+
+
+class Options(SimpleNamespace):
+    """The options of `build_plan` by name; a stage reads those that it needs.
+
+    Three more: `rule`, the function that `allocation` stands for; `own_scores`, the users' among `scores`. `scores`
+    are names, None while it depends on the features; `allocation` is a name.
+    """
+
+    def settled(self, features: Features) -> Options:
+        """The options as these features allow them: what they cannot give is left out, and said.
+
+        Raises:
+            FeaturesError: texture was asked for, and is not there.
+        """
+        settled = Options(**vars(self))
+        if self.dedup == "exact" and not all(file.has_digest for file in features):
+            settled.dedup = None
+            logger.info(
+                "copies are not looked for: %s holds no digests; embed again, which reads the bytes and embeds "
+                "nothing anew", features.folder,
+            )  # fmt: skip
+        lacking = [file for file in features if not file.has_texture]
+        if self.scores is None:
+            settled.scores = ["diversity"] if lacking else sorted(SCORES)
+            if lacking:
+                logger.info(
+                    "%s: made without images, so there is no texture: scored by diversity alone",
+                    features.folder,
+                )
+        elif lacking and "texture" in self.scores:
+            lacking[0].texture()  # raises
+        return settled
+
+    def settings(self) -> dict[str, Any]:
+        """What a plan's header says of them, numbers as plain ones, so that 1 and 1.0 make one plan."""
+        said = {name: getattr(self, name) for name in options_of(PLAN) if name not in _NO_SETTINGS}
+        return {name: _plain(value, options_of(PLAN)[name].type) for name, value in said.items()}
+
+
+def plan_options(**given: Any) -> Options:
+    """The options of `build_plan`: those given, and the others as its signature has them.
+
+    Raises:
+        ValueError: one is out of range, as far as they alone can tell, or a name is unknown.
+        TypeError: no option of `build_plan`.
+    """
+    known = options_of(PLAN)
+    if surplus := sorted(given.keys() - known.keys()):
+        raise TypeError(f"build_plan has no option {surplus[0]!r}")
+    options = Options(**{name: option.default for name, option in known.items()} | given)
+    for option in known.values():
+        _check(option, getattr(options, option.name))
+    if not isinstance(options.bins, Bins):
+        options.bins = integer("bins", options.bins, least=1, most=MAX_BINS)
+    elif options.classes is not None:
+        raise ValueError("classes= is chosen when bins are made; leave it out, or give bins= as a number")
+    check_seed(options.seed)
+    check_memory(options.memory_bytes)
+    options.must_include = listed("must_include", options.must_include)
+    _resolve_allocation(options)
+    _resolve_scores(options)
+    return options
+
+
+def _check(option: Option, value: Any) -> None:
+    """Raise `ValueError` unless a value is one of the option's words, or a ratio where its type says so."""
+    words = (*option.choices, *[None] * option.none)
+    if any(value is word or (isinstance(value, str) and value == word) for word in words):
+        return
+    if option.type == "Ratio":
+        check_ratio(option.name, value)
+    elif option.choices:
+        raise ValueError(f"{option.name} must be one of {words}, got {value!r}")
+
+
+def _plain(value: Any, kind: str) -> Any:
+    """A number as Python's own: 1 is 1.0 where ratios are meant."""
+    if isinstance(value, (int, float, np.number)) and kind in ("int", "float", "Ratio"):
+        return int(value) if kind == "int" else float(value)
+    return value
+
+
+def _resolve_allocation(options: Options) -> None:
+    rule = options.allocation
+    if callable(rule):
+        options.rule = rule
+        options.allocation = f"function:{getattr(rule, '__qualname__', type(rule).__qualname__)}"
+    else:
+        named = named_allocation(rule)
+        options.rule = partial(adaptive, alpha=options.alpha) if named is adaptive else named
+
+
+def _resolve_scores(options: Options) -> None:
+    chosen = listed("scores", SCORES if options.scores is None else options.scores)
+    options.own_scores = [named_score(score) for score in chosen if score not in SCORES]
+    names = (*(score for score in chosen if score in SCORES), *(score.name for score in options.own_scores))
+    if not names or len(set(names)) != len(names):
+        raise ValueError(f"scores must name one or more, each once, got {names}")
+    look_up("diversity head", options.diversity_head, dict.fromkeys(HEADS))
+    if options.diversity_head != "none" and "diversity" not in names:
+        raise ValueError(
+            f"diversity_head={options.diversity_head!r} without 'diversity' among the scores {names}"
+        )
+    if options.scores is not None:
+        options.scores = sorted(names)

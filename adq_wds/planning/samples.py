@@ -1,0 +1,187 @@
+"""Reads what features say of their samples: classes, keys, keyed draws. The stages of a plan note their answers here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adq_wds.checks import listed
+from adq_wds.core.rng import draws
+from adq_wds.errors import FeaturesError, PlanError, shorten
+from adq_wds.files import canonical_json, sha256_text
+from adq_wds.planning.options import Options
+from adq_wds.shards.names import base_name
+from adq_wds.tables.bins import Bins
+from adq_wds.tables.features import Features
+from adq_wds.tables.features_file import NO_LABEL
+from adq_wds.tables.plan import KEPT
+
+SampleId = str | tuple[str, str]  # a key, or (shard, key) where the key stands in several shards
+
+
+@dataclass
+class Samples:
+    """The N usable samples of a set, by (shard name, index), and what the stages of a plan decide about them.
+
+    Attributes:
+        features: where they are stored.
+        label: (N,) int32, class over the whole set; -1 for unlabelled data.
+        names: of the classes, where labels are strings.
+        classes: those that are planned, ascending.
+        must: (N,) bool, must-includes.
+        reason: (N,) uint8, why a sample is left out, a position in `REASONS`; KEPT while it is not.
+        stays: (N,) int64, of a copy the sample that stays; of any other its own position.
+        binned: (N,) bool, whether the bins hold a sample: whatever plans must include, so that they share bins.
+        settings: what the plan's header says of an option in place of its value.
+    """
+
+    features: Features
+    label: NDArray[np.int32]
+    names: list[str] | None
+    classes: list[int]
+    must: NDArray[np.bool_]
+    reason: NDArray[np.uint8]
+    stays: NDArray[np.int64]
+    binned: NDArray[np.bool_]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    @property
+    def row(self) -> NDArray[np.int64]:
+        """(N,) int64: each sample's class as a position among those planned; meant for samples of these only."""
+        return np.searchsorted(self.classes, self.label)
+
+
+def read_samples(features: Features, options: Options) -> Samples:
+    """The samples of a set, none left out yet.
+
+    Raises:
+        ValueError: a class that is asked for has no samples.
+        FeaturesError: damaged features, or none usable.
+        PlanError: a must-include sample is not there, or in several shards.
+    """
+    n = len(features)
+    if n == 0:
+        raise FeaturesError(f"{features.folder}: no usable samples in {len(features.files)} shards")
+    label, names = global_labels(features)
+    if isinstance(options.bins, Bins):
+        classes = options.bins.classes
+    else:
+        classes = _choose_classes(np.unique(label).tolist(), names, options.classes)
+    must = np.zeros(n, dtype=bool)
+    must[find_samples(features, options.must_include, kind="must-include")] = True
+    samples = Samples(
+        features, label, names, classes, must,
+        reason=np.full(n, KEPT, dtype=np.uint8), stays=np.arange(n), binned=np.ones(n, dtype=bool),
+    )  # fmt: skip
+    samples.settings["must_include"] = digest_of(must)
+    return samples
+
+
+def digest_of(mask: NDArray[np.bool_]) -> str | None:
+    """For a header: the SHA-256 of the positions in an (N,) bool mask; None where there are none."""
+    return sha256_text(canonical_json(np.flatnonzero(mask).tolist())) if mask.any() else None
+
+
+def find_samples(features: Features, ids: Iterable[SampleId], *, kind: str) -> list[int]:
+    """The positions of samples that are named one by one.
+
+    Args:
+        features: the set.
+        ids: keys, or (shard, key) pairs; a pair may be a list, as JSON has it.
+        kind: what the samples are, for errors.
+
+    Raises:
+        PlanError: a sample is not there, or in several shards.
+    """
+    positions: dict[SampleId, list[int]] = {
+        tuple(name) if isinstance(name, list) else name: [] for name in ids
+    }
+    first = 0
+    for file in features if positions else ():
+        for i, key in enumerate(file.read(["key"])["key"].to_pylist(), first):
+            for name in (key, (file.shard, key)):
+                if name in positions:
+                    positions[name].append(i)
+        first += file.n
+    for name, where in positions.items():
+        if len(where) != 1:
+            problem = (
+                "is in several shards; give (shard, key)"
+                if where
+                else "is not among the usable samples; expected a key, or (shard, key)"
+            )
+            raise PlanError(f"{kind} sample {shorten(name)} {problem}")
+    return [i for (i,) in positions.values()]
+
+
+def name_samples(features: Features, positions: Iterable[int]) -> dict[int, str]:
+    """SHARD/KEY of some samples, by position."""
+    names: dict[int, str] = {}
+    wanted, first = np.unique(np.fromiter(positions, dtype=np.int64)), 0
+    for file in features:
+        here = wanted[(wanted >= first) & (wanted < first + file.n)]
+        if len(here):
+            keys = file.read(["key"])["key"].take(here - first).to_pylist()
+            names |= {i: f"{file.shard}/{key}" for i, key in zip(here.tolist(), keys, strict=True)}
+        first += file.n
+    return names
+
+
+def keyed_draws(features: Features, seed: int, *, purpose: str = "rank") -> NDArray[np.uint64]:
+    """(N,) uint64: a draw for each sample."""
+    return np.concatenate(
+        [
+            draws(seed, 0, base_name(file.shard), file.read(["key"])["key"].to_pylist(), purpose=purpose)
+            for file in features
+        ]
+    )
+
+
+def global_labels(features: Features) -> tuple[NDArray[np.int32], list[str] | None]:
+    """(N,) int32 class of every sample over the whole set, and the names of string labels, sorted."""
+    kinds = {file.names is None for file in features if file.n}
+    if len(kinds) > 1:
+        raise FeaturesError(f"{features.folder}: some shards have integer labels and some string labels")
+    labels = [file.read(["label"])["label"].to_numpy() for file in features]
+    names = None
+    if kinds == {False}:
+        names = sorted({name for file in features for name in file.names or []})
+        number = {name: i for i, name in enumerate(names)}
+        for i, file in enumerate(features):
+            known = np.array([number[name] for name in file.names or []], dtype=np.int32)
+            if file.n and not 0 <= labels[i].min() <= labels[i].max() < len(known):
+                raise FeaturesError(f"{file.path}: a label is not one of its {len(known)} names")
+            labels[i] = known[labels[i]] if file.n else labels[i]
+    label = np.concatenate(labels)
+    if len(label) and label.min() == NO_LABEL and label.max() != NO_LABEL:
+        raise FeaturesError(
+            f"{features.folder}: some samples have labels and some have none; give all of them one"
+        )
+    return label, names
+
+
+def _choose_classes(
+    present: list[int], names: list[str] | None, classes: Iterable[int | str] | None
+) -> list[int]:
+    """Those of the classes `present` that are asked for, ascending."""
+    if classes is None:
+        return present
+    by_name = {names[c] if names is not None else str(c): c for c in present}  # "7" is class 7 without names
+    known, chosen = set(present), set()
+    for c in listed("classes", classes):
+        number = by_name.get(c) if isinstance(c, str) else c
+        if isinstance(number, bool) or not isinstance(number, (int, np.integer)) or number not in known:
+            raise ValueError(
+                f"class {c!r} has no samples here; the classes are {shorten(list(by_name) if names else present, 200)}"
+            )
+        chosen.add(int(number))
+    if not chosen:
+        raise ValueError("classes must name one or more, got none")
+    return sorted(chosen)

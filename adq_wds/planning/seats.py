@@ -1,0 +1,188 @@
+"""Gives each class and bin its seats, by importance and size, and ranks the samples that are to take them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adq_wds.core.allocation import budget_for, exact_shares, split_budget, uniform
+from adq_wds.core.fresh import ONE
+from adq_wds.errors import PlanError, shorten
+from adq_wds.planning.options import Options
+from adq_wds.planning.samples import Samples, keyed_draws
+from adq_wds.protocols import Allocation
+from adq_wds.tables.bins import Bins
+from adq_wds.tables.plan import ALWAYS, KEPT, NEVER
+
+Balance = Literal["class", "none"]
+Draw = Literal["random", "ordered"]
+_Counts = NDArray[np.int64]
+
+logger = logging.getLogger("adq_wds")
+
+# What a class weighs when classes share the budget, by how many of its (C,) samples may be kept; "none" asks no class.
+_CLASS_WEIGHT: dict[str, Callable[[_Counts], NDArray[np.float64]]] = {
+    "class": lambda n: n.astype(np.float64),
+}
+
+
+@dataclass(frozen=True)
+class Cells:
+    """What is drawn from: C classes of K bins.
+
+    Attributes:
+        size: (C, K) int64, samples that are neither left out nor must-includes.
+        n_must: (C,) int64.
+        weight: (C, K) float64, by the allocation rule.
+        budget: samples to keep, must-includes among them.
+        balance: as in `build_plan`.
+    """
+
+    size: _Counts
+    n_must: _Counts
+    weight: NDArray[np.float64]
+    budget: int
+    balance: Balance
+
+    @property
+    def n_class(self) -> _Counts:
+        """(C,) int64: samples of each class that may be kept."""
+        n: _Counts = self.size.sum(axis=1) + self.n_must
+        return n
+
+    def quotas(self, seed: int) -> _Counts:
+        """(C, K) int64: samples kept by rank in each class and bin; must-include samples come on top."""
+        return self._share_out(partial(split_budget, seed=seed), np.zeros_like(self.size))
+
+    def shares(self) -> _Counts:
+        """(C, K) int64: what the quotas are rounded from, in units of 1/ONE.
+
+        A cell that has samples and a weight has at least one unit, where the budget allows it.
+        """
+        least = ((self.size > 0) & (self.weight > 0)).astype(np.int64)
+        if least.sum() > (self.budget - self.n_must.sum()) * ONE:
+            least[:] = 0
+        return self._share_out(lambda *args, name, low: exact_shares(*args, low=low), least, ONE)
+
+    def _share_out(self, split: Callable[..., _Counts], least: _Counts, unit: int = 1) -> _Counts:
+        """(C, K) int64: the budget less must-includes, split over classes and then over the bins of each.
+
+        Args:
+            split: `split_budget` or `exact_shares`.
+            least: (C, K) int64, what each cell gets in any case.
+            unit: parts that a sample is counted in.
+        """
+        size, must, budget = self.size * unit, self.n_must * unit, self.budget * unit
+        if self.balance == "none":
+            left = budget - int(must.sum())
+            flat = split(size.ravel(), self.weight.ravel(), left, name="", low=least.ravel())
+            return flat.reshape(size.shape)
+        low, weight = must + least.sum(axis=1), _CLASS_WEIGHT[self.balance](self.n_class)
+        of_class = split(self.n_class * unit, weight, budget, name="classes", low=low) - must
+        cells = zip(size, self.weight, of_class.tolist(), least, strict=True)
+        return np.stack(
+            [split(s, w, b, name=f"class {c}", low=low) for c, (s, w, b, low) in enumerate(cells)]
+        )
+
+    def equal_to_alpha_0(self, quota: _Counts, options: Options) -> bool | None:
+        """Whether importance made no difference: the quotas are those of weights by size.
+
+        None where nothing could differ: no importance was asked for, there is one bin, none or all are kept.
+        """
+        asked = options.allocation != "uniform" and (options.allocation != "adaptive" or options.alpha > 0)
+        if not asked or self.size.shape[1] == 1 or self.budget in (0, self.n_class.sum()):
+            return None
+        weight = np.stack([uniform(size, size, options.keep) for size in self.size])
+        return bool((replace(self, weight=weight).quotas(options.seed) == quota).all())
+
+
+@dataclass
+class Seats:
+    """Where each of the N samples stands in the draw.
+
+    Attributes:
+        bin, pick: as in `Bins`, -1 also for a copy that only a must-include sample made one.
+        rank, kept: as in `PlanShard`.
+    """
+
+    bin: NDArray[np.int16]
+    pick: NDArray[np.int32]
+    rank: NDArray[np.int32]
+    kept: NDArray[np.bool_]
+
+
+def make_cells(samples: Samples, bins: Bins, importance: NDArray[np.float64], options: Options) -> Cells:
+    """The cells of samples, and the budget of keep · the samples of the chosen classes, copies too.
+
+    Raises:
+        PlanError: more must-includes than the budget.
+        ValueError: the allocation gives weights that cannot be used.
+    """
+    free = _free(samples)
+    n_classes, n_bins = len(samples.classes), bins.n_bins
+    cell = samples.row[free] * n_bins + bins.bin[free]
+    size = np.bincount(cell, minlength=n_classes * n_bins).reshape(n_classes, n_bins)
+    n_must = np.bincount(samples.row[samples.must], minlength=n_classes)
+    weight = np.stack([weigh_bins(options, of_class, importance) for of_class in size])
+    n_chosen = int(np.isin(samples.label, samples.classes).sum())
+    n_left = int(size.sum() + n_must.sum())
+    budget = budget_for(options.keep, n_chosen)
+    if budget < n_must.sum():
+        raise PlanError(
+            f"{n_must.sum()} must-include samples, but keep={options.keep} leaves a budget of {budget}; raise keep or "
+            "name fewer"
+        )
+    if budget > n_left:
+        logger.warning(
+            "keep=%s of %d samples is %d, but %d are left without copies: all of them are kept",
+            options.keep, n_chosen, budget, n_left,
+        )  # fmt: skip
+    return Cells(size, n_must, weight, min(budget, n_left), options.balance)
+
+
+def weigh_bins(options: Options, size: _Counts, importance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(K,) float64: the weights that the allocation gives bins of (K,) sizes."""
+    rule: Allocation = options.rule
+    weight = np.asarray(
+        rule(size.copy(), importance.copy(), options.keep), dtype=np.float64
+    )  # it may work in place
+    if weight.shape != size.shape or not np.isfinite(weight).all() or (weight < 0).any():
+        raise ValueError(
+            f"allocation {options.allocation!r} must give {size.shape} weights, finite and >= 0, got {shorten(weight)}"
+        )
+    return weight
+
+
+def take_seats(samples: Samples, bins: Bins, quota: _Counts, options: Options) -> Seats:
+    """Rank the free samples of each class and bin, by keyed draw or pick, ties by position; keep rank < quota.
+
+    Args:
+        samples: N of them.
+        bins: theirs.
+        quota: (C, K) int64.
+        options: `draw` and `seed`.
+    """
+    left_out = samples.reason != KEPT
+    bin, pick = np.where(left_out, np.int16(-1), bins.bin), np.where(left_out, np.int32(-1), bins.pick)
+    rank, kept = np.full(len(samples), NEVER, dtype=np.int32), samples.must.copy()
+    order: NDArray[Any] = keyed_draws(samples.features, options.seed) if options.draw == "random" else pick
+    rows = np.flatnonzero(_free(samples))
+    cell = samples.row[rows] * quota.shape[1] + bin[rows]
+    by_cell = np.lexsort((order[rows], cell))  # stable, so ties keep their position
+    _, starts, counts = np.unique(cell[by_cell], return_index=True, return_counts=True)
+    rank[rows[by_cell]] = np.arange(len(rows)) - np.repeat(starts, counts)
+    rank[samples.must] = ALWAYS
+    kept[rows] = rank[rows] < quota.ravel()[cell]
+    return Seats(bin, pick, rank, kept)
+
+
+def _free(samples: Samples) -> NDArray[np.bool_]:
+    """(N,) bool: in a bin and to be drawn from it."""
+    free: NDArray[np.bool_] = (samples.reason == KEPT) & ~samples.must
+    return free

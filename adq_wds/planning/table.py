@@ -1,0 +1,173 @@
+"""Writes down a plan: the rows of each shard, and the header that says how they came about."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adq_wds.core.fresh import ONE
+from adq_wds.core.scores import DECIMALS, rounded
+from adq_wds.errors import shorten
+from adq_wds.planning.options import Options
+from adq_wds.planning.samples import Samples, name_samples
+from adq_wds.planning.seats import Cells, Seats
+from adq_wds.tables.bins import Bins
+from adq_wds.tables.features_file import NO_LABEL, FeaturesFile
+from adq_wds.tables.plan import BAD, DUPLICATE, KEPT, NEVER, QUOTA, REASONS, Plan, PlanShard
+from adq_wds.tables.spans import Spans
+
+logger = logging.getLogger("adq_wds")
+
+
+def make_table(
+    samples: Samples,
+    bins: Bins,
+    cells: Cells,
+    quota: NDArray[np.int64],
+    seats: Seats,
+    scores: Mapping[str, NDArray[np.float64]],
+    options: Options,
+) -> Plan:
+    """The plan, in memory, over all samples, usable or not.
+
+    Args:
+        samples: N of them, and why each is left out.
+        bins: theirs.
+        cells: C classes of K bins.
+        quota: (C, K) int64.
+        seats: who is kept.
+        scores: (K,) float64 of each score, "importance" among them.
+        options: as asked.
+    """
+    shards = _shards(samples, seats)
+    header = {
+        **_header_of_set(samples, seats, shards, bins, options),
+        **_header_of_cells(samples, cells, quota, scores, options),
+    }
+    return Plan.from_shards(shards, header)
+
+
+def _shards(samples: Samples, seats: Seats) -> list[PlanShard]:
+    """The plan's rows per shard."""
+    reason = np.where(seats.kept, KEPT, np.where(samples.reason == KEPT, QUOTA, samples.reason))
+    stays = np.where(samples.reason == DUPLICATE, samples.stays, -1)
+    names = name_samples(samples.features, stays[stays >= 0].tolist())
+    columns = (
+        samples.label, seats.bin, seats.pick, seats.rank, seats.kept, reason.astype(np.uint8), stays,
+    )  # fmt: skip
+    shards, first = [], 0
+    for file in samples.features:
+        shards.append(_with_bad(file, [column[first : first + file.n] for column in columns], names))
+        first += file.n
+    return shards
+
+
+def _with_bad(file: FeaturesFile, columns: list[NDArray[Any]], names: Mapping[int, str]) -> PlanShard:
+    """One shard's rows, with its unusable samples in their places, never kept."""
+    spans = file.spans()
+    if file.bad:
+        bad = file.bad_spans()
+        order = np.argsort(np.concatenate([spans.index, bad.index]), kind="stable")
+        spans = Spans.joined([spans, bad]).take(order)
+        fills = (NO_LABEL, -1, -1, NEVER, False, BAD, -1)
+        columns = [
+            np.concatenate([column, np.full(len(bad), fill, dtype=column.dtype)])[order]
+            for column, fill in zip(columns, fills, strict=True)
+        ]
+    label, bin, pick, rank, kept, reason, stays = columns
+    copies = {row: names[int(stays[row])] for row in np.flatnonzero(stays >= 0).tolist()}
+    return PlanShard(file.shard, spans, label, bin, pick, rank, kept, reason, copies)
+
+
+def _header_of_set(
+    samples: Samples, seats: Seats, shards: list[PlanShard], bins: Bins, options: Options
+) -> dict[str, Any]:
+    """Settings, features, sums over all samples and over the kept ones."""
+    features = samples.features
+    first = features.files[0]
+    used = {name: revision for name, revision in first.scores.items() if name in options.scores}
+    more: dict[str, Any] = {"scores": used} if used else {}
+    if options.kernel == "gradient":
+        more["logit_grad"] = first.header["logit_grad"]
+    reasons = np.concatenate([shard.reason for shard in shards if shard.reason is not None])
+    n_bytes = np.concatenate([shard.spans.n_bytes for shard in shards])
+    kept = np.concatenate([shard.kept for shard in shards])
+    texture = features.texture()
+    return {
+        "settings": {**options.settings(), **samples.settings, "n_bins": bins.n_bins},
+        "features": {**features.header, "hash": features.hash, "limit": features.limit, **more},
+        "bytes": {"all": int(n_bytes.sum()), "kept": int(n_bytes[kept].sum())},
+        "texture": None if texture is None else _mean_texture(texture, seats.kept),
+        "bad": sum(len(file.bad) for file in features),
+        "reasons": dict(zip(REASONS, np.bincount(reasons, minlength=len(REASONS)).tolist(), strict=True)),
+        "copies_of_other_label": _count_other_labels(samples),
+    }
+
+
+def _header_of_cells(
+    samples: Samples,
+    cells: Cells,
+    quota: NDArray[np.int64],
+    scores: Mapping[str, NDArray[np.float64]],
+    options: Options,
+) -> dict[str, Any]:
+    """Counts and rates of classes, of bins, and of the cells of both."""
+    names, size = samples.names, cells.size
+    n_class, kept = cells.n_class.tolist(), (quota.sum(axis=1) + cells.n_must).tolist()
+    shown = {name: rounded(score) for name, score in scores.items()}
+    return {
+        "names": names,
+        "classes": [
+            {
+                "label": c,
+                "name": names[c] if names is not None and c >= 0 else None,
+                "n": n_class[i],
+                "kept": kept[i],
+                "must_include": int(cells.n_must[i]),
+            }
+            for i, c in enumerate(samples.classes)
+        ],
+        "cells": {
+            "size": size.tolist(),
+            "quota": quota.tolist(),
+            "share": (cells.shares() / ONE).tolist(),
+        },
+        "equal_to_alpha_0": cells.equal_to_alpha_0(quota, options),
+        "bins": [
+            {
+                "size": n,
+                "kept": n_kept,
+                "rate": round(n_kept / max(1, n), DECIMALS),
+                **{name: score[k] for name, score in shown.items()},
+            }
+            for k, (n, n_kept) in enumerate(
+                zip(size.sum(axis=0).tolist(), quota.sum(axis=0).tolist(), strict=True)
+            )
+        ],
+    }
+
+
+def _mean_texture(texture: NDArray[np.float32], kept: NDArray[np.bool_]) -> dict[str, float]:
+    """Of all samples, and of those kept."""
+    parts = {"all": texture, "kept": texture[kept]}
+    return {
+        name: round(float(part.sum(dtype=np.float64)) / max(1, len(part)), 6) for name, part in parts.items()
+    }
+
+
+def _count_other_labels(samples: Samples) -> int:
+    """How many copies have another label than the sample that stays; a warning names one."""
+    label, stays = samples.label, samples.stays
+    other = np.flatnonzero(label != label[stays])
+    if len(other):
+        i, j = int(other[0]), int(stays[other[0]])
+        names = name_samples(samples.features, [i, j])
+        logger.warning(
+            "%d copies have another label than the sample that stays, such as %s (class %d) of %s (class %d)",
+            len(other), shorten(names[i]), label[i], shorten(names[j]), label[j],
+        )  # fmt: skip
+    return len(other)
