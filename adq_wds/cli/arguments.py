@@ -224,5 +224,9 @@ def _embed_flags(command: Any, without: Iterable[str] = ()) -> None:
 
 def _plan_flags(command: Any) -> None:
     keys = "keys that are kept in any case, one a line: KEY, or SHARD<TAB>KEY where a key stands in several shards"
-    must_include = {"nargs": None, "default": None, "metavar": "FILE", "help": keys}
-    add_options(command.add_argument_group("plan"), PLAN, must_include=must_include)
+    file = {"nargs": None, "default": None, "metavar": "FILE"}
+    must_include, exclude = (
+        {**file, "help": keys},
+        {**file, "help": "keys that are never kept, as a file of the same form"},
+    )
+    add_options(command.add_argument_group("plan"), PLAN, must_include=must_include, exclude=exclude)

@@ -390,8 +390,9 @@ def _importance(a: argparse.Namespace) -> str | adq_wds.Importance:
 
 def _plan_options(a: argparse.Namespace, without: Sequence[str] = ()) -> dict[str, Any]:
     options = given(a, PLAN, without=without)
-    asked = a.must_include  # a file's name; keys, where an earlier run read them
-    options["must_include"] = _keys_in(asked) if isinstance(asked, str) else list(asked or [])
+    for name in ("must_include", "exclude"):
+        asked = options[name]  # a file's name; keys, where an earlier run read them
+        options[name] = _keys_in(asked) if isinstance(asked, str) else list(asked or [])
     return options
 
 

@@ -103,10 +103,25 @@ def _how(option: Option) -> dict[str, Any]:
         return {**how, "action": argparse.BooleanOptionalAction}
     if option.many:
         return {**how, "nargs": "+"}
+    if option.choices and option.type in _TYPES:
+        words = (*option.choices, *[NONE] * (option.none and NONE not in option.choices))
+        return {**how, "type": _word_or(words, _TYPES[option.type]), "metavar": "|".join((*words, "NUMBER"))}
     if option.choices:
         none = [NONE] if option.none and NONE not in option.choices else []
         return {**how, "choices": (*option.choices, *none)}
     return {**how, "type": _TYPES[option.type]} if option.type in _TYPES else how
+
+
+def _word_or(words: Sequence[str], number: Callable[[str], Any]) -> Callable[[str], Any]:
+    """What reads one of some words, or else a number."""
+
+    def read(text: str) -> Any:
+        try:
+            return text if text in words else number(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is neither {', '.join(words)} nor a number") from None
+
+    return read
 
 
 def given(arguments: argparse.Namespace, function: str, *, without: Iterable[str] = ()) -> dict[str, Any]:

@@ -208,8 +208,9 @@ def load_run(path: str | os.PathLike[str]) -> dict[str, Any]:
         for part, known in _KNOWN.items():
             if unknown := sorted(set(arguments[part]) - known):
                 raise ValueError(f"unknown arguments {unknown} under {part!r}")
-        if not isinstance(arguments["plan"].get("must_include", []), list):
-            raise ValueError("must_include is not a list")
+        for name in ("must_include", "exclude"):
+            if not isinstance(arguments["plan"].get(name, []), list):
+                raise ValueError(f"{name} is not a list")
         urls = [str(shard["path"]) for shard in old["shards"]]
         return {"urls": urls, "write": bool(arguments["write"]), **{part: arguments[part] for part in _KNOWN}}
     except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:

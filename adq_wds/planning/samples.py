@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,9 @@ class Samples:
         stays: (N,) int64, of a copy the sample that stays; of any other its own position.
         binned: (N,) bool, whether the bins hold a sample: whatever plans must include, so that they share bins.
         settings: what the plan's header says of an option in place of its value.
+        margin: (N,) float32, how well each label fits, NaN for samples left out before; None where nobody asked.
+        doubts: what the plan's header says of labels and margins; None where nobody asked.
+        scratch: folder for scratch files; the system's temporary folder when None.
     """
 
     features: Features
@@ -48,6 +52,9 @@ class Samples:
     stays: NDArray[np.int64]
     binned: NDArray[np.bool_]
     settings: dict[str, Any] = field(default_factory=dict)
+    margin: NDArray[np.float32] | None = None
+    doubts: dict[str, Any] | None = None
+    scratch: Path | None = None
 
     def __len__(self) -> int:
         return len(self.label)

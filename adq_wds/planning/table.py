@@ -55,9 +55,10 @@ def _shards(samples: Samples, seats: Seats) -> list[PlanShard]:
     """The plan's rows per shard."""
     reason = np.where(seats.kept, KEPT, np.where(samples.reason == KEPT, QUOTA, samples.reason))
     stays = np.where(samples.reason == DUPLICATE, samples.stays, -1)
+    margin = np.zeros((len(samples), 0), dtype=np.float32) if samples.margin is None else samples.margin
     names = name_samples(samples.features, stays[stays >= 0].tolist())
     columns = (
-        samples.label, seats.bin, seats.pick, seats.rank, seats.kept, reason.astype(np.uint8), stays,
+        samples.label, seats.bin, seats.pick, seats.rank, seats.kept, reason.astype(np.uint8), stays, margin,
     )  # fmt: skip
     shards, first = [], 0
     for file in samples.features:
@@ -73,14 +74,15 @@ def _with_bad(file: FeaturesFile, columns: list[NDArray[Any]], names: Mapping[in
         bad = file.bad_spans()
         order = np.argsort(np.concatenate([spans.index, bad.index]), kind="stable")
         spans = Spans.joined([spans, bad]).take(order)
-        fills = (NO_LABEL, -1, -1, NEVER, False, BAD, -1)
+        fills = (NO_LABEL, -1, -1, NEVER, False, BAD, -1, np.nan)
         columns = [
-            np.concatenate([column, np.full(len(bad), fill, dtype=column.dtype)])[order]
+            np.concatenate([column, np.full((len(bad), *column.shape[1:]), fill, dtype=column.dtype)])[order]
             for column, fill in zip(columns, fills, strict=True)
         ]
-    label, bin, pick, rank, kept, reason, stays = columns
+    label, bin, pick, rank, kept, reason, stays, margin = columns
     copies = {row: names[int(stays[row])] for row in np.flatnonzero(stays >= 0).tolist()}
-    return PlanShard(file.shard, spans, label, bin, pick, rank, kept, reason, copies)
+    known = margin if margin.ndim == 1 else None
+    return PlanShard(file.shard, spans, label, bin, pick, rank, kept, reason, copies, known)
 
 
 def _header_of_set(
@@ -105,6 +107,7 @@ def _header_of_set(
         "bad": sum(len(file.bad) for file in features),
         "reasons": dict(zip(REASONS, np.bincount(reasons, minlength=len(REASONS)).tolist(), strict=True)),
         "copies_of_other_label": _count_other_labels(samples),
+        **({} if samples.doubts is None else {"clean": samples.doubts}),
     }
 
 

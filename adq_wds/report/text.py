@@ -31,7 +31,7 @@ def describe_plan(plan: Plan) -> dict[str, Any]:
     }
     for name in (
         "settings", "features", "bins", "classes", "bytes", "texture", "bad", "reasons", "equal_to_alpha_0",
-        "copies_of_other_label",
+        "copies_of_other_label", "clean",
     ):  # fmt: skip
         if name in header:
             described[name] = header[name]
@@ -88,7 +88,7 @@ def _text(plan: Plan, about: dict[str, Any]) -> str:
     if about.get("features"):
         lines.append(f"features: {_plain(about['features']['encoder'])}, D = {about['features']['width']:d}")
     lines += [f"hash {plan.hash}", ""]
-    lines += [*_bin_table(about["bins"]), "", *_class_table(about["classes"])]
+    lines += [*_bin_table(about["bins"]), "", *_class_table(about["classes"], about.get("clean"))]
     return "\n".join(lines).rstrip()
 
 
@@ -102,7 +102,9 @@ def _notes(about: dict[str, Any]) -> list[str]:
         more = f", {other:,} of them with another label than the sample that stays" if other else ""
         lines.append(f"{copies:,} copies are left out{more}")
     if excluded := about.get("reasons", {}).get("excluded", 0):
-        lines.append(f"{excluded:,} samples of other classes are left out")
+        lines.append(f"{excluded:,} samples {_excluded(about)} are left out")
+    if clean := about.get("clean"):
+        lines.append(_doubted(clean))
     if about["empty_classes"]:
         names = [_class_name(c) for c in about["classes"] if not c["kept"]][:_SHOWN_NAMES]
         n = len(about["empty_classes"])
@@ -118,6 +120,26 @@ def _notes(about: dict[str, Any]) -> list[str]:
             f"classes are unequal: {most['n']:,} samples in {_class_name(most)}, {least['n']:,} in {_class_name(least)}"
         )
     return lines
+
+
+def _excluded(about: dict[str, Any]) -> str:
+    return (
+        "on the exclude list, or of other classes,"
+        if about["settings"].get("exclude")
+        else "of other classes"
+    )
+
+
+def _doubted(clean: dict[str, Any]) -> str:
+    """How many labels are doubted, and in which classes most and least."""
+    out, of = sum(clean["left_out"]), sum(clean["of"])
+    shares = [a / n for a, n in zip(clean["left_out"], clean["of"], strict=True) if n]
+    line = f"{out:,} samples are left out whose labels are doubted ({100 * out / max(1, of):.1f} %"
+    if out:
+        line += f"; by class {100 * min(shares):.1f} to {100 * max(shares):.1f} %"
+    return (
+        f"{line}); left out of the fit, {100 * clean['accuracy']:.0f} % of samples are predicted as labelled"
+    )
 
 
 def _class_name(entry: dict[str, Any]) -> str:
@@ -223,9 +245,12 @@ def _bin_table(bins: list[dict[str, Any]]) -> list[str]:
     return _aligned([columns, *rows])
 
 
-def _class_table(classes: list[dict[str, Any]]) -> list[str]:
+def _class_table(classes: list[dict[str, Any]], clean: dict[str, Any] | None) -> list[str]:
     if not classes:
         return []
+    doubted = [""] * len(classes)
+    if clean is not None:
+        doubted = [f"{n:,}" if n else "" for n in clean["left_out"]]
     rows = [
         [
             "all" if c["label"] < 0 else str(c["label"]),
@@ -233,10 +258,11 @@ def _class_table(classes: list[dict[str, Any]]) -> list[str]:
             f"{c['n']:,}",
             f"{c['kept']:,}",
             _must(c),
+            n_doubted,
         ]
-        for c in classes[:_SHOWN_CLASSES]
+        for c, n_doubted in zip(classes[:_SHOWN_CLASSES], doubted, strict=False)
     ]
-    table = _aligned([["class", "name", "samples", "kept", "must include"], *rows])
+    table = _aligned([["class", "name", "samples", "kept", "must include", "doubted"], *rows])
     hidden = len(classes) - len(rows)
     return [*table, f"… and {hidden} more classes (--json lists them)"] if hidden else table
 

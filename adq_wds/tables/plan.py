@@ -25,7 +25,8 @@ from adq_wds.tables.parquet import GroupFile, Header, column_hashes, write_group
 from adq_wds.tables.spans import SPAN_FIELDS, Spans, no_samples, scan_spans
 
 VERSION = 2
-"""1: no reasons, no shares; fresh draws by whole rounds. 2: `reason`, `duplicate_of` and the header's `cells.share`."""
+"""1: no reasons, no shares; fresh draws by whole rounds. 2: `reason`, `duplicate_of` and the header's `cells.share`;
+where labels were doubted also `margin`."""
 ALWAYS = -1  # rank of a sample that is kept whatever the budget
 NEVER = 2**31 - 1  # rank of a sample outside all bins: damaged, a copy, or of a class left out
 REASONS = ("kept", "quota", "duplicate", "label", "bad", "excluded")
@@ -48,7 +49,9 @@ _REASON_FIELDS = [
     pa.field("duplicate_of", pa.string(), nullable=False),
 ]
 _MORE = [field.name for field in _REASON_FIELDS]
+_MARGIN = pa.field("margin", pa.float32(), nullable=False)
 _FULL_SCHEMA = pa.schema([*_SCHEMA, *_REASON_FIELDS])
+_MARGIN_SCHEMA = pa.schema([*_FULL_SCHEMA, _MARGIN])
 _HELD_EPOCHS = 4  # epochs whose places in all cells are held: workers of one stream may be in two
 
 
@@ -67,6 +70,7 @@ class PlanShard:
         reason: (n,) uint8, why each is kept or not, a position in `REASONS`; None where it was not read, or the plan is
             of version 1.
         duplicate_of: "SHARD/KEY" of the sample that stays, by row, for each row whose reason is "duplicate".
+        margin: (n,) float32, how well each label fits, NaN where that was not asked; None where it was asked of none.
     """
 
     name: str
@@ -78,6 +82,7 @@ class PlanShard:
     kept: NDArray[np.bool_]
     reason: NDArray[np.uint8] | None = None
     duplicate_of: Mapping[int, str] | None = None
+    margin: NDArray[np.float32] | None = None
 
     @cached_property
     def by_key(self) -> dict[str, tuple[bool, int, int]]:
@@ -99,7 +104,9 @@ class PlanShard:
         copies = self.duplicate_of or {}
         columns["reason"] = pa.array(REASONS).take(pa.array(self.reason))
         columns["duplicate_of"] = [copies.get(row, "") for row in range(len(self.reason))]
-        return pa.table(columns, schema=_FULL_SCHEMA)
+        if self.margin is None:
+            return pa.table(columns, schema=_FULL_SCHEMA)
+        return pa.table({**columns, "margin": self.margin}, schema=_MARGIN_SCHEMA)
 
     @classmethod
     def from_table(cls, name: str, table: pa.Table) -> PlanShard:
@@ -108,7 +115,7 @@ class PlanShard:
         return cls(name, Spans.from_table(table), *columns)
 
     def with_reasons(self, table: pa.Table) -> PlanShard:
-        """The same rows with the reasons in a table's columns `reason` and `duplicate_of`.
+        """The same rows with the reasons in a table's columns `reason` and `duplicate_of`, and its `margin` if any.
 
         Raises:
             PlanError: the reasons contradict the rows.
@@ -128,7 +135,8 @@ class PlanShard:
             raise PlanError(f"{place}: a reason contradicts what is kept, or in which bin")
         if not np.array_equal(rows, np.flatnonzero(reason == DUPLICATE)):
             raise PlanError(f"{place}: a copy names no sample that stays, or another sample names one")
-        return replace(self, reason=reason, duplicate_of=copies)
+        margin = table["margin"].to_numpy() if "margin" in table.column_names else None
+        return replace(self, reason=reason, duplicate_of=copies, margin=margin)
 
     def check(self, n_kept: int, classes: Sequence[int], quota: NDArray[np.int64]) -> None:
         """Raise `PlanError` unless the rows make sense together and agree with the quotas.
@@ -356,7 +364,10 @@ class Plan:
         if not self._explained:
             return shard
         file = self._groups
-        table = file.group(i, _FULL_SCHEMA, _MORE) if isinstance(file, GroupFile) else file[i]
+        if isinstance(file, GroupFile):
+            table = file.group(i, _MARGIN_SCHEMA, [*_MORE, _MARGIN.name], optional=[_MARGIN.name])
+        else:
+            table = file[i]
         try:
             return shard.with_reasons(table)
         except PlanError as error:
@@ -370,7 +381,7 @@ class Plan:
         """All rows as one Arrow table: shard, index, key, byte_offset, n_bytes, crc32, label, bin, pick, rank, kept.
 
         Plans of version 2 also have `reason` (kept, quota, duplicate, label, bad, excluded) and `duplicate_of`
-        ("SHARD/KEY" of the sample that a copy is one of, else "").
+        ("SHARD/KEY" of the sample that a copy is one of, else ""), and, where labels were doubted, `margin`.
         """
         if not self.shards:
             return self._schema.empty_table()
@@ -378,14 +389,20 @@ class Plan:
 
     @property
     def _schema(self) -> pa.Schema:
-        return _FULL_SCHEMA if self._explained else _SCHEMA
+        if not self._explained:
+            return _SCHEMA
+        return _MARGIN_SCHEMA if self._has([_MARGIN.name]) else _FULL_SCHEMA
 
     @property
     def _explained(self) -> bool:
         """Whether the rows have reasons."""
+        return self._has(_MORE)
+
+    def _has(self, names: list[str]) -> bool:
+        """Whether the rows have these columns."""
         if isinstance(self._groups, GroupFile):
-            return all(map(self._groups.has, _MORE))
-        return all(set(_MORE) <= set(table.column_names) for table in self._groups)
+            return all(map(self._groups.has, names))
+        return all(set(names) <= set(table.column_names) for table in self._groups)
 
     def keys(self) -> list[str]:
         """The kept keys, in the order of shards and of samples in them."""
