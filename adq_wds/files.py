@@ -1,4 +1,4 @@
-"""How do files come to be? Whole or not at all, hashed, and written by one job at a time."""
+"""Writes files whole or not at all, hashes them, and keeps a folder to one job at a time."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
                 with contextlib.suppress(OSError):
                     partial.unlink()
                 raise
-        sync_folder(path.parent)
+        _sync_folder(path.parent)
     except OSError as error:
         raise AdqError(f"cannot write {path}: {_reason(error)}") from error
 
@@ -76,36 +76,31 @@ def _partial_of(path: Path) -> Iterator[tuple[Path, int]]:
     When as many writers live as there are names, the next waits for one of them.
     """
     partials = _partials_of(path)
-    mine = None
-    while mine is None:
-        for partial in partials:
-            if mine is not None and not partial.exists():
-                continue
-            handle = _claimed(partial, wait=mine is None and partial == partials[-1])
-            if handle is None:
-                continue
-            if mine is None:
-                mine = partial, handle
-            else:
-                partial.unlink()
-                os.close(handle)
+    handle = None
+    while handle is None:
+        partial = partials.pop(0)
+        handle = _open_locked(partial, wait=not partials)
     try:
-        os.ftruncate(mine[1], 0)
-        yield mine
+        for other in partials:
+            if other.exists() and (left_over := _open_locked(other, wait=False)) is not None:
+                other.unlink()
+                os.close(left_over)
+        os.ftruncate(handle, 0)
+        yield partial, handle
     finally:
-        os.close(mine[1])
+        os.close(handle)
 
 
-def _claimed(partial: Path, *, wait: bool) -> int | None:
-    """The descriptor of a hidden file, locked, and still the one of that name; None where a living writer has it."""
+def _open_locked(path: Path, *, wait: bool) -> int | None:
+    """The descriptor of a file, made if need be, locked, and still the one of that name; None where others hold it."""
     while True:
-        handle = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            if os.path.samestat(os.fstat(handle), partial.stat()):
+            if os.path.samestat(os.fstat(handle), path.stat()):
                 return handle
         except FileNotFoundError:
-            pass  # its writer has just given it its final name, or removed it
+            pass  # its holder has just renamed or removed it
         except BlockingIOError:
             os.close(handle)
             return None
@@ -115,7 +110,7 @@ def _claimed(partial: Path, *, wait: bool) -> int | None:
         os.close(handle)
 
 
-def sync_folder(folder: Path) -> None:
+def _sync_folder(folder: Path) -> None:
     """Make a rename in `folder` survive a power cut (a no-op where folders cannot be opened)."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
@@ -178,41 +173,31 @@ def lock(folder: str | os.PathLike[str]) -> Iterator[None]:
         AdqError: another process holds the folder; names its pid, host, command and start.
     """
     path = Path(folder) / ".adq.lock"
-    handle = _locked(path)
+    try:
+        handle = _open_locked(path, wait=False)
+    except OSError as error:
+        raise AdqError(f"cannot lock {path.parent}: {_reason(error)}") from error
+    if handle is None:
+        holder = ""
+        with contextlib.suppress(FileNotFoundError):
+            holder = path.read_text(encoding="utf-8", errors="replace").strip()
+        raise AdqError(
+            f"{path.parent} is in use by {holder or 'a process that has not said its name'}; wait for it, or "
+            "choose another folder"
+        )
     try:
         started = time.strftime("%Y-%m-%d %H:%M:%S")
         command = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python"
         holder = f"pid {os.getpid()} on {socket.gethostname()} ({command}, since {started})"
         try:
             os.ftruncate(handle, 0)
-            with open(handle, "w", encoding="utf-8", errors="backslashreplace", closefd=False) as text:
-                text.write(holder)
+            with open(handle, "wb", closefd=False) as file:
+                file.write(holder.encode("utf-8", "backslashreplace"))
         except OSError as error:
             raise AdqError(f"cannot write {path}: {_reason(error)}") from error
         yield
     finally:
-        path.unlink(missing_ok=True)  # while it is held: `_locked` sees to those who wait with it open
-        os.close(handle)
-
-
-def _locked(path: Path) -> int:
-    """The descriptor of the lock file, locked, and still the one that `path` names."""
-    while True:
-        try:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except OSError as error:
-            raise AdqError(f"cannot lock {path.parent}: {_reason(error)}") from error
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(handle), path.stat()):
-                return handle
-        except FileNotFoundError:
-            pass  # its holder removed it between our two calls
-        except OSError as error:
-            holder = os.pread(handle, 500, 0).decode("utf-8", "replace").strip()
-            os.close(handle)
-            raise AdqError(
-                f"{path.parent} is in use by {holder or 'a process that has not said its name'}; wait for it, or "
-                "choose another folder"
-            ) from error
+        path.unlink(
+            missing_ok=True
+        )  # while it is held: who waits with it open then sees another file of that name
         os.close(handle)

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from adq_wds.core.allocation import adaptive, uniform
 from adq_wds.errors import AdqError
+from adq_wds.models import SHIPPED_ENCODERS
 
 if TYPE_CHECKING:
     from adq_wds.protocols import Allocation, Encoder, Importance
     from adq_wds.score import Score
 
 ALLOCATIONS: dict[str, Allocation] = {"adaptive": adaptive, "uniform": uniform}
-SHIPPED_ENCODERS = ("builtin", "builtin-free", "thumbnail")
 SCORES = ("texture", "diversity")  # both in every plan's bins; others are `Score`s of users
 IMPORTANCES = ("gradcam++", "gradcam", "attention", "texture", "random")
 Kernel = Literal["features", "gradient"]
@@ -55,11 +55,6 @@ def encoder(spec: str | Encoder | Callable[..., Any] = "builtin", **options: Any
     offered = _installed("encoders", spec)
     if offered is not None:
         return _encoder_object(_made("encoder", spec, offered, options), {})
-    from adq_wds.models.timm_build import close_timm_names, is_timm_name
-
-    if not is_timm_name(spec):
-        close = difflib.get_close_matches(spec, SHIPPED_ENCODERS) + close_timm_names(spec)
-        raise ValueError(unknown("encoder", spec, close or [*SHIPPED_ENCODERS, "any timm model"]))
     from adq_wds.models.timm_encoder import timm_encoder
 
     return timm_encoder(spec, **options)
@@ -92,11 +87,11 @@ def _encoder_object(spec: Any, options: dict[str, Any]) -> Encoder:
             raise ValueError(f"encoder {spec.name!r} is ready made; options {sorted(options)} do not apply")
         return spec  # type: ignore[no-any-return]
     if callable(spec):
-        from adq_wds.models.callables import callable_encoder
+        from adq_wds.models.callables import CallableEncoder
 
         if "name" not in options:
             raise ValueError("a function as encoder needs name=, which tells its features from others")
-        return callable_encoder(spec, **options)
+        return CallableEncoder(spec, **options)
     raise ValueError(f"encoder must be a name, an encoder or a function, got {spec!r}")
 
 
@@ -196,9 +191,9 @@ def _plain_importance(name: str, given: dict[str, Any]) -> Importance:
 
 def _seeing_importance(name: str, given: dict[str, Any]) -> Importance:
     """An importance by what a network looked at."""
+    from adq_wds.models.network_encoder import NetworkEncoder
     from adq_wds.saliency.attention import attention_importance
     from adq_wds.saliency.cam import cam_importance
-    from adq_wds.saliency.whole_images import Classifier
 
     own = {option: given.pop(option) for option in ("patch", "use_labels") if option in given}
     source = given.pop("encoder", None)
@@ -209,13 +204,13 @@ def _seeing_importance(name: str, given: dict[str, Any]) -> Importance:
             else "importance 'attention' needs a vision transformer: give encoder=, such as 'vit_small_patch16_224'"
         )
     network: Any = encoder("builtin" if source is None else source, **given)
-    if not isinstance(network, Classifier):
+    if not isinstance(network, NetworkEncoder):
         raise ValueError(
             f"importance {name!r} cannot look into the encoder {network.name!r}; take "
             + ("a ViT of timm" if name == "attention" else "builtin, or a timm network with a classifier")
         )
     if name == "attention":
-        return attention_importance(network, **own)  # type: ignore[arg-type]
+        return attention_importance(network, **own)
     return cam_importance(network, method=name, **own)
 
 

@@ -1,4 +1,4 @@
-"""What is a score? A number per sample, made while embedding, and from those a number per bin."""
+"""Defines scores: a number per sample, made while embedding, and from those a number per bin."""
 
 from __future__ import annotations
 
@@ -15,32 +15,10 @@ from adq_wds.errors import SampleError, shorten
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 # columns of our tables and of `adq show`, which a score of another kind must not hide
-RESERVED = frozenset(
-    [
-        "bin",
-        "byte_offset",
-        "crc32",
-        "digest",
-        "diversity",
-        "diversity_spread",
-        "embedding",
-        "importance",
-        "index",
-        "kept",
-        "key",
-        "label",
-        "logit_grad",
-        "n_bytes",
-        "norm",
-        "pick",
-        "rank",
-        "rate",
-        "shard",
-        "size",
-        "texture",
-        "views",
-    ]
-)
+RESERVED = frozenset([
+    "bin", "byte_offset", "crc32", "digest", "diversity", "diversity_spread", "embedding", "importance", "index",
+    "kept", "key", "label", "logit_grad", "n_bytes", "norm", "pick", "rank", "rate", "shard", "size", "texture", "views",
+])  # fmt: skip
 
 
 class Score(ABC):

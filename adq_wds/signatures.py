@@ -78,6 +78,22 @@ def options_of(function: str) -> dict[str, Option]:
 
 
 @cache
+def default_of(function: str, name: str) -> Any:
+    """The default of an argument that may also be given by position.
+
+    Raises:
+        LookupError: as `options_of`, or the argument has no default.
+    """
+    module, _, function_name = function.rpartition(".")
+    home, node = _find(module, function_name)
+    if isinstance(node, ast.FunctionDef):
+        for argument, default in zip(reversed(node.args.args), reversed(node.args.defaults), strict=False):
+            if argument.arg == name:
+                return _value(home, default)
+    raise LookupError(f"{function} has no default for {name}")
+
+
+@cache
 def _statements(module: str) -> list[str]:
     """The source of each statement on a module's top level; to parse whole modules would take longer than to start."""
     package, _, rest = module.partition(".")

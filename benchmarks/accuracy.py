@@ -1,23 +1,20 @@
-"""How well does a network trained from scratch on a selection do on the whole test set?
+"""How well does a network trained from scratch on a selection do on images that it never saw?
 
-CIFAR-10: class-balanced random selections, DQ and ADQ at several keep ratios, each as one selection and as fresh
+CIFAR-10, and sets made of it that are as sets of people are (`benchmarks.sets`: wrong labels, long tails, copies, all
+three): random selections, DQ, ADQ, k-centre and others at several keep ratios, each as one selection and as fresh
 draws (the same number of images an epoch, others in each), over several seeds; a plan's seed is its training's seed.
 At one ratio all arms get the same epochs and images a step, so equal compute; fresh draws get more data for it. `full`
-trains on everything for the epochs of the largest ratio and so has far more compute. The result is the last epoch's
-accuracy; the best one is recorded beside it and never chosen by.
+trains on everything, so has far more compute. The test set is halved: results are the last epoch's accuracy on one
+half, settings are chosen on the other, whose accuracy stands beside it as `choosing`.
 
-    python -m benchmarks.accuracy --data DATA --work WORK --net small --keep 0.05 0.1 0.2 --seeds 0 1 2 3 4 \\
-        --arms random dq adq fresh-random fresh-dq fresh-adq --encoder builtin-free --at-once 2 \\
-        --out benchmarks/results/accuracy.json
+    python -m benchmarks.accuracy --data DATA --work WORK --set all-three --net tiny --keep 0.1 --seeds 0 1 2 3 4 \\
+        --arms full random dq adq fresh-random fresh-adq --at-once 2 --out benchmarks/results/accuracy/FILE.json
 
 Every finished training is written to the result file at once, and the same command goes on where it was stopped; a
-file made with other settings is refused. `--out FILE --table` prints the file's summary. With an accelerator:
-`--net resnet18 --device cuda`.
+file made with other settings is refused. `--out FILE --table` prints the file's summary and, for `--against ARM`, each
+arm's difference from that arm, paired by seed, with its 95 % interval. With an accelerator: `--net resnet18 --device cuda`.
 
-Last measured (two cores of an AMD EPYC, torch 2.15, seeds 0 to 2 of the command above; mean and standard deviation): at keep
-5, 10 and 20 % random 67.12 ± 0.32, 73.54 ± 0.21, 77.70 ± 0.45; DQ 67.70 ± 0.75, 73.53 ± 0.20, 77.54 ± 0.15; ADQ 67.77 ± 0.54,
-73.85 ± 0.18, 77.75 ± 0.15; fresh random 75.85 ± 0.29, 77.83 ± 0.10, 79.67 ± 0.10; fresh DQ 75.84 ± 0.78, 77.93 ± 0.20,
-79.84 ± 0.20; fresh ADQ 75.90 ± 0.67, 78.05 ± 0.39, 80.22 ± 0.23. The accelerator's part has not been run.
+Last measured: see docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -42,39 +39,42 @@ import torch
 from numpy.typing import NDArray
 
 import adq_wds as adq
+from adq_wds.core.rng import draw
 from adq_wds.errors import AdqError
 from adq_wds.files import canonical_json, lock, make_folder, sha256_text, write_text
-from adq_wds.models.timm_encoder import pick_device
-from adq_wds.planning.build_plan import find_bins
-from adq_wds.tables.bins import Bins
+from adq_wds.models.forward import pick_device
 from adq_wds.tables.features import Features
 from adq_wds.tables.plan import Plan
 from benchmarks.common import data_folder, machine
-from benchmarks.training import NETS, Images, Recipe, read_images, recipe_for, train
+from benchmarks.sets import SETS, make_set
+from benchmarks.training import NETS, Images, Recipe, native_precision, read_images, recipe_for, train
 
-# One bin: a class-balanced keyed draw. Embeddings play no part, so the cheapest encoder does.
-ONE_BIN = {"encoder": "thumbnail", "bins": 1, "allocation": "uniform", "scores": ("texture",)}
-DQ = {"bins": 10, "allocation": "uniform"}
+# One bin, copies and all: a keyed draw. Embeddings play no part, so the cheapest encoder does.
+ONE_BIN = {"encoder": "thumbnail", "bins": 1, "allocation": "uniform", "scores": ("texture",), "dedup": None}
+DQ = {"allocation": "uniform", "dedup": None}
+ADQ = {"dedup": None}
 
 ARMS: dict[str, tuple[dict[str, Any], bool]] = {
     "full": ({**ONE_BIN, "keep": 1.0}, False),
-    "random": (ONE_BIN, False),
+    "random": (ONE_BIN, False),  # each class in its proportion
+    "k-centre": ({"pick": "k-centre"}, False),
     "dq": (DQ, False),
-    "adq": ({}, False),
-    "adq-minmax": ({"normalise": "minmax"}, False),
-    "adq-contrastive": ({"diversity_head": "contrastive", "views": 20_000}, False),
-    "adq-builtin": ({"encoder": "builtin"}, False),  # what adq-gradient is to be compared with
-    "adq-gradient": ({"encoder": "builtin", "kernel": "gradient", "logit_grad": True}, False),
+    "adq": (ADQ, False),  # as published
+    "adq-minmax": ({**ADQ, "normalise": "minmax"}, False),
+    "adq-contrastive": ({**ADQ, "diversity_head": "contrastive", "views": 20_000}, False),
+    "adq-builtin": ({**ADQ, "encoder": "builtin"}, False),  # what adq-gradient is to be compared with
+    "adq-gradient": ({**ADQ, "encoder": "builtin", "kernel": "gradient", "logit_grad": True}, False),
     "fresh-random": (ONE_BIN, True),
     "fresh-dq": (DQ, True),
-    "fresh-adq": ({}, True),
+    "fresh-adq": (ADQ, True),
 }
 """Name → (options of `build_plan` and `embed_shards`, whether every epoch draws anew). `encoder` or `keep` among the
-options is the arm's own, in place of what the command asks for."""
+options is the arm's own, in place of what the command asks for; `pick` names a rule that is no plan's."""
 
-_PLAN, _EMBED = (set(inspect.signature(f).parameters) for f in (adq.build_plan, adq.embed_shards))
-BIN_OPTIONS = {"bins", "kernel", "classes", "dedup"}  # which a plan's bins are decided by
-EMBED_OPTIONS = _EMBED - _PLAN - {"urls", "encoder", "out"}  # views=, logit_grad=: what some plans need
+T_95 = (12.71, 4.30, 3.18, 2.78, 2.57)  # Student's t for 95 %, of 2 to 6 pairs
+
+_PLAN = set(inspect.signature(adq.build_plan).parameters)
+EMBED_OPTIONS = set(inspect.signature(adq.embed_shards).parameters) - _PLAN - {"urls", "encoder"}
 
 
 @dataclass(frozen=True)
@@ -107,12 +107,11 @@ def tasks(
 
 
 class Plans:
-    """The plans of some shards, made by the package: embedded once into a folder, binned once, drawn for each seed."""
+    """The plans of some shards, made by the package: embedded once into a folder, planned for each seed."""
 
     def __init__(self, shards: Sequence[Path], work: Path) -> None:
         self._shards, self._work = shards, work
         self._features: dict[str, Features] = {}
-        self._bins: dict[str, Bins] = {}
         self._lock = threading.Lock()
 
     def features(self, task: Task) -> Features:
@@ -120,7 +119,7 @@ class Plans:
         options = {k: v for k, v in ARMS[task.arm][0].items() if k in EMBED_OPTIONS}
         name = "--".join([task.encoder, *(f"{k}={v}" for k, v in sorted(options.items()))])
         if name not in self._features:
-            out = self._work / "features" / name.replace("/", "--").replace(":", "--")
+            out = self._work / name.replace("/", "--").replace(":", "--")
             self._features[name] = adq.embed_shards(
                 self._shards, task.encoder, out, progress=False, **options
             )
@@ -129,17 +128,43 @@ class Plans:
     def plan(self, task: Task) -> Plan:
         """The plan that a training follows."""
         options = {"bins": 10, **ARMS[task.arm][0]}
-        of_bins = {k: v for k, v in options.items() if k in BIN_OPTIONS}
-        own = (BIN_OPTIONS - {"kernel"}) | EMBED_OPTIONS | {"encoder", "keep"}
-        of_plan = {k: v for k, v in options.items() if k not in own}
+        if options.pop("pick", None) == "k-centre":
+            return self._k_centre(task)
+        of_plan = {k: v for k, v in options.items() if k in _PLAN - {"keep"}}
         with self._lock:
-            features = self.features(task)
-            key = canonical_json([str(features.folder), of_bins])
-            if key not in self._bins:
-                self._bins[key] = find_bins(features, progress=False, **of_bins)
             return adq.build_plan(
-                features, bins=self._bins[key], keep=task.keep, seed=task.seed, progress=False, **of_plan
+                self.features(task), keep=task.keep, seed=task.seed, progress=False, **of_plan
             )
+
+    def _k_centre(self, task: Task) -> Plan:
+        with self._lock:
+            files = list(self.features(task))
+        rows = np.concatenate([file.embedding() for file in files]).astype(np.float32)
+        ids = [(file.shard, key) for file in files for key in file.spans().keys]
+        first = draw(task.seed, 0, "", "", purpose="k-centre") % len(rows)
+        chosen = k_centre(rows, round(task.keep * len(rows)), first)
+        return Plan.from_keys([str(path) for path in self._shards], [ids[i] for i in chosen])
+
+
+def k_centre(rows: NDArray[np.float32], n: int, first: int) -> NDArray[np.int64]:
+    """`n` rows, each the farthest from those before it; ties go to the lowest.
+
+    Args:
+        rows: (N, D), of length 1.
+        n: 1 to N.
+        first: the row to begin with.
+
+    Source: Sener and Savarese 2018 (arXiv 1708.00489), the greedy form.
+
+    >>> k_centre(np.float32([[1, 0], [0.8, 0.6], [0, 1], [-1, 0]]), 3, 0).tolist()
+    [0, 3, 2]
+    """
+    chosen, nearest = [first], rows @ rows[first]
+    while len(chosen) < n:
+        nearest[chosen[-1]] = np.inf
+        chosen.append(int(nearest.argmin()))
+        np.maximum(nearest, rows @ rows[chosen[-1]], out=nearest)
+    return np.array(chosen)
 
 
 def rows_of(plan: Plan, keys: dict[str, list[str]], *, fresh: bool) -> Callable[[int], NDArray[np.int64]]:
@@ -163,8 +188,22 @@ def rows_of(plan: Plan, keys: dict[str, list[str]], *, fresh: bool) -> Callable[
 
 
 def selection(plan: Plan) -> str:
-    """SHA-256 of all that a training takes from a plan: each shard's columns, and the sizes and quotas of its cells."""
-    return sha256_text(canonical_json([plan.header["shards"], plan.header["cells"]]))
+    """SHA-256 of the keys that a plan keeps, by shard, in its first three epochs."""
+    kept = [
+        [
+            [
+                name,
+                [
+                    key
+                    for key, keep in zip(plan.shard(name).spans.keys, plan.kept_in(name, epoch), strict=True)
+                    if keep
+                ],
+            ]
+            for name in plan.shards
+        ]
+        for epoch in range(3)
+    ]
+    return sha256_text(canonical_json(kept))
 
 
 class Results:
@@ -235,10 +274,49 @@ def summary(runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
                 "n": len(last),
                 "mean": round(statistics.mean(last), 3),
                 "std": round(statistics.stdev(last), 3) if len(last) > 1 else None,
-                "mean_of_best": round(statistics.mean(100 * run["best"] for run in group), 3),
+                "mean_of_choosing": round(statistics.mean(100 * run["choosing"] for run in group), 3),
                 "images_seen": round(statistics.mean(run["seen"] for run in group)),
             }
         )
+    return rows
+
+
+def differences(runs: Iterable[dict[str, Any]], base: str, judged: str = "last") -> list[dict[str, Any]]:
+    """Each arm's accuracy less that of `base` at the same ratio (of `full`, its own), paired by seed, in points.
+
+    `half_width` is that of the 95 % interval by Student's t; None for fewer than two pairs.
+    """
+    values: dict[tuple[str, str, float], dict[int, float]] = {}
+    for run in runs:
+        values.setdefault((run["arm"], run["encoder"], run["keep"]), {})[run["seed"]] = 100 * run[judged]
+    rows = []
+    for (arm, encoder, keep), of_arm in sorted(
+        values.items(), key=lambda v: (v[0][2], list(ARMS).index(v[0][0]))
+    ):
+        for other, of_base in values.items():
+            seeds = sorted(of_arm.keys() & of_base.keys())
+            if (
+                arm == base
+                or other[0] != base
+                or other[2] not in (keep, ARMS[base][0].get("keep"))
+                or not seeds
+            ):
+                continue
+            pairs = [of_arm[seed] - of_base[seed] for seed in seeds]
+            half = None
+            if len(pairs) > 1:
+                half = round(T_95[min(len(pairs), 6) - 2] * statistics.stdev(pairs) / len(pairs) ** 0.5, 2)
+            mean = round(statistics.mean(pairs), 2)
+            rows.append(
+                {
+                    "arm": arm,
+                    "encoder": encoder,
+                    "keep": keep,
+                    "n": len(pairs),
+                    "mean": mean,
+                    "half_width": half,
+                }
+            )
     return rows
 
 
@@ -271,7 +349,7 @@ def trained(task: Task, plan: Plan, recipe: Recipe, data: Images, test: Images) 
         torch.set_num_threads(1)  # of this thread: the trainings side by side share the cores
     start, busy = time.perf_counter(), time.thread_time()
     outcome = train(recipe, data, test, rows_of(plan, data.keys, fresh=ARMS[task.arm][1]), seed=task.seed)
-    best_epoch, best = max(outcome.curve, key=lambda entry: entry[1])
+    _, last, choosing = outcome.curve[-1]
     return {
         **asdict(task),
         "plan": plan.hash,
@@ -279,9 +357,8 @@ def trained(task: Task, plan: Plan, recipe: Recipe, data: Images, test: Images) 
         "kept": plan.n_kept,
         "seen": outcome.n_seen,
         "steps": outcome.n_steps,
-        "last": outcome.curve[-1][1],
-        "best": best,
-        "best_epoch": best_epoch,
+        "last": last,
+        "choosing": choosing,
         "seconds": round(time.perf_counter() - start, 1),
         "thread_seconds": round(time.thread_time() - busy, 1),
     }
@@ -332,6 +409,18 @@ def _say(record: dict[str, Any], n_done: int, n_all: int) -> None:
     )
 
 
+def _print(path: Path, against: Sequence[str]) -> None:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    print(markdown(content["summary"]))
+    for base in against:
+        print(f"\nagainst {base}, paired by seed:")
+        for row in differences(content["runs"], base):
+            spread = "" if row["half_width"] is None else f" ± {row['half_width']:.2f}"
+            print(
+                f"{row['arm']} ({row['encoder']}), keep {row['keep']:g}: {row['mean']:+.2f}{spread} ({row['n']})"
+            )
+
+
 def _command(folders: dict[str, str | None]) -> str:
     """What was typed, with names in place of the folders of this machine."""
     typed = " ".join(sys.argv[1:])
@@ -343,7 +432,17 @@ def _command(folders: dict[str, str | None]) -> str:
 def _arguments() -> argparse.Namespace:
     made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     made.add_argument("--data", default=os.environ.get("ADQ_DATA"), help="folder that holds cifar10/")
+    made.add_argument(
+        "--set", choices=list(SETS), default="clean", help="made once into WORK (benchmarks.sets)"
+    )
+    made.add_argument("--set-seed", type=int, default=0, metavar="SEED")
     made.add_argument("--net", choices=sorted(NETS), default="small")
+    made.add_argument(
+        "--precision",
+        choices=["auto", "bfloat16", "float32"],
+        default="auto",
+        help="auto: what the processor has",
+    )
     made.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N or auto")
     made.add_argument("--keep", type=float, nargs="+", default=[0.05, 0.1, 0.2], metavar="RATIO")
     made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED")
@@ -353,6 +452,9 @@ def _arguments() -> argparse.Namespace:
     made.add_argument("--work", default="accuracy-work", help="folder for features, used again when there")
     made.add_argument("--out", required=True, help="the result file; what it holds is not done again")
     made.add_argument("--table", action="store_true", help="print the table of the result file and end")
+    made.add_argument(
+        "--against", choices=list(ARMS), nargs="+", default=[], metavar="ARM", help="print differences"
+    )
     return made.parse_args()
 
 
@@ -360,26 +462,33 @@ def main() -> None:
     """Train whatever the result file lacks, and print its table."""
     a = _arguments()
     if not a.table:
-        folder = data_folder("cifar10", a.data)
-        device = pick_device(a.device)
-        shards, test_shards = (sorted(folder.glob(f"cifar10-{part}-*.tar")) for part in ("train", "test"))
-        data, test = read_images(shards, device), read_images(test_shards, device)
-        settings = {
-            "net": a.net,
-            "device": device.type if device.type == "cpu" else torch.cuda.get_device_name(device),
-            "torch": torch.__version__,
-            "autocast": "bfloat16",
-            "train": data.hash(),
-            "test": test.hash(),
-        }
-        work = make_folder(a.work)
+        folder, work = data_folder("cifar10", a.data), make_folder(a.work)
         make_folder(Path(a.out).absolute().parent)
-        with lock(work):
+        device = pick_device(a.device)
+        precision = a.precision
+        if precision == "auto":
+            precision = native_precision() if device.type == "cpu" else "bfloat16"
+        with lock(make_folder(work / f"{a.set}-{a.set_seed}")):
+            shards = make_set(
+                a.set, sorted(folder.glob("cifar10-train-*.tar")), work / "sets", seed=a.set_seed
+            )
+            data = read_images(shards, device)
+            test = read_images(sorted(folder.glob("cifar10-test-*.tar")), device)
+            settings = {
+                "set": a.set,
+                "set_seed": a.set_seed,
+                "net": a.net,
+                "device": device.type if device.type == "cpu" else torch.cuda.get_device_name(device),
+                "torch": torch.__version__,
+                "train": data.hash(),
+                "test": test.hash(),
+            }
             results = Results(Path(a.out), settings, _command({"DATA": a.data, "WORK": a.work}))
             todo = tasks(a.arms, a.encoder, a.keep, a.seeds)
-            recipe = partial(recipe_for, a.net)
-            run_all(todo, Plans(shards, work), data, test, results, recipe, at_once=a.at_once)
-    print(markdown(json.loads(Path(a.out).read_text(encoding="utf-8"))["summary"]))
+            recipe = partial(recipe_for, a.net, precision=precision)
+            plans = Plans(shards, work / "features" / f"{a.set}-{a.set_seed}")
+            run_all(todo, plans, data, test, results, recipe, at_once=a.at_once)
+    _print(Path(a.out), a.against)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,10 @@ import torch
 from numpy.typing import NDArray
 
 import adq_wds as adq
-from adq_wds.models.builtin import BUILTIN_NAMES, BuiltinEncoder, SmallNet, builtin_encoder, weights_header
-from adq_wds.models.forward import Forward, ForwardOptions
+from adq_wds.models import BUILTIN_NAMES
+from adq_wds.models.builtin import SmallNet, builtin_encoder, weights_path
+from adq_wds.models.checkpoints import load_weights
+from adq_wds.models.network_encoder import NetworkEncoder
 from adq_wds.models.thumbnail import Thumbnail
 from adq_wds.protocols import Encoder
 from benchmarks.common import data_folder, parser, report, seconds, spread
@@ -37,24 +40,15 @@ BATCH = 64
 N_TIMED = 1024
 
 
-def random_weights(seed: int = 0) -> BuiltinEncoder:
+def random_weights(seed: int = 0) -> NetworkEncoder:
     """The built-in network before any training: He's first weights, no biases."""
     torch.manual_seed(seed)
     network = SmallNet()
     for parameter in network.parameters():
         torch.nn.init.zeros_(parameter) if parameter.ndim == 1 else torch.nn.init.kaiming_normal_(parameter)
-    options, cpu = ForwardOptions(), torch.device("cpu")
-    options.place(network, cpu)
-    return BuiltinEncoder(
-        name="random weights",
-        revision=f"seed={seed}",
-        n_classes=None,
-        trained_on="nothing",
-        saw_labels=False,
-        network=network,
-        device=cpu,
-        _forward=Forward("random weights", network, options, cpu),
-    )
+    made = builtin_encoder("builtin-free")
+    made.options.place(network, made.device)
+    return replace(made, name="random weights", revision=f"seed={seed}", model=network, trained_on="nothing")
 
 
 def embedded(shards: list[Path], encoder: Encoder) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
@@ -117,7 +111,8 @@ def main() -> None:
         Thumbnail(),
     ]
     rows = {encoder.name: measured(encoder, train, test, a.runs) for encoder in encoders}
-    report({"encoders": rows, "headers": {name: weights_header(name) for name in BUILTIN_NAMES}}, a.out)
+    headers = {name: load_weights(weights_path(name)).header for name in BUILTIN_NAMES}
+    report({"encoders": rows, "headers": headers}, a.out)
 
 
 if __name__ == "__main__":

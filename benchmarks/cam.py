@@ -22,9 +22,9 @@ import torch
 
 from adq_wds.core.importance import patch_means
 from adq_wds.models.builtin import builtin_encoder
+from adq_wds.models.network_encoder import NetworkEncoder
 from adq_wds.models.timm_encoder import timm_encoder
 from adq_wds.saliency.cam import cam_importance
-from adq_wds.saliency.whole_images import Classifier, network_input
 from benchmarks.common import parser, report, spread
 
 # name: side of the images, patch, images in a batch
@@ -54,13 +54,13 @@ def in_turn(
 def measured(name: str, runs: int) -> dict[str, Any]:
     """One network's row."""
     side, patch, batch = CASES[name]
-    encoder: Classifier = builtin_encoder() if name == "builtin" else timm_encoder(name, pretrained=False)
+    encoder: NetworkEncoder = builtin_encoder() if name == "builtin" else timm_encoder(name, pretrained=False)
     pixels = np.random.default_rng(0).integers(0, 256, (batch, side, side, 3), dtype=np.uint8)
     images = [PIL.Image.fromarray(p) for p in pixels]
     importance = cam_importance(encoder, patch=patch)
     grid = (side // patch, side // patch)
     with torch.no_grad():
-        maps = importance._maps(network_input(encoder, images))
+        maps = importance._maps(encoder.whole(images))
 
     def beyond() -> None:
         with torch.no_grad():

@@ -23,7 +23,7 @@ from pathlib import Path
 import webdataset as wds
 
 import adq_wds as adq
-from adq_wds.registry import SHIPPED_ENCODERS
+from adq_wds.models import SHIPPED_ENCODERS
 from benchmarks.common import data_folder, parser, report, seconds, spread
 
 

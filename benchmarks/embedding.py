@@ -29,10 +29,11 @@ from PIL import Image
 import adq_wds as adq
 from adq_wds.embedding.batch import texture_of
 from adq_wds.engines.threads import cores
+from adq_wds.models.network_encoder import NetworkEncoder
 from adq_wds.models.thumbnail import Thumbnail
-from adq_wds.models.timm_encoder import TimmEncoder, timm_encoder
+from adq_wds.models.timm_encoder import timm_encoder
 from adq_wds.remote.open_shard import open_shard
-from adq_wds.samples.fields import read_image
+from adq_wds.samples.whole_image import whole_image
 from adq_wds.shards.samples_in_tar import iter_spans, read_sample
 from adq_wds.tables.spans import scan_spans
 from benchmarks.common import data_folder, parser, report, spread
@@ -59,9 +60,9 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - start, made
 
 
-def one_round(many: list[Path], samples: list[dict[str, Any]], encoder: TimmEncoder) -> tuple[float, ...]:
+def one_round(many: list[Path], samples: list[dict[str, Any]], encoder: NetworkEncoder) -> tuple[float, ...]:
     """Seconds of the whole job, of decoding alone, and of the network alone in two ways."""
-    decode, batches = timed(lambda: in_threads(lambda part: [read_image(s) for s in part], samples))
+    decode, batches = timed(lambda: in_threads(lambda part: [whole_image(s)[1] for s in part], samples))
     images = [image for batch in batches for image in batch]
     network, _ = timed(lambda: in_threads(encoder, images))
     torch.set_num_threads(cores())
@@ -100,7 +101,7 @@ def thumbnails(shards: list[Path], runs: int) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as out:
             scan, _ = timed(lambda: [scan_spans(shard, shard=shard.name) for shard in shards])
             samples = [sample for shard in shards for sample in samples_of(shard)]
-            decode, images = timed(lambda: [read_image(sample) for sample in samples])
+            decode, images = timed(lambda: [whole_image(sample)[1] for sample in samples])
             batches: list[list[Image.Image]] = [images[i : i + BATCH] for i in range(0, len(images), BATCH)]
             level, _ = timed(lambda: [texture_of(batch) for batch in batches])
             encode, _ = timed(lambda: [Thumbnail()(batch) for batch in batches])

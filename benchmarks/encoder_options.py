@@ -27,8 +27,9 @@ import PIL.Image
 import torch
 from numpy.typing import NDArray
 
-from adq_wds.models.builtin import BuiltinEncoder, builtin_encoder
-from adq_wds.models.timm_encoder import TimmEncoder, timm_encoder
+from adq_wds.models.builtin import builtin_encoder
+from adq_wds.models.network_encoder import NetworkEncoder
+from adq_wds.models.timm_encoder import timm_encoder
 from benchmarks.common import parser, report, spread
 
 BATCH = 64
@@ -39,7 +40,7 @@ WAYS: dict[str, dict[str, bool]] = {
     "compile": {"compile": True},
     "amp_and_compile": {"amp": True, "compile": True},
 }
-NETWORKS: dict[str, tuple[Callable[..., TimmEncoder | BuiltinEncoder], int, int]] = {
+NETWORKS: dict[str, tuple[Callable[..., NetworkEncoder], int, int]] = {
     "resnet18_at_224": (lambda **options: timm_encoder("resnet18", pretrained=False, **options), 256, 64),
     "builtin_at_32": (builtin_encoder, 32, 1024),
 }  # and side and number of the pictures
@@ -58,9 +59,7 @@ def pictures(n: int, side: int) -> list[PIL.Image.Image]:
     return made
 
 
-def embedded(
-    encoder: TimmEncoder | BuiltinEncoder, images: list[PIL.Image.Image]
-) -> tuple[float, NDArray[np.float64]]:
+def embedded(encoder: NetworkEncoder, images: list[PIL.Image.Image]) -> tuple[float, NDArray[np.float64]]:
     """Seconds, and unit rows."""
     start = time.perf_counter()
     h = np.concatenate([encoder(images[i : i + BATCH])[0] for i in range(0, len(images), BATCH)])

@@ -36,7 +36,8 @@ from adq_wds.core.importance import random_importance
 from adq_wds.core.patches import n_kept, top_patches
 from adq_wds.mae.checkpoints import BUILTIN_MAE, load_mae
 from adq_wds.mae.patches import cut, joined, smooth_fill
-from adq_wds.models.builtin import BuiltinEncoder, builtin_encoder
+from adq_wds.models.builtin import builtin_encoder
+from adq_wds.models.network_encoder import NetworkEncoder
 from adq_wds.saliency.cam import cam_importance
 from benchmarks.common import data_folder, parser, report
 
@@ -59,7 +60,7 @@ def read(folder: Path, n: int, skip: int = 0) -> tuple[list[PIL.Image.Image], ND
 
 
 def masks(
-    images: list[PIL.Image.Image], keep: float, classifier: BuiltinEncoder, batch: int = 256
+    images: list[PIL.Image.Image], keep: float, classifier: NetworkEncoder, batch: int = 256
 ) -> dict[str, Mask]:
     """What each importance keeps."""
     cam = cam_importance(classifier, method="gradcam++", patch=PATCH, use_labels=False)
@@ -105,7 +106,7 @@ def smooth(images: Images, mask: Mask) -> NDArray[np.float32]:
 
 def autoencoder(weights: str | None) -> tuple[Rebuild, dict[str, str]]:
     """The built-in one or a file's, in batches; and its header."""
-    path = Path(weights or Path(adq.__file__).parent / "mae" / "weights" / f"{BUILTIN_MAE}.safetensors")
+    path = Path(weights or BUILTIN_MAE)
     network = load_mae(path)
 
     def rebuild(images: Images, mask: Mask) -> NDArray[np.uint8]:
@@ -125,7 +126,7 @@ def psnr(found: NDArray[Any], images: Images, mask: Mask) -> float:
     return round(10 * math.log10(255**2 / float(squares.mean())), 2)
 
 
-def accuracy(classifier: BuiltinEncoder, images: NDArray[Any], labels: NDArray[np.int64]) -> float:
+def accuracy(classifier: NetworkEncoder, images: NDArray[Any], labels: NDArray[np.int64]) -> float:
     """Of the classifier's head."""
     pixels, n_right = np.clip(np.round(images), 0, 255).astype(np.uint8), 0
     for i in range(0, len(pixels), 250):

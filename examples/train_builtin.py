@@ -33,9 +33,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from adq_wds.files import atomic_path, sha256_text, write_text
-from adq_wds.models.builtin import BUILTIN_NAMES, MEAN, SIDE, STD, WIDTH, SmallNet, normalised, resized
+from adq_wds.models import BUILTIN_NAMES
+from adq_wds.models.builtin import MEAN, SIDE, STD, WIDTH, SmallNet, normalised, resized
 from adq_wds.remote.open_shard import open_shard
-from adq_wds.samples.fields import read_image, read_label
+from adq_wds.samples.label import read_label
+from adq_wds.samples.whole_image import whole_image
 from adq_wds.shards.names import expand_urls
 from adq_wds.shards.samples_in_tar import iter_spans, read_sample
 
@@ -55,7 +57,7 @@ def read_shards(pattern: str, scratch: Path) -> tuple[Images, Labels]:
             with open_shard(shard) as buffer:
                 for span in iter_spans(buffer, shard=shard):
                     sample = read_sample(buffer, span, url=shard)
-                    images.append(np.asarray(resized(read_image(sample))))
+                    images.append(resized([whole_image(sample)[1]])[0].permute(1, 2, 0).numpy())
                     labels.append(read_label(sample, "cls"))
         with atomic_path(cache) as partial, partial.open("wb") as handle:
             np.savez(handle, images=np.stack(images), labels=np.array(labels, dtype=np.int64))
@@ -129,7 +131,7 @@ class Supervised(nn.Module):
         self.net = SmallNet(n_classes, norm=True)
 
     def forward(self, images: Images, labels: Labels, generator: torch.Generator) -> torch.Tensor:
-        x = flip_and_shift(normalised(torch.from_numpy(images)), generator)
+        x = flip_and_shift(normalised(torch.from_numpy(images).permute(0, 3, 1, 2)), generator)
         _, logits = self.net(x.contiguous(memory_format=torch.channels_last))
         return F.cross_entropy(logits.float(), torch.as_tensor(labels), label_smoothing=0.1)
 
@@ -252,7 +254,8 @@ def _move(average: nn.Module, task: nn.Module, *, weight: float) -> None:
 @torch.inference_mode()
 def embed(net: SmallNet, images: Images) -> tuple[torch.Tensor, torch.Tensor | None]:
     """h and logits of all images."""
-    parts = [net(normalised(torch.from_numpy(images[i : i + 500]))) for i in range(0, len(images), 500)]
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+    parts = [net(normalised(part)) for part in torch.split(pixels, 500)]
     h = torch.cat([part[0] for part in parts])
     return h, None if net.head is None else torch.cat([part[1] for part in parts])
 

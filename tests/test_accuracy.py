@@ -16,11 +16,23 @@ from torch import nn
 
 from adq_wds.errors import AdqError
 from benchmarks import accuracy, training
-from benchmarks.accuracy import ARMS, Plans, Results, Task, markdown, rows_of, run_all, summary, tasks
+from benchmarks.accuracy import (
+    ARMS,
+    Plans,
+    Results,
+    Task,
+    differences,
+    markdown,
+    rows_of,
+    run_all,
+    summary,
+    tasks,
+)
 from benchmarks.training import Images, Recipe, augment, build_net, read_images, recipe_for, train
+from benchmarks.training import accuracy as accuracy_of
 
-TINY = Recipe(
-    "tiny",
+LEAST = Recipe(
+    "least",
     epochs=3,
     batch=8,
     lr=0.1,
@@ -33,7 +45,7 @@ TINY = Recipe(
 CPU = torch.device("cpu")
 
 
-def tiny(n_classes: int) -> nn.Module:
+def least(n_classes: int) -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(3, 4, 3, 2),
         nn.BatchNorm2d(4),
@@ -58,7 +70,7 @@ class Bench:
         *,
         file: str = "out.json",
         settings: str = "a",
-        recipe: Recipe = TINY,
+        recipe: Recipe = LEAST,
         at_once: int = 1,
     ) -> dict[str, Any]:
         path = self.folder / file
@@ -70,7 +82,7 @@ class Bench:
 
 @pytest.fixture
 def bench(tmp_path: Path, make_shard: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Bench:
-    monkeypatch.setitem(training.NETS, "tiny", tiny)
+    monkeypatch.setitem(training.NETS, "least", least)
     shards = [make_shard(f"train-{i}.tar", 60, first=60 * i) for i in range(2)]
     return Bench(tmp_path, shards, make_shard("test-0.tar", 40, first=500))
 
@@ -98,13 +110,13 @@ def test_weights_do_not_depend_on_what_runs_beside_them(
     """Accuracies on 40 images could hide a difference; the weights at the end cannot."""
     ended: dict[str, nn.Module] = {}
 
-    def keep_net(net: nn.Module, test: Images) -> float:
+    def keep_net(net: nn.Module, test: Images, precision: str) -> tuple[float, float]:
         ended[test.keys["name"][0]] = net
-        return 0.0
+        return 0.0, 0.0
 
     def weights(name: str) -> torch.Tensor:
         test = replace(bench.test, keys={"name": [name]})  # tells the networks apart
-        train(TINY, bench.data, test, lambda epoch: np.arange(64), seed=int(name[-1]))
+        train(LEAST, bench.data, test, lambda epoch: np.arange(64), seed=int(name[-1]))
         return torch.cat([p.detach().flatten() for p in ended[name].parameters()])
 
     monkeypatch.setattr(training, "accuracy", keep_net)
@@ -180,7 +192,7 @@ def test_results_of_other_settings_are_refused(bench: Bench, monkeypatch: pytest
     with pytest.raises(AdqError, match=r"made with other settings: \{'name': 'a'\}, now \{'name': 'b'\}"):
         bench.run(todo, settings="b")
     with pytest.raises(AdqError, match=r"made with other recipes of 0\.2: .*'lr': 0\.1.*'lr': 0\.2.*--out"):
-        bench.run(todo, recipe=replace(TINY, lr=0.2))
+        bench.run(todo, recipe=replace(LEAST, lr=0.2))
     monkeypatch.setitem(ARMS, "adq", ({"bins": 3}, False))
     with pytest.raises(AdqError, match=r"made with other selection for Task\(arm='adq'"):
         bench.run(todo)
@@ -202,7 +214,7 @@ def test_an_arm_may_have_options_of_embedding_binning_and_planning(
     settings = plan.header["settings"]
     assert [settings[name] for name in ("n_bins", "alpha", "seed", "keep")] == [3, 0.1, 4, 0.2]
     assert bench.plans.features(task).header["encoder"] == "thumbnail"
-    assert [p.name for p in (bench.folder / "work" / "features").iterdir()] == ["thumbnail--batch_size=7"]
+    assert [p.name for p in (bench.folder / "work").iterdir()] == ["thumbnail--batch_size=7"]
 
 
 def test_trainings_go_seed_by_seed_and_arms_without_bins_run_once_for_all_encoders() -> None:
@@ -258,25 +270,49 @@ def test_every_network_takes_uint8_images_and_has_a_recipe_at_every_ratio(name: 
 
 def test_rows_that_change_in_number_are_refused(bench: Bench) -> None:
     with pytest.raises(ValueError, match="epoch 1 has 17 rows, epoch 0 has 16"):
-        train(TINY, bench.data, bench.test, lambda epoch: np.arange(16 + epoch), seed=0)
+        train(LEAST, bench.data, bench.test, lambda epoch: np.arange(16 + epoch), seed=0)
     with pytest.raises(ValueError, match="epoch 0 has 0 rows"):
-        train(TINY, bench.data, bench.test, lambda epoch: np.arange(0), seed=0)
+        train(LEAST, bench.data, bench.test, lambda epoch: np.arange(0), seed=0)
 
 
 def test_an_easy_task_is_learnt(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(training.NETS, "tiny", tiny)
+    monkeypatch.setitem(training.NETS, "least", least)
     label = torch.arange(200) % 2
     pixels = (label * 200).view(-1, 1, 1, 1).expand(200, 3, 12, 12).to(torch.uint8)
     images = Images(pixels, label, {})
     outcome = train(
-        replace(TINY, epochs=5), images, images, lambda epoch: np.arange(0, 200, 3, dtype=np.int64), seed=0
+        replace(LEAST, epochs=5), images, images, lambda epoch: np.arange(0, 200, 3, dtype=np.int64), seed=0
     )
-    assert outcome.curve[-1] == (5, 1.0)
+    assert outcome.curve[-1] == (5, 1.0, 1.0)
     assert (outcome.n_seen, outcome.n_steps) == (67, 5 * (67 // 8))
 
 
+def test_accuracy_is_reported_on_the_odd_half_and_chosen_on_the_even() -> None:
+    right = torch.tensor([1, 0, 1, 0, 1, 1])  # even rows 3 of 3, odd rows 1 of 3
+    net = nn.Sequential(nn.Flatten(), nn.Identity())
+    pixels = F.one_hot(right, 2).to(torch.uint8).view(6, 2, 1, 1)
+    reported, choosing = accuracy_of(net, Images(pixels, torch.ones(6, dtype=torch.int64), {}), "float32")
+    assert reported == pytest.approx(1 / 3)
+    assert choosing == 1
+
+
+def test_differences_are_paired_by_seed_with_students_interval() -> None:
+    runs = [
+        {"arm": arm, "encoder": "e", "keep": 0.1, "seed": seed, "last": last}
+        for arm, values in (("random", (0.5, 0.6, 0.4)), ("dq", (0.52, 0.66, 0.41)))
+        for seed, last in enumerate(values)
+    ]
+    full = {"arm": "full", "encoder": "e", "keep": 1.0, "seed": 0, "last": 0.9}
+    (row,) = differences([*runs, full], "random")
+    assert (row["arm"], row["n"], row["mean"]) == ("dq", 3, 3.0)
+    assert row["half_width"] == pytest.approx(4.30 * statistics.stdev((2, 6, 1)) / 3**0.5, abs=0.01)
+    to_full = {row["arm"]: row for row in differences([*runs, full], "full")}
+    assert to_full["random"]["mean"] == -40
+    assert to_full["random"]["half_width"] is None
+
+
 def test_the_summary_is_mean_and_sample_deviation_of_the_last_accuracy() -> None:
-    run = {"arm": "dq", "encoder": "e", "keep": 0.1, "best": 0.9, "seen": 10}
+    run = {"arm": "dq", "encoder": "e", "keep": 0.1, "choosing": 0.9, "seen": 10}
     last = [0.5, 0.6, 0.65]
     rows = summary([{**run, "last": value} for value in last] + [{**run, "arm": "random", "last": 0.4}])
     assert [(row["arm"], row["n"]) for row in rows] == [("random", 1), ("dq", 3)]

@@ -19,7 +19,6 @@ PACKAGE = Path(adq.__file__).parent
 PAGE = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
 # Named as the other way, which a local, plain and correct set does not go; or a form of data, without functions.
 OTHER_WAYS = {
-    "cli/flag_names.py",
     "models/builtin.py",
     "models/timm_encoder.py",
     "reading/places.py",

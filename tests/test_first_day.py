@@ -11,8 +11,9 @@ import pytest
 
 import adq_wds as adq
 from adq_wds.cli.arguments import make_parser
-from adq_wds.cli.main import _keys_in, main
-from adq_wds.samples.fields import read_label
+from adq_wds.cli.main import main
+from adq_wds.cli.parser import keys_in
+from adq_wds.samples.label import read_label
 from tests.conftest import jpeg, write_tar
 
 MakeShard = Callable[..., Path]
@@ -218,13 +219,13 @@ def test_keys_of_any_letters_are_read_again(tmp_path: Path, capsys: pytest.Captu
     adq.Plan.from_keys(shard, names).save(tmp_path / "plan.parquet")
     text = printed(capsys, "show", tmp_path, "--keys")
     (tmp_path / "keys.txt").write_text(text, encoding="utf-8")
-    assert _keys_in(str(tmp_path / "keys.txt")) == [("s.tar", names[0]), *names[1:]]
+    assert keys_in(str(tmp_path / "keys.txt")) == [("s.tar", names[0]), *names[1:]]
 
 
 def test_a_line_of_keys_ends_at_a_line_break_only(tmp_path: Path) -> None:
     for end in ("\n", "\r\n"):
         (tmp_path / "keys.txt").write_bytes(f"c\u2028d{end}{end}e\x0bf{end}".encode())
-        assert _keys_in(str(tmp_path / "keys.txt")) == ["c\u2028d", "e\x0bf"]
+        assert keys_in(str(tmp_path / "keys.txt")) == ["c\u2028d", "e\x0bf"]
 
 
 @pytest.mark.parametrize("key", ["a\nb", "a\rb", "a\x1b[31mb", "a\u2028b"])

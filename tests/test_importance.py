@@ -148,7 +148,7 @@ def test_installed_packages_offer_importances(offer: None) -> None:
         ),
         ("random", {"use_labels": False}, r"got use_labels="),
         ("texture", {"patch": 0}, "patch must be a positive integer"),
-        ("gradcam", {"patch": 0}, "patch=0: expected the side of a patch in pixels"),
+        ("gradcam", {"patch": 0}, "patch must be an integer >= 1, got 0"),
         ("gradcam", {"encoder": "resnet81"}, "unknown encoder 'resnet81'; did you mean"),
         (
             "gradcam",

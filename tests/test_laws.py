@@ -2,10 +2,8 @@
 
 import copy
 import dataclasses
-import io
 import multiprocessing
 import pickle
-import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from adq_wds.mae.network import MaeSize, MaskedAutoencoder
 from adq_wds.pipes.base import Pipe
 from adq_wds.remote.open_shard import open_shard
 from adq_wds.shards.samples_in_tar import iter_spans, read_sample
+from tests.conftest import write_tar
 
 Samples = list[dict[str, Any]]
 
@@ -29,75 +28,29 @@ def brighten(sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]
     return {**sample, "gain": float(rng.random())}
 
 
-def make_map(plan: Path) -> Pipe:
-    return adq.Map(brighten, seed=3)
-
-
-def make_decode(plan: Path) -> Pipe:
-    return adq.Decode(to="numpy")
-
-
-def make_subsample(plan: Path) -> Pipe:
-    return adq.Subsample(plan)
-
-
-def make_fresh_subsample(plan: Path) -> Pipe:
-    return adq.Subsample(plan, epoch=1)
-
-
-def make_embed(plan: Path) -> Pipe:
-    return adq.Embed(adq.encoder("thumbnail"), batch_size=7)
-
-
-def make_assign_bins(plan: Path) -> Pipe:
-    return adq.AssignBins(plan.with_name("codebook.safetensors"))
-
-
-def make_subsample_by_codebook(plan: Path) -> Pipe:
-    return adq.Subsample(plan.with_name("codebook.safetensors"), keep=0.5)
-
-
-def make_drop_patches(plan: Path) -> Pipe:
-    return adq.DropPatches(adq.importance("texture", patch=4), keep=0.75)
-
-
-def make_drop_random_patches(plan: Path) -> Pipe:
-    return adq.DropPatches(adq.importance("random"), size=32, seed=5)
-
-
-def make_drop_patches_by_tolerance(plan: Path) -> Pipe:
-    texture, encoder = adq.importance("texture", patch=4), adq.encoder("thumbnail")
-    return adq.DropPatches(texture, tolerance=0.01, encoder=encoder)
-
-
-def make_encode_patches(plan: Path) -> Pipe:
-    return adq.EncodePatches()
-
-
-def make_reconstruct(plan: Path) -> Pipe:
+def small_mae() -> MaskedAutoencoder:
     torch.manual_seed(0)
-    return adq.Reconstruct(MaskedAutoencoder(MaeSize((32, 32), 16, 16, 1, 2, 8, 1, 2)).eval())
+    return MaskedAutoencoder(MaeSize((32, 32), 16, 16, 1, 2, 8, 1, 2)).eval()
 
 
-def make_decode_patches(plan: Path) -> Pipe:
-    return adq.Decode(to="patches")
-
-
-# How to make one of each, and variants of some; a pipe without a line here fails the first test.
+TEXTURE = adq.importance("texture", patch=4)
+THUMBNAIL = adq.encoder("thumbnail")
+# How to make one of each, and variants of some, from a plan beside which a codebook lies; a pipe without a line here
+# fails the first test.
 MAKERS: dict[str, Callable[[Path], Pipe]] = {
-    "assign_bins": make_assign_bins,
-    "decode": make_decode,
-    "decode, stored patches": make_decode_patches,
-    "drop_patches": make_drop_patches,
-    "drop_patches, random": make_drop_random_patches,
-    "drop_patches, by tolerance": make_drop_patches_by_tolerance,
-    "embed": make_embed,
-    "encode_patches": make_encode_patches,
-    "map": make_map,
-    "reconstruct": make_reconstruct,
-    "subsample": make_subsample,
-    "subsample, fresh": make_fresh_subsample,
-    "subsample, by codebook": make_subsample_by_codebook,
+    "assign_bins": lambda plan: adq.AssignBins(plan.with_name("codebook.safetensors")),
+    "decode": lambda plan: adq.Decode(to="numpy"),
+    "decode, stored patches": lambda plan: adq.Decode(to="patches"),
+    "drop_patches": lambda plan: adq.DropPatches(TEXTURE, keep=0.75),
+    "drop_patches, random": lambda plan: adq.DropPatches(adq.importance("random"), size=32, seed=5),
+    "drop_patches, by tolerance": lambda plan: adq.DropPatches(TEXTURE, tolerance=0.01, encoder=THUMBNAIL),
+    "embed": lambda plan: adq.Embed(THUMBNAIL, batch_size=7),
+    "encode_patches": lambda plan: adq.EncodePatches(),
+    "map": lambda plan: adq.Map(brighten, seed=3),
+    "reconstruct": lambda plan: adq.Reconstruct(small_mae()),
+    "subsample": lambda plan: adq.Subsample(plan),
+    "subsample, fresh": lambda plan: adq.Subsample(plan, epoch=1),
+    "subsample, by codebook": lambda plan: adq.Subsample(plan.with_name("codebook.safetensors"), keep=0.5),
 }
 
 
@@ -127,10 +80,10 @@ def plan(shard: Path, tmp_path: Path) -> Path:
 def ready(name: str, samples: Samples, plan: Path) -> Samples:
     """The samples as the stage before this pipe gives them."""
     if name == "subsample, by codebook":
-        return make_assign_bins(plan).apply(samples)
+        return MAKERS["assign_bins"](plan).apply(samples)
     if name in ("encode_patches", "decode, stored patches", "reconstruct"):
-        samples = make_drop_random_patches(plan).apply(samples)
-    return make_encode_patches(plan).apply(samples) if name == "decode, stored patches" else samples
+        samples = MAKERS["drop_patches, random"](plan).apply(samples)
+    return adq.EncodePatches().apply(samples) if name == "decode, stored patches" else samples
 
 
 @pytest.fixture
@@ -202,9 +155,7 @@ def test_a_pipe_survives_pickling(pipe: Pipe, samples: Samples) -> None:
     assert same(pickle.loads(pickle.dumps(pipe)).apply(samples), pipe.apply(samples))  # noqa: S301 - our own bytes
 
 
-def test_one_sample_is_refused_at_once_since_a_generator_seems_to_say_yes(
-    pipe: Pipe, samples: Samples
-) -> None:
+def test_one_sample_is_refused_at_once(pipe: Pipe, samples: Samples) -> None:
     with pytest.raises(TypeError, match=r"a pipe takes a stream of samples, got one sample \(a dict\)"):
         pipe(samples[0])  # type: ignore[arg-type]
 
@@ -228,14 +179,10 @@ def test_what_a_tar_forges_changes_nothing_and_goes_no_further(
     honest = MAKERS[name](plan).apply(samples)
     (tmp_path / "forged").mkdir()
     url = str(tmp_path / "forged" / "train-000000.tar")  # the same name, so the same draws
-    with tarfile.open(url, "w") as tar:
-        forged = {"__adq_epoch__": b"1", "__adq_bin__": b"1", "__adq_encoder__": b"1"}
-        for sample in raw:
-            own = {field: data for field, data in sample.items() if field in ("jpg", "cls", "emb.npy")}
-            for extension, data in {**forged, **own}.items():
-                member = tarfile.TarInfo(f"{sample['__key__']}.{extension}")
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
+    forged = {"__adq_epoch__": b"1", "__adq_bin__": b"1", "__adq_encoder__": b"1"}
+    fields = [{**forged, **{f: data for f, data in sample.items() if f[:2] != "__"}} for sample in raw]
+    keyed = zip((sample["__key__"] for sample in raw), fields, strict=True)
+    write_tar(Path(url), [(f"{key}.{name}", data) for key, each in keyed for name, data in each.items()])
     keys = [f"s{i:05d}" for i in range(0, 40, 3)]
     adq.Plan.from_keys(url, keys).save(tmp_path / "forged.parquet")
     read = list(wds.WebDataset(url, shardshuffle=False))
@@ -252,7 +199,7 @@ def test_what_a_tar_forges_changes_nothing_and_goes_no_further(
 def _apply_elsewhere(pipe: Pipe, samples: Samples) -> Samples:
     torch.set_num_threads(
         1
-    )  # as in torch's own workers: its threads stay behind in a fork, and it would wait for them
+    )  # as torch's own workers do: threads stay behind in a fork, and it would wait for them
     return pipe.apply(samples)
 
 

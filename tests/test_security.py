@@ -26,7 +26,7 @@ import adq_wds as adq
 from adq_wds.cli.main import main
 from adq_wds.embedding.stored import open_embeddings
 from adq_wds.jobs.index import index_shards
-from adq_wds.models.checkpoints import PICKLE_SUFFIXES, load_state
+from adq_wds.models.checkpoints import PICKLE_SUFFIXES, load_weights
 from adq_wds.tables.spans import load_index
 from tests.conftest import jpeg, write_tar
 from tests.programs import run
@@ -152,13 +152,13 @@ ROLES: dict[str, list[Opener]] = {  # a file's name → all that would open it
         lambda file, home: main_fails("embed", home / "in", "--embeddings", file, "-o", home / "f"),
     ],
     "model.safetensors": [
-        lambda file, home: load_state(file),
+        lambda file, home: load_weights(file),
         lambda file, home: adq.encoder("test_resnet", checkpoint=file),
     ],
     **{
         f"model{suffix}": [
-            lambda file, home: load_state(file),
-            lambda file, home: load_state(file, allow_pickle=True),
+            lambda file, home: load_weights(file),
+            lambda file, home: load_weights(file, allow_pickle=True),
         ]
         for suffix in PICKLE_SUFFIXES
     },

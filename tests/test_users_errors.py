@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import adq_wds as adq
-from adq_wds.samples.fields import read_image
+from adq_wds.samples.whole_image import whole_image
 from tests.conftest import MakeShard
 
 KEY = "s00002"
@@ -122,7 +122,7 @@ def test_a_reader_of_ours_that_a_function_calls_names_the_place_once(make_shard:
     url = str(make_shard("t.tar", 5))
 
     def image(sample: Any) -> Any:
-        return read_image({**sample, "jpg": b"<html>" if sample["__key__"] == KEY else sample["jpg"]})
+        return whole_image({**sample, "jpg": b"<html>" if sample["__key__"] == KEY else sample["jpg"]})[1]
 
     for pipe in (adq.Map(lambda s: {**s, "image": image(s)}), adq.Decode(image=image)):
         with pytest.raises(adq.SampleError, match="not an image") as caught:

@@ -11,14 +11,15 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, is_dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TextIO
 
 import adq_wds
 from adq_wds.cli.arguments import CODEBOOK, DEMO, INDEX, PACK, PATCHES, VERIFY, WRITE, make_parser
-from adq_wds.cli.flag_names import flagged
-from adq_wds.cli.parser import check_values, given
-from adq_wds.errors import AdqError, PlanError, ShardError, printable
+from adq_wds.cli.parser import check_values, flagged, given
+from adq_wds.errors import AdqError, ShardError, printable
 from adq_wds.signatures import EMBED, ENCODER, PLAN
 
 
@@ -97,24 +98,47 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def _inside(folder: str, name: str) -> str:
+def _inside(folder: str, name: str, *, required: bool = True) -> str:
     """The file of that name in a run's folder; `folder` itself where it is a file, or nothing yet.
 
     Raises:
-        ValueError: a folder without that file.
+        ValueError: a folder without that file, which is required.
     """
     within = Path(folder) / name
-    if not within.exists() and Path(folder).is_dir():
+    if within.exists():
+        return str(within)
+    if required and Path(folder).is_dir():
         raise ValueError(
             f"{folder}: a folder without {name}; name the file, or a folder that `adq run` wrote"
         )
-    return str(within) if within.exists() else folder
+    return folder
 
 
-def _features_in(folder: str) -> str:
-    """The folder of features in a run's folder; `folder` itself where it is no run's."""
-    within = Path(folder) / "features"
-    return str(within) if within.is_dir() else folder
+def _print(a: argparse.Namespace, value: Any, text: str | None = None) -> None:
+    """Print a value as JSON or as its text; where it is a mapping without one, its entries.
+
+    A command that makes something prints no text where it is to be quiet.
+    """
+    if a.json:
+        text = json.dumps(_as_json(value), indent=1)
+    elif text is None and isinstance(value, dict):
+        text = "\n".join(
+            f"{name.replace('_', ' ')}: {entry:,}"
+            if isinstance(entry, int)
+            else f"{name.replace('_', ' ')}: {entry}"
+            for name, entry in value.items()
+        )
+    elif a.quiet and a.command not in ("show", "patches", "verify"):
+        return
+    _print_text(str(value) if text is None else text)
+
+
+def _as_json(value: Any) -> Any:
+    """A report as the mapping of its fields and properties; any other value as it is."""
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    properties = [name for name in dir(value) if isinstance(getattr(type(value), name, None), property)]
+    return asdict(value) | {name: getattr(value, name) for name in properties}
 
 
 def _fail(error: Exception, command: str, code: int) -> int:
@@ -128,14 +152,19 @@ def _fail(error: Exception, command: str, code: int) -> int:
 # ---- Commands
 
 
-def _embed(a: argparse.Namespace) -> None:
-    from adq_wds.embedding.embed_shards import embed_shards
-    from adq_wds.embedding.estimate import estimate
+def _call(a: argparse.Namespace, function: str, *arguments: Any, **changed: Any) -> Any:
+    """What a function of ours gives for these arguments and the flags of its name; loaded now, with what it imports."""
+    module, _, name = function.rpartition(".")
+    return getattr(import_module(module), name)(*arguments, **{**given(a, function), **changed})
 
+
+def _embed(a: argparse.Namespace) -> None:
     if a.dry_run:
-        _print(a, estimate(a.shards, _source(a), **given(a, _ESTIMATE)))
+        from adq_wds.embedding.estimate import estimate
+
+        _print(a, estimate(a.shards, _source(a), **given(a, EMBED, without=("progress",))))
         return
-    features = embed_shards(a.shards, _source(a), a.out, **given(a, EMBED))
+    features = _call(a, EMBED, a.shards, _source(a), a.out)
     shown = {
         "features": str(features.folder),
         "samples": len(features),
@@ -146,33 +175,30 @@ def _embed(a: argparse.Namespace) -> None:
 
 
 def _plan(a: argparse.Namespace) -> None:
-    plan = adq_wds.build_plan(_features_in(a.features), **_plan_options(a))
-    _show_plan(a, plan)
+    _show_plan(a, _call(a, PLAN, _inside(a.features, "features", required=False)))
 
 
 def _codebook(a: argparse.Namespace) -> None:
-    codebook = adq_wds.fit_codebook(_features_in(a.features), **given(a, CODEBOOK))
-    _show_codebook(a, codebook)
+    _show_codebook(a, _call(a, CODEBOOK, _inside(a.features, "features", required=False)))
 
 
 def _show(a: argparse.Namespace) -> None:
     if Path(a.plan).suffix == ".safetensors":
-        _refuse(a, ("keys",), "on a codebook, which lists no samples; leave it out")
+        _refuse(a, "keys", "on a codebook, which lists no samples; leave it out")
         _show_codebook(a, adq_wds.load_codebook(a.plan))
         return
-    _refuse(a, ("keep",), "on a plan, which says its own; leave it out")
-    try:
-        plan = adq_wds.load_plan(_inside(a.plan, "plan.parquet"))
-    except (PlanError, ValueError):
-        if _like_shards(a.plan):
-            raise ValueError(
-                f"{a.plan!r} names tar shards, no plan; `adq patches` draws what dropping patches does to their images"
-            ) from None
-        raise
+    _refuse(a, "keep", "on a plan, which says its own; leave it out")
+    plan = adq_wds.load_plan(_inside(a.plan, "plan.parquet"))
     if a.keys:
         _print_keys(a, plan)
     else:
         _show_plan(a, plan)
+
+
+def _refuse(a: argparse.Namespace, name: str, why: str) -> None:
+    """Raise `ValueError` for a flag that was given and would do nothing."""
+    if getattr(a, name) != make_parser().commands[a.command].get_default(name):
+        raise ValueError(f"--{name} has no effect {why}")
 
 
 def _print_keys(a: argparse.Namespace, plan: adq_wds.Plan) -> None:
@@ -183,59 +209,13 @@ def _print_keys(a: argparse.Namespace, plan: adq_wds.Plan) -> None:
     """
     from adq_wds.report.text import kept_samples
 
-    kept: list[str | list[str]] = []
-    lines = []
-    for shard, key in kept_samples(plan):
-        kept.append(key if shard is None else [shard, key])
-        line = key if shard is None else f"{shard}\t{key}"
+    kept = [[key] if shard is None else [shard, key] for shard, key in kept_samples(plan)]
+    lines = ["\t".join(names) for names in kept]
+    for line, names in zip(lines, kept, strict=True):
         if not a.json and ("\n" in line or printable(line) != line):
-            raise ValueError(f"key {key!r} cannot stand in a line of text; --json lists such keys")
-        lines.append(line)
+            raise ValueError(f"key {names[-1]!r} cannot stand in a line of text; --json lists such keys")
     if lines or a.json:
-        _print(a, kept, "\n".join(lines))
-
-
-def _refuse(a: argparse.Namespace, names: Sequence[str], why: str) -> None:
-    """Raise `ValueError` for a flag that was given and would do nothing."""
-    usual = make_parser().parse_args([a.command, "-"])
-    for name in names:
-        if getattr(a, name) != getattr(usual, name):
-            raise ValueError(f"--{name.replace('_', '-')} has no effect {why}")
-
-
-def _like_shards(path: str) -> bool:
-    tars = (".tar", ".tar.gz", ".tgz")
-    inside = os.listdir(path) if os.path.isdir(path) else []
-    return path.endswith(tars) or "::" in path or any(name.endswith(tars) for name in inside)
-
-
-def _patches(a: argparse.Namespace) -> None:
-    from dataclasses import asdict
-
-    from adq_wds.jobs.show_patches import patches_text, show_patches
-
-    eyes = _eyes(a)
-    if a.checkpoint is None:  # then a pickle can only be the autoencoder's
-        eyes.pop("allow_pickle", None)
-    importance = adq_wds.importance(a.importance, patch=a.patch, **eyes)
-    mae = (
-        None
-        if a.mae is None
-        else adq_wds.load_mae(a.mae, allow_pickle=bool(a.allow_pickle) and a.mae != "builtin")
-    )
-    options = {**given(a, PATCHES), "mae": mae, "size": a.size or None}
-    shown = show_patches(a.shards, importance, a.out, **options)
-    _print(
-        a,
-        {"picture": a.out, "images": [asdict(each) for each in shown]},
-        f"{a.out}\n{patches_text(shown)}",
-    )
-
-
-def _show_codebook(a: argparse.Namespace, codebook: adq_wds.Codebook) -> None:
-    from adq_wds.report.text import describe_codebook, show_codebook
-
-    _print(a, describe_codebook(codebook, a.keep), show_codebook(codebook, a.keep))
+        _print(a, [names if len(names) > 1 else names[0] for names in kept], "\n".join(lines))
 
 
 def _show_plan(a: argparse.Namespace, plan: adq_wds.Plan) -> None:
@@ -244,58 +224,40 @@ def _show_plan(a: argparse.Namespace, plan: adq_wds.Plan) -> None:
     _print(a, describe_plan(plan), show_plan(plan))
 
 
+def _show_codebook(a: argparse.Namespace, codebook: adq_wds.Codebook) -> None:
+    from adq_wds.report.text import describe_codebook, show_codebook
+
+    _print(a, describe_codebook(codebook, a.keep), show_codebook(codebook, a.keep))
+
+
+def _patches(a: argparse.Namespace) -> None:
+    options = _encoder_options(a)
+    if a.checkpoint is None:  # then a pickle can only be the autoencoder's
+        options.pop("allow_pickle", None)
+    importance = adq_wds.importance(a.importance, patch=a.patch, **options)
+    pickled = bool(a.allow_pickle) and a.mae != "builtin"
+    mae = None if a.mae is None else adq_wds.load_mae(a.mae, allow_pickle=pickled)
+    images = _call(a, PATCHES, a.shards, importance, a.out, mae=mae, size=a.size or None)
+    shown = {"picture": a.out, "images": list(map(asdict, images))}
+    _print(a, shown, "\n".join([a.out, *map(str, images)]))
+
+
 def _write(a: argparse.Namespace) -> None:
-    from dataclasses import asdict
-
-    from adq_wds.writing.smaller import totals
-    from adq_wds.writing.write_shards import parts_text, write_kept
-
     plan = None if a.plan is None else _inside(a.plan, "plan.parquet")
-    report = write_kept(a.shards, plan, a.out, **{**given(a, WRITE), "importance": _importance(a)})
-    share = 100 * report.bytes / max(1, report.source_bytes or 0)
-    bad = f" of {report.read:,} read, {report.bad:,} bad ones left out (see the log)," if report.bad else ""
-    text = (
-        f"{report.samples:,} samples{bad} in {report.shards} shards: {report.bytes:,} bytes on disk "
-        f"({report.payload_bytes:,} of them payload), {share:.1f} % of the source files' {report.source_bytes:,}"
-    )
-    shown = {**asdict(report), "read": report.read}
-    if report.parts is not None:
-        shown["totals"] = totals(report.parts)
-        text += f"\n\n{parts_text(report)}"
-    _print(a, shown, text)
+    _print(a, _call(a, WRITE, a.shards, plan, a.out, importance=_importance(a)))
 
 
 def _pack(a: argparse.Namespace) -> None:
-    from dataclasses import asdict
-
-    from adq_wds.jobs.pack import pack_folder, pack_text
-
-    report = pack_folder(a.folder, a.out, **given(a, PACK))
-    _print(a, {**asdict(report), "files": report.files}, pack_text(report))
+    _print(a, _call(a, PACK, a.folder, a.out))
 
 
 def _index(a: argparse.Namespace) -> None:
-    from dataclasses import asdict
-
-    from adq_wds.jobs.index import index_shards
-
-    report = index_shards(a.shards, a.out, **given(a, INDEX))
-    text = (
-        f"{report.samples:,} samples of {report.shards:,} shards in {report.path} "
-        f"({report.scanned:,} shards read, {report.shards - report.scanned:,} unchanged)"
-    )
-    _print(a, asdict(report), text)
+    _print(a, _call(a, INDEX, a.shards, a.out))
 
 
 def _verify(a: argparse.Namespace) -> None:
-    from dataclasses import asdict
-
-    from adq_wds.jobs.verify import report_text, verify_shards
-
-    is_run = (Path(a.plan) / "features").is_dir()  # else it may be a folder of features
-    plan = _inside(a.plan, "plan.parquet") if is_run else a.plan
-    report = verify_shards(plan, a.shards, **given(a, VERIFY))
-    _print(a, {"equal": report.equal, **asdict(report)}, report_text(report, lines=a.lines))
+    report = _call(a, VERIFY, _inside(a.plan, "plan.parquet", required=False), a.shards)
+    _print(a, report, report.text(lines=a.lines))
     if not report.equal:
         raise ShardError(f"the shards are not those of the {report.against} {a.plan}: see above")
 
@@ -303,60 +265,53 @@ def _verify(a: argparse.Namespace) -> None:
 def _run(a: argparse.Namespace) -> None:
     if not a.shards:
         raise ValueError("no shards given: name SHARDS, or --from run.json")
-    from adq_wds.embedding.estimate import estimate
     from adq_wds.jobs.run import needed, run_job
-    from adq_wds.planning import options as planning
+    from adq_wds.planning.options import plan_options as check_plan_options
     from adq_wds.report.text import show_plan
 
-    plan_options = _plan_options(a, without=("out", "progress"))
+    plan_options = given(a, PLAN, without=("out", "progress"))
+    embed_options = given(a, EMBED, without=("scores", "progress"))  # scores follow from the plan's
     if a.dry_run:
-        planning.plan_options(**plan_options)
-        source = _source(a)
-        options = given(a, _ESTIMATE, without=_OF_PLAN)
-        options |= needed(options, plan_options)
-        _print(a, estimate(a.shards, source, plan=plan_options, **options))
+        from adq_wds.embedding.estimate import estimate
+
+        check_plan_options(**plan_options)
+        options = embed_options | needed(embed_options, plan_options)
+        _print(a, estimate(a.shards, _source(a), plan=plan_options, **options))
         return
     result = run_job(
         a.shards,
         a.out,
         encoder=_encoder(a),
-        embed=given(a, EMBED, without=(*_OF_PLAN, "progress")),
+        embed=embed_options,
         plan=plan_options,
         write=a.write,
         progress=a.progress,
     )
-    plan = adq_wds.load_plan(Path(a.out) / "plan.parquet")
+    plan = Path(a.out) / "plan.parquet"
     text = "nothing to do: the same run is here already\n" if result["nothing_to_do"] else ""
-    _print(a, result, text + show_plan(plan) + f"\n\nplan: {Path(a.out) / 'plan.parquet'}")
+    _print(a, result, f"{text}{show_plan(adq_wds.load_plan(plan))}\n\nplan: {plan}")
 
 
 def _demo(a: argparse.Namespace) -> None:
-    from adq_wds.demo.run_demo import demo_text, run_demo
+    from adq_wds.demo.run_demo import demo_text
 
-    result = run_demo(a.out, **given(a, DEMO))
+    result = _call(a, DEMO, a.out)
     _print(a, result, demo_text(result, a.out))
 
 
-def _print(a: argparse.Namespace, value: dict[str, Any] | list[Any], text: str | None = None) -> None:
-    """Print JSON, a text, or the entries of a value; of a command that makes something no text where it is to be quiet."""
-    if a.json:
-        text = json.dumps(value, indent=1)
-    elif text is None:
-        text = "\n".join(
-            f"{name.replace('_', ' ')}: {entry:,}"
-            if isinstance(entry, int)
-            else f"{name.replace('_', ' ')}: {entry}"
-            for name, entry in dict(value).items()
-        )
-    elif a.quiet and a.command not in ("show", "patches", "verify"):
-        return
-    _print_text(text)
+# ---- Encoders and importances
 
 
-# ---- What the arguments stand for
+def _encoder_options(a: argparse.Namespace) -> dict[str, Any]:
+    """What was given of the flags of an encoder, its name under "encoder"."""
+    options = {"encoder": a.encoder, **given(a, ENCODER)}
+    return {name: value for name, value in options.items() if value is not None}
 
-_ESTIMATE = "adq_wds.embedding.estimate.estimate"
-_OF_PLAN = ("scores",)  # of `adq run`, whose embedding follows from its plan
+
+def _encoder(a: argparse.Namespace) -> dict[str, Any]:
+    """The same as arguments of `adq_wds.encoder`."""
+    options = _encoder_options(a)
+    return {"spec": options.pop("encoder"), **options}
 
 
 def _source(a: argparse.Namespace) -> adq_wds.Encoder:
@@ -364,22 +319,9 @@ def _source(a: argparse.Namespace) -> adq_wds.Encoder:
     return adq_wds.encoder("thumbnail") if a.embeddings is not None else adq_wds.encoder(**_encoder(a))
 
 
-def _encoder(a: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of `adq_wds.encoder`: those that were given."""
-    return {"spec": a.encoder} | {
-        name: value for name, value in given(a, ENCODER).items() if value is not None
-    }
-
-
-def _eyes(a: argparse.Namespace) -> dict[str, Any]:
-    """What was said of the encoder whose eyes an importance has."""
-    options = {name: value for name, value in _encoder(a).items() if name != "spec"}
-    return options if a.encoder is None else {"encoder": a.encoder, **options}
-
-
 def _importance(a: argparse.Namespace) -> str | adq_wds.Importance:
     """The importance asked for: a name, or the object where something is said of its encoder."""
-    options = _eyes(a)
+    options = _encoder_options(a)
     if options and a.patch_keep is None:
         name, value = next(iter(options.items()))
         raise ValueError(
@@ -388,30 +330,7 @@ def _importance(a: argparse.Namespace) -> str | adq_wds.Importance:
     return adq_wds.importance(a.importance, **options) if options else str(a.importance)
 
 
-def _plan_options(a: argparse.Namespace, without: Sequence[str] = ()) -> dict[str, Any]:
-    options = given(a, PLAN, without=without)
-    for name in ("must_include", "exclude"):
-        asked = options[name]  # a file's name; keys, where an earlier run read them
-        options[name] = _keys_in(asked) if isinstance(asked, str) else list(asked or [])
-    return options
-
-
-def _keys_in(path: str) -> list[Any]:
-    """Keys from a file: one a line, or shard and key with a tab between."""
-    lines = Path(path).read_text(encoding="utf-8-sig").split("\n")  # not `splitlines`: a key may hold U+2028
-    return [tuple(line.split("\t", 1)) if "\t" in line else line for line in lines if line]
-
-
 _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
-    "run": _run,
-    "embed": _embed,
-    "plan": _plan,
-    "codebook": _codebook,
-    "show": _show,
-    "patches": _patches,
-    "write": _write,
-    "pack": _pack,
-    "index": _index,
-    "verify": _verify,
-    "demo": _demo,
+    run.__name__.removeprefix("_"): run
+    for run in (_run, _embed, _plan, _codebook, _show, _patches, _write, _pack, _index, _verify, _demo)
 }

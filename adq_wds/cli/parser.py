@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
+import shlex
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
+from pathlib import Path
 from typing import Any, NoReturn
 
 from adq_wds import registry
 from adq_wds.checks import positive
-from adq_wds.cli.flag_names import flagged
 from adq_wds.core.allocation import check_ratio
 from adq_wds.core.rng import check_seed
 from adq_wds.errors import printable
@@ -19,7 +20,7 @@ from adq_wds.registry import GONE, HEADS, SCORES
 from adq_wds.signatures import Option, options_of
 
 NONE = "none"  # the word for None
-_SAID_BY_COMMANDS = ("out", "progress")
+_OF_EVERY_COMMAND = ("out", "progress")
 _NUMBER = re.compile(r"-\.?\d.*")
 
 
@@ -80,7 +81,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_options(group: Any, function: str, *, without: Iterable[str] = (), **changed: dict[str, Any]) -> None:
-    """A flag for each keyword-only argument of a function but ``out`` and ``progress``, which every command says itself.
+    """A flag for each keyword-only argument of a function but ``out`` and ``progress``, which commands add themselves.
 
     A word among `Literal` choices is a choice, and "none" where None is one more; a list takes several words.
 
@@ -91,7 +92,7 @@ def add_options(group: Any, function: str, *, without: Iterable[str] = (), **cha
         changed: by argument, what `add_argument` is told otherwise.
     """
     for name, option in options_of(function).items():
-        if name not in (*_SAID_BY_COMMANDS, *without):
+        if name not in (*_OF_EVERY_COMMAND, *without):
             flag = f"--{name.replace('_', '-')}"
             group.add_argument(flag, **{**_how(option), **changed.get(name, {})})
 
@@ -130,8 +131,9 @@ def given(arguments: argparse.Namespace, function: str, *, without: Iterable[str
     for name, option in options_of(function).items():
         if hasattr(arguments, name) and name not in without:
             value = getattr(arguments, name)
-            is_none = value == NONE and option.choices and option.none
-            values[name] = None if is_none else value
+            if value == NONE and option.choices and option.none:
+                value = None
+            values[name] = [] if value is None and option.many and not option.none else value
     return values
 
 
@@ -149,7 +151,22 @@ def count(text: str) -> int:
     return int(text)
 
 
+def keys_in(path: str) -> list[str | tuple[str, ...]]:
+    """Keys from a file: one a line, or shard and key with a tab between."""
+    lines = Path(path).read_text(encoding="utf-8-sig").split("\n")  # not `splitlines`: a key may hold U+2028
+    return [tuple(line.split("\t", 1)) if "\t" in line else line for line in lines if line]
+
+
 _TYPES: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "Count": count, "Ratio": ratio}
+_CHECKS: dict[str, Callable[[Any], object]] = {
+    "keep": lambda keep: check_ratio("keep", keep),
+    "alpha": lambda alpha: check_ratio("alpha", alpha),
+    "seed": check_seed,
+    "allocation": registry.allocation,
+    "diversity_head": lambda head: registry.look_up("diversity head", head, dict.fromkeys(HEADS)),
+    "importance": registry.check_importance,
+    "scores": lambda scores: [registry.score(score) for score in scores if score not in SCORES],
+}
 
 
 def check_values(command: Parser, arguments: argparse.Namespace) -> None:
@@ -158,24 +175,58 @@ def check_values(command: Parser, arguments: argparse.Namespace) -> None:
     Raises:
         ValueError: a number is out of range, or nothing has that name.
     """
-    for action in command._actions:
-        value = getattr(arguments, action.dest, None)
+    given = {action: getattr(arguments, action.dest, None) for action in command._actions}
+    for action, value in given.items():
         if action.type is count and value is not None:
             positive(action.dest, value)
         if action.type is ratio and isinstance(value, int | float) and 2 <= value <= 100:
             meant = f"for {value:g} % write {value / 100:g} or {value:g}%"
             raise ValueError(f"{action.dest} must be a number in [0, 1], got {value:g}; {meant}")
-    values = {name: value for name, value in vars(arguments).items() if value is not None}
-    for name in values.keys() & {"keep", "alpha"}:
-        check_ratio(name, values[name])
-    if "seed" in values:
-        check_seed(values["seed"])
-    if "allocation" in values:
-        registry.allocation(values["allocation"])
-    if "diversity_head" in values:
-        registry.look_up("diversity head", values["diversity_head"], dict.fromkeys(HEADS))
-    if "importance" in values:
-        registry.check_importance(values["importance"])
-    for score in values.get("scores", ()):
-        if score not in SCORES:
-            registry.score(score)
+        if action.dest in _CHECKS and value is not None:
+            _CHECKS[action.dest](value)
+
+
+# ---- Errors and docstrings name Python's arguments; the command shows its flags instead
+
+_NAMED = re.compile(
+    r"""(?<!\w)b?'(?:[^'\\]|\\.)*'|(?<!\w)b?"(?:[^"\\]|\\.)*"      # in quotes: values, keys, fields
+    |\bshard\ \S+?[,:]|(?<!\S)\S*[/\\]\S*                           # shards and paths
+    |(?P<pair>\(shard,\ key\))
+    |^(?P<first>[a-z_]+)(?=\ must\ )
+    |(?<![\w./=-])(?P<name>[a-z_]+)(?:
+        =(?:(?P<value>True|False|None|-?\d[\d_]*(?:\.\d+)?(?:e[+-]?\d+)?|'[^']*'|"[^"]*")(?![\w/=-]|\.\w)
+           |(?![^\s,;:.)]))
+        |(?![\w/=:-]|\.\w))""",
+    re.VERBOSE,
+)
+_QUOTES = ("'", '"')
+_WITH_ITS_FLAG = re.compile(r"(--[\w-]+)(?: [^\s()]+)? \((\1\b[^()]*)\)")  # --views 20_000 (--views 20000)
+
+
+def flagged(text: str, flags: Set[str]) -> str:
+    """A text with a command's flags in place of the names of Python's arguments.
+
+    Those are ``name=value``, ``name=``, every name with an underscore, and a name that begins the text before "must";
+    and the pair (shard, key), which is a line with a tab in the file of ``--must-include``.
+    Other words may be English; quotes, paths and names of shards stay as they are.
+
+    >>> flagged("give patch_keep=0.5, not size=, in 'size=3'", {"--patch-keep", "--size"})
+    "give --patch-keep 0.5, not --size, in 'size=3'"
+    """
+    return _WITH_ITS_FLAG.sub(r"\2", _NAMED.sub(lambda match: _flag(match, flags), text))
+
+
+def _flag(match: re.Match[str], flags: Set[str]) -> str:
+    whole, name, value = match[0], match["first"] or match["name"] or "", match["value"]
+    if match["pair"] is not None:
+        return "SHARD<TAB>KEY" if "--must-include" in flags else whole
+    flag = f"--{name.replace('_', '-')}"
+    if flag not in flags or (whole == match["name"] and "_" not in whole):
+        return whole
+    if value is None or value == "True":
+        return flag
+    if value == "False":
+        return f"--no{flag[1:]}" if f"--no{flag[1:]}" in flags else whole
+    if value == "None":
+        return "--label none" if name == "label" else whole
+    return f"{flag} {shlex.quote(value[1:-1]) if value[0] in _QUOTES else value}"

@@ -1,24 +1,7 @@
-"""Where does every sample of some shards lie? The job behind `adq index`, and the file it makes.
-
-An index is one Parquet file, sorted by shard name and position, a row group per shard:
-
-| column | type | what |
-|---|---|---|
-| `shard` | string | the shard's name: its file's name, with as much of its folder as makes it unique |
-| `index` | int32 | the sample's position in its shard, from 0 |
-| `key` | string | its key |
-| `byte_offset` | int64 | first byte of its first header in the tar |
-| `n_bytes` | int64 | bytes of all its members, headers and padding included: one read |
-| `crc32` | uint32 | over its members' payloads, in tar order |
-
-The file's metadata hold, under ``adq_wds``, a JSON header: format ``adq_wds.index``, version, and for each shard its
-name, rows, one SHA-256 per column, and `source`, the size and date of its file when it was scanned; its SHA-256 is
-under ``adq_wds.sha256``. `load_index` compares all of it when it reads.
-"""
+"""Writes where every sample of some shards lies to one index file, the job behind `adq index`; see FORMAT.md."""
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -40,8 +23,6 @@ from adq_wds.tables.spans import (
     warn_empty,
 )
 
-logger = logging.getLogger("adq_wds")
-
 Urls = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 
@@ -62,6 +43,12 @@ class IndexReport:
     samples: int
     bytes: int
     scanned: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.samples:,} samples of {self.shards:,} shards in {self.path} "
+            f"({self.scanned:,} shards read, {self.shards - self.scanned:,} unchanged)"
+        )
 
 
 def index_shards(
@@ -87,27 +74,26 @@ def index_shards(
         ShardError: no shard holds a sample, one is damaged or missing, or holds another number of samples than its description says.
         AdqError: `out` is another file than an index, or cannot be written.
     """
-    paths, counts = _listed(urls, split)
+    paths, counts = _expand(urls, split)
     names = plain_shard_names(paths)
     file = Path(out)
     with lock(make_folder(file.parent)):
-        old = _earlier(file)
-        found = _scan_all(dict(sorted(zip(names, paths, strict=True))), old, progress)
-        if counts is not None:
-            _compare_counts(dict(zip(names, counts, strict=True)), found)
-        sources = {name: shard.source or {} for name, shard in found.items()}
-        save_index(file, [(name, shard.spans) for name, shard in found.items()], sources=sources)
+        earlier = _load_earlier(file)
+        shards = _scan_all(dict(sorted(zip(names, paths, strict=True))), earlier, progress)
+        _compare_counts(dict(zip(names, counts, strict=True)), shards)
+        sources = {name: shard.source or {} for name, shard in shards.items()}
+        save_index(file, [(name, shard.spans) for name, shard in shards.items()], sources=sources)
     return IndexReport(
         path=str(file),
-        shards=len(found),
-        samples=sum(len(shard.spans) for shard in found.values()),
+        shards=len(shards),
+        samples=sum(len(shard.spans) for shard in shards.values()),
         bytes=sum(source["bytes"] for source in sources.values()),
-        scanned=sum(shard is not old.get(name) for name, shard in found.items()),
+        scanned=sum(shard is not earlier.get(name) for name, shard in shards.items()),
     )
 
 
-def _listed(urls: Urls, split: str | None) -> tuple[list[str], list[int] | None]:
-    """The paths of the shards, and their samples where a description says so."""
+def _expand(urls: Urls, split: str | None) -> tuple[list[str], list[int | None]]:
+    """The paths of the shards, and the number of samples in each where a description lists it."""
     urls = [urls] if isinstance(urls, (str, os.PathLike)) else list(urls)
     if len(urls) == 1 and os.fspath(urls[0]).endswith(".json"):
         listed = read_info(urls[0], split=split)
@@ -118,49 +104,47 @@ def _listed(urls: Urls, split: str | None) -> tuple[list[str], list[int] | None]
         raise ValueError(
             f"split {split!r} needs a description, such as FOLDER/_info.json, in place of the shards"
         )
-    return expand_urls(urls), None
+    paths = expand_urls(urls)
+    return paths, [None] * len(paths)
 
 
 def _scan_all(
-    path_of: dict[str, str], old: dict[str, IndexedShard], progress: bool | None
+    path_of: dict[str, str], earlier: dict[str, IndexedShard], progress: bool | None
 ) -> dict[str, IndexedShard]:
-    """What each shard holds, by name; what is known already is taken over."""
-    found: dict[str, IndexedShard] = {}
+    """What each shard holds, by name; shards of the same size and date as before are not read again."""
+    shards: dict[str, IndexedShard] = {}
     sources = {name: source_stamp(path) for name, path in path_of.items()}
     total = sum(source["bytes"] for source in sources.values())
     quiet = None if progress is None else not progress
     with tqdm(total=total, unit="B", unit_scale=True, desc="index", disable=quiet) as bar:
         for name, path in path_of.items():
-            if name in old and old[name].source == sources[name]:
-                found[name] = old[name]
-                if not len(old[name].spans):
-                    warn_empty(name)
+            if name not in earlier or earlier[name].source != sources[name]:
+                shards[name] = IndexedShard(scan_spans(path, shard=name), sources[name])
             else:
-                found[name] = IndexedShard(scan_spans(path, shard=name), sources[name])
+                shards[name] = earlier[name]
+                if not len(shards[name].spans):
+                    warn_empty(name)
             bar.update(sources[name]["bytes"])
-    if not any(len(shard.spans) for shard in found.values()):
-        raise no_samples(len(found))
-    return found
+    if not any(len(shard.spans) for shard in shards.values()):
+        raise no_samples(len(shards))
+    return shards
 
 
-def _earlier(file: Path) -> dict[str, IndexedShard]:
-    """What an earlier run found; nothing but an index is ever written over."""
-    if not file.exists():
-        return {}
+def _load_earlier(file: Path) -> dict[str, IndexedShard]:
+    """What an earlier run wrote; nothing but an index is ever written over."""
     try:
-        return read_index(file)
+        return read_index(file) if file.exists() else {}
     except ShardError as error:
-        raise AdqError(
-            f"{error}; nothing is written over it: remove it, or give the index another name"
-        ) from error
+        remedy = "nothing is written over it: remove it, or give the index another name"
+        raise AdqError(f"{error}; {remedy}") from error
 
 
-def _compare_counts(said: dict[str, int], found: dict[str, IndexedShard]) -> None:
-    differ = [name for name, n in said.items() if len(found[name].spans) != n]
+def _compare_counts(counts: dict[str, int | None], shards: dict[str, IndexedShard]) -> None:
+    differ = [name for name, n in counts.items() if n not in (None, len(shards[name].spans))]
     if differ:
-        n_found, n_said = len(found[differ[0]].spans), said[differ[0]]
+        n_samples, n_listed = len(shards[differ[0]].spans), counts[differ[0]]
         more = f" ({len(differ)} shards differ)" if len(differ) > 1 else ""
         raise ShardError(
-            f"shard {differ[0]}: {n_found:,} samples, its description says {n_said:,}{more}: fetch the shard again, "
+            f"shard {differ[0]}: {n_samples:,} samples, its description says {n_listed:,}{more}: fetch the shard again, "
             "or index the shards without their description"
         )

@@ -6,7 +6,7 @@ import logging
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -60,18 +60,21 @@ class PackReport:
         """All files in the folder."""
         return self.samples + self.bad + self.hidden + sum(self.other.values())
 
+    def __str__(self) -> str:
+        classes = "no labels" if self.classes is None else f"{len(self.classes):,} classes"
+        kinds = f" ({_by_kind(self.other)})" if self.other else ""
+        lines = [
+            f"{self.samples:,} images, {classes}, in {self.shards:,} shards: {self.bytes:,} bytes on disk",
+            f"{self.files:,} files = {self.samples:,} packed + {self.bad:,} bad + {self.hidden:,} hidden"
+            f" + {sum(self.other.values()):,} without an image's extension{kinds}",
+        ]
+        if self.renamed:
+            lines.append(f"{self.renamed:,} keys differ from their file's path without its extension")
+        return "\n".join(lines)
 
-def pack_text(report: PackReport) -> str:
-    """A report in two or three lines."""
-    classes = "no labels" if report.classes is None else f"{len(report.classes):,} classes"
-    renamed = f"\n{report.renamed:,} keys differ from their file's path without its extension"
-    by_kind = ", ".join(f"{kind} {n:,}" for kind, n in report.other.items())
-    return (
-        f"{report.samples:,} images, {classes}, in {report.shards:,} shards: {report.bytes:,} bytes on disk\n"
-        f"{report.files:,} files = {report.samples:,} packed + {report.bad:,} bad + {report.hidden:,} hidden"
-        f" + {sum(report.other.values()):,} without an image's extension{f' ({by_kind})' if by_kind else ''}"
-        f"{renamed if report.renamed else ''}"
-    )
+
+def _by_kind(n_files: Mapping[str, int]) -> str:
+    return ", ".join(f"{kind} {n:,}" for kind, n in n_files.items()) or "none"
 
 
 def pack_folder(
@@ -126,22 +129,20 @@ def pack_folder(
     target = os.path.realpath(ShardPattern(os.fspath(pattern)).folder)
     if Path(target).is_relative_to(os.path.realpath(root)):
         raise ValueError(f"the shards would lie inside {shorten(root)}; write them to another folder")
-    found = _listed(root)
-    if not found.images:
-        kinds = ", ".join(f"{kind} {n:,}" for kind, n in found.other.items()) or "none"
-        raise ValueError(
-            f"no image files in {shorten(root)}; other files: {kinds}; hidden files: {found.hidden:,}"
-        )
-    folders = _classes(found.images, root) if label == "folder" else None
+    files = _list_files(root)
+    if not files.images:
+        others = f"other files: {_by_kind(files.other)}; hidden files: {files.hidden:,}"
+        raise ValueError(f"no image files in {shorten(root)}; {others}")
+    folders = _classes(files.images, root) if label == "folder" else None
     classes = None if folders is None else [_printable(name) for name in folders]
-    keys = _keys(found.images)
+    keys = _keys(files.images)
     order = np.argsort(draws(check_seed(seed), 0, "", keys, purpose="pack"), kind="stable")
     tally = Tally("pack", on_error, max_bad_fraction)
     quiet = None if progress is None else not progress
     with tqdm(order.tolist(), unit=" images", desc="pack", disable=quiet) as rows:
-        files = ((keys[row], found.images[row]) for row in rows)
+        images = ((keys[row], files.images[row]) for row in rows)
         written = write_shards(
-            _samples(root, files, found.problems, folders, tally),
+            _samples(root, images, files.problems, folders, tally),
             pattern,
             classes=classes,
             max_samples=max_samples,
@@ -150,7 +151,7 @@ def pack_folder(
             overwrite=overwrite,
             progress=False,
         )
-    renamed = sum(key != os.path.splitext(path)[0] for key, path in zip(keys, found.images, strict=True))
+    renamed = sum(key != os.path.splitext(path)[0] for key, path in zip(keys, files.images, strict=True))
     return PackReport(
         written.shards,
         written.samples,
@@ -158,13 +159,13 @@ def pack_folder(
         classes,
         renamed,
         tally.bad,
-        found.hidden,
-        dict(sorted(found.other.items())),
+        files.hidden,
+        dict(sorted(files.other.items())),
     )
 
 
 @dataclass
-class _Listing:
+class _Files:
     """The files below a folder; paths are relative, with `/`.
 
     Attributes:
@@ -180,53 +181,42 @@ class _Listing:
     other: Counter[str] = field(default_factory=Counter)
 
 
-def _listed(root: str) -> _Listing:
+def _list_files(root: str) -> _Files:
     """Every file below a folder. Links are followed, but not to a folder above."""
-    found = _Listing()
-    folders = [("", frozenset([_identity(os.stat(root))]))]
-    while folders:
-        below, above = folders.pop()
-        try:
-            entries = list(os.scandir(os.path.join(root, below)))
-        except OSError as error:
-            found.problems[below or "."] = f"cannot be read: {error.strerror}"
-            continue
-        for entry in entries:
-            path = f"{below}/{entry.name}" if below else entry.name
-            if entry.name.startswith("."):
-                found.hidden += _n_files(entry)
-                continue
+    files, top = _Files(), os.path.join(root, "")
+
+    def refuse(path: str, why: str) -> None:
+        files.problems[path.removeprefix(top) if path != root else "."] = why
+
+    def refuse_unreadable(error: OSError) -> None:
+        refuse(os.fspath(error.filename), f"cannot be read: {error.strerror}")
+
+    for folder, below, names in os.walk(root, onerror=refuse_unreadable, followlinks=True):
+        here = Path(os.path.realpath(folder))
+        for name in list(below):
+            path = os.path.join(folder, name)
+            if name.startswith("."):
+                # links are not followed
+                files.hidden += 1 if os.path.islink(path) else sum(len(each[2]) for each in os.walk(path))
+                below.remove(name)
+            elif here.is_relative_to(os.path.realpath(path)):
+                refuse(path, "a link back to a folder that it lies in")
+                below.remove(name)
+        for name in names:
+            path, suffix = os.path.join(folder, name), os.path.splitext(name)[1].lower()
             try:
-                status = entry.stat()
-            except OSError as error:
-                found.problems[path] = f"cannot be read: {error.strerror}"
-                continue
-            if stat.S_ISDIR(status.st_mode):
-                if _identity(status) in above:
-                    found.problems[path] = "a link back to a folder that it lies in"
+                if name.startswith("."):
+                    files.hidden += 1
+                elif not stat.S_ISREG(os.stat(path).st_mode) and suffix[1:] in IMAGE_SUFFIXES:
+                    refuse(path, "no plain file")
+                elif suffix[1:] in IMAGE_SUFFIXES:
+                    files.images.append(path.removeprefix(top))
                 else:
-                    folders.append((path, above | {_identity(status)}))
-                continue
-            suffix = os.path.splitext(entry.name)[1].lower()
-            if suffix[1:] not in IMAGE_SUFFIXES:
-                found.other[_printable(suffix) or "no extension"] += 1
-            elif not stat.S_ISREG(status.st_mode):
-                found.problems[path] = "no plain file"
-            else:
-                found.images.append(path)
-    found.images = sorted([*found.images, *found.problems], key=os.fsencode)
-    return found
-
-
-def _identity(status: os.stat_result) -> tuple[int, int]:
-    return status.st_dev, status.st_ino
-
-
-def _n_files(hidden: os.DirEntry[str]) -> int:
-    """Files in a hidden folder, links not followed; 1 for a file."""
-    if not hidden.is_dir(follow_symlinks=False):
-        return 1
-    return sum(len(names) for _, _, names in os.walk(hidden.path))
+                    files.other[_printable(suffix) or "no extension"] += 1
+            except OSError as error:  # a broken link
+                refuse_unreadable(error)
+    files.images = sorted([*files.images, *files.problems], key=os.fsencode)
+    return files
 
 
 def _classes(paths: Sequence[str], root: str) -> list[str] | None:

@@ -1,4 +1,4 @@
-"""How do shards become a plan in one command? Embed, bin, plan, write, each only where something changed."""
+"""Makes shards into a plan in one command: embed, bin, plan, write, each only where something changed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from adq_wds.embedding.embed_shards import embed_shards, names_of_features
+from adq_wds.embedding.embed_shards import embed_shards
+from adq_wds.embedding.settings import names_of_features
 from adq_wds.embedding.stored import open_embeddings
 from adq_wds.embedding.views import N_VIEWS
 from adq_wds.errors import AdqError
@@ -72,9 +73,7 @@ def run_job(
     asked_embed, embed = embed, {**embed, **needed(embed, plan)}
     options = plan_options(**{**plan, "progress": progress})  # before hours of embedding, not after
     stored = embed.get("embeddings")
-    source = (
-        named_encoder(**encoder) if stored is None else named_encoder("thumbnail")
-    )  # not used beside `stored`
+    source = named_encoder(**encoder) if stored is None else named_encoder("thumbnail")  # then it is not used
     used = source if stored is None else open_embeddings(stored)
     asked = {
         "format": "adq_wds.run",
@@ -92,20 +91,27 @@ def run_job(
         done = _done(folder, asked)
         if done is not None:
             return {**done, "nothing_to_do": True}
+        shards = ShardPattern(str(folder / "shards" / "%06d.tar"))
         if write:
-            _refuse_foreign_shards(folder, paths)
+            _refuse_foreign_shards(folder, shards, paths)
         features = embed_shards(paths, source, folder / "features", progress=progress, **embed)
         made = _plan(folder, features, options)
-        result = {**asked, **_summary(features, made)}
+        result = {
+            **asked,
+            "features": features.hash,
+            "plan": made.hash,
+            "samples": made.n_samples,
+            "kept": made.n_kept,
+            "bad": made.header["bad"],
+            "bytes": made.header["bytes"],
+        }
         if write:
             from adq_wds.writing.write_shards import write_kept  # which imports torch
 
-            target = _shards_of(folder)
-            result["written"] = asdict(write_kept(paths, made, target, overwrite=True, progress=progress))
-        elif ShardPattern(str(_shards_of(folder))).existing():
-            logger.warning(
-                "%s was written for an earlier plan; add --write to write it again", folder / "shards"
-            )
+            written = write_kept(paths, made, shards.pattern, overwrite=True, progress=progress)
+            result["written"] = asdict(written)
+        elif shards.existing():
+            logger.warning("%s was written for an earlier plan; add --write to write it again", shards.folder)
         write_text(folder / "run.json", canonical_json(result) + "\n")
     return {**result, "nothing_to_do": False}
 
@@ -128,21 +134,14 @@ def _settled(path: str) -> str:
     return without_secrets(path) if is_url(path) else os.path.abspath(path)
 
 
-def _shards_of(folder: Path) -> Path:
-    return folder / "shards" / "%06d.tar"
-
-
-def _refuse_foreign_shards(folder: Path, paths: list[str]) -> None:
-    """A run replaces what an earlier run wrote, and nothing else."""
+def _refuse_foreign_shards(folder: Path, shards: ShardPattern, paths: list[str]) -> None:
+    """Raise unless the shards that are there were written by an earlier run."""
     from adq_wds.writing.write_shards import refuse_sources
 
-    pattern = ShardPattern(str(_shards_of(folder)))
-    refuse_sources(paths, pattern)
-    if pattern.existing() and not (folder / "features").exists():
-        raise AdqError(
-            f"{pattern.folder} holds {pattern.existing()[0].name}, and no run was made in {folder}: "
-            "give another folder"
-        )
+    refuse_sources(paths, shards)
+    if shards.existing() and not (folder / "features").exists():
+        name = shards.existing()[0].name
+        raise AdqError(f"{shards.folder} holds {name}, and no run was made in {folder}: give another folder")
 
 
 def _plan(folder: Path, features: Features, options: Options) -> Plan:
@@ -150,17 +149,6 @@ def _plan(folder: Path, features: Features, options: Options) -> Plan:
     (folder / "run.json").unlink(missing_ok=True)  # from here on it would describe another plan
     made.save(folder / "plan.parquet")
     return load_plan(folder / "plan.parquet")
-
-
-def _summary(features: Features, plan: Plan) -> dict[str, Any]:
-    return {
-        "features": features.hash,
-        "plan": plan.hash,
-        "samples": plan.n_samples,
-        "kept": plan.n_kept,
-        "bad": plan.header["bad"],
-        "bytes": plan.header["bytes"],
-    }
 
 
 def _done(folder: Path, asked: dict[str, Any]) -> dict[str, Any] | None:

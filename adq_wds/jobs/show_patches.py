@@ -1,10 +1,9 @@
-"""What would dropping patches do to these images? The picture of `adq patches`."""
+"""Draws what dropping patches does to a few images: the picture of `adq patches`."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,9 +16,9 @@ from adq_wds.checks import Count, Ratio, positive
 from adq_wds.core.patches import KEEP, PATCH, tile, tile_columns
 from adq_wds.errors import AdqError, shorten
 from adq_wds.files import atomic_path
+from adq_wds.mae.network import MaskedAutoencoder
 from adq_wds.pipes.drop_patches import DropPatches
 from adq_wds.pipes.feature_shift import Look
-from adq_wds.pipes.reconstruct import Rebuilder
 from adq_wds.protocols import Importance
 from adq_wds.report.patch_sheet import Panel, Pixels, draw_sheet, heat, holes, psnr
 from adq_wds.samples.fields import IMAGE_FIELDS, FieldSpec
@@ -32,7 +31,7 @@ from adq_wds.samples.patch_file import (
     keep_patches,
 )
 from adq_wds.stream.dataset import ShardDataset
-from adq_wds.writing.smaller import check_patch_keep, say_whose_eyes
+from adq_wds.writing.smaller import check_patch_keep, log_classifier
 
 SAMPLES = 4
 TITLES = ("original", "importance", "kept", "stored")
@@ -59,13 +58,18 @@ class Shown:
         """Stored bytes by whole ones."""
         return None if self.stored_bytes is None else self.stored_bytes / self.whole_bytes
 
+    def __str__(self) -> str:
+        stored = "" if self.ratio is None else f", patches {self.stored_bytes:,} B ({self.ratio:.2f})"
+        rebuilt = "" if self.psnr is None else f", rebuilt {self.psnr:.1f} dB on dropped pixels"
+        return f"{shorten(self.key)}: {self.whole_bytes:,} B{stored}{rebuilt}"
+
 
 def show_patches(
     urls: Any,
     importance: Importance,
     out: str | os.PathLike[str],
     *,
-    mae: Rebuilder | None = None,
+    mae: MaskedAutoencoder | None = None,
     patch_keep: Ratio = KEEP,
     patch: int = PATCH,
     size: int | None = 224,
@@ -101,11 +105,13 @@ def show_patches(
         raise ValueError(
             f"the network rebuilds patches of {mae.size.patch} pixels, not {patch}; give that patch"
         )
-    say_whose_eyes(importance)
+    log_classifier(importance)
+    # from all over the shards, the same every time
+    stream = ShardDataset(urls, shuffle=True, rank=0, world=1)
     rows, shown = [], []
-    for key, look in _looks(urls, drop, samples):
-        row, numbers = _row(key, look, drop, mae, patch, quality)
-        rows.append(row)
+    for sample in islice(stream, samples):
+        panels, numbers = _panels(sample["__key__"], drop.look([sample])[0], drop, mae, patch, quality)
+        rows.append(panels)
         shown.append(numbers)
     if not rows:
         raise AdqError("no samples to show")
@@ -115,70 +121,44 @@ def show_patches(
     return shown
 
 
-def patches_text(shown: list[Shown]) -> str:
-    """The numbers of the picture, a line for each image."""
-    lines = []
-    for each in shown:
-        stored = "" if each.stored_bytes is None else f", patches {each.stored_bytes:,} B ({each.ratio:.2f})"
-        rebuilt = "" if each.psnr is None else f", rebuilt {each.psnr:.1f} dB on dropped pixels"
-        lines.append(f"{shorten(each.key)}: {each.whole_bytes:,} B{stored}{rebuilt}")
-    return "\n".join(lines)
-
-
-def _looks(urls: Any, drop: DropPatches, samples: int) -> Iterator[tuple[str, Look]]:
-    stream = ShardDataset(
-        urls, shuffle=True, rank=0, world=1
-    )  # from all over the shards, the same every time
-    for sample in islice(stream, samples):
-        (look,) = drop.look([sample])
-        yield sample["__key__"], look
-
-
-def _row(
-    key: str, look: Look, drop: DropPatches, mae: Rebuilder | None, patch: int, quality: int
+def _panels(
+    key: str, look: Look, drop: DropPatches, mae: MaskedAutoencoder | None, patch: int, quality: int
 ) -> tuple[list[Panel], Shown]:
+    """The panels of one image, a column each, and its numbers."""
     pixels: Pixels = look.pixels[0]
+    n_patches = look.scores.shape[1]
     (kept,) = drop.choose(look)
     if not len(kept):
-        n_patches = look.scores.shape[1]
-        raise ValueError(
-            f"patch_keep={drop.keep} keeps none of {n_patches} patches; give at least {1 / n_patches:.3g}"
-        )
+        least = f"give at least {1 / n_patches:.3g}"
+        raise ValueError(f"patch_keep={drop.keep} keeps none of {n_patches} patches; {least}")
     image = keep_patches(pixels, kept, patch)
     whole = len(encode_whole(pixels, quality=quality))
-    storable = patch % CODING_UNIT["4:2:0"] == 0
-    stored = encode_patches(image, quality=quality) if storable else None
-    beneath = (
-        (f"{len(stored):,} B, {len(stored) / whole:.2f} of the whole",)
-        if stored
-        else (f"patches of {patch}: no JPEG",)
-    )
+    stored = encode_patches(image, quality=quality) if patch % CODING_UNIT["4:2:0"] == 0 else None
+    n_stored = None if stored is None else len(stored)
+    beneath = f"patches of {patch}: no JPEG"
+    if n_stored is not None:
+        beneath = f"{n_stored:,} B, {n_stored / whole:.2f} of the whole"
     columns = tile_columns(len(kept), patch, max_side=_squarish(len(kept), patch))
     panels = [
         Panel(pixels, (key[-34:], f"{whole:,} B as JPEG {quality}")),
-        Panel(
-            heat(look.scores[0], look.grid, patch, pixels), (f"{look.scores.shape[1]} patches of {patch}",)
-        ),
-        Panel(holes(pixels, kept, look.grid, patch), (f"{len(kept)} of {look.scores.shape[1]}",)),
-        Panel(tile(image.patches, columns), beneath),
+        Panel(heat(look.scores[0], look.grid, patch, pixels), (f"{n_patches} patches of {patch}",)),
+        Panel(holes(pixels, kept, look.grid, patch), (f"{len(kept)} of {n_patches}",)),
+        Panel(tile(image.patches, columns), (beneath,)),
     ]
     if mae is None:
-        return panels, Shown(key, whole, len(stored) if stored else None, None)
+        return panels, Shown(key, whole, n_stored, None)
     if tuple(mae.size.grid) != tuple(look.grid):
         raise ValueError(
             f"the network's images have {mae.size.grid} patches, these {look.grid}; give another size"
         )
-    source = decode(stored) if stored else image
-    place = next(iter(mae.parameters())).device
-    patches, positions = (
-        torch.from_numpy(np.array(x))[None].to(place) for x in (source.patches, source.kept)
-    )
-    rebuilt = mae.reconstruct_patches(patches, positions)[0].cpu().numpy()
+    source, device = decode(stored) if stored else image, next(iter(mae.parameters())).device
+    arrays = (torch.from_numpy(np.array(x))[None].to(device) for x in (source.patches, source.kept))
+    rebuilt = mae.reconstruct_patches(*arrays)[0].cpu().numpy()
     dropped = np.kron(~image.mask.reshape(look.grid), np.ones((patch, patch))).astype(bool)
-    gained = psnr(pixels, rebuilt, dropped) if dropped.any() else None
-    said = "nothing dropped" if gained is None else f"{gained:.1f} dB on dropped pixels"
-    panels.append(Panel(rebuilt, (said, f"{psnr(pixels, rebuilt):.1f} dB on all")))
-    return panels, Shown(key, whole, len(stored) if stored else None, gained)
+    of_dropped = psnr(pixels, rebuilt, dropped) if dropped.any() else None
+    line = "nothing dropped" if of_dropped is None else f"{of_dropped:.1f} dB on dropped pixels"
+    panels.append(Panel(rebuilt, (line, f"{psnr(pixels, rebuilt):.1f} dB on all")))
+    return panels, Shown(key, whole, n_stored, of_dropped)
 
 
 def _squarish(n: int, patch: int) -> int:

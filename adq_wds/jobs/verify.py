@@ -1,10 +1,12 @@
-"""Are these the shards that were planned? Every check that training would make, without training."""
+"""Compares shards with a plan, an index or features: every check that training would make, without training."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 from tqdm import tqdm
 
@@ -13,7 +15,7 @@ from adq_wds.engines.threads import cores
 from adq_wds.errors import PlanError, ShardError, shorten
 from adq_wds.jobs.index import Urls
 from adq_wds.jobs.verify_listed import Expected, Listed, open_listed
-from adq_wds.jobs.verify_shard import Contents, Difference, ShardCheck, check_shard, gone
+from adq_wds.jobs.verify_shard import Check, Difference, check_shard, lost_shard
 from adq_wds.remote.open_shard import open_shard
 from adq_wds.samples.fields import IMAGE_FIELDS, FieldSpec, check_spec
 from adq_wds.shards.names import ShardNames, base_name, expand_urls, shown_url
@@ -23,43 +25,39 @@ from adq_wds.tables.plan import Plan
 from adq_wds.tables.spans import is_empty, warn_empty
 
 SHOWN = 20
-EXTRA = "extra shard"
+EXTRA_SHARD = "extra shard"
 
 
-@dataclass(frozen=True)
-class Report:
-    """What was found. Every listed sample is one of three: read = ok + differs + missing.
+@dataclass(frozen=True, kw_only=True)
+class Report(Check):
+    """The same of all shards that a table lists; other shards stand at the end of `differences`.
 
     Attributes:
-        against: what the shards were held against: "plan", "index" or "features".
+        against: what the shards were compared with: "plan", "index" or "features".
         shards: shards it lists.
-        read: samples it lists, each looked for.
-        ok: as listed: key, position, place, size, checksum; and contents, where they were asked for.
-        differs: there, but not as listed.
-        missing: not there.
-        extra: samples of its shards that it does not list.
-        kept: those of `read` that training reads: kept by the plan, or usable.
-        kept_ok: those of `kept` that are ok.
-        n_contents: samples that were decoded, or whose labels were compared.
-        differences: everything that differs, in the order of the table's shards; other shards at the end.
     """
 
     against: str
     shards: int
-    read: int
-    ok: int
-    differs: int
-    missing: int
-    extra: int
-    kept: int
-    kept_ok: int
-    n_contents: int
-    differences: tuple[Difference, ...]
 
-    @property
-    def equal(self) -> bool:
-        """Is nothing different?"""
-        return not self.differences
+    def text(self, *, lines: int = SHOWN) -> str:
+        """The counts, and the first `lines` differences, one line each."""
+        lines = max(0, lines)
+        text = [
+            f"{self.read:,} samples of {self.shards:,} shards in the {self.against}: {self.ok:,} ok, "
+            f"{self.differs:,} differ, {self.missing:,} missing; {self.extra:,} more are not listed"
+        ]
+        if self.against != "index":
+            used = {"plan": "kept", "features": "usable"}[self.against]
+            text.append(f"{self.kept:,} {used}: {self.kept_ok:,} ok")
+        if self.n_contents:
+            text.append(f"{self.n_contents:,} opened")
+        text.extend(map(str, self.differences[:lines]))
+        rest = Counter(difference.kind for difference in self.differences[lines:])
+        if rest:
+            kinds = ", ".join(f"{n:,} {kind}" for kind, n in rest.most_common())
+            text.append(f"… and {rest.total():,} more differences: {kinds} (--json lists them all)")
+        return "\n".join(text)
 
 
 def verify_shards(
@@ -100,48 +98,36 @@ def verify_shards(
     listed = open_listed(plan)
     if label is not None and label != "none" and not listed.labelled:
         raise ValueError(f"label={shorten(label)}: the {listed.kind} lists no labels to compare with")
-    compared = None if label == "none" else label
-    contents = Contents(image if decode else None, compared, n_workers)
-    look_inside = contents if decode or compared is not None else None
-    path_of, others = _matched(paths, listed, root)
-    unknown = [path for path, difference in others if difference.kind == EXTRA]
+    options: dict[str, Any] = {"workers": n_workers}
+    options |= {"image": image if decode else None, "label": None if label == "none" else label}
+    path_of, others = _match(paths, listed, root)
+    unknown = [path for path, difference in others if difference.kind == EXTRA_SHARD]
     renamed = _renamed(unknown, listed, [name for name in listed.names if name not in path_of])
     checks = []
-    n_used = 0
     quiet = None if progress is None else not progress
     with tqdm(total=listed.n_samples, unit=" samples", desc="verify", disable=quiet) as bar:
         for expected in listed:
-            n_used += int(expected.used.sum())
-            checks.append(_check(expected, path_of, renamed, look_inside))
+            if expected.name in path_of:
+                checks.append(check_shard(path_of[expected.name], expected, **options))
+            else:
+                checks.append(_missing_shard(expected, renamed.get(expected.name)))
             bar.update(len(expected.spans))
-    left = [difference for path, difference in others if path not in renamed.values()]
-    return _summed(listed, n_used, checks, left)
-
-
-def report_text(report: Report, *, lines: int = SHOWN) -> str:
-    """A report for people: its counts, and the first `lines` differences, one line each."""
-    lines = max(0, lines)
-    text = [
-        f"{report.read:,} samples of {report.shards:,} shards in the {report.against}: {report.ok:,} ok, "
-        f"{report.differs:,} differ, {report.missing:,} missing; {report.extra:,} more are not listed"
-    ]
-    if report.against != "index":
-        used = {"plan": "kept", "features": "usable"}[report.against]
-        text.append(f"{report.kept:,} {used}: {report.kept_ok:,} ok")
-    if report.n_contents:
-        text.append(f"{report.n_contents:,} opened")
-    text.extend(map(str, report.differences[:lines]))
-    rest = Counter(difference.kind for difference in report.differences[lines:])
-    if rest:
-        kinds = ", ".join(f"{n:,} {kind}" for kind, n in rest.most_common())
-        text.append(f"… and {rest.total():,} more differences: {kinds} (--json lists them all)")
-    return "\n".join(text)
+    more = [difference for path, difference in others if path not in renamed.values()]
+    return Report(
+        against=listed.kind,
+        shards=len(listed.names),
+        read=listed.n_samples,
+        kept=sum(check.kept for check in checks),
+        kept_ok=sum(check.kept_ok for check in checks),
+        n_contents=sum(check.n_contents for check in checks),
+        differences=(*(each for check in checks for each in check.differences), *more),
+    )
 
 
 # ---- Which file is which shard
 
 
-def _matched(
+def _match(
     paths: list[str], listed: Listed, root: str | None
 ) -> tuple[dict[str, str], list[tuple[str, Difference]]]:
     """The path of each listed shard that is there, and a difference for every other path."""
@@ -160,7 +146,7 @@ def _matched(
                     warn_empty(base_name(path))
                     continue
                 again = f"leave it out, or make the {listed.kind} again with it"
-                kind, text = EXTRA, f"not in the {listed.kind}; {again}"
+                kind, text = EXTRA_SHARD, f"not in the {listed.kind}; {again}"
         else:
             if name not in found:
                 found[name] = path
@@ -173,58 +159,39 @@ def _matched(
 
 def _renamed(paths: list[str], listed: Listed, missing: list[str]) -> dict[str, str]:
     """The path, among those of no listed shard, that holds exactly the samples of a missing shard; by name."""
-    by_first: dict[tuple[str, int, int], list[str]] = {}
-    for name in missing if paths else []:
-        for _, key, _, n_bytes, crc32 in listed.shard(name).spans.rows()[:1]:
-            by_first.setdefault((key, n_bytes, crc32), []).append(name)
+    firsts = {name: listed.shard(name).spans.rows()[:1] for name in missing if paths}
     found: dict[str, str] = {}
-    for path in paths if by_first else []:
-        for name in by_first.get(_first_sample(path), []):
-            if name not in found and not check_shard(path, listed.shard(name)).differences:
+    for path in paths if firsts else []:
+        first = _first_row(path)
+        for name in missing:
+            if (
+                first
+                and firsts[name] == first
+                and name not in found
+                and check_shard(path, listed.shard(name)).equal
+            ):
                 found[name] = path
                 break
     return found
 
 
-def _first_sample(path: str) -> tuple[str, int, int]:
+def _first_row(path: str) -> list[tuple[int, str, int, int, int]]:
+    """The first of a shard's `Spans.rows`, in a list; none where it cannot be read."""
     try:
         with open_shard(path) as buffer:
-            for span in iter_spans(buffer, shard=base_name(path)):
-                return span.key, span.n_bytes, payload_crc32(buffer, span)
+            spans = islice(iter_spans(buffer, shard=base_name(path)), 1)
+            return [(0, s.key, s.byte_offset, s.n_bytes, payload_crc32(buffer, s)) for s in spans]
     except ShardError:
-        pass  # it is nobody's shard, and listed as that
-    return "", 0, 0
+        return []
 
 
-def _check(
-    expected: Expected, path_of: dict[str, str], renamed: dict[str, str], contents: Contents | None
-) -> ShardCheck:
-    name = expected.name
-    if name in path_of:
-        return check_shard(path_of[name], expected, contents)
-    if name in renamed:
-        text = f"{shorten(base_name(renamed[name]))} holds its samples; give it its name again, or start anew with it"
-        return gone(expected, "renamed shard", text)
+def _missing_shard(expected: Expected, path: str | None) -> Check:
+    if path is not None:
+        text = f"{shorten(base_name(path))} holds its samples; give it its name again, or start anew with it"
+        return lost_shard(expected, "renamed shard", text)
     text = f"its {len(expected.spans):,} samples are listed, and it is not among the shards given"
-    return gone(expected, "missing shard", text)
+    return lost_shard(expected, "missing shard", text)
 
 
 def _printable(name: str) -> str:
     return name if name.isprintable() else shorten(name)
-
-
-def _summed(listed: Listed, n_used: int, checks: list[ShardCheck], others: list[Difference]) -> Report:
-    differences = [difference for check in checks for difference in check.differences]
-    return Report(
-        against=listed.kind,
-        shards=len(listed.names),
-        read=listed.n_samples,
-        ok=sum(check.ok for check in checks),
-        differs=sum(check.differs for check in checks),
-        missing=sum(check.missing for check in checks),
-        extra=sum(check.extra for check in checks),
-        kept=n_used,
-        kept_ok=sum(check.used_ok for check in checks),
-        n_contents=sum(check.n_contents for check in checks),
-        differences=(*differences, *others),
-    )

@@ -1,4 +1,4 @@
-"""What do a plan, an index or features list of each shard? One form for all three, to hold shards against."""
+"""Reads what a plan, an index or features list of each shard into one form, to compare shards with."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def _of_plan(plan: Plan) -> Listed:
     def shard(name: str) -> Expected:
         rows = plan.shard(name)
         try:
-            labels = [_label(number, names) for number in rows.label.tolist()]
+            labels = _labels(rows.label.tolist(), names)
         except IndexError:
             raise PlanError(f"{plan.path or 'plan'}: shard {name}: a label is beyond its names") from None
         return Expected(name, rows.spans, rows.kept, labels, True)
@@ -110,16 +110,13 @@ def _of_features(features: Features) -> Listed:
 
     def shard(name: str) -> Expected:
         file = files[name]
-        spans, bad = file.spans(), file.bad_spans()
-        order = np.argsort(np.concatenate([spans.index, bad.index]), kind="stable")
-        columns = file.read(file.header["columns"])  # all of them: each is held against its hash
-        labels = [_label(number, file.names) for number in columns["label"].to_pylist()]
-        all_labels = [*labels, *[None] * len(bad)]
-        used = order < len(spans)
+        both = Spans.joined([file.spans(), file.bad_spans()])
+        n_good = len(file.spans())
+        columns = file.read(file.header["columns"])  # all of them: each is compared with its hash
+        labels = [*_labels(columns["label"].to_pylist(), file.names), *[None] * (len(both) - n_good)]
+        order = np.argsort(both.index, kind="stable")
         complete = file.header["complete"] and features.limit is None
-        return Expected(
-            name, Spans.joined([spans, bad]).take(order), used, [all_labels[i] for i in order], complete
-        )
+        return Expected(name, both.take(order), order < n_good, [labels[i] for i in order], complete)
 
     n_samples = sum(file.n_read for file in features)
     return Listed("features", list(files), n_samples, features.header["label"] != "none", shard)
@@ -133,5 +130,5 @@ def _of_index(index: dict[str, IndexedShard]) -> Listed:
     return Listed("index", list(index), sum(len(s.spans) for s in index.values()), False, shard)
 
 
-def _label(number: int, names: list[str] | None) -> Label:
-    return None if number < 0 else number if names is None else names[number]
+def _labels(numbers: list[int], names: list[str] | None) -> list[Label]:
+    return [None if number < 0 else number if names is None else names[number] for number in numbers]

@@ -1,4 +1,4 @@
-"""Whose masked autoencoder is in a file? Ours, the authors' or the Hub's: told by its keys, fitted strictly."""
+"""Loads and saves masked autoencoders: ours, the authors' or the Hub's, told apart by their keys, fitted strictly."""
 
 from __future__ import annotations
 
@@ -20,30 +20,26 @@ import torch
 from adq_wds.errors import AdqError, shorten
 from adq_wds.files import atomic_path
 from adq_wds.mae.network import MaeSize, MaskedAutoencoder
-from adq_wds.models.checkpoints import State, common_prefix, file_sha256, load_state, misfit
-from adq_wds.models.timm_encoder import pick_device
+from adq_wds.models.checkpoints import State, common_prefix, load_shipped, load_weights, with_weights
+from adq_wds.models.forward import pick_device
 
 log = logging.getLogger("adq_wds")
 
-BUILTIN_MAE = "builtin-mae"
+BUILTIN_MAE = Path(__file__).with_name("weights") / "builtin-mae.safetensors"
 HEADER_ENTRY = "mae"
-HEADS = {768: 12, 1024: 16, 1280: 16}
-"""Heads by width of the published encoders: base, large and huge."""
-DECODER_HEADS = {512: 16}
-"""Heads by width of the decoder that they have in common."""
+HEADS = {"heads": {768: 12, 1024: 16, 1280: 16}, "decoder_heads": {512: 16}}
+"""Heads by width, of the published encoders (base, large and huge) and of the decoder they have in common."""
 MAX_NUMBER = 2**63  # beside the tensors; an integer in JSON may have thousands of digits
 MAX_BLOCKS = 128  # huge has 32; all that a file names are made before they are compared
 _IN_SHAPES = ("width", "depth", "decoder_width", "decoder_depth", "patch")
-_FROM_CONFIG = {
-    "num_attention_heads": "heads",
-    "decoder_num_attention_heads": "decoder_heads",
-    "norm_pix_loss": "norm_pix",
-    "layer_norm_eps": "norm_eps",
-    "image_size": "image_size",
-}
+# What a file says beside its tensors: types by our name; and our names of what transformers' config.json says.
 _TYPES: dict[str, tuple[type, ...]] = {
     "heads": (int,), "decoder_heads": (int,), "norm_pix": (bool,), "norm_eps": (int, float), "image_size": (int, list),
     "mean": (list,), "std": (list,), "fill": (bool,),
+}  # fmt: skip
+_HUB_CONFIG = {
+    "num_attention_heads": "heads", "decoder_num_attention_heads": "decoder_heads", "norm_pix_loss": "norm_pix",
+    "layer_norm_eps": "norm_eps", "image_size": "image_size",
 }  # fmt: skip
 
 
@@ -59,7 +55,8 @@ def load_mae(
     """A trained masked autoencoder, frozen, in evaluation mode, float32.
 
     Args:
-        path: ``builtin`` for the small one that comes with the package (`builtin_mae`); a file that `save_mae` wrote; or the authors' `mae_visualize_vit_*.pth`; or weights of transformers'
+        path: ``builtin`` for the small one that comes with the package (32×32 images, 4×4 patches, trained on CIFAR-10
+            train); a file that `save_mae` wrote; or the authors' `mae_visualize_vit_*.pth`; or weights of transformers'
             ViTMAEForPreTraining (`facebook/vit-mae-*`), with `config.json` beside them, or the folder of both.
         image_size: side, or (height, width), of the images to rebuild when not those it was trained for: position
             embeddings are interpolated.
@@ -74,63 +71,59 @@ def load_mae(
             that do not fit), or a size or number of heads that cannot be.
         AdqError: the file, its header or `config.json` is damaged.
 
-    Source: He et al. 2022 (arXiv 2111.06377).
+    Source: He et al. 2022 (arXiv 2111.06377); the built-in one is ours, see `examples/train_mae.py`.
+
+    >>> mae = load_mae("builtin")
+    >>> mae.reconstruct(torch.zeros(1, 32, 32, 3, dtype=torch.uint8), torch.ones(1, 64, dtype=torch.bool)).shape
+    torch.Size([1, 32, 32, 3])
     """
-    if path == "builtin":
-        if (image_size, heads, norm_pix, allow_pickle) != (None, None, None, False):
-            raise ValueError(
-                "the built-in network is as it is: image_size, heads, norm_pix, allow_pickle go with a file"
-            )
-        return builtin_mae(device=device)
+    shipped = path == "builtin"
+    if shipped and (image_size, heads, norm_pix, allow_pickle) != (None, None, None, False):
+        raise ValueError(
+            "the built-in network is as it is: image_size, heads, norm_pix, allow_pickle go with a file"
+        )
     if heads is not None and (not isinstance(heads, tuple | list) or [type(n) for n in heads] != [int, int]):
         raise ValueError(f"heads={heads!r}: expected two integers, of encoder and decoder")
     if norm_pix is not None and type(norm_pix) is not bool:
         raise ValueError(f"norm_pix={norm_pix!r}: expected True or False")
-    side = None if image_size is None else _pair(image_size)
+    new_size = None if image_size is None else _pair(image_size)
     place = pick_device(device)
-    path = _weights_file(Path(path))
-    state = load_state(path, allow_pickle=allow_pickle)
-    told = _header(path) if path.name.endswith(".safetensors") else {}
-    foreign, is_hub = not told, any(key.startswith("vit.") for key in state)
-    if foreign and is_hub:
-        state, told = from_hub(state), _config_beside(path)
-    elif "decoder_pred.weight" not in state and (prefix := common_prefix(state)):
+    path = BUILTIN_MAE if shipped else _weights_file(Path(path))
+    weights = load_shipped(path) if shipped else load_weights(path, allow_pickle=allow_pickle)
+    state, entry, settings = weights.state, weights.header.get(HEADER_ENTRY), {}
+    is_hub = entry is None and any(key.startswith("vit.") for key in state)
+    if entry is not None:
+        settings = _checked(
+            entry, f"checkpoint {path}: header entry {HEADER_ENTRY!r}", {n: n for n in _TYPES}
+        )
+    elif is_hub:
+        state, config = from_hub(state), path.with_name("config.json")
+        if config.is_file():
+            settings = _checked(
+                config.read_text(encoding="utf-8", errors="replace"), str(config), _HUB_CONFIG
+            )
+    if "decoder_pred.weight" not in state and (prefix := common_prefix(state)):
         state = {key.removeprefix(prefix): value for key, value in state.items()}
     if heads is not None:
-        told |= {"heads": heads[0], "decoder_heads": heads[1]}
+        settings |= {"heads": heads[0], "decoder_heads": heads[1]}
     if norm_pix is not None:
-        told["norm_pix"] = norm_pix
-    network = _fitted(state, _size_of(state, told, path), path)
-    if foreign:
+        settings["norm_pix"] = norm_pix
+    size = _size_of(state, settings, path)
+    try:
+        network = with_weights(lambda: MaskedAutoencoder(size), state)
+    except ValueError as error:
+        raise ValueError(f"checkpoint {path} is not a masked autoencoder of {size}: {error}") from error
+    if entry is None:
         log.warning(
             "checkpoint %s has the layout of %s; Meta's released weights are under CC-BY-NC 4.0: not for commercial use",
             path,
             "transformers' ViTMAE" if is_hub else "the MAE authors",
         )
-    if side is not None:
-        network = _at_size(network, side)
+    if new_size is not None:
+        network = _at_size(network, new_size)
     H, W = network.size.image_size
-    network.revision = f"file-sha256={file_sha256(path)};image_size={H}x{W};norm_pix={network.size.norm_pix}"
+    network.revision = f"file-sha256={weights.sha256};image_size={H}x{W};norm_pix={network.size.norm_pix}"
     return network.eval().requires_grad_(False).to(place)
-
-
-def builtin_mae(*, device: str = "cpu") -> MaskedAutoencoder:
-    """The masked autoencoder that comes with the package: 32×32 images, 4×4 patches, trained on CIFAR-10 train.
-
-    Raises:
-        ValueError: no such device.
-        AdqError: its file is missing or damaged: the installation is broken.
-
-    Source: ours; see `examples/train_mae.py`.
-
-    >>> mae = builtin_mae()
-    >>> mae.reconstruct(torch.zeros(1, 32, 32, 3, dtype=torch.uint8), torch.ones(1, 64, dtype=torch.bool)).shape
-    torch.Size([1, 32, 32, 3])
-    """
-    path = Path(__file__).with_name("weights") / f"{BUILTIN_MAE}.safetensors"
-    if not path.is_file():
-        raise AdqError(f"weights {path}: no such file, though it comes with the package; install it again")
-    return load_mae(path, device=device)
 
 
 def save_mae(network: MaskedAutoencoder, path: str | os.PathLike[str], header: dict[str, str]) -> None:
@@ -141,14 +134,11 @@ def save_mae(network: MaskedAutoencoder, path: str | os.PathLike[str], header: d
     Args:
         header: further entries of the file's header, for people.
     """
-    said = {k: v for k, v in asdict(network.size).items() if k not in _IN_SHAPES}
+    settings = {k: v for k, v in asdict(network.size).items() if k not in _IN_SHAPES}
     state = {name: value.cpu().half().contiguous() for name, value in network.state_dict().items()}
-    content = safetensors.torch.save(state, metadata={**header, HEADER_ENTRY: json.dumps(said)})
+    content = safetensors.torch.save(state, metadata={**header, HEADER_ENTRY: json.dumps(settings)})
     with atomic_path(path) as partial:  # `save_file` would make it readable for its owner alone
         Path(partial).write_bytes(content)
-
-
-# What the file says beside its tensors
 
 
 def _weights_file(path: Path) -> Path:
@@ -161,44 +151,23 @@ def _weights_file(path: Path) -> Path:
     raise ValueError(f"checkpoint {path}: the folder holds neither model.safetensors nor pytorch_model.bin")
 
 
-def _header(path: Path) -> dict[str, Any]:
-    """What `save_mae` wrote into a header; empty for files of others."""
-    with safetensors.safe_open(
-        path, framework="np"
-    ) as file:  # "pt" opens a path twice: a writer may come between
-        text = (file.metadata() or {}).get(HEADER_ENTRY)
-    return {} if text is None else _checked(text, f"checkpoint {path}: header entry {HEADER_ENTRY!r}")
-
-
-def _config_beside(path: Path) -> dict[str, Any]:
-    """What transformers' `config.json` beside the weights says; empty where there is none."""
-    config = path.with_name("config.json")
-    if not config.is_file():
-        return {}
-    return _checked(config.read_text(encoding="utf-8", errors="replace"), f"{config}", names=_FROM_CONFIG)
-
-
-def _checked(text: str, where: str, names: dict[str, str] | None = None) -> dict[str, Any]:
-    """The entries of a JSON object that we know, each of its type."""
+def _checked(text: str, source: str, names: dict[str, str]) -> dict[str, Any]:
+    """The entries of a JSON object that we know, each of its type, under our names."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise AdqError(f"{where}: not JSON ({shorten(str(error))}); fetch the file again") from error
+        raise AdqError(f"{source}: not JSON ({shorten(str(error))}); fetch the file again") from error
     if not isinstance(content, dict):
-        raise AdqError(f"{where}: {shorten(content)}, expected a JSON object; fetch the file again")
-    said = {}
-    for name, own in (names or {name: name for name in _TYPES}).items():
-        if name not in content:
-            continue
-        value = content[name]
+        raise AdqError(f"{source}: {shorten(content)}, expected a JSON object; fetch the file again")
+    settings = {}
+    for name in content.keys() & names.keys():
+        value, types = content[name], _TYPES[names[name]]
         items = value if isinstance(value, list) else [value]
-        numbers = all(
-            type(item) in (int, float) and abs(item) < MAX_NUMBER for item in items
-        )  # no NaN either
-        if type(value) not in _TYPES[own] or not (numbers or bool in _TYPES[own]):
-            raise AdqError(f"{where}: {name} is {shorten(value)}; fetch the file again")
-        said[own] = tuple(value) if isinstance(value, list) else value
-    return said
+        in_range = all(type(x) in (int, float) and abs(x) < MAX_NUMBER for x in items)  # no NaN either
+        if type(value) not in types or not (in_range or bool in types):
+            raise AdqError(f"{source}: {name} is {shorten(value)}; fetch the file again")
+        settings[names[name]] = tuple(value) if isinstance(value, list) else value
+    return settings
 
 
 # From tensors to a network
@@ -247,48 +216,44 @@ def _authors_name(key: str) -> str:
     return key
 
 
-def _size_of(state: State, told: dict[str, Any], path: Path) -> MaeSize:
-    """What the network is made of, by the shapes of its tensors and what the file tells beside them."""
+def _size_of(state: State, settings: dict[str, Any], path: Path) -> MaeSize:
+    """What the network is made of, by the shapes of its tensors and what the file says beside them."""
     if "decoder_pred.weight" not in state:
-        is_encoder = any(
-            "patch_embed" in key for key in state
-        )  # timm's, the authors' and the Hub's names for it
+        kind = "no masked autoencoder"
         if any("decoder" in key for key in state):
-            held = "a masked autoencoder of another layout than the authors' or transformers'"
-        else:
-            held = "an encoder without its decoder" if is_encoder else "no masked autoencoder"
+            kind = "a masked autoencoder of another layout than the authors' or transformers'"
+        elif any("patch_embed" in key for key in state):  # timm's, the authors' and the Hub's names for it
+            kind = "an encoder without its decoder"
         first = ", ".join(shorten(key, 40) for key in list(state)[:3])
         raise ValueError(
-            f"checkpoint {path}: holds {held} (keys {first}, ...), so it cannot rebuild images; take "
+            f"checkpoint {path}: holds {kind} (keys {first}, ...), so it cannot rebuild images; take "
             "mae_visualize_vit_*.pth or facebook/vit-mae-*, which have both"
         )
-    dims = {"patch_embed.proj.weight": 4, "decoder_embed.weight": 2, "pos_embed": 3}
-    for key, n_dims in dims.items():
+    for key, n_dims in {"patch_embed.proj.weight": 4, "decoder_embed.weight": 2, "pos_embed": 3}.items():
         if key not in state or state[key].ndim != n_dims or not state[key].numel():
-            found = f"of shape {tuple(state[key].shape)}" if key in state else "missing"
-            raise ValueError(f"checkpoint {path}: {key} is {found}, expected {n_dims} dimensions, none empty")
+            shape = f"of shape {tuple(state[key].shape)}" if key in state else "missing"
+            raise ValueError(f"checkpoint {path}: {key} is {shape}, expected {n_dims} dimensions, none empty")
     patch, L = state["patch_embed.proj.weight"].shape[2], state["pos_embed"].shape[1] - 1
     decoder_width, width = state["decoder_embed.weight"].shape
-    told = dict(told)
-    for name, of_width, known in (("heads", width, HEADS), ("decoder_heads", decoder_width, DECODER_HEADS)):
-        if name not in told and of_width not in known:
-            raise ValueError(
-                f"checkpoint {path}: does not say how many {name} a width of {of_width} has; give heads=(encoder, decoder)"
-            )
-        told.setdefault(name, known.get(of_width))
     try:
-        image_size = _pair(told.pop("image_size", math.isqrt(max(L, 0)) * patch))
-        shapes: dict[str, Any] = {
+        given = {
             "patch": patch, "width": width, "depth": _count_blocks(state, "blocks"),
             "decoder_width": decoder_width, "decoder_depth": _count_blocks(state, "decoder_blocks"),
+            "heads": HEADS["heads"].get(width), "decoder_heads": HEADS["decoder_heads"].get(decoder_width), **settings,
         }  # fmt: skip
-        size = MaeSize(image_size=image_size, **shapes, **told)
+        for name, of_width in (("heads", width), ("decoder_heads", decoder_width)):
+            if given[name] is None:
+                raise ValueError(
+                    f"does not say how many {name} a width of {of_width} has; give heads=(encoder, decoder)"
+                )
+        given["image_size"] = _pair(given.get("image_size", math.isqrt(max(L, 0)) * patch))
+        size = MaeSize(**given)
+        if size.n_patches != L:
+            raise ValueError(
+                f"{L} position embeddings, {size.n_patches} patches of {patch} in {size.image_size}"
+            )
     except ValueError as error:
         raise ValueError(f"checkpoint {path}: {error}") from error
-    if size.n_patches != L:
-        raise ValueError(
-            f"checkpoint {path}: {L} position embeddings, {size.n_patches} patches of {patch} in {image_size}"
-        )
     return size
 
 
@@ -301,22 +266,11 @@ def _count_blocks(state: State, name: str) -> int:
 
 def _pair(size: Any) -> tuple[int, int]:
     """(H, W) of a side or of both."""
-    sides = (size, size) if isinstance(size, int | np.integer) else size
     try:
-        height, width = map(operator.index, sides)
+        height, width = map(operator.index, (size, size) if isinstance(size, int | np.integer) else size)
     except (TypeError, ValueError):
         raise ValueError(f"image_size={size!r}: expected an integer, or two: height and width") from None
     return height, width
-
-
-def _fitted(state: State, size: MaeSize, path: Path) -> MaskedAutoencoder:
-    """A network with exactly these tensors."""
-    with torch.device("meta"):  # no first weights: they would draw from the caller's random state
-        network = MaskedAutoencoder(size)
-    if difference := misfit(network, state):
-        raise ValueError(f"checkpoint {path} is not a masked autoencoder of {size}: {difference}")
-    network.load_state_dict({k: v.float() for k, v in state.items()}, assign=True)
-    return network
 
 
 def _at_size(network: MaskedAutoencoder, image_size: tuple[int, int]) -> MaskedAutoencoder:
@@ -328,7 +282,4 @@ def _at_size(network: MaskedAutoencoder, image_size: tuple[int, int]) -> MaskedA
     layers: Any = timm.layers
     for name in ("pos_embed", "decoder_pos_embed"):
         state[name] = layers.resample_abs_pos_embed(state[name], list(size.grid), list(network.size.grid))
-    with torch.device("meta"):
-        resized = MaskedAutoencoder(size)
-    resized.load_state_dict(state, assign=True)
-    return resized
+    return with_weights(lambda: MaskedAutoencoder(size), state)

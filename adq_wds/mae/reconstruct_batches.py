@@ -14,8 +14,7 @@ import torch
 
 from adq_wds.errors import shorten
 from adq_wds.mae.network import IMAGENET_MEAN, IMAGENET_STD, MaskedAutoencoder
-from adq_wds.models.forward import check_bfloat16
-from adq_wds.models.timm_encoder import pick_device
+from adq_wds.models.forward import check_bfloat16, pick_device
 from adq_wds.samples.fields import KEPT_FIELDS
 
 log = logging.getLogger("adq_wds")

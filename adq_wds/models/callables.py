@@ -1,4 +1,4 @@
-"""How does anybody's function or network become an encoder? A name put on it, and its answers checked."""
+"""Makes an encoder of any function or network: names it, and checks its answers."""
 
 from __future__ import annotations
 
@@ -14,15 +14,34 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, eq=False)
 class CallableEncoder:
-    """A function or network as an encoder; made by `callable_encoder`. Pickles when `fn` and `transform` do."""
+    """An encoder from a function of a list of PIL images, or from a `torch.nn.Module`.
+
+    Pickles when `fn` and `transform` do.
+
+    Args:
+        fn: takes a list of B RGB images; or a network in evaluation mode, which takes the stacked results of
+            `transform` on its own device. Gives h (B, D), or the tuple (h, logits (B, C)), as NumPy arrays or torch
+            tensors.
+        name: stored with the features.
+        revision: stored with the features; change it when `fn` changes, so that old features are not mixed with new.
+        preprocessing_hash: stored with the features; anything that tells preprocessings apart.
+        transform: for networks: a PIL image to a tensor.
+
+    Raises:
+        ValueError: no name, a network in training mode, or one without `transform`.
+        TypeError: `fn` cannot be called.
+
+    >>> h, _ = CallableEncoder(lambda images: [image.size for image in images], name="size")([
+    ...     PIL.Image.new("RGB", (4, 2))])
+    >>> h
+    array([[4., 2.]], dtype=float32)
+    """
 
     fn: Callable[..., Any]
     name: str
     revision: str = "0"
     preprocessing_hash: str = ""
     transform: Callable[[PIL.Image.Image], torch.Tensor] | None = None
-    width: int | None = None
-    n_classes: int | None = None
 
     def __post_init__(self) -> None:
         if not callable(self.fn):
@@ -58,10 +77,8 @@ class CallableEncoder:
         else:
             answer = self.fn(list(images))
         h, logits = answer if isinstance(answer, tuple) and len(answer) == 2 else (answer, None)
-        checked = self._matrix(h, "h", len(images), self.width)
-        if logits is None:
-            return checked, None
-        return checked, self._matrix(logits, "logits", len(images), self.n_classes)
+        n = len(images)
+        return self._matrix(h, "h", n), None if logits is None else self._matrix(logits, "logits", n)
 
     def _check_mode(self, network: torch.nn.Module) -> None:
         if network.training:  # dropout and batch statistics would make h depend on chance and neighbours
@@ -77,7 +94,7 @@ class CallableEncoder:
         with torch.inference_mode():
             return network(x if parameter is None else x.to(parameter.device))
 
-    def _matrix(self, values: Any, what: str, n_images: int, width: int | None) -> NDArray[np.float32]:
+    def _matrix(self, values: Any, what: str, n_images: int) -> NDArray[np.float32]:
         if isinstance(values, torch.Tensor):
             values = values.detach().float().cpu().numpy()
         try:
@@ -89,52 +106,9 @@ class CallableEncoder:
                 f"encoder {self.name!r}: {what} is a {type(values).__name__}, not an array of numbers; "
                 "return h, or (h, logits), as NumPy arrays or torch tensors"
             ) from error
-        if array.ndim != 2 or array.shape[0] != n_images or array.shape[1] != (width or array.shape[1]):
+        if array.ndim != 2 or len(array) != n_images:
             raise ValueError(
-                f"encoder {self.name!r}: {what} has shape {array.shape}, expected ({n_images}, {width or 'width'}) "
+                f"encoder {self.name!r}: {what} has shape {array.shape}, expected ({n_images}, width) "
                 f"for {n_images} images"
             )
         return array
-
-
-def callable_encoder(
-    fn: Callable[..., Any],
-    *,
-    name: str,
-    revision: str = "0",
-    preprocessing_hash: str = "",
-    transform: Callable[[PIL.Image.Image], torch.Tensor] | None = None,
-    width: int | None = None,
-    n_classes: int | None = None,
-) -> CallableEncoder:
-    """An encoder from a function of a list of PIL images, or from a `torch.nn.Module`.
-
-    Args:
-        fn: takes a list of B RGB images; or a network in evaluation mode, which takes the stacked results of
-            `transform` on its own device. Gives h (B, D), or the tuple (h, logits (B, C)), as NumPy arrays or torch
-            tensors.
-        name: stored with the features.
-        revision: stored with the features; change it when `fn` changes, so that old features are not mixed with new.
-        preprocessing_hash: stored with the features; anything that tells preprocessings apart.
-        transform: for networks: a PIL image to a tensor.
-        width: D, when known beforehand; then checked.
-        n_classes: C, when known beforehand; then checked.
-
-    Raises:
-        ValueError: no name, a network in training mode, or one without `transform`.
-        TypeError: `fn` cannot be called.
-
-    >>> h, _ = callable_encoder(lambda images: [image.size for image in images], name="size")([
-    ...     PIL.Image.new("RGB", (4, 2))])
-    >>> h
-    array([[4., 2.]], dtype=float32)
-    """
-    return CallableEncoder(
-        fn=fn,
-        name=name,
-        revision=revision,
-        preprocessing_hash=preprocessing_hash,
-        transform=transform,
-        width=width,
-        n_classes=n_classes,
-    )

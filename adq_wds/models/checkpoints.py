@@ -1,15 +1,17 @@
-"""How are weights read from a file that a stranger made? As safetensors, or as a pickle of tensors only, on request."""
+"""Reads weights from files of strangers: safetensors or, on request, pickles of tensors only; and checks their fit."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import hashlib
+import json
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
 import safetensors
 import safetensors.torch
@@ -22,17 +24,33 @@ PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".pth.tar")
 NESTED_KEYS = (
     "state_dict_ema", "model_ema", "teacher", "state_dict", "model_state_dict", "model", "module", "student",
 )  # fmt: skip
-WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
 
+_WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")  # DistributedDataParallel, torch.compile
 _REFUSED_TYPE = re.compile(r"GLOBAL ([\w.]+)")  # how torch names it, in the midst of advice to unpickle it
 
 State = dict[str, torch.Tensor]
+Network = TypeVar("Network", bound=torch.nn.Module)
 
 
-def load_state(path: str | Path, *, allow_pickle: bool = False) -> State:
-    """The tensors of a checkpoint by name, on the CPU.
+@dataclass(frozen=True)
+class Weights:
+    """What a checkpoint holds, all from one opening of its file: another may be put in its place at any time.
 
-    A checkpoint of a training script is opened down to its weights (the first of `NESTED_KEYS`), and the prefixes of
+    Attributes:
+        state: the tensors by name, on the CPU.
+        header: what a safetensors file says beside them; empty for a pickle.
+        sha256: of the file's bytes.
+    """
+
+    state: State
+    header: dict[str, str]
+    sha256: str
+
+
+def load_weights(path: str | Path, *, allow_pickle: bool = False) -> Weights:
+    """Read a checkpoint.
+
+    That of a training script is opened down to its weights (the first of `NESTED_KEYS`), and the prefixes of
     DistributedDataParallel and torch.compile are taken off. Nothing a file contains is ever run: pickles are read with
     `weights_only=True`.
 
@@ -48,61 +66,71 @@ def load_state(path: str | Path, *, allow_pickle: bool = False) -> State:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"checkpoint {path}: no such file")
-    if path.name.endswith(".safetensors"):
-        content: Any = _load_safetensors(path)
-    elif not path.name.endswith(PICKLE_SUFFIXES):
+    is_pickle = path.name.endswith(PICKLE_SUFFIXES)
+    if not is_pickle and not path.name.endswith(".safetensors"):
         raise ValueError(
             f"checkpoint {path}: expected a name in .safetensors (or {', '.join(PICKLE_SUFFIXES)})"
         )
-    elif not allow_pickle:
+    if is_pickle and not allow_pickle:
         raise ValueError(
             f"checkpoint {path}: a pickle, read only with allow_pickle=True (tensors only, no code is run); "
             "or convert it to .safetensors"
         )
-    else:
-        content = _load_pickle(path)
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0)
+        content, header = _load_pickle(file, path) if is_pickle else _load_safetensors(file, path)
     state = _unwrap(content)
     if state is None:
-        keys = (
-            ", ".join(shorten(key, 40) for key in list(content)[:5]) if isinstance(content, Mapping) else ""
-        )
+        keys = [shorten(key, 40) for key in list(content)[:5]] if isinstance(content, Mapping) else []
         raise AdqError(
-            f"checkpoint {path}: holds no weights (a {type(content).__name__} with keys: {keys or 'none'})"
+            f"checkpoint {path}: holds no weights (a {type(content).__name__} with keys: {', '.join(keys) or 'none'})"
         )
-    return state
+    return Weights(state, header, sha256)
 
 
-def _load_safetensors(path: Path) -> State:
+def load_shipped(path: Path) -> Weights:
+    """`load_weights` of a file of this package; raises `AdqError`: without it the installation is broken."""
     try:
-        # `load_file` opens the path twice: a writer may come between.
-        return dict(sorted(safetensors.torch.load(path.read_bytes()).items()))
+        return load_weights(path)
+    except (ValueError, AdqError) as error:
+        raise AdqError(f"{error}; it comes with the package: install that again") from error
+
+
+def _load_safetensors(file: BinaryIO, path: Path) -> tuple[State, dict[str, str]]:
+    data = file.read()
+    try:
+        state = safetensors.torch.load(data)
     except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
-        raise AdqError(f"checkpoint {path}: not a whole safetensors file: {_cause(error, path)}") from error
+        raise AdqError(f"checkpoint {path}: not a whole safetensors file: {_cause(error, data)}") from error
+    header = json.loads(
+        data[8 : 8 + int.from_bytes(data[:8], "little")]
+    )  # which safetensors has just checked
+    return dict(sorted(state.items())), header.get("__metadata__") or {}
 
 
-def _load_pickle(path: Path) -> Any:
+def _load_pickle(file: BinaryIO, path: Path) -> tuple[Any, dict[str, str]]:
     # timm's training script keeps its options beside the weights: a Namespace, which only holds values.
     safe_globals = getattr(torch.serialization, "safe_globals", None)  # torch >= 2.5
     with safe_globals([argparse.Namespace]) if safe_globals else contextlib.nullcontext():
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True), {}
         except Exception as error:  # a damaged or hostile pickle may fail in any way
             if refused := _REFUSED_TYPE.search(str(error)):
                 raise AdqError(
                     f"checkpoint {path}: holds {shorten(refused[1])} beside tensors, which is never unpickled; in the "
                     "program that made it, save the weights alone: torch.save(model.state_dict(), 'weights.pth')"
                 ) from error
+            file.seek(0)
             raise AdqError(
-                f"checkpoint {path}: not a whole file of tensors: {_cause(error, path)}"
+                f"checkpoint {path}: not a whole file of tensors: {_cause(error, file.read(16))}"
             ) from error
 
 
-def _cause(error: Exception, path: Path) -> str:
+def _cause(error: Exception, data: bytes) -> str:
     """Why a file could not be read, on one line, with its first bytes (a web page, a Git LFS pointer)."""
-    with path.open("rb") as handle:
-        start = handle.read(16)
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:160]} (starts with {start!r}); fetch it again"
+    text = " ".join(str(error).split())[:160]
+    return f"{type(error).__name__}: {text} (starts with {data[:16]!r}); fetch it again"
 
 
 def _unwrap(content: object) -> State | None:
@@ -115,14 +143,8 @@ def _unwrap(content: object) -> State | None:
     for name, value in weights.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             return None
-        state[_without_wrappers(name)] = value
+        state[_WRAPPERS.sub("", name)] = value
     return state or None
-
-
-def _without_wrappers(name: str) -> str:
-    while name.startswith(WRAPPER_PREFIXES):
-        name = name.split(".", 1)[1]
-    return name
 
 
 def common_prefix(names: Iterable[str]) -> str:
@@ -151,6 +173,20 @@ def inner_states(state: State, names: Collection[str]) -> dict[str, State]:
     }
 
 
+def with_weights(make: Callable[[], Network], state: State) -> Network:
+    """A network with exactly these tensors, as float32.
+
+    Raises:
+        ValueError: they are another network's; says how they differ.
+    """
+    with torch.device("meta"):  # no first weights: they would draw from the caller's random state
+        network = make()
+    if difference := misfit(network, state):
+        raise ValueError(difference)
+    network.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
+    return network
+
+
 def misfit(model: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> str:
     """How a state differs from what a model expects, in one line; empty when it fits.
 
@@ -158,31 +194,23 @@ def misfit(model: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> str:
     >>> misfit(layer, {"weight": torch.zeros(3, 4), "b": torch.zeros(3)})
     "1 missing ('bias'); 1 unexpected ('b'); 1 of another shape ('weight' is (3, 4), expected (3, 2))"
     """
-    want = model.state_dict()
+    expected = model.state_dict()
     # files older than this counter lack it; torch fills it in, and it plays no part in evaluation
-    missing = [k for k in want if k not in state and not k.endswith("num_batches_tracked")]
-    unexpected = [k for k in state if k not in want]
-    reshaped = [
-        f"{shorten(k, 60)} is {tuple(state[k].shape)}, expected {tuple(v.shape)}"
-        for k, v in want.items()
-        if k in state and state[k].shape != v.shape
-    ]
-    parts = [
-        ("missing", [shorten(k, 60) for k in missing]),
-        ("unexpected", [shorten(k, 60) for k in unexpected]),
-    ]
-    parts.append(("of another shape", reshaped))
-    return "; ".join(f"{len(items)} {what} ({_first(items)})" for what, items in parts if items)
-
-
-def _first(items: list[str], n: int = 3) -> str:
-    return ", ".join(items[:n]) + (", ..." if len(items) > n else "")
-
-
-def file_sha256(path: str | Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+    missing = [k for k in expected if k not in state and not k.endswith("num_batches_tracked")]
+    differences = {
+        "missing": [shorten(k, 60) for k in missing],
+        "unexpected": [shorten(k, 60) for k in state if k not in expected],
+        "of another shape": [
+            f"{shorten(k, 60)} is {tuple(state[k].shape)}, expected {tuple(v.shape)}"
+            for k, v in expected.items()
+            if k in state and state[k].shape != v.shape
+        ],
+    }
+    return "; ".join(
+        f"{len(items)} {what} ({', '.join(items[:3])}{', ...' * (len(items) > 3)})"
+        for what, items in differences.items()
+        if items
+    )
 
 
 def state_sha256(items: Iterable[tuple[str, torch.Tensor]]) -> str:

@@ -1,20 +1,17 @@
-"""How does a network run? In which number type, in which order in memory, compiled or as it was written."""
+"""Says how a network runs: on which device, in which number type and order in memory, compiled or as written."""
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from adq_wds.errors import AdqError
 
 Pass = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
+"""From (B, 3, H, W) to h (B, D), and logits (B, C) or None."""
 
 COMPILED_BATCH = {"cpu": 16}
 """Images in a compiled batch by device type; 64 on any other, which needs more of them to be busy."""
@@ -54,10 +51,9 @@ class ForwardOptions:
         >>> ForwardOptions().revision, ForwardOptions(amp=True, channels_last=False, compile=True).revision
         ('dtype=float32', 'dtype=bfloat16;memory=channels_first;compile=inductor')
         """
-        said = "dtype=bfloat16" if self.amp else "dtype=float32"
-        if not self.channels_last:
-            said += ";memory=channels_first"
-        return said + (";compile=inductor" if self.compile else "")
+        dtype = "dtype=bfloat16" if self.amp else "dtype=float32"
+        memory = "" if self.channels_last else ";memory=channels_first"
+        return dtype + memory + (";compile=inductor" if self.compile else "")
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -76,10 +72,10 @@ class ForwardOptions:
 
 
 @dataclass(frozen=True, eq=False)
-class Forward:
-    """A network's forward pass, run as the options say. May be called from several threads at once.
+class CompiledPass:
+    """A network's forward pass made one program. May be called from several threads at once.
 
-    A compiled pass always sees batches of one size (`COMPILED_BATCH`): larger ones are cut, the rest is filled with
+    It always sees batches of one size (`COMPILED_BATCH`): larger ones are cut, the rest is filled with
     zeros. So the network is compiled once for each number of intra-op threads, whatever sizes come, and an image's
     answer does not depend on how many others came with it. (With a size left open, `dynamic=True`, torch compiles
     again where its own choice of kernels changes with the size, and again for one image.) The first call compiles,
@@ -88,9 +84,9 @@ class Forward:
 
     Attributes:
         name: the encoder's, for errors.
-        network: from (B, 3, H, W) float32 on `device` to h (B, D) and logits (B, C) or None.
-        options: see `ForwardOptions`.
+        network: what is compiled.
         device: where the network is.
+        memory_format: the order in memory of its input.
 
     Raises:
         AdqError: torch.compile does not work here; says why and what to do.
@@ -98,60 +94,39 @@ class Forward:
 
     name: str
     network: Pass
-    options: ForwardOptions
     device: torch.device
-    _compiled: Pass | None = field(init=False, repr=False)
+    memory_format: torch.memory_format
+    _compiled: Pass = field(init=False, repr=False)
     _ready: set[int] = field(default_factory=set, init=False, repr=False)  # numbers of threads compiled for
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_compiled", self._compile() if self.options.compile else None)
+        try:
+            # fullgraph: what cannot be compiled as a whole is an error, never run in another way without a word
+            compiled = torch.compile(self.network, fullgraph=True, dynamic=False)
+        except Exception as error:  # torch refuses Pythons and systems that it does not know
+            raise self._not_compiled(error) from error
+        object.__setattr__(self, "_compiled", compiled)
 
-    def __call__(self, x: torch.Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-        """Embed normalised images; call it in torch's inference mode.
-
-        Args:
-            x: (B, 3, H, W) float32 on the device, B >= 1.
-
-        Returns:
-            h (B, D) float32, and logits (B, C) float32 or None.
+    def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """h and logits of (B, 3, H, W), B >= 1; call it in torch's inference mode.
 
         Raises:
             AdqError: the network cannot be compiled.
         """
-        x = x.contiguous(memory_format=self.options.memory_format)
-        with self._numbers():
-            h, logits = self.network(x) if self._compiled is None else self._by_parts(self._compiled, x)
-        return _float32(h), None if logits is None else _float32(logits)
-
-    def _numbers(self) -> contextlib.AbstractContextManager[Any]:
-        if not self.options.amp:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
-
-    def _compile(self) -> Pass:
-        try:
-            # fullgraph: what cannot be compiled as a whole is an error, never run in another way without a word
-            compiled: Pass = torch.compile(self.network, fullgraph=True, dynamic=False)
-        except Exception as error:  # torch refuses Pythons and systems that it does not know
-            raise self._not_compiled(error) from error
-        return compiled
-
-    def _by_parts(self, compiled: Pass, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         size = COMPILED_BATCH.get(self.device.type, 64)
-        self._make_ready(compiled, (size, *x.shape[1:]))
+        self._make_ready((size, *x.shape[1:]))
         h, logits = [], []
-        for start in range(0, len(x), size):
-            part = x[start : start + size]
+        for part in torch.split(x, size):
             n = len(part)
             if n < size:
-                part = self._zeros((size, *x.shape[1:]))
-                part[:n] = x[start:]
-            part_h, part_logits = compiled(part)
+                part = torch.cat([part, part.new_zeros(size - n, *part.shape[1:])])
+                part = part.contiguous(memory_format=self.memory_format)
+            part_h, part_logits = self._compiled(part)
             h.append(part_h[:n])
             logits += [] if part_logits is None else [part_logits[:n]]
         return torch.cat(h), torch.cat(logits) if logits else None
 
-    def _make_ready(self, compiled: Pass, shape: tuple[int, ...]) -> None:
+    def _make_ready(self, shape: tuple[int, ...]) -> None:
         """Compile for the thread's number of intra-op threads, on zeros: what fails then is not the images' fault."""
         n_threads = torch.get_num_threads()
         if n_threads in self._ready:
@@ -160,51 +135,60 @@ class Forward:
             if n_threads in self._ready:
                 return
             try:
-                compiled(self._zeros(shape))
+                self._compiled(
+                    torch.zeros(shape, device=self.device).contiguous(memory_format=self.memory_format)
+                )
             except (
                 Exception
             ) as error:  # compilers, their caches and torch's tracer each fail in their own ways
                 raise self._not_compiled(error) from error
             self._ready.add(n_threads)
 
-    def _zeros(self, shape: tuple[int, ...]) -> torch.Tensor:
-        made = torch.empty(shape, device=self.device, memory_format=self.options.memory_format)
-        return made.zero_()
-
     def _not_compiled(self, error: Exception) -> AdqError:
-        text = " ".join(str(error).strip().split("\n\n")[0].split())[
-            :240
-        ]  # without torch's hints for developers
+        first = str(error).strip().split("\n\n")[0]  # without torch's hints for developers
         return AdqError(
-            f"encoder {self.name!r} cannot be compiled ({type(error).__name__}: {text}); torch.compile needs a C++ "
-            "compiler (g++ or clang++, or the one that CXX names), and Triton on CUDA: install it, or leave compile off"
+            f"encoder {self.name!r} cannot be compiled ({type(error).__name__}: {' '.join(first.split())[:240]}); "
+            "torch.compile needs a C++ compiler (g++ or clang++, or the one that CXX names), and Triton on CUDA: "
+            "install it, or leave compile off"
         )
-
-
-def _float32(values: torch.Tensor) -> NDArray[np.float32]:
-    array: NDArray[np.float32] = values.float().cpu().numpy()
-    return array
 
 
 def check_bfloat16(device: torch.device) -> None:
     """Raise `ValueError` unless the device computes in bfloat16 itself: torch may fall back without an error."""
+    why = ""
     if device.type == "cuda" and torch.version.hip is None:
         major, minor = torch.cuda.get_device_capability(device)
         if major < 8:
-            raise ValueError(
-                f"amp=True: {torch.cuda.get_device_name(device)} (compute capability {major}.{minor}) has no "
-                "bfloat16, which begins with 8.0; leave amp off, or take another device"
-            )
+            name = torch.cuda.get_device_name(device)
+            why = f"{name} (compute capability {major}.{minor}) has no bfloat16, which begins with 8.0"
+    if not why:
+        try:
+            with torch.autocast(device.type, dtype=torch.bfloat16):
+                one = torch.ones(1, 1, device=device)
+                reached = torch.nn.functional.linear(one, one).dtype
+            if reached != torch.bfloat16:
+                why = f"torch computes in {reached} on {device}, not in bfloat16"
+        except (RuntimeError, TypeError, NotImplementedError) as error:
+            text = " ".join(str(error).split())[:160]
+            why = f"torch does not compute in bfloat16 on {device} ({text})"
+    if why:
+        raise ValueError(f"amp=True: {why}; leave amp off, or take another device")
+
+
+def pick_device(device: str) -> torch.device:
+    """The device a name stands for; `auto` is cuda when there is one, else cpu.
+
+    Raises:
+        ValueError: not a device, or one this machine does not have.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        with torch.autocast(device.type, dtype=torch.bfloat16):
-            one = torch.ones(1, 1, device=device)
-            reached = torch.nn.functional.linear(one, one).dtype
-    except (RuntimeError, TypeError, NotImplementedError) as error:
+        place = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device={device!r}: expected 'cpu', 'cuda', 'cuda:N' or 'auto'") from error
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
         raise ValueError(
-            f"amp=True: torch does not compute in bfloat16 on {device} ({' '.join(str(error).split())[:160]}); "
-            "leave amp off, or take another device"
-        ) from error
-    if reached != torch.bfloat16:
-        raise ValueError(
-            f"amp=True: torch computes in {reached} on {device}, not in bfloat16; leave amp off, or take another device"
+            f"device={device!r}: torch sees {torch.cuda.device_count()} CUDA devices; use 'auto' or 'cpu'"
         )
+    return place

@@ -14,7 +14,8 @@ import timm.models
 import torch
 
 from adq_wds.errors import AdqError, shorten
-from adq_wds.models.checkpoints import State, common_prefix, inner_states, load_state, misfit
+from adq_wds.models import SHIPPED_ENCODERS
+from adq_wds.models.checkpoints import State, common_prefix, inner_states, load_weights, misfit
 
 log = logging.getLogger("adq_wds")
 
@@ -42,8 +43,8 @@ def load_pretrained(
 
 def load_checkpoint(
     name: str, path: Path, *, image_size: int | None, allow_pickle: bool, cache_dir: str | Path | None
-) -> torch.nn.Module:
-    """A timm network with all its weights from a file, and as many classes as the file's classifier has.
+) -> tuple[torch.nn.Module, str]:
+    """A timm network with all its weights from a file, as many classes as the file's classifier, and its SHA-256.
 
     Weights in timm's own layout are taken as they are. Others (the authors' original files), and position
     embeddings when `image_size` asks for another grid, go through the network's converter in timm. Weights behind a
@@ -53,7 +54,8 @@ def load_checkpoint(
         ValueError: the file is missing, of a refused kind, or of another network; lists the differences.
         AdqError: the file is damaged.
     """
-    state = load_state(path, allow_pickle=allow_pickle)
+    weights = load_weights(path, allow_pickle=allow_pickle)
+    state = weights.state
     config = _config(name, cache_dir)
 
     def create(n_classes: int | None) -> torch.nn.Module:
@@ -68,7 +70,7 @@ def load_checkpoint(
         raise ValueError(
             f"checkpoint {path} does not fit {name!r}: {difference}{said}; name the network it was made for"
         )
-    return model
+    return model, weights.sha256
 
 
 def _fitted(
@@ -131,9 +133,17 @@ def _create(name: str, config: dict[str, Any], *, image_size: int | None, **opti
 
 
 def _config(name: str, cache_dir: str | Path | None) -> dict[str, Any]:
+    """What timm notes about a model's weights: input size, classes, classifier layer, where they come from.
+
+    A name with a hub prefix asks the Hub, or its cache in `cache_dir`, for the model's `config.json`.
+    """
     try:
-        return pretrained_config(name, cache_dir=cache_dir)
-    except Exception as error:  # as in load_pretrained: names with a hub prefix fetch their configuration
+        if name.startswith(HUB_PREFIXES):
+            hub_id = name.partition(":")[2]
+            return dict(timm.models.load_model_config_from_hf(hub_id, cache_dir=cache_dir)[0])
+        config: Any = timm.get_pretrained_cfg(name)
+        return config.to_dict() if config is not None else {}
+    except Exception as error:  # hub clients and sockets each fail in their own ways
         raise _unfetched(name, {}, error) from error
 
 
@@ -168,21 +178,24 @@ def _convert(state: State, model: torch.nn.Module) -> State:
         return state  # the caller lists how it differs
 
 
-def is_timm_name(name: str) -> bool:
-    """Whether `timm_encoder` takes the name: a timm model, with or without a tag, or a hub id with prefix.
-
-    >>> is_timm_name("resnet18"), is_timm_name("resnet18.a1_in1k"), is_timm_name("hf_hub:timm/resnet18.a1_in1k")
-    (True, True, True)
-    >>> is_timm_name("resnet-18"), is_timm_name("resnet18.a9"), is_timm_name("timm/resnet18.a1_in1k")
-    (False, False, False)
-    """
+def check_timm_name(name: str) -> None:
+    """Raise `ValueError` unless timm knows the name: a model, with or without a tag, or a hub id with prefix."""
     prefix, colon, rest = name.partition(":")
-    if prefix + colon in HUB_PREFIXES:
-        return bool(rest)
     architecture, dot, _ = name.partition(".")
-    if "/" in name or not timm.is_model(architecture) or architecture in timm.models.get_deprecated_models():
-        return False
-    return not dot or name in timm.list_models(f"{architecture}.*", include_tags=True)
+    if prefix + colon in HUB_PREFIXES:
+        known = bool(rest)
+    elif (
+        "/" in name or not timm.is_model(architecture) or architecture in timm.models.get_deprecated_models()
+    ):
+        known = False
+    else:
+        known = not dot or name in timm.list_models(f"{architecture}.*", include_tags=True)
+    if not known:
+        close = difflib.get_close_matches(name, SHIPPED_ENCODERS) + close_timm_names(name)
+        if name.count("/") == 1:  # a model of the Hugging Face Hub?
+            close.append(HUB_PREFIXES[0] + name)
+        meant = ", ".join(close) or f"{', '.join(SHIPPED_ENCODERS)}, or one of timm.list_models()"
+        raise ValueError(f"unknown encoder {shorten(name)}; did you mean {meant}?")
 
 
 def close_timm_names(name: str, n: int = 5) -> list[str]:
@@ -192,42 +205,12 @@ def close_timm_names(name: str, n: int = 5) -> list[str]:
     (['resnet18', 'resnetv2_18'], ['resnet18.tv_in1k'])
     """
     wanted = name.rsplit("/", 1)[-1].rsplit(":", 1)[-1].lower().replace("-", "_")
-    renamed = timm.models.get_deprecated_models().get(wanted)
-    if renamed:
+    if renamed := timm.models.get_deprecated_models().get(wanted):
         return [renamed]
     architecture, dot, _ = wanted.partition(".")
     if dot and timm.is_model(architecture):
         tagged = timm.list_models(f"{architecture}.*", include_tags=True)
         return difflib.get_close_matches(wanted, tagged, n=n, cutoff=0.0)
     known = timm.list_models()
-    if wanted in known:
-        return [wanted]
-    return (
-        difflib.get_close_matches(architecture, known, n=n)
-        or [k for k in known if architecture and architecture in k][:n]
-    )
-
-
-def check_timm_name(name: str) -> None:
-    """Raise `ValueError` with close names unless timm knows `name`."""
-    if is_timm_name(name):
-        return
-    close = ", ".join(close_timm_names(name))
-    hub = (
-        f", or {HUB_PREFIXES[0] + name!r} for a model of the Hugging Face Hub" if name.count("/") == 1 else ""
-    )
-    raise ValueError(
-        f"unknown timm model {shorten(name)}; close names: {close or 'none'}{hub}; timm.list_models() lists all"
-    )
-
-
-def pretrained_config(name: str, *, cache_dir: str | Path | None = None) -> dict[str, Any]:
-    """What timm notes about a model's weights: input size, classes, classifier layer, where they come from.
-
-    A name with a hub prefix asks the Hub, or its cache in `cache_dir`, for the model's `config.json`.
-    """
-    prefix, colon, rest = name.partition(":")
-    if prefix + colon in HUB_PREFIXES:
-        return dict(timm.models.load_model_config_from_hf(rest, cache_dir=cache_dir)[0])
-    config: Any = timm.get_pretrained_cfg(name)
-    return config.to_dict() if config is not None else {}
+    containing = [each for each in known if architecture and architecture in each]
+    return difflib.get_close_matches(architecture, known, n=n) or containing[:n]

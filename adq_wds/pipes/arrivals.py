@@ -5,21 +5,13 @@ Tar readers that read to the first bad header, such as WebDataset's, end there w
 
 from __future__ import annotations
 
-import lzma
-import re
-import tarfile
-import zlib
-from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from adq_wds.errors import ShardError, located, shorten
+from adq_wds.errors import shorten
 
-_DAMAGE = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError)
-_DUPLICATE = "duplicate file name in tar file"
 _FULL = 255  # a row's count stays here
 
 
@@ -31,86 +23,34 @@ class Lost(NamedTuple):
     n_kept: int
 
 
-@dataclass
-class Visit:
-    """How often each row of one shard came, since all of them last had come equally often.
+class Arrivals:
+    """How often each row of one shard came in a pass, a byte for each; and the epochs whose choice was asked for.
 
-    A shard may be visited again before its first visit is complete, as by a pipeline that repeats and shuffles.
-
-    Attributes:
-        counts: one byte for each row, up to 255.
-        n_zero: rows whose count is 0.
-        first: whether no visit has been complete yet: then each row is due once, whatever came.
-        epochs: those whose choice of kept rows was asked for.
+    A shard may come several times, its visits overlapping, as in a pipeline that repeats and shuffles.
     """
 
-    counts: bytearray
-    n_zero: int
-    first: bool
-    epochs: set[int | None] = field(default_factory=set)
+    def __init__(self, n_rows: int) -> None:
+        self._counts = bytearray(n_rows)
+        self.epochs: set[int | None] = set()
 
-    def came(self, row: int) -> bool:
-        """Count a row; True when this completes a visit that no other overlaps, and nothing is due any more."""
-        count = self.counts[row]
-        if count == 0:
-            self.counts[row] = 1
-            self.n_zero -= 1
-            return self.n_zero == 0 and self._complete()
-        if count < _FULL:
-            self.counts[row] = count + 1
-        return False
+    def count(self, row: int) -> None:
+        """Count one arrival."""
+        if self._counts[row] < _FULL:
+            self._counts[row] += 1
 
-    def _complete(self) -> bool:
-        """Take one visit off."""
-        counts = np.frombuffer(self.counts, dtype=np.uint8)
-        counts -= 1
-        self.n_zero = len(counts) - int(np.count_nonzero(counts))
-        self.first = False
-        return self.n_zero == len(counts)
+    def equally_often(self) -> bool:
+        """Whether every row came, and as often as every other: then nothing is missing, whatever is kept."""
+        levels = set(self._counts)
+        return len(levels) <= 1 and 0 not in levels
 
     def missing(self, kept: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """Kept rows that came less often than others.
+        """Kept rows that never came, or less often than other kept ones.
 
-        Only kept rows say how often: of the others, one that a foreign file between its members splits comes twice.
+        Others do not say how often: one that a foreign file between its members splits comes twice.
         """
-        counts = np.frombuffer(self.counts, dtype=np.uint8)
-        due = max(int(counts[kept].max(initial=0)), int(self.first))
+        counts = np.frombuffer(self._counts, dtype=np.uint8)
+        due = max(int(counts[kept].max(initial=0)), 1)
         return np.flatnonzero(kept & (counts < due))
-
-
-class Arrivals:
-    """What came of each shard in one pass: a byte for each sample of the shards that are not complete."""
-
-    def __init__(self) -> None:
-        self._open: dict[str, Visit] = {}
-        self._complete: set[str] = set()
-
-    def visit(self, shard: str, n_rows: int, epoch: int | None) -> Visit:
-        """The visit that a sample of `shard` belongs to.
-
-        Args:
-            shard: its name in the plan.
-            n_rows: samples of the shard.
-            epoch: the one whose choice is asked for.
-        """
-        visit = self._open.get(shard)
-        if visit is None:
-            visit = self._open[shard] = Visit(bytearray(n_rows), n_rows, shard not in self._complete)
-        visit.epochs.add(epoch)
-        return visit
-
-    def complete(self, shard: str) -> None:
-        """Drop a visit's counts: every row has come as often as every other."""
-        del self._open[shard]
-        self._complete.add(shard)
-
-    def open_visits(self) -> Iterable[tuple[str, Visit]]:
-        """Shards of which not every sample came, or not equally often."""
-        return self._open.items()
-
-    def begun(self) -> set[str]:
-        """Shards of which at least one sample came."""
-        return {*self._open, *self._complete}
 
 
 def lost_text(lost: list[Lost]) -> str:
@@ -126,45 +66,3 @@ def lost_text(lost: list[Lost]) -> str:
         "SHARDS` finds it; write or fetch the shard again. If a stage before this one leaves samples out on purpose, "
         "pass missing='warn'"
     )
-
-
-def marked_url(error: Exception) -> str | None:
-    """The URL that WebDataset's tar reader appends to its errors' arguments, or the file that could not be opened.
-
-    What other stages' errors end with may look like one: then no shard of the plan has that name.
-    """
-    last = error.args[-1] if len(error.args) > 1 else None
-    named = error.filename if isinstance(error, OSError) and error.filename is not None else last
-    return named if isinstance(named, str) else None
-
-
-def is_damage(error: Exception) -> bool:
-    """Whether an error that names no shard comes of a damaged tar."""
-    return isinstance(error, tarfile.TarError) or (isinstance(error, ValueError) and _DUPLICATE in str(error))
-
-
-def reader_error(error: Exception, *, shard: str, after: str | None, sure: bool) -> ShardError:
-    """A reader's error as ours.
-
-    Args:
-        error: what the reader raised; of its text only what holds no URL and no command is repeated.
-        shard: the one it was read from, or the one of the last sample.
-        after: the last sample's key.
-        sure: whether it is this shard's: a reader that does not say which may have begun the next one.
-    """
-    place = "" if after is None else f" after key {shorten(after)}"
-    if not sure:
-        place += ", here or in the next shard"
-    why = _reason(error)
-    kind = type(error).__name__ + (f": {why}" if why else "")
-    text = f"cannot be read{place} ({kind}); write or fetch the shard again, `adq verify` checks it"
-    return located(ShardError(text), shard=shard)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError):
-        status = re.search(r"exit -?\d+", str(error))  # of a command, which may hold secrets
-        return error.strerror or (status.group() if status else "")
-    if isinstance(error, _DAMAGE) or _DUPLICATE in str(error):
-        return shorten(str(error.args[0]).split(" @ <")[0], 200) if error.args else ""
-    return ""

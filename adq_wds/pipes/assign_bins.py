@@ -1,4 +1,4 @@
-"""Which bin is a sample of a stream in? As a codebook says, from its embedding and its class."""
+"""Puts each sample of a stream into the bin that a codebook gives its embedding and class."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from adq_wds.core.unit_rows import unit_rows
 from adq_wds.errors import CodebookError, SampleError, shorten
 from adq_wds.pipes.base import Pipe
 from adq_wds.pipes.embed import EMBEDDING_FIELD, ENCODER_FIELD
-from adq_wds.samples.fields import FieldSpec, Sample, check_spec, clean_fields, place_error, read_label
+from adq_wds.samples.fields import FieldSpec, Sample, check_spec, clean_fields, place_error
+from adq_wds.samples.label import read_label
 from adq_wds.samples.npy import MAX_HEADER_BYTES, NpyError, read_header
 from adq_wds.tables.codebook import POOLED, Codebook, as_codebook
 
@@ -53,6 +54,8 @@ class AssignBins(Pipe):
     codebook: Codebook | str | os.PathLike[str]
     label: FieldSpec | None = "cls"
     embedding: str = field(default=EMBEDDING_FIELD, kw_only=True)
+    _codebook: Codebook = field(init=False, repr=False)
+    _warned: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,13 +67,8 @@ class AssignBins(Pipe):
         check_spec(self.label, "label")
         if not isinstance(self.embedding, str):
             raise ValueError(f"embedding must name a field, got {shorten(self.embedding)}")
-        object.__setattr__(self, "codebook", as_codebook(self.codebook))
-        object.__setattr__(self, "_told", [])
-
-    @property
-    def _codebook(self) -> Codebook:
-        assert isinstance(self.codebook, Codebook)
-        return self.codebook
+        object.__setattr__(self, "_codebook", as_codebook(self.codebook))
+        object.__setattr__(self, "codebook", self._codebook)
 
     def apply(self, samples: list[Sample]) -> list[Sample]:
         """Each sample with its bin."""
@@ -90,15 +88,12 @@ class AssignBins(Pipe):
             return POOLED
         label = read_label(sample, self.label)
         row = self._codebook.row(label)
-        if row is None:
-            told: list[bool] = self.__dict__["_told"]
-            if not told:
-                told.append(True)
-                logger.warning(
-                    "class %s is new to the codebook: such samples go by the rule over all", shorten(label)
-                )
-            return POOLED
-        return row
+        if row is None and not self._warned:
+            object.__setattr__(self, "_warned", True)
+            logger.warning(
+                "class %s is new to the codebook: such samples go by the rule over all", shorten(label)
+            )
+        return POOLED if row is None else row
 
     def _vector(self, sample: Sample) -> NDArray[np.float16]:
         """(D,) float16, the embedding as `embed_shards` would have stored it."""

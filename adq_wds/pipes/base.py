@@ -1,4 +1,4 @@
-"""What is a pipe? The law every pipe keeps, the call that makes it a stage anywhere, and what happens to bad samples."""
+"""Defines a pipe: the law that it keeps, the call that makes it a stage anywhere, and what becomes of bad samples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How do bytes become an image and a label? Only the fields named, with our own decoder."""
+"""Decodes the image and reads the label of each sample: only the fields named, with our own decoder."""
 
 from __future__ import annotations
 
@@ -18,79 +18,18 @@ from adq_wds.samples.fields import (
     FILLED_FIELD,
     IMAGE_FIELDS,
     KEPT_FIELDS,
-    STORED_FIELDS,
     FieldSpec,
     Sample,
     check_spec,
     clean_fields,
-    find_image,
-    find_label,
-    image_bytes,
-    image_value,
     place_error,
 )
-from adq_wds.samples.image import MAX_PIXELS, WHITE
+from adq_wds.samples.image import MAX_PIXELS
+from adq_wds.samples.label import find_label
 from adq_wds.samples.patch_file import GREY, PatchImage
-from adq_wds.samples.patch_file import decode as decode_patches
-from adq_wds.samples.patch_record import IDENTIFIER
+from adq_wds.samples.whole_image import read_patches, stored_patches, whole_image
 
 FORMS = ("pil", "numpy", "torch", "patches")
-_WHOLE = (
-    f"a whole image, not kept patches, which are stored as {STORED_FIELDS[0]!r}: drop patches with "
-    "DropPatches, or decode it without to='patches'"
-)
-
-
-def whole_image(
-    sample: Sample,
-    spec: FieldSpec = IMAGE_FIELDS,
-    *,
-    max_pixels: int = MAX_PIXELS,
-    background: tuple[int, int, int] = WHITE,
-    fill: tuple[int, int, int] = GREY,
-) -> tuple[str | None, Image.Image]:
-    """As `sample.find_image`, and of an image that was stored without some of its patches the whole, filled.
-
-    Args:
-        sample, spec, max_pixels, background: as there.
-        fill: what missing patches are, RGB, each 0 ... 255.
-
-    Returns:
-        the field that the image is in, None where a function gave its bytes, and the image, RGB.
-
-    Raises:
-        SampleError: as there; and the places of patches are damaged, not there, or contradict the pixels.
-    """
-    stored = stored_patches(sample, spec, max_pixels=max_pixels)
-    if stored is None:
-        return find_image(sample, spec, max_pixels=max_pixels, background=background)
-    return stored[0], Image.fromarray(stored[1].to_image(fill))
-
-
-def stored_patches(
-    sample: Sample, spec: FieldSpec = IMAGE_FIELDS, *, max_pixels: int = MAX_PIXELS
-) -> tuple[str, PatchImage] | None:
-    """The field and the kept patches of an image that was stored without the others; None for every other image.
-
-    Known by the names that `EncodePatches` gives; the bytes that a function gives are a picture like any other.
-
-    Raises:
-        SampleError: several fields of `spec` are there, or the one that is does not hold such bytes. Located.
-    """
-    if callable(spec) or sample.keys().isdisjoint(STORED_FIELDS):  # most samples: no second look
-        return None
-    field, _ = image_value(sample, spec)
-    return (field, _read_patches(sample, spec, max_pixels)[1]) if field in STORED_FIELDS else None
-
-
-def _read_patches(sample: Sample, spec: FieldSpec, max_pixels: int) -> tuple[str, PatchImage]:
-    """The field, whatever its name, and what it keeps."""
-    field, data = image_bytes(sample, spec)
-    try:
-        return field, decode_patches(data, max_pixels=max_pixels)
-    except SampleError as error:
-        whole = not callable(spec) and field not in STORED_FIELDS and IDENTIFIER not in data
-        raise place_error(SampleError(_WHOLE) if whole else error, sample, field) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +92,6 @@ class Decode(Pipe):
             colour = getattr(self, name)
             if not isinstance(colour, tuple) or len(colour) != 3 or not all(map(_is_level, colour)):
                 raise ValueError(f"{name} must be a tuple of three integers 0 to 255, got {shorten(colour)}")
-
         if self.classes is not None:
             _check_classes(self.classes)
             numbers = {name: i for i, name in enumerate(self.classes)}
@@ -165,11 +103,11 @@ class Decode(Pipe):
 
     def _decoded(self, sample: Sample) -> Sample:
         out = clean_fields(sample)  # a copy, which a user's function may change
-        labelled_by, label = find_label(out, self.label)
+        label_field, label = find_label(out, self.label)
         if label is not None and self.classes is not None:
-            label = self._number(label, sample, labelled_by)
-        pictured_by, fields = self._pictured(out)
-        for name in (labelled_by, pictured_by):
+            label = self._number(label, sample, label_field)
+        image_field, fields = self._pictured(out)
+        for name in (label_field, image_field):
             if name is not None:
                 out.pop(name, None)
         out.update(fields)
@@ -188,14 +126,13 @@ class Decode(Pipe):
     def _pictured(self, sample: Sample) -> tuple[str | None, Sample]:
         """The field that was read, None where a function gave it, and the new fields."""
         if self.to == "patches":
-            name, found = _read_patches(sample, self.image, self.max_pixels)
-            return None if callable(self.image) else name, _kept(found)
+            field, kept = read_patches(sample, self.image, self.max_pixels)
+            return None if callable(self.image) else field, _kept(kept)
         stored = stored_patches(sample, self.image, max_pixels=self.max_pixels)
         if stored is None:
-            by, picture = find_image(
-                sample, self.image, max_pixels=self.max_pixels, background=self.background
-            )
-            return by, {"image": _as(picture, self.to)}
+            options: Any = {"max_pixels": self.max_pixels, "background": self.background}
+            name, picture = whole_image(sample, self.image, **options)
+            return name, {"image": picture if self.to == "pil" else _formed(np.array(picture), self.to)}
         pixels = stored[1].to_image(self.fill)
         image = Image.fromarray(pixels) if self.to == "pil" else _formed(pixels, self.to)
         return stored[0], {"image": image, FILLED_FIELD: True}
@@ -207,24 +144,14 @@ def _check_classes(classes: object) -> None:
         raise ValueError(f"classes must be a list of different names, got {shorten(classes)}")
 
 
-def _kept(found: PatchImage) -> Sample:
-    patches = found.patches.copy()  # read-only, and scattered over a larger image
-    values = (patches, found.kept.astype(np.int64), np.array(found.grid, dtype=np.int64))
+def _kept(image: PatchImage) -> Sample:
+    patches = image.patches.copy()  # read-only, and scattered over a larger image
+    values = (patches, image.kept.astype(np.int64), np.array(image.grid, dtype=np.int64))
     return dict(zip(KEPT_FIELDS, values, strict=True))
 
 
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
 def _is_level(value: Any) -> bool:
-    return _is_integer(value) and 0 <= value <= 255
-
-
-def _as(picture: Image.Image, form: str) -> Any:
-    if form == "pil":
-        return picture
-    return _formed(np.array(picture), form)  # a copy: torch wants to own what it may write to
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and 0 <= value <= 255
 
 
 def _formed(pixels: NDArray[np.uint8], form: str) -> Any:

@@ -1,4 +1,4 @@
-"""Which patches of an image go on? The most important ones; the others are dropped while the stream flows."""
+"""Keeps the most important patches of each image of a stream."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from adq_wds.pipes.accelerator import accelerator_of
 from adq_wds.pipes.base import Pipe
 from adq_wds.pipes.embed import as_rgb
 from adq_wds.pipes.feature_shift import Look, fewest_patches
-from adq_wds.pipes.resize import centre_square, check_size
+from adq_wds.pipes.resize import centre_square
 from adq_wds.protocols import Encoder, Importance, Label
 from adq_wds.samples.fields import (
     EPOCH_FIELD,
@@ -30,11 +30,11 @@ from adq_wds.samples.fields import (
     Sample,
     check_spec,
     clean_fields,
-    find_label,
     image_value,
     place_error,
 )
 from adq_wds.samples.image import MAX_PIXELS
+from adq_wds.samples.label import find_label
 from adq_wds.shards.names import base_name
 
 PATCHES_FIELD, POSITIONS_FIELD, GRID_FIELD = KEPT_FIELDS
@@ -115,16 +115,16 @@ class DropPatches(Pipe):
             )
             raise TypeError(f"DropPatches needs an importance, got {shorten(self.importance)}{hint}")
         self._check_how_many()
-        own = getattr(self.importance, "patch", None)
+        seen = getattr(self.importance, "patch", None)
         if self.patch is None:
-            object.__setattr__(self, "patch", PATCH if own is None else own)
+            object.__setattr__(self, "patch", PATCH if seen is None else seen)
         patch_grid(self._patch, self._patch, self._patch)
-        if own not in (None, self.patch):
+        if seen not in (None, self.patch):
             raise ValueError(
-                f"patch={self.patch}, and the importance looks at patches of {own}; make it with patch={self.patch} too"
+                f"patch={self.patch}, and the importance looks at patches of {seen}; make it with patch={self.patch} too"
             )
         if self.size is not None:
-            check_size(self.size)
+            positive("size", self.size)
             patch_grid(self.size, self.size, self._patch)
         check_spec(self.image, "image")
         check_spec(self.label, "label")
@@ -135,7 +135,7 @@ class DropPatches(Pipe):
         if self.tolerance is None:
             if self.encoder is not None:
                 raise ValueError(
-                    "an encoder without tolerance= has nothing to measure; leave it out, or give tolerance="
+                    "an encoder without tolerance= has nothing to measure; leave it out, or give both"
                 )
             if self.keep is None:
                 object.__setattr__(self, "keep", KEEP)
@@ -145,21 +145,17 @@ class DropPatches(Pipe):
             raise ValueError(
                 f"keep={self.keep!r} and tolerance={self.tolerance!r} both say how many patches are kept; give one"
             )
-        number = isinstance(self.tolerance, int | float | np.floating) and not isinstance(
+        is_number = isinstance(self.tolerance, int | float | np.floating) and not isinstance(
             self.tolerance, bool
         )
-        if not number or not 0 <= self.tolerance < float("inf"):  # NaN fails too
-            raise ValueError(
-                f"tolerance must be a number >= 0 (a feature's shift, 1 - cos), got {self.tolerance!r}"
-            )
+        if not is_number or not 0 <= self.tolerance < float("inf"):  # NaN fails too
+            raise ValueError(f"tolerance must be a number >= 0 (a shift, 1 - cos), got {self.tolerance!r}")
         if self.encoder is None:
             raise ValueError(
-                "tolerance= is about an encoder's feature; give encoder=, such as adq_wds.encoder('builtin')"
+                "tolerance= measures a feature; give encoder=, such as adq_wds.encoder('builtin')"
             )
         if isinstance(self.encoder, str) or not callable(self.encoder):
-            raise TypeError(
-                f"encoder must be an encoder, got {shorten(self.encoder)}; write adq_wds.encoder(...)"
-            )
+            raise TypeError(f"encoder must be an encoder, got {self.encoder!r}; write adq_wds.encoder(...)")
 
     @property
     def _keep(self) -> float:
@@ -178,10 +174,10 @@ class DropPatches(Pipe):
             _check_free(sample)
         for look in self.look(cleaned):
             cells = cut_patches(look.pixels, self._patch)  # (B, L, P, P, 3)
-            for i, own, kept in zip(look.at, cells, self.choose(look), strict=True):
+            for i, patches, kept in zip(look.index, cells, self.choose(look), strict=True):
                 if not callable(self.image):
                     del cleaned[i][image_value(cleaned[i], self.image)[0]]
-                cleaned[i][PATCHES_FIELD] = own[kept]
+                cleaned[i][PATCHES_FIELD] = patches[kept]
                 cleaned[i][POSITIONS_FIELD] = kept.copy()  # a view would keep the batch alive
                 cleaned[i][GRID_FIELD] = np.array(look.grid, dtype=np.int64)
         return cleaned
@@ -198,7 +194,7 @@ class DropPatches(Pipe):
             image, grid = self._image(sample)
             by_size.setdefault(grid, []).append(i)
             images.append(image)
-        return [self._scored(samples, images, at, grid) for grid, at in by_size.items()]
+        return [self._scored(samples, images, index, grid) for grid, index in by_size.items()]
 
     def _image(self, sample: Sample) -> tuple[Image.Image, Grid]:
         name, value = image_value(sample, self.image)
@@ -208,36 +204,29 @@ class DropPatches(Pipe):
             image = as_rgb(value, self.max_pixels)
             if self.size is not None:
                 image = centre_square(image, self.size)
-            return image, self._grid(image)
+            return image, patch_grid(image.height, image.width, self._patch)
+        except ValueError as error:
+            raise place_error(SampleError(f"{error}, or give size="), sample, name) from error
         except SampleError as error:
             raise place_error(error, sample, name) from error.__cause__
 
-    def _grid(self, image: Image.Image) -> Grid:
-        try:
-            return patch_grid(image.height, image.width, self._patch)
-        except ValueError as error:
-            raise SampleError(f"{error}, or give size=") from error
-
-    def _scored(self, samples: list[Sample], images: list[Image.Image], at: list[int], grid: Grid) -> Look:
-        chosen = [images[i] for i in at]
-        labels: list[Label] = [find_label(samples[i], self.label)[1] for i in at]
-        seeds = [
-            patch_seed(
-                self.seed,
-                int(samples[i].get(EPOCH_FIELD, 0)),
-                base_name(samples[i]["__url__"]),
-                samples[i]["__key__"],
-            )
-            for i in at
-        ]
+    def _scored(self, samples: list[Sample], images: list[Image.Image], index: list[int], grid: Grid) -> Look:
+        chosen = [images[i] for i in index]
+        labels: list[Label] = [find_label(samples[i], self.label)[1] for i in index]
+        seeds = [self._seed(samples[i]) for i in index]
         with accelerator_of("DropPatches", "the importance"):
             scores: NDArray[Any] = np.asarray(self.importance(chosen, labels, seeds))
-        if scores.shape != (len(at), grid[0] * grid[1]):
+        expected = (len(index), grid[0] * grid[1])
+        if scores.shape != expected:
             raise ValueError(
-                f"the importance gave {scores.shape} for {len(at)} images of {grid[0]} x {grid[1]} patches; expected "
-                f"({len(at)}, {grid[0] * grid[1]})"
+                f"the importance gave {scores.shape} for {len(index)} images of {grid[0]} x {grid[1]} patches; "
+                f"expected {expected}"
             )
-        return Look(at, chosen, np.stack([np.asarray(image) for image in chosen]), scores, grid)
+        return Look(index, chosen, np.stack([np.asarray(image) for image in chosen]), scores, grid)
+
+    def _seed(self, sample: Sample) -> int:
+        epoch = int(sample.get(EPOCH_FIELD, 0))
+        return patch_seed(self.seed, epoch, base_name(sample["__url__"]), sample["__key__"])
 
     def choose(self, look: Look) -> list[NDArray[np.int64]]:
         """Numbers of the patches kept of each image that `look` gave, ascending."""
@@ -245,7 +234,7 @@ class DropPatches(Pipe):
             return list(top_patches(look.scores, n_kept(look.scores.shape[1], self._keep)))
         assert self.encoder is not None
         with accelerator_of("DropPatches", "the encoder"):
-            counts = fewest_patches(self.encoder, look, self._patch, self.tolerance)
+            counts = fewest_patches(self.encoder, look, self.tolerance)
         return [top_patches(row[None], k)[0] for row, k in zip(look.scores, counts.tolist(), strict=True)]
 
 

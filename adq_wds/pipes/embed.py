@@ -1,8 +1,7 @@
-"""How does a sample of a stream get its embedding? An encoder, a batch at a time, where the stream flows."""
+"""Embeds the images of a stream, a batch at a time."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -13,9 +12,8 @@ from PIL import Image
 from adq_wds.checks import positive
 from adq_wds.core.unit_rows import unit_rows
 from adq_wds.errors import SampleError, shorten
-from adq_wds.pipes.accelerator import accelerator_of, wrong_process
+from adq_wds.pipes.accelerator import accelerator_of
 from adq_wds.pipes.base import Pipe
-from adq_wds.pipes.decode import stored_patches
 from adq_wds.protocols import Encoder
 from adq_wds.samples.fields import (
     IMAGE_FIELDS,
@@ -27,6 +25,7 @@ from adq_wds.samples.fields import (
     place_error,
 )
 from adq_wds.samples.image import MAX_PIXELS, decode_image
+from adq_wds.samples.whole_image import stored_patches
 
 EMBEDDING_FIELD = "emb.npy"
 ENCODER_FIELD = "__adq_encoder__"  # (name, revision, preprocessing_hash) of what made the embedding
@@ -86,10 +85,6 @@ class Embed(Pipe):
         check_spec(self.image, "image")
         positive("max_pixels", self.max_pixels)
         object.__setattr__(self, "chunk", positive("batch_size", self.batch_size))
-        object.__setattr__(self, "_process", os.getpid())
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _process=os.getpid())  # unpickled: the encoder was made anew here
 
     def apply(self, samples: list[Sample]) -> list[Sample]:
         """Each sample with ``emb.npy``, (D,) float16 of length 1, or 0 where the encoder gave zeros."""
@@ -99,7 +94,6 @@ class Embed(Pipe):
         return out
 
     def _batch(self, samples: list[Sample]) -> list[Sample]:
-        self._check_process()
         cleaned = [clean_fields(sample) for sample in samples]
         images = [self._image(sample) for sample in cleaned]
         rows = unit_rows(self._embedded(images))[0].astype(np.float16)
@@ -110,11 +104,7 @@ class Embed(Pipe):
         source = self.encoder
         made_by = (source.name, source.revision, getattr(source, "preprocessing_hash", ""))
         return [
-            {
-                **sample,
-                EMBEDDING_FIELD: row.copy(),
-                ENCODER_FIELD: made_by,
-            }  # a view would keep the batch alive
+            {**sample, EMBEDDING_FIELD: row.copy(), ENCODER_FIELD: made_by}  # a view keeps the batch alive
             for sample, row in zip(cleaned, rows, strict=True)
         ]
 
@@ -138,11 +128,6 @@ class Embed(Pipe):
                 f"encoder {self.encoder.name!r} gave embeddings of shape {rows.shape} for {len(images)} images"
             )
         return rows
-
-    def _check_process(self) -> None:
-        device = _device_of(self.encoder)
-        if device.partition(":")[0] != "cpu" and os.getpid() != self.__dict__["_process"]:
-            raise wrong_process("Embed", f"the encoder {self.encoder.name!r}", device)
 
 
 def as_rgb(value: Any, max_pixels: int) -> Image.Image:
@@ -169,12 +154,3 @@ def as_rgb(value: Any, max_pixels: int) -> Image.Image:
             "a (3, H, W) uint8 tensor"
         )
     return Image.fromarray(np.ascontiguousarray(pixels))
-
-
-def _device_of(encoder: Any) -> str:
-    """The device that an encoder computes on, as far as it tells: "cpu" where it says nothing."""
-    device = getattr(encoder, "device", None)
-    parameters = getattr(getattr(encoder, "fn", None), "parameters", None)
-    if device is None and callable(parameters):
-        device = getattr(next(parameters(), None), "device", None)
-    return "cpu" if device is None else str(device)

@@ -1,13 +1,13 @@
-"""How are an image's kept patches stored? As one small file in place of the image."""
+"""Stores an image's kept patches as one small file."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
-from adq_wds.checks import integer
+from adq_wds.checks import integer, positive
 from adq_wds.errors import SampleError, shorten
 from adq_wds.pipes.base import Pipe
 from adq_wds.samples.fields import KEPT_FIELDS, STORED_FIELDS, Sample, SpecError, clean_fields, place_error
@@ -59,16 +59,13 @@ class EncodePatches(Pipe):
         image = _kept_patches(out)
         for name in KEPT_FIELDS:
             del out[name]
-        out[JPEG_FIELD] = self._file(image, sample)
-        return out
-
-    def _file(self, image: PatchImage, sample: Sample) -> bytes:
         try:
-            return encode_patches(image, quality=self.quality, subsampling=self.subsampling)
+            out[JPEG_FIELD] = encode_patches(image, quality=self.quality, subsampling=self.subsampling)
         except ValueError as error:
             if image.patch % CODING_UNIT[self.subsampling]:  # of all samples alike
                 raise SpecError(str(error)) from error
             raise place_error(SampleError(str(error)), sample) from error
+        return out
 
 
 def _kept_patches(sample: Sample) -> PatchImage:
@@ -79,21 +76,12 @@ def _kept_patches(sample: Sample) -> PatchImage:
     """
     missing = [name for name in KEPT_FIELDS if name not in sample]
     if missing:
-        raise place_error(
-            SampleError(f"no field {missing[0]!r} with kept patches; put DropPatches before EncodePatches"),
-            sample,
-        )
+        text = f"no field {missing[0]!r} with kept patches; put DropPatches before EncodePatches"
+        raise place_error(SampleError(text), sample)
     patches, positions, grid = (np.asarray(sample[name]) for name in KEPT_FIELDS)
     try:
-        rows, columns = map(_integer, grid.tolist())
+        rows, columns = (positive("grid", side) for side in grid.tolist())
         return PatchImage(patches, positions, (rows, columns), patches.shape[1])
     except (ValueError, TypeError, IndexError) as error:
-        raise place_error(
-            SampleError(f"these are no kept patches: {shorten(str(error), 200)}"), sample
-        ) from error
-
-
-def _integer(value: Any) -> int:
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"grid must hold rows and columns, each >= 1, got {value!r}")
-    return value
+        text = f"these are no kept patches: {shorten(str(error), 200)}"
+        raise place_error(SampleError(text), sample) from error

@@ -1,4 +1,4 @@
-"""How far does an encoder's feature move when an image loses patches, and how few patches keep it where it was?"""
+"""Measures how far an encoder's feature moves when an image loses patches, and how few patches keep it in place."""
 
 from __future__ import annotations
 
@@ -20,18 +20,28 @@ class Look(NamedTuple):
     """Some images of a chunk, all of one size, and the importance of their patches.
 
     Attributes:
-        at: (B,) places in the chunk.
+        index: (B,) their positions in the chunk.
         images: B of them, RGB.
         pixels: (B, H, W, 3) uint8.
         scores: (B, L) floats.
         grid: rows and columns of patches.
     """
 
-    at: list[int]
+    index: list[int]
     images: list[Image.Image]
     pixels: NDArray[np.uint8]
     scores: NDArray[np.floating]
     grid: Grid
+
+    @property
+    def patch(self) -> int:
+        """P, side of a patch in pixels."""
+        return int(self.pixels.shape[1]) // self.grid[0]
+
+    @property
+    def kept_counts(self) -> NDArray[np.int64]:
+        """`kept_counts` of these images."""
+        return kept_counts(self.scores.shape[1])
 
 
 def kept_counts(n_patches: int) -> NDArray[np.int64]:
@@ -40,26 +50,25 @@ def kept_counts(n_patches: int) -> NDArray[np.int64]:
     >>> kept_counts(8).tolist()
     [8, 7, 6, 5, 4, 3, 2, 1]
     """
-    found = {n_patches, *(n_kept(n_patches, keep) for keep in KEEPS)} - {0}
-    return np.array(sorted(found, reverse=True), dtype=np.int64)
+    counts = {n_patches, *(n_kept(n_patches, keep) for keep in KEEPS)} - {0}
+    return np.array(sorted(counts, reverse=True), dtype=np.int64)
 
 
-def fewest_patches(encoder: Encoder, look: Look, patch: int, tolerance: float) -> NDArray[np.int64]:
+def fewest_patches(encoder: Encoder, look: Look, tolerance: float) -> NDArray[np.int64]:
     """(B,) how many patches to keep: the last of `kept_counts` down to which no shift exceeds `tolerance`."""
-    counts = kept_counts(look.scores.shape[1])
-    kept = np.full(len(look.at), counts[0])
-    left = np.arange(len(look.at))  # images that may lose more
+    counts = look.kept_counts
+    kept = np.full(len(look.index), counts[0])
+    left = np.arange(len(look.index))  # images that may lose more
     whole = _units(encoder, look.images)
     for k in counts[1:].tolist():
-        shift = _shift(encoder, look, left, patch, k, whole)
-        left = left[shift <= tolerance]
+        left = left[_shift(encoder, look, left, k, whole) <= tolerance]
         kept[left] = k
         if not len(left):
             break
     return kept
 
 
-def shift_table(encoder: Encoder, look: Look, patch: int) -> NDArray[np.float32]:
+def shift_table(encoder: Encoder, look: Look) -> NDArray[np.float32]:
     """(B, R) shifts at each of `kept_counts`, the first 0.
 
     A shift is 1 − cos between the encoder's features of the whole image and of the image whose dropped patches have
@@ -67,23 +76,20 @@ def shift_table(encoder: Encoder, look: Look, patch: int) -> NDArray[np.float32]
 
     Source: ours.
     """
-    counts = kept_counts(look.scores.shape[1])
-    everywhere, whole = np.arange(len(look.at)), _units(encoder, look.images)
-    table = np.zeros((len(look.at), len(counts)), np.float32)
-    for r, k in enumerate(counts.tolist()[1:], start=1):
-        table[:, r] = _shift(encoder, look, everywhere, patch, k, whole)
-    return table
+    everywhere, whole = np.arange(len(look.index)), _units(encoder, look.images)
+    columns = [_shift(encoder, look, everywhere, k, whole) for k in look.kept_counts[1:].tolist()]
+    return np.stack([np.zeros(len(look.index), np.float32), *columns], axis=1)
 
 
 def _shift(
-    encoder: Encoder, look: Look, rows: NDArray[np.int64], patch: int, k: int, whole: NDArray[np.float64]
+    encoder: Encoder, look: Look, rows: NDArray[np.int64], k: int, whole: NDArray[np.float64]
 ) -> NDArray[np.float32]:
     """(n,) shifts of some of the images with k patches kept."""
-    cells = cut_patches(look.pixels[rows], patch)  # (n, L, P, P, 3)
+    cells = cut_patches(look.pixels[rows], look.patch)  # (n, L, P, P, 3)
     keep = np.zeros(cells.shape[:2], np.bool_)
     np.put_along_axis(keep, top_patches(look.scores[rows], k), True, axis=1)
-    for own, kept in zip(cells, keep, strict=True):
-        own[~kept] = own[kept].mean(axis=(0, 1, 2)).round().astype(np.uint8)
+    for patches, kept in zip(cells, keep, strict=True):
+        patches[~kept] = patches[kept].mean(axis=(0, 1, 2)).round().astype(np.uint8)
     filled = [Image.fromarray(image) for image in join_patches(cells, look.grid)]
     cosine = np.einsum("nd,nd->n", whole[rows], _units(encoder, filled))
     shift: NDArray[np.float32] = np.maximum((1 - cosine).round(9), 0).astype(np.float32)

@@ -1,4 +1,4 @@
-"""How does a user's own function join the stream? As a pipe, with randomness that can be repeated."""
+"""Applies a user's own function to each sample of a stream, with randomness that can be repeated."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ class Map(Pipe):
     one_to_one: ClassVar[bool] = True
     function: Callable[..., Sample]
     seed: int = field(default=0, kw_only=True)
+    _takes_rng: bool = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,7 +53,7 @@ class Map(Pipe):
     def _mapped(self, sample: Sample) -> Sample:
         sample = clean_fields(sample)  # a copy, and no epoch but a source's
         options: dict[str, Any] = {}
-        if self._takes_rng:  # type: ignore[attr-defined]
+        if self._takes_rng:
             shard, key = base_name(sample["__url__"]), sample["__key__"]
             options["rng"] = generator(self.seed, int(sample.get(EPOCH_FIELD, 0)), shard, key)
         out = self.function(sample, **options)

@@ -1,12 +1,13 @@
-"""How do kept patches become a whole image again, sample by sample? Dropped ones are predicted, kept ones are as stored."""
+"""Rebuilds whole images from kept patches, sample by sample: dropped ones are predicted, kept ones are as stored."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from adq_wds.core.patches import Grid
 from adq_wds.errors import SampleError, shorten
 from adq_wds.pipes.accelerator import accelerator_of
 from adq_wds.pipes.base import Pipe
@@ -14,23 +15,9 @@ from adq_wds.pipes.drop_patches import GRID_FIELD, PATCHES_FIELD, POSITIONS_FIEL
 from adq_wds.samples.fields import Sample, clean_fields, place_error
 
 if TYPE_CHECKING:
-    import torch
+    from adq_wds.mae.network import MaskedAutoencoder
 
 IMAGE_FIELD = "image"
-
-
-class Rebuilder(Protocol):
-    """What predicts the patches that were dropped, such as a `MaskedAutoencoder`."""
-
-    @property
-    def size(self) -> Any:
-        """With `patch`, side P of a patch in pixels, and `grid`, rows and columns of patches."""
-
-    def reconstruct_patches(self, patches: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """(B, H, W, 3) uint8 of (B, K, P, P, 3) uint8 at positions (B, K) int64."""
-
-    def parameters(self) -> Any:
-        """Tensors, which say the device."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +43,7 @@ class Reconstruct(Pipe):
 
     chunk: ClassVar[int] = 64
     one_to_one: ClassVar[bool] = True
-    mae: Rebuilder
+    mae: MaskedAutoencoder
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,7 +59,7 @@ class Reconstruct(Pipe):
         cleaned = [clean_fields(sample) for sample in samples]
         by_count: dict[int, list[int]] = {}
         for i, sample in enumerate(cleaned):
-            check_patches(sample, self.mae)
+            _check(sample, self.mae.size.grid)
             by_count.setdefault(len(sample[POSITIONS_FIELD]), []).append(i)
         device = next(iter(self.mae.parameters())).device
         for at in by_count.values():
@@ -88,28 +75,15 @@ class Reconstruct(Pipe):
         return cleaned
 
 
-def check_patches(sample: Sample, mae: Rebuilder) -> None:
-    """Raise `SampleError` unless a sample holds patches that this network can put into an image."""
-    side, grid = mae.size.patch, mae.size.grid
+def _check(sample: Sample, grid: Grid) -> None:
+    """Raise `SampleError` where patches are missing or of another image; the network checks their shapes."""
     if IMAGE_FIELD in sample:
         raise place_error(SampleError("is there already; rename or drop it"), sample, IMAGE_FIELD)
     for name in (PATCHES_FIELD, POSITIONS_FIELD):
         if not isinstance(sample.get(name), np.ndarray):
-            found = type(sample[name]).__name__ if name in sample else "nothing"
-            raise place_error(
-                SampleError(f"{found} there, expected an array, as DropPatches and Decode give it"),
-                sample,
-                name,
-            )
-    patches, positions = sample[PATCHES_FIELD], sample[POSITIONS_FIELD]
-    if patches.dtype != np.uint8 or patches.shape != (len(positions), side, side, 3):
-        text = f"{patches.dtype} {patches.shape}, expected uint8 ({len(positions)}, {side}, {side}, 3) for this network"
-        raise place_error(SampleError(text), sample, PATCHES_FIELD)
-    n = grid[0] * grid[1]
-    ascending = positions.dtype == np.int64 and positions.ndim == 1 and bool((np.diff(positions) > 0).all())
-    if not ascending or (len(positions) and not 0 <= positions[0] <= positions[-1] < n):
-        text = f"{shorten(positions)}, expected ascending int64 numbers below {n} = {grid[0]} x {grid[1]}"
-        raise place_error(SampleError(text), sample, POSITIONS_FIELD)
+            kind = type(sample[name]).__name__ if name in sample else "nothing"
+            text = f"{kind} there, expected an array, as DropPatches and Decode give it"
+            raise place_error(SampleError(text), sample, name)
     if GRID_FIELD in sample and tuple(np.asarray(sample[GRID_FIELD]).tolist()) != tuple(grid):
         text = f"{shorten(sample[GRID_FIELD])}, but this network's images have {grid[0]} x {grid[1]} patches"
         raise place_error(SampleError(text), sample, GRID_FIELD)

@@ -1,15 +1,8 @@
-"""How does an image of any shape become a square of a given size? Its short side to that size, then the centre."""
+"""Draws images of any shape to squares of one size."""
 
 from __future__ import annotations
 
 from PIL import Image
-
-from adq_wds.checks import positive
-
-
-def check_size(size: object) -> None:
-    """Raise `ValueError` unless this is a side in pixels."""
-    positive("size", size)
 
 
 def centre_square(image: Image.Image, size: int) -> Image.Image:

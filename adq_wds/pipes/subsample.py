@@ -1,4 +1,4 @@
-"""Which samples of a stream go on? Those that the plan keeps, or a codebook's rate lets through."""
+"""Lets through the samples of a stream that a plan keeps, or that a codebook's rates draw."""
 
 from __future__ import annotations
 
@@ -8,28 +8,29 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import numpy as np
 
 from adq_wds.checks import integer
 from adq_wds.core.allocation import budget_for
 from adq_wds.core.rng import check_seed, draws
-from adq_wds.errors import AdqError, CodebookError, PlanError, ShardError, located, shorten
-from adq_wds.pipes.arrivals import Arrivals, Lost, Visit, is_damage, lost_text, marked_url, reader_error
+from adq_wds.errors import CodebookError, PlanError, ShardError, located, shorten
+from adq_wds.pipes.arrivals import Arrivals, Lost, lost_text
 from adq_wds.pipes.assign_bins import BIN_FIELD, RULE_FIELD
 from adq_wds.pipes.base import Pipe
 from adq_wds.pipes.embed import EMBEDDING_FIELD, ENCODER_FIELD
+from adq_wds.pipes.reader_errors import has_place, reader_errors_named
 from adq_wds.samples.fields import EPOCH_FIELD, Sample, clean_fields
-from adq_wds.shards.names import ShardNames, base_name, is_url
+from adq_wds.shards.names import ShardNames, base_name
 from adq_wds.shards.samples_in_tar import split_name
 from adq_wds.tables.codebook import SUFFIX, Codebook, load_codebook
 from adq_wds.tables.plan import HELD_SHARDS, Plan, as_plan
 
 KEEP = 0.3  # as `build_plan` has it
 Epoch = int | Callable[[], int] | str | None
-_Rows = dict[str, tuple[bool, int, int]]  # key -> (kept, crc32, row)
 
 logger = logging.getLogger("adq_wds")
 
@@ -90,6 +91,7 @@ class Subsample(Pipe):
     epoch: Epoch = field(default=None, kw_only=True)
     keep_fields: bool = field(default=False, kw_only=True)
     missing: Literal["raise", "warn"] = field(default="raise", kw_only=True)
+    _choose: _ByPlan | _ByCodebook = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -99,30 +101,51 @@ class Subsample(Pipe):
         if not isinstance(opened, Plan | Codebook):
             kind = type(self.plan).__name__
             raise TypeError(f"Subsample needs a plan: .compose(adq.Subsample(plan)); got a {kind}")
-        if isinstance(self.epoch, str | bool) and self.epoch != "sample":
-            raise ValueError(f"epoch must be a number, a function, 'sample' or None, got {self.epoch!r}")
-        if self.epoch is not None and not callable(self.epoch) and self.epoch != "sample":
+        if not (self.epoch is None or self.epoch == "sample" or callable(self.epoch)):
             _checked_epoch(self.epoch)
         if self.missing not in ("raise", "warn"):
             raise ValueError(f"missing must be 'raise' or 'warn', got {shorten(self.missing)}")
-        choose = _by_plan(self, opened) if isinstance(opened, Plan) else _by_codebook(self, opened)
         object.__setattr__(self, "plan", opened)
-        object.__setattr__(self, "_choose", choose)
+        object.__setattr__(
+            self, "_choose", self._by_plan() if isinstance(opened, Plan) else self._by_codebook()
+        )
 
     def apply(self, samples: list[Sample]) -> list[Sample]:
         """The kept samples, as new dicts."""
-        out: list[Sample] = self.__dict__["_choose"](samples, self._epoch_now())
-        return out
+        return self._choose(samples, self._epoch_now())
 
     def counted(self, stream: Iterable[Sample]) -> Iterable[Sample]:
         """The stream; at its end, held against the plan."""
-        choose = self.__dict__["_choose"]
-        return (
-            choose.counted(stream, self._epoch_now, self.missing) if isinstance(choose, _ByPlan) else stream
-        )
+        if isinstance(self._choose, _ByPlan):
+            return self._choose.counted(stream, self._epoch_now, self.missing)
+        return stream
 
     def _epoch_now(self) -> int | str | None:
         return _checked_epoch(self.epoch()) if callable(self.epoch) else self.epoch
+
+    def _by_plan(self) -> _ByPlan:
+        self._refuse(
+            keep=None, seed=0, keep_fields=False, of="a codebook; a plan has decided that when it was built"
+        )
+        assert isinstance(self.plan, Plan)
+        root = None if self.root is None else os.fspath(self.root)
+        return _ByPlan(self.plan, self.plan.names(root=root), self.verify)
+
+    def _by_codebook(self) -> _ByCodebook:
+        self._refuse(root=None, missing="raise", of="a plan; a codebook knows of no shards")
+        assert isinstance(self.plan, Codebook)
+        keep = KEEP if self.keep is None else self.keep
+        budget_for(keep, 0)  # checks it
+        # whole numbers, since a draw near 2^64 would round to 1 as a float
+        limits = [[int(rate * 2.0**64) for rate in row] for row in self.plan.rates(keep).tolist()]
+        return _ByCodebook(self.plan.hash, limits, check_seed(self.seed), self.keep_fields)
+
+    def _refuse(self, *, of: str, **defaults: Any) -> None:
+        """Raise `ValueError` for an option that is not at its default: it goes with the other of plan and codebook."""
+        for name, default in defaults.items():
+            value = getattr(self, name)
+            if value != default:
+                raise ValueError(f"{name}={value!r} goes with {of}")
 
 
 def _checked_epoch(epoch: object) -> int:
@@ -130,132 +153,97 @@ def _checked_epoch(epoch: object) -> int:
 
 
 def _epoch_of(sample: Sample) -> int:
-    found = sample.get(EPOCH_FIELD, 0)
-    return 0 if isinstance(found, bytes | str) else _checked_epoch(found)  # a tar's is not one
+    number = sample.get(EPOCH_FIELD, 0)
+    return 0 if isinstance(number, bytes | str) else _checked_epoch(number)  # bytes come from a tar
 
 
-# ---- By a plan
-
-
-def _by_plan(pipe: Subsample, plan: Plan) -> _ByPlan:
-    for name, value, default in (
-        ("keep", pipe.keep, None),
-        ("seed", pipe.seed, 0),
-        ("keep_fields", pipe.keep_fields, False),
-    ):
-        if value != default:
-            raise ValueError(
-                f"{name}={value!r} goes with a codebook; a plan has decided that when it was built"
-            )
-    root = None if pipe.root is None else os.fspath(pipe.root)
-    return _ByPlan(plan, plan.names(root=root), pipe.verify)
+def _runs(
+    samples: list[Sample], epoch: int | str | None
+) -> Iterator[tuple[str, int | None, Iterator[Sample]]]:
+    """URL, epoch and samples of neighbours that share both: mostly those of one shard."""
+    if isinstance(epoch, str):  # each sample says its own
+        by_both = groupby(samples, lambda sample: (sample["__url__"], _epoch_of(sample)))
+        return ((url, number, run) for (url, number), run in by_both)
+    return ((url, epoch, run) for url, run in groupby(samples, itemgetter("__url__")))
 
 
 class _ByPlan:
-    """The samples that a plan keeps, in all epochs or in one."""
+    """Lets through what a plan keeps: its own choice, or that of an epoch."""
 
     def __init__(self, plan: Plan, names: ShardNames, verify: bool) -> None:
         self._plan, self._names, self._verify = plan, names, verify
-        self._shards: dict[str, str] = {}  # name by url
-        self._fresh: dict[tuple[str, int], _Rows] = {}
-        self._said_silent = False
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_fresh": {}}  # soon made again, and large
+        self._shards: dict[str, str] = {}  # name in the plan, by URL
+        self._fresh: dict[tuple[str, int], bytes] = {}  # a byte a row, 1 where kept, by shard and epoch
+        self._silent_told = False
 
     def __call__(self, samples: list[Sample], epoch: int | str | None) -> list[Sample]:
         out = []
-        verify = self._verify
-        by_sample = isinstance(epoch, str)
-        number = None if isinstance(epoch, str) else epoch
-        url, name = None, ""
-        rows: _Rows = {}
-        for sample in samples:
-            if sample["__url__"] != url or (by_sample and _epoch_of(sample) != number):
-                url = sample["__url__"]  # neighbours mostly come from one shard
-                number = _epoch_of(sample) if by_sample else number
-                name = self._find(url)
-                rows = self._rows(name, number)
-            row = rows.get(sample["__key__"])
-            if row is None:
-                if _of_ignored_members(sample):
-                    continue
-                raise located(
-                    PlanError("not in the plan; the shard changed since it was planned, so plan again"),
-                    shard=name,
-                    key=sample["__key__"],
-                )
-            kept, crc32, _ = row
-            if kept:
-                if verify:
-                    _check_bytes(sample, crc32, shard=name)
-                out.append(clean_fields(sample))
-        return out
-
-    def counted(
-        self, stream: Iterable[Sample], epoch: Callable[[], int | str | None], missing: str
-    ) -> Iterator[Sample]:
-        """The samples of one pass; when they end, a `ShardError` or a warning if kept ones never came.
-
-        Args:
-            stream: whole shards, in any order.
-            epoch: the number whose choice counts, None for the plan's, or text where samples say it.
-            missing: "raise" or "warn".
-        """
-        arrivals = Arrivals()
-        samples = iter(stream)
-        url, key = None, ""
-        name = ""
-        rows: _Rows = {}
-        visit: Visit | None = None
-        while True:
-            try:
-                sample = next(samples)
-            except StopIteration:
-                break
-            except Exception as error:
-                self._raise_named(error, url, key)
-            if _has_place(sample):
-                if visit is None or sample["__url__"] != url:
-                    url, number = sample["__url__"], epoch()
-                    number = _epoch_of(sample) if isinstance(number, str) else number
-                    name = self._find(url)
-                    rows = self._rows(name, number)
-                    visit = arrivals.visit(name, len(rows), number)
+        for url, number, run in _runs(samples, epoch):
+            shard = self._shard_at(url)
+            rows = self._plan.shard(shard).by_key
+            fresh = None if number is None else self._kept_in(shard, number)
+            for sample in run:
                 key = sample["__key__"]
                 row = rows.get(key)
-                if row is not None and visit.came(row[2]):
-                    arrivals.complete(name)
-                    visit = None
+                if row is None:
+                    if split_name(f"{key}.x") is None:
+                        continue  # a folder's hidden files, which WebDataset groups as "folder/"
+                    trouble = "not in the plan; the shard changed since it was planned, so plan again"
+                    raise located(PlanError(trouble), shard=shard, key=key)
+                kept, crc32, i = row
+                if kept if fresh is None else fresh[i]:
+                    if self._verify:
+                        _check_bytes(sample, crc32, shard=shard)
+                    out.append(clean_fields(sample))
+        return out
+
+    def _shard_at(self, url: str) -> str:
+        shard = self._shards.get(url)
+        if shard is None:
+            shard = self._shards[url] = self._names.find(url)
+        return shard
+
+    def _kept_in(self, shard: str, epoch: int) -> bytes:
+        kept = self._fresh.get((shard, epoch))
+        if kept is None:
+            kept = self._fresh[shard, epoch] = self._plan.kept_in(shard, epoch).tobytes()
+            while len(self._fresh) > HELD_SHARDS:
+                del self._fresh[next(iter(self._fresh))]
+        return kept
+
+    def counted(
+        self, stream: Iterable[Sample], epoch_now: Callable[[], int | str | None], missing: str
+    ) -> Iterator[Sample]:
+        """The samples of one pass over whole shards; at its end, a `ShardError` or a warning if kept ones never came."""
+        arrivals: dict[str, Arrivals] = {}
+        url = None
+        for sample in reader_errors_named(stream, self._shard_at):
+            if has_place(sample):
+                if sample["__url__"] != url:
+                    url = sample["__url__"]
+                    shard = self._shard_at(url)
+                    rows = self._plan.shard(shard).by_key
+                    if shard not in arrivals:
+                        arrivals[shard] = Arrivals(len(rows))
+                    came = arrivals[shard]
+                    epoch = epoch_now()
+                    came.epochs.add(_epoch_of(sample) if isinstance(epoch, str) else epoch)
+                row = rows.get(sample["__key__"])
+                if row is not None:
+                    came.count(row[2])
             yield sample
-        self._judge(arrivals, missing)
+        self._report_lost(arrivals, missing)
+        self._warn_of_silent(arrivals)
 
-    def _raise_named(self, error: Exception, url: str | None, key: str) -> NoReturn:
-        """Raise a reader's error as a `ShardError`, any other as it is; `url` and `key` are the last sample's."""
-        marked = marked_url(error)
-        damaged = marked or (url if is_damage(error) else None)
-        name = None if damaged is None or isinstance(error, AdqError) else self._found(damaged)
-        if damaged is None or name is None:
-            raise error
-        after = key if url is not None and marked in (None, url) else None
-        cause = None if is_url(damaged) else error  # whose text may hold a URL's secrets
-        raise reader_error(error, shard=name, after=after, sure=marked is not None) from cause
-
-    def _found(self, url: str) -> str | None:
-        """The shard at `url`; None where that is no shard's of the plan, but what another stage's error ends with."""
-        try:
-            return self._find(url)
-        except PlanError:
-            return None
-
-    def _judge(self, arrivals: Arrivals, missing: str) -> None:
-        """Say which kept samples never came."""
+    def _report_lost(self, arrivals: dict[str, Arrivals], missing: str) -> None:
         lost = []
-        for name, visit in arrivals.open_visits():
+        for name, came in arrivals.items():
+            if came.equally_often():
+                continue
             shard = self._plan.shard(name)
-            masks = [shard.kept if e is None else self._plan.kept_in(name, e) for e in visit.epochs]
+            masks = [shard.kept if e is None else self._plan.kept_in(name, e) for e in came.epochs]
             kept = np.logical_or.reduce(masks)
-            rows = visit.missing(kept).tolist()
+            rows = came.missing(kept).tolist()
             if rows:
                 lost.append(Lost(name, [shard.spans.keys[row] for row in rows], int(kept.sum())))
         if lost:
@@ -263,14 +251,13 @@ class _ByPlan:
             if missing == "raise":
                 raise error
             logger.warning("Subsample: %s", error)
-        self._say_not_begun(arrivals.begun())
 
-    def _say_not_begun(self, begun: set[str]) -> None:
+    def _warn_of_silent(self, begun: Iterable[str]) -> None:
         """Warn, once, of shards with kept samples that gave none, where no other process may have read them."""
         entries = self._plan.header["shards"]
         silent = [entry["name"] for entry in entries if entry["kept"] and entry["name"] not in begun]
-        if silent and not self._said_silent and _reads_alone():
-            self._said_silent = True
+        if silent and not self._silent_told and _reads_alone():
+            self._silent_told = True
             logger.warning(
                 "Subsample: %d of the plan's %d shards gave no sample, the first %s: as it should be where the pipeline "
                 "reads a part of the plan's shards; else `adq verify` tells what is wrong with them",
@@ -278,37 +265,6 @@ class _ByPlan:
                 len(entries),
                 shorten(silent[0]),
             )
-
-    def _rows(self, name: str, epoch: int | None) -> _Rows:
-        shard = self._plan.shard(name)
-        if epoch is None:
-            return shard.by_key
-        rows = self._fresh.get((name, epoch))
-        if rows is None:
-            rows = shard.rows_by_key(self._plan.kept_in(name, epoch))
-            self._fresh[name, epoch] = rows
-            while len(self._fresh) > HELD_SHARDS:
-                del self._fresh[next(iter(self._fresh))]
-        return rows
-
-    def _find(self, url: str) -> str:
-        name = self._shards.get(url)
-        if name is None:
-            name = self._shards[url] = self._names.find(url)
-        return name
-
-
-def _of_ignored_members(sample: Sample) -> bool:
-    """Whether a sample is of members that belong to none: WebDataset groups a folder's hidden files as ``folder/``."""
-    return split_name(f"{sample['__key__']}.x") is None
-
-
-def _has_place(sample: object) -> bool:
-    return (
-        isinstance(sample, dict)
-        and isinstance(sample.get("__url__"), str)
-        and isinstance(sample.get("__key__"), str)
-    )
 
 
 def _reads_alone() -> bool:
@@ -318,67 +274,6 @@ def _reads_alone() -> bool:
 
     several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
     return get_worker_info() is None and not several
-
-
-# ---- By a codebook
-
-
-def _by_codebook(pipe: Subsample, codebook: Codebook) -> _ByCodebook:
-    if pipe.root is not None:
-        raise ValueError(f"root={pipe.root!r} goes with a plan; a codebook knows of no shards")
-    if pipe.missing != "raise":
-        raise ValueError(f"missing={pipe.missing!r} goes with a plan; a codebook knows of no shards")
-    keep = KEEP if pipe.keep is None else pipe.keep
-    budget_for(keep, 0)
-    # as whole numbers, since a draw near 2^64 would round to 1 as a float
-    limits = [[int(rate * 2.0**64) for rate in row] for row in codebook.rates(keep).tolist()]
-    return _ByCodebook(codebook.hash, limits, check_seed(pipe.seed), pipe.keep_fields)
-
-
-@dataclass(frozen=True)
-class _ByCodebook:
-    """The samples whose draws lie below the rates of their bins."""
-
-    codebook: str  # its hash
-    limits: list[list[int]]  # (R, K) rates, times 2^64
-    seed: int
-    keep_fields: bool
-
-    def __call__(self, samples: list[Sample], epoch: int | str | None) -> list[Sample]:
-        out = []
-
-        def place(sample: Sample) -> tuple[str, int]:
-            return sample["__url__"], _epoch_of(sample) if isinstance(epoch, str) else epoch or 0
-
-        for (url, number), run in groupby(samples, place):
-            mine = list(run)
-            drawn = draws(self.seed, number, base_name(url), [s["__key__"] for s in mine], purpose="keep")
-            for sample, u in zip(mine, drawn.tolist(), strict=True):
-                if u < self._limit(sample):
-                    out.append(self._stripped(sample))
-        return out
-
-    def _limit(self, sample: Sample) -> int:
-        rule, bin = sample.get(RULE_FIELD), sample.get(BIN_FIELD)
-        if isinstance(rule, tuple) and isinstance(bin, int):
-            codebook, row = rule
-            if codebook == self.codebook:
-                return self.limits[row][bin]
-            trouble = f"its bin is by another codebook ({codebook[:12]}, here {self.codebook[:12]}): use one for both"
-        else:
-            trouble = "no bin here: put adq_wds.AssignBins(codebook) before Subsample(codebook)"
-        raise located(CodebookError(trouble), shard=base_name(sample["__url__"]), key=sample["__key__"])
-
-    def _stripped(self, sample: Sample) -> Sample:
-        out = clean_fields(sample)
-        ours = {RULE_FIELD, ENCODER_FIELD}
-        if not self.keep_fields:
-            ours.add(BIN_FIELD)
-            if ENCODER_FIELD in out:  # else it came with the sample
-                ours.add(EMBEDDING_FIELD)
-        for name in ours:
-            out.pop(name, None)
-        return out
 
 
 def _check_bytes(sample: Sample, crc32: int, *, shard: str) -> None:
@@ -404,3 +299,48 @@ def _check_bytes(sample: Sample, crc32: int, *, shard: str) -> None:
             shard=shard,
             key=sample["__key__"],
         )
+
+
+@dataclass(frozen=True)
+class _ByCodebook:
+    """Lets through the samples whose draws lie below the rates of their bins."""
+
+    codebook: str  # its hash
+    limits: list[list[int]]  # (R, K) rates, times 2^64
+    seed: int
+    keep_fields: bool
+
+    def __call__(self, samples: list[Sample], epoch: int | str | None) -> list[Sample]:
+        out = []
+        for url, number, neighbours in _runs(samples, epoch):
+            run = list(neighbours)
+            keys = [sample["__key__"] for sample in run]
+            drawn = draws(self.seed, number or 0, base_name(url), keys, purpose="keep").tolist()
+            out += [
+                self._stripped(sample)
+                for sample, u in zip(run, drawn, strict=True)
+                if u < self._limit(sample)
+            ]
+        return out
+
+    def _limit(self, sample: Sample) -> int:
+        rule, bin = sample.get(RULE_FIELD), sample.get(BIN_FIELD)
+        if isinstance(rule, tuple) and isinstance(bin, int):
+            codebook, row = rule
+            if codebook == self.codebook:
+                return self.limits[row][bin]
+            trouble = f"its bin is by another codebook ({codebook[:12]}, here {self.codebook[:12]}): use one for both"
+        else:
+            trouble = "no bin here: put adq_wds.AssignBins(codebook) before Subsample(codebook)"
+        raise located(CodebookError(trouble), shard=base_name(sample["__url__"]), key=sample["__key__"])
+
+    def _stripped(self, sample: Sample) -> Sample:
+        out = clean_fields(sample)
+        ours = {RULE_FIELD, ENCODER_FIELD}
+        if not self.keep_fields:
+            ours.add(BIN_FIELD)
+            if ENCODER_FIELD in out:  # else it came with the sample
+                ours.add(EMBEDDING_FIELD)
+        for name in ours:
+            out.pop(name, None)
+        return out

@@ -1,4 +1,4 @@
-"""How much may an image's feature shift, so that patches or bytes stay within a budget? A table, and one number from it."""
+"""Tabulates how features shift as patches go, and chooses the tolerance that meets a budget of patches or bytes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from adq_wds.pipes.encode_patches import EncodePatches
 from adq_wds.pipes.feature_shift import Look, kept_counts, shift_table
 from adq_wds.protocols import Encoder, Importance
 from adq_wds.samples.fields import IMAGE_FIELDS, FieldSpec, Sample
-from adq_wds.samples.patch_file import Subsampling, encode
+from adq_wds.samples.patch_file import encode as encode_file
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,13 +36,9 @@ class Drops:
 
     def kept_at(self, tolerance: float) -> NDArray[np.int64]:
         """(N,) numbers of patches that `DropPatches` keeps of these images with this tolerance."""
-        kept: NDArray[np.int64] = self.n_kept[self.column_at(tolerance)]
+        last = (self.so_far() <= tolerance).sum(axis=1) - 1  # column down to which no shift exceeds it
+        kept: NDArray[np.int64] = self.n_kept[last]
         return kept
-
-    def column_at(self, tolerance: float) -> NDArray[np.int64]:
-        """(N,) the last column down to which no shift exceeds the tolerance."""
-        column: NDArray[np.int64] = (self.so_far() <= tolerance).sum(axis=1) - 1
-        return column
 
     def so_far(self) -> NDArray[np.float32]:
         """(N, R) the largest shift down to each column: one that comes back by luck is not trusted."""
@@ -83,7 +79,6 @@ def measure_drops(
     pipe = DropPatches(
         importance, tolerance=0, encoder=encoder, patch=patch, size=size, image=image, label=label, seed=seed
     )
-    assert pipe.patch is not None
     shifts: list[NDArray[np.float32]] = []
     n_bytes: list[NDArray[np.int64]] = []
     grids = set()
@@ -93,9 +88,9 @@ def measure_drops(
             raise ValueError("samples to measure are dicts; give a data set without batch_size and fields")
         for look in pipe.look(chunk):
             grids.add(look.grid)
-            shifts.append(shift_table(encoder, look, pipe.patch))
+            shifts.append(shift_table(encoder, look))
             if encode is not None:
-                n_bytes.append(_bytes_table(look, pipe.patch, encode))
+                n_bytes.append(_bytes_table(look, encode))
     if len(grids) != 1:
         found = f"images of {len(grids)} sizes" if grids else "no sample"
         raise ValueError(f"{found} to measure; expected some of one size: give size= where they differ")
@@ -127,58 +122,48 @@ def choose_tolerance(shifts: Drops, budget: float, *, of: Literal["patches", "by
     >>> round(tolerance, 3), table.kept_at(tolerance).tolist()
     (0.25, [2, 2])
     """
-    cost = _costs(shifts, of)  # (N, R) integers
-    allowed = _allowed(budget, shifts, of)
-    at = shifts.so_far().astype(np.float64)[:, 1:].ravel()  # where each image goes one column on
+    if of not in ("patches", "bytes"):
+        raise ValueError(f"of must be 'patches' or 'bytes', got {of!r}")
+    top, what = (
+        (1.0, "a ratio of patches in (0, 1]")
+        if of == "patches"
+        else (float("inf"), "bytes an image, above 0")
+    )
+    is_number = isinstance(budget, int | float | np.number) and not isinstance(budget, bool)
+    if not is_number or not 0 < budget <= top or budget == float("inf"):  # NaN fails too
+        raise ValueError(f"budget must be {what}, got {budget!r}")
+    if of == "patches":
+        unit, cost = int(shifts.n_kept[0]), np.broadcast_to(shifts.n_kept, shifts.shift.shape)
+    elif shifts.n_bytes is not None:
+        unit, cost = 1, shifts.n_bytes
+    else:
+        raise ValueError("bytes were not measured; call measure_drops with encode=EncodePatches(...)")
+    n_units = len(cost) * unit
+    shift = shifts.so_far().astype(np.float64)[:, 1:].ravel()  # where each image goes one column on
     change = np.diff(cost, axis=1).ravel()
-    order = np.argsort(at, kind="stable")
-    levels = np.unique(np.append(at, 0.0))
+    order = np.argsort(shift, kind="stable")
+    levels = np.unique(np.append(shift, 0.0))
     # what all images cost together at each level, once everything up to it has gone
-    gone = np.searchsorted(at[order], levels, side="right")
-    total = cost[:, 0].sum() + np.append(0, np.cumsum(change[order]))[gone]
-    within = np.flatnonzero(total <= allowed)
+    n_gone = np.searchsorted(shift[order], levels, side="right")
+    total = cost[:, 0].sum() + np.append(0, np.cumsum(change[order]))[n_gone]
+    within = np.flatnonzero(total <= budget * n_units + 1e-6)
     if not len(within):
-        unit = len(cost) * (int(shifts.n_kept[0]) if of == "patches" else 1)
         raise ValueError(
             f"a budget of {budget} {'of the patches' if of == 'patches' else 'bytes an image'} cannot be met: keeping "
-            f"{shifts.n_kept[-1]} of {shifts.n_kept[0]} patches of each image still takes {total.min() / unit:.4g}"
+            f"{shifts.n_kept[-1]} of {shifts.n_kept[0]} patches of each image still takes {total.min() / n_units:.4g}"
         )
     first = int(within[0])
     return float(levels[first : first + 2].mean())
 
 
-def _costs(shifts: Drops, of: str) -> NDArray[np.int64]:
-    if of == "patches":
-        return np.broadcast_to(shifts.n_kept, shifts.shift.shape)
-    if of != "bytes":
-        raise ValueError(f"of must be 'patches' or 'bytes', got {of!r}")
-    if shifts.n_bytes is None:
-        raise ValueError("bytes were not measured; call measure_drops with encode=EncodePatches(...)")
-    return shifts.n_bytes
-
-
-def _allowed(budget: float, shifts: Drops, of: str) -> float:
-    """The budget of all images together."""
-    top = 1.0 if of == "patches" else float("inf")
-    number = isinstance(budget, int | float | np.number) and not isinstance(budget, bool)
-    if not number or not 0 < budget <= top or budget == float("inf"):  # NaN fails too
-        what = "a ratio of patches in (0, 1]" if of == "patches" else "bytes an image, above 0"
-        raise ValueError(f"budget must be {what}, got {budget!r}")
-    return float(budget) * len(shifts.shift) * (int(shifts.n_kept[0]) if of == "patches" else 1) + 1e-6
-
-
-def _bytes_table(look: Look, patch: int, pipe: EncodePatches) -> NDArray[np.int64]:
+def _bytes_table(look: Look, pipe: EncodePatches) -> NDArray[np.int64]:
     """(B, R) bytes of the file at each of `kept_counts`."""
-    counts = kept_counts(look.scores.shape[1]).tolist()
-    return np.array(
+    options = {"quality": pipe.quality, "subsampling": pipe.subsampling}
+    table = [
         [
-            [len(_file(pixels, top_patches(row[None], k)[0], patch, pipe)) for k in counts]
-            for pixels, row in zip(look.pixels, look.scores, strict=True)
-        ],
-        dtype=np.int64,
-    )
-
-
-def _file(pixels: NDArray[np.uint8], kept: NDArray[np.int64], patch: int, pipe: EncodePatches) -> bytes:
-    subsampling: Subsampling = pipe.subsampling
-    return encode(pixels, kept, patch, quality=pipe.quality, subsampling=subsampling)
+            len(encode_file(pixels, top_patches(row[None], k)[0], look.patch, **options))
+            for k in look.kept_counts
+        ]
+        for pixels, row in zip(look.pixels, look.scores, strict=True)
+    ]
+    return np.array(table, dtype=np.int64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from contextlib import closing
 
 import numpy as np
 from tqdm import tqdm
@@ -12,8 +12,7 @@ from tqdm import tqdm
 from adq_wds.core.kernel import unit_rows
 from adq_wds.core.scores import BinSums, bin_scores, rounded
 from adq_wds.errors import PlanError
-from adq_wds.planning.buckets import ClassBuckets
-from adq_wds.planning.class_binner import BY_EMBEDDINGS, ClassBinner
+from adq_wds.planning.buckets import BY_EMBEDDINGS, ClassBinner, ClassBuckets
 from adq_wds.planning.gradient_bins import by_gradients
 from adq_wds.planning.options import Options
 from adq_wds.planning.samples import Samples
@@ -41,42 +40,30 @@ def bin_samples(samples: Samples, options: Options, *, scratch: str | os.PathLik
         FeaturesError: damaged features, a NaN, or kernel "gradient" without logit gradients or with a head whose
             classes are not the labels.
     """
-    quiet = None if options.progress is None else not options.progress
-    with tqdm(total=2 * len(samples), unit=" samples", desc="bins", disable=quiet) as bar:
-        return _bin_classes(samples, options, scratch, bar.update)
-
-
-def _bin_classes(
-    samples: Samples,
-    options: Options,
-    scratch: str | os.PathLike[str] | None,
-    progress: Callable[[int], object],
-) -> Bins:
     features, classes = samples.features, samples.classes
     binner = by_gradients(features, samples.label) if options.kernel == "gradient" else BY_EMBEDDINGS
-    binned = np.where(samples.binned, samples.label, _LEFT_OUT)
-    _say_what_it_takes(samples, [int((binned == c).sum()) for c in classes], options, binner)
-    progress(len(samples) - int(samples.binned.sum()))
+    label = np.where(samples.binned, samples.label, _LEFT_OUT)
+    _say_what_it_takes(samples, [int((label == c).sum()) for c in classes], options, binner)
     texture = features.texture()
     bin = np.full(len(samples), -1, dtype=np.int16)
     pick = np.full(len(samples), -1, dtype=np.int32)
     sums = BinSums.empty(options.bins, features.width, texture=texture is not None)
-    buckets = ClassBuckets(
-        features, binned, classes, columns=binner.columns, scratch=scratch, progress=progress
-    )
-    try:
-        for c in classes:
-            where, embedding = buckets.read(c)
-            if not len(where):
-                continue  # all are left out
-            rows, further = unit_rows(embedding), buckets.read_columns(c)
-            binning = binner.cut(
-                rows, further, options.bins, memory_bytes=options.memory_bytes, progress=progress
-            )
-            bin[where], pick[where] = binning.bin, binning.pick
-            sums.add(binning.bin, rows, None if texture is None else texture[where])
-    finally:
-        buckets.close()
+    quiet = None if options.progress is None else not options.progress
+    with tqdm(total=2 * len(samples), unit=" samples", desc="bins", disable=quiet) as bar:
+        bar.update(len(samples) - int(samples.binned.sum()))
+        columns = binner.columns
+        buckets = ClassBuckets(
+            features, label, classes, columns=columns, scratch=scratch, progress=bar.update
+        )
+        with closing(buckets):
+            for c in classes:
+                where, (embedding, *further) = buckets.read(c)
+                if not len(where):
+                    continue  # all are left out
+                rows, memory = unit_rows(embedding), options.memory_bytes
+                cut = binner.cut(rows, *further, options.bins, memory_bytes=memory, progress=bar.update)
+                bin[where], pick[where] = cut.bin, cut.pick
+                sums.add(cut.bin, rows, None if texture is None else texture[where])
     header = {
         "n_bins": options.bins,
         "kernel": options.kernel,
@@ -110,14 +97,7 @@ def check_fit(bins: Bins, samples: Samples, options: Options) -> None:
 
 
 def _say_what_it_takes(samples: Samples, counts: list[int], options: Options, binner: ClassBinner) -> None:
-    """Memory and disk, before the work starts; and what will not be as asked.
-
-    Args:
-        samples: all of them.
-        counts: samples to be binned of each class.
-        options: of the plan.
-        binner: its further columns count too.
-    """
+    """Log the memory and disk that bins of classes of these counts take; and what will not be as asked."""
     largest = max(counts, default=0)
     width = samples.features.width + sum(column.row_bytes for column in binner.columns) // 2  # in float16s
     rows = largest * width * 10  # float16 as read, float64 as used

@@ -1,4 +1,4 @@
-"""How are one class's rows read, when the features lie shard by shard? Sorted once into a scratch file."""
+"""Reads features class by class, though they lie shard by shard: sorted once into a scratch file."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from adq_wds.core.graphcut import Binning, graphcut_bins
 from adq_wds.errors import FeaturesError
 from adq_wds.tables.features import Features
 from adq_wds.tables.features_file import FeaturesFile
@@ -28,6 +29,25 @@ class Column:
     def row_bytes(self) -> int:
         """Bytes of a row."""
         return self.dtype.itemsize * self.width
+
+
+@dataclass(frozen=True)
+class ClassBinner:
+    """A way to bin a class.
+
+    Attributes:
+        cut: takes unit embeddings (n, D), the further columns, the number of bins, `memory_bytes` and `progress`.
+        columns: what it needs beside the embeddings.
+        without_matrix: how similarities are found where their matrix exceeds the memory, for the log; {} is that
+            memory in GiB.
+    """
+
+    cut: Callable[..., Binning]
+    columns: tuple[Column, ...]
+    without_matrix: str
+
+
+BY_EMBEDDINGS = ClassBinner(graphcut_bins, (), without_matrix="up to {:.2f} GiB (pooled)")
 
 
 class ClassBuckets:
@@ -100,13 +120,10 @@ class ClassBuckets:
                 progress(file.n)
         self._file.flush()
 
-    def read(self, c: int) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
-        """One class: positions (n,) int64 in the set, ascending, and embeddings (n, D) float16."""
-        return self._order[self._start[c] : self._end[c]], self._read(c, 0)
-
-    def read_columns(self, c: int) -> list[NDArray[Any]]:
-        """One class: the further columns, (n, width) each."""
-        return [self._read(c, i) for i in range(1, len(self._columns))]
+    def read(self, c: int) -> tuple[NDArray[np.int64], list[NDArray[Any]]]:
+        """One class: positions (n,) int64 in the set, ascending; embeddings (n, D) float16, and the further columns."""
+        columns = [self._read(c, i) for i in range(len(self._columns))]
+        return self._order[self._start[c] : self._end[c]], columns
 
     def _read(self, c: int, i: int) -> NDArray[Any]:
         column = self._columns[i]

@@ -145,9 +145,8 @@ def make_plan(
     if bins_file is not None and canonical_json(bins.header) != before:
         bins.save(bins_file)  # with what the head gave, which need not be trained again
     cells = make_cells(samples, bins, scores["importance"], options)
-    quota = cells.quotas(options.seed)
-    seats = take_seats(samples, bins, quota, options)
-    plan = make_table(samples, bins, cells, quota, seats, scores, options)
+    take_seats(samples, bins, cells.quota, options)
+    plan = make_table(samples, cells, scores, options)
     if options.keep > 0 and plan.n_kept == 0:
         logger.warning("keep=%s keeps 0 of %d samples", options.keep, plan.n_samples)
     return plan

@@ -1,4 +1,4 @@
-"""How diverse are the bins behind a head? From the views beside the features; trained once, then kept with the bins."""
+"""Scores the diversity of bins behind a head, from the views beside the features; trained once, then kept in the bins."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ from adq_wds.tables.bins import Bins
 from adq_wds.tables.features import Features
 from adq_wds.tables.views import Views
 
-HEAD_SEED = 0  # bins and their scores hang on no plan's seed, so that plans of all seeds share them
+HEAD_SEED = 0  # not the plan's: bins and their scores are shared by plans of all seeds
 logger = logging.getLogger("adq_wds")
+_Scores = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
-def diversity_behind(
-    features: Features, bins: Bins, head: str, *, progress: bool | None = None
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def diversity_behind(features: Features, bins: Bins, head: str, *, progress: bool | None = None) -> _Scores:
     """Diversity of each bin behind a head, and its spread over the head's seeds.
 
-    What was found is written into the header of `bins`, and taken from there while the views are the same.
+    Both are written into the header of `bins`, and taken from there while the views are the same.
 
     Args:
         features: the set that was binned, with views beside it.
@@ -42,54 +41,40 @@ def diversity_behind(
     views = Views.of(features)
     made_from = {"views": views.hash, "definition": f"{DEFINITION}; first seed {HEAD_SEED}"}
     size = np.bincount(bins.bin[bins.bin >= 0], minlength=bins.n_bins)
-    known = _known(bins, head, made_from, size)
-    if known is not None:
+    if (known := _known(bins, head, made_from, size)) is not None:
         return known
     position, z = views.rows(features)
     logger.info("diversity behind the %s head, from two views of %d images", head, len(z))
-    with tqdm(
-        total=N_SEEDS * EPOCHS,
-        unit=" epochs",
-        desc="head",
-        disable=None if progress is None else not progress,
-    ) as bar:
+    quiet = None if progress is None else not progress
+    with tqdm(total=N_SEEDS * EPOCHS, unit=" epochs", desc="head", disable=quiet) as bar:
         value, spread = head_diversity(
             z, bins.bin[position], bins.n_bins, size=size, seed=HEAD_SEED, progress=bar.update
         )
     others = bins.header.get("heads")
-    bins.header["heads"] = others if isinstance(others, dict) else {}
-    bins.header["heads"][head] = {
-        **made_from,
-        "images": len(z),
-        "value": rounded(value),
-        "spread": rounded(spread),
-    }
-    found = _known(
+    entry = {**made_from, "images": len(z), "value": rounded(value), "spread": rounded(spread)}
+    bins.header["heads"] = {**(others if isinstance(others, dict) else {}), head: entry}
+    known = _known(
         bins, head, made_from, size
     )  # as the header has it, so that a later plan sees the same digits
-    assert found is not None
-    return found
+    assert known is not None
+    return known
 
 
-def _known(
-    bins: Bins, head: str, made_from: dict[str, str], size: NDArray[np.int64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """What the header of `bins` says of a head behind the same views, if it can be used."""
+def _known(bins: Bins, head: str, made_from: dict[str, str], size: NDArray[np.int64]) -> _Scores | None:
+    """What the header of `bins` has of a head behind the same views, if it can be used."""
     try:
         entry = bins.header["heads"][head]
-        columns = [entry[name] for name in ("value", "spread")]
         if any(entry[name] != value for name, value in made_from.items()):
             return None
-    except (KeyError, TypeError):
-        return None
-    for column in columns:
-        if not isinstance(column, list) or len(column) != bins.n_bins:
-            return None
-        fits = [
+        columns = [entry["value"], entry["spread"]]
+        usable = [
             type(v) is float and 0 <= v < math.inf if n else v is None
+            for column in columns
             for v, n in zip(column, size, strict=True)
         ]
-        if not all(fits):
-            return None
+    except (KeyError, TypeError, ValueError):
+        return None
+    if not all(usable):
+        return None
     value, spread = (np.array(column, dtype=np.float64) for column in columns)  # None becomes NaN
     return value, spread

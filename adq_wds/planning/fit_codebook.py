@@ -1,14 +1,13 @@
-"""How does a folder of features become a codebook file?"""
+"""Fits a codebook: bins and rates for samples that no plan has seen."""
 
 from __future__ import annotations
 
 import logging
 import os
 from collections.abc import Iterable
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,12 +92,9 @@ def fit_codebook(
 
     Source: ours. Bins: Zhou et al. 2023 (arXiv 2308.10524); scores and rates: Li et al. 2024 (arXiv 2412.16895).
     """
-    for name, value, most in (
-        ("pilot", PILOT if pilot is None else pilot, 2**31 - 1),
-        ("checkpoints", checkpoints, 2**15 - 1),
-        ("min_pilot", min_pilot, 2**31 - 1),
-    ):
-        integer(name, value, least=1, most=most)
+    pilot = integer("pilot", PILOT if pilot is None else pilot, least=1, most=2**31 - 1)
+    checkpoints = integer("checkpoints", checkpoints, least=1, most=2**15 - 1)
+    min_pilot = integer("min_pilot", min_pilot, least=1, most=2**31 - 1)
     for score in [] if scores is None else listed("scores", scores):
         look_up("score of a codebook", score, dict.fromkeys(SCORES))
     options = plan_options(
@@ -114,14 +110,12 @@ def fit_codebook(
     if not isinstance(features, Features):
         features = Features(features)
     options = options.settled(features)
-    fit = _Fit(
-        features, int(bins), PILOT if pilot is None else int(pilot), int(checkpoints), int(seed), memory_bytes
-    )
-    own = fit.classes_with_rows(max(int(min_pilot), int(bins)))
-    more = {"checkpoints": int(checkpoints), "min_pilot": int(min_pilot)}
+    fit = _Fit(features, options, pilot, checkpoints)
+    classes = fit.classes_with_rules(max(min_pilot, options.bins))
     # locked before the work, so that of two jobs one learns it at once
     with nullcontext() if folder is None else lock(folder):
-        codebook = _codebook(fit, _rows(fit, own, folder, progress), options, more)
+        rules = fit.rules(classes, folder, progress)
+        codebook = _codebook(fit, rules, {"checkpoints": checkpoints, "min_pilot": min_pilot})
         _warn_of_crowds(codebook)
         if out is None:
             return codebook
@@ -129,53 +123,41 @@ def fit_codebook(
     return load_codebook(out)
 
 
-def _rows(fit: _Fit, own: list[int], scratch: Path | None, progress: bool | None) -> list[_Row]:
-    """The row over all classes, and those of the classes that have one."""
-    quiet = None if progress is None else not progress
-    with tqdm(total=1 + len(own), unit=" rows", desc="codebook", disable=quiet) as bar:
-        rows = [fit.pooled()]
-        bar.update()
-        if own:
-            buckets = ClassBuckets(fit.features, fit.label, own, scratch=scratch)
-            try:
-                for c in own:
-                    rows.append(fit.of_class(c, *buckets.read(c)))
-                    bar.update()
-            finally:
-                buckets.close()
-    return rows
-
-
 @dataclass(frozen=True)
-class _Row:
-    """What was found for one class, or for all together."""
+class _Rule:
+    """The rule of one class, or of all together.
+
+    Attributes:
+        label: the class; NO_LABEL for all together.
+        pilot: samples that it was fitted on.
+        query, threshold: as `bin_checkpoints` gives them.
+        held_out: (K,) int64, samples outside the pilot that fall into each bin.
+    """
 
     label: int
     pilot: int
-    query: NDArray[np.float32]  # (K-1, M, D)
-    threshold: NDArray[np.float64]  # (K-1, M)
-    held_out: NDArray[np.int64]  # (K,)
+    query: NDArray[np.float32]
+    threshold: NDArray[np.float64]
+    held_out: NDArray[np.int64]
 
 
 class _Fit:
     """The samples of a set, which of them are pilots, and the sums over the pilots' bins."""
 
-    def __init__(
-        self, features: Features, bins: int, pilot: int, checkpoints: int, seed: int, memory_bytes: int
-    ) -> None:
-        self.features, self.bins, self.checkpoints = features, bins, checkpoints
-        self._pilot, self._memory_bytes = pilot, memory_bytes
-        if self.n_pilot(len(features)) < bins or len(features) < 2:
+    def __init__(self, features: Features, options: Options, pilot: int, checkpoints: int) -> None:
+        self.features, self.options, self.checkpoints = features, options, checkpoints
+        self._pilot = pilot
+        if self.n_pilot(len(features)) < options.bins or len(features) < 2:
             raise FeaturesError(
-                f"{features.folder}: {len(features)} usable samples, too few for a codebook of {bins} bins, half of "
-                "which are held out; embed more, or ask for fewer bins"
+                f"{features.folder}: {len(features)} usable samples, too few for a codebook of {options.bins} bins, "
+                "half of which are held out; embed more, or ask for fewer bins"
             )
         self.label, self.names = global_labels(features)
         self.classes = [c for c in np.unique(self.label).tolist() if c != NO_LABEL]
-        self._draw = keyed_draws(features, seed, purpose="pilot")
+        self._draw = keyed_draws(features, options.seed, purpose="pilot")
         self._texture = features.texture()
         self.sums = {
-            kind: BinSums.empty(bins, features.width, texture=self._texture is not None)
+            kind: BinSums.empty(options.bins, features.width, texture=self._texture is not None)
             for kind in ("classes", "pooled")
         }
 
@@ -183,99 +165,108 @@ class _Fit:
         """Pilot samples of a class of n."""
         return min(self._pilot, n - min(n // 2, HELD_OUT))
 
-    def classes_with_rows(self, min_pilot: int) -> list[int]:
-        """The classes that have pilots large enough; says what becomes of the others."""
+    def classes_with_rules(self, min_pilot: int) -> list[int]:
+        """The classes that have pilots large enough; what becomes of the others is logged."""
         counts = dict(zip(*(a.tolist() for a in np.unique(self.label, return_counts=True)), strict=True))
         few = [c for c in self.classes if self.n_pilot(counts[c]) < min_pilot]
         if few:
             c = few[0]
+            name = str(c) if self.names is None else shorten(self.names[c])
             logger.warning(
                 "%d of %d classes have pilots of fewer than %d samples (class %s: %d of its %d): they go by one rule "
-                "over all classes", len(few), len(self.classes), min_pilot, self.name(c), self.n_pilot(counts[c]), counts[c],
+                "over all classes", len(few), len(self.classes), min_pilot, name, self.n_pilot(counts[c]), counts[c],
             )  # fmt: skip
         if not self.classes:
             logger.info("no labels: one rule for all samples")
         return [c for c in self.classes if c not in set(few)]
 
-    def name(self, c: int) -> str:
-        """A class in words."""
-        return str(c) if self.names is None else shorten(self.names[c])
+    def rules(self, classes: list[int], scratch: Path | None, progress: bool | None) -> list[_Rule]:
+        """The rule over all classes, and those of the classes that have one."""
+        quiet = None if progress is None else not progress
+        with tqdm(total=1 + len(classes), unit=" rows", desc="codebook", disable=quiet) as bar:
+            rules = [self._pooled()]
+            bar.update()
+            if classes:
+                with closing(ClassBuckets(self.features, self.label, classes, scratch=scratch)) as buckets:
+                    for c in classes:
+                        where, (embedding,) = buckets.read(c)
+                        chosen = self._choose(where)
+                        rule = self._rule(c, "classes", embedding[chosen], where[chosen])
+                        self._count(rule, embedding[~chosen])
+                        rules.append(rule)
+                        bar.update()
+        return rules
 
-    def of_class(self, c: int, where: NDArray[np.int64], embedding: NDArray[np.float16]) -> _Row:
-        """The rule of one class: positions in the set and embeddings of its n samples."""
-        chosen = self._chosen(where)
-        made = self._rule(c, "classes", embedding[chosen], where[chosen])
-        self._count(made, embedding[~chosen])
-        return made
-
-    def pooled(self) -> _Row:
+    def _pooled(self) -> _Rule:
         """The rule over all classes, from pilots of all shards; no more than one shard is in memory beside them."""
-        chosen = self._chosen(np.arange(len(self.label)))
+        chosen = self._choose(np.arange(len(self.label)))
         parts = np.split(chosen, np.cumsum([file.n for file in self.features])[:-1])
         pairs = list(zip(self.features, parts, strict=True))
         pilot = np.concatenate([file.embedding()[mine] for file, mine in pairs if mine.any()])
-        made = self._rule(NO_LABEL, "pooled", pilot, np.flatnonzero(chosen))
+        rule = self._rule(NO_LABEL, "pooled", pilot, np.flatnonzero(chosen))
         for file, mine in pairs:
-            self._count(made, file.embedding()[~mine])
-        return made
+            self._count(rule, file.embedding()[~mine])
+        return rule
 
-    def _chosen(self, where: NDArray[np.int64]) -> NDArray[np.bool_]:
+    def _choose(self, where: NDArray[np.int64]) -> NDArray[np.bool_]:
         """(n,) bool: those with the smallest draws, the pilot."""
         chosen = np.zeros(len(where), dtype=bool)
         chosen[np.argsort(self._draw[where], kind="stable")[: self.n_pilot(len(where))]] = True
         return chosen
 
-    def _rule(self, c: int, kind: str, embedding: NDArray[np.float16], where: NDArray[np.int64]) -> _Row:
+    def _rule(self, c: int, kind: str, embedding: NDArray[np.float16], where: NDArray[np.int64]) -> _Rule:
         rows = unit_rows(embedding)
-        binning = graphcut_bins(rows, self.bins, memory_bytes=self._memory_bytes)
+        binning = graphcut_bins(rows, self.options.bins, memory_bytes=self.options.memory_bytes)
         self.sums[kind].add(binning.bin, rows, None if self._texture is None else self._texture[where])
         query, threshold = bin_checkpoints(rows, binning, self.checkpoints)
-        return _Row(c, len(rows), query, threshold, np.zeros(self.bins, dtype=np.int64))
+        return _Rule(c, len(rows), query, threshold, np.zeros(self.options.bins, dtype=np.int64))
 
-    def _count(self, made: _Row, embedding: NDArray[np.float16]) -> None:
+    def _count(self, rule: _Rule, embedding: NDArray[np.float16]) -> None:
         """Add held-out samples to the counts of the bins that they fall into."""
-        rule = Checkpoints(made.query[None], made.threshold[None])
-        found = rule.assign(embedding, np.zeros(len(embedding), dtype=np.int64))
-        made.held_out[:] += np.bincount(found, minlength=self.bins)
+        checkpoints = Checkpoints(rule.query[None], rule.threshold[None])
+        bins = checkpoints.assign(embedding, np.zeros(len(embedding), dtype=np.int64))
+        rule.held_out[:] += np.bincount(bins, minlength=self.options.bins)
 
 
-def _codebook(fit: _Fit, rows: list[_Row], options: Options, more: dict[str, Any]) -> Codebook:
-    """The rows with their weights, and what they are of."""
-    values = {kind: bin_scores(sums) for kind, sums in fit.sums.items() if sums.n.any()}
-    worth = {
-        kind: importance([scores[name] for name in sorted(options.scores)], normalise=options.normalise)
-        for kind, scores in values.items()
-    }
-    kinds = ["pooled", *["classes"] * (len(rows) - 1)]
-    counts = [np.maximum(row.held_out, 1) for row in rows]  # a bin that nothing fell into would have no rate
+def _codebook(fit: _Fit, rules: list[_Rule], more: dict[str, int]) -> Codebook:
+    """The rules with their weights, and how they came about."""
+    options, features = fit.options, fit.features
+    scores = {kind: bin_scores(sums) for kind, sums in fit.sums.items() if sums.n.any()}
+    for of_bins in scores.values():
+        chosen = [of_bins[name] for name in options.scores]
+        of_bins["importance"] = importance(chosen, normalise=options.normalise)
+    kinds = ["pooled", *["classes"] * (len(rules) - 1)]
+    counts = [
+        np.maximum(rule.held_out, 1) for rule in rules
+    ]  # a bin that nothing fell into would have no rate
+    weight = [
+        weigh_bins(options, n, scores[kind]["importance"]) / n for n, kind in zip(counts, kinds, strict=True)
+    ]
+    settings = options.settings()
     header = {
-        **{
-            name: fit.features.header[name] for name in ("encoder", "revision", "preprocessing_hash", "label")
-        },
-        "features": fit.features.hash,
+        **{name: features.header[name] for name in ("encoder", "revision", "preprocessing_hash", "label")},
+        "features": features.hash,
         "classes": fit.classes,
         "names": fit.names,
         "settings": {
-            **{name: getattr(options, name) for name in ("allocation", "normalise")},
-            **{name: float(getattr(options, name)) for name in ("alpha", "keep")},
-            "scores": sorted(options.scores),
-            "seed": int(options.seed),
-            "pilot": [row.pilot for row in rows],
+            **{
+                name: settings[name]
+                for name in ("allocation", "alpha", "keep", "normalise", "scores", "seed")
+            },
+            "pilot": [rule.pilot for rule in rules],
             **more,
         },
         "scores": {
-            kind: {name: rounded(value) for name, value in [*scores.items(), ("importance", worth[kind])]}
-            for kind, scores in values.items()
+            kind: {name: rounded(value) for name, value in of_bins.items()}
+            for kind, of_bins in scores.items()
         },
     }
     return Codebook(
-        query=np.stack([row.query for row in rows]),
-        threshold=np.stack([row.threshold for row in rows]),
-        label=np.array([row.label for row in rows], dtype=np.int32),
-        held_out=np.stack([row.held_out for row in rows]),
-        weight=np.stack(
-            [weigh_bins(options, n, worth[kind]) / n for n, kind in zip(counts, kinds, strict=True)]
-        ),
+        query=np.stack([rule.query for rule in rules]),
+        threshold=np.stack([rule.threshold for rule in rules]),
+        label=np.array([rule.label for rule in rules], dtype=np.int32),
+        held_out=np.stack([rule.held_out for rule in rules]),
+        weight=np.stack(weight),
         header=header,
     )
 

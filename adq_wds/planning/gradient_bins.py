@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,7 @@ from adq_wds.core.gradient import GradientKernel, gradient_bins
 from adq_wds.core.graphcut import Binning
 from adq_wds.core.kernel import unit_rows
 from adq_wds.errors import FeaturesError
-from adq_wds.planning.buckets import Column
-from adq_wds.planning.class_binner import ClassBinner
+from adq_wds.planning.buckets import ClassBinner, Column
 from adq_wds.tables.features import Features
 from adq_wds.tables.features_file import FeaturesFile
 
@@ -22,7 +20,7 @@ logger = logging.getLogger("adq_wds")
 
 
 def by_gradients(features: Features, label: NDArray[np.int32]) -> ClassBinner:
-    """The binner of kernel "gradient", from logit gradients (n, C), norms (n, 1) and embeddings (n, D).
+    """The binner of kernel "gradient", from embeddings (n, D), logit gradients (n, C) and norms (n, 1).
 
     Args:
         features: made with logit gradients.
@@ -33,20 +31,14 @@ def by_gradients(features: Features, label: NDArray[np.int32]) -> ClassBinner:
     """
     _check_head(features, label)
     logit_grad = Column(FeaturesFile.logit_grad, np.dtype(np.float16), features.n_classes)
-    return ClassBinner(_cut, (logit_grad, Column(FeaturesFile.norm, np.dtype(np.float32), 1)))
+    norm = Column(FeaturesFile.norm, np.dtype(np.float32), 1)
+    return ClassBinner(_cut, (logit_grad, norm), without_matrix="row by row")
 
 
 def _cut(
-    rows: NDArray[np.float64],
-    further: list[NDArray[Any]],
-    bins: int,
-    *,
-    memory_bytes: int,
-    progress: Callable[[int], object] | None,
+    rows: NDArray[np.float64], logit_grad: NDArray[Any], norm: NDArray[Any], bins: int, **how: Any
 ) -> Binning:
-    logit_grad, norm = further
-    kernel = GradientKernel.from_rows(unit_rows(logit_grad), norm.ravel(), rows)
-    return gradient_bins(kernel, bins, memory_bytes=memory_bytes, progress=progress)
+    return gradient_bins(GradientKernel.from_rows(unit_rows(logit_grad), norm.ravel(), rows), bins, **how)
 
 
 def _check_head(features: Features, label: NDArray[np.int32]) -> None:

@@ -38,6 +38,7 @@ class Samples:
         stays: (N,) int64, of a copy the sample that stays; of any other its own position.
         binned: (N,) bool, whether the bins hold a sample: whatever plans must include, so that they share bins.
         settings: what the plan's header says of an option in place of its value.
+        bin, pick, rank, kept: (N,) each, as in `PlanShard`, once the seats are taken.
         margin: (N,) float32, how well each label fits, NaN for samples left out before; None where nobody asked.
         doubts: what the plan's header says of labels and margins; None where nobody asked.
         scratch: folder for scratch files; the system's temporary folder when None.
@@ -55,6 +56,10 @@ class Samples:
     margin: NDArray[np.float32] | None = None
     doubts: dict[str, Any] | None = None
     scratch: Path | None = None
+    bin: NDArray[np.int16] = field(init=False)
+    pick: NDArray[np.int32] = field(init=False)
+    rank: NDArray[np.int32] = field(init=False)
+    kept: NDArray[np.bool_] = field(init=False)
 
     def __len__(self) -> int:
         return len(self.label)

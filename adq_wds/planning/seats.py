@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -39,7 +39,7 @@ class Cells:
         n_must: (C,) int64.
         weight: (C, K) float64, by the allocation rule.
         budget: samples to keep, must-includes among them.
-        balance: as in `build_plan`.
+        balance, seed: as in `build_plan`.
     """
 
     size: _Counts
@@ -47,6 +47,7 @@ class Cells:
     weight: NDArray[np.float64]
     budget: int
     balance: Balance | float
+    seed: int
 
     @property
     def n_class(self) -> _Counts:
@@ -54,11 +55,13 @@ class Cells:
         n: _Counts = self.size.sum(axis=1) + self.n_must
         return n
 
-    def quotas(self, seed: int) -> _Counts:
+    @cached_property
+    def quota(self) -> _Counts:
         """(C, K) int64: samples kept by rank in each class and bin; must-include samples come on top."""
-        return self._share_out(partial(split_budget, seed=seed), np.zeros_like(self.size))
+        return self._share_out(partial(split_budget, seed=self.seed), np.zeros_like(self.size))
 
-    def shares(self) -> _Counts:
+    @property
+    def share(self) -> _Counts:
         """(C, K) int64: what the quotas are rounded from, in units of 1/ONE.
 
         A cell that has samples and a weight has at least one unit, where the budget allows it.
@@ -88,7 +91,7 @@ class Cells:
             [split(s, w, b, name=f"class {c}", low=low) for c, (s, w, b, low) in enumerate(cells)]
         )
 
-    def equal_to_alpha_0(self, quota: _Counts, options: Options) -> bool | None:
+    def equal_to_alpha_0(self, options: Options) -> bool | None:
         """Whether importance made no difference: the quotas are those of weights by size.
 
         None where nothing could differ: no importance was asked for, there is one bin, none or all are kept.
@@ -97,22 +100,7 @@ class Cells:
         if not asked or self.size.shape[1] == 1 or self.budget in (0, self.n_class.sum()):
             return None
         weight = np.stack([uniform(size, size, options.keep) for size in self.size])
-        return bool((replace(self, weight=weight).quotas(options.seed) == quota).all())
-
-
-@dataclass
-class Seats:
-    """Where each of the N samples stands in the draw.
-
-    Attributes:
-        bin, pick: as in `Bins`, -1 also for a copy that only a must-include sample made one.
-        rank, kept: as in `PlanShard`.
-    """
-
-    bin: NDArray[np.int16]
-    pick: NDArray[np.int32]
-    rank: NDArray[np.int32]
-    kept: NDArray[np.bool_]
+        return bool((replace(self, weight=weight).quota == self.quota).all())
 
 
 def make_cells(samples: Samples, bins: Bins, importance: NDArray[np.float64], options: Options) -> Cells:
@@ -141,7 +129,7 @@ def make_cells(samples: Samples, bins: Bins, importance: NDArray[np.float64], op
             "keep=%s of %d samples is %d, but %d are left without copies and what else is left out: all of them are kept",
             options.keep, n_chosen, budget, n_left,
         )  # fmt: skip
-    return Cells(size, n_must, weight, min(budget, n_left), options.balance)
+    return Cells(size, n_must, weight, min(budget, n_left), options.balance, int(options.seed))
 
 
 def weigh_classes(n: _Counts, balance: Balance | float) -> NDArray[np.float64]:
@@ -168,27 +156,28 @@ def weigh_bins(options: Options, size: _Counts, importance: NDArray[np.float64])
     return weight
 
 
-def take_seats(samples: Samples, bins: Bins, quota: _Counts, options: Options) -> Seats:
+def take_seats(samples: Samples, bins: Bins, quota: _Counts, options: Options) -> None:
     """Rank the free samples of each class and bin, by keyed draw or pick, ties by position; keep rank < quota.
 
     Args:
-        samples: N of them.
+        samples: where bin, pick, rank and kept are noted.
         bins: theirs.
         quota: (C, K) int64.
         options: `draw` and `seed`.
     """
     left_out = samples.reason != KEPT
-    bin, pick = np.where(left_out, np.int16(-1), bins.bin), np.where(left_out, np.int32(-1), bins.pick)
-    rank, kept = np.full(len(samples), NEVER, dtype=np.int32), samples.must.copy()
-    order: NDArray[Any] = keyed_draws(samples.features, options.seed) if options.draw == "random" else pick
+    samples.bin = np.where(left_out, np.int16(-1), bins.bin)
+    samples.pick = np.where(left_out, np.int32(-1), bins.pick)
+    keyed = options.draw == "random"
+    order: NDArray[Any] = keyed_draws(samples.features, options.seed) if keyed else samples.pick
     rows = np.flatnonzero(_free(samples))
-    cell = samples.row[rows] * quota.shape[1] + bin[rows]
+    cell = samples.row[rows] * bins.n_bins + samples.bin[rows]
     by_cell = np.lexsort((order[rows], cell))  # stable, so ties keep their position
     _, starts, counts = np.unique(cell[by_cell], return_index=True, return_counts=True)
-    rank[rows[by_cell]] = np.arange(len(rows)) - np.repeat(starts, counts)
-    rank[samples.must] = ALWAYS
-    kept[rows] = rank[rows] < quota.ravel()[cell]
-    return Seats(bin, pick, rank, kept)
+    samples.rank = np.where(samples.must, ALWAYS, NEVER).astype(np.int32)
+    samples.rank[rows[by_cell]] = np.arange(len(rows)) - np.repeat(starts, counts)
+    samples.kept = samples.must.copy()
+    samples.kept[rows] = samples.rank[rows] < quota.ravel()[cell]
 
 
 def _free(samples: Samples) -> NDArray[np.bool_]:

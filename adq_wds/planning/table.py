@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,7 @@ from adq_wds.core.scores import DECIMALS, rounded
 from adq_wds.errors import shorten
 from adq_wds.planning.options import Options
 from adq_wds.planning.samples import Samples, name_samples
-from adq_wds.planning.seats import Cells, Seats
-from adq_wds.tables.bins import Bins
+from adq_wds.planning.seats import Cells
 from adq_wds.tables.features_file import NO_LABEL, FeaturesFile
 from adq_wds.tables.plan import BAD, DUPLICATE, KEPT, NEVER, QUOTA, REASONS, Plan, PlanShard
 from adq_wds.tables.spans import Spans
@@ -24,50 +23,35 @@ logger = logging.getLogger("adq_wds")
 
 
 def make_table(
-    samples: Samples,
-    bins: Bins,
-    cells: Cells,
-    quota: NDArray[np.int64],
-    seats: Seats,
-    scores: Mapping[str, NDArray[np.float64]],
-    options: Options,
+    samples: Samples, cells: Cells, scores: Mapping[str, NDArray[np.float64]], options: Options
 ) -> Plan:
     """The plan, in memory, over all samples, usable or not.
 
     Args:
-        samples: N of them, and why each is left out.
-        bins: theirs.
+        samples: N of them, and what becomes of each.
         cells: C classes of K bins.
-        quota: (C, K) int64.
-        seats: who is kept.
         scores: (K,) float64 of each score, "importance" among them.
         options: as asked.
     """
-    shards = _shards(samples, seats)
+    features = samples.features
+    reason = np.where(samples.kept, KEPT, np.where(samples.reason == KEPT, QUOTA, samples.reason))
+    stays = np.where(samples.reason == DUPLICATE, samples.stays, -1)
+    names = name_samples(features, stays[stays >= 0].tolist())
+    columns: list[NDArray[Any]] = [samples.label, samples.bin, samples.pick, samples.rank, samples.kept]
+    columns += [reason.astype(np.uint8), stays, *([] if samples.margin is None else [samples.margin])]
+    ends = np.cumsum([file.n for file in features])[:-1]
+    parts = zip(*(np.split(column, ends) for column in columns), strict=True)
+    shards = [_with_bad(file, part, names) for file, part in zip(features, parts, strict=True)]
     header = {
-        **_header_of_set(samples, seats, shards, bins, options),
-        **_header_of_cells(samples, cells, quota, scores, options),
+        "settings": {**options.settings(), **samples.settings, "n_bins": cells.size.shape[1]},
+        **_header_of_set(samples, shards, options),
+        **_header_of_cells(samples, cells, scores),
+        "equal_to_alpha_0": cells.equal_to_alpha_0(options),
     }
     return Plan.from_shards(shards, header)
 
 
-def _shards(samples: Samples, seats: Seats) -> list[PlanShard]:
-    """The plan's rows per shard."""
-    reason = np.where(seats.kept, KEPT, np.where(samples.reason == KEPT, QUOTA, samples.reason))
-    stays = np.where(samples.reason == DUPLICATE, samples.stays, -1)
-    margin = np.zeros((len(samples), 0), dtype=np.float32) if samples.margin is None else samples.margin
-    names = name_samples(samples.features, stays[stays >= 0].tolist())
-    columns = (
-        samples.label, seats.bin, seats.pick, seats.rank, seats.kept, reason.astype(np.uint8), stays, margin,
-    )  # fmt: skip
-    shards, first = [], 0
-    for file in samples.features:
-        shards.append(_with_bad(file, [column[first : first + file.n] for column in columns], names))
-        first += file.n
-    return shards
-
-
-def _with_bad(file: FeaturesFile, columns: list[NDArray[Any]], names: Mapping[int, str]) -> PlanShard:
+def _with_bad(file: FeaturesFile, columns: Sequence[NDArray[Any]], names: Mapping[int, str]) -> PlanShard:
     """One shard's rows, with its unusable samples in their places, never kept."""
     spans = file.spans()
     if file.bad:
@@ -76,19 +60,16 @@ def _with_bad(file: FeaturesFile, columns: list[NDArray[Any]], names: Mapping[in
         spans = Spans.joined([spans, bad]).take(order)
         fills = (NO_LABEL, -1, -1, NEVER, False, BAD, -1, np.nan)
         columns = [
-            np.concatenate([column, np.full((len(bad), *column.shape[1:]), fill, dtype=column.dtype)])[order]
-            for column, fill in zip(columns, fills, strict=True)
+            np.concatenate([column, np.full(len(bad), fill, dtype=column.dtype)])[order]
+            for column, fill in zip(columns, fills, strict=False)  # margins are not always there
         ]
-    label, bin, pick, rank, kept, reason, stays, margin = columns
+    label, bin, pick, rank, kept, reason, stays, *margin = columns
     copies = {row: names[int(stays[row])] for row in np.flatnonzero(stays >= 0).tolist()}
-    known = margin if margin.ndim == 1 else None
-    return PlanShard(file.shard, spans, label, bin, pick, rank, kept, reason, copies, known)
+    return PlanShard(file.shard, spans, label, bin, pick, rank, kept, reason, copies, *margin)
 
 
-def _header_of_set(
-    samples: Samples, seats: Seats, shards: list[PlanShard], bins: Bins, options: Options
-) -> dict[str, Any]:
-    """Settings, features, sums over all samples and over the kept ones."""
+def _header_of_set(samples: Samples, shards: list[PlanShard], options: Options) -> dict[str, Any]:
+    """Features, and sums over all samples and over the kept ones."""
     features = samples.features
     first = features.files[0]
     used = {name: revision for name, revision in first.scores.items() if name in options.scores}
@@ -100,10 +81,9 @@ def _header_of_set(
     kept = np.concatenate([shard.kept for shard in shards])
     texture = features.texture()
     return {
-        "settings": {**options.settings(), **samples.settings, "n_bins": bins.n_bins},
         "features": {**features.header, "hash": features.hash, "limit": features.limit, **more},
         "bytes": {"all": int(n_bytes.sum()), "kept": int(n_bytes[kept].sum())},
-        "texture": None if texture is None else _mean_texture(texture, seats.kept),
+        "texture": None if texture is None else _mean_texture(texture, samples.kept),
         "bad": sum(len(file.bad) for file in features),
         "reasons": dict(zip(REASONS, np.bincount(reasons, minlength=len(REASONS)).tolist(), strict=True)),
         "copies_of_other_label": _count_other_labels(samples),
@@ -112,14 +92,10 @@ def _header_of_set(
 
 
 def _header_of_cells(
-    samples: Samples,
-    cells: Cells,
-    quota: NDArray[np.int64],
-    scores: Mapping[str, NDArray[np.float64]],
-    options: Options,
+    samples: Samples, cells: Cells, scores: Mapping[str, NDArray[np.float64]]
 ) -> dict[str, Any]:
     """Counts and rates of classes, of bins, and of the cells of both."""
-    names, size = samples.names, cells.size
+    names, size, quota = samples.names, cells.size, cells.quota
     n_class, kept = cells.n_class.tolist(), (quota.sum(axis=1) + cells.n_must).tolist()
     shown = {name: rounded(score) for name, score in scores.items()}
     return {
@@ -137,9 +113,8 @@ def _header_of_cells(
         "cells": {
             "size": size.tolist(),
             "quota": quota.tolist(),
-            "share": (cells.shares() / ONE).tolist(),
+            "share": (cells.share / ONE).tolist(),
         },
-        "equal_to_alpha_0": cells.equal_to_alpha_0(quota, options),
         "bins": [
             {
                 "size": n,

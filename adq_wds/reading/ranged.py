@@ -168,10 +168,10 @@ class RangedShard(SpanReader):
     def _get(self, block: int) -> _Block:
         ranges = self._kept.ranges(block)
         if self._fetch.cache is None:
-            return b"".join(self._remote.read_many(ranges))
+            return b"".join(self._remote.read_ranges(ranges))
 
         def fill(file: BinaryIO) -> None:
-            file.writelines(self._remote.read_many(ranges))
+            file.writelines(self._remote.read_ranges(ranges))
 
         file = self._fetch.cache.open(self._key(block), fill)
         found = ShardFile(file, self._name)

@@ -1,4 +1,4 @@
-"""Defines what a library that reads URLs must offer (`Backend`), and what its answers are held against.
+"""Defines what a library that reads URLs must offer (`Backend`), and checks its answers.
 
 Servers are not trusted: an answer holds what was asked for and no byte more, comes at `LEAST_RATE` at least, is of one
 version of the file (size, ETag), and is not packed (Content-Encoding). A redirect is followed to http and https URLs only;
@@ -8,28 +8,21 @@ another host is asked without the password of the URL.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
-
-T = TypeVar("T")
-
+from typing import Any, Protocol
 
 TIMEOUT = 30.0
-
 
 LEAST_RATE = 16 << 10
 """Bytes a second that an answer must bring on average, once `timeout` seconds have passed: n bytes come within
 timeout + n / LEAST_RATE seconds, or not at all."""
 
-
 N_AT_ONCE = 10
 """Ranges of one file that are asked for at one time."""
 
-
 Stamp = dict[str, int]
 """Size and date of a shard's file: {"bytes", "mtime_ns"}."""
-
 
 Range = tuple[int, int]
 """First byte, and the byte behind the last."""
@@ -70,24 +63,54 @@ class Trouble(Exception):  # noqa: N818
         self.again = again
 
 
+def explain(
+    error: BaseException, status: int | None = None, *, late: bool, unconnected: bool, broken: bool
+) -> Trouble:
+    """A library's error in our words.
+
+    Args:
+        error: whose text may quote the URL, and is not passed on.
+        status: HTTP's, where it is known.
+        late: no answer came in time.
+        unconnected: there was no connection.
+        broken: the answer broke off.
+    """
+    kind = type(error).__name__
+    if isinstance(error, FileNotFoundError) or kind == "NotFoundError" or status == 404:
+        return Trouble("not found (404): check its URL")
+    if status == 416:
+        return Trouble("ends before the bytes asked for (416): truncated, or not the file that was indexed")
+    refused = isinstance(error, PermissionError) or kind in ("PermissionDeniedError", "UnauthenticatedError")
+    if refused or status in (401, 403):
+        return Trouble(f"refused ({status or kind}): check credentials, or that the URL has not expired")
+    if status is not None and status < 400:
+        return Trouble(f"moved ({status}) to a place that is not read: give its new URL")
+    if status is not None:
+        return Trouble(f"the server fails ({status}): try again later", again=status >= 500)
+    if late:
+        return Trouble("no answer in time (timeout=): the server stalls")
+    if unconnected:
+        return Trouble("no connection: check host and port")
+    return Trouble(f"the answer broke off ({kind})" if broken else f"cannot be read ({kind})", again=broken)
+
+
 class Answer:
     """Collects the bytes of one range, and refuses more of them than were asked for.
 
-    Args:
-        start: first byte asked for.
-        end: behind the last.
+    Attributes:
+        n_bytes: that came so far.
     """
 
-    def __init__(self, start: int, end: int) -> None:
-        self._n_bytes = end - start
+    def __init__(self, asked: Range) -> None:
+        self._n_asked = asked[1] - asked[0]
         self._chunks: list[bytes] = []
-        self._n_left = self._n_bytes
+        self.n_bytes = 0
 
     def add(self, chunk: bytes) -> None:
         """Take in the next bytes. Raises `Trouble`: more than asked for."""
-        self._n_left -= len(chunk)
-        if self._n_left < 0:
-            raise Trouble(f"the server sends more than the {self._n_bytes:,} bytes asked for")
+        self.n_bytes += len(chunk)
+        if self.n_bytes > self._n_asked:
+            raise Trouble(f"the server sends more than the {self._n_asked:,} bytes asked for")
         self._chunks.append(chunk)
 
     def all(self) -> bytes:
@@ -95,63 +118,50 @@ class Answer:
         return b"".join(self._chunks)
 
 
-class Version:
-    """Which version of a file a server's answers are parts of: all of one, or it is an error."""
+class Checks:
+    """Holds a server's answers for one URL to one version of the file, and to a least rate.
 
-    def __init__(self) -> None:
-        self._first: tuple[int | None, str | None] | None = None
+    Args:
+        timeout: seconds that an answer may take to begin.
+    """
 
-    def see(self, size: int | None, tag: str | None) -> None:
-        """Compare an answer's size of the whole file, and its strong ETag, with those of the first answer.
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._version: tuple[int | None, str | None] | None = None  # the first answer's
 
-        Raises:
-            Trouble: the file changed on the server.
-        """
+    def version(self, size: int | None, tag: str | None) -> None:
+        """Raise `Trouble` if the size of the whole file, or its strong ETag, is not the first answer's."""
         tag = None if tag is None or tag.startswith("W/") else tag
-        if self._first is None:
-            self._first = size, tag
-        for now, then in zip((size, tag), self._first, strict=True):
+        self._version = self._version or (size, tag)
+        for now, then in zip((size, tag), self._version, strict=True):
             if None not in (now, then) and now != then:
                 raise Trouble(
                     "changed on the server while it was read (another size or ETag): start anew, and index or plan the "
                     "shard again if its samples are others"
                 )
 
-
-class Pace:
-    """Whether an answer comes fast enough.
-
-    Args:
-        timeout: seconds that it may take to begin.
-
-    Attributes:
-        n_bytes: that came so far.
-    """
-
-    def __init__(self, timeout: float) -> None:
-        self._timeout, self._waited, self.n_bytes = timeout, 0.0, 0
-
     def limit(self, n_bytes: int) -> float:
         """Seconds in which so many bytes must have come."""
         return self._timeout + n_bytes / LEAST_RATE
 
-    def timed(self, chunks: Iterator[T], n_bytes: Callable[[T], int]) -> Iterator[T]:
+    def timed(self, chunks: Iterator[Any]) -> Iterator[bytes]:
         """The chunks as they come; only waiting for them counts. Raises `Trouble`: too slow."""
+        waited, n_bytes = 0.0, 0
         while True:
             start = time.monotonic()
             chunk = next(chunks, None)
             if chunk is None:
                 return
-            self._waited += time.monotonic() - start
-            self.n_bytes += n_bytes(chunk)
-            if self._waited > self.limit(self.n_bytes):
-                raise self.trouble()
-            yield chunk
+            waited += time.monotonic() - start
+            n_bytes += len(chunk)
+            if waited > self.limit(n_bytes):
+                raise self.too_slow(n_bytes)
+            yield bytes(chunk)
 
-    def trouble(self) -> Trouble:
-        """The error of an answer that is too slow."""
+    def too_slow(self, n_bytes: int) -> Trouble:
+        """The error of an answer of which so many bytes came in time."""
         return Trouble(
-            f"too slow: {self.n_bytes:,} bytes came in time (timeout= {self._timeout:g} s and {LEAST_RATE:,} bytes/s): "
+            f"too slow: {n_bytes:,} bytes came in time (timeout= {self._timeout:g} s and {LEAST_RATE:,} bytes/s): "
             "the server stalls"
         )
 

@@ -1,4 +1,4 @@
-"""Where do fetched bytes stay, for all workers and ranks of a machine? In one folder, up to a size, each fetched once.
+"""Keeps fetched bytes in one folder, up to a size, each fetched once for all workers and ranks of a machine.
 
 A file per entry, named by the SHA-256 of its key (the whole URL and what was asked of it, so that two URLs with one base
 name never meet). It is written under a hidden name, locked while somebody fetches it, and takes its name when it is
@@ -66,29 +66,27 @@ class Cache:
             and what `fill` raises.
         """
         final = self.path / _name(key)
-        with self._errors():
+        with self._our_errors():
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            found = _opened(final)
-            if found is not None:
-                return found
+            if (entry := _open_entry(final)) is not None:
+                return entry
             unnamed = final.with_name(_PARTIAL + final.name)
             with _claimed(unnamed) as partial:
-                found = _opened(final)  # by whom we waited for
-                if found is not None:
-                    return found
+                if (entry := _open_entry(final)) is not None:  # filled by the process that was waited for
+                    return entry
                 fill(partial)
                 partial.flush()
-                found = unnamed.open("rb")  # now: once it has its name, others may remove it
+                entry = unnamed.open("rb")  # now: once it has its name, others may remove it
                 try:
                     self._take_in(unnamed, final, partial.tell())
                 except BaseException:
-                    found.close()
+                    entry.close()
                     raise
-            return found
+            return entry
 
     def drop(self, key: str) -> None:
         """Forget an entry: its bytes were not what they should be."""
-        with self._errors():
+        with self._our_errors():
             (self.path / _name(key)).unlink(missing_ok=True)
 
     def _take_in(self, unnamed: Path, final: Path, added: int) -> None:
@@ -98,12 +96,8 @@ class Cache:
         is met, not too low.
         """
         if added > self.max_bytes:
-            logger.warning(
-                "cache %s: %s bytes are not kept: more than max_bytes, %s",
-                self.path,
-                f"{added:,}",
-                f"{self.max_bytes:,}",
-            )
+            text = f"{added:,} bytes are not kept: more than max_bytes, {self.max_bytes:,}"
+            logger.warning("cache %s: %s", self.path, text)
             return
         with open(self.path / ".bytes", "a+b") as counter, _locked(counter):
             counter.seek(0)
@@ -139,7 +133,7 @@ class Cache:
         return total
 
     @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
+    def _our_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
@@ -153,23 +147,21 @@ def _name(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-def _opened(path: Path) -> BinaryIO | None:
+def _open_entry(path: Path) -> BinaryIO | None:
     """An entry that is there, marked as used now."""
-    try:
-        found = path.open("rb")
-    except FileNotFoundError:
-        return None
-    if not os.fstat(found.fileno()).st_size:  # named, but not on the disk when the machine failed
-        found.close()
-        return None
-    with contextlib.suppress(OSError):  # another process may just have made room
-        os.utime(path)
-    return found
+    with contextlib.suppress(FileNotFoundError):
+        entry = path.open("rb")
+        if os.fstat(entry.fileno()).st_size:
+            with contextlib.suppress(OSError):  # a folder that may only be read
+                os.utime(entry.fileno())
+            return entry
+        entry.close()  # named, but not on the disk when the machine failed
+    return None
 
 
 @contextlib.contextmanager
 def _locked(file: BinaryIO) -> Iterator[None]:
-    """A lock that is given back at the end, and not only when `file` is closed: a process forked meanwhile has it too."""
+    """A lock, released at the end and not when `file` is closed: a process forked meanwhile has that open too."""
     fcntl.flock(file, fcntl.LOCK_EX)
     try:
         yield
@@ -184,7 +176,7 @@ def _claimed(partial: Path) -> Iterator[BinaryIO]:
         handle = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         with os.fdopen(handle, "r+b") as file, _locked(file):
             if not _is(partial, file):
-                continue  # who held it has renamed or removed it meanwhile
+                continue  # renamed or removed while we waited for the lock
             try:
                 file.truncate(0)
                 yield file

@@ -1,4 +1,4 @@
-"""How is a shard got that is not a plain local tar? What the program allows, and where the bytes go."""
+"""Gets shards that are no plain local tars: `Fetch` holds what the program allows, and where the bytes go."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ from adq_wds.remote.expand import chunks_of, expand, run_command
 from adq_wds.remote.store import Remote
 from adq_wds.shards.names import is_pipe, is_url, path_of
 
-_PACKED_NAMES = (".gz", ".tgz")
-
 
 @dataclass(frozen=True)
 class Fetch:
@@ -35,11 +33,7 @@ class Fetch:
     access: Access = field(default_factory=Access)
 
     def remote(self, url: str, *, shard: str) -> Remote:
-        """A URL, for reading parts of it.
-
-        Raises:
-            ShardError: nothing here reads such URLs.
-        """
+        """A URL, for reading parts of it. Raises `ShardError`: nothing here reads such URLs."""
         return Remote(url, shard=shard, access=self.access)
 
     def stamp(self, url: str, *, shard: str) -> Stamp:
@@ -70,60 +64,57 @@ class Fetch:
         """
         self.check(url, shard=shard)
         if is_pipe(url):
-            return self._kept(url, lambda: run_command(url, shard=shard, timeout=self.access.timeout), shard)
+            return self._expanded(
+                url, lambda: run_command(url, shard=shard, timeout=self.access.timeout), shard
+            )
         remote = self.remote(url, shard=shard)
-        return self._kept(self._key(url, remote), remote.chunks, shard)
-
-    def forget(self, url: str, *, shard: str) -> None:
-        """Let the next `whole` fetch it again."""
-        if self.cache is None:
-            return
-        if is_pipe(url):
-            key = url
-        elif is_url(url):
-            key = self._key(url, self.remote(url, shard=shard))
-        else:
-            key = _file_key(url, os.stat(url))
-        self.cache.drop(_whole_key(key))
+        return self._expanded(_url_key(url, remote), remote.chunks, shard)
 
     def unpacked(self, packed: BinaryIO, path: str, *, shard: str) -> BinaryIO:
         """As `whole`, of a packed local file that is open."""
-        key = _file_key(path, os.fstat(packed.fileno()))
-        return self._kept(key, lambda: chunks_of(packed), shard)
+        return self._expanded(_file_key(path, os.fstat(packed.fileno())), lambda: chunks_of(packed), shard)
 
-    def _key(self, url: str, remote: Remote) -> str:
-        """A URL with its file's size and date: what changes on the server is fetched again."""
-        try:
-            return f"{url}\n{canonical_json(remote.stamp())}"
-        except ShardError:  # the fetch itself will say why
-            return url
+    def forget(self, url: str, *, shard: str) -> None:
+        """Let the next `whole` fetch it again."""
+        if self.cache is not None:
+            key = url
+            if not is_url(url):
+                key = _file_key(url, os.stat(url))
+            elif not is_pipe(url):
+                key = _url_key(url, self.remote(url, shard=shard))
+            self.cache.drop(f"whole\n{key}")
 
-    def _kept(self, key: str, chunks: Callable[[], Generator[bytes, None, None]], shard: str) -> BinaryIO:
+    def _expanded(self, key: str, chunks: Callable[[], Generator[bytes, None, None]], shard: str) -> BinaryIO:
+        """An open file of what comes in chunks: the cache's entry of a key, or a temporary one."""
+
         def fill(out: BinaryIO) -> None:
             with closing(chunks()) as stream:  # a command ends now, not when the last traceback of it goes
                 expand(stream, out, shard=shard)
 
         if self.cache is not None:
-            return self.cache.open(_whole_key(key), fill)
+            return self.cache.open(f"whole\n{key}", fill)
         with ExitStack() as close:
             try:
                 file = close.enter_context(tempfile.TemporaryFile(prefix="adq-shard-"))
                 fill(file)
                 file.flush()  # it is read by its number
             except OSError as error:
-                folder = tempfile.gettempdir()
-                text = f"cannot be kept in {folder}: {error.strerror}; set TMPDIR"
+                text = f"cannot be kept in {tempfile.gettempdir()}: {error.strerror}; set TMPDIR"
                 raise located(AdqError(text), shard=shard) from error
             close.pop_all()  # the caller's
         return file
 
 
+def _url_key(url: str, remote: Remote) -> str:
+    """A URL with its file's size and date: what changes on the server is fetched again."""
+    try:
+        return f"{url}\n{canonical_json(remote.stamp())}"
+    except ShardError:  # the fetch itself will say why
+        return url
+
+
 def _file_key(path: str, status: os.stat_result) -> str:
     return f"{os.path.realpath(path)}\n{status.st_size} {status.st_mtime_ns}"
-
-
-def _whole_key(key: str) -> str:
-    return f"whole\n{key}"
 
 
 def comes_whole(url: str) -> bool:
@@ -132,4 +123,4 @@ def comes_whole(url: str) -> bool:
     >>> [comes_whole(url) for url in ("s3://b/a.tar", "s3://b/a.tar.gz?x=1", "pipe:cat a.tar")]
     [False, True, True]
     """
-    return is_pipe(url) or path_of(url).lower().endswith(_PACKED_NAMES)
+    return is_pipe(url) or path_of(url).lower().endswith((".gz", ".tgz"))

@@ -43,7 +43,7 @@ def open_shard(
     remote = is_url(url)
     name = shard or (base_name(url) if remote else url)
     with ExitStack() as close:
-        file = close.enter_context(fetch.whole(url, shard=name) if remote else _opened(url, name))
+        file = close.enter_context(fetch.whole(url, shard=name) if remote else _open_local(url, name))
         data = ShardFile(file, name, sparse=sparse)
         start = data[: max(map(len, _PACKED))]
         packer = next((packer for magic, packer in _PACKED.items() if start.startswith(magic)), None)
@@ -56,18 +56,15 @@ def open_shard(
         yield data
 
 
-def _opened(path: str, name: str) -> BinaryIO:
+def _open_local(path: str, name: str) -> BinaryIO:
     try:
         # O_NONBLOCK: opening a fifo that nobody writes to would wait for ever
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise ShardError(f"shard {name}: cannot be opened: {error.strerror}") from error
-    try:
-        mode = os.fstat(handle).st_mode
-        if not stat.S_ISREG(mode):
-            kind = "directory" if stat.S_ISDIR(mode) else "fifo, socket or device"
-            raise ShardError(f"shard {name}: a {kind}, expected a tar file")
-        return open(handle, "rb", buffering=0)
-    except BaseException:
+    mode = os.fstat(handle).st_mode
+    if not stat.S_ISREG(mode):
         os.close(handle)
-        raise
+        kind = "directory" if stat.S_ISDIR(mode) else "fifo, socket or device"
+        raise ShardError(f"shard {name}: a {kind}, expected a tar file")
+    return open(handle, "rb", buffering=0)

@@ -9,13 +9,13 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 
 from adq_wds.errors import ShardError, located
-from adq_wds.remote.backend import Access, Backend, Range, Stamp, T, Trouble
+from adq_wds.remote.backend import Access, Backend, Range, Stamp, Trouble
 
 logger = logging.getLogger("adq_wds")
-
 
 TRIES = 3
 """Requests for one range whose answers break off, before it is an error."""
@@ -35,58 +35,48 @@ class Remote:
 
     def __init__(self, url: str, *, shard: str, access: Access) -> None:
         self._shard = shard
-        self._backend = self._told(lambda: _backend(url, access))
+        with self._shard_errors():
+            self._backend = _backend(url, access)
 
     def stamp(self) -> Stamp:
-        """Size and date of the file.
+        """Size and date of the file. Raises `ShardError`: it cannot be asked for."""
+        with self._shard_errors():
+            return self._backend.stamp()
 
-        Raises:
-            ShardError: it cannot be asked for.
-        """
-        return self._told(self._backend.stamp)
-
-    def read(self, start: int, end: int) -> bytes:
-        """The bytes of one range, all of them.
+    def read_ranges(self, ranges: Sequence[Range]) -> list[bytes]:
+        """The bytes of several ranges, all of them. An answer that breaks off is asked for again.
 
         Raises:
             ShardError: not to be had, or fewer than there should be.
             NoRanges: the server gives the whole only.
         """
-        return self.read_many([(start, end)])[0]
-
-    def read_many(self, ranges: Sequence[Range]) -> list[bytes]:
-        """The bytes of several ranges; what `read` says. An answer that breaks off is asked for again."""
-
-        def ask() -> list[bytes]:
-            for left in reversed(range(TRIES)):
+        with self._shard_errors():
+            for _ in range(TRIES - 1):
                 try:
-                    found = self._backend.ranges(ranges)
-                    for (start, end), data in zip(ranges, found, strict=True):
-                        if len(data) != end - start:
-                            raise Trouble(f"{len(data):,} of {end - start:,} bytes came", again=True)
-                    return found
+                    return self._read_once(ranges)
                 except Trouble as trouble:
-                    if not trouble.again or not left:
+                    if not trouble.again:
                         raise
-            raise AssertionError("unreachable")
+            return self._read_once(ranges)
 
-        return self._told(ask)
+    def _read_once(self, ranges: Sequence[Range]) -> list[bytes]:
+        answers = self._backend.ranges(ranges)
+        for (start, end), data in zip(ranges, answers, strict=True):
+            if len(data) != end - start:
+                raise Trouble(f"{len(data):,} of {end - start:,} bytes came", again=True)
+        return answers
 
     def chunks(self) -> Generator[bytes, None, None]:
-        """The whole, in order; a `ShardError` where it breaks off."""
-        try:
+        """The whole, in order. Raises `ShardError`: it breaks off."""
+        with self._shard_errors():
             yield from self._backend.chunks()
-        except Trouble as trouble:
-            raise self._error(trouble) from None
 
-    def _told(self, ask: Callable[[], T]) -> T:
+    @contextmanager
+    def _shard_errors(self) -> Iterator[None]:
         try:
-            return ask()
+            yield
         except Trouble as trouble:
-            raise self._error(trouble) from None
-
-    def _error(self, trouble: Trouble) -> ShardError:
-        return located(ShardError(str(trouble)), shard=self._shard)
+            raise located(ShardError(str(trouble)), shard=self._shard) from None
 
 
 def _backend(url: str, access: Access) -> Backend:

@@ -1,4 +1,4 @@
-"""How does obstore read one URL?"""
+"""Reads one URL through obstore."""
 
 from __future__ import annotations
 
@@ -12,13 +12,11 @@ from datetime import timedelta
 from typing import Any
 from urllib.parse import unquote
 
-from adq_wds.remote.backend import N_AT_ONCE, Access, Answer, NoRanges, Pace, Range, Stamp, Trouble, Version
+from adq_wds.remote.backend import N_AT_ONCE, Access, Answer, Checks, NoRanges, Range, Stamp, Trouble, explain
 
 SCHEMES = frozenset({"http", "https", "s3", "s3a", "gs", "az", "azure", "adl", "abfs", "abfss"})
 _STATUS = re.compile(r"status code: (\d{3})")
-_first_process: list[
-    int
-] = []  # whose threads obstore runs on: a process forked from it has none and would hang
+_first_process: list[int] = []  # obstore's threads are its own: in a fork of it, requests would hang
 
 
 def usable() -> bool:
@@ -34,33 +32,31 @@ class Obstore:
 
         if not _first_process:
             _first_process.append(os.getpid())
-        self._obstore, self._timeout, self._version = obstore, access.timeout, Version()
+        self._obstore, self._checks = obstore, Checks(access.timeout)
         url, headers = _without_user(url)
-        options = dict(access.storage_options)
+        options, timeout = dict(access.storage_options), timedelta(seconds=access.timeout)
         client: dict[str, Any] = {
-            "read_timeout": timedelta(seconds=access.timeout),
-            "connect_timeout": timedelta(seconds=access.timeout),
-            "timeout": timedelta(days=1),  # of a whole answer: `Pace` says when one has stalled
+            "read_timeout": timeout,
+            "connect_timeout": timeout,
+            "timeout": timedelta(days=1),  # of a whole answer: `Checks` says when one has stalled
             **dict(options.pop("client_options", {})),
         }
         if _plain_http(url, options):
             client.setdefault("allow_http", True)
         if headers:
             client["default_headers"] = {**headers, **client.get("default_headers", {})}
-        patience = {"max_retries": 5, "retry_timeout": timedelta(seconds=access.timeout)}
-        with self._words():
-            from_url: Any = obstore.store.from_url
-            self._store = from_url(
-                url, client_options=client, retry_config=options.pop("retry_config", patience), **options
-            )
+        retries = options.pop("retry_config", {"max_retries": 5, "retry_timeout": timeout})
+        from_url: Any = obstore.store.from_url
+        with self._our_errors():
+            self._store = from_url(url, client_options=client, retry_config=retries, **options)
 
     def stamp(self) -> Stamp:
         """See `Backend`; by a GET of one byte, since signed URLs often allow no HEAD."""
-        with self._words():
+        with self._our_errors():
             try:
-                meta = self._obstore.get(self._store, "", options={"range": (0, 1)}).meta
+                meta = self._get(range=(0, 1)).meta
             except self._obstore.exceptions.NotSupportedError:
-                meta = self._obstore.get(self._store, "").meta
+                meta = self._get().meta
         return {"bytes": int(meta["size"]), "mtime_ns": round(meta["last_modified"].timestamp() * 1e9)}
 
     def ranges(self, ranges: Sequence[Range]) -> list[bytes]:
@@ -74,24 +70,24 @@ class Obstore:
             pool.shutdown(cancel_futures=True)
 
     def _range(self, asked: Range) -> bytes:
-        answer = Answer(*asked)
-        with self._words():
-            got = self._obstore.get(self._store, "", options={"range": asked})
-            self._version.see(got.meta["size"], got.meta["e_tag"])
-            for chunk in Pace(self._timeout).timed(got.stream(min_chunk_size=1), len):
-                answer.add(bytes(chunk))
+        answer = Answer(asked)
+        with self._our_errors():
+            response = self._get(range=asked)
+            self._checks.version(response.meta["size"], response.meta["e_tag"])
+            for chunk in self._checks.timed(response.stream(min_chunk_size=1)):
+                answer.add(chunk)
         return answer.all()
 
     def chunks(self) -> Iterator[bytes]:
         """See `Backend`."""
-        with self._words():
-            stream = self._obstore.get(self._store, "").stream(min_chunk_size=1)
-            for chunk in Pace(self._timeout).timed(stream, len):
-                yield bytes(chunk)
+        with self._our_errors():
+            yield from self._checks.timed(self._get().stream(min_chunk_size=1))
+
+    def _get(self, **options: Any) -> Any:
+        return self._obstore.get(self._store, "", options=options)
 
     @contextmanager
-    def _words(self) -> Iterator[None]:
-        """obstore's errors in our words."""
+    def _our_errors(self) -> Iterator[None]:
         try:
             yield
         except self._obstore.exceptions.NotSupportedError:
@@ -106,39 +102,33 @@ def _plain_http(url: str, options: Mapping[str, Any]) -> bool:
     obstore looks into the environment for that itself, but not once it is given any client options.
     """
     names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
-    said = [url, str(options.get("endpoint", "")), *(os.environ.get(name, "") for name in names)]
+    endpoints = [url, str(options.get("endpoint", "")), *(os.environ.get(name, "") for name in names)]
     allowed = os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true")
-    return allowed or any(text.lower().startswith("http://") for text in said)
+    return allowed or any(text.lower().startswith("http://") for text in endpoints)
 
 
 def _trouble(error: BaseException) -> Trouble:
     text = str(error)
+
+    def says(*words: str) -> bool:
+        return any(word in text for word in words)
+
     if "Configuration" in type(error).__name__:
         return Trouble("storage_options hold a name that this kind of URL does not take")
     status = _STATUS.search(text)
-    kind = type(error).__name__
-    if isinstance(error, FileNotFoundError) or kind == "NotFoundError" or (status and status[1] == "404"):
-        return Trouble("not found (404): check its URL")
-    if status and status[1] == "416":
-        return Trouble("ends before the bytes asked for (416): truncated, or not the file that was indexed")
-    if kind in ("PermissionDeniedError", "UnauthenticatedError") or (status and status[1] in ("401", "403")):
-        return Trouble(
-            f"refused ({status[1] if status else kind}): check credentials, or that the URL has not expired"
-        )
-    if status and status[1][0] == "3":
-        return Trouble(f"moved ({status[1]}) to a place that is not read: give its new URL")
-    if status:
-        return Trouble(f"the server fails ({status[1]}): try again later")
-    if "MissingContentLength" in text:
+    if status is None and says("MissingContentLength"):
         return Trouble("the server does not say how long its answer is: a file server is needed")
-    if "builder error" in text:
+    if status is None and says("builder error"):
         return Trouble("not a URL that can be asked for (plain http must be said in the endpoint)")
-    if "TimedOut" in text or "Timeout" in text or "timed out" in text:
-        return Trouble("no answer in time (timeout=): the server stalls")
-    if "kind: Connect" in text or "ConnectError" in text or "dns error" in text:
-        return Trouble("no connection: check host and port")
-    broken = any(word in text for word in ("Interrupted", "kind: Body", "IncompleteMessage", "kind: Request"))
-    return Trouble(f"the answer broke off ({kind})" if broken else f"cannot be read ({kind})", again=broken)
+    trouble = explain(
+        error,
+        int(status[1]) if status else None,
+        late=says("TimedOut", "Timeout", "timed out"),
+        unconnected=says("kind: Connect", "ConnectError", "dns error"),
+        broken=says("Interrupted", "kind: Body", "IncompleteMessage", "kind: Request"),
+    )
+    trouble.again = trouble.again and status is None  # obstore itself has tried a busy server again
+    return trouble
 
 
 def _without_user(url: str) -> tuple[str, dict[str, str]]:

@@ -1,4 +1,4 @@
-"""Which patches does a vision transformer attend to?"""
+"""Scores patches by what a vision transformer's last block attends to."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from adq_wds.checks import positive
 from adq_wds.core.importance import patch_means
 from adq_wds.core.patches import Grid
-from adq_wds.models.timm_encoder import TimmEncoder
+from adq_wds.models.network_encoder import NetworkEncoder
 from adq_wds.protocols import Label
-from adq_wds.saliency.whole_images import check_patch, grid_of, network_input, running
+from adq_wds.saliency.plain import grid_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +32,7 @@ class AttentionImportance:
         patch: side P in pixels of the images' patches; the network's own patches may have another size.
     """
 
-    encoder: TimmEncoder
+    encoder: NetworkEncoder
     patch: int
     _attention: Any = field(repr=False)  # the last block's, in the network
     _shown: Any = field(repr=False)  # a copy that computes its weights openly
@@ -47,9 +49,9 @@ class AttentionImportance:
         if not len(images):
             return np.empty((0, 0), np.float32)
         grid = grid_of(images, self.patch)
-        x = network_input(self.encoder, images)
-        model: Any = self.encoder.model
-        with running(self.encoder):
+        x = self.encoder.whole(images)
+        model = self.encoder.model
+        with self.encoder.running():
             weights = self._weights(x).float().mean(1)  # (B, N, N), a row for each token that looks
         n_prefix = model.num_prefix_tokens
         rows = weights[:, :1] if getattr(model, "cls_token", None) is not None else weights[:, n_prefix:]
@@ -69,8 +71,7 @@ class AttentionImportance:
 
         handle = self._attention.register_forward_pre_hook(catch, with_kwargs=True)
         try:
-            model: Any = self.encoder.model
-            model.forward_features(x)
+            self.encoder.model.forward_features(x)
         finally:
             handle.remove()
         (args, kwargs), shown = caught[-1], copy.copy(self._shown)
@@ -80,7 +81,7 @@ class AttentionImportance:
         return weights[0]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _again, (self.encoder, self.patch)
+        return partial(attention_importance, patch=self.patch), (self.encoder,)
 
 
 class _Tell(nn.Module):
@@ -95,7 +96,7 @@ class _Tell(nn.Module):
         return x
 
 
-def attention_importance(encoder: TimmEncoder, *, patch: int) -> AttentionImportance:
+def attention_importance(encoder: NetworkEncoder, *, patch: int) -> AttentionImportance:
     """The importance of patches by a vision transformer's attention.
 
     Args:
@@ -107,15 +108,18 @@ def attention_importance(encoder: TimmEncoder, *, patch: int) -> AttentionImport
 
     Source: Caron et al. 2021 (arXiv 2104.14294), section 4.2.2, for what the last block's class token attends to.
     """
-    check_patch(patch)
-    blocks = getattr(getattr(encoder, "model", None), "blocks", None)
+    patch = positive("patch", patch)
+    model = encoder.model
+    blocks = getattr(model, "blocks", None)
     attention: Any = (
         getattr(blocks[-1], "attn", None) if isinstance(blocks, nn.ModuleList | nn.Sequential) else None
     )
-    model: Any = getattr(encoder, "model", None)
-    embed = getattr(model, "patch_embed", None)
-    told = all(hasattr(attention, name) for name in ("fused_attn", "attn_drop"))
-    if not told or not hasattr(model, "num_prefix_tokens") or not hasattr(embed, "grid_size"):
+    open_to_us = all(hasattr(attention, name) for name in ("fused_attn", "attn_drop"))
+    if (
+        not open_to_us
+        or not hasattr(model, "num_prefix_tokens")
+        or not hasattr(getattr(model, "patch_embed", None), "grid_size")
+    ):
         raise ValueError(
             f"encoder {encoder.name!r} has no attention over all patches in its last block; take a ViT, or a class "
             "activation map (gradcam++) for a convolutional network"
@@ -123,7 +127,3 @@ def attention_importance(encoder: TimmEncoder, *, patch: int) -> AttentionImport
     shown = copy.copy(attention)  # with the same weights
     shown.fused_attn = False
     return AttentionImportance(encoder, patch, attention, shown)
-
-
-def _again(encoder: TimmEncoder, patch: int) -> AttentionImportance:
-    return attention_importance(encoder, patch=patch)

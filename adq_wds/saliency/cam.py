@@ -1,9 +1,10 @@
-"""Which patches made a classifier say what it said? Those where its class activation map is high."""
+"""Scores patches by a classifier's class activation map (Grad-CAM, Grad-CAM++)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from adq_wds.checks import positive
 from adq_wds.core.importance import gradcam, gradcam_plus_plus, patch_means
 from adq_wds.errors import shorten
-from adq_wds.models.builtin import BuiltinEncoder, SmallNet
+from adq_wds.models.network_encoder import NetworkEncoder
 from adq_wds.protocols import Label
-from adq_wds.saliency.whole_images import Classifier, check_patch, grid_of, input_size, network_input, running
+from adq_wds.saliency.plain import grid_of
 
 Maps = Callable[[torch.Tensor], torch.Tensor]
 Parts = tuple[Maps, Maps, nn.Linear | None]
@@ -36,7 +38,7 @@ class CamImportance:
         closed: the logits are a linear map of the mean of the last feature map, so the maps need no gradient.
     """
 
-    encoder: Classifier
+    encoder: NetworkEncoder
     method: str
     patch: int
     use_labels: bool
@@ -65,8 +67,8 @@ class CamImportance:
         if not len(images):
             return np.empty((0, 0), np.float32)
         grid = grid_of(images, self.patch)
-        x = network_input(self.encoder, images)
-        with running(self.encoder):
+        x = self.encoder.whole(images)
+        with self.encoder.running():
             return patch_means(self.of_maps(self._maps(x), labels), grid, self.patch)
 
     def of_maps(self, maps: torch.Tensor, labels: Sequence[Label]) -> NDArray[np.float32]:
@@ -103,11 +105,12 @@ class CamImportance:
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _again, (self.encoder, self.method, self.patch, self.use_labels)
+        again = partial(cam_importance, method=self.method, patch=self.patch, use_labels=self.use_labels)
+        return again, (self.encoder,)
 
 
 def cam_importance(
-    encoder: Classifier, *, method: str = "gradcam++", patch: int, use_labels: bool = True
+    encoder: NetworkEncoder, *, method: str = "gradcam++", patch: int, use_labels: bool = True
 ) -> CamImportance:
     """The importance of patches by a classifier's class activation map.
 
@@ -135,16 +138,13 @@ def cam_importance(
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r}: expected one of {', '.join(METHODS)}")
-    check_patch(patch)
+    patch = positive("patch", patch)
     if encoder.n_classes is None:
         raise ValueError(
             f"encoder {encoder.name!r} gives no logits, and {method} explains them; take one with a head"
         )
-    if isinstance(encoder, BuiltinEncoder):
-        maps, logits, last = _small_net(encoder.network)
-    else:
-        maps, logits, last = _timm_network(encoder.model)
-    x = torch.randn(2, 3, *input_size(encoder), generator=torch.Generator().manual_seed(0)).to(encoder.device)
+    maps, logits, last = _parts(encoder.model)
+    x = torch.randn(2, 3, *encoder.input_size, generator=torch.Generator().manual_seed(0)).to(encoder.device)
     with torch.no_grad():
         probe = maps(x)
     if probe.ndim != 4:
@@ -205,20 +205,8 @@ def is_closed(logits: Maps, maps: torch.Tensor, last: nn.Linear | None) -> bool:
     return bool((gradient - expected).abs().max() <= 1e-5 * expected.abs().max())
 
 
-def _small_net(network: SmallNet) -> Parts:
-    """The built-in network as `_timm_network`."""
-    head = network.head
-    assert head is not None
-
-    def logits(maps: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = head(maps.mean((2, 3)))
-        return found
-
-    return network.maps, logits, head
-
-
-def _timm_network(model: Any) -> Parts:
-    """A timm network as feature maps (B, D, h, w), the logits of these, and its last linear layer."""
+def _parts(model: Any) -> Parts:
+    """A network as feature maps (B, D, h, w), the logits of these, and its last linear layer."""
     last_axis = getattr(model, "output_fmt", "NCHW") == "NHWC"  # Swin
 
     def maps(x: torch.Tensor) -> torch.Tensor:
@@ -231,7 +219,3 @@ def _timm_network(model: Any) -> Parts:
 
     last = model.get_classifier()
     return maps, logits, last if isinstance(last, nn.Linear) else None
-
-
-def _again(encoder: Classifier, method: str, patch: int, use_labels: bool) -> CamImportance:
-    return cam_importance(encoder, method=method, patch=patch, use_labels=use_labels)

@@ -1,4 +1,4 @@
-"""What can be said about patches without a network? Their texture; or nothing, and chance decides."""
+"""Scores patches without a network: by their texture, or by chance. Holds the rule for a batch of images, too."""
 
 from __future__ import annotations
 
@@ -10,9 +10,25 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from adq_wds.core.importance import random_importance, texture_importance
-from adq_wds.core.patches import patch_grid
+from adq_wds.core.patches import Grid, patch_grid
 from adq_wds.protocols import Label
 from adq_wds.samples.image import check_rgb
+
+
+def grid_of(images: Sequence[PIL.Image.Image], patch: int) -> Grid:
+    """Rows and columns of patches of RGB images of one size.
+
+    Raises:
+        ValueError: not RGB, several sizes, or sides that `patch` does not divide.
+    """
+    check_rgb(images)
+    for i, image in enumerate(images):
+        if image.size != images[0].size:
+            raise ValueError(
+                f"image {i} of the batch is {image.width} x {image.height}, the first one {images[0].width} x "
+                f"{images[0].height}; resize them to one size first"
+            )
+    return patch_grid(images[0].height, images[0].width, patch)
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,14 @@
-"""What is a sample, which of its fields holds the image and which the label, and who may look at it?"""
+"""Defines a sample, and finds the one field of it that a spec names."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import operator
-import re
 from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from adq_wds.errors import AdqError, SampleError, located, names_place, shorten
-from adq_wds.protocols import Label
-from adq_wds.samples.image import MAX_PIXELS, WHITE, decode_image
 from adq_wds.shards.names import base_name
 
 Sample = dict[str, Any]
@@ -27,7 +19,6 @@ Fields named `__adq_*` are ours, and never bytes or text. A tar may not bring th
 
 FieldSpec = str | Callable[[Sample], Any]
 """Which field: alternatives as WebDataset writes them ("jpg;png"), or a function of the sample."""
-
 
 EPOCH_FIELD = "__adq_epoch__"
 """Set to an int by a source that counts epochs; absent elsewhere, then the epoch is 0."""
@@ -41,14 +32,9 @@ FILLED_FIELD = "__adq_filled__"
 """Set to True beside an image whose missing patches `Decode` filled with a colour."""
 KEPT_FIELDS = ("patches", "positions", "grid")
 """What `DropPatches` makes of an image, and `Decode` of a stored one."""
-CLASS_FIELDS = frozenset({"cls", "cls2", "class", "count", "index", "inx", "id"})
-"""What WebDataset reads as integers; here a word in them is a class too."""
 JSON_FIELDS = frozenset({"json", "jsn"})
 PICKLE_FIELDS = frozenset({"pickle", "pkl", "pyd", "pth", "pt"})
-MAX_LABEL = 2**31 - 1
-"""Integer labels are 0 ... MAX_LABEL - 1."""
-MAX_JSON_BYTES = 4 * 1024 * 1024
-_BYTES = (bytes, bytearray, memoryview)  # a tuple: `bytes | bytearray` would be built anew at each look
+BYTES = (bytes, bytearray, memoryview)  # a tuple: `bytes | bytearray` would be built anew at each look
 _IN_TARS = (bytes, str)
 
 
@@ -70,99 +56,39 @@ def image_bytes(sample: Sample, spec: FieldSpec = IMAGE_FIELDS) -> tuple[str, by
     return field, _as_bytes(sample, field, data)
 
 
-def _as_bytes(sample: Sample, field: str, data: Any) -> bytes:
-    if not isinstance(data, _BYTES):
-        kind = type(data).__name__
-        hint = "the bytes of a file; put this stage before .decode()"
-        raise place_error(SampleError(f"holds {kind}, expected {hint}"), sample, field)
-    return bytes(data)
-
-
 def image_value(sample: Sample, spec: FieldSpec = IMAGE_FIELDS) -> tuple[str, Any]:
     """As `image_bytes`, whatever the field holds: an image that is decoded already, too."""
-    if callable(spec):
-        return _name_of(spec), _call(spec, sample, "image")
-    field, _ = _present(sample, spec, "image")
-    return field, sample[field]
+    field, _, value = field_value(sample, spec, "image")
+    return field, value
 
 
-def read_image(
-    sample: Sample,
-    spec: FieldSpec = IMAGE_FIELDS,
-    *,
-    max_pixels: int = MAX_PIXELS,
-    background: tuple[int, int, int] = WHITE,
-) -> Image.Image:
-    """The image of `sample`, as `image.decode_image` gives it; the error names shard, key and field.
-
-    One that was stored without some of its patches is refused: `pipes.decode.whole_image` takes that too.
-    """
-    return find_image(sample, spec, max_pixels=max_pixels, background=background)[1]
-
-
-def find_image(
-    sample: Sample,
-    spec: FieldSpec = IMAGE_FIELDS,
-    *,
-    max_pixels: int = MAX_PIXELS,
-    background: tuple[int, int, int] = WHITE,
-) -> tuple[str | None, Image.Image]:
-    """The field that the image is in, None where a function gave it, and what `read_image` gives."""
-    field, data = image_bytes(sample, spec)
-    if field in STORED_FIELDS:
-        trouble = "stored without some of its patches, and its tiles are not the image; read it with "
-        raise place_error(SampleError(f"{trouble}pipes.decode.whole_image, or Decode"), sample, field)
-    try:
-        image = decode_image(data, max_pixels=max_pixels, background=background)
-    except SampleError as error:
-        raise place_error(error, sample, field) from error
-    return None if callable(spec) else field, image
-
-
-def read_label(sample: Sample, spec: FieldSpec | None) -> Label:
-    """The label of `sample`: an integer, a name, or None for unlabelled data.
+def field_value(sample: Sample, spec: FieldSpec, what: str) -> tuple[str, str, Any]:
+    """Name, path and value of the one field that `spec` names; or a function's name, no path, and what it gives.
 
     Args:
-        sample: fields as bytes, or as WebDataset decodes them (an int in "cls", a dict in "json").
-        spec: None or "none" for no label. Else alternatives separated by ";", each read by its last
-            extension: `CLASS_FIELDS` as an integer from 0 where they hold ASCII digits, and as a name where
-            they hold a word (with a letter in it, and no number such as "3.0" or "nan"); "json:label",
-            "json:a.b" as the entry at that path, an integer or a name by its JSON type; every other one
-            ("txt") as a name. Names are UTF-8; white space around them, and a byte-order mark in front, are
-            taken off. Or a function of the sample, giving int, str or None.
+        sample: fields, decoded or not.
+        spec: which field.
+        what: "image" or "label", for errors.
 
     Raises:
-        SampleError: no such field, several of them, or a value that is no label. Located.
-        SpecError: `spec` is malformed, or names a field that would have to be unpickled.
-
-    >>> read_label({"cls": b"7\\n"}, "cls"), read_label({"json": b'{"a": {"b": "cat"}}'}, "cls;json:a.b")
-    (7, 'cat')
-    >>> read_label({"cls": b"\\xef\\xbb\\xbfcat\\r\\n"}, "cls")
-    'cat'
+        SampleError: no such field, several, or the function raised. Located.
+        SpecError: `spec` is malformed.
     """
-    return find_label(sample, spec)[1]
-
-
-def find_label(sample: Sample, spec: FieldSpec | None) -> tuple[str | None, Label]:
-    """The field that the label is in, None where no field was named, and what `read_label` gives.
-
-    >>> find_label({"json": b'{"label": 7}'}, ".JSON:label; txt")
-    ('json', 7)
-    """
-    if spec is None or spec == "none":
-        return None, None
-    read: Callable[[Any], Label] = _plain_label
     if callable(spec):
-        value, field = _call(spec, sample, "label"), _name_of(spec)
-        if value is None:
-            return None, None
-    else:
-        field, path = _present(sample, spec, "label")
-        value, read = sample[field], _label_reader(field, path)
-    try:
-        return None if callable(spec) else field, read(value)
-    except _LabelError as error:
-        raise place_error(SampleError(str(error)), sample, field) from error.__cause__
+        return _name_of(spec), "", _call(spec, sample, what)
+    found = _among(spec, what, tuple(sample)) if isinstance(spec, str) else _wanted(spec, what)
+    if len(found) != 1:
+        trouble = _several(found, what) if found else _none(sample, spec, what)
+        raise place_error(SampleError(trouble), sample)
+    ((field, path),) = found
+    return field, path, sample[field]
+
+
+def _as_bytes(sample: Sample, field: str, data: Any) -> bytes:
+    if not isinstance(data, BYTES):
+        text = f"holds {type(data).__name__}, expected the bytes of a file; put this stage before .decode()"
+        raise place_error(SampleError(text), sample, field)
+    return bytes(data)
 
 
 def content_digest(sample: Sample, image: FieldSpec | None = None) -> bytes:
@@ -195,7 +121,7 @@ def content_digest(sample: Sample, image: FieldSpec | None = None) -> bytes:
 
 
 def check_spec(spec: FieldSpec | None, what: str) -> None:
-    """Say at once what `read_image` or `read_label` (`what` "image" or "label") would say of every sample.
+    """Say at once what would be said of every sample; `what` is "image" or "label".
 
     Raises:
         SpecError: `spec` is malformed.
@@ -230,32 +156,29 @@ def place_error(error: SampleError, sample: Sample, field: str | None = None) ->
     return located(error, shard=shard, key=sample.get("__key__"), field=field)
 
 
-class _LabelError(Exception):
-    """A value that is no label; `read_label` knows where it was."""
-
-
 @lru_cache(maxsize=256)
 def _alternatives(spec: str) -> tuple[tuple[str, str], ...]:
     """(field, path inside it) of each alternative of "jpg;json:a.b"."""
-    found: dict[str, str] = {}
+    paths: dict[str, str] = {}
     for part in spec.split(";"):
         field, _, path = part.strip().partition(":")
         field = field.lower().removeprefix(".")
         last = field.rpartition(".")[2]
-        if not field or field in found:
-            raise SpecError(f"field spec {spec!r}: {part!r} is empty or named twice; expected like 'jpg;png'")
-        if PICKLE_FIELDS & set(field.split(".")):
-            raise SpecError(
-                f"field spec {spec!r}: {field!r} would run what a pickle says; never decoded here"
-            )
-        if path and last not in JSON_FIELDS:
-            raise SpecError(f"field spec {spec!r}: a path, {path!r}, only leads into a json field")
-        found[field] = path
-    return tuple(found.items())
+        trouble = None
+        if not field or field in paths:
+            trouble = f"{part!r} is empty or named twice; expected like 'jpg;png'"
+        elif PICKLE_FIELDS & set(field.split(".")):
+            trouble = f"{field!r} would run what a pickle says; never decoded here"
+        elif path and last not in JSON_FIELDS:
+            trouble = f"a path, {path!r}, only leads into a json field"
+        if trouble is not None:
+            raise SpecError(f"field spec {spec!r}: {trouble}")
+        paths[field] = path
+    return tuple(paths.items())
 
 
 def _wanted(spec: object, what: str) -> tuple[tuple[str, str], ...]:
-    """`_alternatives` of what may be no spec at all."""
+    """`_alternatives` of what may be no spec at all, and which for an image may hold no path."""
     if not isinstance(spec, str):
         raise SpecError(
             f"{what}={shorten(spec)} names no field; expected a string like 'jpg;png', or a function"
@@ -267,25 +190,26 @@ def _wanted(spec: object, what: str) -> tuple[tuple[str, str], ...]:
     return pairs
 
 
-def _present(sample: Sample, spec: object, what: str) -> tuple[str, str]:
-    """The one alternative of `spec` that `sample` has."""
-    found = _among(spec, what, tuple(sample)) if isinstance(spec, str) else _wanted(spec, what)
-    if len(found) == 1:
-        return found[0]
-    if found:
-        first, second = found[0][0], found[1][0]
-        trouble = f"fields {first!r} and {second!r} are both there; name one, such as {what}={first!r}"
-    else:
-        names = [shorten(field, 40) for field in sorted(sample) if not field.startswith("__")]
-        listed = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
-        like = _like(_wanted(spec, what), sample)
-        remedy = (
-            f" (a field is all behind a name's first dot); name one, such as {what}={like!r}" if like else ""
-        )
-        remedy += "; for unlabelled data, label=None" if what == "label" else ""
-        looked = ", ".join(field for field, _ in _wanted(spec, what))
-        trouble = f"no {what} field: looked for {looked}; the sample has {listed or 'no field'}{remedy}"
-    raise place_error(SampleError(trouble), sample)
+@lru_cache(maxsize=64)  # most samples of a stream have the same names
+def _among(spec: str, what: str, names: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    """(field, path inside it) of each alternative of `spec` that is among the names."""
+    return tuple(pair for pair in _wanted(spec, what) if pair[0] in names)
+
+
+def _several(found: tuple[tuple[str, str], ...], what: str) -> str:
+    first, second = found[0][0], found[1][0]
+    return f"fields {first!r} and {second!r} are both there; name one, such as {what}={first!r}"
+
+
+def _none(sample: Sample, spec: object, what: str) -> str:
+    wanted = _wanted(spec, what)
+    names = [shorten(field, 40) for field in sorted(sample) if not field.startswith("__")]
+    listed = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+    text = f"no {what} field: looked for {', '.join(field for field, _ in wanted)}; the sample has {listed or 'no field'}"
+    like = _like(wanted, sample)
+    if like is not None:
+        text += f" (a field is all behind a name's first dot); name one, such as {what}={like!r}"
+    return text + ("; for unlabelled data, label=None" if what == "label" else "")
 
 
 def _like(wanted: tuple[tuple[str, str], ...], sample: Sample) -> str | None:
@@ -298,12 +222,6 @@ def _like(wanted: tuple[tuple[str, str], ...], sample: Sample) -> str | None:
                     if _alternatives(spec) == ((name, path),):
                         return spec
     return None
-
-
-@lru_cache(maxsize=64)  # most samples of a stream have the same names
-def _among(spec: str, what: str, names: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
-    """(field, path inside it) of each alternative of `spec` that is among the names."""
-    return tuple(pair for pair in _wanted(spec, what) if pair[0] in names)
 
 
 def _call(function: Callable[[Sample], Any], sample: Sample, what: str) -> Any:
@@ -320,121 +238,3 @@ def _call(function: Callable[[Sample], Any], sample: Sample, what: str) -> Any:
 
 def _name_of(function: Callable[[Sample], Any]) -> str:
     return str(getattr(function, "__name__", type(function).__name__))
-
-
-@lru_cache(maxsize=256)
-def _label_reader(field: str, path: str) -> Callable[[Any], Label]:
-    """How the last extension of a field says that its value is read."""
-    kind = field.rpartition(".")[2]
-    if kind in CLASS_FIELDS:
-        return _class_label
-    if kind in JSON_FIELDS:
-        return lambda value: _plain_label(_json_entry(value, path))
-    if field == "label":  # what `Decode` read from another field
-        return lambda value: _name_label(value) if isinstance(value, _BYTES) else _plain_label(value)
-    return _name_label
-
-
-def _plain_label(value: Any) -> Label:
-    """An integer or a name by its Python type."""
-    return _name_label(value) if isinstance(value, str) else _number_label(_as_integer(value))
-
-
-def _class_label(value: Any) -> Label:
-    """A number where there are digits, a name where there is a word."""
-    if not isinstance(value, (*_BYTES, str)):
-        return _number_label(_as_integer(value))
-    text = _text(value)
-    digits = text.removeprefix("-")
-    if digits.isascii() and digits.isdigit() and len(digits) <= 20:
-        return _number_label(int(text))
-    if any(letter.isalpha() for letter in text) and not _is_number(text):
-        return _name_label(text)
-    raise _LabelError(
-        f"{shorten(text)} is neither a class number (digits) nor a word; {_remedy(_whole_number(text))}"
-    )
-
-
-def _number_label(number: int) -> int:
-    if not 0 <= number < MAX_LABEL:
-        raise _LabelError(f"label {number} is out of range; expected 0 to {MAX_LABEL - 1}")
-    return number
-
-
-def _is_number(text: str) -> bool:
-    """Whether Python reads a number, NaN and infinity included."""
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _whole_number(text: str) -> int | None:
-    """3 of "3.0", which is what tools write that keep labels as floats."""
-    whole = re.fullmatch(r"\+?([0-9]{1,10})(?:\.0*)?", text)
-    return None if whole is None else int(whole[1])
-
-
-def _remedy(whole: int | None) -> str:
-    """What to do about a label of another kind; `whole` where it is a class number after all."""
-    write = "" if whole is None else f"write {whole}, or in a program read it by a function of your own; "
-    return write + "for several labels, a regression or none, use label=None"
-
-
-def _text(value: bytes | bytearray | memoryview | str) -> str:
-    """UTF-8 text, without white space around it and without a byte-order mark in front."""
-    if not isinstance(value, str):
-        data = bytes(value)
-        try:
-            value = data.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise _LabelError(f"label {shorten(data)} is not UTF-8 text") from error
-    return value.strip().lstrip("\ufeff").strip()
-
-
-def _as_integer(value: Any) -> int:
-    try:
-        if isinstance(value, bool | np.bool_):
-            raise TypeError
-        return operator.index(value)
-    except (TypeError, ValueError):
-        kind = "null" if value is None else type(value).__name__
-        whole = _whole_number(str(value)) if isinstance(value, float) else None
-        raise _LabelError(
-            f"label {shorten(value)} is of type {kind}, expected an integer or a name; {_remedy(whole)}"
-        ) from None
-
-
-def _name_label(value: Any) -> str:
-    if not isinstance(value, (*_BYTES, str)):
-        raise _LabelError(f"label {shorten(value)} is of type {type(value).__name__}, expected text")
-    name = _text(value)
-    if not name:
-        raise _LabelError("the label is empty; for unlabelled data, label=None")
-    if not name.isascii() and any("\ud800" <= letter <= "\udfff" for letter in name):
-        raise _LabelError(f"label {shorten(name)} is not valid Unicode (half a surrogate pair)")
-    return name
-
-
-def _json_entry(value: Any, path: str) -> Any:
-    """What stands at `path` ("a.b") of a JSON document, given as bytes, as text or already parsed."""
-    if isinstance(value, (*_BYTES, str)):
-        if len(value) > MAX_JSON_BYTES:
-            raise _LabelError(f"{len(value)} bytes of JSON, at most {MAX_JSON_BYTES} are read")
-        try:
-            value = json.loads(value.lstrip("\ufeff") if isinstance(value, str) else bytes(value))
-        except (ValueError, RecursionError) as error:
-            raise _LabelError(f"not JSON that can be read: {shorten(str(error), 200)}") from error
-    for step in path.split(".") if path else ():
-        if not isinstance(value, dict) or step not in value:
-            has = (
-                f"has {shorten(sorted(map(str, value)))}"
-                if isinstance(value, dict)
-                else f"is {shorten(value)}"
-            )
-            raise _LabelError(f"no entry {step!r} on the way to {path!r}: the document there {has}")
-        value = value[step]
-    if isinstance(value, dict):
-        raise _LabelError("the entry is an object; name one inside it, such as 'json:label'")
-    return value

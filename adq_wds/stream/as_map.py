@@ -1,4 +1,4 @@
-"""How are kept samples found by number, for samplers that choose the order themselves?"""
+"""Gives kept samples by number, for samplers that choose the order themselves."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from adq_wds.reading.listing import Planned
-from adq_wds.stream.clock import Begin, Clock
-from adq_wds.stream.epoch_order import Recipe, Share
-from adq_wds.stream.iterator import Stream
+from adq_wds.stream.clock import Clock
+from adq_wds.stream.epoch_order import EpochOrder, Recipe
+from adq_wds.stream.iterator import Stages
 
 
 class MapView(Dataset[Any]):
@@ -33,8 +33,7 @@ class MapView(Dataset[Any]):
         if recipe.fresh:
             raise ValueError("as_map: with fresh=True a number would mean another sample in every epoch")
         self._recipe, self._clock = replace(recipe, shuffle=False), clock
-        self._stream: Stream | None = None
-        self._epoch = -1
+        self._epoch: tuple[int, EpochOrder, Stages] | None = None  # the one that is read
 
     def __len__(self) -> int:
         return self._recipe.listing.n_total
@@ -53,10 +52,11 @@ class MapView(Dataset[Any]):
         if ((t < -n) | (t >= n)).any():
             raise IndexError(f"sample {t[(t < -n) | (t >= n)][0]} of {n}")
         epoch = self._clock.epoch
-        if self._stream is None or self._epoch != epoch:
-            self._stream = Stream(self._recipe, self._clock, Begin(epoch, 0, 0), Share(), advance=False)
-            self._epoch = epoch
-        return self._stream.at(np.where(t < 0, t + n, t))
+        if self._epoch is None or self._epoch[0] != epoch:
+            self._epoch = epoch, EpochOrder(self._recipe, epoch), Stages(self._recipe, epoch)
+        _, order, stages = self._epoch
+        places = order.places(np.where(t < 0, t + n, t))
+        return stages.run(list(stages.readers.each(iter([places]))))
 
     def labels(self) -> NDArray[np.int32]:
         """The plan's label of each sample, for a WeightedRandomSampler: (n,) int32, -1 for unlabelled data.
@@ -70,4 +70,4 @@ class MapView(Dataset[Any]):
         return np.concatenate([shard.label[shard.kept] for shard in listing.plan] or [np.empty(0, np.int32)])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_stream": None, "_epoch": -1}  # open files stay here
+        return {**self.__dict__, "_epoch": None}  # open files stay here

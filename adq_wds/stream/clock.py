@@ -1,9 +1,8 @@
-"""Which epoch is it, and where in it does reading start? A few integers that a data set shares with its workers.
+"""Holds the epoch to read next, and where in it reading starts, in memory that a data set shares with its workers.
 
-An epoch is begun with the first batch of it that is handed on: then the next iteration reads the next one. `set_epoch`
-reaches workers that are running already, and the epoch that workers begin is known where they were started. All workers
-of one iteration must agree on its epoch, though some may begin the next one before others begin: `adq.Loader` tells them;
-with other loaders they take what the first of them to begin took.
+The first batch of an epoch that is handed on advances the clock: the next iteration reads the next epoch. `set_epoch`
+reaches running workers too. All workers of one iteration must agree on its epoch, though one may start the next iteration
+before another has. `adq.Loader` announces the epoch to them; with other loaders they take what the first of them took.
 """
 
 from __future__ import annotations
@@ -11,30 +10,30 @@ from __future__ import annotations
 import functools
 import os
 import weakref
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch.utils.data import get_worker_info
 
 from adq_wds.errors import AdqError
 
-_EPOCH, _START_EPOCH, _START, _LANES, _TOLD, _SEED, _TURN, _TURN_EPOCH, _RECORD, _JOINED = range(10)
+# Places of the shared integers. An iteration that was not announced is recorded by (seed, turn) and the workers in it.
+_EPOCH, _START_EPOCH, _START, _LANES, _ANNOUNCED, _SEED, _TURN, _TURN_EPOCH, _RECORD, _JOINED = range(10)
 _N_JOINED = 64  # workers that are told apart
 
 
-@dataclass(frozen=True)
-class Begin:
-    """Where an iteration begins.
+class Start(NamedTuple):
+    """Where an iteration starts.
 
     Attributes:
         epoch: which one.
-        start: t₀, the position all ranks start at; 0 but in an epoch that is resumed.
+        position: t₀, the same for all ranks; 0 but in an epoch that is resumed.
         lanes: lanes of the saved state; 0 for the stream's own.
     """
 
     epoch: int
-    start: int
-    lanes: int
+    position: int = 0
+    lanes: int = 0
 
 
 class Clock:
@@ -45,12 +44,12 @@ class Clock:
         self._values[_START_EPOCH] = self._values[_SEED] = -1
         self._settle()
 
-    def _settle(self) -> None:
-        self._pid = os.getpid()
-        self._seen = 0  # the epoch when this copy was made
-        self._told = 0  # the epoch of the iteration that this copy was made for
-        self._turns = 0  # iterations begun by this copy in a worker
-        _watched().add(self)
+    def _settle(self, pid: int | None = None, epoch: int = 0, announced: int = 0) -> None:
+        self._pid = os.getpid() if pid is None else pid
+        self._epoch_when_copied = epoch
+        self._announced = announced  # to copies made since
+        self._turns = 0  # iterations that this copy has started in a worker
+        _noted_at_fork().add(self)
 
     @property
     def epoch(self) -> int:
@@ -63,84 +62,75 @@ class Clock:
         self._part()
         self._values[_EPOCH] = epoch
 
-    def resume(self, begin: Begin) -> None:
-        """Let iterations over `begin.epoch`, and no other, begin there."""
+    def resume_at(self, start: Start) -> None:
+        """Let iterations over `start.epoch`, and no other, start there."""
         self._part()
-        for place, value in ((_START_EPOCH, begin.epoch), (_START, begin.start), (_LANES, begin.lanes)):
-            self._values[place] = value
+        self._values[_START_EPOCH : _LANES + 1] = torch.tensor(start)
 
-    def begun(self, epoch: int) -> None:
-        """Note that `epoch` is begun: the next iteration reads the one after it, unless another was set."""
+    def advance_past(self, epoch: int) -> None:
+        """Let the next iteration read the epoch after `epoch`, unless another was set."""
         if self.epoch == epoch:
             self.epoch = epoch + 1
 
-    def tell(self, epoch: int) -> None:
-        """Let the workers of the iteration that begins now read `epoch`, whenever they begin."""
+    def announce(self, epoch: int) -> None:
+        """Let the workers of the iteration that starts now read `epoch`, whenever they start."""
         self._part()
-        self._told = epoch  # for copies made now
-        self._values[_TOLD] = epoch  # for those that run already
+        self._announced = epoch  # for workers started now
+        self._values[_ANNOUNCED] = epoch  # for those that run already
 
-    def begin(self, *, told: bool = False) -> Begin:
-        """Where the iteration that begins now begins; in a worker that is `told`, where `tell` said."""
-        worker = torch.utils.data.get_worker_info()
+    def start_of(self, epoch: int) -> Start:
+        """Where an iteration over `epoch` starts."""
+        values = self._values.tolist()
+        return Start(epoch, values[_START], values[_LANES]) if values[_START_EPOCH] == epoch else Start(epoch)
+
+    def next_start(self, *, announced: bool = False) -> Start:
+        """Where the iteration that starts now does; in a worker, of the epoch `announced` or agreed on."""
+        worker = get_worker_info()
         if worker is None:
-            return self.at(self.epoch)
+            return self.start_of(self.epoch)
         turn = self._turns
         self._turns += 1
-        if told:
-            return self.at(int(self._values[_TOLD]) if turn else self._told)
-        return self.at(self._agreed(worker.seed - worker.id, turn, worker.id % _N_JOINED))
+        if announced:
+            return self.start_of(int(self._values[_ANNOUNCED]) if turn else self._announced)
+        return self.start_of(self._agreed(worker.seed - worker.id, turn, worker.id % _N_JOINED))
 
     def _agreed(self, seed: int, turn: int, worker: int) -> int:
-        """The epoch that all workers of one iteration take: the one that the first of them to begin wrote down.
+        """The epoch that the first worker of an iteration took.
 
         An iteration is known by its seed and turn, and, as the seed may be the same in each, by the workers that
-        have joined it: one that is there already begins another iteration.
+        have joined it: one that is there already starts another iteration.
         """
-        values = self._values.tolist()  # at one moment: before the epoch is moved on, its record is written
+        values = self._values.tolist()  # at one moment: the record is written before the epoch is advanced
         known = (values[_SEED], values[_TURN]) == (seed, turn)
         if known and values[_JOINED + worker] != values[_RECORD]:
             epoch, record = int(values[_TURN_EPOCH]), values[_RECORD]
         else:
-            epoch, record = self._seen if turn == 0 else int(values[_EPOCH]), values[_RECORD] + 1
+            epoch, record = values[_EPOCH] if turn else self._epoch_when_copied, values[_RECORD] + 1
             for place, value in ((_TURN_EPOCH, epoch), (_RECORD, record), (_TURN, turn), (_SEED, seed)):
-                self._values[place] = value
+                self._values[place] = value  # in this order: the seed makes the record known
         self._values[_JOINED + worker] = record
         return epoch
 
-    def at(self, epoch: int) -> Begin:
-        """Where an iteration over `epoch` begins."""
-        values = self._values.tolist()
-        if values[_START_EPOCH] != epoch:
-            return Begin(epoch, 0, 0)
-        return Begin(epoch, values[_START], values[_LANES])
-
-    def look(self) -> None:
+    def note_epoch(self) -> None:
         """Note the epoch for a copy that is about to be made."""
-        self._seen = int(self._values[_EPOCH])
+        self._epoch_when_copied = int(self._values[_EPOCH])
 
     def _part(self) -> None:
-        """In a process that is no worker of the one it was made in, another rank's perhaps, share no more."""
-        if self._pid != os.getpid() and torch.utils.data.get_worker_info() is None:
+        """Share no more in a process that is no worker of the one it was made in: another rank's, perhaps."""
+        if self._pid != os.getpid() and get_worker_info() is None:
             self._values = _shared(self._values.clone())
             self._settle()
 
-    def __getstate__(self) -> dict[str, Any]:
-        seen = int(self._values[_EPOCH])
-        return {"values": self._values, "pid": self._pid, "seen": seen, "told": self._told}
+    def __getstate__(self) -> tuple[Any, ...]:
+        return self._values, self._pid, int(self._values[_EPOCH]), self._announced
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self._values = _shared(state["values"])  # as it is, when sent to a worker
-        self._settle()
-        self._pid, self._seen, self._told = state["pid"], state["seen"], state["told"]
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self._values = _shared(state[0])  # as it is, when sent to a worker
+        self._settle(*state[1:])
 
 
 def _shared(values: torch.Tensor) -> torch.Tensor:
-    """The same, where forked and spawned workers see it too.
-
-    Raises:
-        AdqError: there is no shared memory left.
-    """
+    """The same values where forked and spawned workers see them too."""
     try:
         return values.share_memory_()  # type: ignore[no-any-return,no-untyped-call,unused-ignore]
     except RuntimeError as error:
@@ -148,13 +138,13 @@ def _shared(values: torch.Tensor) -> torch.Tensor:
 
 
 @functools.cache
-def _watched() -> weakref.WeakSet[Clock]:
+def _noted_at_fork() -> weakref.WeakSet[Clock]:
     """Every clock of this process: before it forks, each notes its epoch."""
     clocks: weakref.WeakSet[Clock] = weakref.WeakSet()
 
-    def look() -> None:
+    def note() -> None:
         for clock in list(clocks):
-            clock.look()
+            clock.note_epoch()
 
-    os.register_at_fork(before=look)
+    os.register_at_fork(before=note)
     return clocks

@@ -1,4 +1,4 @@
-"""How are the kept samples of tar shards read, and nothing else? By offset, in an order that any layout shares."""
+"""`ShardDataset` reads the kept samples of tar shards by offset, in one order for any number of ranks and workers."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from adq_wds.remote.cache import Cache, as_cache
 from adq_wds.remote.fetch import Fetch
 from adq_wds.shards.names import expand_urls, is_url
 from adq_wds.stream.as_map import MapView
-from adq_wds.stream.clock import Begin, Clock
+from adq_wds.stream.clock import Clock, Start
 from adq_wds.stream.epoch_order import Recipe, Share
 from adq_wds.stream.iterator import Stream, TaggedStream
 from adq_wds.stream.ranks import Ranks
-from adq_wds.stream.state import check_single, own_part, read_state
+from adq_wds.stream.state import check_only_worker, read_state, split_iterator_state
 from adq_wds.tables.codebook import Codebook
 from adq_wds.tables.plan import Plan, as_plan
 
@@ -129,8 +129,6 @@ class ShardDataset(IterableDataset[Any]):
         access = Access(timeout, {} if storage_options is None else storage_options)
         fetch = Fetch(as_cache(cache), bool(allow_pipe), access)
         listing = _listing(urls, plan, root, index, fresh, fetch)
-        if collate is None:
-            collate = _stacked if fields is not None else _as_list
         self._recipe = Recipe(
             listing=listing,
             pipes=tuple(pipes),
@@ -138,7 +136,7 @@ class ShardDataset(IterableDataset[Any]):
             shuffle=bool(shuffle),
             seed=check_seed(seed),
             fields=None if fields is None else tuple(fields),
-            collate=collate,
+            collate=collate or (list if fields is None else _stacked),
             uneven=uneven,
             fresh=bool(fresh),
             on_error=on_error,
@@ -148,13 +146,13 @@ class ShardDataset(IterableDataset[Any]):
         )
         self._clock = Clock()
         self._tagged = False
-        self._own_epoch: int | None = None  # resumed at a place that is this rank's own, not all ranks'
-        self._n_positions()  # uneven="error" speaks now
+        self._own_epoch: int | None = None  # resumed at a position that is this rank's own, not all ranks'
+        self._n_samples(Start(0))  # uneven="error" speaks now
 
     def __repr__(self) -> str:
-        shards = len(self._recipe.listing.names)
+        listing = self._recipe.listing
         return (
-            f"<ShardDataset {self._recipe.listing.n_total:,} samples in {shards} shards, epoch {self.epoch}>"
+            f"<ShardDataset {listing.n_total:,} samples in {len(listing.names)} shards, epoch {self.epoch}>"
         )
 
     @property
@@ -189,61 +187,52 @@ class ShardDataset(IterableDataset[Any]):
         """
         ended = False
         if isinstance(state, dict) and "iterator" in state:
-            state, own = own_part(state)
-            check_single(own["layout"])
+            state, own = split_iterator_state(state)
+            check_only_worker(own["layout"])
             ended = own["ended"]
-        rank, world = self._ranks.look()
-        now = replace(self._recipe.state(0, 0), rank=rank, world=world)
+        rank, world = self._ranks.current()
+        now = replace(self._recipe.state(), rank=rank, world=world)
         saved = read_state(state, now, self._recipe.listing.n_total)
-        self._clock.resume(Begin(saved.epoch, saved.t, saved.lanes))
+        self._clock.resume_at(Start(saved.epoch, saved.t, saved.lanes))
         self._clock.epoch = saved.epoch + ended
         self._own_epoch = None if saved.rank is None else saved.epoch
 
-    def state_at(
-        self, epoch: int, n_batches: int, *, start: int, lanes: int, dropped: bool
-    ) -> dict[str, Any]:
-        """The state after `n_batches` batches of an iteration that began at `start`; `adq.Loader` asks.
+    @property
+    def next_start(self) -> Start:
+        """Where the next iteration starts."""
+        return self._clock.start_of(self._clock.epoch)
+
+    def state_at(self, start: Start, n_batches: int, *, dropped: bool = False) -> dict[str, Any]:
+        """The state of an iteration after some batches; `adq.Loader` asks.
 
         Args:
-            epoch: of the iteration.
+            start: where all ranks started.
             n_batches: batches done on this rank, dropped ones included.
-            start: position at which all ranks began.
-            lanes: of the iteration; 0 for the stream's own.
             dropped: whether a batch was left out.
         """
-        recipe, (rank, world) = self._recipe, self._ranks.look()
-        t = min(start + n_batches * (recipe.batch_size or 1) * world, recipe.listing.n_total)
-        state = recipe.state(epoch, t, lanes)
-        if recipe.drops or dropped or epoch == self._own_epoch:
+        recipe, (rank, world) = self._recipe, self._ranks.current()
+        t = start.position + n_batches * (recipe.batch_size or 1) * world
+        state = recipe.state(start.epoch, min(t, recipe.listing.n_total), start.lanes)
+        if recipe.drops or dropped or start.epoch == self._own_epoch:
             state = replace(state, rank=rank, world=world)
         return state.as_dict()
 
-    def n_batches_from(self, begin: Begin) -> int | None:
+    def n_batches_from(self, start: Start) -> int | None:
         """Batches after which all ranks are through with an epoch; None where pipes may drop some, so that only the end
         itself says it."""
-        recipe, (_, world) = self._recipe, self._ranks.look()
-        if recipe.drops:
-            return None
-        total = recipe.listing.n_total
-        n = n_for_rank(total, start=begin.start, rank=0, world=world, uneven=recipe.uneven)
-        return -(-n // (recipe.batch_size or 1))
+        return None if self._recipe.drops else self._recipe.n_batches(self._n_samples(start, rank=0))
 
-    @property
-    def begin(self) -> Begin:
-        """Where the next iteration begins."""
-        return self._clock.at(self._clock.epoch)
-
-    def begun(self, epoch: int) -> None:
-        """Note that a batch of `epoch` was handed on: the next iteration reads the next one, unless another was set."""
-        self._clock.begun(epoch)
+    def advance_past(self, epoch: int) -> None:
+        """Let the next iteration read the epoch after `epoch`, of which a batch was handed on, unless another was set."""
+        self._clock.advance_past(epoch)
 
     @contextmanager
     def tagging(self) -> Iterator[None]:
         """While this holds, iterators, and those of copies sent to workers, give `Item`s and leave the epoch alone.
 
-        Who asks for them says by `begun` that an epoch is begun. Workers read the epoch that is the next one now.
+        Who asks for them advances it by `advance_past`. Workers read the epoch that is the next one now.
         """
-        self._clock.tell(self._clock.epoch)
+        self._clock.announce(self._clock.epoch)
         self._tagged = True
         try:
             yield
@@ -251,12 +240,11 @@ class ShardDataset(IterableDataset[Any]):
             self._tagged = False
 
     def __iter__(self) -> Iterator[Any]:
-        rank, world = self._ranks.look()
         worker = get_worker_info()
-        layout = Share(rank, world) if worker is None else Share(rank, world, worker.id, worker.num_workers)
-        begin = self._clock.begin(told=self._tagged)
-        own = begin.epoch == self._own_epoch
-        stream = Stream(self._recipe, self._clock, begin, layout, advance=not self._tagged, own=own)
+        share = Share(*self._ranks.current(), *((worker.id, worker.num_workers) if worker else ()))
+        start = self._clock.next_start(announced=self._tagged)
+        own = start.epoch == self._own_epoch
+        stream = Stream(self._recipe, self._clock, start, share, advance=not self._tagged, own=own)
         return TaggedStream(stream) if self._tagged else stream
 
     def __len__(self) -> int:
@@ -265,17 +253,17 @@ class ShardDataset(IterableDataset[Any]):
         Raises:
             TypeError: a pipe may drop samples.
         """
-        if self._recipe.drops:
-            names = [type(pipe).__name__ for pipe in self._recipe.pipes if not pipe.one_to_one]
-            raise TypeError(
-                f"no length: {', '.join(names)} may drop samples, and how many shows only in reading"
-            )
-        return -(-self._n_positions() // (self._recipe.batch_size or 1))
+        names = [type(pipe).__name__ for pipe in self._recipe.pipes if not pipe.one_to_one]
+        if names:
+            text = f"{', '.join(names)} may drop samples, and how many shows only in reading"
+            raise TypeError(f"no length: {text}")
+        return self._recipe.n_batches(self._n_samples(Start(0)))
 
-    def _n_positions(self) -> int:
-        rank, world = self._ranks.look()
-        total = self._recipe.listing.n_total
-        return n_for_rank(total, start=0, rank=rank, world=world, uneven=self._recipe.uneven)
+    def _n_samples(self, start: Start, rank: int | None = None) -> int:
+        """Samples that a rank, by default this one, reads of an epoch from `start` on."""
+        own, world = self._ranks.current()
+        rank, total = own if rank is None else rank, self._recipe.listing.n_total
+        return n_for_rank(total, start=start.position, rank=rank, world=world, uneven=self._recipe.uneven)
 
     def __getitem__(self, index: Any) -> NoReturn:
         """A stream is read in its order: `as_map` gives samples by number."""
@@ -312,13 +300,13 @@ def _listing(
 
 def _drawn_by(pipes: Sequence[Pipe]) -> tuple[str, ...]:
     """What the pipes choose samples by: each plan's or codebook's hash, with the pipe's keep and seed."""
-    found = {
+    sources = {
         value.hash: f"{value.hash} {getattr(pipe, 'keep', None)} {getattr(pipe, 'seed', None)}"
         for pipe in pipes
         for value in vars(pipe).values()
         if isinstance(value, Plan | Codebook)
     }
-    return tuple(found.values())
+    return tuple(sources.values())
 
 
 def _check(pipes: object, batch_size: object, fields: object, collate: object, uneven: object) -> None:
@@ -326,21 +314,13 @@ def _check(pipes: object, batch_size: object, fields: object, collate: object, u
         raise ValueError(f"pipes must be a list of pipes, got {shorten(pipes)}; wrap a function in adq.Map")
     if batch_size is not None:
         positive("batch_size", batch_size)
-    if fields is not None and (
-        isinstance(fields, str)
-        or not isinstance(fields, Sequence)
-        or not fields
-        or not all(isinstance(name, str) for name in fields)
-    ):
+    names = fields if isinstance(fields, Sequence) and not isinstance(fields, str) else ()
+    if fields is not None and not (names and all(isinstance(name, str) for name in names)):
         raise ValueError(f"fields must be a tuple of names, like ('image', 'label'), got {shorten(fields)}")
     if collate is not None and (batch_size is None or not callable(collate)):
         raise ValueError(f"collate must be a function, with a batch_size; got {shorten(collate)}")
     if uneven not in UNEVEN:
         raise ValueError(f"uneven must be one of {', '.join(UNEVEN)}, got {shorten(uneven)}")
-
-
-def _as_list(samples: list[Any]) -> list[Any]:
-    return samples
 
 
 def _stacked(samples: list[Any]) -> Any:

@@ -1,10 +1,10 @@
-"""Which samples does an epoch read, in which order, and what becomes of them? Said once, for all ranks and workers."""
+"""Says which samples an epoch reads, in which order: a function from position to place, for all ranks and workers."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -36,7 +36,7 @@ class Recipe:
     fresh: bool
     on_error: OnError
     verify: bool
-    fetch: Fetch = field(default_factory=Fetch)
+    fetch: Fetch
     layouts: Layouts = field(default_factory=Layouts, compare=False)
     drawn_by: tuple[str, ...] = ()  # what pipes choose samples by: hash, keep and seed
 
@@ -45,17 +45,26 @@ class Recipe:
         """Whether a pipe may drop good samples."""
         return not all(pipe.one_to_one for pipe in self.pipes)
 
-    def state(self, epoch: int, t: int, lanes: int = 0) -> State:
+    @property
+    def lanes(self) -> int:
+        """L, the shuffle's lanes."""
+        return LANES if self.shuffle else 1
+
+    def n_batches(self, n_samples: int) -> int:
+        """Batches of so many samples; samples, without `batch_size`."""
+        return -(-n_samples // (self.batch_size or 1))
+
+    def state(self, epoch: int = 0, t: int = 0, lanes: int = 0) -> State:
         """The state of a stream that stands at `t`."""
-        lanes = lanes or (LANES if self.shuffle else 1)
         hash = self.listing.hash
         if self.drawn_by:
             hash = sha256_text("\n".join((hash, *self.drawn_by)))
+        lanes = lanes or self.lanes
         return State(hash, self.seed, epoch, self.shuffle, self.fresh, lanes, self.batch_size, t)
 
 
 class Share(NamedTuple):
-    """Whose share is read: a worker's of a rank's."""
+    """Whose share of the epoch is read: a worker's of a rank's."""
 
     rank: int = 0
     world: int = 1
@@ -78,19 +87,18 @@ class EpochOrder:
         n_total: T, positions in the epoch.
     """
 
-    def __init__(self, recipe: Recipe, epoch: int, lanes: int) -> None:
-        self._recipe, self._epoch = recipe, epoch
+    def __init__(self, recipe: Recipe, epoch: int, lanes: int = 0) -> None:
         counts = recipe.listing.counts(epoch)
         self._shards = np.arange(len(counts))
         if recipe.shuffle:
             self._shards = shard_order(len(counts), stream=recipe.listing.hash, seed=recipe.seed, epoch=epoch)
         self._ends = np.cumsum(counts[self._shards])
         self.n_total = int(counts.sum())
-        self._lanes = lanes or (LANES if recipe.shuffle else 1)
-        self._held: OrderedDict[int, _Rows] = OrderedDict()
+        self._lanes = lanes or recipe.lanes
+        self.rows = lru_cache(HELD_SHARDS)(partial(_rows, recipe, epoch))
 
-    def find(self, t: NDArray[np.int64]) -> Places:
-        """Where the sample of each position lies."""
+    def places(self, t: NDArray[np.int64]) -> Places:
+        """Where the samples of some positions lie."""
         slot, row = in_shards(on_line(t, n_total=self.n_total, n_lanes=self._lanes), self._ends)
         by_shard = np.argsort(slot, kind="stable")
         slot, row = slot[by_shard], row[by_shard]
@@ -98,32 +106,22 @@ class EpochOrder:
         groups, numbers, keys = [], np.empty((4, len(t)), np.int64), np.empty(len(t), object)
         for start, stop in pairwise([0, *ends]):
             shard = int(self._shards[slot[start]])
-            rows = self._rows(shard)
-            there = row[start:stop]
-            np.take(rows.numbers, there, axis=1, out=numbers[:, start:stop], mode="clip")
-            keys[start:stop] = rows.keys[there]
+            rows = self.rows(shard)
+            np.take(rows.numbers, row[start:stop], axis=1, out=numbers[:, start:stop], mode="clip")
+            keys[start:stop] = rows.keys[row[start:stop]]
             groups.append((shard, rows.n_listed, start, stop))
-        at = np.empty(len(t), np.int64)
-        at[by_shard] = np.arange(len(t))
-        return Places(groups, numbers, keys, at)
+        position = np.empty(len(t), np.int64)
+        position[by_shard] = np.arange(len(t))
+        return Places(groups, numbers, keys, position)
 
-    def _rows(self, shard: int) -> _Rows:
-        rows = self._held.get(shard)
-        if rows is None:
-            recipe = self._recipe
-            spans, kept = recipe.listing.rows(shard, self._epoch)
-            if recipe.shuffle:
-                name = recipe.listing.names[shard]
-                stream, seed = recipe.listing.hash, recipe.seed
-                order = row_order(
-                    spans.n_bytes[kept], shard=name, stream=stream, seed=seed, epoch=self._epoch
-                )
-                kept = kept[order]
-            columns = (spans.byte_offset[kept], spans.n_bytes[kept], spans.crc32[kept], kept)
-            numbers = np.stack(columns).astype(np.int64, copy=False)
-            rows = _Rows(len(spans), numbers, np.array(spans.keys, dtype=object)[kept])
-            self._held[shard] = rows
-            if len(self._held) > HELD_SHARDS:
-                self._held.popitem(last=False)
-        self._held.move_to_end(shard)
-        return rows
+
+def _rows(recipe: Recipe, epoch: int, shard: int) -> _Rows:
+    """The rows of a shard that an epoch keeps."""
+    spans, kept = recipe.listing.rows(shard, epoch)
+    if recipe.shuffle:
+        name, stream = recipe.listing.names[shard], recipe.listing.hash
+        order = row_order(spans.n_bytes[kept], shard=name, stream=stream, seed=recipe.seed, epoch=epoch)
+        kept = kept[order]
+    columns = (spans.byte_offset[kept], spans.n_bytes[kept], spans.crc32[kept], kept)
+    numbers = np.stack(columns).astype(np.int64, copy=False)
+    return _Rows(len(spans), numbers, np.array(spans.keys, dtype=object)[kept])

@@ -1,29 +1,32 @@
-"""What does one worker of one rank read in one epoch? Its batches, in order, from any of them on."""
+"""Reads one worker's batches of one epoch, from any of them on: positions, places, samples, pipes, batches."""
 
 from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 from torch.utils.data import get_worker_info
 
 from adq_wds.core.order import n_for_rank, rank_positions
-from adq_wds.errors import AdqError, LoaderClosed, names_place, placed, retold
-from adq_wds.pipes.base import Pipe, Tally
+from adq_wds.errors import AdqError, LoaderClosed, SampleError, names_place, placed, retold, shorten
+from adq_wds.pipes.base import OnError, Pipe, Tally, replayed
+from adq_wds.reading.open_shards import Readers
 from adq_wds.reading.places import Place, Places
-from adq_wds.stream.clock import Begin, Clock
+from adq_wds.samples.fields import EPOCH_FIELD, Sample, place_error
+from adq_wds.stream.clock import Clock, Start
 from adq_wds.stream.epoch_order import EpochOrder, Recipe, Share
-from adq_wds.stream.serve import Server
-from adq_wds.stream.state import check_layout, own_part, read_state, sealed
+from adq_wds.stream.state import check_share, read_state, sealed, split_iterator_state
 
 _BLOCK = 1024  # positions looked up together
 _EMPTY = object()  # stands for a batch that lost all its samples
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 logger = logging.getLogger("adq_wds")
 
@@ -42,135 +45,127 @@ class Stream(Iterator[Any]):
 
     Args:
         recipe: what is read.
-        clock: told of the epoch's end.
-        begin: the epoch, and where in it all ranks began.
-        layout: whose share this is.
-        advance: whether its first batch makes the next epoch the one that the next iteration reads.
-        own: whether `begin` is this rank's own place, since samples were dropped before it.
+        clock: the first batch advances it to the next epoch.
+        start: the epoch, and the position in it at which all ranks started.
+        share: whose batches are read.
+        advance: whether it advances the clock itself.
+        own: whether `start` is this rank's own position, since samples were dropped before it.
     """
 
     def __init__(
-        self,
-        recipe: Recipe,
-        clock: Clock,
-        begin: Begin,
-        layout: Share,
-        *,
-        advance: bool = True,
-        own: bool = False,
+        self, recipe: Recipe, clock: Clock, start: Start, share: Share, *, advance: bool, own: bool
     ) -> None:
-        self._recipe, self._clock, self._layout, self._advance = recipe, clock, layout, advance
-        self._start(begin, layout.worker)
+        self._recipe, self._clock, self._share, self._advance = recipe, clock, share, advance
+        self._seek(start, share.worker)
         self._left_out = own
-        self._announce()
+        self._warn_of_little()
 
-    def _start(self, begin: Begin, next_batch: int) -> None:
-        recipe, layout = self._recipe, self._layout
-        self._begin, self._next_batch = begin, next_batch
-        self._order = EpochOrder(recipe, begin.epoch, begin.lanes)
-        self._server = Server(recipe, begin.epoch)
-        self._n = n_for_rank(
-            self._order.n_total, start=begin.start, rank=layout.rank, world=layout.world, uneven=recipe.uneven
-        )
+    def _seek(self, start: Start, next_batch: int) -> None:
+        """Stand before a batch of an epoch."""
+        recipe, share = self._recipe, self._share
+        self._start, self._next_batch = start, next_batch
+        self._order = EpochOrder(recipe, start.epoch, start.lanes)
+        self._stages = Stages(recipe, start.epoch)
+        rank, world, *_ = share
+        total, uneven = self._order.n_total, recipe.uneven
+        self._n = n_for_rank(total, start=start.position, rank=rank, world=world, uneven=uneven)
         self._size = recipe.batch_size or 1
-        self._n_batches = -(-self._n // self._size)
-        self._whole = layout[1:] == (1, 0, 1) and begin.start == next_batch == 0
-        self._batches = self._read_on()
-        self._ended = self._left_out = self._begun = False
+        self._n_batches = recipe.n_batches(self._n)
+        self._whole = share[1:] == (1, 0, 1) and start.position == next_batch == 0
+        self._batches = self._read(range(next_batch, self._n_batches, share.n_workers))
+        self._ended = self._left_out = False
+        self._advanced = not self._advance
 
-    def _announce(self) -> None:
-        """Say what may surprise, before the first sample."""
-        layout, total = self._layout, self._order.n_total
-        if layout.worker == 0 and self._n_batches < layout.n_workers:
-            said = f"rank {layout.rank} of {layout.world} has {self._n} of {total} samples"
+    def _warn_of_little(self) -> None:
+        """Say before the first sample that a rank or a worker has nothing."""
+        share, total = self._share, self._order.n_total
+        if share.worker == 0 and self._n_batches < share.n_workers:
+            text = f"rank {share.rank} of {share.world} has {self._n} of {total} samples"
             if total == 0:
-                said = "no sample is kept, so the stream is empty"
+                text = "no sample is kept, so the stream is empty"
             elif self._n:
-                said += (
-                    f" in {self._n_batches} batches, so some of its {layout.n_workers} workers have nothing"
+                text += (
+                    f" in {self._n_batches} batches, so some of its {share.n_workers} workers have nothing"
                 )
-            logger.warning("ShardDataset: %s", said)
+            logger.warning("ShardDataset: %s", text)
 
     @property
     def tally(self) -> Tally:
         """Samples read, kept, dropped and bad so far."""
-        return self._server.tally
+        return self._stages.tally
 
     def __next__(self) -> Any:
-        try:
-            for batch in self._batches:
-                if batch is not _EMPTY:
-                    self._note_begun()
-                    return batch
-            raise StopIteration
-        except BaseException as error:
-            raise self._over(error)  # noqa: B904 - mostly the same error
+        while (batch := self._take()) is _EMPTY:
+            pass
+        self._advance_clock()
+        return batch
 
     def next_item(self) -> Item:
         """The next batch with its number; one that lost all its samples too, so that workers stay in step."""
-        try:
-            batch = next(self._batches)
-        except BaseException as error:
-            raise self._over(error)  # noqa: B904
-        number = self._next_batch - self._layout.n_workers
+        batch = self._take()
+        number = self._next_batch - self._share.n_workers
         return Item(number, None, empty=True) if batch is _EMPTY else Item(number, batch)
 
-    def _note_begun(self) -> None:
-        if self._advance and not self._begun:
-            self._begun = True
-            self._clock.begun(self._begin.epoch)
+    def _take(self) -> Any:
+        try:
+            return next(self._batches)
+        except BaseException as error:
+            raise self._end(error)  # noqa: B904 - mostly the same error
 
-    def _over(self, error: BaseException) -> BaseException:
+    def _end(self, error: BaseException) -> BaseException:
         """What to raise when reading ended with `error`; from now on the end, or `LoaderClosed`."""
         if isinstance(error, StopIteration) and not self._ended:
             self._ended = True
-            self._note_begun()  # an epoch without a batch
+            self._advance_clock()  # past an epoch without a batch
             try:
-                self._server.finish(whole=self._whole)
+                self._stages.finish(whole=self._whole)
             except AdqError as verdict:
                 error = verdict
         if not isinstance(error, StopIteration | LoaderClosed):
-            self._server.close()
+            self._stages.readers.close()
             self._batches = Closed(error)
         return error
 
-    def _read_on(self) -> Iterator[Any]:
-        """Every batch from `next_batch` on, which is counted up just before each."""
-        numbers = range(self._next_batch, self._n_batches, self._layout.n_workers)
-        places = self._server.each(map(self._places, _blocks(numbers, max(1, _BLOCK // self._size))))
-        return (self._singles if self._recipe.batch_size is None else self._grouped)(numbers, places)
+    def _advance_clock(self) -> None:
+        if not self._advanced:
+            self._advanced = True
+            self._clock.advance_past(self._start.epoch)
+
+    def _read(self, numbers: range) -> Iterator[Any]:
+        """The batches of these numbers; `_next_batch` is counted up just before each."""
+        step = max(1, _BLOCK // self._size)
+        blocks = (numbers[i : i + step] for i in range(0, len(numbers), step))
+        places = self._stages.readers.each(map(self._places, blocks))
+        return (self._read_singles if self._recipe.batch_size is None else self._read_batches)(
+            numbers, places
+        )
 
     def _places(self, numbers: range) -> Places:
         """Where the samples of some batches lie."""
         k = (np.array(numbers)[:, None] * self._size + np.arange(self._size)).ravel()
-        layout, begin = self._layout, self._begin
-        t = rank_positions(
-            k[k < self._n],
-            n_total=self._order.n_total,
-            start=begin.start,
-            rank=layout.rank,
-            world=layout.world,
+        rank, world, *_ = self._share
+        total, start = self._order.n_total, self._start.position
+        return self._order.places(
+            rank_positions(k[k < self._n], n_total=total, start=start, rank=rank, world=world)
         )
-        return self._order.find(t)
 
-    def _grouped(self, numbers: range, places: Iterator[Place]) -> Iterator[Any]:
-        size, collate = self._size, self._recipe.collate
+    def _read_batches(self, numbers: range, places: Iterator[Place]) -> Iterator[Any]:
         for number in numbers:
-            here = list(islice(places, min(size, self._n - number * size)))
-            out = self._server.serve(here)
+            in_batch = list(islice(places, min(self._size, self._n - number * self._size)))
+            out = self._stages.run(in_batch)
             batch: Any = _EMPTY
             if out:
                 try:
-                    batch = collate(out)
+                    batch = self._recipe.collate(out)
                 except AdqError as error:
-                    raise self._of_batch(error, here) from error
+                    raise self._placed(error, in_batch) from error
             else:
-                logger.warning("ShardDataset: a batch of %d is left out: all were dropped", len(here))
+                logger.warning("ShardDataset: a batch of %d is left out: all were dropped", len(in_batch))
                 self._left_out = True
-            self._next_batch = number + self._layout.n_workers
+            self._next_batch = number + self._share.n_workers
             yield batch
 
-    def _of_batch(self, error: AdqError, places: list[Place]) -> AdqError:
+    def _placed(self, error: AdqError, places: list[Place]) -> AdqError:
         """An error of the user's `collate`, which is given no places, with the place of the batch's first sample."""
         names = [self._recipe.listing.names[place.shard] for place in places]
         if any(names_place(error, name) for name in names):
@@ -178,27 +173,17 @@ class Stream(Iterator[Any]):
         text = f"in the batch of {len(places)} that begins here: {error}"
         return placed(retold(error, text), shard=names[0], key=places[0].key)
 
-    def _singles(self, numbers: range, places: Iterator[Place]) -> Iterator[Any]:
-        server, n_workers = self._server, self._layout.n_workers
+    def _read_singles(self, numbers: range, places: Iterator[Place]) -> Iterator[Any]:
+        """Sample after sample; chunks of them go through the pipes together where none is dropped or bad."""
         chunk = 1 if self._recipe.drops else Pipe.chunk
-        todo = iter(numbers)
-        while some := list(islice(todo, chunk)):
-            here = list(islice(places, len(some)))
-            together = server.one_each(here)
-            if together is not None:
-                for number, out in zip(some, together, strict=True):
-                    self._next_batch = number + n_workers
-                    yield out
-                continue
-            for number, place in zip(some, here, strict=True):
-                served = server.serve([place])
-                self._left_out |= not served
-                self._next_batch = number + n_workers
-                yield served[0] if served else _EMPTY
-
-    def at(self, t: NDArray[np.int64]) -> list[Any]:
-        """What becomes of the samples at some positions of the epoch."""
-        return self._server.serve(list(self._server.each(iter([self._order.find(t)]))))
+        for i in range(0, len(numbers), chunk):
+            some = list(islice(places, len(numbers[i : i + chunk])))
+            together = self._stages.run_one_to_one(some)
+            for j, number in enumerate(numbers[i : i + chunk]):
+                out = together[j : j + 1] if together is not None else self._stages.run(some[j : j + 1])
+                self._left_out |= not out
+                self._next_batch = number + self._share.n_workers
+                yield out[0] if out else _EMPTY
 
     def state_dict(self) -> dict[str, Any]:
         """Where this iterator stands: the stream's `State`, and what this worker's place adds to it.
@@ -206,17 +191,13 @@ class Stream(Iterator[Any]):
         It is for an iterator at the same place of the same layout. With one worker `ShardDataset.start_from` takes
         it too, for any layout.
         """
-        recipe, begin, layout = self._recipe, self._begin, self._layout
-        t = begin.start + self._next_batch * self._size * layout.world
-        state = recipe.state(begin.epoch, min(t, self._order.n_total), begin.lanes)
-        if recipe.drops or self._left_out:
-            state = replace(state, rank=layout.rank, world=layout.world)
-        own = {
-            "start": begin.start,
-            "next_batch": self._next_batch,
-            "ended": self._ended,
-            "layout": list(layout),
-        }
+        start, share = self._start, self._share
+        t = start.position + self._next_batch * self._size * share.world
+        state = self._recipe.state(start.epoch, min(t, self._order.n_total), start.lanes)
+        if self._recipe.drops or self._left_out:
+            state = replace(state, rank=share.rank, world=share.world)
+        own: dict[str, Any] = {"start": start.position, "next_batch": self._next_batch, "ended": self._ended}
+        own["layout"] = list(share)
         return sealed({**asdict(state), "iterator": own})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -225,20 +206,19 @@ class Stream(Iterator[Any]):
         Raises:
             StateError: damaged, of another stream, or of another place.
         """
-        small, own = own_part(state)
-        layout = self._layout
-        now = replace(self._recipe.state(0, 0), rank=layout.rank, world=layout.world)
-        saved = read_state(small, now, self._order.n_total)
-        check_layout(own["layout"], layout)
-        begin = Begin(saved.epoch, own["start"], saved.lanes)
-        self._start(begin, own["next_batch"])
+        of_stream, own = split_iterator_state(state)
+        share = self._share
+        now = replace(self._recipe.state(), rank=share.rank, world=share.world)
+        saved = read_state(of_stream, now, self._order.n_total)
+        check_share(own["layout"], share)
+        self._seek(Start(saved.epoch, own["start"], saved.lanes), own["next_batch"])
         self._left_out = saved.rank is not None
-        self._clock.resume(begin)
+        self._clock.resume_at(self._start)
         over = self._next_batch >= self._n_batches
-        if over:  # said now: it may never be asked again, and a later word would fall into another epoch
+        if over:  # the verdict on skips was given then; given later, it would fall into another epoch
             self._ended, self._batches = True, iter(())
-        if layout.worker == max(0, self._n_batches - 1) % layout.n_workers:  # whose end is the epoch's
-            self._clock.epoch = begin.epoch + over
+        if share.worker == max(0, self._n_batches - 1) % share.n_workers:  # whose end is the epoch's
+            self._clock.epoch = saved.epoch + over
 
 
 class TaggedStream(Iterator[Item]):
@@ -267,5 +247,93 @@ class Closed(Iterator[Any]):
         raise LoaderClosed(f"the stream has ended with an error; make it anew: {self._text}")
 
 
-def _blocks(numbers: range, size: int) -> Iterator[range]:
-    return (numbers[i : i + size] for i in range(0, len(numbers), size))
+class Stages:
+    """Reads samples at their places, runs them through the pipes, and counts them, for one pass over an epoch.
+
+    Attributes:
+        readers: the open shards.
+        tally: samples read, kept, dropped and bad so far.
+    """
+
+    def __init__(self, recipe: Recipe, epoch: int) -> None:
+        self._recipe, self._epoch = recipe, epoch
+        self.readers = Readers(recipe.listing, recipe.fetch, recipe.layouts, epoch, verify=recipe.verify)
+        self.tally = Tally("ShardDataset", recipe.on_error)
+        self._tallies = [Tally(type(p).__name__, _either(p.on_error, recipe.on_error)) for p in recipe.pipes]
+
+    def run(self, places: list[Place]) -> list[Any]:
+        """What becomes of some samples, in order; bad ones are skipped or raised, as the policies say."""
+        n_bad, n_bad_in_pipes = self.tally.bad, sum(tally.bad for tally in self._tallies)
+        samples = self._each_alone_if_bad(places, self._read)
+        for pipe, tally in zip(self._recipe.pipes, self._tallies, strict=True):
+            samples = list(pipe.run(samples, tally))
+        out = self._each_alone_if_bad(samples, self._choose_fields)
+        n_read = len(places) - (self.tally.bad - n_bad)  # bad ones are counted as read already
+        self.tally.bad += sum(tally.bad for tally in self._tallies) - n_bad_in_pipes
+        self.tally.good(n_read, len(out))
+        return out
+
+    def run_one_to_one(self, places: list[Place]) -> list[Any] | None:
+        """What becomes of some samples, one of each; None where `run` must find out which was dropped or bad."""
+        try:
+            samples = self._read(places)
+            for pipe in self._recipe.pipes:
+                samples = pipe.apply(samples)
+            out = self._choose_fields(samples)
+        except Exception:  # met again, one by one
+            return None
+        if len(out) != len(places):
+            return None
+        for tally in (*self._tallies, self.tally):
+            tally.good(len(out), len(out))
+        return out
+
+    def finish(self, *, whole: bool) -> None:
+        """Say what was skipped; raise `SampleError` if it was too much."""
+        self.readers.close()
+        for tally in (*self._tallies, self.tally):
+            tally.close(whole=whole)
+
+    def _each_alone_if_bad(self, items: list[T], work: Callable[[list[T]], list[R]]) -> list[R]:
+        """What `work` gives; bad samples are skipped or raised, all other errors raised."""
+
+        def failed(_: T, error: Exception) -> None:
+            if not isinstance(error, AdqError):
+                raise error
+            self.tally.failed(error)
+
+        def is_of_sample(error: Exception) -> bool:
+            return isinstance(error, SampleError)
+
+        return [result for some in replayed(items, work, failed, may_replay=is_of_sample) for result in some]
+
+    def _read(self, places: Sequence[Place]) -> list[Sample]:
+        samples = self.readers.read(places)
+        if self._recipe.pipes:
+            for sample in samples:
+                sample[EPOCH_FIELD] = self._epoch
+        return samples
+
+    def _choose_fields(self, samples: list[Sample]) -> list[Any]:
+        """The fields asked for, as tuples; or whole samples."""
+        fields = self._recipe.fields
+        if fields is None:
+            if self._recipe.pipes:
+                for sample in samples:
+                    sample.pop(EPOCH_FIELD, None)
+            return samples
+        for sample in samples:
+            for field in fields:
+                if field not in sample:
+                    has = sorted(name for name in sample if name[:2] != "__")
+                    text = f"no field {shorten(field)} (fields=); the sample has {shorten(has)}"
+                    raise place_error(SampleError(text), sample)
+        return [tuple([sample[field] for field in fields]) for sample in samples]
+
+
+def _either(first: OnError, second: OnError) -> OnError:
+    """The policy that skips what one of two skips."""
+    if "skip" in (first, second):
+        return "skip"
+    functions = [policy for policy in (first, second) if callable(policy)]
+    return (lambda error: any(policy(error) for policy in functions)) if functions else "raise"

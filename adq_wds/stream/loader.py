@@ -1,15 +1,16 @@
-"""How do workers read ahead while one small state says where the whole stream stands?"""
+"""`Loader` reads a data set with workers that read ahead, while one small state says where the whole stream stands."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from adq_wds.errors import LoaderClosed
 from adq_wds.stream.dataset import ShardDataset
-from adq_wds.stream.iterator import Item
+from adq_wds.stream.iterator import Closed
+from adq_wds.stream.progress import Progress
 
 _OWN = ("batch_size", "shuffle", "sampler", "batch_sampler", "collate_fn", "drop_last")
 _FIXED = ("in_order", "snapshot_every_n_steps")
@@ -50,7 +51,7 @@ class Loader(StatefulDataLoader[Any]):  # type: ignore[misc]
                 raise ValueError(f"{name}= is the data set's matter: give it to ShardDataset")
             if name in _FIXED:
                 raise ValueError(f"{name}= cannot be chosen: the order and the state depend on it")
-        self._place: _Place | None = None
+        self._iteration: _Iteration | None = None
         super().__init__(
             dataset,
             batch_size=None,
@@ -61,24 +62,15 @@ class Loader(StatefulDataLoader[Any]):  # type: ignore[misc]
         )
 
     def __iter__(self) -> Iterator[Any]:
-        place = _Place(self)
-        with self.dataset.tagging():
-            place.batches = super().__iter__()
-        self._place = place
-        return place
+        self._iteration = _Iteration(self.dataset, super().__iter__)
+        return self._iteration
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands, for `load_state_dict` of any Loader or `start_from` of any data set like this."""
-        place = self._place
-        if place is None or place.over:
-            begin = self.dataset.begin
-            n_batches, dropped = 0, False
-        else:
-            begin, n_batches, dropped = place.begin, place.n_batches, place.dropped
-        state: dict[str, Any] = self.dataset.state_at(
-            begin.epoch, n_batches, start=begin.start, lanes=begin.lanes, dropped=dropped
-        )
-        return state
+        if self._iteration is None or self._iteration.over:
+            state: dict[str, Any] = self.dataset.state_at(self.dataset.next_start, 0)
+            return state
+        return self._iteration.state_at(self._iteration.n_batches)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Let the next iteration go on where the state stands.
@@ -87,59 +79,41 @@ class Loader(StatefulDataLoader[Any]):  # type: ignore[misc]
             StateError: damaged, or of another stream; names the field, the saved and the present value.
         """
         self.dataset.start_from(state_dict)
-        self._place = None
+        self._iteration = None
         self._iterator = None
 
 
-class _Place(Iterator[Any]):
-    """One iteration: what it has given out, and whether it can go on."""
+class _Iteration(Progress):
+    """One iteration, which never goes on after an error or its end.
 
-    def __init__(self, loader: Loader) -> None:
-        self._dataset: ShardDataset = loader.dataset
-        self.begin = self._dataset.begin
-        self.batches: Any = None
-        self.n_batches = 0
-        self._n = self._dataset.n_batches_from(self.begin)
-        self.over = False  # a state is the next epoch's
-        self.dropped = self._ended = False
-        self._first = True  # no batch was given out yet
-        self._failed: str | None = None
+    Attributes:
+        over: whether a state is the next epoch's.
+    """
+
+    def __init__(self, dataset: ShardDataset, read: Callable[[], Iterator[Any]]) -> None:
+        super().__init__(dataset, read)
+        self._n_batches = dataset.n_batches_from(self.start)
+        self.over = False
 
     def __next__(self) -> Any:
-        if self._failed is not None:
-            raise LoaderClosed(f"the stream has ended with an error; make it anew: {self._failed}")
-        if self._ended:
-            raise StopIteration
         try:
-            while (item := self._take()).empty:
-                self.dropped = True
+            batch = super().__next__()
         except StopIteration:
-            self._ended = self.over = True
-            self._note_begun()  # an epoch without a batch
+            self.over = True
+            self._items = iter(())
+            self.advance()  # past an epoch without a batch
+            raise
+        except LoaderClosed:
             raise
         except BaseException as error:
-            self._failed = f"{type(error).__name__}: {error}"
-            stop = getattr(self.batches, "_shutdown_workers", None)
-            self.batches = None
-            if stop is not None:
-                stop()
+            stop_workers = getattr(self._items, "_shutdown_workers", None)
+            self._items = Closed(error)
+            if stop_workers is not None:
+                stop_workers()
             raise
-        self._note_begun()
-        return item.batch
-
-    def _note_begun(self) -> None:
-        if self._first:
-            self._first = False
-            self._dataset.begun(self.begin.epoch)
-
-    def _take(self) -> Item:
-        item: Item = next(self.batches)
-        if item.error is not None:
-            raise item.error
-        self.n_batches = item.number + 1
-        if self.n_batches == self._n and not self.dropped:
-            self.over = True
-        return item
+        self.over = self.over or (self.n_batches == self._n_batches and not self.dropped)
+        self.advance()
+        return batch
 
 
 def _as_is(item: Any) -> Any:

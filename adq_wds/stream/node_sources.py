@@ -1,4 +1,4 @@
-"""What can a node read, and where does that stand? A data set, other nodes, loaders, and what is only iterable."""
+"""Reads what a node is made of, and says where that stands: a data set, other nodes, loaders, and what is only iterable."""
 
 from __future__ import annotations
 
@@ -16,24 +16,25 @@ from adq_wds.pipes.base import Pipe
 from adq_wds.samples.fields import EPOCH_FIELD
 from adq_wds.shards.names import base_name
 from adq_wds.stream.dataset import ShardDataset
+from adq_wds.stream.progress import Progress
 
 
 class Source(Iterator[Any], Protocol):
     """What a node reads: samples, and where they stand."""
 
-    def begin(self, state: Any, *, ended: bool) -> None:
+    def reset(self, state: Any, *, ended: bool) -> None:
         """Read from the beginning, or from a state on; one of an `ended` pass is followed by nothing."""
 
     def mark(self) -> Any:
-        """Where it stands now; with `state` the state that it stands for."""
+        """Remember where it stands now, for `state_after`."""
 
-    def after(self, mark: Any, n: int) -> tuple[Any, int]:
-        """The mark n samples after the last mark, and 0; or, where it cannot be said, that mark and n."""
+    def state_after(self, mark: Any, n: int, *, lossy: bool) -> tuple[Any, int]:
+        """The state n samples after the last mark, and 0; or, where it cannot be said, the mark's and n.
 
-    def state(self, mark: Any, *, lossy: bool) -> Any:
-        """The state at a mark; `lossy` if another rank may have given out as many samples and stand elsewhere."""
+        With `lossy` another rank may have given out as many samples and stand elsewhere.
+        """
 
-    def begun(self) -> None:
+    def advance(self) -> None:
         """The first sample has been given out."""
 
     def finish(self) -> None:
@@ -61,7 +62,7 @@ class _Shards(Iterator[Any]):
     def __init__(self, dataset: ShardDataset, *, with_epoch: bool) -> None:
         self._dataset, self._with_epoch = dataset, with_epoch
 
-    def begin(self, state: Any, *, ended: bool) -> None:
+    def reset(self, state: Any, *, ended: bool) -> None:
         if get_worker_info() is not None:
             raise RuntimeError(
                 "as_node: a ShardDataset's node runs in the main process (other nodes give it threads); in a DataLoader "
@@ -69,55 +70,40 @@ class _Shards(Iterator[Any]):
             )
         if state is not None:
             self._dataset.start_from(state)
-        self._begin = self._dataset.begin
-        self._n, self._since = 0, list[int]()  # batches read; after each since the last mark
-        self._dropped = state is not None and state["rank"] is not None
-        self._items: Iterator[Any] = iter(())
-        if not ended:
-            with self._dataset.tagging():
-                self._items = iter(self._dataset)
+        self._restart(ended)
+
+    def _restart(self, ended: bool) -> None:
+        self._progress = Progress(self._dataset, None if ended else self._dataset.__iter__)
+        self._since_mark = list[int]()  # batches read, after each
 
     def __next__(self) -> Any:
-        item = next(self._items)
-        while item.empty:
-            self._dropped = True
-            item = next(self._items)
-        self._n = item.number + 1
-        self._since.append(self._n)
-        if self._with_epoch and isinstance(item.batch, dict):
-            item.batch[EPOCH_FIELD] = self._begin.epoch
-        return item.batch
+        sample = next(self._progress)
+        self._since_mark.append(self._progress.n_batches)
+        if self._with_epoch and isinstance(sample, dict):
+            sample[EPOCH_FIELD] = self._progress.start.epoch
+        return sample
 
     def mark(self) -> int:
-        self._since.clear()
-        return self._n
+        self._since_mark.clear()
+        return self._progress.n_batches
 
-    def after(self, mark: int, n: int) -> tuple[int, int]:
-        return (self._since[n - 1] if n else mark), 0
+    def state_after(self, mark: int, n: int, *, lossy: bool) -> tuple[dict[str, Any], int]:
+        return self._progress.state_at(self._since_mark[n - 1] if n else mark, dropped=lossy), 0
 
-    def state(self, mark: int, *, lossy: bool) -> dict[str, Any]:
-        begin = self._begin
-        return self._dataset.state_at(
-            begin.epoch, mark, start=begin.start, lanes=begin.lanes, dropped=lossy or self._dropped
-        )
-
-    def begun(self) -> None:
-        self._dataset.begun(self._begin.epoch)
+    def advance(self) -> None:
+        self._progress.advance()
 
     def finish(self) -> None:
-        self._begin, self._n, self._dropped = self._dataset.begin, 0, False
+        self._restart(ended=True)
 
 
 class _Marked(Iterator[Any]):
     """A source whose marks are states."""
 
-    def after(self, mark: Any, n: int) -> tuple[Any, int]:
+    def state_after(self, mark: Any, n: int, *, lossy: bool) -> tuple[Any, int]:
         return mark, n
 
-    def state(self, mark: Any, *, lossy: bool) -> Any:
-        return mark
-
-    def begun(self) -> None:
+    def advance(self) -> None:
         pass
 
     def finish(self) -> None:
@@ -130,7 +116,7 @@ class _Nested(_Marked):
     def __init__(self, node: BaseNode[Any]) -> None:
         self._node = node
 
-    def begin(self, state: Any, *, ended: bool) -> None:
+    def reset(self, state: Any, *, ended: bool) -> None:
         self._node.reset(state)
 
     def __next__(self) -> Any:
@@ -146,10 +132,10 @@ class _Loaded(_Marked):
     def __init__(self, loader: Any) -> None:
         self._loader = loader
 
-    def begin(self, state: Any, *, ended: bool) -> None:
+    def reset(self, state: Any, *, ended: bool) -> None:
         if state is not None:
             self._loader.load_state_dict(state)
-        self._samples: Iterator[Any] = iter(()) if ended else iter(self._loader)
+        self._samples: Iterator[Any] = iter(() if ended else self._loader)
 
     def __next__(self) -> Any:
         return next(self._samples)
@@ -167,31 +153,27 @@ class _Replayed(_Marked):
     def __init__(self, samples: Iterable[Any], pipes: Sequence[Pipe]) -> None:
         self._iterable, self._pipes = samples, pipes
 
-    def begin(self, state: Any, *, ended: bool) -> None:
+    def reset(self, state: Any, *, ended: bool) -> None:
+        kind = type(self._iterable).__name__
         if state is not None and not (
             isinstance(state, dict)
             and sorted(map(str, state)) == ["crc32", "n_read"]
             and all(type(number) is int and number >= 0 for number in state.values())
         ):
-            raise StateError(
-                f"state {shorten(state)} is not of a source that is read anew, as a {type(self._iterable).__name__} is"
-            )
+            raise StateError(f"state {shorten(state)} is not of a source that is read anew, as a {kind} is")
         self._n_read = self._crc32 = 0
-        self._samples: Iterator[Any] = iter(())
-        if ended:
-            return
-        counted = self._iterable
-        for pipe in self._pipes:
-            counted = pipe.counted(counted)
-        self._samples = iter(counted)
-        if state is None:
+        samples: Iterable[Any] = () if ended else self._iterable
+        for pipe in () if ended else self._pipes:
+            samples = pipe.counted(samples)
+        self._samples = iter(samples)
+        if ended or state is None:
             return
         for _ in islice(self, state["n_read"]):
             pass
-        if (self._n_read, self._crc32) != (state["n_read"], state["crc32"]):
+        if self.mark() != state:
             raise StateError(
-                f"the first {state['n_read']} samples of a {type(self._iterable).__name__} are not what they were when "
-                "the state was saved, so it cannot go on after them: give a source of fixed order, or a ShardDataset"
+                f"the first {state['n_read']} samples of a {kind} are not what they were when the state was saved, so "
+                "it cannot go on after them: give a source of fixed order, or a ShardDataset"
             )
 
     def __next__(self) -> Any:

@@ -1,4 +1,4 @@
-"""How does a stream stand in torchdata.nodes? As a node that pipes run in, and that resumes where it stood."""
+"""`as_node` makes a stream a node of `torchdata.nodes`, in which pipes run and which resumes where it stood."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torchdata.nodes import BaseNode
 
 from adq_wds.errors import LoaderClosed, StateError, shorten
 from adq_wds.pipes.base import Pipe, Tally, before_error
-from adq_wds.samples.fields import EPOCH_FIELD, Sample
+from adq_wds.samples.fields import EPOCH_FIELD
 from adq_wds.stream.dataset import ShardDataset
 from adq_wds.stream.iterator import Closed
 from adq_wds.stream.node_sources import Source, source_of
@@ -72,72 +72,63 @@ class Node(BaseNode[Any]):  # type: ignore[misc]
     def __init__(self, source: Source, pipes: tuple[Pipe, ...]) -> None:
         super().__init__()
         self._source, self._pipes = source, pipes
-        self._run: _Run | None = None
+        self._pass: _Pass | None = None
 
     def reset(self, initial_state: dict[str, Any] | None = None) -> None:
         """Begin the source's epoch, or go on where `initial_state` stands."""
         super().reset(initial_state)
-        self._run = None
-        self._run = _Run(self._source, self._pipes, initial_state)
+        self._pass = None
+        self._pass = _Pass(self._source, self._pipes, initial_state)
 
     def next(self) -> Any:
         """The next sample."""
-        return next(self._running())
+        return next(self._current())
 
     def get_state(self) -> dict[str, Any]:
         """Where it stands: small, of plain numbers and text if the source's own is."""
-        return self._running().state()
+        return self._current().state()
 
-    def _running(self) -> _Run:
-        if self._run is None:
+    def _current(self) -> _Pass:
+        if self._pass is None:
             raise LoaderClosed("the node's last reset failed, so it stands nowhere: reset it")
-        return self._run
+        return self._pass
 
 
-class _Run(Iterator[Any]):
+class _Pass(Iterator[Any]):
     """One pass; a new one for each reset, as a thread may still be waiting in an old one.
 
-    Where it stands: `_n_given` outputs of the open chunk, which begins at the source's mark `_open`, are given out.
+    Where it stands: `_n_given` outputs of the open chunk, which begins at the source's mark `_mark`, are given out.
     """
 
     def __init__(self, source: Source, pipes: tuple[Pipe, ...], saved: object) -> None:
         state, self._n_given, self._ended = (None, 0, False) if saved is None else _parts(saved)
-        self._source, self._pipes = source, pipes
-        source.begin(state, ended=self._ended)
-        self._open = source.mark()
+        self._source, self._pipes, self._whole = source, pipes, saved is None
+        source.reset(state, ended=self._ended)
+        self._mark = source.mark()
         self._one_each = False  # whether the open chunk's n-th output came of its n-th sample
-        self._whole = saved is None
-        self._first = not self._ended  # nothing was given out yet
         self._lossy = not all(pipe.one_to_one and pipe.on_error == "raise" for pipe in pipes)
         self._tallies = [Tally(type(pipe).__name__, pipe.on_error) for pipe in pipes]
-        self._outputs: Iterator[Any] = iter(()) if self._ended else self._read_on()
+        self._outputs: Iterator[Any] = iter(()) if self._ended else self._read()
 
     def __next__(self) -> Any:
         try:
             output = next(self._outputs)
         except StopIteration:
-            self._note_begun()  # an epoch without a sample
             raise
         except BaseException as error:
             if not isinstance(self._outputs, Closed):
                 self._outputs = Closed(error)
             raise
-        self._note_begun()
+        self._source.advance()
         return output
 
-    def _note_begun(self) -> None:
-        if self._first:
-            self._first = False
-            self._source.begun()
-
     def state(self) -> dict[str, Any]:
-        mark, n_given = self._open, self._n_given
-        if self._one_each:
-            mark, n_given = self._source.after(mark, n_given)
-        source = self._source.state(mark, lossy=self._lossy)
+        n = self._n_given if self._one_each else 0
+        source, n_left = self._source.state_after(self._mark, n, lossy=self._lossy)
+        n_given = self._n_given - n + n_left
         return sealed({"version": VERSION, "source": source, "n_given": n_given, "ended": self._ended})
 
-    def _read_on(self) -> Iterator[Any]:
+    def _read(self) -> Iterator[Any]:
         """The outputs that are not given out yet, each counted just before it is."""
         size = max((pipe.chunk for pipe in self._pipes), default=1)
         more = True
@@ -152,18 +143,16 @@ class _Run(Iterator[Any]):
                 yield output
             if error is not None:
                 raise error
-            left_over = max(0, self._n_given - len(outputs))  # of a state saved with larger chunks
-            self._open, self._n_given, self._one_each = self._source.mark(), left_over, False
-        self._end()
-
-    def _end(self) -> None:
+            self._n_given = max(0, self._n_given - len(outputs))  # left of a state saved with larger chunks
+            self._mark, self._one_each = self._source.mark(), False
         if self._n_given:
             raise StateError(
                 f"{self._n_given} samples more had been given out when the state was saved than there are now: the pipes "
                 "or what they read are not what they were"
             )
+        self._source.advance()  # past an epoch without a sample
         self._source.finish()
-        self._open, self._ended = self._source.mark(), True
+        self._mark, self._ended = self._source.mark(), True
         for tally in self._tallies:
             tally.close(whole=self._whole)
 
@@ -173,13 +162,9 @@ class _Run(Iterator[Any]):
         for pipe, tally in zip(self._pipes, self._tallies, strict=True):
             chunk, failed = before_error(pipe.run(chunk, tally))
             error = failed or error  # a later pipe's is of an earlier sample
-        return (_stripped(chunk) if self._pipes else chunk), error
-
-
-def _stripped(samples: list[Sample]) -> list[Sample]:
-    for sample in samples:
-        sample.pop(EPOCH_FIELD, None)
-    return samples
+        for sample in chunk if self._pipes else ():
+            sample.pop(EPOCH_FIELD, None)
+        return chunk, error
 
 
 def _parts(saved: object) -> tuple[Any, int, bool]:

@@ -1,4 +1,4 @@
-"""Where does a stream stand? A few fields that fit into 400 bytes of JSON, compared one by one when loaded.
+"""Writes and checks where a stream stands: a few fields within 400 bytes of JSON, compared one by one when loaded.
 
 Version 2 has a checksum of all fields, since most values of `t`, `lanes` and `epoch` would be believed. Version 1, which
 has exactly its own fields, is still read.
@@ -15,7 +15,6 @@ from adq_wds.errors import StateError, shorten
 from adq_wds.files import sha256_text
 
 VERSION = 2
-CHECKSUM = "checksum"
 _MAX = 2**62
 _REMEDY = {
     "version": "load it with the adq_wds that saved it, or start the epoch anew",
@@ -60,13 +59,7 @@ class State:
         return sealed(asdict(self))
 
 
-_NAMES = tuple(field.name for field in fields(State))
-_TYPES: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("version", "seed", "epoch", "lanes", "t"), (int,)),
-    **dict.fromkeys(("batch_size", "rank", "world"), (int, type(None))),
-    **dict.fromkeys(("shuffle", "fresh"), (bool,)),
-    "plan": (str,),
-}
+_KINDS = {field.name: str(field.type).split(" | ") for field in fields(State)}
 
 
 def read_state(saved: object, now: State, n_total: int) -> State:
@@ -80,28 +73,25 @@ def read_state(saved: object, now: State, n_total: int) -> State:
     Raises:
         StateError: not a state, or of another stream; names the field, the saved and the present value.
     """
-    read = unsealed(saved, _NAMES)
-    for name in _NAMES:
-        value = read[name]
-        whole = type(value) in _TYPES[name] and (type(value) is not int or -_MAX <= 2 * value <= 2 * _MAX)
-        if not whole:
-            kinds = " or ".join("None" if kind is type(None) else kind.__name__ for kind in _TYPES[name])
-            raise StateError(
-                f"damaged state: {name} is {shorten(value)}, expected {kinds}; load another checkpoint"
-            )
-    state = State(**read)
-    for name in ("plan", "seed", "shuffle", "fresh", "batch_size"):
-        if getattr(state, name) != getattr(now, name):
-            raise _differs(name, getattr(state, name), getattr(now, name))
-    for name in ("rank", "world"):
-        if getattr(state, name) is not None and getattr(state, name) != getattr(now, name):
-            raise _differs(name, getattr(state, name), getattr(now, name))
-    for name, low, high in (("epoch", 0, _MAX), ("t", 0, n_total), ("lanes", 1, max(1, n_total, now.lanes))):
-        if not low <= getattr(state, name) <= high:
-            raise StateError(
-                f"damaged state: {name} is {getattr(state, name)}, expected {low} to {high}; load another checkpoint"
-            )
+    values = unsealed(saved, tuple(_KINDS))
+    for name, kinds in _KINDS.items():
+        if str(type(values[name]).__name__).replace("NoneType", "None") not in kinds:
+            raise _damaged(name, values[name], " or ".join(kinds))
+    state = State(**values)
+    for name in ("plan", "seed", "shuffle", "fresh", "batch_size", "rank", "world"):
+        old, new = values[name], getattr(now, name)
+        if old != new and not (name in ("rank", "world") and old is None):
+            raise _differs(name, old, new)
+    for name, least, most in (("epoch", 0, _MAX), ("t", 0, n_total), ("lanes", 1, max(n_total, now.lanes))):
+        if not least <= values[name] <= most:
+            raise _damaged(name, values[name], f"{least} to {most}")
     return state
+
+
+def _damaged(name: str, value: object, expected: str) -> StateError:
+    return StateError(
+        f"damaged state: {name} is {shorten(value)}, expected {expected}; load another checkpoint"
+    )
 
 
 def _differs(name: str, old: object, new: object) -> StateError:
@@ -111,7 +101,7 @@ def _differs(name: str, old: object, new: object) -> StateError:
 
 def sealed(state: dict[str, Any]) -> dict[str, Any]:
     """A state with the checksum of all its fields; of values that JSON does not know, only that they are there."""
-    return {**state, CHECKSUM: _checksum(state)}
+    return {**state, "checksum": _checksum(state)}
 
 
 def unsealed(saved: object, names: Sequence[str]) -> dict[str, Any]:
@@ -129,15 +119,15 @@ def unsealed(saved: object, names: Sequence[str]) -> dict[str, Any]:
     version = saved.get("version")
     if type(version) is not int or not 1 <= version <= VERSION:
         raise _differs("version", version, VERSION)
-    expected = {*names, CHECKSUM} if version > 1 else {*names}
+    expected = {*names, "checksum"} if version > 1 else {*names}
     if odd := sorted(map(str, expected ^ set(saved))):
         what = "lacks" if odd[0] in expected else "has an unknown"
         raise StateError(f"damaged state: it {what} field {shorten(odd[0])}; load another checkpoint")
     state = {name: saved[name] for name in names}
-    if version > 1 and saved[CHECKSUM] != _checksum(state):
+    if version > 1 and saved["checksum"] != _checksum(state):
         raise StateError(
-            f"damaged state: its checksum is {shorten(saved[CHECKSUM])}, that of its fields {_checksum(state)!r}: it was "
-            "changed since it was saved; load another checkpoint"
+            f"damaged state: its checksum is {shorten(saved['checksum'])}, that of its fields {_checksum(state)!r}: it "
+            "was changed since it was saved; load another checkpoint"
         )
     return state
 
@@ -148,44 +138,42 @@ def _checksum(state: dict[str, Any]) -> str:
     return sha256_text(json.dumps(plain, sort_keys=True))[:16]
 
 
-def own_part(state: object) -> tuple[dict[str, Any], dict[str, Any]]:
+def split_iterator_state(state: object) -> tuple[dict[str, Any], dict[str, Any]]:
     """An iterator's state in two: the stream's, and what its worker's place adds.
 
     Raises:
         StateError: it is not an iterator's.
     """
-    whole = unsealed(state, (*_NAMES, "iterator"))
+    whole = unsealed(state, (*_KINDS, "iterator"))
     own = whole.pop("iterator")
-    if (
-        not isinstance(own, dict)
-        or sorted(map(str, own)) != ["ended", "layout", "next_batch", "start"]
-        or not isinstance(own["ended"], bool)
-        or not isinstance(own["layout"], list)
-        or len(own["layout"]) != 4
-        or not all(
-            type(n) is int and 0 <= n <= _MAX for n in (*own["layout"], own["next_batch"], own["start"])
-        )
+    if not (
+        isinstance(own, dict)
+        and sorted(map(str, own)) == ["ended", "layout", "next_batch", "start"]
+        and isinstance(own["ended"], bool)
+        and isinstance(own["layout"], list)
+        and len(own["layout"]) == 4
+        and all(type(n) is int and 0 <= n <= _MAX for n in (*own["layout"], own["next_batch"], own["start"]))
     ):
         raise StateError(f"state {shorten(state)} is not an iterator's: expected what its state_dict() gave")
     return whole if whole["version"] == 1 else sealed(whole), own
 
 
-def check_layout(saved: Sequence[int], now: Sequence[int]) -> None:
-    """Raise `StateError` unless a worker's place is the saved one: (rank, world, worker, number of workers)."""
+def check_share(saved: Sequence[int], now: Sequence[int]) -> None:
+    """Raise `StateError` unless a worker's share is the saved one: (rank, world, worker, number of workers)."""
     if list(saved) != list(now):
         raise StateError(
-            f"state is of {_place(saved)}, this is {_place(now)}: an iterator's state fits the same place only; use "
+            f"state is of {_worker(saved)}, this is {_worker(now)}: an iterator's state fits the same place only; use "
             "adq.Loader, whose state fits any number of workers and ranks"
         )
 
 
-def check_single(saved: Sequence[int]) -> None:
+def check_only_worker(saved: Sequence[int]) -> None:
     """Raise `StateError` unless it was a rank's only worker: another's place is not the rank's."""
     if saved[3] != 1:
         raise StateError(
-            f"state is of {_place(saved)}: one worker's place is not the stream's; use adq.Loader and its state"
+            f"state is of {_worker(saved)}: one worker's place is not the stream's; use adq.Loader and its state"
         )
 
 
-def _place(layout: Sequence[int]) -> str:
-    return f"worker {layout[2]} of {layout[3]} on rank {layout[0]} of {layout[1]}"
+def _worker(share: Sequence[int]) -> str:
+    return f"worker {share[2]} of {share[3]} on rank {share[0]} of {share[1]}"

@@ -1,4 +1,4 @@
-"""How do samples become tar shards? Untouched bytes, equal input to equal files, final names only when complete."""
+"""Writes samples to tar shards: bytes untouched, equal input to equal files, final names only when complete."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from adq_wds.errors import PlanError, SampleError, shorten
@@ -15,7 +16,7 @@ from adq_wds.samples.fields import Sample, place_error
 from adq_wds.shards.names import check_shard_name
 from adq_wds.shards.samples_in_tar import split_name
 
-_NUMBER = re.compile(r"%(0\d{1,2})?d")
+_NUMBER = re.compile(r"%(?:0\d{1,2})?d")
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class ShardPattern:
     """
 
     def __init__(self, pattern: str) -> None:
+        self.pattern = pattern
         self.folder = Path(pattern).parent
         self._name = Path(pattern).name
         one_number = _NUMBER.search(self._name) is not None and self._name.count("%") == 1
@@ -66,10 +68,7 @@ class ShardPattern:
 
     def existing(self) -> list[Path]:
         """Files that this pattern could have made, sorted."""
-        match = _NUMBER.search(self._name)
-        assert match is not None
-        head, tail = re.escape(self._name[: match.start()]), re.escape(self._name[match.end() :])
-        same = re.compile(head + r"\d+" + tail)
+        same = re.compile(r"\d+".join(map(re.escape, _NUMBER.split(self._name))))
         return sorted(path for path in self.folder.glob("*.tar") if same.fullmatch(path.name))
 
 
@@ -86,32 +85,25 @@ def write_tars(
         AdqError: the disk is full or the folder read-only.
     """
     stream = iter(samples)
-    carried: list[Sample] = []
-    i = 0
-    while True:
-        path = pattern.path(i)
-        shard: list[int] = []
-        first = carried.pop() if carried else _next(stream)
-        if first is None:
+    sample = _next(stream)
+    for path in map(pattern.path, count()):
+        if sample is None:
             return
+        keys: set[str] = set()
+        total = 0
         with atomic_path(path) as partial, tarfile.open(partial, "w", format=tarfile.PAX_FORMAT) as tar:
-            keys: set[str] = set()
-            sample: Sample | None = first
-            total = 0
             while sample is not None:
                 members = _members(sample)
                 size = sum(len(data) for _, data in members)
                 key = sample["__key__"]
                 if keys and (key in keys or len(keys) == max_samples or total + size > max_bytes):
-                    carried.append(sample)
                     break
-                _add(tar, key, members)
+                for name, data in members:
+                    tar.addfile(_header(key, name, len(data)), io.BytesIO(data))
                 keys.add(key)
                 total += size
                 sample = _next(stream)
-            shard = [len(keys), total]
-        yield WrittenShard(path, *shard)
-        i += 1
+        yield WrittenShard(path, len(keys), total)
 
 
 def _next(stream: Iterator[Sample]) -> Sample | None:
@@ -144,11 +136,6 @@ def _members(sample: Sample) -> list[tuple[str, bytes]]:
     if not members:
         raise place_error(SampleError("nothing to store: it has no fields"), sample)
     return members
-
-
-def _add(tar: tarfile.TarFile, key: str, members: list[tuple[str, bytes]]) -> None:
-    for name, data in members:
-        tar.addfile(_header(key, name, len(data)), io.BytesIO(data))
 
 
 def _header(key: str, name: str, n_bytes: int) -> tarfile.TarInfo:

@@ -1,9 +1,9 @@
-"""How does a stream become new, smaller shards?"""
+"""Writes a stream of samples, or what a plan keeps of some shards, to new shards."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -38,7 +38,7 @@ class WriteReport:
         source_bytes: bytes of the shards they came from, whole files; None for a stream.
         parts: where images were written anew: bytes of images, other fields and container (tar headers and padding,
             without the blocks that end a tar), each ``before`` (these samples alone, in their source), ``whole`` (the
-            same images at the new size and quality, with all their patches) and ``after``. See `totals`.
+            same images at the new size and quality, with all their patches) and ``after``.
         bad: samples whose image could not be written anew, and which were left out.
     """
 
@@ -55,28 +55,34 @@ class WriteReport:
         """Samples that came in: those written and the bad ones."""
         return self.samples + self.bad
 
+    @property
+    def totals(self) -> dict[str, float] | None:
+        """Sums of `parts`, and what ``after`` is of the two others: ``of_whole`` and ``of_before``."""
+        return None if self.parts is None else totals(self.parts)
 
-def parts_text(report: WriteReport) -> str:
-    """A table of the report's parts, with sums, and what its columns are; empty where bytes stayed untouched."""
-    if report.parts is None:
-        return ""
-    sums = totals(report.parts)
-    columns = ("before", "whole", "after")
-    rows: dict[str, Mapping[str, float]] = {**report.parts, "all": sums}
-    lines = [_row("bytes", columns)]
-    lines += [_row(name, [f"{part[column]:,}" for column in columns]) for name, part in rows.items()]
-    lines += [
-        f"after: {sums['of_whole']:.3f} of whole, {sums['of_before']:.3f} of before",
-        f"before: these {report.samples:,} samples alone, in their source; whole: at the new size and quality, with all "
-        "their patches",
-        "container: tar headers and padding, without the blocks that end a tar; on disk, with them: "
-        f"{report.bytes:,}",
-    ]
-    return "\n".join(lines)
-
-
-def _row(name: str, cells: Iterable[str]) -> str:
-    return "  ".join([f"{name:<12}", *(f"{cell:>15}" for cell in cells)])
+    def __str__(self) -> str:
+        bad = f" of {self.read:,} read, {self.bad:,} bad ones left out (see the log)," if self.bad else ""
+        text = (
+            f"{self.samples:,} samples{bad} in {self.shards} shards: {self.bytes:,} bytes on disk "
+            f"({self.payload_bytes:,} of them payload)"
+        )
+        if self.source_bytes is not None:
+            share = 100 * self.bytes / max(1, self.source_bytes)
+            text += f", {share:.1f} % of the source files' {self.source_bytes:,}"
+        if self.parts is None:
+            return text
+        sums, columns = totals(self.parts), ("before", "whole", "after")
+        rows = [[name, *(f"{part[column]:,}" for column in columns)] for name, part in self.parts.items()]
+        rows = [["bytes", *columns], *rows, ["all", *(f"{sums[column]:,}" for column in columns)]]
+        lines = ["  ".join([f"{row[0]:<12}", *(f"{cell:>15}" for cell in row[1:])]) for row in rows]
+        lines += [
+            f"after: {sums['of_whole']:.3f} of whole, {sums['of_before']:.3f} of before",
+            f"before: these {self.samples:,} samples alone, in their source; whole: at the new size and quality, with all "
+            "their patches",
+            "container: tar headers and padding, without the blocks that end a tar; on disk, with them: "
+            f"{self.bytes:,}",
+        ]
+        return "\n".join([text, "", *lines])
 
 
 def write_shards(
@@ -207,7 +213,7 @@ def write_kept(
     report = replace(
         report,
         source_bytes=sum(source_stamp(path)["bytes"] for path in paths),
-        parts=None if new is None else counted.parts(),
+        parts=None if new is None else counted.parts,
         bad=tally.bad,
     )
     if report.bad and not report.samples:

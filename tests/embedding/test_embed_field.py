@@ -17,9 +17,10 @@ import adq_wds as adq
 from adq_wds.cli.main import main
 from adq_wds.embedding.batch import embed_batch
 from adq_wds.embedding.estimate import estimate
-from adq_wds.embedding.shard import EmbedSettings, open_job
-from adq_wds.embedding.stored_field import FieldEmbeddings
+from adq_wds.embedding.settings import request
+from adq_wds.embedding.shard import open_job
 from adq_wds.registry import encoder
+from adq_wds.signatures import EMBED, options_of
 
 D = 6
 
@@ -128,11 +129,12 @@ def test_the_first_that_can_be_read_sets_the_width_whatever_comes_before(
         assert [entry[1] for entry in file.bad] == ["s000", "s001", "s008"]
 
 
-def test_a_batch_that_comes_before_the_first_is_judged_by_the_first(tmp_path: Path) -> None:
-    job = open_job(str(write(tmp_path / "a.tar", [*vectors(4), *np.ones((4, D - 1))])), "a.tar", 0, None)
-    settings, source = EmbedSettings("png", "cls", 4, "skip", 0.5), FieldEmbeddings("emb.npy")
+def test_a_batch_that_comes_first_is_judged_by_the_first_sample(tmp_path: Path) -> None:
+    path = str(write(tmp_path / "a.tar", [*vectors(4), *np.ones((4, D - 1))]))
+    usual = {name: option.default for name, option in options_of(EMBED).items() if name != "progress"}
+    job = open_job(request(path, "", **usual | {"embeddings": "field:emb.npy"}), path, "a.tar", 0, None)
     with job.close:
-        batches = [embed_batch(job, rows, settings, source) for rows in (range(4, 8), range(4))]
+        batches = [embed_batch(job, rows) for rows in (range(4, 8), range(4))]
     assert [batch.good for batch in batches] == [[], [0, 1, 2, 3]]
     assert [list(batch.bad) for batch in batches] == [[4, 5, 6, 7], []]
 

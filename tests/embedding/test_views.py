@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import adq_wds as adq
-import adq_wds.embedding.views_batch
+import adq_wds.embedding.batch
 from adq_wds.core.rng import generator
 from adq_wds.core.views import crop_box
 from adq_wds.embedding.views import embed_views
@@ -164,7 +164,7 @@ def test_large_images_are_viewed_a_few_at_a_time_to_the_same_end(
 ) -> None:
     embed_views(features, shards, Watching(), views=60)
     before = files(features)
-    monkeypatch.setattr(adq_wds.embedding.views_batch, "PART_PIXELS", 16 * 16 * 2 * 3)
+    monkeypatch.setattr(adq_wds.embedding.batch, "PART_PIXELS", 16 * 16 * 2 * 3)
     (views_folder(features) / "a.parquet").unlink()
     encoder = Watching()
     embed_views(features, shards, encoder, views=60)

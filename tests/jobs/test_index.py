@@ -4,43 +4,26 @@ import bz2
 import json
 import os
 import shutil
-import tarfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 import adq_wds as adq
 from adq_wds.cli.main import main
-from adq_wds.files import lock
 from adq_wds.jobs.index import IndexReport, index_shards
 from adq_wds.shards.samples_in_tar import payload_crc32, read_sample, span_at
 from adq_wds.tables.spans import Spans, load_index, read_index, save_index, scan_spans
 from adq_wds.writing.write_shards import write_kept
-from tests.programs import run
-
-MakeShard = Callable[..., Path]
+from tests.conftest import MakeShard
+from tests.folders import members
 
 
 @pytest.fixture
 def shards(make_shard: MakeShard) -> list[Path]:
     return [make_shard("in/b.tar", 6), make_shard("in/a.tar", 5, first=6), make_shard("in/c.tar", 4)]
-
-
-def members(path: Path) -> dict[str, dict[str, bytes]]:
-    """What the standard library finds in a shard."""
-    found: dict[str, dict[str, bytes]] = {}
-    with tarfile.open(path) as tar:
-        for member in tar:
-            key, _, field = member.name.partition(".")
-            data = tar.extractfile(member)
-            assert data is not None
-            found.setdefault(key, {})[field] = data.read()
-    return found
 
 
 def rows(found: dict[str, Spans]) -> dict[str, list[tuple[int, str, int, int, int]]]:
@@ -79,14 +62,15 @@ def test_every_sample_is_where_the_index_says(shards: list[Path], tmp_path: Path
     found = load_index(tmp_path / "i.parquet")
     assert list(found) == ["a.tar", "b.tar", "c.tar"]
     for path in shards:
-        data, expected = path.read_bytes(), members(path)
-        assert found[path.name].keys == list(expected)
+        data, expected = path.read_bytes(), dict(members(path))
+        assert found[path.name].keys == list(dict.fromkeys(name.partition(".")[0] for name in expected))
         for _, key, byte_offset, n_bytes, crc32 in found[path.name].rows():
             part = data[byte_offset : byte_offset + n_bytes]
             span = span_at(part, shard=path.name)
             assert (span.key, payload_crc32(part, span)) == (key, crc32)
             sample = read_sample(part, span, url="u")
-            assert {k: v for k, v in sample.items() if k[:2] != "__"} == expected[key]
+            payloads = {f"{key}.{field}": value for field, value in sample.items() if field[:2] != "__"}
+            assert payloads == {name: data for name, data in expected.items() if name.startswith(f"{key}.")}
     total = sum(path.stat().st_size for path in shards)
     assert report == IndexReport(str(tmp_path / "i.parquet"), 3, 15, total, 3)
 
@@ -110,20 +94,17 @@ def test_the_file_has_the_columns_that_are_documented(shards: list[Path], tmp_pa
     assert {entry["name"]: entry["source"] for entry in header["shards"]} == stamps
 
 
-def test_an_index_does_not_depend_on_the_order_of_shards(shards: list[Path], tmp_path: Path) -> None:
-    index_shards(shards, tmp_path / "x.parquet")
-    index_shards(tmp_path / "in", tmp_path / "y.parquet")
-    assert (tmp_path / "x.parquet").read_bytes() == (tmp_path / "y.parquet").read_bytes()
-
-
-def test_an_index_and_a_scan_agree_and_so_does_the_index_of_written_shards(
-    shards: list[Path], tmp_path: Path
-) -> None:
+def test_scan_index_and_the_index_of_written_shards_agree(shards: list[Path], tmp_path: Path) -> None:
     write_kept(shards, None, tmp_path / "out" / "%d.tar", max_samples=4)
+    paths = sorted((tmp_path / "out").glob("*.tar"))
     index_shards(tmp_path / "out", tmp_path / "i.parquet")
-    scanned = {path.name: scan_spans(path, shard=path.name) for path in (tmp_path / "out").glob("*.tar")}
-    assert rows(load_index(tmp_path / "i.parquet")) == rows(dict(sorted(scanned.items())))
-    assert rows(load_index(tmp_path / "i.parquet")) == rows(load_index(tmp_path / "out" / "index.parquet"))
+    index_shards(paths[::-1], tmp_path / "j.parquet")
+    assert (tmp_path / "i.parquet").read_bytes() == (tmp_path / "j.parquet").read_bytes()
+    report = index_shards(tmp_path / "out" / "_info.json", tmp_path / "k.parquet", split="train")
+    assert (report.shards, report.samples) == (len(paths), 15)
+    expected = rows({path.name: scan_spans(path, shard=path.name) for path in paths})
+    for file in ("i.parquet", "k.parquet", "out/index.parquet"):
+        assert rows(load_index(tmp_path / file)) == expected
 
 
 # ---- Again
@@ -155,34 +136,9 @@ def test_nothing_but_an_index_is_written_over(shards: list[Path], tmp_path: Path
     (tmp_path / "notes.txt").write_text("mine")
     for path in (plan, tmp_path / "notes.txt", tmp_path / "in"):
         before = path.read_bytes() if path.is_file() else None
-        with pytest.raises(
-            adq.AdqError, match=r"nothing is written over it: remove it, or give the index another name"
-        ):
+        with pytest.raises(adq.AdqError, match=r"nothing is written over it: remove it, or give"):
             index_shards(shards, path)
         assert before is None or path.read_bytes() == before
-
-
-def test_a_second_job_is_refused_and_the_first_is_named(shards: list[Path], tmp_path: Path) -> None:
-    with lock(tmp_path), pytest.raises(adq.AdqError, match=rf"is in use by pid {os.getpid()}"):
-        index_shards(shards, tmp_path / "i.parquet")
-    assert not (tmp_path / "i.parquet").exists()
-
-
-def test_a_full_disk_is_named_and_the_old_index_stays(shards: list[Path], tmp_path: Path) -> None:
-    """F27, by a limit on the size of a file in a process of its own."""
-    out = tmp_path / "i.parquet"
-    index_shards(shards[:1], out)
-    before = out.read_bytes()
-    code = (
-        "import resource, sys\n"
-        "from adq_wds.cli.main import main\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, 2_000))\n"
-        "sys.exit(main(sys.argv[1:]))\n"
-    )
-    done = run(code, "index", *map(str, shards), "-o", str(out))
-    assert done.returncode == 1
-    assert done.stderr.startswith(f"adq: AdqError: cannot write {out}: no space left")
-    assert out.read_bytes() == before
 
 
 # ---- Descriptions
@@ -202,47 +158,26 @@ def test_a_description_names_the_shards_and_its_counts_are_compared(
         with pytest.raises(adq.ShardError, match=r"shard a\.tar: 5 samples, its description says 4: fetch"):
             index_shards(tmp_path / "in" / "_info.json", out)
     assert not (tmp_path / "k.parquet").exists()
-    wids = {
-        "wids_version": 1,
-        "shardlist": [{"url": "c.tar", "nsamples": 4}, {"url": "a.tar", "nsamples": 5}],
-    }
+    shardlist = [{"url": "c.tar", "nsamples": 4}, {"url": "a.tar", "nsamples": 5}]
+    wids = {"wids_version": 1, "shardlist": shardlist}
     (tmp_path / "in" / "index.json").write_text(json.dumps(wids))
     assert index_shards(tmp_path / "in" / "index.json", tmp_path / "w.parquet").samples == 9
-
-
-def test_what_adq_write_describes_is_read_back(shards: list[Path], tmp_path: Path) -> None:
-    write_kept(shards, None, tmp_path / "out" / "%d.tar", max_samples=4)
-    report = index_shards(tmp_path / "out" / "_info.json", tmp_path / "i.parquet", split="train")
-    assert (report.shards, report.samples) == (len(list((tmp_path / "out").glob("*.tar"))), 15)
 
 
 # ---- What cannot be read
 
 
 def test_unreadable_shards_are_named(shards: list[Path], tmp_path: Path) -> None:
-    with bz2.open(tmp_path / "z.tar", "wb") as handle:
-        handle.write(shards[0].read_bytes())
+    data = shards[0].read_bytes()
+    (tmp_path / "z.tar").write_bytes(bz2.compress(data))
     os.mkfifo(tmp_path / "f.tar")
     (tmp_path / "e.tar").touch()
-    (tmp_path / "cut.tar").write_bytes(shards[0].read_bytes()[:3000])
-    cases = {
-        "z.tar": "bzip2",
-        "f.tar": "fifo",
-        "e.tar": "empty file",
-        "cut.tar": "truncated",
-        "no.tar": "cannot be opened",
-    }
+    (tmp_path / "cut.tar").write_bytes(data[:3000])
+    cases = {"z": "bzip2", "f": "fifo", "e": "empty file", "cut": "truncated", "no": "cannot be opened"}
     for name, text in cases.items():
-        with pytest.raises(adq.ShardError, match=rf"shard .*{name}.*{text}"):
-            index_shards([*shards, tmp_path / name], tmp_path / "i.parquet")
+        with pytest.raises(adq.ShardError, match=rf"shard .*{name}\.tar.*{text}"):
+            index_shards([*shards, tmp_path / f"{name}.tar"], tmp_path / "i.parquet")
         assert not (tmp_path / "i.parquet").exists()
-
-
-def test_commands_are_refused_without_their_secrets(tmp_path: Path) -> None:
-    for url in ("pipe:curl -H s3cret http://h/a.tar", " PIPE:s3cret", "a.tar::pipe:s3cret"):
-        with pytest.raises(ValueError, match=r"is a command, and running it is refused: fetch its") as error:
-            index_shards(url, tmp_path / "i.parquet")
-        assert "s3cret" not in str(error.value)
 
 
 def test_wrong_arguments_are_value_errors(shards: list[Path], tmp_path: Path) -> None:
@@ -286,10 +221,8 @@ def test_a_shard_of_another_size_is_named(shards: list[Path], index: Path, make_
     before = shards[1].stat().st_size
     make_shard("in/a.tar", 30)
     now = shards[1].stat().st_size
-    with pytest.raises(
-        adq.ShardError,
-        match=rf"shard a\.tar: {now:,} bytes, {before:,} when it was indexed: .*index it again",
-    ):
+    text = rf"shard a\.tar: {now:,} bytes, {before:,} when it was indexed: .*index it again"
+    with pytest.raises(adq.ShardError, match=text):
         load_index(index, files=files(shards))
     assert len(load_index(index)) == 3  # the index itself is whole
 
@@ -305,9 +238,8 @@ def test_a_later_shard_is_known_by_its_headers(shards: list[Path], index: Path) 
     at = int(load_index(index)["b.tar"].byte_offset[2])
     shards[0].write_bytes(data[:at] + b"\0" * (len(data) - at))
     touch(shards[0], 20)
-    with pytest.raises(
-        adq.ShardError, match=rf"shard b\.tar: sample 2 is nothing, 's00002' at byte {at} .* index it again"
-    ):
+    text = rf"shard b\.tar: sample 2 is nothing, 's00002' at byte {at} .* index it again"
+    with pytest.raises(adq.ShardError, match=text):
         load_index(index, files=files(shards))
     shards[0].write_bytes(b"\xff" + data[1:])
     touch(shards[0], 30)
@@ -406,19 +338,15 @@ def test_the_command_says_what_it_did(
 def test_the_command_ends_with_the_code_of_its_error(
     shards: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = str(tmp_path / "i.parquet")
     shards[0].write_bytes(shards[0].read_bytes()[:3000])
-    assert main(["index", str(tmp_path / "in"), "-o", out]) == 1
-    assert "adq: ShardError: shard b.tar" in capsys.readouterr().err
-    assert main(["index", "pipe:curl -u u:s3cret https://h/a.tar", "-o", out]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("adq: shard 'pipe:' … 'a.tar' is a command, and running it is refused: ")
-    assert "s3cret" not in error
-    assert not Path(out).exists()
-
-
-def test_an_index_is_a_plain_parquet_file_for_others(index: Path) -> None:
-    table = pq.read_table(index)
-    assert pa.compute.sum(table["n_bytes"]).as_py() == sum(
-        s.n_bytes.sum() for s in load_index(index).values()
-    )
+    for url, code, text in (
+        (str(tmp_path / "in"), 1, "adq: ShardError: shard b.tar"),
+        ("pipe:curl -u u:s3cret https://h/a.tar", 2, "adq: shard 'pipe:' … 'a.tar' is a command"),
+        (" PIPE:s3cret", 2, "is a command, and running it is refused"),
+        ("a.tar::pipe:s3cret", 2, "is a command, and running it is refused"),
+    ):
+        assert main(["index", url, "-o", str(tmp_path / "i.parquet")]) == code
+        error = capsys.readouterr().err
+        assert text in error
+        assert "s3cret" not in error
+    assert not (tmp_path / "i.parquet").exists()

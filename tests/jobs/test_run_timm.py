@@ -47,34 +47,21 @@ def test_run_with_a_checkpoint_stores_timms_pooled_features(
         assert file.read(["norm"])["norm"].to_numpy() == pytest.approx(norm[:, 0], rel=1e-3)
 
 
-def test_new_weights_under_the_old_path_are_not_nothing_to_do(
-    make_shard: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("source", ["--checkpoint", "--embeddings"])
+def test_new_numbers_under_the_old_path_are_not_nothing_to_do(
+    source: str, make_shard: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shard, weights = make_shard("t.tar", 4), tmp_path / "weights.safetensors"
-    run = [
-        "run",
-        str(shard),
-        "-o",
-        str(tmp_path / "out"),
-        "--encoder",
-        "resnet10t",
-        "--checkpoint",
-        str(weights),
-    ]
+    shard, file = (
+        make_shard("t.tar", 4),
+        tmp_path / ("e.npy" if source == "--embeddings" else "w.safetensors"),
+    )
+    run = ["run", str(shard), "-o", str(tmp_path / "out"), source, str(file), "--bins", "1"]
     for seed, code in ((0, 0), (0, 0), (1, 1)):
-        torch.manual_seed(seed)
-        model = timm.create_model("resnet10t", pretrained=False, num_classes=2)
-        save_file({key: value.contiguous() for key, value in model.state_dict().items()}, weights)
-        assert main([*run, "--bins", "1"]) == code
-    assert "was made with revision" in capsys.readouterr().err
-
-
-def test_new_embeddings_under_the_old_path_are_not_nothing_to_do(
-    make_shard: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    shard, stored = make_shard("t.tar", 4), tmp_path / "e.npy"
-    run = ["run", str(shard), "-o", str(tmp_path / "out"), "--embeddings", str(stored), "--bins", "1"]
-    for scale, code in ((1, 0), (1, 0), (2, 1)):
-        np.save(stored, np.eye(4, dtype=np.float32) * scale + np.float32(scale == 2))
-        assert main(run) == code
+        if source == "--embeddings":
+            np.save(file, np.eye(4, dtype=np.float32) * (1 + seed) + np.float32(seed))
+        else:
+            torch.manual_seed(seed)
+            model = timm.create_model("resnet10t", pretrained=False, num_classes=2)
+            save_file({key: value.contiguous() for key, value in model.state_dict().items()}, file)
+        assert main([*run, *(["--encoder", "resnet10t"] if source == "--checkpoint" else [])]) == code
     assert "was made with revision" in capsys.readouterr().err

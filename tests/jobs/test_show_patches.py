@@ -49,14 +49,12 @@ def test_numbers_are_those_of_the_files_and_the_network(shard: str, tmp_path: Pa
     with Image.open(tmp_path / "p.png") as picture:
         assert (picture.format, picture.mode) == ("PNG", "RGB")
         assert picture.width == 5 * 234 + 10
-    assert [each.key for each in show_patches(shard, texture, tmp_path / "q.png", size=64, samples=3)] == [
-        each.key for each in shown
-    ]
+    again = show_patches(shard, texture, tmp_path / "Q.PNG", size=64, samples=3)
+    assert [each.key for each in again] == [each.key for each in shown]
+    assert Image.open(tmp_path / "Q.PNG").format == "PNG"
 
 
-def test_small_patches_are_shown_without_a_jpeg_and_nothing_dropped_has_no_psnr(
-    shard: str, tmp_path: Path
-) -> None:
+def test_small_patches_have_no_jpeg_and_nothing_dropped_no_psnr(shard: str, tmp_path: Path) -> None:
     options: Any = {"patch": 4, "size": 32, "samples": 1}
     texture = adq.importance("texture", patch=4)
     (small,) = show_patches(shard, texture, tmp_path / "p.png", mae=network(32, 4), **options)
@@ -71,9 +69,7 @@ def test_a_network_for_other_images_is_refused(shard: str, tmp_path: Path) -> No
     texture = adq.importance("texture")
     with pytest.raises(ValueError, match="the network rebuilds patches of 4 pixels, not 16; give that patch"):
         show_patches(shard, texture, tmp_path / "p.png", mae=network(32, 4))
-    with pytest.raises(
-        ValueError, match=r"the network's images have \(2, 2\) patches, these \(4, 4\); give another"
-    ):
+    with pytest.raises(ValueError, match=r"the network's images have \(2, 2\) patches, these \(4, 4\)"):
         show_patches(shard, texture, tmp_path / "p.png", mae=network(32), size=64)
     with pytest.raises(ValueError, match="samples must be an integer >= 1, got 0"):
         show_patches(shard, texture, tmp_path / "p.png", samples=0)
@@ -85,8 +81,6 @@ def test_a_picture_of_another_name_than_a_png_is_refused(shard: str, tmp_path: P
     with pytest.raises(ValueError, match=f"{name}' will hold a PNG; give it a name that ends in .png"):
         show_patches(shard, adq.importance("texture"), tmp_path / name)
     assert not (tmp_path / name).exists()
-    show_patches(shard, adq.importance("texture"), tmp_path / "P.PNG", size=32, samples=1)
-    assert Image.open(tmp_path / "P.PNG").format == "PNG"
 
 
 @pytest.mark.parametrize("keep", [1.5, float("nan"), "all"])
@@ -95,29 +89,25 @@ def test_a_wrong_ratio_is_called_by_its_name(shard: str, tmp_path: Path, keep: A
         show_patches(shard, adq.importance("texture"), tmp_path / "p.png", patch_keep=keep)
 
 
-def test_the_built_in_classifier_is_named_as_when_shards_are_written(
+def test_the_built_in_classifier_is_named(
     shard: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, "adq_wds"):
         show_patches(shard, adq.importance("texture"), tmp_path / "p.png", size=32, samples=1)
         assert not caplog.text
         show_patches(shard, adq.importance("gradcam"), tmp_path / "p.png", size=32, samples=1)
-    assert (
-        "patches are kept by what 'builtin' looks at, a small classifier of CIFAR-10's classes" in caplog.text
-    )
+    assert "patches are kept by what 'builtin' looks at, a small classifier" in caplog.text
 
 
-def test_images_that_lack_patches_already_are_not_drawn_as_whole_ones(
+def test_images_that_lack_patches_already_are_refused(
     make_shard: Callable[..., Path], tmp_path: Path
 ) -> None:
     random = adq.importance("random")
     whole = make_shard("large.tar", 9, side=96)
     write_kept(whole, None, tmp_path / "p" / "%d.tar", patch_keep=0.5, importance=random, size=64)
     for options in ({}, {"image": "patches.jpg"}):
-        with pytest.raises(
-            adq.SampleError,
-            match=r"shard 0.tar, key 's0.*, field 'patches.jpg': some of its .* take the shards",
-        ):
+        text = r"shard 0.tar, key 's0.*, field 'patches.jpg': some of its .* take the shards"
+        with pytest.raises(adq.SampleError, match=text):
             show_patches(tmp_path / "p" / "0.tar", random, tmp_path / "p.png", size=64, **options)
     assert not (tmp_path / "p.png").exists()
 
@@ -156,22 +146,13 @@ def test_pixels_are_where_they_should_be() -> None:
         draw_sheet([[Panel(image, ())]], ["a", "b"])
 
 
-def test_a_pickle_may_be_the_networks_while_the_importance_needs_none(
+def test_a_pickle_may_be_the_networks_alone(
     shard: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    torch.save({"model": network(64).state_dict()}, tmp_path / "mae.pth")
-    given = [
-        "patches",
-        shard,
-        "-o",
-        str(tmp_path / "p.png"),
-        "--mae",
-        str(tmp_path / "mae.pth"),
-        "--size",
-        "64",
-    ]
-    given += ["--importance", "random", "--samples", "1"]
-    assert main(given) == 2
+    mae = tmp_path / "mae.pth"
+    torch.save({"model": network(64).state_dict()}, mae)
+    given = f"-o {tmp_path / 'p.png'} --mae {mae} --size 64 --importance random --samples 1".split()
+    assert main(["patches", shard, *given]) == 2
     assert "read only with --allow-pickle" in capsys.readouterr().err
-    assert main([*given, "--allow-pickle"]) == 2
+    assert main(["patches", shard, *given, "--allow-pickle"]) == 2
     assert "how many heads a width of 16 has" in capsys.readouterr().err  # so it was read

@@ -20,12 +20,11 @@ from safetensors.torch import load_file, save_file
 
 from adq_wds.errors import AdqError
 from adq_wds.mae import checkpoints
-from adq_wds.mae import checkpoints as mae_checkpoints
-from adq_wds.mae.checkpoints import BUILTIN_MAE, builtin_mae, load_mae, save_mae
+from adq_wds.mae.checkpoints import BUILTIN_MAE, load_mae, save_mae
 from adq_wds.mae.network import MaeSize, MaskedAutoencoder
 from adq_wds.mae.patches import cut, sine_positions, smooth_fill
 from adq_wds.remote.open_shard import open_shard
-from adq_wds.samples.fields import read_image
+from adq_wds.samples.whole_image import whole_image
 from adq_wds.shards.samples_in_tar import iter_spans, read_sample
 
 State = dict[str, torch.Tensor]
@@ -488,15 +487,14 @@ def test_fresh_position_embeddings_survive_a_round_trip_closely(tmp_path: Path) 
 
 
 def test_the_built_in_one_is_small_and_says_how_it_was_made() -> None:
-    path = Path(checkpoints.__file__).with_name("weights") / f"{BUILTIN_MAE}.safetensors"
-    assert path.stat().st_size <= 4_000_000
-    with safetensors.safe_open(path, "pt") as file:
+    assert BUILTIN_MAE.stat().st_size <= 4_000_000
+    with safetensors.safe_open(BUILTIN_MAE, "pt") as file:
         header = file.metadata()
     assert header["script"] == "examples/train_mae.py"
     assert header["trained_on"] == "CIFAR-10 train"
     assert {"epochs", "seed"} <= json.loads(header["settings"]).keys()
     assert {"loss", "psnr_db", "step"} <= json.loads(header["reached"]).keys()
-    mae = builtin_mae()
+    mae = load_mae("builtin")
     assert (mae.size.image_size, mae.size.patch) == ((32, 32), 4)
 
 
@@ -504,18 +502,18 @@ def test_the_built_in_one_is_nearer_to_photographs_than_its_own_fill(cifar10: Pa
     shard = str(next(cifar10.glob("*test-000000.tar")))
     with open_shard(shard) as buffer:
         spans = itertools.islice(iter_spans(buffer, shard=shard), 100)
-        pictures = [read_image(read_sample(buffer, span, url=shard)) for span in spans]
+        pictures = [whole_image(read_sample(buffer, span, url=shard))[1] for span in spans]
     images = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
     positions = torch.rand(100, 64, generator=torch.Generator().manual_seed(0)).argsort(1)[:, :48]
     keep = torch.zeros(100, 64, dtype=torch.bool).scatter_(1, positions, True)
     patches = cut(images, 4)
     fill = smooth_fill(patches[torch.arange(100)[:, None], positions].float(), positions, (8, 8))
-    rebuilt = cut(builtin_mae().reconstruct(images, keep), 4)
+    rebuilt = cut(load_mae("builtin").reconstruct(images, keep), 4)
     of_mae, of_fill = ((found.float() - patches)[~keep].square().mean() for found in (rebuilt, fill))
     assert of_mae < 0.95 * of_fill
 
 
 def test_a_missing_file_of_the_package_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mae_checkpoints, "__file__", str(tmp_path / "mae_checkpoints.py"))
-    with pytest.raises(AdqError, match=r"builtin-mae\.safetensors: no such file, .*install it again"):
-        builtin_mae()
+    monkeypatch.setattr(checkpoints, "BUILTIN_MAE", tmp_path / "builtin-mae.safetensors")
+    with pytest.raises(AdqError, match=r"builtin-mae\.safetensors: no such file; .*install that again"):
+        load_mae("builtin")

@@ -22,15 +22,9 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from adq_wds.errors import AdqError
-from adq_wds.models import builtin
-from adq_wds.models.builtin import (
-    BUILTIN_NAMES,
-    SmallNet,
-    builtin_encoder,
-    resized,
-    weights_header,
-    weights_path,
-)
+from adq_wds.models import BUILTIN_NAMES, builtin
+from adq_wds.models.builtin import SmallNet, builtin_encoder, resized, weights_path
+from adq_wds.models.checkpoints import load_weights
 
 ROOT = Path(__file__).parents[2]
 MAX_WEIGHTS_BYTES = 3_000_000
@@ -132,9 +126,9 @@ def test_the_network_is_frozen_and_leaves_the_callers_random_state_alone() -> No
     encoder = builtin_encoder()
     encoder(pictures(2))
     assert torch.equal(torch.get_rng_state(), before)
-    assert not encoder.network.training
-    assert not any(p.requires_grad for p in encoder.network.parameters())
-    assert {p.dtype for p in encoder.network.parameters()} == {torch.float32}
+    assert not encoder.model.training
+    assert not any(p.requires_grad for p in encoder.model.parameters())
+    assert {p.dtype for p in encoder.model.parameters()} == {torch.float32}
 
 
 @all_names
@@ -154,10 +148,10 @@ def test_importing_brings_no_timm() -> None:
 
 def test_an_image_of_the_right_size_is_not_touched_and_a_larger_one_is_averaged() -> None:
     (image,) = pictures(1)
-    assert resized(image) is image
+    assert np.array_equal(resized([image])[0].permute(1, 2, 0), np.asarray(image))
     stripes = np.zeros((320, 640, 3), dtype=np.uint8)
     stripes[:, ::2] = 200  # finer than the filter is wide: only an average over all columns gives 100
-    inner = np.asarray(resized(PIL.Image.fromarray(stripes)))[:, 1:-1]
+    inner = resized([PIL.Image.fromarray(stripes)])[0].permute(1, 2, 0).numpy()[:, 1:-1]
     assert inner.shape == (32, 30, 3)
     assert np.abs(inner.astype(int) - 100).max() <= 1
 
@@ -194,7 +188,7 @@ def own_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_missing_file_is_a_broken_installation(own_weights: Path) -> None:
     (own_weights / "builtin.safetensors").unlink()
-    with pytest.raises(AdqError, match=r"builtin\.safetensors: no such file, .* install it again"):
+    with pytest.raises(AdqError, match=r"builtin\.safetensors: no such file; .*: install that again"):
         builtin_encoder()
 
 
@@ -202,7 +196,7 @@ def test_a_missing_file_is_a_broken_installation(own_weights: Path) -> None:
 def test_a_cut_file_is_refused(own_weights: Path, n_bytes: int) -> None:
     path = own_weights / "builtin.safetensors"
     path.write_bytes(path.read_bytes()[:n_bytes])
-    with pytest.raises(AdqError, match=r"builtin\.safetensors: damaged .* install the package again"):
+    with pytest.raises(AdqError, match=r"builtin\.safetensors: not a whole .*: install that again"):
         builtin_encoder()
 
 
@@ -213,13 +207,6 @@ def test_another_networks_weights_are_refused(own_weights: Path) -> None:
     with pytest.raises(
         AdqError, match=r"do not fit encoder 'builtin': 11 missing .*\(64, 3, 3, 3\), expected"
     ):
-        builtin_encoder()
-
-
-def test_weights_that_do_not_say_how_they_were_made_are_refused(own_weights: Path) -> None:
-    path = own_weights / "builtin.safetensors"
-    safetensors.torch.save_file(safetensors.torch.load_file(path), path, {"script": "x", "accuracy": "x"})
-    with pytest.raises(AdqError, match="the header lacks trained_on, settings; install the package again"):
         builtin_encoder()
 
 
@@ -243,7 +230,7 @@ def test_a_file_is_small_half_precision_and_finite(name: str) -> None:
 
 @all_names
 def test_a_header_names_script_data_settings_and_accuracy(name: str) -> None:
-    header = weights_header(name)
+    header = load_weights(weights_path(name)).header
     assert (ROOT / header["script"]).is_file()
     assert header["trained_on"] == "CIFAR-10 train"
     settings, accuracy = json.loads(header["settings"]), json.loads(header["accuracy"])
@@ -261,8 +248,8 @@ def test_the_accuracy_in_the_header_is_what_the_files_reach(name: str, cifar10: 
     sets = [
         script.read_shards(str(cifar10 / f"cifar10-{part}-*.tar"), tmp_path) for part in ("train", "test")
     ]
-    reached = script.accuracies(builtin_encoder(name).network, *sets)
-    assert reached == pytest.approx(json.loads(weights_header(name)["accuracy"]), abs=5e-4)
+    reached = script.accuracies(builtin_encoder(name).model, *sets)
+    assert reached == pytest.approx(json.loads(load_weights(weights_path(name)).header["accuracy"]), abs=5e-4)
 
 
 # The training script
@@ -346,7 +333,7 @@ def test_what_the_script_stores_can_be_loaded_and_tells_how_it_was_made(
 ) -> None:
     run(script, "builtin", make_shard("a.tar", 20, classes=3), tmp_path)
     monkeypatch.setattr(builtin, "WEIGHTS", tmp_path)
-    encoder, header = builtin_encoder(), weights_header("builtin")
+    encoder, header = builtin_encoder(), load_weights(weights_path("builtin")).header
     assert (encoder.n_classes, encoder.trained_on) == (3, "noise")
     written = json.loads((tmp_path / "builtin.json").read_text())
     assert json.loads(header["settings"]) == written["settings"]

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from adq_wds.errors import AdqError
-from adq_wds.models.checkpoints import load_state, misfit, state_sha256
+from adq_wds.models.checkpoints import load_weights, misfit, state_sha256
 
 STATE = {"layer.weight": torch.arange(6.0).reshape(2, 3), "layer.bias": torch.tensor([1.0, -1.0])}
 WRAPPED = {f"module.{k}": v for k, v in STATE.items()}
@@ -27,13 +27,13 @@ def assert_same(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor]) -> 
 
 def test_safetensors_come_back_as_they_were(tmp_path: Path) -> None:
     save_file(STATE, tmp_path / "a.safetensors")
-    assert_same(load_state(tmp_path / "a.safetensors"), STATE)
+    assert_same(load_weights(tmp_path / "a.safetensors").state, STATE)
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
 def test_prefixes_of_wrappers_are_taken_off(tmp_path: Path, prefix: str) -> None:
     save_file({prefix + k: v for k, v in STATE.items()}, tmp_path / "a.safetensors")
-    assert_same(load_state(tmp_path / "a.safetensors"), STATE)
+    assert_same(load_weights(tmp_path / "a.safetensors").state, STATE)
 
 
 @pytest.mark.parametrize(
@@ -55,13 +55,13 @@ def test_a_pickle_is_opened_down_to_its_weights_averaged_ones_first(
     tmp_path: Path, content: Any, suffix: str
 ) -> None:
     torch.save(content, tmp_path / f"a{suffix}")
-    assert_same(load_state(tmp_path / f"a{suffix}", allow_pickle=True), STATE)
+    assert_same(load_weights(tmp_path / f"a{suffix}", allow_pickle=True).state, STATE)
 
 
 def test_a_pickle_needs_allow_pickle(tmp_path: Path) -> None:
     torch.save(STATE, tmp_path / "a.pth")
     with pytest.raises(ValueError, match=r"a\.pth: a pickle, read only with allow_pickle=True"):
-        load_state(tmp_path / "a.pth")
+        load_weights(tmp_path / "a.pth")
 
 
 class Hostile:
@@ -83,7 +83,7 @@ def test_a_hostile_pickle_is_refused_and_not_run(tmp_path: Path, zipped: bool) -
     with pytest.raises(
         AdqError, match=r"a\.pth: holds 'posix\.mkdir' beside tensors, which is never unpickled"
     ):
-        load_state(tmp_path / "a.pth", allow_pickle=True)
+        load_weights(tmp_path / "a.pth", allow_pickle=True)
     assert not trace.exists()
     torch.load(tmp_path / "a.pth", weights_only=False)  # the trap works
     assert trace.exists()
@@ -105,7 +105,7 @@ def test_what_stands_beside_the_weights_and_is_refused_is_named_with_the_remedy(
     content = {"state_dict": STATE, "metric": beside}
     torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
     with pytest.raises(AdqError, match=rf"a\.pth: holds '{kind}' .*torch\.save\(model\.state_dict\(\)"):
-        load_state(tmp_path / "a.pth", allow_pickle=True)
+        load_weights(tmp_path / "a.pth", allow_pickle=True)
 
 
 @pytest.mark.parametrize(
@@ -114,15 +114,15 @@ def test_what_stands_beside_the_weights_and_is_refused_is_named_with_the_remedy(
 def test_a_file_without_weights_says_what_it_holds(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "a.pt")
     with pytest.raises(AdqError, match=rf"a\.pt: holds no weights \(a {type(content).__name__} with keys: "):
-        load_state(tmp_path / "a.pt", allow_pickle=True)
+        load_weights(tmp_path / "a.pt", allow_pickle=True)
 
 
 def test_a_missing_file_and_an_unknown_suffix_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"nowhere\.safetensors: no such file"):
-        load_state(tmp_path / "nowhere.safetensors")
+        load_weights(tmp_path / "nowhere.safetensors")
     (tmp_path / "a.npz").write_bytes(b"x")
     with pytest.raises(ValueError, match=r"a\.npz: expected a name in \.safetensors"):
-        load_state(tmp_path / "a.npz")
+        load_weights(tmp_path / "a.npz")
 
 
 def damaged_files() -> dict[str, bytes]:
@@ -157,7 +157,7 @@ def test_a_damaged_safetensors_file_is_refused_before_allocation(tmp_path: Path,
     path.write_bytes(damaged_files()[what])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(AdqError, match=r"a\.safetensors: not a whole safetensors file: .*starts with b'"):
-        load_state(path)
+        load_weights(path)
     assert (
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024
     )  # KiB on Linux, bytes on macOS
@@ -170,7 +170,7 @@ def test_every_truncation_of_a_safetensors_file_is_refused(tmp_path: Path) -> No
     for n_bytes in range(len(whole)):
         path.write_bytes(whole[:n_bytes])
         with pytest.raises(AdqError, match="not a whole safetensors file"):
-            load_state(path)
+            load_weights(path)
 
 
 @pytest.mark.parametrize("n_bytes", [0, 1, 100, 600, -1])
@@ -179,7 +179,7 @@ def test_a_truncated_pickle_is_refused(tmp_path: Path, n_bytes: int) -> None:
     torch.save(STATE, path)
     path.write_bytes(path.read_bytes()[:n_bytes])
     with pytest.raises(AdqError, match=r"a\.pth: not a whole file of tensors"):
-        load_state(path, allow_pickle=True)
+        load_weights(path, allow_pickle=True)
 
 
 def test_misfit_counts_what_is_missing_unexpected_and_reshaped_and_names_the_first() -> None:

@@ -19,23 +19,23 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
-import timm
+import timm.data
 import torch
 from numpy.typing import NDArray
 
 import adq_wds as adq
 from adq_wds.errors import AdqError
-from adq_wds.models.builtin import BuiltinEncoder, builtin_encoder, normalised, resized, weights_path
-from adq_wds.models.checkpoints import file_sha256, state_sha256
-from adq_wds.models.forward import COMPILED_BATCH, Forward, ForwardOptions
-from adq_wds.models.timm_encoder import TimmEncoder, pooled_and_logits, timm_encoder
+from adq_wds.models.builtin import builtin_encoder, weights_path
+from adq_wds.models.checkpoints import load_weights, state_sha256
+from adq_wds.models.forward import COMPILED_BATCH, ForwardOptions
+from adq_wds.models.network_encoder import NetworkEncoder
+from adq_wds.models.timm_encoder import timm_encoder
 
 SIZE = COMPILED_BATCH["cpu"]
-Encoder = TimmEncoder | BuiltinEncoder
-Make = Callable[..., Encoder]
+Make = Callable[..., NetworkEncoder]
 
 
-def tiny_resnet(**options: Any) -> TimmEncoder:
+def tiny_resnet(**options: Any) -> NetworkEncoder:
     return timm_encoder("test_resnet", pretrained=False, image_size=32, **options)
 
 
@@ -47,12 +47,8 @@ def noise(n: int, side: int = 40) -> list[PIL.Image.Image]:
     return [PIL.Image.fromarray(p) for p in pixels]
 
 
-def network_of(encoder: Encoder) -> torch.nn.Module:
-    return encoder.model if isinstance(encoder, TimmEncoder) else encoder.network
-
-
-def first_convolution(encoder: Encoder) -> torch.nn.Conv2d:
-    return next(m for m in network_of(encoder).modules() if isinstance(m, torch.nn.Conv2d))
+def first_convolution(encoder: NetworkEncoder) -> torch.nn.Conv2d:
+    return next(m for m in encoder.model.modules() if isinstance(m, torch.nn.Conv2d))
 
 
 def unit(h: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -78,7 +74,7 @@ def one_thread() -> Iterator[None]:
 
 
 def test_without_options_the_revision_is_the_one_of_features_made_before_there_were_any() -> None:
-    expected = f"file-sha256={file_sha256(weights_path('builtin'))};definition=1;dtype=float32"
+    expected = f"file-sha256={load_weights(weights_path('builtin')).sha256};definition=1;dtype=float32"
     assert builtin_encoder().revision == expected
     encoder = tiny_resnet()
     weights = state_sha256(encoder.model.state_dict().items())
@@ -87,19 +83,21 @@ def test_without_options_the_revision_is_the_one_of_features_made_before_there_w
 
 def test_without_options_the_answer_is_the_networks_own_to_the_last_bit() -> None:
     images = noise(5, 32)
-    encoder = builtin_encoder()
-    x = normalised(torch.from_numpy(np.stack([np.asarray(resized(image)) for image in images])))
-    with torch.inference_mode():
-        h, logits = encoder.network(x)
-    np.testing.assert_array_equal(encoder(images)[0], h.numpy())
-    np.testing.assert_array_equal(encoder(images)[1], logits.numpy())
+    pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).float()
+    cifar_mean, cifar_std = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.2470, 0.2435, 0.2616])
     of_timm = tiny_resnet()
-    pixels = torch.stack([torch.as_tensor(of_timm._resize(image)) for image in images])
-    x = pixels.to(torch.float32, memory_format=torch.channels_last)
-    with torch.inference_mode():
-        h, logits = pooled_and_logits(of_timm.model, (x - of_timm._mean) / of_timm._std, head=True)
-    np.testing.assert_array_equal(of_timm(images)[0], h.numpy())
-    np.testing.assert_array_equal(of_timm(images)[1], logits.numpy())
+    config = timm.data.resolve_model_data_config(of_timm.model, args={"img_size": 32})
+    mean, std = (torch.tensor([255 * v for v in config[name]]) for name in ("mean", "std"))
+    for encoder, x in (
+        (builtin_encoder(), (pixels / 255 - cifar_mean.view(3, 1, 1)) / cifar_std.view(3, 1, 1)),
+        (of_timm, (of_timm._prepare(images) - mean.view(3, 1, 1)) / std.view(3, 1, 1)),
+    ):
+        x = x.contiguous(memory_format=torch.channels_last)
+        with torch.inference_mode():
+            features = encoder.model.forward_features(x)
+            h, logits = (encoder.model.forward_head(features, pre_logits=own) for own in (True, False))
+        np.testing.assert_array_equal(encoder(images)[0], h.numpy())
+        np.testing.assert_array_equal(encoder(images)[1], logits.numpy())
 
 
 @makers
@@ -142,7 +140,7 @@ def test_a_pickle_carries_the_options(make: Make, monkeypatch: pytest.MonkeyPatc
         encoder = make(**options)
         again = pickle.loads(pickle.dumps(encoder))  # noqa: S301 - our own
         assert again.revision == encoder.revision
-        assert again._forward.options == ForwardOptions(**options)
+        assert again.options == ForwardOptions(**options)
         np.testing.assert_array_equal(again(noise(2))[0], encoder(noise(2))[0])
 
 
@@ -163,7 +161,7 @@ def test_amp_computes_in_bfloat16_and_answers_in_float32(make: Make) -> None:
     wanted, _ = usual(images)
     assert not np.array_equal(h, wanted)
     assert worst_cosine(h, wanted) > 0.999
-    assert next(network_of(encoder).parameters()).dtype == torch.float32
+    assert next(encoder.model.parameters()).dtype == torch.float32
     assert not torch.is_autocast_enabled("cpu")
 
 
@@ -412,10 +410,3 @@ def test_cuda_gives_nearly_what_the_cpu_gives(make: Make, options: dict[str, boo
     with ThreadPoolExecutor(3) as pool:
         for h, _ in pool.map(encoder, [images] * 6):
             assert worst_cosine(h, wanted) > 0.999
-
-
-def test_forward_needs_no_head() -> None:
-    forward = Forward("x", lambda x: (x.mean((2, 3)), None), ForwardOptions(), torch.device("cpu"))
-    h, logits = forward(torch.ones(2, 3, 4, 4))
-    assert logits is None
-    np.testing.assert_array_equal(h, np.ones((2, 3)))

@@ -1,6 +1,5 @@
 """A stream's bins are those that the codebook gives the stored embeddings, or an error says what does not fit."""
 
-import io
 import logging
 import operator
 import re
@@ -11,39 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-import webdataset as wds
 
 import adq_wds as adq
 from adq_wds.pipes.assign_bins import RULE_FIELD
 from adq_wds.tables.codebook import POOLED
+from tests.pipes.streams import npy, raw
 
 Samples = list[dict[str, Any]]
 
 
-@pytest.fixture
-def urls(make_shard: Callable[..., Path]) -> list[str]:
-    """The first is fitted on, the second is not."""
-    return [str(make_shard("t-0.tar", 60, classes=3)), str(make_shard("t-1.tar", 40, first=60, classes=4))]
-
-
-@pytest.fixture
-def codebook(urls: list[str], tmp_path: Path) -> adq.Codebook:
-    features = adq.embed_shards(urls[:1], "thumbnail", tmp_path / "features")
-    return adq.fit_codebook(features, bins=4, min_pilot=5, out=tmp_path / "codebook.safetensors")
-
-
-def raw(urls: list[str]) -> Any:
-    return wds.WebDataset(urls, shardshuffle=False)
-
-
 def embedded(urls: list[str]) -> Any:
     return raw(urls).compose(adq.Embed(adq.encoder("thumbnail")))
-
-
-def npy(array: Any) -> bytes:
-    out = io.BytesIO()
-    np.save(out, array)
-    return out.getvalue()
 
 
 def bins(samples: Any) -> list[int]:

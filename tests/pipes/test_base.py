@@ -9,7 +9,7 @@ import pytest
 
 import adq_wds as adq
 from adq_wds.pipes.base import MAX_BAD_IN_A_ROW, Tally, check_on_error
-from adq_wds.samples.fields import read_label
+from adq_wds.samples.label import read_label
 
 Samples = list[dict[str, Any]]
 

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 import adq_wds as adq
-from adq_wds.pipes.decode import whole_image
 from adq_wds.samples.fields import Sample
 from adq_wds.samples.patch_file import encode
+from adq_wds.samples.whole_image import whole_image
 from tests.conftest import jpeg, write_tar
 
 PPM = b"P6 1 1 255 abc"

@@ -256,7 +256,7 @@ def test_none_and_all_patches_are_rebuilt_too(keep: float) -> None:
             {"keep": 0.5, "tolerance": 0.1},
             "keep=0.5 and tolerance=0.1 both say how many patches are kept; give one",
         ),
-        ({"tolerance": 0.1}, "tolerance= is about an encoder's feature; give encoder="),
+        ({"tolerance": 0.1}, "tolerance= measures a feature; give encoder="),
         ({"tolerance": float("nan")}, r"tolerance must be a number >= 0 .* got nan"),
         ({"tolerance": -1}, "got -1"),
         ({"tolerance": float("inf")}, "got inf"),

@@ -4,8 +4,6 @@ import io
 import logging
 import multiprocessing
 import operator
-import os
-import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,10 +39,8 @@ class Plain:
 
     name, revision, preprocessing_hash = "plain", "1", ""
 
-    def __init__(self, answer: Callable[[list[Image.Image]], Any], device: str | None = None) -> None:
+    def __init__(self, answer: Callable[[list[Image.Image]], Any]) -> None:
         self.answer, self.sizes = answer, list[int]()
-        if device is not None:
-            self.device = device
 
     def __call__(self, images: Sequence[Image.Image]) -> Any:
         self.sizes.append(len(images))
@@ -228,54 +224,19 @@ def in_fork(pipe: adq.Pipe, samples: Samples) -> Any:
     return found
 
 
-class FakeNetwork:
-    def __init__(self, device: str) -> None:
-        self.device = torch.device(device)
-
-    def parameters(self) -> Any:
-        return iter([self])
-
-
-@pytest.mark.parametrize("device", ["cuda:0", "mps", torch.device("cuda", 1)])
-@pytest.mark.parametrize("on_error", ["raise", "skip"])
-def test_an_accelerator_in_a_forked_process_is_an_error_that_says_what_to_do(
-    url: str, device: Any, on_error: Any
-) -> None:
-    samples = list(raw(url))
-    pipe = adq.Embed(Plain(means, device), on_error=on_error)
-    assert len(list(pipe(samples))) == 30
-    said = in_fork(pipe, samples)
-    assert said.startswith("AdqError: ")
-    assert f"Embed: the encoder 'plain' is on {device}, and this process was forked" in said
-    for remedy in ("num_workers=0", "multiprocessing_context='spawn'", "device='cpu'"):
-        assert remedy in said
-
-
-def test_the_device_of_a_network_behind_a_function_counts_too(url: str) -> None:
-    encoder: Any = Plain(means)
-    encoder.fn = FakeNetwork("cuda")
-    assert "is on cuda, and this process was forked" in in_fork(adq.Embed(encoder), list(raw(url)))
-
-
 def test_what_torch_says_of_a_fork_is_said_with_the_remedy(url: str) -> None:
     def answer(images: list[Image.Image]) -> Any:
         raise RuntimeError("Cannot re-initialize CUDA in forked subprocess. To use CUDA with ...")
 
-    with pytest.raises(
-        adq.AdqError, match=r"is on an accelerator, and this process was forked .*'spawn'"
-    ) as caught:
-        list(adq.Embed(Plain(answer))(raw(url)))
-    assert not isinstance(caught.value, adq.SampleError)
+    text = r"Embed: the encoder 'plain' is on an accelerator, .*num_workers=0.*'spawn'.*device='cpu'$"
+    for on_error in ("raise", "skip"):
+        with pytest.raises(adq.AdqError, match=text) as caught:
+            list(adq.Embed(Plain(answer), on_error=on_error)(raw(url)))
+        assert not isinstance(caught.value, adq.SampleError)
 
 
-def test_the_cpu_may_be_forked_and_a_spawned_copy_is_at_home_where_it_is(url: str) -> None:
-    samples = list(raw(url))
-    assert in_fork(adq.Embed(Plain(means)), samples) == 30
-    assert in_fork(adq.Embed(Plain(means, "cpu")), samples) == 30
-    pipe = adq.Embed(adq.encoder("thumbnail"))
-    object.__setattr__(pipe, "_process", -1)
-    again = pickle.loads(pickle.dumps(pipe))  # noqa: S301 - our own bytes
-    assert again._process == os.getpid()
+def test_the_cpu_may_be_forked(url: str) -> None:
+    assert in_fork(adq.Embed(Plain(means)), list(raw(url))) == 30
 
 
 @pytest.mark.parametrize("start", ["fork", "spawn"])
@@ -300,7 +261,7 @@ def test_on_cuda_a_forked_worker_is_refused_and_a_spawned_one_works(url: str) ->
     pipe = adq.Embed(adq.encoder("builtin-free", device="cuda"))
     samples = list(raw(url))
     assert len(list(pipe(samples))) == 30
-    assert "AdqError: Embed: the encoder 'builtin-free' is on cuda" in in_fork(pipe, samples)
+    assert "AdqError: Embed: the encoder 'builtin-free' is on an accelerator" in in_fork(pipe, samples)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert len(pool.apply(pipe.apply, (samples,))) == 30
 

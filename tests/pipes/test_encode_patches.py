@@ -143,7 +143,7 @@ def test_patches_that_would_enlarge_are_refused_with_numbers_and_never_skipped(
         ({"positions": np.array([3, 2, 1])}, "these are no kept patches: .*kept must ascend"),
         ({"positions": np.array([0, 99])}, "these are no kept patches"),
         ({"grid": np.array([4])}, "these are no kept patches"),
-        ({"grid": np.array([0, 4])}, "grid must hold rows and columns, each >= 1, got 0"),
+        ({"grid": np.array([0, 4])}, "grid must be an integer >= 1, got 0"),
         (
             {"patches.jpg": b""},
             "field 'patches.jpg': is there already; rename or drop it before EncodePatches",

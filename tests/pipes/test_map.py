@@ -12,7 +12,7 @@ import pytest
 import webdataset as wds
 
 import adq_wds as adq
-from adq_wds.samples.fields import read_label
+from adq_wds.samples.label import read_label
 
 
 def draw(sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """By a codebook, keyed draws keep each sample with the rate of its bin, on shards that no fit has seen."""
 
 import pickle
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -9,47 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import webdataset as wds
 
 import adq_wds as adq
 from adq_wds.core.rng import draw
 from adq_wds.pipes.assign_bins import RULE_FIELD
 from adq_wds.pipes.embed import ENCODER_FIELD
+from tests.pipes.streams import ids, raw
 
 Samples = list[dict[str, Any]]
-
-
-@pytest.fixture
-def urls(make_shard: Callable[..., Path]) -> list[str]:
-    """The first is fitted on, the second is not."""
-    return [str(make_shard("t-0.tar", 60, classes=3)), str(make_shard("t-1.tar", 40, first=60, classes=4))]
-
-
-@pytest.fixture
-def codebook(urls: list[str], tmp_path: Path) -> adq.Codebook:
-    """Rates that differ much: nothing of bin 0, most of bin 3."""
-    features = adq.embed_shards(urls[:1], "thumbnail", tmp_path / "features")
-
-    def steep(size: Any, importance: Any, keep: float) -> Any:
-        return size * np.arange(len(size))
-
-    return adq.fit_codebook(
-        features, bins=4, min_pilot=5, allocation=steep, out=tmp_path / "codebook.safetensors"
-    )
-
-
-def raw(urls: list[str]) -> Any:
-    return wds.WebDataset(urls, shardshuffle=False)
 
 
 @pytest.fixture
 def assigned(urls: list[str], codebook: adq.Codebook) -> Samples:
     stages = (adq.Embed(adq.encoder("thumbnail")), adq.AssignBins(codebook))
     return list(raw(urls).compose(*stages))
-
-
-def ids(samples: Any) -> list[tuple[str, str]]:
-    return [(Path(sample["__url__"]).name, sample["__key__"]) for sample in samples]
 
 
 def expected(samples: Samples, codebook: adq.Codebook, keep: float, seed: int, epoch: int = 0) -> Any:
@@ -78,15 +50,13 @@ def test_keep_is_three_tenths_unless_said(assigned: Samples, codebook: adq.Codeb
     assert out == expected(assigned, codebook, 0.3, 0)
 
 
-def test_nothing_and_everything_are_exact(assigned: Samples, codebook: adq.Codebook) -> None:
-    assert list(adq.Subsample(codebook, keep=0)(assigned)) == []
-    assert ids(adq.Subsample(codebook, keep=1)(assigned)) == ids(assigned)
-
-
-def test_a_smaller_keep_lies_inside_a_larger_one(assigned: Samples, codebook: adq.Codebook) -> None:
-    kept = [set(ids(adq.Subsample(codebook, keep=keep)(assigned))) for keep in (0.05, 0.2, 0.4, 0.6, 0.8)]
-    for small, large in pairwise(kept):
-        assert small < large
+def test_a_smaller_keep_lies_inside_a_larger_one_from_nothing_to_all(
+    assigned: Samples, codebook: adq.Codebook
+) -> None:
+    keeps = (0, 0.05, 0.2, 0.4, 0.6, 0.8, 1)
+    kept = [ids(adq.Subsample(codebook, keep=keep)(assigned)) for keep in keeps]
+    assert (kept[0], kept[-1]) == ([], ids(assigned))
+    assert all(set(small) < set(large) for small, large in pairwise(kept))
 
 
 def test_order_folders_and_neighbours_change_nothing(
@@ -229,12 +199,3 @@ def test_a_state_is_of_its_codebook_keep_and_seed(
     for pipes in (stages(other), stages(codebook, keep=0.5), stages(codebook, seed=1), []):
         with pytest.raises(adq.StateError, match="it belongs to another plan or other shards"):
             adq.ShardDataset(urls, pipes=pipes).start_from(state)
-
-
-def test_a_source_whose_pipes_have_two_codebooks_is_an_error(
-    urls: list[str], codebook: adq.Codebook, tmp_path: Path
-) -> None:
-    other = adq.fit_codebook(adq.Features(tmp_path / "features"), bins=3, min_pilot=5)
-    mixed = [*stages(codebook)[:2], *stages(other)[2:]]
-    with pytest.raises(adq.CodebookError, match="its bin is by another codebook"):
-        next(iter(adq.ShardDataset(urls, pipes=mixed)))

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import webdataset as wds
 
 import adq_wds as adq
 from adq_wds.pipes import subsample
+from tests.pipes.streams import ids, raw
 
 Ids = list[tuple[str, str]]
 
@@ -28,14 +28,6 @@ def plan(urls: list[str], tmp_path: Path) -> adq.Plan:
     features = adq.embed_shards(urls, "thumbnail", tmp_path / "features")
     must = [("t-1.tar", "s00025")]
     return adq.build_plan(features, bins=3, keep=0.3, must_include=must, out=tmp_path / "plan.parquet")
-
-
-def raw(urls: list[str]) -> Any:
-    return wds.WebDataset(urls, shardshuffle=False)
-
-
-def ids(samples: Any) -> Ids:
-    return [(Path(sample["__url__"]).name, sample["__key__"]) for sample in samples]
 
 
 def kept_in(plan: adq.Plan, epoch: int) -> Ids:

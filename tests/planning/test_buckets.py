@@ -35,7 +35,7 @@ def test_a_class_is_its_rows_in_their_order(classes: list[int], features: Featur
     rows = np.concatenate([file.embedding() for file in features])
     buckets = ClassBuckets(features, label, classes)
     for c in [*classes, *classes]:  # also a second time
-        where, embedding = buckets.read(c)
+        where, (embedding,) = buckets.read(c)
         assert where.tolist() == np.flatnonzero(label == c).tolist()
         assert embedding.dtype == np.float16
         assert (embedding == rows[label == c]).all()
@@ -51,7 +51,7 @@ def test_many_random_classes_over_many_shards(make_features: MakeFeatures, tmp_p
     rows = np.concatenate([file.embedding() for file in features])
     buckets = ClassBuckets(features, label, np.unique(label).tolist())
     for c in range(-1, 40):
-        where, embedding = buckets.read(c)
+        where, (embedding,) = buckets.read(c)
         assert (where == np.flatnonzero(label == c)).all()
         assert (embedding == rows[where]).all()
     buckets.close()

@@ -144,8 +144,8 @@ def peak_growth(work: Callable[[], object]) -> int:
 
 
 READS: dict[str, Callable[[Remote], bytes]] = {
-    "range": lambda opened: opened.read(*RANGE),
-    "ranges": lambda opened: b"".join(opened.read_many([RANGE, (4096, 5000), (6000, 7000)])),
+    "range": lambda opened: opened.read_ranges([RANGE])[0],
+    "ranges": lambda opened: b"".join(opened.read_ranges([RANGE, (4096, 5000), (6000, 7000)])),
     "whole": lambda opened: b"".join(chunk[:1] for chunk in opened.chunks()),
 }
 
@@ -182,7 +182,7 @@ def test_a_packed_answer_is_refused(remote: Open, fault: str) -> None:
         with pytest.raises(
             adq.ShardError, match=r"f\.bin: (the server packs its answers|.* bytes came|.*more than)"
         ):
-            opened.read(*RANGE)
+            opened.read_ranges([RANGE])[0]
 
     assert peak_growth(read) <= 2 * (RANGE[1] - RANGE[0]) + 64 * MIB
 
@@ -190,7 +190,7 @@ def test_a_packed_answer_is_refused(remote: Open, fault: str) -> None:
 def test_another_host_that_a_server_names_is_asked_without_the_password(
     remote: Open, hostile: Hostile
 ) -> None:
-    assert remote("away", user="user:secret@").read(*RANGE) == DATA[slice(*RANGE)]
+    assert remote("away", user="user:secret@").read_ranges([RANGE])[0] == DATA[slice(*RANGE)]
     first, second = hostile.seen[-2:]
     assert first[0].startswith("/away/")
     assert first[1].startswith("Basic ")
@@ -199,7 +199,7 @@ def test_another_host_that_a_server_names_is_asked_without_the_password(
 
 def test_a_file_that_a_server_names_is_not_read(remote: Open) -> None:
     with pytest.raises((adq.ShardError, NoRanges)):
-        remote("file").read(*RANGE)
+        remote("file").read_ranges([RANGE])[0]
     with pytest.raises(adq.ShardError, match=r"f\.bin: "):
         READS["whole"](remote("file"))
 
@@ -207,6 +207,6 @@ def test_a_file_that_a_server_names_is_not_read(remote: Open) -> None:
 @pytest.mark.parametrize("fault", ["changed", "grown"])
 def test_ranges_of_two_versions_of_a_file_are_not_mixed(remote: Open, fault: str) -> None:
     opened = remote(fault)
-    assert opened.read(*RANGE) == DATA[slice(*RANGE)]
+    assert opened.read_ranges([RANGE])[0] == DATA[slice(*RANGE)]
     with pytest.raises(adq.ShardError, match=r"shard f\.bin: changed on the server while it was read"):
-        opened.read(*RANGE)
+        opened.read_ranges([RANGE])[0]

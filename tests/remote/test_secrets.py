@@ -14,7 +14,7 @@ import adq_wds as adq
 from adq_wds.cli.main import main
 from adq_wds.jobs.index import index_shards
 from adq_wds.jobs.run import run_job
-from adq_wds.jobs.verify import report_text, verify_shards
+from adq_wds.jobs.verify import verify_shards
 from adq_wds.remote import with_fsspec, with_obstore
 from adq_wds.writing.write_shards import write_kept
 from tests.conftest import jpeg, write_tar
@@ -116,7 +116,7 @@ CALLS: dict[str, Callable[[list[str], str, Path], object]] = {
     "ShardDataset, no plan": lambda urls, plan, out: list(adq.ShardDataset(urls, timeout=1.0)),
     "Plan.from_keys": lambda urls, plan, out: adq.Plan.from_keys(urls, None),
     "index_shards": lambda urls, plan, out: index_shards(urls, out / "i.parquet"),
-    "verify_shards": lambda urls, plan, out: print(report_text(verify_shards(plan, urls))),  # noqa: T201
+    "verify_shards": lambda urls, plan, out: print(verify_shards(plan, urls).text()),  # noqa: T201
     "embed_shards": lambda urls, plan, out: adq.embed_shards(urls, out=out, workers=0),
     "write_kept": lambda urls, plan, out: write_kept(urls, plan, out / "%06d.tar"),
 }  # fmt: skip

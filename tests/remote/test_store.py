@@ -49,8 +49,8 @@ def test_ranges_are_what_a_slice_of_the_file_is(remote: Open, server: Server, da
     opened = remote("ok")
     rng = random.Random(1)
     ranges = [(a, a + rng.randrange(1, 900)) for a in rng.sample(range(SIZE - 900), 20)]
-    assert opened.read_many(ranges) == [data[a:b] for a, b in ranges]
-    assert opened.read(SIZE - 5, SIZE) == data[-5:]
+    assert opened.read_ranges(ranges) == [data[a:b] for a, b in ranges]
+    assert opened.read_ranges([(SIZE - 5, SIZE)])[0] == data[-5:]
     assert b"".join(opened.chunks()) == data
     assert opened.stamp()["bytes"] == SIZE
     assert (
@@ -60,15 +60,15 @@ def test_ranges_are_what_a_slice_of_the_file_is(remote: Open, server: Server, da
 
 def test_each_range_is_one_request_and_nothing_else_is_asked_for(server: Server, data: bytes) -> None:
     opened = Remote(f"{server.url}/ok/f.bin", shard="f.bin", access=Access())
-    opened.read(5, 20)
+    opened.read_ranges([(5, 20)])[0]
     assert server.asked() == [("f.bin", "bytes=5-19")]
-    opened.read_many([(0, 10), (20, 30), (40, 50)])
+    opened.read_ranges([(0, 10), (20, 30), (40, 50)])
     assert sorted(str(each) for _, each in server.asked()) == ["bytes=0-9", "bytes=20-29", "bytes=40-49"]
 
 
 def test_a_query_is_part_of_the_url_and_a_user_becomes_a_header(server: Server, data: bytes) -> None:
     url = f"{server.url}/ok/f.bin?token=t0ken&x=1".replace("http://", "http://me:p%40ss@")
-    assert Remote(url, shard="f.bin", access=Access()).read(0, 3) == data[:3]
+    assert Remote(url, shard="f.bin", access=Access()).read_ranges([(0, 3)])[0] == data[:3]
     expected = "Basic " + base64.b64encode(b"me:p@ss").decode()
     assert server.requests == [("/ok/f.bin?token=t0ken&x=1", "bytes=0-2", expected)]
 
@@ -88,7 +88,7 @@ def test_a_refusal_is_one_request_and_an_error_without_the_url(
     begin = time.monotonic()
     opened = remote(fault, query="?token=s3cret")
     with pytest.raises(adq.ShardError, match=text) as error:
-        opened.read(0, 10)
+        opened.read_ranges([(0, 10)])[0]
     assert time.monotonic() - begin < 1
     most = 2 if isinstance(opened._backend, Fsspec) else 1  # fsspec asks by HEAD and by GET
     assert 1 <= server.n_of[f"/{fault}/f.bin"] <= most
@@ -99,17 +99,20 @@ def test_a_refusal_is_one_request_and_an_error_without_the_url(
 
 def test_a_server_that_fails_is_asked_again_and_then_named(server: Server, data: bytes) -> None:
     """F11."""
-    assert Remote(f"{server.url}/busy/f.bin", shard="f.bin", access=Access()).read(5, 9) == data[5:9]
+    assert (
+        Remote(f"{server.url}/busy/f.bin", shard="f.bin", access=Access()).read_ranges([(5, 9)])[0]
+        == data[5:9]
+    )
     assert server.n_of["/busy/f.bin"] == 3
     with pytest.raises(adq.ShardError, match=r"shard f.bin: the server fails \(500\): try again later"):
-        Remote(f"{server.url}/500/f.bin", shard="f.bin", access=Access(1.0)).read(0, 10)
+        Remote(f"{server.url}/500/f.bin", shard="f.bin", access=Access(1.0)).read_ranges([(0, 10)])[0]
     assert 1 < server.n_of["/500/f.bin"] < 10
 
 
 def test_a_server_without_ranges_is_told_apart(remote: Open, data: bytes) -> None:
     for fault in ("whole", "page"):
         with pytest.raises(NoRanges):
-            remote(fault).read(2000, 2010)
+            remote(fault).read_ranges([(2000, 2010)])[0]
     assert b"".join(remote("whole").chunks()) == data
 
 
@@ -118,19 +121,19 @@ def test_a_stall_ends_at_the_timeout(remote: Open) -> None:
     opened = remote("stall", timeout=0.5)
     begin = time.monotonic()
     with pytest.raises(adq.ShardError, match=r"shard f.bin: no answer in time \(timeout=\)"):
-        opened.read(0, 10)
+        opened.read_ranges([(0, 10)])[0]
     asked = 2 if isinstance(opened._backend, Fsspec) else 1  # fsspec asks by HEAD and by GET
     assert 0.4 < time.monotonic() - begin < 0.5 * asked + 1
 
 
 def test_a_slow_server_is_waited_for(remote: Open, data: bytes) -> None:
-    assert remote("slow").read(0, 10) == data[:10]
+    assert remote("slow").read_ranges([(0, 10)])[0] == data[:10]
 
 
 def test_a_redirect_to_a_file_reads_no_file(remote: Open) -> None:
     """F11."""
     with pytest.raises((adq.ShardError, NoRanges)):
-        remote("tofile").read(0, 10)
+        remote("tofile").read_ranges([(0, 10)])[0]
     with pytest.raises(adq.ShardError, match=r"shard f.bin"):
         b"".join(remote("tofile").chunks())
 
@@ -143,30 +146,32 @@ def test_answers_that_break_off_are_continued_or_detected(server: Server, data: 
         server.cut = rng.randrange(0, 4000)
         text = "shard f.bin: (the answer broke off|the server does not say how long)"
         with pytest.raises(adq.ShardError, match=text):
-            Remote(f"{server.url}/{fault}/f.bin", shard="f.bin", access=Access(5.0)).read(7, 4007)
+            Remote(f"{server.url}/{fault}/f.bin", shard="f.bin", access=Access(5.0)).read_ranges([(7, 4007)])[
+                0
+            ]
         if fault == "nolength":  # never taken at all
             continue
         server.n_of.clear()
         opened = Remote(f"{server.url}/{fault}once/f.bin", shard="f.bin", access=Access(5.0))
-        assert opened.read(7, 4007) == data[7:4007]
+        assert opened.read_ranges([(7, 4007)])[0] == data[7:4007]
 
 
 def test_a_wrong_length_is_seen(server: Server, data: bytes) -> None:
     """F11."""
     with pytest.raises(adq.ShardError, match=r"shard f.bin: 1,000 of 4,000 bytes came"):
-        Remote(f"{server.url}/short/f.bin", shard="f.bin", access=Access()).read(0, 4000)
+        Remote(f"{server.url}/short/f.bin", shard="f.bin", access=Access()).read_ranges([(0, 4000)])[0]
 
 
 def test_bytes_behind_the_end_are_an_error(remote: Open) -> None:
     with pytest.raises(adq.ShardError, match=r"shard f.bin: "):
-        remote("ok").read(SIZE - 10, SIZE + 10)
+        remote("ok").read_ranges([(SIZE - 10, SIZE + 10)])[0]
     with pytest.raises(adq.ShardError, match=r"shard f.bin: "):
-        remote("ok").read(SIZE + 10, SIZE + 20)
+        remote("ok").read_ranges([(SIZE + 10, SIZE + 20)])[0]
 
 
 def test_nobody_listening_is_said(remote: Open) -> None:
     with pytest.raises(adq.ShardError, match=r"shard x: no connection: check host and port"):
-        Remote("http://127.0.0.1:1/x?t=s3cret", shard="x", access=Access(2.0)).read(0, 10)
+        Remote("http://127.0.0.1:1/x?t=s3cret", shard="x", access=Access(2.0)).read_ranges([(0, 10)])[0]
 
 
 def test_urls_that_nothing_reads_are_refused() -> None:
@@ -179,11 +184,11 @@ def test_any_file_system_of_fsspec_is_read(data: bytes) -> None:
 
     fsspec.filesystem("memory").pipe("/a/f.bin", data)
     opened = Remote("memory://a/f.bin", shard="f.bin", access=Access())
-    assert opened.read_many([(3, 9), (100, 300)]) == [data[3:9], data[100:300]]
+    assert opened.read_ranges([(3, 9), (100, 300)]) == [data[3:9], data[100:300]]
     assert b"".join(opened.chunks()) == data
     assert opened.stamp()["bytes"] == SIZE
     with pytest.raises(adq.ShardError, match=r"shard g: not found"):
-        Remote("memory://a/g", shard="g", access=Access()).read(0, 1)
+        Remote("memory://a/g", shard="g", access=Access()).read_ranges([(0, 1)])[0]
 
 
 @pytest.mark.parametrize("timeout", [0, -1, float("nan"), "5", True, None])
@@ -206,7 +211,7 @@ import os, sys
 from adq_wds.remote.store import Access, Remote
 url, how = sys.argv[1:]
 def read():
-    return Remote(url, shard="f.bin", access=Access(5.0)).read(3, 9)
+    return Remote(url, shard="f.bin", access=Access(5.0)).read_ranges([(3, 9)])[0]
 first = read()
 if how == "alone":
     import importlib
@@ -244,7 +249,7 @@ def test_gcs_and_azure_urls_are_read_by_their_own_apis(server: Server, data: byt
             "base_url": server.url, "skip_signature": True, "client_options": {"allow_http": True},
         }
     )  # fmt: skip
-    assert Remote("gs://ok/f.bin", shard="f.bin", access=gcs).read(5, 20) == data[5:20]
+    assert Remote("gs://ok/f.bin", shard="f.bin", access=gcs).read_ranges([(5, 20)])[0] == data[5:20]
     azure = Access(storage_options={"endpoint": server.url, "account_name": "me", "skip_signature": True})
-    assert Remote("az://ok/f.bin", shard="f.bin", access=azure).read(5, 20) == data[5:20]
+    assert Remote("az://ok/f.bin", shard="f.bin", access=azure).read_ranges([(5, 20)])[0] == data[5:20]
     assert [each for _, each, _ in server.requests] == ["bytes=5-19"] * 2

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from adq_wds.core.importance import patch_means
 from adq_wds.models.builtin import builtin_encoder
-from adq_wds.models.timm_encoder import TimmEncoder, timm_encoder
+from adq_wds.models.network_encoder import NetworkEncoder
+from adq_wds.models.timm_encoder import timm_encoder
 from adq_wds.protocols import Importance
 from adq_wds.saliency.attention import attention_importance
-from adq_wds.saliency.whole_images import network_input
 
 SIZE = 64
 
@@ -33,7 +33,7 @@ def one_thread() -> Iterator[None]:
 
 
 @cache
-def random_encoder(name: str) -> TimmEncoder:
+def random_encoder(name: str) -> NetworkEncoder:
     return timm_encoder(name, pretrained=False, image_size=SIZE)
 
 
@@ -42,15 +42,15 @@ def pictures(n: int, size: tuple[int, int] = (SIZE, SIZE), seed: int = 0) -> lis
     return [PIL.Image.fromarray(c).resize(size, PIL.Image.Resampling.BICUBIC) for c in coarse]
 
 
-def opened(encoder: TimmEncoder, images: list[PIL.Image.Image]) -> NDArray[np.float64]:
+def opened(encoder: NetworkEncoder, images: list[PIL.Image.Image]) -> NDArray[np.float64]:
     """The oracle, (B, N, N): queries and keys of the last block's input, by hand."""
     model = encoder.model
     seen: list[torch.Tensor] = []
-    handle = model.blocks[-1].norm1.register_forward_hook(lambda _m, _a, out: seen.append(out))  # type: ignore[union-attr,index]
+    handle = model.blocks[-1].norm1.register_forward_hook(lambda _m, _a, out: seen.append(out))
     with torch.no_grad():
-        model(network_input(encoder, images))
+        model(encoder.whole(images))
         handle.remove()
-        attention = model.blocks[-1].attn  # type: ignore[union-attr,index]
+        attention = model.blocks[-1].attn
         B, N, D = seen[0].shape
         heads = attention.num_heads
         q, k, _ = attention.qkv(seen[0]).view(B, N, 3, heads, D // heads).permute(2, 0, 3, 1, 4).double()
@@ -111,7 +111,7 @@ def test_the_encoder_is_left_as_it_was_and_pickles_come_back() -> None:
     again = pickle.loads(pickle.dumps(importance))  # noqa: S301 - our own
     np.testing.assert_array_equal(again(images, [None] * 2, [0, 0]), first)
     np.testing.assert_array_equal(encoder(images)[0], before)
-    attention = encoder.model.blocks[-1].attn  # type: ignore[union-attr,index]
+    attention = encoder.model.blocks[-1].attn
     assert attention.fused_attn
     assert not attention._forward_pre_hooks
     assert importance([], [], []).size == 0
@@ -149,7 +149,7 @@ def test_weights_that_change_are_seen() -> None:
     images = pictures(1)
     before = importance(images, [None], [0])
     with torch.no_grad():
-        encoder.model.blocks[-1].attn.qkv.weight.mul_(3)  # type: ignore[union-attr,index,operator]
+        encoder.model.blocks[-1].attn.qkv.weight.mul_(3)
     np.testing.assert_allclose(
         importance(images, [None], [0])[0], attention_importance(encoder, patch=16)(images, [None], [0])[0]
     )
@@ -162,6 +162,6 @@ def test_a_network_without_attention_over_all_patches_is_refused(name: str) -> N
     with pytest.raises(
         ValueError, match=f"encoder '{name}' has no attention over all patches in its last block; take a ViT"
     ):
-        attention_importance(encoder, patch=16)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="patch=-1: expected the side of a patch"):
-        attention_importance(encoder, patch=-1)  # type: ignore[arg-type]
+        attention_importance(encoder, patch=16)
+    with pytest.raises(ValueError, match="patch must be an integer >= 1, got -1"):
+        attention_importance(encoder, patch=-1)

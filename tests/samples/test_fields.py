@@ -17,22 +17,16 @@ from PIL import Image
 
 from adq_wds.errors import SampleError
 from adq_wds.samples.fields import (
-    CLASS_FIELDS,
     IMAGE_FIELDS,
-    MAX_JSON_BYTES,
-    MAX_LABEL,
-    STORED_FIELDS,
     WHOLE_FIELDS,
     Sample,
     SpecError,
     check_spec,
     clean_fields,
-    find_image,
-    find_label,
     image_bytes,
-    read_image,
-    read_label,
 )
+from adq_wds.samples.label import CLASS_FIELDS, MAX_JSON_BYTES, MAX_LABEL, find_label, read_label
+from adq_wds.samples.whole_image import whole_image
 
 
 def make(**fields: Any) -> Sample:
@@ -50,21 +44,7 @@ def png(colour: tuple[int, ...] = (1, 2, 3), mode: str = "RGB") -> bytes:
 def test_the_one_image_field_is_found_whatever_its_extension(field: str) -> None:
     sample = make(**{field: png(), "cls": b"1", "json": b"{}", "seg.png": png()})
     assert image_bytes(sample) == (field, png())
-    assert read_image(sample).getpixel((0, 0)) == (1, 2, 3)
-
-
-@pytest.mark.parametrize("field", STORED_FIELDS)
-@pytest.mark.parametrize("named", [False, True])
-def test_tiles_of_kept_patches_are_never_taken_for_the_image(field: str, named: bool) -> None:
-    sample = make(**{field: png()})
-    spec = field if named else IMAGE_FIELDS
-    assert image_bytes(sample, spec) == (field, png())
-    for read in (read_image, find_image):
-        with pytest.raises(
-            SampleError, match=rf"'n01/7', field '{field}': stored without some of its patches, .*whole_image"
-        ):
-            read(sample, spec)
-    assert read_image(sample, lambda s: s[field]).size == (3, 2)  # what a function gives is its own affair
+    assert whole_image(sample)[1].getpixel((0, 0)) == (1, 2, 3)
 
 
 def test_a_spec_is_read_as_webdataset_users_write_it() -> None:
@@ -108,15 +88,15 @@ def test_a_decoded_image_is_refused_with_the_remedy() -> None:
 def test_a_damaged_image_is_named_by_shard_key_and_field() -> None:
     text = r"^shard train-000012.tar, key 'n01/7', field 'jpg': not an image \(starts with b'<html>'\)"
     with pytest.raises(SampleError, match=text):
-        read_image(make(jpg=b"<html>"))
+        whole_image(make(jpg=b"<html>"))
     with pytest.raises(SampleError, match=r"field 'png': too large: 3 x 2 = 6 pixels, at most 5"):
-        read_image(make(png=png()), max_pixels=5)
+        whole_image(make(png=png()), max_pixels=5)
 
 
 def test_the_background_reaches_the_decoder() -> None:
     clear = make(png=png((9, 9, 9, 0), "RGBA"))
-    assert read_image(clear).getpixel((0, 0)) == (255, 255, 255)
-    assert read_image(clear, background=(1, 2, 3)).getpixel((0, 0)) == (1, 2, 3)
+    assert whole_image(clear)[1].getpixel((0, 0)) == (255, 255, 255)
+    assert whole_image(clear, background=(1, 2, 3))[1].getpixel((0, 0)) == (1, 2, 3)
 
 
 def test_a_samples_place_may_be_unknown() -> None:
@@ -142,7 +122,7 @@ def test_a_samples_place_may_be_unknown() -> None:
     ],
 )
 def test_a_malformed_spec_is_the_programs_error(spec: Any, text: str) -> None:
-    for read in (image_bytes, read_image, read_label):
+    for read in (image_bytes, whole_image, read_label):
         with pytest.raises(SpecError, match=text):
             read(make(jpg=b"", cls=b"1"), spec)
     for what in ("image", "label"):
@@ -184,8 +164,8 @@ def test_the_field_that_was_read_is_told_by_its_name_in_the_sample(spec: Any, fi
     sample = make(cls=b"7", json=b'{"a": {"b": "cat"}}', png=png())
     assert find_label(sample, spec) == (field, label)
     assert read_label(sample, spec) == label
-    assert find_image(sample, "JPG; .Png")[0] == "png"
-    assert find_image(sample, lambda s: s["png"])[0] is None
+    assert whole_image(sample, "JPG; .Png")[0] == "png"
+    assert whole_image(sample, lambda s: s["png"])[0] is None
 
 
 # ------------------------------------------------------------------------------------------ labels
@@ -340,7 +320,7 @@ def test_the_cause_is_chained() -> None:
             read_label(make(**{spec.partition(":")[0]: b"\xff"}), spec)
         assert isinstance(caught.value.__cause__, UnicodeDecodeError)
     with pytest.raises(SampleError) as caught:
-        read_image(make(jpg=b"\xff\xd8\xff"))
+        whole_image(make(jpg=b"\xff\xd8\xff"))
     assert isinstance(caught.value.__cause__, SampleError)
     assert isinstance(caught.value.__cause__.__cause__, SyntaxError | OSError)
 
@@ -361,13 +341,13 @@ def test_no_pickle_is_ever_loaded(field: str, tmp_path: Path) -> None:
     trap = tmp_path / "sprung"
     payload = pickle.dumps(Trap(trap))
     sample = make(**{field: payload, "png": png(), "cls": b"4"})
-    assert read_image(sample).size == (3, 2)
+    assert whole_image(sample)[1].size == (3, 2)
     assert read_label(sample, "cls") == 4
     for name in ("jpg", "cls", "txt", "json", "json:a"):
         with pytest.raises(SampleError):
             read_label(make(**{name.partition(":")[0]: payload}), name)
     with pytest.raises(SampleError, match="not an image"):
-        read_image(make(jpg=payload))
+        whole_image(make(jpg=payload))
     assert not trap.exists()
     pickle.loads(payload)  # noqa: S301 - the trap works
     assert trap.exists()

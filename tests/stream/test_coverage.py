@@ -151,10 +151,10 @@ def test_more_shards_than_are_held_are_read_all_the_same(
     seen = []
     for sample in stream:
         seen.append(sample)
-        assert len(stream._server._readers.held) <= 3
-        assert len(stream._order._held) <= 3
+        assert len(stream._stages.readers.held) <= 3
+        assert stream._order.rows.cache_info().currsize <= 3
     assert Counter(ids(seen)) == Counter(tar_set.kept)
-    assert len(stream._server._readers.held) == 0
+    assert len(stream._stages.readers.held) == 0
 
 
 def test_the_epoch_goes_on_once_a_sample_is_handed_on_and_may_be_set(tar_set: TarSet) -> None:

@@ -12,6 +12,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 import adq_wds as adq
 from adq_wds.reading.open_shards import Readers
 from adq_wds.reading.places import Place
+from adq_wds.stream.clock import Start
 from tests.stream.conftest import OnlyEven, TarSet, Trips, as_worker, ids, noisy, number, played, write_set
 
 Options = dict[str, Any]
@@ -147,12 +148,10 @@ class Played:
         self.dataset, self.n_workers = dataset, n_workers
 
     def run(self, n_batches: int | None) -> tuple[list[Any], dict[str, Any]]:
-        begin = self.dataset.begin
+        start = self.dataset.next_start
         batches: Iterator[Any] = played(self.dataset, self.n_workers)
         out = list(batches) if n_batches is None else [next(batches) for _ in range(n_batches)]
-        return out, self.dataset.state_at(
-            begin.epoch, len(out), start=begin.start, lanes=begin.lanes, dropped=False
-        )
+        return out, self.dataset.state_at(start, len(out))
 
 
 @pytest.mark.parametrize(
@@ -247,7 +246,7 @@ def test_an_iterator_without_workers_hands_over_to_any_layout(tar_set: TarSet) -
 def test_an_iterators_state_brings_along_where_its_epoch_began(tar_set: TarSet) -> None:
     first = made(tar_set)
     line = ids(first)
-    first.start_from({**first.state_at(0, 2, start=0, lanes=0, dropped=False)})
+    first.start_from(first.state_at(Start(0), 2))
     stream = iter(first)
     next(stream)
     other = made(tar_set)
@@ -308,7 +307,7 @@ def test_every_kind_of_pipe_resumes_exactly_at_every_position(
 
 def _again(dataset: adq.ShardDataset, place: Any) -> Any:
     """A new iterator at another's place of the layout."""
-    layout = place._layout
+    layout = place._share
     with as_worker(layout.worker, layout.n_workers):
         return iter(pickle.loads(pickle.dumps(dataset)))  # noqa: S301 - our own bytes
 

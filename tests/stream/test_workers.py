@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 import adq_wds as adq
+from adq_wds.stream.clock import Start
 from tests.programs import FILE, Program
 from tests.stream.conftest import TarSet, as_worker, ids, write_set
 
@@ -148,7 +149,7 @@ def test_an_epoch_is_over_with_its_last_batch_though_nobody_asks_for_more(
     reference = made(tar_set)
     expected = [ids(reference) for _ in range(3)]
     loader = adq.Loader(made(tar_set), num_workers=n_workers)
-    loader.load_state_dict(loader.dataset.state_at(0, start // 4, start=0, lanes=0, dropped=False))
+    loader.load_state_dict(loader.dataset.state_at(Start(0), start // 4))
     first = iter(loader)
     assert ids([next(first) for _ in range(7 - start // 4)]) == expected[0][start:]
     state = loader.state_dict()

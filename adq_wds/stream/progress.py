@@ -1,0 +1,51 @@
+"""Counts the batches that an iteration over a data set has handed on, and says its state after any of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from adq_wds.stream.dataset import ShardDataset
+from adq_wds.stream.iterator import Item
+
+
+class Progress(Iterator[Any]):
+    """One iteration: its batches, and how far it is.
+
+    Args:
+        dataset: what is read.
+        read: starts the iteration, whose items are tagged; None where nothing is left of it.
+
+    Attributes:
+        start: where it started.
+        n_batches: batches handed on, dropped ones included.
+        dropped: whether a batch was left out.
+    """
+
+    def __init__(self, dataset: ShardDataset, read: Callable[[], Iterator[Item]] | None) -> None:
+        self._dataset, self.start = dataset, dataset.next_start
+        self.n_batches, self.dropped, self._advanced = 0, False, False
+        self._items: Iterator[Item] = iter(())
+        if read is not None:
+            with dataset.tagging():
+                self._items = read()
+
+    def __next__(self) -> Any:
+        while True:
+            item = next(self._items)
+            if item.error is not None:
+                raise item.error
+            self.n_batches = item.number + 1
+            if not item.empty:
+                return item.batch
+            self.dropped = True
+
+    def advance(self) -> None:
+        """Let the next iteration read the next epoch; called again, nothing."""
+        if not self._advanced:
+            self._advanced = True
+            self._dataset.advance_past(self.start.epoch)
+
+    def state_at(self, n_batches: int, *, dropped: bool = False) -> dict[str, Any]:
+        """The state after some batches; `dropped` if another rank may stand elsewhere after as many."""
+        return self._dataset.state_at(self.start, n_batches, dropped=dropped or self.dropped)
