@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adq_wds.core.diversity import diversity_of_views
+from adq_wds.core.scores import diversity_of_views
 
 Rows = np.ndarray[Any, Any]
 
@@ -98,24 +98,3 @@ def test_without_a_single_value_all_bins_are_alike(images: int) -> None:
     found = diversity_of_views(z, bin, 3, size=np.array([1, 1, 0]))
     assert found[:2].tolist() == [1.0, 1.0]
     assert np.isnan(found[2])
-
-
-@pytest.mark.parametrize(
-    ("z", "bin", "size", "text"),
-    [
-        (np.zeros((3, 2)), np.zeros(3, int), None, r"views of shape \(3, 2\)"),
-        (np.zeros((3, 3, 4)), np.zeros(3, int), None, r"views of shape \(3, 3, 4\)"),
-        (
-            np.zeros((3, 2, 4)),
-            np.zeros(4, int),
-            None,
-            r"bins of shape \(4,\), expected \(M, 2, E\) and \(M,\)",
-        ),
-        (np.zeros((2, 2, 4)), np.array([0, 2]), None, r"must lie in -1 … 1, got 0 … 2"),
-        (np.zeros((2, 2, 4)), np.array([-2, 1]), None, r"must lie in -1 … 1, got -2 … 1"),
-        (np.zeros((1, 2, 4)), np.array([0]), np.ones(3, int), r"sizes of shape \(3,\) for 2 bins"),
-    ],
-)
-def test_arguments_that_do_not_fit_are_refused(z: Rows, bin: Rows, size: Any, text: str) -> None:
-    with pytest.raises(ValueError, match=text):
-        diversity_of_views(z, bin, 2, size=size)

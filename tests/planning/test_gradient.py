@@ -15,6 +15,7 @@ from PIL import Image
 import adq_wds as adq
 from adq_wds.cli.main import main
 from adq_wds.core.gradient import GradientKernel, gradient_bins, logit_gradients
+from adq_wds.core.kernel import unit_rows
 
 MakeShard = Callable[..., Path]
 MakeFeatures = Callable[..., Any]
@@ -88,7 +89,9 @@ def test_bins_are_graphcut_bins_of_the_heads_gradients(shards: list[Path], tmp_p
     norms = np.concatenate([file.norm() for file in features])
     for c in (0, 1):
         mine = label == c
-        expected = gradient_bins(GradientKernel.from_stored(stored[mine], norms[mine], embedding[mine]), 4)
+        expected = gradient_bins(
+            GradientKernel.from_rows(unit_rows(stored[mine]), norms[mine], unit_rows(embedding[mine])), 4
+        )
         assert np.array(table["bin"])[mine].tolist() == expected.bin.tolist()
         assert np.array(table["pick"])[mine].tolist() == expected.pick.tolist()
     assert plan.header["settings"]["kernel"] == "gradient"
