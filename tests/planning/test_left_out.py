@@ -152,7 +152,8 @@ def test_an_encoder_that_tells_no_classes_apart_is_warned_of(
     make_features: MakeFeatures, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     make_features("a.tar", [0, 1, 2] * 40, signed=True)  # embeddings that know nothing of labels
-    for clean, n_out in ((0.1, 12), ("auto", 0)):
+    asked: list[tuple[Any, int]] = [(0.1, 12), ("auto", 0)]
+    for clean, n_out in asked:
         caplog.clear()
         plan = adq.build_plan(tmp_path / "features", bins=2, clean=clean)
         assert "margins say little of labels" in caplog.text
@@ -251,7 +252,8 @@ def test_balance_lies_between_equal_seats_and_proportion(make_features: MakeFeat
     assert seats(folder, keep=0.1, balance="equal") == [7, 7, 7]
     assert seats(folder, keep=0.2, balance="equal") == [16, 16, 10]  # a class that runs out gives all it has
     assert seats(folder, keep=0.1, balance=0.5) == pytest.approx([12, 6, 3], abs=1)
-    for word, number in (("equal", 0), ("class", 1), ("equal", np.float32(0))):
+    same: list[tuple[Any, Any]] = [("equal", 0), ("class", 1), ("equal", np.float32(0))]
+    for word, number in same:
         plans = [adq.build_plan(folder, bins=2, balance=b) for b in (word, number)]
         assert plans[0].keys() == plans[1].keys()
 

@@ -215,7 +215,10 @@ def test_progress_adds_up_to_twice_the_samples(
         ),
         *(({"seed": s}, f"seed must be an integer, got {s!r}") for s in (1.0, "1", True, None)),
         ({"seed": 2**63}, "seed must fit into 64 bits, got 9223372036854775808"),
-        ({"balance": "classes"}, r"balance must be one of \('class', 'none'\), got 'classes'"),
+        (
+            {"balance": "classes"},
+            r"balance must be one of \('class', 'equal', 'none'\) or a number in \[0, 1\], got 'classes'",
+        ),
         ({"draw": None}, r"draw must be one of \('random', 'ordered'\), got None"),
         ({"normalise": "max"}, r"normalise must be one of \('sum', 'minmax'\), got 'max'"),
         ({"scores": ()}, r"scores must name one or more, each once, got \(\)"),
