@@ -152,25 +152,14 @@ def importance(scores: list[NDArray[np.float64]], *, normalise: Normalise = "sum
     Returns:
         (K,) float64, sums to 1 up to the rounding to 12 decimals; 0 for an empty bin.
 
-    Raises:
-        ValueError: no scores, unknown name, shapes differ, or a value is negative or infinite.
-
     Source: Li et al. 2024 (arXiv 2412.16895), Î = R̂ep + D̂iv; the paper says only "normalised", sum is ours.
 
     >>> importance([np.array([1.0, 3.0]), np.array([2.0, 2.0])])
     array([0.375, 0.625])
     """
-    if normalise not in ("sum", "minmax"):
-        raise ValueError(f"normalise must be 'sum' or 'minmax', got {normalise!r}")
-    if not scores or any(score.shape != scores[0].shape for score in scores):
-        raise ValueError(
-            f"scores must be one or more arrays of one shape (K,), got {[s.shape for s in scores]}"
-        )
     total = np.zeros_like(scores[0], dtype=np.float64)
     for score in scores:
         filled = ~np.isnan(score)
-        if not np.isfinite(score[filled]).all() or (score[filled] < 0).any():
-            raise ValueError(f"a bin's score must be finite and >= 0, got {score.tolist()}")
         total += _normalised(np.where(filled, score, 0.0), filled, normalise)
     if total.sum() > 0.0:
         total = np.round(total / total.sum(), DECIMALS)
