@@ -137,7 +137,7 @@ def make_plan(
     """
     options = options.settled(features)
     samples = read_samples(features, options)
-    samples.scratch = scratch
+    samples.scratch, samples.earlier = scratch, _earlier_bins(options, bins_file)
     leave_out(samples, options)
     bins = _bins(samples, options, scratch, bins_file)
     before = canonical_json(bins.header)
@@ -161,20 +161,27 @@ def find_bins(features: Features, *, scratch: Path | None = None, **options: Any
     return bin_samples(samples, asked, scratch=scratch)
 
 
+def _earlier_bins(options: Options, bins_file: Path | None) -> Bins | None:
+    """Bins that were made before: given, or kept in a file."""
+    if isinstance(options.bins, Bins):
+        return options.bins
+    if bins_file is not None and bins_file.exists():
+        try:
+            return Bins.load(bins_file)
+        except PlanError as error:
+            logger.warning("%s; binning again", error)
+    return None
+
+
 def _bins(samples: Samples, options: Options, scratch: Path | None, bins_file: Path | None) -> Bins:
     """Bins that were made before where they fit, else new ones."""
     if isinstance(options.bins, Bins):
         check_fit(options.bins, samples, options)
         return options.bins
-    if bins_file is not None and bins_file.exists():
-        try:
-            bins = Bins.load(bins_file)
-        except PlanError as error:
-            logger.warning("%s; binning again", error)
-        else:
-            with suppress(PlanError, ValueError):
-                check_fit(bins, samples, options)
-                return bins
+    if samples.earlier is not None:
+        with suppress(PlanError, ValueError):
+            check_fit(samples.earlier, samples, options)
+            return samples.earlier
     bins = bin_samples(samples, options, scratch=scratch)
     if bins_file is not None:
         bins.header["asked_classes"] = options.classes

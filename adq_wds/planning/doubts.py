@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adq_wds.core.label_noise import wrong_shares
-from adq_wds.core.margin import Margins, ridge_margins
+from adq_wds.core.margin import ridge_margins
 from adq_wds.errors import PlanError
+from adq_wds.files import canonical_json, sha256_text
 from adq_wds.planning.options import Options
-from adq_wds.planning.samples import Samples
+from adq_wds.planning.samples import Samples, digest_of
 from adq_wds.tables.features_file import NO_LABEL
 from adq_wds.tables.plan import KEPT, LABEL
 
@@ -26,9 +28,8 @@ logger = logging.getLogger("adq_wds")
 def leave_out_doubted(samples: Samples, options: Options) -> None:
     """The samples of the lowest margins in each class: a share of it that is given, or estimated with "auto".
 
-    "auto" leaves out none where the encoder is too weak to tell wrong labels from hard samples.
-
-    Margins are noted in `samples.margin`, NaN for a sample that was left out before. One sample of a class stays.
+    "auto" leaves out none where the encoder is too weak to tell wrong labels from hard samples. Margins are noted in
+    `samples.margin`, NaN for a sample that was left out before. One sample of a class stays.
 
     Raises:
         PlanError: there are no labels, or fewer than two classes.
@@ -41,28 +42,56 @@ def leave_out_doubted(samples: Samples, options: Options) -> None:
         raise PlanError("clean needs labels to doubt, and these features have none; leave it out")
     if len(np.unique(row)) < 2:
         raise PlanError("clean needs samples of two or more classes; leave it out")
-    logger.info("holding %d labels against their embeddings", len(here))
-    margins = ridge_margins(lambda: _embeddings(samples), row)
-    estimate = wrong_shares(margins, row)
-    n = np.bincount(row, minlength=len(samples.classes))
+    margin, found = _earlier_margins(samples) or _measure(samples, here, row)
+    n, estimate = np.bincount(row, minlength=len(samples.classes)), np.array(found["wrong"])
     wrong = float((estimate * n).sum() / n.sum())
-    weak = wrong > _TOO_MANY or margins.accuracy < _WEAK * (1.0 - wrong)
+    weak = wrong > _TOO_MANY or found["accuracy"] < _WEAK * (1.0 - wrong)
     if weak:
-        _warn_of_weak_fit(margins, wrong, auto=options.clean == "auto")
-    if options.clean == "auto":
-        share = np.zeros(len(n)) if weak else estimate
-    else:
-        share = np.full(len(n), options.clean)
-    out = _lowest(margins.margin, row, share)
+        _warn_of_weak_fit(found["accuracy"], wrong, auto=options.clean == "auto")
+    share = np.full(len(n), options.clean) if options.clean != "auto" else estimate * (not weak)
+    out = _lowest(margin[here], row, share)
     samples.reason[here[out]] = LABEL
-    samples.margin = np.full(len(samples), np.nan, dtype=np.float32)
-    samples.margin[here] = margins.margin
+    samples.margin, samples.margins = margin, found
     samples.doubts = {
-        "accuracy": round(margins.accuracy, DECIMALS),
-        "wrong": np.round(estimate, DECIMALS).tolist(),
+        "accuracy": found["accuracy"],
+        "wrong": found["wrong"],
         "left_out": np.bincount(row[out], minlength=len(n)).tolist(),
         "of": n.tolist(),
     }
+
+
+def _earlier_margins(samples: Samples) -> tuple[NDArray[np.float32], dict[str, Any]] | None:
+    """Margins of the same samples that bins made before hold, if they do."""
+    bins = samples.earlier
+    if bins is None or bins.margin is None or bins.header["margins"].get("fit") != _fit_of(samples):
+        return None
+    return bins.margin, bins.header["margins"]
+
+
+def _measure(
+    samples: Samples, here: NDArray[np.int64], row: NDArray[np.int64]
+) -> tuple[NDArray[np.float32], dict[str, Any]]:
+    """(N,) margins and what a header says of them.
+
+    Args:
+        samples: N of them.
+        here: positions of those that are not left out.
+        row: the class of each of those, as a position among `samples.classes`.
+    """
+    logger.info("holding %d labels against their embeddings", len(here))
+    margins = ridge_margins(lambda: _embeddings(samples), row)
+    margin = np.full(len(samples), np.nan, dtype=np.float32)
+    margin[here] = margins.margin
+    wrong = np.zeros(len(samples.classes))
+    estimate = wrong_shares(margins, row)
+    wrong[: len(estimate)] = np.round(estimate, DECIMALS)
+    accuracy = round(margins.accuracy, DECIMALS)
+    return margin, {"fit": _fit_of(samples), "accuracy": accuracy, "wrong": wrong.tolist()}
+
+
+def _fit_of(samples: Samples) -> str:
+    """A hash that says of which samples margins are."""
+    return sha256_text(canonical_json([samples.features.hash, digest_of(samples.reason == KEPT)]))
 
 
 def _embeddings(samples: Samples) -> Iterator[NDArray[np.float16]]:
@@ -85,7 +114,7 @@ def _lowest(
     return lowest
 
 
-def _warn_of_weak_fit(margins: Margins, wrong: float, *, auto: bool) -> None:
+def _warn_of_weak_fit(accuracy: float, wrong: float, *, auto: bool) -> None:
     """Say that margins tell little: the encoder does not find right labels again, or nearly all seem wrong."""
     remedy = (
         "nothing is left out; embed with a better encoder, or give a share"
@@ -95,5 +124,5 @@ def _warn_of_weak_fit(margins: Margins, wrong: float, *, auto: bool) -> None:
     logger.warning(
         "left out of the fit, only %.0f %% of the samples are predicted as labelled, and %.0f %% of the labels seem wrong: "
         "this encoder tells these classes badly apart, so margins say little of labels: %s",
-        100 * margins.accuracy, 100 * wrong, remedy,
+        100 * accuracy, 100 * wrong, remedy,
     )  # fmt: skip

@@ -40,7 +40,9 @@ class Samples:
         settings: what the plan's header says of an option in place of its value.
         bin, pick, rank, kept: (N,) each, as in `PlanShard`, once the seats are taken.
         margin: (N,) float32, how well each label fits, NaN for samples left out before; None where nobody asked.
-        doubts: what the plan's header says of labels and margins; None where nobody asked.
+        margins: what the bins' header says of them; None where nobody asked.
+        doubts: what the plan's header says of labels; None where nobody asked.
+        earlier: bins made before, whose margins are taken where they are of these samples.
         scratch: folder for scratch files; the system's temporary folder when None.
     """
 
@@ -54,7 +56,9 @@ class Samples:
     binned: NDArray[np.bool_]
     settings: dict[str, Any] = field(default_factory=dict)
     margin: NDArray[np.float32] | None = None
+    margins: dict[str, Any] | None = None
     doubts: dict[str, Any] | None = None
+    earlier: Bins | None = None
     scratch: Path | None = None
     bin: NDArray[np.int16] = field(init=False)
     pick: NDArray[np.int32] = field(init=False)

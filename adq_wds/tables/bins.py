@@ -21,6 +21,8 @@ _SCHEMA = pa.schema(
         pa.field("pick", pa.int32(), nullable=False),
     ]
 )
+_MARGIN = pa.field("margin", pa.float32(), nullable=False)
+_MARGIN_SCHEMA = pa.schema([*_SCHEMA, _MARGIN])
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,10 @@ class Bins:
         bin: (N,) int16, 0 … K−1 in the order filled; -1 for a sample left out.
         pick: (N,) int32, position in which its bin took it, from 0; -1 for a sample left out.
         header: n_bins, kernel, features hash, classes, names, and `scores`: one list of K values per score,
-            None for an empty bin; `heads`, where a diversity head was asked for: what it gave, and from what.
+            None for an empty bin; `heads`, where a diversity head was asked for: what it gave, and from what;
+            `margins`, where there are some: of which samples (`fit`, a hash), `accuracy`, and by class `wrong`.
+        margin: (N,) float32, how well each label fits, NaN for samples that were not in the fit; None where nobody
+            asked.
     """
 
     shards: list[tuple[str, int]]
@@ -41,6 +46,7 @@ class Bins:
     bin: NDArray[np.int16]
     pick: NDArray[np.int32]
     header: Header
+    margin: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         n = sum(rows for _, rows in self.shards)
@@ -49,6 +55,7 @@ class Bins:
         missing = {"n_bins", "kernel", "features", "classes", "names", "scores"} - self.header.keys()
         if missing:
             raise PlanError(f"bins: the header lacks {sorted(missing)}")
+        self._check_margins(n)
         classes = self.classes
         if (
             classes != sorted(set(classes))
@@ -64,6 +71,15 @@ class Bins:
             raise PlanError(
                 "bins: a binned sample has no pick, or is of a class that the header does not list"
             )
+
+    def _check_margins(self, n: int) -> None:
+        margins = self.header.get("margins")
+        if (self.margin is None) != (margins is None) or (self.margin is not None and len(self.margin) != n):
+            raise PlanError("bins: the margins and the header contradict each other")
+        if margins is not None:
+            shares = [margins["accuracy"], *margins["wrong"]]
+            if len(margins["wrong"]) != len(self.classes) or not all(0.0 <= share <= 1.0 for share in shares):
+                raise PlanError("bins: the header says of margins what cannot be")
 
     @property
     def n_bins(self) -> int:
@@ -85,14 +101,17 @@ class Bins:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to one Parquet file, whole or not at all."""
         groups, entries, start = [], [], 0
+        schema = _SCHEMA if self.margin is None else _MARGIN_SCHEMA
         for name, rows in self.shards:
             part = slice(start, start + rows)
             columns = {"label": self.label[part], "bin": self.bin[part], "pick": self.pick[part]}
-            groups.append(pa.table(columns, schema=_SCHEMA))
+            if self.margin is not None:
+                columns["margin"] = self.margin[part]
+            groups.append(pa.table(columns, schema=schema))
             entries.append({"name": name, "n": rows, "columns": column_hashes(groups[-1])})
             start += rows
         header = {**self.header, "format": "adq_wds.bins", "version": VERSION, "shards": entries}
-        write_groups(path, _SCHEMA, groups, header)
+        write_groups(path, schema, groups, header)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Bins:
@@ -102,12 +121,14 @@ class Bins:
             PlanError: the file is damaged or of another kind.
         """
         file = GroupFile(path, kind="bins", version=VERSION, error=PlanError)
-        groups = [file.group(i, _SCHEMA) for i in range(len(file.header["shards"]))]
+        n_groups = len(file.header["shards"])
+        groups = [file.group(i, _MARGIN_SCHEMA, optional=[_MARGIN.name]) for i in range(n_groups)]
         table = pa.concat_tables(groups) if groups else _SCHEMA.empty_table()
         try:
             shards = [(str(entry["name"]), int(entry["n"])) for entry in file.header["shards"]]
             label, bin, pick = (table[name].to_numpy() for name in _SCHEMA.names)
-            return cls(shards, label, bin, pick, _own(file.header))
+            margin = table["margin"].to_numpy() if "margin" in table.column_names else None
+            return cls(shards, label, bin, pick, _own(file.header), margin)
         except (PlanError, AttributeError, KeyError, TypeError, ValueError, OverflowError) as cause:
             raise PlanError(f"{Path(path)}: damaged: {shorten(str(cause), 200)}") from cause
 

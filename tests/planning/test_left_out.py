@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 
 import adq_wds as adq
 from adq_wds.cli.main import main
+from adq_wds.planning import doubts
 from adq_wds.planning.build_plan import find_bins
 from adq_wds.report.text import describe_plan, show_plan
+from adq_wds.tables.bins import Bins
 from adq_wds.tables.features import Features
 from adq_wds.tables.features_file import ShardFeatures
 
@@ -91,6 +93,19 @@ def test_plans_with_a_share_are_nested_and_keep_their_hash(noisy: tuple[Path, li
         inside = set(plan.keys())
     with pytest.raises(ValueError, match="the bins hold other samples than these options leave in"):
         adq.build_plan(features, bins=bins, clean=0.3)
+
+
+def test_margins_in_bins_are_taken_again_for_equal_samples_alone(
+    noisy: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find_bins(Features(noisy[0]), bins=3, clean="auto").save(tmp_path / "bins.parquet")
+    bins = Bins.load(tmp_path / "bins.parquet")
+    fresh = [adq.build_plan(noisy[0], bins=3, keep=keep, clean="auto") for keep in (0.2, 0.6)]
+    monkeypatch.setattr(doubts, "ridge_margins", lambda *_: pytest.fail("fitted again"))
+    again = [adq.build_plan(noisy[0], bins=bins, keep=keep, clean="auto") for keep in (0.2, 0.6)]
+    assert [plan.hash for plan in again] == [plan.hash for plan in fresh]
+    with pytest.raises(pytest.fail.Exception):
+        adq.build_plan(noisy[0], bins=bins, clean="auto", exclude=["k0003"])
 
 
 def test_without_clean_nothing_is_said_of_labels(noisy: tuple[Path, list[str]]) -> None:
