@@ -16,7 +16,7 @@ from adq_wds.checks import positive
 from adq_wds.core.allocation import check_ratio
 from adq_wds.core.rng import check_seed
 from adq_wds.errors import printable
-from adq_wds.registry import GONE, HEADS, SCORES
+from adq_wds.registry import BUILT_IN_SCORES, GONE, HEADS
 from adq_wds.signatures import Option, options_of
 
 NONE = "none"  # the word for None
@@ -165,7 +165,7 @@ _CHECKS: dict[str, Callable[[Any], object]] = {
     "allocation": registry.allocation,
     "diversity_head": lambda head: registry.look_up("diversity head", head, dict.fromkeys(HEADS)),
     "importance": registry.check_importance,
-    "scores": lambda scores: [registry.score(score) for score in scores if score not in SCORES],
+    "scores": lambda scores: [registry.score(score) for score in scores if score not in BUILT_IN_SCORES],
 }
 
 

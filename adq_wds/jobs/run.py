@@ -18,7 +18,7 @@ from adq_wds.errors import AdqError
 from adq_wds.files import canonical_json, lock, make_folder, write_text
 from adq_wds.planning.build_plan import make_plan
 from adq_wds.planning.options import Options, plan_options
-from adq_wds.registry import GONE, SCORES
+from adq_wds.registry import BUILT_IN_SCORES, GONE
 from adq_wds.registry import encoder as named_encoder
 from adq_wds.registry import score as named_score
 from adq_wds.shards.names import expand_urls, is_url, without_secrets
@@ -128,7 +128,7 @@ def needed(embed: dict[str, Any], plan: dict[str, Any]) -> dict[str, Any]:
     own = [
         score
         for score in plan.get("scores") or ()
-        if score not in SCORES and not isinstance(named_score(score), Column)
+        if score not in BUILT_IN_SCORES and not isinstance(named_score(score), Column)
     ]
     if own:
         more["scores"] = sorted({*embed.get("scores", ()), *own})

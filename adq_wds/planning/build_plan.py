@@ -74,10 +74,10 @@ def build_plan(
             "none" lets all cells compete. A number g in [0, 1] lies between: a class of n samples weighs n to the
             power of g, so 1 is "class" and 0 is "equal".
         draw: how samples of a bin are ranked: "random" (keyed draw) or "ordered" (GraphCut's pick order).
-        scores: what adds up to a bin's importance: "texture" (representativeness), "diversity", scores of yours
-            (`Score`, or the name of an installed one) that the features were made with, and numbers from elsewhere
-            (`Column`, or "FILE.parquet:COLUMN"). Texture and diversity unless said; diversity alone, which is logged,
-            where the features were made without images.
+        scores: what adds up to a bin's importance: "texture" (representativeness), "diversity", "difficulty" (how
+            badly labels fit, by the margins of `clean`), scores of yours (`Score`, or the name of an installed one)
+            that the features were made with, and numbers from elsewhere (`Column`, or "FILE.parquet:COLUMN"). Texture
+            and diversity unless said; diversity alone, which is logged, where the features were made without images.
         diversity_head: what the diversity is measured behind: "none" (the embeddings of all samples) or
             "contrastive" (small heads trained on two views of some images; features made with ``views=``).
         normalise: how each score is scaled over the bins: "sum" or "minmax".

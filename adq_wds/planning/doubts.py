@@ -34,15 +34,18 @@ def leave_out_doubted(samples: Samples, options: Options) -> None:
     Raises:
         PlanError: there are no labels, or fewer than two classes.
     """
-    if options.clean is None:
+    if options.clean is None and "difficulty" not in options.scores:
         return
     here = np.flatnonzero(samples.reason == KEPT)
     row = samples.row[here]
     if NO_LABEL in samples.classes:
-        raise PlanError("clean needs labels to doubt, and these features have none; leave it out")
+        raise PlanError("clean and difficulty need labels, and these features have none; leave them out")
     if len(np.unique(row)) < 2:
-        raise PlanError("clean needs samples of two or more classes; leave it out")
+        raise PlanError("clean and difficulty need samples of two or more classes; leave them out")
     margin, found = _earlier_margins(samples) or _measure(samples, here, row)
+    samples.margin, samples.margins = margin, found
+    if options.clean is None:
+        return
     n, estimate = np.bincount(row, minlength=len(samples.classes)), np.array(found["wrong"])
     wrong = float((estimate * n).sum() / n.sum())
     weak = wrong > _TOO_MANY or found["accuracy"] < _WEAK * (1.0 - wrong)
@@ -51,7 +54,6 @@ def leave_out_doubted(samples: Samples, options: Options) -> None:
     share = np.full(len(n), options.clean) if options.clean != "auto" else estimate * (not weak)
     out = _lowest(margin[here], row, share)
     samples.reason[here[out]] = LABEL
-    samples.margin, samples.margins = margin, found
     samples.doubts = {
         "accuracy": found["accuracy"],
         "wrong": found["wrong"],

@@ -13,7 +13,7 @@ from adq_wds.checks import check_memory, integer, listed
 from adq_wds.core.allocation import adaptive, check_ratio
 from adq_wds.core.graphcut import MAX_BINS
 from adq_wds.core.rng import check_seed
-from adq_wds.registry import HEADS, SCORES, look_up
+from adq_wds.registry import BUILT_IN_SCORES, HEADS, SCORES, look_up
 from adq_wds.registry import allocation as named_allocation
 from adq_wds.registry import score as named_score
 from adq_wds.signatures import PLAN, Option, options_of
@@ -137,8 +137,9 @@ def _resolve_allocation(options: Options) -> None:
 
 def _resolve_scores(options: Options) -> None:
     chosen = listed("scores", SCORES if options.scores is None else options.scores)
-    options.own_scores = [named_score(score) for score in chosen if score not in SCORES]
-    names = (*(score for score in chosen if score in SCORES), *(score.name for score in options.own_scores))
+    options.own_scores = [named_score(score) for score in chosen if score not in BUILT_IN_SCORES]
+    built_in = [score for score in chosen if score in BUILT_IN_SCORES]
+    names = (*built_in, *(score.name for score in options.own_scores))
     if not names or len(set(names)) != len(names):
         raise ValueError(f"scores must name one or more, each once, got {names}")
     look_up("diversity head", options.diversity_head, dict.fromkeys(HEADS))

@@ -175,7 +175,9 @@ def test_an_encoder_that_tells_no_classes_apart_is_warned_of(
         assert plan.header["reasons"]["label"] == n_out
 
 
-@pytest.mark.parametrize(("label", "match"), [(-1, "clean needs labels"), (4, "two or more classes")])
+@pytest.mark.parametrize(
+    ("label", "match"), [(-1, "clean and difficulty need labels"), (4, "two or more classes")]
+)
 def test_clean_without_classes_is_an_error(
     label: int, match: str, make_features: MakeFeatures, tmp_path: Path
 ) -> None:
@@ -183,6 +185,19 @@ def test_clean_without_classes_is_an_error(
     with pytest.raises(adq.PlanError, match=match):
         adq.build_plan(tmp_path / "features", bins=2, clean="auto")
     assert len(adq.build_plan(tmp_path / "features", bins=2, keep=0.5, dedup=0.9)) > 0
+
+
+def test_difficulty_is_a_score_that_needs_no_cleaning(noisy: tuple[Path, list[str]]) -> None:
+    plan = adq.build_plan(noisy[0], bins=4, scores=["difficulty", "diversity"])
+    rows = [row for row in plan.table().to_pylist() if row["bin"] >= 0]
+    for k, entry in enumerate(plan.header["bins"]):
+        inside = [max(1 - row["margin"], 0) for row in rows if row["bin"] == k]
+        assert entry["difficulty"] == pytest.approx(np.mean(inside), rel=1e-6)
+    assert plan.header["reasons"]["label"] == 0
+    assert "clean" not in plan.header
+    cleaned = adq.build_plan(noisy[0], bins=4, scores=["difficulty"], clean=0.2)
+    hardest = [max(entry["difficulty"] for entry in each.header["bins"]) for each in (cleaned, plan)]
+    assert hardest[0] < hardest[1]
 
 
 # ---- Named samples
