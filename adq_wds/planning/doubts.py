@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +14,7 @@ from adq_wds.errors import PlanError
 from adq_wds.files import canonical_json, sha256_text
 from adq_wds.planning.options import Options
 from adq_wds.planning.samples import Samples, digest_of
+from adq_wds.tables.bins import MarginsSource
 from adq_wds.tables.features_file import NO_LABEL
 from adq_wds.tables.plan import KEPT, LABEL
 
@@ -62,7 +62,7 @@ def leave_out_doubted(samples: Samples, options: Options) -> None:
     }
 
 
-def _earlier_margins(samples: Samples) -> tuple[NDArray[np.float32], dict[str, Any]] | None:
+def _earlier_margins(samples: Samples) -> tuple[NDArray[np.float32], MarginsSource] | None:
     """Margins of the same samples that bins made before hold, if they do."""
     bins = samples.earlier
     if bins is None or bins.margin is None or bins.header["margins"].get("fit") != _fit_of(samples):
@@ -72,7 +72,7 @@ def _earlier_margins(samples: Samples) -> tuple[NDArray[np.float32], dict[str, A
 
 def _measure(
     samples: Samples, here: NDArray[np.int64], row: NDArray[np.int64]
-) -> tuple[NDArray[np.float32], dict[str, Any]]:
+) -> tuple[NDArray[np.float32], MarginsSource]:
     """(N,) margins and what a header says of them.
 
     Args:

@@ -62,7 +62,8 @@ def _difficulty(samples: Samples, bins: Bins) -> NDArray[np.float64]:
     n = np.bincount(bins.bin[binned], minlength=bins.n_bins)
     value = np.maximum(1.0 - samples.margin[binned].astype(np.float64), 0.0)
     total = np.bincount(bins.bin[binned], weights=value, minlength=bins.n_bins)
-    return np.divide(total, n, out=np.full(bins.n_bins, np.nan), where=n > 0)
+    mean: NDArray[np.float64] = np.divide(total, n, out=np.full(bins.n_bins, np.nan), where=n > 0)
+    return mean
 
 
 def _measured(score: Score, features: Features) -> NDArray[np.float32]:

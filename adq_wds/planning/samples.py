@@ -16,7 +16,7 @@ from adq_wds.errors import FeaturesError, PlanError, shorten
 from adq_wds.files import canonical_json, sha256_text
 from adq_wds.planning.options import Options
 from adq_wds.shards.names import base_name
-from adq_wds.tables.bins import Bins
+from adq_wds.tables.bins import Bins, MarginsSource
 from adq_wds.tables.features import Features
 from adq_wds.tables.features_file import NO_LABEL
 from adq_wds.tables.plan import KEPT
@@ -56,7 +56,7 @@ class Samples:
     binned: NDArray[np.bool_]
     settings: dict[str, Any] = field(default_factory=dict)
     margin: NDArray[np.float32] | None = None
-    margins: dict[str, Any] | None = None
+    margins: MarginsSource | None = None
     doubts: dict[str, Any] | None = None
     earlier: Bins | None = None
     scratch: Path | None = None
