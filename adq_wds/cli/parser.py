@@ -16,7 +16,7 @@ from adq_wds.checks import positive
 from adq_wds.core.allocation import check_ratio
 from adq_wds.core.rng import check_seed
 from adq_wds.errors import printable
-from adq_wds.registry import GONE, HEADS, SCORES
+from adq_wds.registry import BUILT_IN_SCORES, GONE, HEADS
 from adq_wds.signatures import Option, options_of
 
 NONE = "none"  # the word for None
@@ -104,10 +104,25 @@ def _how(option: Option) -> dict[str, Any]:
         return {**how, "action": argparse.BooleanOptionalAction}
     if option.many:
         return {**how, "nargs": "+"}
+    if option.choices and option.type in _TYPES:
+        words = (*option.choices, *[NONE] * (option.none and NONE not in option.choices))
+        return {**how, "type": _word_or(words, _TYPES[option.type]), "metavar": "|".join((*words, "NUMBER"))}
     if option.choices:
         none = [NONE] if option.none and NONE not in option.choices else []
         return {**how, "choices": (*option.choices, *none)}
     return {**how, "type": _TYPES[option.type]} if option.type in _TYPES else how
+
+
+def _word_or(words: Sequence[str], number: Callable[[str], Any]) -> Callable[[str], Any]:
+    """What reads one of some words, or else a number."""
+
+    def read(text: str) -> Any:
+        try:
+            return text if text in words else number(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is neither {', '.join(words)} nor a number") from None
+
+    return read
 
 
 def given(arguments: argparse.Namespace, function: str, *, without: Iterable[str] = ()) -> dict[str, Any]:
@@ -116,8 +131,9 @@ def given(arguments: argparse.Namespace, function: str, *, without: Iterable[str
     for name, option in options_of(function).items():
         if hasattr(arguments, name) and name not in without:
             value = getattr(arguments, name)
-            is_none = value == NONE and option.choices and option.none
-            values[name] = None if is_none else value
+            if value == NONE and option.choices and option.none:
+                value = None
+            values[name] = [] if value is None and option.many and not option.none else value
     return values
 
 
@@ -149,7 +165,7 @@ _CHECKS: dict[str, Callable[[Any], object]] = {
     "allocation": registry.allocation,
     "diversity_head": lambda head: registry.look_up("diversity head", head, dict.fromkeys(HEADS)),
     "importance": registry.check_importance,
-    "scores": lambda scores: [registry.score(score) for score in scores if score not in SCORES],
+    "scores": lambda scores: [registry.score(score) for score in scores if score not in BUILT_IN_SCORES],
 }
 
 

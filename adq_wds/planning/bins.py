@@ -73,7 +73,10 @@ def bin_samples(samples: Samples, options: Options, *, scratch: str | os.PathLik
         "names": samples.names,
         "scores": {name: rounded(score) for name, score in bin_scores(sums).items()},
     }
-    return Bins([(file.shard, file.n) for file in features], samples.label, bin, pick, header)
+    if samples.margins is not None:
+        header["margins"] = samples.margins
+    shards = [(file.shard, file.n) for file in features]
+    return Bins(shards, samples.label, bin, pick, header, samples.margin)
 
 
 def check_fit(bins: Bins, samples: Samples, options: Options) -> None:

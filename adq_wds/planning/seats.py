@@ -20,16 +20,14 @@ from adq_wds.protocols import Allocation
 from adq_wds.tables.bins import Bins
 from adq_wds.tables.plan_rows import ALWAYS, KEPT, NEVER
 
-Balance = Literal["class", "none"]
+Balance = Literal["class", "equal", "none"]
 Draw = Literal["random", "ordered"]
 _Counts = NDArray[np.int64]
 
 logger = logging.getLogger("adq_wds")
 
-# What a class weighs when classes share the budget, by how many of its (C,) samples may be kept; "none" asks no class.
-_CLASS_WEIGHT: dict[str, Callable[[_Counts], NDArray[np.float64]]] = {
-    "class": lambda n: n.astype(np.float64),
-}
+_POWER = {"class": 1.0, "equal": 0.0}
+_WEIGHT_STEP = 2.0**-20  # so that no last bit of a power moves a seat
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class Cells:
     n_must: _Counts
     weight: NDArray[np.float64]
     budget: int
-    balance: Balance
+    balance: Balance | float
     seed: int
 
     @property
@@ -86,7 +84,7 @@ class Cells:
             left = budget - int(must.sum())
             flat = split(size.ravel(), self.weight.ravel(), left, name="", low=least.ravel())
             return flat.reshape(size.shape)
-        low, weight = must + least.sum(axis=1), _CLASS_WEIGHT[self.balance](self.n_class)
+        low, weight = must + least.sum(axis=1), weigh_classes(self.n_class, self.balance)
         of_class = split(self.n_class * unit, weight, budget, name="classes", low=low) - must
         cells = zip(size, self.weight, of_class.tolist(), least, strict=True)
         return np.stack(
@@ -128,10 +126,21 @@ def make_cells(samples: Samples, bins: Bins, importance: NDArray[np.float64], op
         )
     if budget > n_left:
         logger.warning(
-            "keep=%s of %d samples is %d, but %d are left without copies: all of them are kept",
+            "keep=%s of %d samples is %d, but %d are left without copies and what else is left out: all of them are kept",
             options.keep, n_chosen, budget, n_left,
         )  # fmt: skip
     return Cells(size, n_must, weight, min(budget, n_left), options.balance, int(options.seed))
+
+
+def weigh_classes(n: _Counts, balance: Balance | float) -> NDArray[np.float64]:
+    """(C,) float64: what each class weighs when classes share the budget, by how many samples it may keep.
+
+    >>> weigh_classes(np.array([0, 1, 100]), 0.5).tolist()
+    [0.0, 1.0, 10.0]
+    """
+    power = balance if isinstance(balance, float) else _POWER[balance]
+    weight = np.rint(n.astype(np.float64) ** power / _WEIGHT_STEP) * _WEIGHT_STEP
+    return np.where(n > 0, weight, 0.0)
 
 
 def weigh_bins(options: Options, size: _Counts, importance: NDArray[np.float64]) -> NDArray[np.float64]:
