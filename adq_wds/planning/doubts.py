@@ -16,7 +16,7 @@ from adq_wds.planning.options import Options
 from adq_wds.planning.samples import Samples, digest_of
 from adq_wds.tables.bins import MarginsSource
 from adq_wds.tables.features_file import NO_LABEL
-from adq_wds.tables.plan import KEPT, LABEL
+from adq_wds.tables.plan_rows import KEPT, LABEL
 
 DECIMALS = 4
 _WEAK = 0.6  # share of right labels that the fit must predict

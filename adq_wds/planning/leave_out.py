@@ -18,7 +18,7 @@ from adq_wds.planning.buckets import ClassBuckets
 from adq_wds.planning.doubts import leave_out_doubted
 from adq_wds.planning.options import Options
 from adq_wds.planning.samples import Samples, digest_of, find_samples, name_samples
-from adq_wds.tables.plan import DUPLICATE, EXCLUDED, KEPT
+from adq_wds.tables.plan_rows import DUPLICATE, EXCLUDED, KEPT
 
 _LEFT_OUT = -2  # stands for the class of a sample that is left out
 
