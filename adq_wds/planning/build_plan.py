@@ -54,10 +54,10 @@ def build_plan(
 ) -> Plan:
     """Decide for every sample whether it is kept.
 
-    Copies are left out, and doubted labels where asked; the rest is cut into bins, class by class (exact GraphCut); the bins are scored; the budget of
-    keep · N samples is split over classes and bins, odd ones by the seed; inside a bin a keyed draw ranks the samples.
-    Equal features, settings and seed give an equal plan, and a plan of a smaller `keep` lies inside one of a larger
-    (unless a function of yours as `allocation` looks at `keep`).
+    Copies are left out, and doubted labels where asked; the rest is cut into bins, class by class (exact GraphCut); the
+    bins are scored; the budget of keep · N samples is split over classes and bins, odd ones by the seed; inside a bin a
+    keyed draw ranks the samples. Equal features, settings and seed give an equal plan, and a plan of a smaller `keep`
+    lies inside one of a larger (unless a function of yours as `allocation` looks at `keep`).
 
     Args:
         features: a folder that `embed_shards` wrote, or the `Features` it gave.

@@ -19,8 +19,8 @@ from adq_wds.tables.features_file import NO_LABEL
 from adq_wds.tables.plan_rows import KEPT, LABEL
 
 DECIMALS = 4
-_WEAK = 0.6  # share of right labels that the fit must find without them
-_TOO_MANY = 0.45  # share of wrong labels from which on it is the encoder that is doubted
+_WEAK = 0.6  # share of right labels that the fit must predict
+_TOO_MANY = 0.45  # above this share of wrong labels, the encoder is more likely to be wrong
 
 logger = logging.getLogger("adq_wds")
 
@@ -80,7 +80,7 @@ def _measure(
         here: positions of those that are not left out.
         row: the class of each of those, as a position among `samples.classes`.
     """
-    logger.info("holding %d labels against their embeddings", len(here))
+    logger.info("checking %d labels by a fit on the embeddings", len(here))
     margins = ridge_margins(lambda: _embeddings(samples), row)
     margin = np.full(len(samples), np.nan, dtype=np.float32)
     margin[here] = margins.margin
@@ -117,14 +117,14 @@ def _lowest(
 
 
 def _warn_of_weak_fit(accuracy: float, wrong: float, *, auto: bool) -> None:
-    """Say that margins tell little: the encoder does not find right labels again, or nearly all seem wrong."""
+    """Warn that margins say little: the fit does not find right labels again, or too many labels seem wrong."""
     remedy = (
         "nothing is left out; embed with a better encoder, or give a share"
         if auto
         else "embed with a better encoder"
     )
     logger.warning(
-        "left out of the fit, only %.0f %% of the samples are predicted as labelled, and %.0f %% of the labels seem wrong: "
-        "this encoder tells these classes badly apart, so margins say little of labels: %s",
+        "the leave-one-out fit predicts only %.0f %% of the labels, and %.0f %% of the labels seem wrong: this encoder "
+        "tells these classes badly apart, so margins say little of labels: %s",
         100 * accuracy, 100 * wrong, remedy,
     )  # fmt: skip

@@ -126,7 +126,7 @@ def make_cells(samples: Samples, bins: Bins, importance: NDArray[np.float64], op
         )
     if budget > n_left:
         logger.warning(
-            "keep=%s of %d samples is %d, but %d are left without copies and what else is left out: all of them are kept",
+            "keep=%s of %d samples is %d, but %d are left without copies and other samples left out: all of them are kept",
             options.keep, n_chosen, budget, n_left,
         )  # fmt: skip
     return Cells(size, n_must, weight, min(budget, n_left), options.balance, int(options.seed))

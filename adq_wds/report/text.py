@@ -135,9 +135,7 @@ def _doubted(clean: dict[str, Any]) -> str:
     line = f"{out:,} samples are left out whose labels are doubted ({100 * out / max(1, of):.1f} %"
     if out:
         line += f"; by class {100 * min(shares):.1f} to {100 * max(shares):.1f} %"
-    return (
-        f"{line}); left out of the fit, {100 * clean['accuracy']:.0f} % of samples are predicted as labelled"
-    )
+    return f"{line}); the leave-one-out fit predicts {100 * clean['accuracy']:.0f} % of the labels"
 
 
 def _class_name(entry: dict[str, Any]) -> str:

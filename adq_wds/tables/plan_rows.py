@@ -20,8 +20,8 @@ NEVER = 2**31 - 1  # rank of a sample outside all bins: damaged, a copy, or of a
 REASONS = ("kept", "quota", "duplicate", "label", "bad", "excluded")
 KEPT, QUOTA, DUPLICATE, LABEL, BAD, EXCLUDED = range(len(REASONS))
 REASON_COLUMNS = ("reason", "duplicate_of")
-MARGIN = "margin"
-OPTIONAL = (*REASON_COLUMNS, MARGIN, MEMBERS.name)
+MARGIN = pa.field("margin", pa.float32(), nullable=False)
+OPTIONAL = (*REASON_COLUMNS, MEMBERS.name, MARGIN.name)
 SCHEMA = pa.schema(
     [
         *SPAN_FIELDS,
@@ -32,8 +32,8 @@ SCHEMA = pa.schema(
         pa.field("kept", pa.bool_(), nullable=False),
         pa.field("reason", pa.string(), nullable=False),
         pa.field("duplicate_of", pa.string(), nullable=False),
-        pa.field(MARGIN, pa.float32(), nullable=False),
         MEMBERS,
+        MARGIN,
     ]
 )
 
@@ -83,7 +83,7 @@ class PlanShard:
             columns["reason"] = pa.array(REASONS).take(pa.array(self.reason))
             columns["duplicate_of"] = [copies.get(row, "") for row in range(len(self.reason))]
         if self.margin is not None:
-            columns[MARGIN] = self.margin
+            columns["margin"] = self.margin
         return pa.table(columns, schema=pa.schema([field for field in SCHEMA if field.name in columns]))
 
     @classmethod
@@ -113,7 +113,7 @@ class PlanShard:
             raise PlanError(f"{place}: a reason contradicts what is kept, or in which bin")
         if not np.array_equal(rows, np.flatnonzero(reason == DUPLICATE)):
             raise PlanError(f"{place}: a copy names no sample that stays, or another sample names one")
-        margin = table[MARGIN].to_numpy() if MARGIN in table.column_names else None
+        margin = table["margin"].to_numpy() if "margin" in table.column_names else None
         return replace(self, reason=reason, duplicate_of=copies, margin=margin)
 
     def check(self, n_kept: int, classes: Sequence[int], quota: NDArray[np.int64]) -> None:

@@ -336,9 +336,7 @@ def test_the_command_takes_words_and_numbers(
     assert "--clean: 'much' is neither auto, none nor a number" in capsys.readouterr().err
 
 
-def test_the_share_of_each_class_is_logged_nowhere_twice(
-    noisy: tuple[Path, list[str]], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_labels_are_checked_once(noisy: tuple[Path, list[str]], caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="adq_wds"):
         adq.build_plan(noisy[0], bins=3, clean="auto")
-    assert caplog.text.count("holding 1000 labels against their embeddings") == 1
+    assert caplog.text.count("checking 1000 labels by a fit") == 1
