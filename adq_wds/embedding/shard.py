@@ -23,13 +23,8 @@ from adq_wds.remote.open_shard import open_shard
 from adq_wds.samples.fields import Sample, place_error
 from adq_wds.samples.label import read_label
 from adq_wds.shards.samples_in_tar import Buffer, Span, payload_crc32, read_sample
-from adq_wds.tables.features_file import (
-    DIGEST_BYTES,
-    FeaturesFile,
-    ShardFeatures,
-    numbered,
-    unit_and_norm,
-)
+from adq_wds.tables.arrays import numbered, unit_and_norm
+from adq_wds.tables.features_file import DIGEST_BYTES, FeaturesFile, ShardFeatures
 from adq_wds.tables.spans import Spans, source_stamp, walk_shard
 
 T = TypeVar("T")
