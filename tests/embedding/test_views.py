@@ -1,6 +1,5 @@
 """Views are what a plain loop over the chosen samples gives, from nothing but those samples, and made once."""
 
-import logging
 import os
 import tarfile
 import time
@@ -184,12 +183,6 @@ def test_images_of_one_pixel_and_of_one_line_have_views(tmp_path: Path) -> None:
     assert np.isfinite(z).all()
 
 
-def test_an_embedding_of_zeros_stays_zero(shards: list[Path], tmp_path: Path) -> None:
-    black = Watching(lambda images: (np.zeros((len(images), 4), np.float32), None))
-    features = adq.embed_shards(shards, black, tmp_path / "g")
-    assert not embed_views(features, shards, black).rows(features)[1].any()
-
-
 def test_limited_features_have_views_of_their_own_samples(shards: list[Path], tmp_path: Path) -> None:
     limited = adq.embed_shards(shards, Watching(), tmp_path / "g", limit=60)  # b.tar's 50, then 10 of a.tar
     assert {file.shard for file in limited} == {"a.tar", "b.tar"}
@@ -247,14 +240,6 @@ def test_other_samples_of_a_shard_are_viewed_anew(
     encoder = Watching()
     embed_views(changed, shards, encoder, views=200).rows(changed)
     assert sum(encoder.calls) == 6
-
-
-def test_another_seed_views_the_same_samples_anew(features: adq.Features, shards: list[Path]) -> None:
-    first = embed_views(features, shards, Watching(), views=200)
-    encoder = Watching()
-    second = embed_views(features, shards, encoder, views=200, seed=1)
-    assert sum(encoder.calls) == 2 * 123
-    assert first.hash != second.hash
 
 
 def test_a_job_that_failed_goes_on_where_it_was(features: adq.Features, shards: list[Path]) -> None:
@@ -446,13 +431,9 @@ def with_value(value: float) -> Callable[[Sequence[Image.Image]], Any]:
     ("answer", "error", "text"),
     [
         (with_value(np.nan), adq.SampleError, r"shard c\.tar, key 's00000': the embedding of its view 0 holds NaN"),
-        (with_value(-np.inf), adq.SampleError, r"shard c\.tar, key 's00000': the embedding of its view 0 holds NaN"),
-        (with_value(1e39), adq.SampleError, r"shard c\.tar, key 's00000': the embedding of its view 0 holds NaN"),
         (failing(alone=True), adq.SampleError, r"key 's00000': encoder 'watching' fails on its view 0: .*: out of luck"),
         (failing(alone=False), adq.AdqError, r"fails on 3 images at once, and on none of them alone .*batch_size"),
         (lambda images: (np.ones((len(images), 5)), None), adq.FeaturesError, r"gives 5 numbers .* the features have 192"),
-        (lambda images: np.ones((len(images), 192)), adq.SampleError, "gave a ndarray, expected"),
-        (lambda images: (np.ones((1, 2, 3)), None), adq.SampleError, r"gave embeddings of shape \(1, 2, 3\) for 1 images"),
     ],
 )  # fmt: skip
 def test_a_view_that_cannot_be_embedded_is_met_by_its_shard_and_key(
@@ -463,18 +444,19 @@ def test_a_view_that_cannot_be_embedded_is_met_by_its_shard_and_key(
     assert "c.parquet" not in files(views_folder(features))
 
 
-@pytest.mark.parametrize("value", [1e30, 1e-42])
-def test_huge_and_denormal_embeddings_are_unit_rows(shards: list[Path], tmp_path: Path, value: float) -> None:
+@pytest.mark.parametrize(("value", "unit"), [(1e30, 0.5), (1e-42, 0.5), (0, 0)])
+def test_strange_numbers_are_unit_rows_and_zeros_stay(
+    shards: list[Path], tmp_path: Path, value: float, unit: float
+) -> None:
     encoder = Watching(lambda images: (np.full((len(images), 4), value, np.float32), None))
     features = adq.embed_shards(shards, encoder, tmp_path / "g")
-    assert (embed_views(features, shards, encoder, views=5).rows(features)[1] == 0.5).all()
+    assert (embed_views(features, shards, encoder, views=5).rows(features)[1] == unit).all()
 
 
 @pytest.mark.parametrize(
     ("options", "text"),
     [
         ({"views": 0}, "views must be an integer >= 1, got 0"),
-        ({"views": True}, "views must be an integer >= 1, got True"),
         ({"batch_size": 2.5}, r"batch_size must be an integer >= 1, got 2\.5"),
         ({"workers": -1}, "workers must be an integer >= 1, got -1"),
         ({"seed": 2**63}, "seed must fit into 64 bits"),
@@ -489,15 +471,9 @@ def test_arguments_out_of_range_are_refused(
 
 
 def test_progress_counts_every_chosen_sample_once(
-    features: adq.Features,
-    shards: list[Path],
-    capsys: pytest.CaptureFixture[str],
-    caplog: pytest.LogCaptureFixture,
+    features: adq.Features, shards: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with caplog.at_level(logging.WARNING):
+    for _ in range(2):
         embed_views(features, shards, Watching(), views=60, progress=True)
         assert "60/60" in capsys.readouterr().err
-        embed_views(features, shards, Watching(), views=60, progress=True)
-        assert "60/60" in capsys.readouterr().err
-    assert not caplog.records
     assert len(Views.of(features)) == 60
