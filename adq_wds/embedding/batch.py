@@ -56,11 +56,7 @@ def embed_batch(job: ShardJob, rows: range) -> Batch:
 
 
 def in_parts(sized: Iterable[tuple[int, T]]) -> Iterator[list[T]]:
-    """Cut a stream into parts of at most `PART_PIXELS`, or of one item; each is given before more is decoded.
-
-    Args:
-        sized: pixels of each item, and the item.
-    """
+    """Cut a stream of (pixels, item) into parts of at most `PART_PIXELS`, or of one item, before more is decoded."""
     part: list[T] = []
     total = 0
     for n_pixels, item in sized:

@@ -26,10 +26,6 @@ class NpyEmbeddings(StoredEmbeddings):
 
     A folder is as clip-retrieval writes it: ``img_emb/img_emb_0.npy``, ``img_emb_1.npy``, ... (with zeros in front of
     the number, or without), no number missing. May be called from several threads.
-
-    Raises:
-        FeaturesError: a file is damaged, declares more than it holds, or has another shape, type or width; names in
-            the folder have no number, a gap, or two beginnings.
     """
 
     by_position = True
@@ -99,13 +95,8 @@ def checked_header(start: bytes, size: int, fits: Callable[[NpyHeader], bool], e
     """The header of an npy file of floats, held against its size: nothing is allocated on its word.
 
     Args:
-        start: the file's first bytes, as `read_header` takes them.
-        size: bytes in the whole file.
-        fits: whether its shape is a right one.
-        expected: the right shape, in words.
-
-    Raises:
-        NpyError: the header is damaged or no such one, or the file has fewer or more bytes than it declares.
+        start, size: the file's first bytes, as `read_header` takes them, and bytes in all.
+        fits, expected: whether a header's shape is right, and the right one in words.
     """
     header = read_header(start, size)
     if not header.is_floats or not fits(header):
@@ -140,11 +131,7 @@ class _NpyFile:
             raise FeaturesError(f"embeddings {path}: {error}") from error
 
     def row(self, i: int) -> NDArray[np.floating[Any]]:
-        """Row i, which must lie in the file: (D,), of the file's own type.
-
-        Raises:
-            FeaturesError: the file was cut short, or cannot be read.
-        """
+        """Row i, which must lie in the file: (D,), of the file's own type."""
         n_rows, width = self.header.shape
         try:
             with self.path.open("rb") as handle:

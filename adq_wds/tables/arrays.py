@@ -120,11 +120,7 @@ def _scanned(path: str, name: str) -> tuple[Spans, NDArray[np.uint8]]:
 
 
 def _matched(keys_of: dict[str, list[str]], keys: Sequence[SampleId]) -> list[NDArray[np.int64]]:
-    """For each shard the row of each of its samples.
-
-    Raises:
-        FeaturesError: a key stands twice, names no sample or several, or a sample has no row.
-    """
+    """For each shard the row of each of its samples; every key names one sample, and every sample has a row."""
     row_of: dict[SampleId, int] = {}
     for i, key in enumerate(keys):
         key = key if isinstance(key, str) else (str(key[0]), str(key[1]))

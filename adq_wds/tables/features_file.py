@@ -265,11 +265,7 @@ class FeaturesFile:
         return self._numbers("embedding", self.width)
 
     def logit_grad(self) -> NDArray[np.float16]:
-        """(n, C) float16 unit rows, all finite.
-
-        Raises:
-            FeaturesError: the file has none, or is damaged.
-        """
+        """(n, C) float16 unit rows, all finite; a `FeaturesError` where there are none."""
         if self.n_classes is None:
             raise FeaturesError(
                 f"{self.path}: no logit gradients here; embed with logit_grad=True (--logit-grad)"
@@ -292,11 +288,7 @@ class FeaturesFile:
         return "texture" in self._schema.names
 
     def texture(self) -> NDArray[np.float32]:
-        """(n,) float32 texture levels, all finite.
-
-        Raises:
-            FeaturesError: the file has none, since it was made without images; or is damaged.
-        """
+        """(n,) float32 texture levels, all finite; a `FeaturesError` where no image was looked at."""
         if not self.has_texture:
             raise FeaturesError(
                 f"{self.path}: no texture here, as no image was looked at; plan with scores=['diversity'] "
@@ -320,11 +312,7 @@ class FeaturesFile:
         return values[: len(column) * DIGEST_BYTES].reshape(-1, DIGEST_BYTES)
 
     def score(self, name: str) -> NDArray[np.float32]:
-        """(n,) float32 numbers of a score of users, all finite.
-
-        Raises:
-            FeaturesError: the file has no such score, or is damaged.
-        """
+        """(n,) float32 numbers of a score of users, all finite; a `FeaturesError` where there are none."""
         if name not in self.scores:
             raise FeaturesError(
                 f"{self.path}: no score {name!r} here, only {sorted(self.scores) or 'texture'}; embed with it in scores="

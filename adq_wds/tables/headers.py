@@ -129,16 +129,9 @@ def _entries(kind: Any) -> dict[str, tuple[Any, bool]]:
 
 
 def parse_header(raw: bytes, digest: str, *, kind: str, version: int, header: type[T]) -> T:
-    """The JSON header of a file of ours.
+    """The JSON header of a file of ours: of the SHA-256 that the file says, of a format, a known version and a type.
 
-    Args:
-        raw: its text; of a size that `bounds` has checked.
-        digest: its SHA-256, as the file says.
-        kind, version: the format that it must be of, and the newest version that is known.
-        header: its type.
-
-    Raises:
-        ValueError: it is damaged, of another format, of a newer version, or of another type.
+    `raw` is of a size that `bounds` has checked. Anything else is a `ValueError` that says which of these is wrong.
     """
     if hashlib.sha256(raw).hexdigest() != digest:
         raise ValueError("damaged: the header does not match its hash; make it again")
