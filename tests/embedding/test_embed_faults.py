@@ -236,7 +236,7 @@ def test_wrong_arguments_are_value_errors(tmp_path: Path, options: dict[str, Any
 # ---- The folder
 
 
-def test_of_two_jobs_in_a_folder_the_second_hears_who_works_there(tmp_path: Path) -> None:
+def test_the_second_job_in_a_folder_hears_who_works_there(tmp_path: Path) -> None:
     path = shard_of(tmp_path / "a.tar", 3)
     (tmp_path / "f").mkdir()
     with lock(tmp_path / "f"), pytest.raises(adq.AdqError, match=rf"is in use by pid {os.getpid()} on "):
