@@ -50,10 +50,6 @@ def shards(tmp_path: Path) -> list[Path]:
     return [write_tar(tmp_path / f"{name}.tar", members(20 * i)) for i, name in enumerate("abc")]
 
 
-def said(caplog: pytest.LogCaptureFixture) -> str:
-    return "\n".join(record.getMessage() for record in caplog.records)
-
-
 def test_another_label_gives_the_features_of_a_fresh_job_without_an_encoder(
     shards: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -69,7 +65,7 @@ def test_another_label_gives_the_features_of_a_fresh_job_without_an_encoder(
         adq.embed_shards(shards, Watching(with_head), out, label=label, scores=[Red()])
         assert files(tmp_path / "f") == files(out)
         if label not in (None, "none"):
-            assert "shard a.tar: labels are read again, by" in said(caplog)
+            assert "shard a.tar: labels are read again, by" in caplog.text
 
 
 def test_scores_that_are_not_asked_for_now_stay(shards: list[Path], tmp_path: Path) -> None:
@@ -137,7 +133,7 @@ def test_logit_gradients_depend_on_the_labels(
     adq.embed_shards(shards, encoder, tmp_path / "f", logit_grad=True)
     adq.embed_shards(shards, encoder, tmp_path / "f", logit_grad=True, label="json:y")
     assert encoder.n == 2 * 3 * N
-    assert "has no logit_grad by label 'json:y'; embedding the shard again" in said(caplog)
+    assert "has no logit_grad by label 'json:y'; embedding the shard again" in caplog.text
     adq.embed_shards(shards, encoder, tmp_path / "fresh", logit_grad=True, label="json:y")
     assert files(tmp_path / "f") == files(tmp_path / "fresh")
     n = encoder.n
@@ -172,10 +168,10 @@ def test_older_features_get_digests_without_an_encoder(
     assert {FeaturesFile(path).header["version"] for path in (tmp_path / "f").glob("*")} == {2}
     adq.embed_shards(shards, encoder, tmp_path / "f", **options)
     assert (encoder.n, files(tmp_path / "f")) == (n, whole)
-    assert "shard a.tar: digests are added to older features, without embedding" in said(caplog)
+    assert "shard a.tar: digests are added to older features, without embedding" in caplog.text
     caplog.clear()
     adq.embed_shards(shards, encoder, tmp_path / "f", **options)
-    assert "digests" not in said(caplog)
+    assert "digests" not in caplog.text
 
 
 def test_a_shard_that_changed_is_embedded_again_not_read(shards: list[Path], tmp_path: Path) -> None:
