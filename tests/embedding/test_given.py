@@ -3,8 +3,6 @@
 import hashlib
 import json
 import logging
-import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +15,8 @@ from numpy.typing import NDArray
 
 import adq_wds as adq
 from adq_wds.cli.main import main
-from adq_wds.embedding.batch import embed_batch
 from adq_wds.embedding.estimate import estimate
-from adq_wds.embedding.settings import request
-from adq_wds.embedding.shard import open_job
 from adq_wds.registry import encoder
-from adq_wds.signatures import EMBED, options_of
 from adq_wds.tables.spans import scan_spans
 from tests.conftest import jpeg, write_tar
 from tests.embedded import npy, png, unit
@@ -114,16 +108,6 @@ def test_the_first_that_can_be_read_sets_the_width_whatever_comes_before(
         assert [entry[1] for entry in file.bad] == ["s000", "s001", "s008"]
 
 
-def test_a_batch_that_comes_first_is_judged_by_the_first_sample(tmp_path: Path) -> None:
-    path = str(write(tmp_path / "a.tar", [*vectors(4), *np.ones((4, D - 1))]))
-    usual = {name: option.default for name, option in options_of(EMBED).items() if name != "progress"}
-    job = open_job(request(path, "", **usual | {"embeddings": "field:emb.npy"}), path, "a.tar", 0, None)
-    with job.close:
-        batches = [embed_batch(job, rows) for rows in (range(4, 8), range(4))]
-    assert [batch.good for batch in batches] == [[], [0, 1, 2, 3]]
-    assert [list(batch.bad) for batch in batches] == [[4, 5, 6, 7], []]
-
-
 def test_a_shard_without_the_field_ends_the_job_and_is_named(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tar", vectors(3), field="vec.npy")
     with pytest.raises(adq.ShardError, match=r"shard a\.tar: none of its 3 samples can be .*no such field"):
@@ -134,17 +118,6 @@ def test_shards_of_two_widths_are_refused(tmp_path: Path) -> None:
     shards = [write(tmp_path / "a.tar", vectors(3)), write(tmp_path / "b.tar", vectors(3)[:, :4], first=3)]
     with pytest.raises(adq.FeaturesError, match=r"4.*6|6.*4"):
         embed(shards, tmp_path / "f")
-
-
-def test_changed_embeddings_are_embedded_again_and_equal_ones_are_not(tmp_path: Path) -> None:
-    path, out = write(tmp_path / "a.tar", vectors(5)), tmp_path / "f"
-    first = embed(path, out).hash
-    made = os.stat(next(out.glob("*.parquet"))).st_mtime_ns
-    os.utime(path, ns=(time.time_ns(), time.time_ns() + 10**9))
-    assert embed(path, out).hash == first
-    assert os.stat(next(out.glob("*.parquet"))).st_mtime_ns == made
-    write(path, vectors(5, seed=1))  # as many bytes, another date
-    assert embed(path, out).hash != first
 
 
 def test_another_field_or_an_encoder_needs_another_folder(tmp_path: Path) -> None:

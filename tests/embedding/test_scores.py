@@ -104,16 +104,6 @@ def _samples(path: Path) -> list[dict[str, Any]]:
     return list(wds.WebDataset(str(path), shardshuffle=False))
 
 
-def test_workers_and_batches_change_no_number(shards: list[Path], tmp_path: Path) -> None:
-    made = [
-        adq.embed_shards(
-            shards, "thumbnail", tmp_path / f"{b}{w}", scores=[Red()], batch_size=b, workers=w
-        ).hash
-        for b, w in ((64, 1), (5, 1), (5, 3))
-    ]
-    assert len(set(made)) == 1
-
-
 def test_a_bad_value_names_the_sample_and_is_skipped_when_asked(shards: list[Path], tmp_path: Path) -> None:
     with pytest.raises(adq.SampleError, match=r"shard a\.tar, key 's\d+': score 'picky' gave nan, .* one"):
         adq.embed_shards(shards, "thumbnail", tmp_path / "f", scores=[Picky()])

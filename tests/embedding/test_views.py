@@ -70,16 +70,9 @@ def test_only_chosen_samples_are_read_and_each_is_embedded_twice(
         return original(data, span, url=url)
 
     monkeypatch.setattr(adq_wds.embedding.views_batch, "read_sample", reading)
-    embed_views(features, shards, encoder, views=9)
-    assert len(read) == len(set(read)) == 9
-    assert len(encoder.sizes) == 18
-    assert max(encoder.calls) <= 9
-
-
-def test_a_batch_holds_no_more_images_than_asked(features: adq.Features, shards: list[Path]) -> None:
-    encoder = Watching()
-    embed_views(features, shards, encoder, views=200, batch_size=8)
-    assert sum(encoder.calls) == 2 * 123
+    embed_views(features, shards, encoder, views=60, batch_size=8)
+    assert len(read) == len(set(read)) == 60
+    assert encoder.n == 120
     assert max(encoder.calls) == 8
 
 
@@ -111,22 +104,6 @@ def test_a_network_gives_the_same_bytes_with_any_number_of_workers(
         (views_folder(features) / "b.parquet").unlink()
     torch.set_num_threads(before)
     assert made[0] == made[1]
-
-
-def test_a_network_has_one_thread_in_each_worker(features: adq.Features, shards: list[Path]) -> None:
-    import torch
-
-    def answer(images: Sequence[Image.Image]) -> Any:
-        assert torch.get_num_threads() == 1
-        return Thumbnail()(images)
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        embed_views(features, shards, Watching(answer), views=20, workers=2)
-        assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_large_images_are_viewed_a_few_at_a_time_to_the_same_end(
@@ -169,18 +146,6 @@ def test_a_view_depends_on_seed_key_number_and_base_name_alone() -> None:
 
     assert pixels() == pixels(shard="moved/a.tar")
     assert len({pixels(), pixels(1), pixels(seed=1), pixels(shard="b.tar"), pixels(key="l")}) == 5
-
-
-def test_images_of_one_pixel_and_of_one_line_have_views(tmp_path: Path) -> None:
-    path = tmp_path / "tiny.tar"
-    with tarfile.open(path, "w") as tar:
-        for i, size in enumerate([(1, 1), (1, 9), (9, 1), (8, 8)]):
-            Image.new("RGB", size, (10 + i, 20, 30)).save(tmp_path / "x.png")
-            tar.add(tmp_path / "x.png", f"s{i}.png")
-    features = adq.embed_shards(path, "builtin-free", tmp_path / "f", label=None)
-    position, z = embed_views(features, path, "builtin-free").rows(features)
-    assert position.tolist() == [0, 1, 2, 3]
-    assert np.isfinite(z).all()
 
 
 def test_limited_features_have_views_of_their_own_samples(shards: list[Path], tmp_path: Path) -> None:
@@ -299,26 +264,6 @@ def test_a_killed_job_leaves_whole_files_and_loses_one_shard_a_worker(
     assert files(views_folder(features)) == resumed
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_no_more_shards_than_workers_are_begun_and_not_saved(
-    make_shard: MakeShard, tmp_path: Path, workers: int
-) -> None:
-    """So a job that is killed loses at most one shard for each worker."""
-    paths = [make_shard(f"t-{i}.tar", 4) for i in range(8)]
-    features = adq.embed_shards(paths, Watching(), tmp_path / "g")
-    unsaved = []
-
-    def answer(images: Sequence[Image.Image]) -> Any:
-        begun = (len(encoder.calls) + 1) // 2  # two calls a shard
-        unsaved.append(begun - len(files(views_folder(features))))
-        return Thumbnail()(images)
-
-    encoder = Watching(answer)
-    embed_views(features, paths, encoder, workers=workers)
-    assert len(unsaved) == 16
-    assert max(unsaved) <= workers
-
-
 def test_the_folder_of_the_features_may_be_held_and_that_of_the_views_may_not(
     features: adq.Features, shards: list[Path]
 ) -> None:
@@ -381,24 +326,18 @@ def test_shards_that_are_not_those_of_the_features_are_named(
         embed_views(features, [*shards, make_shard("d.tar", 2)], Watching())
 
 
-def test_a_byte_changed_since_embedding_is_met_by_its_key(features: adq.Features, shards: list[Path]) -> None:
-    data = bytearray(shards[2].read_bytes())
-    with tarfile.open(shards[2]) as tar:
-        data[tar.getmember("s00001.cls").offset_data] ^= 1
-    shards[2].write_bytes(data)
-    with pytest.raises(
-        adq.ShardError,
-        match=r"shard c\.tar, key 's00001': the shard changed since it was embedded .*embed it again",
-    ):
-        embed_views(features, shards, Watching(), views=200)
-
-
-@pytest.mark.parametrize("change", ["another", "shorter", "gone"])
+@pytest.mark.parametrize("change", ["byte", "another", "shorter", "gone"])
 def test_a_shard_changed_since_embedding_is_refused(
     features: adq.Features, shards: list[Path], make_shard: MakeShard, change: str
 ) -> None:
     text = r"shard c\.tar.*(embed the shard again|embed it again)"
-    if change == "another":
+    if change == "byte":
+        data = bytearray(shards[2].read_bytes())
+        with tarfile.open(shards[2]) as tar:
+            data[tar.getmember("s00001.cls").offset_data] ^= 1
+        shards[2].write_bytes(data)
+        text = r"shard c\.tar, key 's00001': the shard changed since .*embed it again"
+    elif change == "another":
         make_shard("c.tar", 3, side=17, first=1)
     elif change == "shorter":
         shards[2].write_bytes(shards[2].read_bytes()[:1500])
