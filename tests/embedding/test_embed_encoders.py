@@ -49,9 +49,7 @@ def test_an_embedding_that_is_no_number_names_its_sample(shard: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(("value", "unit"), [(1e38, 0.25), (-3.4e38, -0.25), (1e-45, 0.25), (0, 0)])
-def test_strange_numbers_have_unit_rows_and_zeros_stay(
-    shard: Path, tmp_path: Path, value: float, unit: float
-) -> None:
+def test_strange_numbers_have_unit_rows_or_0(shard: Path, tmp_path: Path, value: float, unit: float) -> None:
     encoder = Watching(lambda images: (np.full((len(images), 16), value), None))
     (file,) = adq.embed_shards(shard, encoder, tmp_path / "f")
     assert np.array_equal(file.embedding(), np.full((10, 16), unit, np.float16))
@@ -70,7 +68,7 @@ def test_strange_numbers_have_unit_rows_and_zeros_stay(
         (lambda images: (["x"] * len(images), None), r"ValueError: could not convert string"),
     ],
 )  # fmt: skip
-def test_an_encoder_of_the_wrong_shape_is_named(
+def test_an_answer_of_the_wrong_shape_is_named(
     shard: Path, tmp_path: Path, answer: Answer, text: str
 ) -> None:
     with pytest.raises(adq.SampleError, match=r"shard a.tar, key 'k0': encoder 'watching' fails .*" + text):
@@ -89,7 +87,7 @@ def test_an_encoder_that_changes_its_width_is_refused(shard: Path, tmp_path: Pat
         adq.embed_shards(two, by_image, tmp_path / "g")
 
 
-def test_large_images_are_embedded_a_few_at_a_time(
+def test_large_images_are_cut_into_parts(
     shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (whole,) = adq.embed_shards(shard, Watching(), tmp_path / "whole", workers=1, batch_size=8)
@@ -101,9 +99,7 @@ def test_large_images_are_embedded_a_few_at_a_time(
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_an_image_that_an_encoder_fails_on_is_named_or_skipped(
-    shard: Path, tmp_path: Path, workers: int
-) -> None:
+def test_an_image_that_it_fails_on_is_named_or_skipped(shard: Path, tmp_path: Path, workers: int) -> None:
     encoder = Watching(lambda images: thumbnails(images, raises_at=5))
     text = r"shard a.tar, key 'k5': encoder 'watching' fails on it: RuntimeError: no memory"
     with pytest.raises(adq.SampleError, match=text):

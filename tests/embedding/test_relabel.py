@@ -50,7 +50,7 @@ def shards(tmp_path: Path) -> list[Path]:
     return [write_tar(tmp_path / f"{name}.tar", members(20 * i)) for i, name in enumerate("abc")]
 
 
-def test_another_label_gives_the_features_of_a_fresh_job_without_an_encoder(
+def test_another_label_gives_the_features_of_a_fresh_job(
     shards: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "adq_wds")
@@ -75,9 +75,7 @@ def test_scores_that_are_not_asked_for_now_stay(shards: list[Path], tmp_path: Pa
     assert features.score("red").tobytes() == before.tobytes()
 
 
-def test_samples_that_were_bad_are_tried_again_and_they_alone(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_only_bad_samples_are_tried_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """One has no cls, one no json, one no whole image."""
     caplog.set_level(logging.INFO, "adq_wds")
     every = members(0)
@@ -99,9 +97,7 @@ def test_samples_that_were_bad_are_tried_again_and_they_alone(
     assert files(tmp_path / "f") == files(tmp_path / "fresh")
 
 
-def test_a_job_that_is_stopped_leaves_each_shard_old_or_new_and_the_next_one_finishes(
-    shards: list[Path], tmp_path: Path
-) -> None:
+def test_a_stopped_job_leaves_each_shard_old_or_new(shards: list[Path], tmp_path: Path) -> None:
     encoder, stop = Watching(with_head), True
 
     def label(sample: dict[str, Any]) -> int:
@@ -232,7 +228,7 @@ def labelled(path: Path, labels: list[bytes]) -> Path:
         ([b"?", b"a", b"0", b"b"], r"key 'k0', field 'cls': '\?' is neither", [1, 3]),
     ],
 )  # fmt: skip
-def test_the_first_label_of_a_shard_says_whether_classes_are_numbers_or_words(
+def test_the_first_label_sets_the_kind_of_a_shard(
     tmp_path: Path, labels: list[bytes], text: str, kept: list[int]
 ) -> None:
     shard = labelled(tmp_path / "a.tar", labels)
@@ -250,7 +246,7 @@ def test_the_first_label_of_a_shard_says_whether_classes_are_numbers_or_words(
 
 
 @pytest.mark.parametrize("words_first", [True, False])
-def test_shards_of_numbers_and_shards_of_words_are_refused_by_name(tmp_path: Path, words_first: bool) -> None:
+def test_shards_of_numbers_and_of_words_are_refused(tmp_path: Path, words_first: bool) -> None:
     words, numbers = [b"cat", b"dog"], [b"0", b"1"]
     first, second = (words, numbers) if words_first else (numbers, words)
     shards = [labelled(tmp_path / "a.tar", first), labelled(tmp_path / "b.tar", second)]

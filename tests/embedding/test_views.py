@@ -59,7 +59,7 @@ def test_views_are_those_of_a_plain_loop(features: adq.Features, shards: list[Pa
             assert np.array_equal(z[row, number], (h / np.linalg.norm(h)).astype(np.float16))
 
 
-def test_only_chosen_samples_are_read_and_each_is_embedded_twice(
+def test_only_chosen_samples_are_read(
     features: adq.Features, shards: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder, read = Watching(), []
@@ -77,7 +77,7 @@ def test_only_chosen_samples_are_read_and_each_is_embedded_twice(
 
 
 @pytest.mark.parametrize("options", [{"workers": 1}, {"workers": 3}, {"workers": 8}])
-def test_workers_and_the_order_of_shards_change_no_byte(
+def test_workers_and_order_change_no_byte(
     features: adq.Features, shards: list[Path], options: dict[str, int]
 ) -> None:
     embed_views(features, shards, Watching(), views=60, batch_size=8, workers=2)
@@ -88,9 +88,7 @@ def test_workers_and_the_order_of_shards_change_no_byte(
     assert files(views_folder(features)) == before
 
 
-def test_a_network_gives_the_same_bytes_with_any_number_of_workers(
-    shards: list[Path], tmp_path: Path
-) -> None:
+def test_a_network_gives_the_same_bytes_with_any_workers(shards: list[Path], tmp_path: Path) -> None:
     import torch
 
     features = adq.embed_shards(shards[0], "builtin-free", tmp_path / "g")
@@ -106,7 +104,7 @@ def test_a_network_gives_the_same_bytes_with_any_number_of_workers(
     assert made[0] == made[1]
 
 
-def test_large_images_are_viewed_a_few_at_a_time_to_the_same_end(
+def test_large_images_are_cut_into_parts(
     features: adq.Features, shards: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     embed_views(features, shards, Watching(), views=60)
@@ -119,9 +117,7 @@ def test_large_images_are_viewed_a_few_at_a_time_to_the_same_end(
     assert files(views_folder(features)) == before
 
 
-def test_another_seed_gives_other_samples_and_a_larger_number_keeps_the_smaller_ones_views(
-    features: adq.Features, shards: list[Path]
-) -> None:
+def test_a_larger_number_keeps_the_smaller_ones_views(features: adq.Features, shards: list[Path]) -> None:
     few, z_few = embed_views(features, shards, Watching(), views=20).rows(features)
     many, z_many = embed_views(features, shards, Watching(), views=60).rows(features)
     assert np.array_equal(z_many[np.isin(many, few)], z_few)
@@ -179,7 +175,7 @@ def test_what_is_there_is_not_made_again(features: adq.Features, shards: list[Pa
     assert (encoder.calls, dates(views_folder(features))) == ([], before)
 
 
-def test_only_damaged_or_missing_files_are_made_again(
+def test_only_damaged_or_missing_files_are_made(
     features: adq.Features, shards: list[Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     embed_views(features, shards, Watching(), views=200)
@@ -237,9 +233,7 @@ embed_views(adq.Features(folder), shards, "thumbnail", workers=2, batch_size=4)
 """
 
 
-def test_a_killed_job_leaves_whole_files_and_loses_one_shard_a_worker(
-    make_shard: MakeShard, tmp_path: Path
-) -> None:
+def test_a_killed_job_leaves_whole_files(make_shard: MakeShard, tmp_path: Path) -> None:
     """F25, for views: SIGKILL at three moments, each time resumed; then the bytes of one that was left alone."""
     shards = [make_shard(f"t-{i}.tar", 20, first=i * 100) for i in range(6)]
     features = adq.embed_shards(shards, "thumbnail", tmp_path / "f")
@@ -264,9 +258,7 @@ def test_a_killed_job_leaves_whole_files_and_loses_one_shard_a_worker(
     assert files(views_folder(features)) == resumed
 
 
-def test_the_folder_of_the_features_may_be_held_and_that_of_the_views_may_not(
-    features: adq.Features, shards: list[Path]
-) -> None:
+def test_only_the_folder_of_the_views_is_locked(features: adq.Features, shards: list[Path]) -> None:
     with lock(features.folder):
         embed_views(features, shards, Watching(), views=5)
     with lock(views_folder(features)), pytest.raises(adq.AdqError, match=r"views is in use by pid \d+"):
@@ -288,7 +280,7 @@ def test_the_folder_of_the_features_may_be_held_and_that_of_the_views_may_not(
         ("thumbnail", r"made with encoder 'watching' .*, now 'thumbnail'"),
     ],
 )
-def test_another_encoder_than_that_of_the_features_is_refused(
+def test_another_encoder_is_refused(
     features: adq.Features, shards: list[Path], encoder: Any, text: str
 ) -> None:
     with pytest.raises(adq.FeaturesError, match=text + ".*views need the one of the features"):
@@ -317,9 +309,7 @@ def the_jpeg(sample: dict[str, Any]) -> bytes:
     return data
 
 
-def test_shards_that_are_not_those_of_the_features_are_named(
-    features: adq.Features, shards: list[Path], make_shard: MakeShard
-) -> None:
+def test_other_shards_are_named(features: adq.Features, shards: list[Path], make_shard: MakeShard) -> None:
     with pytest.raises(adq.FeaturesError, match=r"shard a\.tar has .* but is not among the 2 .*1 missing"):
         embed_views(features, [shards[0], shards[2]], Watching())
     with pytest.raises(adq.FeaturesError, match=r"shard d\.tar has no features \(1 in all have .* it first"):
@@ -327,7 +317,7 @@ def test_shards_that_are_not_those_of_the_features_are_named(
 
 
 @pytest.mark.parametrize("change", ["byte", "another", "shorter", "gone"])
-def test_a_shard_changed_since_embedding_is_refused(
+def test_a_changed_shard_is_refused(
     features: adq.Features, shards: list[Path], make_shard: MakeShard, change: str
 ) -> None:
     text = r"shard c\.tar.*(embed the shard again|embed it again)"
@@ -375,7 +365,7 @@ def with_value(value: float) -> Callable[[Sequence[Image.Image]], Any]:
         (lambda images: (np.ones((len(images), 5)), None), adq.FeaturesError, r"gives 5 numbers .* the features have 192"),
     ],
 )  # fmt: skip
-def test_a_view_that_cannot_be_embedded_is_met_by_its_shard_and_key(
+def test_a_view_that_cannot_be_embedded_is_named(
     features: adq.Features, shards: list[Path], answer: Any, error: Any, text: str
 ) -> None:
     with pytest.raises(error, match=text):
@@ -384,7 +374,7 @@ def test_a_view_that_cannot_be_embedded_is_met_by_its_shard_and_key(
 
 
 @pytest.mark.parametrize(("value", "unit"), [(1e30, 0.5), (1e-42, 0.5), (0, 0)])
-def test_strange_numbers_are_unit_rows_and_zeros_stay(
+def test_strange_numbers_are_unit_rows_or_0(
     shards: list[Path], tmp_path: Path, value: float, unit: float
 ) -> None:
     encoder = Watching(lambda images: (np.full((len(images), 4), value, np.float32), None))

@@ -62,9 +62,7 @@ def test_an_empty_shard_is_written_and_read(make_features: MakeFeatures, tmp_pat
     assert (file.n, file.n_read, file.embedding().shape, len(file.spans())) == (0, 3, (0, 5), 0)
 
 
-def test_logit_gradients_and_scores_are_columns_of_version_2(
-    make_features: MakeFeatures, tmp_path: Path
-) -> None:
+def test_gradients_and_scores_are_columns_of_version_2(make_features: MakeFeatures, tmp_path: Path) -> None:
     made = make_features("a.tar", [0, 2, 1], n_classes=3, scores={"sharp": "2", "bright": "1"}, bad=[1])
     file = FeaturesFile(tmp_path / "features" / "a.parquet")
     assert (file.header["version"], file.n_classes, file.scores) == (2, 3, {"sharp": "2", "bright": "1"})
@@ -78,7 +76,7 @@ def test_logit_gradients_and_scores_are_columns_of_version_2(
 
 
 @pytest.mark.parametrize("labels", [[], [0, 2, 1]])
-def test_digests_are_a_column_of_version_3_and_older_files_have_none(
+def test_digests_are_a_column_of_version_3(
     make_features: MakeFeatures, tmp_path: Path, labels: list[int]
 ) -> None:
     made = make_features("a.tar", labels, bad=[0])
@@ -97,9 +95,7 @@ def test_digests_are_a_column_of_version_3_and_older_files_have_none(
     assert pq.ParquetFile(path).schema_arrow.field("digest").type == pa.binary(16)
 
 
-def test_features_without_images_have_no_texture_and_say_what_to_do(
-    make_features: MakeFeatures, tmp_path: Path
-) -> None:
+def test_features_without_images_have_no_texture(make_features: MakeFeatures, tmp_path: Path) -> None:
     made = make_features("a.tar", [0, 2, 1])
     dataclasses.replace(made, texture=None).save(tmp_path / "b.parquet")
     file = FeaturesFile(tmp_path / "b.parquet")
@@ -293,9 +289,7 @@ def test_only_the_shards_asked_for_are_opened(make_features: MakeFeatures, tmp_p
         Features(tmp_path / "features", shards=["a.tar", "d.tar"])
 
 
-def test_a_view_of_other_shards_or_samples_has_another_hash(
-    make_features: MakeFeatures, tmp_path: Path
-) -> None:
+def test_a_view_of_other_samples_has_another_hash(make_features: MakeFeatures, tmp_path: Path) -> None:
     for shard in ("a.tar", "b.tar"):
         make_features(shard, [0, 1, 2], bad=[1])
     folder = tmp_path / "features"
@@ -306,9 +300,7 @@ def test_a_view_of_other_shards_or_samples_has_another_hash(
 
 
 @pytest.mark.parametrize("limit", range(1, 16))
-def test_a_limit_counts_usable_and_bad_samples_in_order(
-    limit: int, make_features: MakeFeatures, tmp_path: Path
-) -> None:
+def test_a_limit_counts_good_and_bad_samples(limit: int, make_features: MakeFeatures, tmp_path: Path) -> None:
     make_features("a.tar", [0, 1, 2, 0], bad=[0, 1, 3])  # positions 2 4 5 6
     make_features("b.tar", [1, 1, 1, 1, 1], bad=[5], first=50)
     features = Features(tmp_path / "features", shards=["b.tar", "a.tar"], limit=limit)
