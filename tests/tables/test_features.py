@@ -139,6 +139,7 @@ GOLDEN = {
     "bool": (pa.array([True, False], pa.bool_()), b"\x01\x00"),
     "float": (pa.array([0.5, -1.25], pa.float32()), struct.pack("<2f", 0.5, -1.25)),
     "string": (pa.array(["a", "öö"], pa.string()), struct.pack("<2q", 1, 4) + "aöö".encode()),
+    "fixed_size_binary[2]": (pa.array([b"ab", b"cd"], pa.binary(2)), b"abcd"),
     "fixed_size_list<element: halffloat not null>[2]": (
         embedding_array(np.array([[0.5, 1], [-2, 0]], np.float16)),
         struct.pack("<4e", 0.5, 1, -2, 0),
@@ -153,6 +154,7 @@ GOLDEN_HASH = {
     "bool": "0ac1bb49964f289be9540f187687d525c3cc8d00f4155536841392140a5c9991",
     "float": "b9e476e96c53e4aaa88faf92e577cee23732cc29ff151461478971f23ddf6cf9",
     "string": "0d2f1dc6f8cf42153cb341cfb4dd317c120a73db9e4a23c947357a71ea991416",
+    "fixed_size_binary[2]": "6ef5aabefebd983b58e5f3d9ea280fa9356391874fdfa2e0b4f7f234651a22eb",
     "fixed_size_list<element: halffloat not null>[2]": "bba9b332638a5b61f02adcc5763f9ab075c07440209ff362c90f53c2f7091a0f",
 }
 
