@@ -15,6 +15,7 @@ from adq_wds.errors import FeaturesError, shorten
 from adq_wds.score import check_score_name
 from adq_wds.shards.names import check_shard_name
 from adq_wds.tables.headers import EmbeddedBy, Natural, Natural31, Natural32, TableHeader, Width
+from adq_wds.tables.members import MEMBERS
 from adq_wds.tables.parquet import (
     GroupFile,
     column_hashes,
@@ -25,8 +26,8 @@ from adq_wds.tables.parquet import (
 )
 from adq_wds.tables.spans import SPAN_FIELDS, Spans
 
-VERSION = 3
-"""1: embedding, norm, texture. 2: also logit_grad or scores of users. 3: also digest, or without texture.
+VERSION = 4
+"""1: embedding, norm, texture. 2: also logit_grad or scores of users. 3: also digest, or without texture. 4: also members.
 
 A file says the least one that it needs.
 """
@@ -102,11 +103,12 @@ class ShardFeatures:
         bad = [] if self.bad is None else self.bad.rows()
         n_classes = {} if self.logit_grad is None else {"n_classes": self.logit_grad.shape[1]}
         is_old = self.digest is None and self.texture is not None
+        newest = 3 if self.spans.members is None else VERSION
         header = {
             **self.header,
             **n_classes,
             "format": "adq_wds.features",
-            "version": 3 if not is_old else 2 if self.scores or n_classes else 1,
+            "version": newest if newest > 3 or not is_old else 2 if self.scores or n_classes else 1,
             "width": self.embedding.shape[1],
             "columns": table.column_names,
             "label_names": self.names,
@@ -134,7 +136,8 @@ class ShardFeatures:
             None if rows is None else rows.shape[1] if rows.ndim == 2 else 1
             for rows in (self.embedding, self.logit_grad)
         )
-        return _schema(width or 1, n_classes, self.scores, self._columns())
+        members = [] if self.spans.members is None else [MEMBERS.name]
+        return _schema(width or 1, n_classes, self.scores, [*self._columns(), *members])
 
     def check(self) -> None:
         """Raise `FeaturesError` unless the columns fit together and every number is finite."""
@@ -175,7 +178,7 @@ def _schema(
     scores: Iterable[str] = (),
     columns: Collection[str] = ("texture",),
 ) -> pa.Schema:
-    """The columns of a file, `texture` and `digest` where they are among `columns`."""
+    """The columns of a file, `texture`, `digest` and `members` where they are among `columns`."""
     kinds = {"label": pa.int32(), "embedding": embedding_type(width), "norm": pa.float32()}
     if "texture" in columns:
         kinds["texture"] = pa.float32()
@@ -184,6 +187,8 @@ def _schema(
     kinds |= dict.fromkeys(sorted(scores), pa.float32())
     if "digest" in columns:
         kinds["digest"] = pa.binary(DIGEST_BYTES)
+    if MEMBERS.name in columns:
+        kinds[MEMBERS.name] = MEMBERS.type
     return pa.schema([*SPAN_FIELDS, *(pa.field(name, kind, nullable=False) for name, kind in kinds.items())])
 
 
@@ -254,7 +259,7 @@ class FeaturesFile:
 
     def spans(self) -> Spans:
         """Where the usable samples lie."""
-        return Spans.from_table(self.read(["index", "key", "byte_offset", "n_bytes", "crc32"]))
+        return Spans.from_table(self.read(["index", "key", "byte_offset", "n_bytes", "crc32", MEMBERS.name]))
 
     def bad_spans(self) -> Spans:
         """Where the unusable samples lie."""

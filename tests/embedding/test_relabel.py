@@ -4,6 +4,7 @@ import json
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ def older(folder: Path) -> None:
         file = FeaturesFile(path)
         ours = ("format", "version", "n_classes", "width", "columns", "label_names", "shards", "bad")
         ShardFeatures(
-            file.shard, file.spans(), file.read(["label"])["label"].to_numpy(), file.embedding(), file.norm(),
+            file.shard, replace(file.spans(), members=None), file.read(["label"])["label"].to_numpy(), file.embedding(), file.norm(),
             file.texture(), {name: value for name, value in file.header.items() if name not in ours}, file.names,
             file.bad_spans(), [row[5] for row in file.bad], None if file.n_classes is None else file.logit_grad(),
             {name: file.score(name) for name in file.scores},
