@@ -133,11 +133,6 @@ def test_tiled_patches_come_back_and_lie_row_by_row(k: int, columns: int, P: int
     assert (image[y * P : (y + 1) * P, x * P : (x + 1) * P] == patches[-1]).all()
 
 
-def test_patches_of_one_row_are_a_view() -> None:
-    image = noise(4, 12, 3)
-    assert np.shares_memory(untile(image, 2, 4), image)
-
-
 def test_blank_cells_have_the_mean_colour_of_the_last_patch() -> None:
     patches = np.zeros((3, 2, 2, 3), np.uint8)
     patches[2, 0] = (200, 100, 4)
