@@ -161,7 +161,8 @@ def importance(scores: list[NDArray[np.float64]], *, normalise: Normalise = "sum
     for score in scores:
         filled = ~np.isnan(score)
         total += _normalised(np.where(filled, score, 0.0), filled, normalise)
-    return np.round(total / total.sum(), DECIMALS)
+    total = np.round(total / total.sum(), DECIMALS)
+    return total
 
 
 def _normalised(

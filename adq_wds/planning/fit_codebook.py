@@ -70,7 +70,7 @@ def fit_codebook(
             of its samples where that is less, are held out in any case. More make it closer to exact bins.
         checkpoints: checkpoints kept for each bin, M; more are closer to exact bins and take more time to assign.
         min_pilot: a class with a smaller pilot has no rule of its own and goes by the one over all classes.
-        keep: what an allocation of yours is told as its keep ratio; ours do not look at it.
+        keep: what an allocation of yours is named as its keep ratio; ours do not look at it.
         seed: of the keyed draw.
         alpha: share of the importance in a bin's rate, in [0, 1]; 0 is uniform, which is DQ.
         allocation: rule for the rates of bins, "adaptive" (ADQ) or "uniform" (DQ). Or a function (size (K,),
@@ -236,23 +236,18 @@ def _codebook(fit: _Fit, rules: list[_Rule], more: dict[str, int]) -> Codebook:
         chosen = [of_bins[name] for name in options.scores]
         of_bins["importance"] = importance(chosen, normalise=options.normalise)
     kinds = ["pooled", *["classes"] * (len(rules) - 1)]
-    counts = [
-        np.maximum(rule.held_out, 1) for rule in rules
-    ]  # a bin that nothing fell into would have no rate
-    weight = [
-        weigh_bins(options, n, scores[kind]["importance"]) / n for n, kind in zip(counts, kinds, strict=True)
-    ]
-    settings = options.settings()
+    weight = []
+    for rule, kind in zip(rules, kinds, strict=True):
+        n = np.maximum(rule.held_out, 1)  # a bin that nothing fell into would have no rate
+        weight.append(weigh_bins(options, n, scores[kind]["importance"]) / n)
+    settings, named = options.settings(), ("allocation", "alpha", "keep", "normalise", "scores", "seed")
     header = {
         **{name: features.header[name] for name in ("encoder", "revision", "preprocessing_hash", "label")},
         "features": features.hash,
         "classes": fit.classes,
         "names": fit.names,
         "settings": {
-            **{
-                name: settings[name]
-                for name in ("allocation", "alpha", "keep", "normalise", "scores", "seed")
-            },
+            **{name: settings[name] for name in named},
             "pilot": [rule.pilot for rule in rules],
             **more,
         },
