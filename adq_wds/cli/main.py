@@ -160,7 +160,9 @@ def _call(a: argparse.Namespace, function: str, *arguments: Any, **changed: Any)
 
 def _embed(a: argparse.Namespace) -> None:
     if a.dry_run:
-        _print(a, _call(a, _ESTIMATE, a.shards, _source(a)))
+        from adq_wds.embedding.estimate import estimate
+
+        _print(a, estimate(a.shards, _source(a), **given(a, EMBED, without=("progress",))))
         return
     features = _call(a, EMBED, a.shards, _source(a), a.out)
     shown = {
@@ -272,9 +274,11 @@ def _run(a: argparse.Namespace) -> None:
     plan_options = given(a, PLAN, without=("out", "progress")) | {"must_include": a.must_include or []}
     embed_options = given(a, EMBED, without=("scores", "progress"))  # scores follow from the plan's
     if a.dry_run:
+        from adq_wds.embedding.estimate import estimate
+
         check_plan_options(**plan_options)
-        more = {"scores": (), **needed(embed_options, plan_options)}
-        _print(a, _call(a, _ESTIMATE, a.shards, _source(a), plan=plan_options, **more))
+        options = embed_options | needed(embed_options, plan_options)
+        _print(a, estimate(a.shards, _source(a), plan=plan_options, **options))
         return
     result = run_job(
         a.shards,
@@ -298,8 +302,6 @@ def _demo(a: argparse.Namespace) -> None:
 
 
 # ---- Encoders and importances
-
-_ESTIMATE = "adq_wds.embedding.estimate.estimate"
 
 
 def _encoder_options(a: argparse.Namespace) -> dict[str, Any]:

@@ -161,8 +161,8 @@ def importance(scores: list[NDArray[np.float64]], *, normalise: Normalise = "sum
     for score in scores:
         filled = ~np.isnan(score)
         total += _normalised(np.where(filled, score, 0.0), filled, normalise)
-    total = np.round(total / total.sum(), DECIMALS)
-    return total
+    value: NDArray[np.float64] = np.round(total / total.sum(), DECIMALS)
+    return value
 
 
 def _normalised(

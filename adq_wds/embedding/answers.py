@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any
 
@@ -10,22 +10,24 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from adq_wds.embedding.shard import unlike
-from adq_wds.errors import AdqError, SampleError
+from adq_wds.errors import AdqError, FeaturesError, SampleError
 from adq_wds.pipes.base import replayed
 from adq_wds.protocols import Encoder
 
+Answer = tuple[NDArray[np.float32], NDArray[np.float32] | None]
+"""Embeddings (B, D), and logits (B, C) where there is a head."""
 
-def encoder_answers(
-    source: Encoder, images: list[Image.Image], failed: Callable[[int, Exception], None], *, shard: str
-) -> list[tuple[NDArray[np.float32], NDArray[np.float32] | None]]:
-    """Embeddings and logits of images: of all at once or, where the encoder fails on them, of each good one alone.
+
+def encoder_answer(
+    encoder: Encoder, images: list[Image.Image], failed: Callable[[int, Exception], None], *, shard: str
+) -> Answer:
+    """Embeddings and logits of images; where the encoder fails on all at once, of each good one alone.
 
     Args:
-        source: the encoder.
-        images: n images.
-        failed: called with the number of each image that it fails on alone, and the error.
-        shard: the name of theirs.
+        encoder: the encoder.
+        images: B images.
+        failed: called with the number of each image that it fails on alone, and the error; these have no row.
+        shard: the images' shard, for errors.
 
     Raises:
         AdqError: it fails on all at once and on none alone; or an `AdqError` of its own that is no `SampleError`.
@@ -33,8 +35,8 @@ def encoder_answers(
     """
     errors: list[Exception] = []  # of all at once, then of each alone
 
-    def embed(numbers: list[int]) -> list[tuple[NDArray[np.float32], NDArray[np.float32] | None]]:
-        return [checked_answer(source([images[k] for k in numbers]), len(numbers))]
+    def embed(numbers: list[int]) -> list[Answer]:
+        return [_checked(encoder([images[k] for k in numbers]), len(numbers))]
 
     def may_replay(error: Exception) -> bool:
         errors.append(error)
@@ -46,31 +48,42 @@ def encoder_answers(
 
     numbers = list(range(len(images)))
     answers = list(chain.from_iterable(replayed(numbers, embed, failed_alone, may_replay=may_replay)))
-    widths = sorted({rows.shape[1] for rows, _ in answers})
-    if len(widths) > 1:
-        raise unlike(shard, widths[0], widths[1])
+    h = joined(shard, [rows for rows, _ in answers])
     if len(errors) == 1:
         raise AdqError(
-            f"encoder {source.name!r} fails on {len(images)} images at once, and on none of them alone "
+            f"encoder {encoder.name!r} fails on {len(images)} images at once, and on none of them alone "
             f"({type(errors[0]).__name__}: {one_line(errors[0])}); a smaller batch_size may help"
         ) from errors[0]
-    return answers
+    logits = [rows for _, rows in answers if rows is not None]
+    return h, joined(shard, logits) if logits and len(logits) == len(answers) else None
+
+
+def joined(shard: str, parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Rows of several parts of a shard, one after another; (0, 0) where there is none.
+
+    Raises:
+        FeaturesError: they differ in width.
+    """
+    for part in parts:
+        if part.shape[1:] != parts[0].shape[1:]:
+            raise FeaturesError(
+                f"shard {shard}: embeddings of {parts[0].shape[1]} and of {part.shape[1]} numbers; they must be alike"
+            )
+    return np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
 
 
 def one_line(error: Exception) -> str:
-    """An error of somebody else's, on one line of ours."""
+    """The text of somebody else's error, on one line."""
     return " ".join(str(error).split())[:500]
 
 
-def checked_answer(answer: Any, n: int) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-    """The embeddings and logits in an encoder's answer."""
+def _checked(answer: Any, n: int) -> Answer:
     if not isinstance(answer, tuple) or len(answer) != 2:
         raise ValueError(f"gave a {type(answer).__name__}, expected (embeddings, logits or None)")
     with np.errstate(over="ignore"):  # beyond float32 becomes infinity, which is refused by name
         rows = np.asarray(answer[0], dtype=np.float32)
         logits = None if answer[1] is None else np.asarray(answer[1], dtype=np.float32)
-    if rows.ndim != 2 or len(rows) != n or rows.shape[1] == 0:
-        raise ValueError(f"gave embeddings of shape {rows.shape} for {n} images, expected ({n}, D)")
-    if logits is not None and (logits.ndim != 2 or len(logits) != n or logits.shape[1] == 0):
-        raise ValueError(f"gave logits of shape {logits.shape} for {n} images, expected ({n}, C)")
+    for what, each, letter in (("embeddings", rows, "D"), ("logits", logits, "C")):
+        if each is not None and (each.ndim != 2 or len(each) != n or each.shape[1] == 0):
+            raise ValueError(f"gave {what} of shape {each.shape} for {n} images, expected ({n}, {letter})")
     return rows, logits

@@ -1,4 +1,4 @@
-"""Reads rows of embeddings by position, from one npy file or a folder of numbered ones; nothing is held in memory."""
+"""Reads embeddings by position from one npy file or a folder of numbered ones; nothing is held in memory."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from adq_wds.embedding.source import StoredEmbeddings
 from adq_wds.errors import FeaturesError, shorten
-from adq_wds.samples.npy import MAX_HEADER_BYTES, NpyError, NpyHeader, read_header
+from adq_wds.samples.fields import Sample
+from adq_wds.samples.npy import MAX_HEADER_BYTES, NpyError, NpyHeader, checked_header
 
 _NUMBERED = re.compile(r"(.*?)([0-9]+)\.npy")
 
 
-class NpyRows:
+class NpyEmbeddings(StoredEmbeddings):
     """The rows of an npy file, or of the files of a folder as if they were one, in the order of their numbers.
 
     A folder is as clip-retrieval writes it: ``img_emb/img_emb_0.npy``, ``img_emb_1.npy``, ... (with zeros in front of
@@ -29,47 +31,41 @@ class NpyRows:
             the folder have no number, a gap, or two beginnings.
     """
 
+    by_position = True
+
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.files = _numbered_files(path) if path.is_dir() else [path]
-        self._files = [_NpyFile(file, _checked_header(file)) for file in self.files]
-        self.width = int(self._files[0].header.shape[1])
+        self.path, self.name = path, f"stored:{path.name}"
+        self._files = [_NpyFile.open(file) for file in (_numbered_files(path) if path.is_dir() else [path])]
+        first = self._files[0]
+        self.width = int(first.header.shape[1])
         for file in self._files:
-            width = file.header.shape[1]
-            if width != self.width:
+            if file.header.shape[1] != self.width:
                 raise FeaturesError(
-                    f"embeddings {file.path}: rows of {width} numbers, {self.files[0].name} has rows of {self.width}"
+                    f"embeddings {file.path}: rows of {file.header.shape[1]} numbers, {first.path.name} has rows of "
+                    f"{self.width}"
                 )
         self._starts = np.cumsum([0, *(file.header.shape[0] for file in self._files)])
+        self.n_rows = int(self._starts[-1])
+        hashes = [file_hash(file.path) for file in self._files]
+        whole = hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+        self.revision = whole if path.is_dir() else hashes[0]
 
-    @property
-    def n_rows(self) -> int:
-        """Rows in all files."""
-        return int(self._starts[-1])
-
-    def hash(self) -> str:
-        """SHA-256 of the file; of a folder, over those of its files."""
-        hashes = []
-        for file in self.files:
-            with file.open("rb") as handle:
-                hashes.append(hashlib.file_digest(handle, "sha256").hexdigest())
-        return hashlib.sha256("\n".join(hashes).encode()).hexdigest() if self.path.is_dir() else hashes[0]
-
-    def rows(self, start: int, stop: int) -> NDArray[np.float32]:
-        """(stop - start, D) float32; the rows must be there."""
-        parts = []
-        first = int(np.searchsorted(self._starts, start, side="right")) - 1
-        for i in range(first, len(self.files)):
-            base = int(self._starts[i])
-            if base >= stop:
-                break
-            rows = self._files[i].rows(
-                max(0, start - base), min(stop - base, int(self._starts[i + 1]) - base)
+    def row(self, sample: Sample, *, shard: str, position: int) -> NDArray[np.float32]:
+        """The row at a sample's position; see `StoredEmbeddings.row`."""
+        if not 0 <= position < self._starts[-1]:
+            raise FeaturesError(
+                f"shard {shard}: {self.path} holds {self.n_rows} embeddings, and sample {position} is asked; its rows "
+                "must be all samples in the order of the shards"
             )
-            # float64 beyond float32 becomes Inf, which is refused where h is stored
-            with np.errstate(over="ignore"):
-                parts.append(rows.astype(np.float32))
-        return np.concatenate(parts) if parts else np.empty((0, self.width), dtype=np.float32)
+        i = int(np.searchsorted(self._starts, position, side="right")) - 1
+        with np.errstate(over="ignore"):
+            return self._files[i].row(position - int(self._starts[i])).astype(np.float32)
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _numbered_files(folder: Path) -> list[Path]:
@@ -79,8 +75,7 @@ def _numbered_files(folder: Path) -> list[Path]:
         inside = sorted(path.name for path in folder.iterdir() if path.is_dir() and any(path.glob("*.npy")))
         hint = f"; its folders {shorten(inside)} have some, name one of them" if inside else ""
         raise FeaturesError(f"embeddings {folder}: a folder without .npy files{hint}")
-    numbers: dict[int, Path] = {}
-    prefixes: dict[str, Path] = {}
+    found: list[tuple[int, str, Path]] = []
     for file in files:
         match = _NUMBERED.fullmatch(file.name)
         if match is None:
@@ -88,40 +83,15 @@ def _numbered_files(folder: Path) -> list[Path]:
                 f"embeddings {file}: no number at the end of its name, so its place among the others is unknown; "
                 "expected names such as img_emb_0.npy, img_emb_1.npy"
             )
-        prefixes.setdefault(match[1], file)
-        other = numbers.setdefault(int(match[2]), file)
-        if len(prefixes) > 1 or other != file:
-            first = next(iter(prefixes.values())) if len(prefixes) > 1 else other
-            raise FeaturesError(
-                f"embeddings {folder}: {first.name} and {file.name} are not of one series; give a folder of one"
-            )
-    lowest, highest = min(numbers), max(numbers)
-    if highest - lowest >= len(numbers):
-        missing = next(number for number in range(lowest, highest) if number not in numbers)
+        found.append((int(match[2]), match[1], file))
+    found.sort()
+    numbers, names = [number for number, _, _ in found], sorted({name for _, name, _ in found})
+    if len(names) > 1 or numbers != list(range(numbers[0], numbers[0] + len(numbers))):
         raise FeaturesError(
-            f"embeddings {folder}: {len(numbers)} files, numbered {lowest} to {highest}, and number {missing} is missing"
+            f"embeddings {folder}: files called {shorten(names)}, numbered {shorten(numbers)}; expected one series, no "
+            "number missing, such as img_emb_0.npy, img_emb_1.npy"
         )
-    return [numbers[number] for number in sorted(numbers)]
-
-
-def _checked_header(path: Path) -> NpyHeader:
-    """The header of an npy file of shape (N, D), held against its size: nothing is allocated on its word."""
-    size = path.stat().st_size
-    try:
-        with path.open("rb") as handle:
-            header = read_header(handle.read(MAX_HEADER_BYTES), size)
-    except NpyError as error:
-        raise FeaturesError(f"embeddings {path}: {error}") from error
-    if not header.is_floats or len(header.shape) != 2 or header.shape[1] < 1:
-        raise FeaturesError(
-            f"embeddings {path}: {header.dtype} of shape {header.shape}; expected (N, D) float16, float32 or float64"
-        )
-    if header.declared_bytes != size - header.start:
-        raise FeaturesError(
-            f"embeddings {path}: declares {header.declared_bytes} bytes of numbers, shape {header.shape}, and holds "
-            f"{size - header.start}; write it again"
-        )
-    return header
+    return [file for _, _, file in found]
 
 
 @dataclass(frozen=True)
@@ -131,8 +101,18 @@ class _NpyFile:
     path: Path
     header: NpyHeader
 
-    def rows(self, start: int, stop: int) -> NDArray[np.floating[Any]]:
-        """Rows start … stop − 1, which must lie in the file: (stop − start, D), of the file's own type.
+    @classmethod
+    def open(cls, path: Path) -> _NpyFile:
+        try:
+            with path.open("rb") as handle:
+                start = handle.read(MAX_HEADER_BYTES)
+            is_matrix = lambda header: len(header.shape) == 2 and header.shape[1] >= 1  # noqa: E731
+            return cls(path, checked_header(start, path.stat().st_size, is_matrix, "(N, D)"))
+        except NpyError as error:
+            raise FeaturesError(f"embeddings {path}: {error}") from error
+
+    def row(self, i: int) -> NDArray[np.floating[Any]]:
+        """Row i, which must lie in the file: (D,), of the file's own type.
 
         Raises:
             FeaturesError: the file was cut short, or cannot be read.
@@ -141,15 +121,11 @@ class _NpyFile:
         try:
             with self.path.open("rb") as handle:
                 if not self.header.fortran_order:
-                    return self._numbers(handle.fileno(), start * width, (stop - start) * width).reshape(
-                        -1, width
-                    )
-                columns = [
-                    self._numbers(handle.fileno(), i * n_rows + start, stop - start) for i in range(width)
-                ]
+                    return self._numbers(handle.fileno(), i * width, width)
+                parts = [self._numbers(handle.fileno(), column * n_rows + i, 1) for column in range(width)]
         except OSError as error:
             raise FeaturesError(f"embeddings {self.path}: cannot be read: {error.strerror}") from error
-        return np.stack(columns, axis=1)
+        return np.concatenate(parts)
 
     def _numbers(self, handle: int, first: int, n: int) -> NDArray[np.floating[Any]]:
         itemsize = self.header.dtype.itemsize

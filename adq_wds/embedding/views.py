@@ -1,4 +1,4 @@
-"""How are views of a set made? A keyed sample of images is read again, cropped twice and embedded."""
+"""Makes the views of a set: reads a keyed sample of its images again, crops each twice, and embeds the crops."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,20 +15,21 @@ from tqdm import tqdm
 from adq_wds.checks import positive
 from adq_wds.core.rng import check_seed
 from adq_wds.core.views import DEFINITION
-from adq_wds.embedding.shard import EmbedSettings
-from adq_wds.embedding.views_batch import ViewJob, ViewWork, embed_view_batch
+from adq_wds.embedding.settings import encoder_header
+from adq_wds.embedding.views_batch import ViewJob, embed_view_batch
 from adq_wds.engines.threads import cores, in_order
 from adq_wds.errors import FeaturesError, shorten
 from adq_wds.files import lock, make_folder
 from adq_wds.protocols import Encoder
 from adq_wds.registry import encoder as named_encoder
 from adq_wds.remote.open_shard import open_shard
-from adq_wds.samples.fields import IMAGE_FIELDS, WHOLE_FIELDS, FieldSpec
+from adq_wds.samples.fields import IMAGE_FIELDS, WHOLE_FIELDS, FieldSpec, check_spec
 from adq_wds.shards.names import expand_urls, shard_names
 from adq_wds.tables.features import Features, file_name
 from adq_wds.tables.features_file import FeaturesFile
+from adq_wds.tables.headers import first_unlike
 from adq_wds.tables.spans import Spans
-from adq_wds.tables.views import ShardViews, Views, choose_rows, views_folder
+from adq_wds.tables.views import ShardViews, Views, ViewsSource, choose_rows, views_folder
 
 logger = logging.getLogger("adq_wds")
 
@@ -83,19 +83,34 @@ def embed_views(
     _refuse_stored(features)
     source = named_encoder(encoder)
     spec = _image_spec(features, image)
-    header = {**_checked_header(features, source, spec), "seed": seed, "view": DEFINITION}
+    header = _checked_header(features, source, spec, seed)
     paths = _paths(features, urls)
     chosen = choose_rows(features, views, seed=seed)
     starts = np.cumsum([0, *(file.n for file in features)])
-    rows = np.split(chosen, np.searchsorted(chosen, starts[1:-1]))  # of each shard
+    chosen_of = [
+        rows - start
+        for rows, start in zip(np.split(chosen, np.searchsorted(chosen, starts[1:-1])), starts, strict=False)
+    ]
     folder = make_folder(views_folder(features))
+
+    def work(job: ViewJob, rows: range) -> NDArray[np.float16]:
+        return embed_view_batch(job, rows, source, spec, seed=seed, width=features.width)
+
     quiet = None if progress is None else not progress
     with lock(folder), tqdm(total=len(chosen), unit=" samples", desc="views", disable=quiet) as bar:
-        each = [mine - start for mine, start in zip(rows, starts[:-1], strict=True)]
-        todo = _jobs_to_do(features, paths, each, header, bar.update)
-        work = ViewWork(source, spec, batch_size, seed)
-        for made in _embed_all(todo, work, n_workers, header, bar.update):
-            made.save(folder / file_name(made.shard))
+        jobs = _jobs_to_do(features, paths, chosen_of, header, bar.update)
+        batches = in_order(
+            jobs, lambda job: len(job.spans), work, batch_size=batch_size, workers=n_workers, name="adq-views"
+        )
+        with closing(batches):
+            for job, _, z, is_last in batches:
+                job.parts.append(z)
+                bar.update(len(z))
+                if is_last:
+                    z, spans = np.concatenate(job.parts), job.spans
+                    made = ShardViews(job.name, spans.index, spans.keys, spans.crc32, z, header)
+                    made.save(folder / file_name(job.name))
+                    job.close.close()
     return Views.of(features)
 
 
@@ -110,6 +125,8 @@ def _refuse_stored(features: Features) -> None:
 
 def _image_spec(features: Features, image: FieldSpec | None) -> FieldSpec:
     """The field that held the images when they were embedded."""
+    if image is not None:
+        check_spec(image, "image")
     spec = image if image is not None else features.header["image"]
     if image is None and (not isinstance(spec, str) or spec.startswith("function:")):
         raise ValueError(
@@ -118,18 +135,16 @@ def _image_spec(features: Features, image: FieldSpec | None) -> FieldSpec:
     return IMAGE_FIELDS if spec == WHOLE_FIELDS else spec  # the default goes by its first name in headers
 
 
-def _checked_header(features: Features, source: Encoder, image: FieldSpec) -> dict[str, Any]:
-    """What views have in common with their features; refused when the two would not be comparable."""
-    old = features.header
-    new = EmbedSettings(image, None, 1, "raise", 0.0).header(source, 0)
-    names = ("encoder", "revision", "preprocessing_hash", "image")
-    for name in names:
-        if old[name] != new[name]:
-            raise FeaturesError(
-                f"{features.folder}: made with {name} {shorten(old[name])} (encoder {shorten(old['encoder'])}), now "
-                f"{shorten(new[name])} (encoder {shorten(new['encoder'])}); views need the one of the features"
-            )
-    return {**{name: new[name] for name in names}, "width": features.width}
+def _checked_header(features: Features, source: Encoder, image: FieldSpec, seed: int) -> ViewsSource:
+    """The views' header, which agrees with that of their features: else the two could not be compared."""
+    new, old = encoder_header(source, image), features.header
+    if unlike := first_unlike([new, old], list(new)):
+        was, now = (shorten(header.get(unlike[1])) for header in (old, new))
+        raise FeaturesError(
+            f"{features.folder}: made with {unlike[1]} {was} (encoder {shorten(old['encoder'])}), now {now} (encoder "
+            f"{shorten(new['encoder'])}); views need the one of the features"
+        )
+    return {**new, "width": features.width, "seed": seed, "view": DEFINITION}
 
 
 def _paths(
@@ -158,7 +173,7 @@ def _jobs_to_do(
     features: Features,
     paths: dict[str, str],
     rows: list[NDArray[np.int64]],
-    header: dict[str, Any],
+    header: ViewsSource,
     done: Callable[[int], object],
 ) -> Iterator[ViewJob]:
     """The shards that have no usable file yet, each opened when its turn comes."""
@@ -173,7 +188,7 @@ def _jobs_to_do(
         yield ViewJob(path, file.shard, spans, buffer, close)
 
 
-def _already_done(path: Path, file: FeaturesFile, spans: Spans, header: dict[str, Any]) -> bool:
+def _already_done(path: Path, file: FeaturesFile, spans: Spans, header: ViewsSource) -> bool:
     """Does a file hold the views of these samples, made in the same way?"""
     if not path.exists():
         return False
@@ -184,29 +199,3 @@ def _already_done(path: Path, file: FeaturesFile, spans: Spans, header: dict[str
         return False
     same_rows = np.array_equal(old.index, spans.index) and np.array_equal(old.crc32, spans.crc32)
     return old.shard == file.shard and old.header == header and same_rows and old.keys == spans.keys
-
-
-def _embed_all(
-    jobs: Iterator[ViewJob],
-    work: ViewWork,
-    workers: int,
-    header: dict[str, Any],
-    done: Callable[[int], object],
-) -> Iterator[ShardViews]:
-    """Embed in threads, and give each shard's views when its last batch is in."""
-
-    def cut(job: ViewJob) -> list[range]:  # one without samples for a shard that none was chosen from
-        n, size = len(job.spans), work.batch_size
-        return [range(i, min(i + size, n)) for i in range(0, max(n, 1), size)]
-
-    def embed(job: ViewJob, rows: range) -> NDArray[np.float16]:
-        return embed_view_batch(job, rows, work, header["width"])
-
-    with closing(in_order(jobs, cut, embed, workers=workers, name="adq-views")) as batches:
-        for job, _, z, last in batches:
-            job.parts.append(z)
-            done(len(z))
-            if last:
-                whole = np.concatenate(job.parts)
-                yield ShardViews(job.name, job.spans.index, job.spans.keys, job.spans.crc32, whole, header)
-                job.close.close()

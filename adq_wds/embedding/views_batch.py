@@ -1,4 +1,4 @@
-"""How does a batch of samples become embeddings of views? Read by offset, cropped twice, embedded; a bad sample named."""
+"""Reads one batch of samples by offset, crops each twice and embeds the crops; names a bad sample."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from PIL import Image
 from adq_wds.core.rng import generator
 from adq_wds.core.unit_rows import unit_rows
 from adq_wds.core.views import CROPPING, crop_box
-from adq_wds.embedding.answers import encoder_answers, one_line
-from adq_wds.embedding.batch import PART_PIXELS
+from adq_wds.embedding.answers import encoder_answer, one_line
+from adq_wds.embedding.batch import in_parts
 from adq_wds.errors import FeaturesError, SampleError, ShardError, located
 from adq_wds.protocols import Encoder
 from adq_wds.samples.fields import FieldSpec, Sample
@@ -36,44 +36,30 @@ class ViewJob:
     parts: list[NDArray[np.float16]] = field(default_factory=list)  # (b, 2, D) each
 
 
-@dataclass(frozen=True)
-class ViewWork:
-    """What is done to every chosen sample."""
-
-    source: Encoder
-    image: FieldSpec
-    batch_size: int
-    seed: int
-
-
-def embed_view_batch(job: ViewJob, rows: range, work: ViewWork, width: int) -> NDArray[np.float16]:
+def embed_view_batch(
+    job: ViewJob, rows: range, encoder: Encoder, image: FieldSpec, *, seed: int, width: int
+) -> NDArray[np.float16]:
     """(b, 2, D) float16 unit rows of some samples of a shard; runs in a thread of its own."""
-    done = [np.zeros((0, 2, width), np.float16)]
-    for part, images in _viewed(job, rows, work):
-        both = [_embed_images(job, part, images[number], number, work.source, width) for number in (0, 1)]
-        done.append(np.stack(both, axis=1))
-    return np.concatenate(done)
+    parts = [np.zeros((0, 2, width), np.float16)]
+    for part in in_parts(_viewed(job, rows, image, seed)):
+        samples = [i for i, _ in part]
+        both = [
+            _embed_images(job, samples, [views[number] for _, views in part], number, encoder, width)
+            for number in (0, 1)
+        ]
+        parts.append(np.stack(both, axis=1))
+    return np.concatenate(parts)
 
 
-def _viewed(job: ViewJob, rows: range, work: ViewWork) -> Iterator[tuple[list[int], list[list[Image.Image]]]]:
-    """The samples of a batch and their first and second views, in parts of at most `PART_PIXELS`, or one sample."""
-    part: list[int] = []
-    images: list[list[Image.Image]] = [[], []]
-    n_pixels = 0
+def _viewed(
+    job: ViewJob, rows: range, image: FieldSpec, seed: int
+) -> Iterator[tuple[int, tuple[int, list[Image.Image]]]]:
+    """Pixels of the views of each sample of a batch; and the sample, and its two views."""
     for i in rows:
-        _, whole = whole_image(_read(job, i), work.image)
-        size = 2 * min(whole.size) ** 2
-        if part and n_pixels + size > PART_PIXELS:
-            yield part, images
-            part, images, n_pixels = [], [[], []], 0
-        part.append(i)
-        n_pixels += size
-        for number in (0, 1):
-            images[number].append(
-                make_view(whole, number, seed=work.seed, shard=job.name, key=job.spans.keys[i])
-            )
-    if part:
-        yield part, images
+        _, whole = whole_image(_read(job, i), image)
+        key = job.spans.keys[i]
+        views = [make_view(whole, number, seed=seed, shard=job.name, key=key) for number in (0, 1)]
+        yield 2 * min(whole.size) ** 2, (i, views)
 
 
 def make_view(image: Image.Image, number: int, *, seed: int, shard: str, key: str) -> Image.Image:
@@ -106,21 +92,20 @@ def _read(job: ViewJob, i: int) -> Sample:
 
 
 def _embed_images(
-    job: ViewJob, part: list[int], images: list[Image.Image], number: int, source: Encoder, width: int
+    job: ViewJob, part: list[int], images: list[Image.Image], number: int, encoder: Encoder, width: int
 ) -> NDArray[np.float16]:
     """(b, D) float16 unit rows of one view of some samples."""
 
     def failed(k: int, error: Exception) -> None:
         text = (
-            f"encoder {source.name!r} fails on its view {number}: {type(error).__name__}: {one_line(error)}"
+            f"encoder {encoder.name!r} fails on its view {number}: {type(error).__name__}: {one_line(error)}"
         )
         raise located(SampleError(text), shard=job.name, key=job.spans.keys[part[k]]) from error
 
-    answers = encoder_answers(source, images, failed, shard=job.name)
-    h = np.concatenate([rows for rows, _ in answers])
+    h, _ = encoder_answer(encoder, images, failed, shard=job.name)
     if h.shape[1] != width:
         raise FeaturesError(
-            f"shard {job.name}: encoder {source.name!r} gives {h.shape[1]} numbers for a view, the features have {width}"
+            f"shard {job.name}: encoder {encoder.name!r} gives {h.shape[1]} numbers for a view, the features have {width}"
         )
     unit, norm = unit_rows(h)
     if not np.isfinite(norm).all():

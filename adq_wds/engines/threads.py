@@ -1,4 +1,4 @@
-"""How many threads, and what do they share? As many as cores, each with one intra-op thread of torch's."""
+"""Runs the batches of one job after another in threads, each with one intra-op thread of torch's."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ def cores() -> int:
 
 def in_order(
     jobs: Iterator[Job],
-    cut: Callable[[Job], list[range]],
+    length: Callable[[Job], int],
     work: Callable[[Job, range], Result],
     *,
+    batch_size: int,
     workers: int,
     name: str,
 ) -> Generator[tuple[Job, range, Result, bool], None, None]:
@@ -32,8 +33,9 @@ def in_order(
     Args:
         jobs: opened one by one, when their turn comes; at most `workers` of them at a time, so that a process that
             is killed loses no more than those.
-        cut: the batches of a job, at least one.
+        length: samples of a job; one without samples has one empty batch.
         work: what a thread does with a batch.
+        batch_size: samples in a batch; the last of a job has fewer.
         workers: threads.
         name: of the threads.
 
@@ -48,7 +50,8 @@ def in_order(
         while True:
             while len(flying) < workers + 2:
                 if not todo and n_open < workers and (opened := next(jobs, None)) is not None:
-                    batches = cut(opened)
+                    n = length(opened)
+                    batches = [range(i, min(i + batch_size, n)) for i in range(0, max(n, 1), batch_size)]
                     todo.extend((opened, rows, rows is batches[-1]) for rows in batches)
                     n_open += 1
                 if not todo:

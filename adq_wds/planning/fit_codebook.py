@@ -27,7 +27,7 @@ from adq_wds.planning.samples import global_labels, keyed_draws
 from adq_wds.planning.seats import weigh_bins
 from adq_wds.protocols import Allocation
 from adq_wds.registry import SCORES, look_up
-from adq_wds.tables.codebook import NO_LABEL, Codebook, check_codebook_name, load_codebook
+from adq_wds.tables.codebook import NO_LABEL, Codebook, CodebookSource, check_codebook_name, load_codebook
 from adq_wds.tables.features import Features
 
 PILOT = 5_000  # rows at most, unless more are asked for: a similarity matrix of 200 MB
@@ -240,9 +240,13 @@ def _codebook(fit: _Fit, rules: list[_Rule], more: dict[str, int]) -> Codebook:
     for rule, kind in zip(rules, kinds, strict=True):
         n = np.maximum(rule.held_out, 1)  # a bin that nothing fell into would have no rate
         weight.append(weigh_bins(options, n, scores[kind]["importance"]) / n)
-    settings, named = options.settings(), ("allocation", "alpha", "keep", "normalise", "scores", "seed")
-    header = {
-        **{name: features.header[name] for name in ("encoder", "revision", "preprocessing_hash", "label")},
+    settings, by = options.settings(), features.header
+    named = ("allocation", "alpha", "keep", "normalise", "scores", "seed")
+    header: CodebookSource = {
+        "encoder": by["encoder"],
+        "revision": by["revision"],
+        "preprocessing_hash": by["preprocessing_hash"],
+        "label": by["label"],
         "features": features.hash,
         "classes": fit.classes,
         "names": fit.names,

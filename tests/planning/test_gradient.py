@@ -110,7 +110,7 @@ def test_features_through_two_softmaxes_are_read_and_never_mixed(
 ) -> None:
     """Earlier versions could make them."""
     with monkeypatch.context() as earlier:
-        earlier.setattr("adq_wds.embedding.shard.LOGIT_GRAD", "double_softmax")
+        earlier.setattr("adq_wds.embedding.settings.LOGIT_GRAD", "double_softmax")
         adq.embed_shards(shards[0], Head(), tmp_path / "f", logit_grad=True)
     adq.build_plan(tmp_path / "f", bins=3, kernel="gradient", out=tmp_path / "p.parquet")
     assert adq.load_plan(tmp_path / "p.parquet").header["features"]["logit_grad"] == "double_softmax"

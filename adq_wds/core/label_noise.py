@@ -1,0 +1,111 @@
+"""Estimates which share of each class is labelled wrongly, from the left-out predictions of all samples."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adq_wds.core.margin import Margins
+
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+
+_QUANTILES = np.array([0.05, 0.10, 0.15, 0.20, 0.25, 0.30])
+_TYPICAL = 0.2  # the quantile whose counts stand for an estimate's standard error
+_CERTAIN = 3.0  # standard errors by which one source must exceed the pooled estimate, and
+_BENT = 0.03  # so much more, since the line is none where two classes are much alike
+_SPREAD = 0.05  # of the classes' shares around their mean, expected before looking
+_LEAST = 0.02  # smaller estimates are not told from none
+
+
+def wrong_shares(margins: Margins, label: NDArray[np.integer]) -> F64:
+    """The share of each class's samples whose label is wrong.
+
+    A wrongly labelled sample of class k looks like a sample of another class. So the margins that samples of other
+    classes would have under label k are compared with those of label k: where none but the wrong ones can lie, at
+    the lowest quantiles q of the former, a share η of the latter lies too, and
+
+        (share of label k below the q-quantile of the others) / q = η + slope · q,
+
+    where the slope is what hard but right samples add. η is the line's value at q = 0. It is taken twice: against
+    all other classes, and against the class that k is most often taken for, by the difference of both predictions;
+    the second counts where it clearly exceeds the first (wrong labels that come from one class).
+    Classes too small to say are drawn towards the mean of all, and shares below 2 % count as none.
+
+    Args:
+        margins: from `ridge_margins`.
+        label: (N,) integers, the classes that these were made with.
+
+    Returns:
+        (C,) float64 in [0, 0.9]; 0 for a class without samples.
+
+    Source: ours: mixture proportion estimation (Blanchard, Lee, Scott 2010) on left-out predictions, in place of
+    the thresholds of confident learning (Northcutt et al. 2021, JAIR 70), which take the hard samples of a weak
+    encoder for wrong ones.
+    """
+    n_classes = margins.others.shape[1]
+    n = np.bincount(label, minlength=n_classes)
+    order = np.argsort(label, kind="stable")
+    members = np.split(order, np.cumsum(n)[:-1])
+    pooled, single, source = np.zeros(n_classes), np.zeros(n_classes), np.zeros(n_classes, dtype=np.int64)
+    for k in np.flatnonzero(n).tolist():
+        others = margins.others[:, k]
+        pooled[k] = _share(margins.margin[members[k]], others[~np.isnan(others)])
+        source[k] = _taken_for(margins, members[k], k)
+        if source[k] != k:
+            single[k] = _share(
+                _difference(margins, members[k], k, int(source[k])),
+                _difference(margins, members[source[k]], k, int(source[k])),
+            )
+    share, error = _combined(pooled, single, source, n)
+    mean = (share * n).sum() / n.sum()
+    trust = _SPREAD**2 / (_SPREAD**2 + error**2)
+    share = np.clip(trust * share + (1 - trust) * mean, 0.0, 0.9)
+    return np.where((share >= _LEAST) & (n > 0), share, 0.0)
+
+
+def _share(labelled: NDArray[np.floating], others: NDArray[np.floating]) -> float:
+    """The intercept of a weighted line through (q, share of `labelled` below the others' q-quantile, over q)."""
+    if not len(others):
+        return 0.0
+    bound = np.quantile(others, _QUANTILES)
+    ratio = np.searchsorted(np.sort(labelled), bound) / len(labelled) / _QUANTILES
+    q_mean, mean = np.average(_QUANTILES, weights=_QUANTILES), np.average(ratio, weights=_QUANTILES)
+    q = _QUANTILES - q_mean
+    slope = (_QUANTILES * q * (ratio - mean)).sum() / (_QUANTILES * q * q).sum()
+    return float(max(mean - max(slope, 0.0) * q_mean, 0.0))
+
+
+def _taken_for(margins: Margins, members: I64, k: int) -> int:
+    """The class that samples of label k are most often taken for; k where they never are."""
+    best = margins.top[members, 0]
+    wrong = best[best != k]
+    return int(np.bincount(wrong).argmax()) if len(wrong) else k
+
+
+def _difference(margins: Margins, rows: I64, k: int, j: int) -> F64:
+    """Prediction k less prediction j of some rows, each of which is labelled k or j.
+
+    Where the other one is not among a row's top classes, the lowest of these stands for it.
+    """
+    of: list[F64] = []
+    for c in (k, j):
+        is_c = margins.top[rows] == c
+        known = is_c.any(axis=1)
+        score = np.where(known, (margins.score[rows] * is_c).sum(axis=1), margins.score[rows, -1])
+        of.append(score.astype(np.float64))
+    return of[0] - of[1]
+
+
+def _combined(pooled: F64, single: F64, source: I64, n: I64) -> tuple[F64, F64]:
+    """(C,) shares and (C,) standard errors, each from one source where this is certainly more than from all."""
+    count = np.maximum(_TYPICAL * n, 1e-9)
+    pooled_error = np.sqrt((pooled + _LEAST) / count)
+    single_error = np.sqrt((single + _LEAST) / count + single**2 / count[source])
+    share, error = pooled, pooled_error
+    for _ in range(5):  # the source's own wrong labels thin out what is compared with
+        right = 1.0 - np.minimum(share[source], 0.5)
+        certain = single * right - _CERTAIN * single_error > pooled + _BENT
+        share = np.where(certain, single * right, pooled)
+        error = np.where(certain, single_error, pooled_error)
+    return share, error

@@ -1,0 +1,47 @@
+"""Defines what gives a sample its embedding: an encoder, or numbers that were made elsewhere."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adq_wds.protocols import Encoder
+from adq_wds.samples.fields import Sample
+
+
+class StoredEmbeddings(ABC):
+    """Embeddings made elsewhere, one for each sample; opened by `open_embeddings`.
+
+    Attributes:
+        name: `stored:` and the name of the file or folder; `field:` and the field's name.
+        revision: SHA-256 of the file, or over those of the folder's files; `field=` and the field's name.
+        width: D; None where only the samples say.
+        n_rows: rows in all; None where each sample holds its own.
+        by_position: whether a row is found by its sample's position in the set (npy): then there must be `n_rows` samples.
+    """
+
+    name: str
+    revision: str
+    preprocessing_hash = ""
+    width: int | None = None
+    n_rows: int | None = None
+    by_position = False
+
+    @abstractmethod
+    def row(self, sample: Sample, *, shard: str, position: int) -> NDArray[np.float32]:
+        """The embedding of a sample: (D,) float32. Not checked for NaN; float64 beyond float32 is infinite.
+
+        Args:
+            sample: with its key, and its own embedding where it holds one.
+            shard: the shard's name.
+            position: the sample's place among all samples, in the order of the shards.
+
+        Raises:
+            SampleError: the sample's own embedding is missing or damaged.
+            FeaturesError: the file has no row for it, or cannot be read.
+        """
+
+
+Source = Encoder | StoredEmbeddings
