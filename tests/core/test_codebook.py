@@ -92,7 +92,7 @@ def test_queries_and_thresholds_are_those_of_the_greedy(kind: Callable[..., Half
             assert Fraction(float(threshold[k, j])) == exact
 
 
-def test_with_a_checkpoint_at_every_pick_the_pilot_falls_into_its_own_bins() -> None:
+def test_checkpoints_at_every_pick_give_the_pilots_bins() -> None:
     for seed in range(3):
         embedding = relu(np.random.default_rng(seed), 60, 16)
         rows = unit_rows(embedding)

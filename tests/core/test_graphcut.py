@@ -86,9 +86,7 @@ def test_any_small_input_is_exact_on_both_sides(n, D, bins, pool, spread, offset
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("whole_pool", [0, 64])
-def test_the_pool_agrees_with_the_gram_matrix_where_rows_are_moved_and_pools_are_given_up(
-    kind, whole_pool, monkeypatch
-):
+def test_pools_given_up_and_rows_moved_agree_with_the_matrix(kind, whole_pool, monkeypatch):
     monkeypatch.setattr(graphcut_pool, "WHOLE_POOL", whole_pool)
     monkeypatch.setattr(graphcut_pool, "_COPY_ROWS", 17)
     rows = features(kind, n=1201, D=40)
@@ -179,7 +177,7 @@ def test_nothing_outside_ever_exceeds_the_bound(seed, D, n_query, n_picked, offs
     assert (rows[gain <= threshold] @ (query - 2 * picked)).max() <= bound
 
 
-def test_the_bound_is_reached_by_the_worst_row_the_sphere_allows():
+def test_the_bound_is_reached_by_the_worst_row():
     # The query (2, 0) turns by 30 degrees; an outsider at 60 degrees from it comes within 30 degrees of the new one.
     query = np.array([2.0, 0.0])
     picked = 0.5 * (query - 2 * np.array([np.cos(np.pi / 6), np.sin(np.pi / 6)]))
@@ -203,7 +201,7 @@ def test_progress_adds_up_to_n(memory_bytes):
     assert min(steps) > 0
 
 
-def test_falling_back_to_rows_on_demand_is_said_once_with_the_time_it_takes(caplog, monkeypatch):
+def test_rows_on_demand_are_told_once_with_their_time(caplog, monkeypatch):
     monkeypatch.setattr(graphcut_pool, "WHOLE_POOL", 0)
     monkeypatch.setattr(graphcut_pool, "TOLD_SECONDS", 0.0)
     monkeypatch.setattr(graphcut_pool, "TOLD_BREAK", 16)
@@ -215,7 +213,7 @@ def test_falling_back_to_rows_on_demand_is_said_once_with_the_time_it_takes(capl
     assert "samples are left, about 0 s" in caplog.messages[0]
 
 
-def test_breaks_double_while_pools_fail_and_start_again_after_a_good_one():
+def test_breaks_double_while_pools_fail():
     pace = graphcut_pool._Pace(largest=100)
 
     def break_after(n_picks: int) -> int:
@@ -233,7 +231,7 @@ def test_breaks_double_while_pools_fail_and_start_again_after_a_good_one():
     assert [break_after(1) for _ in range(12)][-2:] == [4096, 4096]
 
 
-def test_a_pool_never_holds_more_rows_than_are_left_or_than_its_memory():
+def test_a_pool_holds_no_more_than_is_left_or_fits():
     for n_left in range(1, 5000, 7):
         assert 1 <= graphcut_pool._Pace(largest=1000).pool_size(n_left) <= min(n_left, 1000)
     assert graphcut_pool._Pace(largest=0).pool_size(50) == 0

@@ -110,7 +110,7 @@ def test_bins_are_graphcut_bins_of_the_heads_gradients(shards: list[Path], tmp_p
     assert other.table()["bin"].to_pylist() != table["bin"]
 
 
-def test_features_through_two_softmaxes_are_read_and_never_mixed(
+def test_gradients_of_two_softmaxes_are_read_and_never_mixed(
     shards: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Earlier versions could make them."""
