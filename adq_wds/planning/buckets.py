@@ -102,9 +102,9 @@ class ClassBuckets:
         filled = dict(self._start)
         first = 0
         for file in features:
-            mine = label[first : first + file.n]
-            order = np.argsort(mine, kind="stable")
-            present, starts, counts = np.unique(mine[order], return_index=True, return_counts=True)
+            of_file = label[first : first + file.n]
+            order = np.argsort(of_file, kind="stable")
+            present, starts, counts = np.unique(of_file[order], return_index=True, return_counts=True)
             parts = list(zip(present.tolist(), starts.tolist(), counts.tolist(), strict=True))
             for column, base in zip(self._columns, self._bases, strict=True):
                 rows = column.read(file)[order]

@@ -154,8 +154,8 @@ def head_diversity(
     Source: the score as `diversity_of_views`; three heads and their spread are ours.
     """
     heads = (contrastive(z, seed=s, epochs=epochs, progress=progress) for s in range(seed, seed + N_SEEDS))
-    found = [diversity_of_views(project(head, z), bin, n_bins, size=size) for head in heads]
-    return np.mean(found, axis=0), np.std(found, axis=0, ddof=1)
+    scores = [diversity_of_views(project(head, z), bin, n_bins, size=size) for head in heads]
+    return np.mean(scores, axis=0), np.std(scores, axis=0, ddof=1)
 
 
 def _generator(seed: int, use: str) -> torch.Generator:

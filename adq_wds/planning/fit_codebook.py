@@ -202,10 +202,10 @@ class _Fit:
         chosen = self._choose(np.arange(len(self.label)))
         parts = np.split(chosen, np.cumsum([file.n for file in self.features])[:-1])
         pairs = list(zip(self.features, parts, strict=True))
-        pilot = np.concatenate([file.embedding()[mine] for file, mine in pairs if mine.any()])
+        pilot = np.concatenate([file.embedding()[in_pilot] for file, in_pilot in pairs if in_pilot.any()])
         rule = self._rule(NO_LABEL, "pooled", pilot, np.flatnonzero(chosen))
-        for file, mine in pairs:
-            self._count(rule, file.embedding()[~mine])
+        for file, in_pilot in pairs:
+            self._count(rule, file.embedding()[~in_pilot])
         return rule
 
     def _choose(self, where: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -203,8 +203,8 @@ def test_progress_adds_up_to_n(memory_bytes):
 
 def test_rows_on_demand_are_told_once_with_their_time(caplog, monkeypatch):
     monkeypatch.setattr(graphcut_pool, "WHOLE_POOL", 0)
-    monkeypatch.setattr(graphcut_pool, "TOLD_SECONDS", 0.0)
-    monkeypatch.setattr(graphcut_pool, "TOLD_BREAK", 16)
+    monkeypatch.setattr(graphcut_pool, "WARN_SECONDS", 0.0)
+    monkeypatch.setattr(graphcut_pool, "WARN_BREAK", 16)
     rows = features("identical", n=400)
     with caplog.at_level(logging.WARNING, logger="adq_wds"):
         graphcut_bins(rows, 4, memory_bytes=32 * 64)
@@ -240,7 +240,7 @@ def test_a_pool_holds_no_more_than_is_left_or_fits():
 
 
 def test_easy_data_falls_back_nowhere_and_needs_few_refreshes(caplog, monkeypatch):
-    monkeypatch.setattr(graphcut_pool, "TOLD_SECONDS", 0.0)
+    monkeypatch.setattr(graphcut_pool, "WARN_SECONDS", 0.0)
     refreshes: list[int] = []
     with caplog.at_level(logging.WARNING, logger="adq_wds"):
         graphcut_bins(features("collapsed", n=4000), 10, memory_bytes=32 * 512**2, progress=refreshes.append)
