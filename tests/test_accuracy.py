@@ -303,8 +303,9 @@ def test_differences_are_paired_by_seed_with_students_interval() -> None:
         for seed, last in enumerate(values)
     ]
     full = {"arm": "full", "encoder": "e", "keep": 1.0, "seed": 0, "last": 0.9}
-    (row,) = differences([*runs, full], "random")
+    row, against_full = differences([*runs, full], "random")
     assert (row["arm"], row["n"], row["mean"]) == ("dq", 3, 3.0)
+    assert (against_full["arm"], against_full["keep"], against_full["mean"]) == ("full", 0.1, 40)
     assert row["half_width"] == pytest.approx(4.30 * statistics.stdev((2, 6, 1)) / 3**0.5, abs=0.01)
     to_full = {row["arm"]: row for row in differences([*runs, full], "full")}
     assert to_full["random"]["mean"] == -40
