@@ -140,7 +140,7 @@ def head_diversity(
     epochs: int = EPOCHS,
     progress: Progress | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Diversity of each bin seen through three contrastive heads: mean, and standard deviation (n − 1), (K,) float64 each.
+    """Mean and standard deviation (n − 1) of each bin's diversity seen through three heads: (K,) float64, NaN where empty.
 
     Args:
         z: (M, 2, D) float16, views of M images; all of them train the head, in a bin or not.

@@ -70,7 +70,7 @@ def fit_codebook(
             of its samples where that is less, are held out in any case. More make it closer to exact bins.
         checkpoints: checkpoints kept for each bin, M; more are closer to exact bins and take more time to assign.
         min_pilot: a class with a smaller pilot has no rule of its own and goes by the one over all classes.
-        keep: what an allocation of yours is named as its keep ratio; ours do not look at it.
+        keep: what an allocation of yours is told as its keep ratio; ours do not look at it.
         seed: of the keyed draw.
         alpha: share of the importance in a bin's rate, in [0, 1]; 0 is uniform, which is DQ.
         allocation: rule for the rates of bins, "adaptive" (ADQ) or "uniform" (DQ). Or a function (size (K,),

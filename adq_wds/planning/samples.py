@@ -104,7 +104,7 @@ def find_samples(features: Features, ids: Iterable[SampleId], *, kind: str) -> l
     """The positions of samples that are named one by one, by key or (shard, key); a pair may be a list, as JSON has it.
 
     Raises:
-        PlanError: a sample is not there, or in several shards; it is called one of its `kind`.
+        PlanError: a sample is not there, or in several shards; the error calls it a `kind` sample.
     """
     positions: dict[SampleId, list[int]] = {
         tuple(name) if isinstance(name, list) else name: [] for name in ids
