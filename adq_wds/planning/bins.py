@@ -25,16 +25,12 @@ logger = logging.getLogger("adq_wds")
 
 
 def bin_samples(samples: Samples, options: Options, *, scratch: str | os.PathLike[str] | None = None) -> Bins:
-    """Bin every class by exact GraphCut and score the bins.
+    """Bins of all N samples, with the mean texture (of images) and the diversity of each bin over all classes.
 
     Args:
-        samples: N samples of width D, of which `samples.binned` are binned.
-        options: `bins`, `kernel`, `memory_bytes` and `progress`: a bar, half of it reading, half picking. A class with
-            fewer samples than bins gets fewer, said in a warning.
+        samples: of which `samples.binned` are binned.
+        options: `bins`, `kernel`, `memory_bytes` and `progress`: a bar, half of it reading, half picking.
         scratch: folder for a scratch file of N·D·2 bytes, N·(2·D + 2·C + 4) with kernel "gradient".
-
-    Returns:
-        Bins of all N samples, with the mean texture (of images) and the diversity of each bin over all classes.
 
     Raises:
         FeaturesError: damaged features, a NaN, or kernel "gradient" without logit gradients or with a head whose

@@ -106,7 +106,9 @@ def build_plan(
     Source: Zhou et al. 2023 (arXiv 2308.10524) for bins, Li et al. 2024 (arXiv 2412.16895) for scores and rates;
     budget, nesting, balance and cleaning are ours (`core.margin`, `core.label_noise`).
     """
-    options = plan_options(**{name: value for name, value in locals().items() if name != "features"})
+    given = dict(locals())
+    del given["features"]
+    options = plan_options(**given)
     if out is not None and Path(out).is_dir():
         raise PlanError(f"{out}: a folder; give the plan a file name, such as {Path(out) / 'plan.parquet'}")
     if not isinstance(features, Features):

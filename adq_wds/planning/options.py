@@ -62,9 +62,9 @@ class Options(SimpleNamespace):
 
     def settings(self) -> dict[str, Any]:
         """What a plan's header says of them, numbers as plain ones, so that 1 and 1.0 make one plan."""
-        said = {name: getattr(self, name) for name in options_of(PLAN) if name not in _NO_SETTINGS}
-        said = {name: value for name, value in said.items() if value or name not in _LATER_SETTINGS}
-        return {name: _plain(value, options_of(PLAN)[name].type) for name, value in said.items()}
+        values = {name: getattr(self, name) for name in options_of(PLAN) if name not in _NO_SETTINGS}
+        values = {name: value for name, value in values.items() if value or name not in _LATER_SETTINGS}
+        return {name: _plain(value, options_of(PLAN)[name].type) for name, value in values.items()}
 
 
 def plan_options(**given: Any) -> Options:

@@ -73,6 +73,12 @@ class Samples:
         """(N,) int64: each sample's class as a position among those planned; meant for samples of these only."""
         return np.searchsorted(self.classes, self.label)
 
+    @property
+    def free(self) -> NDArray[np.bool_]:
+        """(N,) bool: in a bin, and to be drawn from it."""
+        free: NDArray[np.bool_] = (self.reason == KEPT) & ~self.must
+        return free
+
 
 def read_samples(features: Features, options: Options) -> Samples:
     """The samples of a set, none left out yet.
@@ -106,15 +112,10 @@ def digest_of(mask: NDArray[np.bool_]) -> str | None:
 
 
 def find_samples(features: Features, ids: Iterable[SampleId], *, kind: str) -> list[int]:
-    """The positions of samples that are named one by one.
-
-    Args:
-        features: the set.
-        ids: keys, or (shard, key) pairs; a pair may be a list, as JSON has it.
-        kind: what the samples are, for errors.
+    """The positions of samples that are named one by one, by key or (shard, key); a pair may be a list, as JSON has it.
 
     Raises:
-        PlanError: a sample is not there, or in several shards.
+        PlanError: a sample is not there, or in several shards; the error calls it a `kind` sample.
     """
     positions: dict[SampleId, list[int]] = {
         tuple(name) if isinstance(name, list) else name: [] for name in ids
@@ -152,12 +153,8 @@ def name_samples(features: Features, positions: Iterable[int]) -> dict[int, str]
 
 def keyed_draws(features: Features, seed: int, *, purpose: str = "rank") -> NDArray[np.uint64]:
     """(N,) uint64: a draw for each sample."""
-    return np.concatenate(
-        [
-            draws(seed, 0, base_name(file.shard), file.read(["key"])["key"].to_pylist(), purpose=purpose)
-            for file in features
-        ]
-    )
+    keys = ((base_name(file.shard), file.read(["key"])["key"].to_pylist()) for file in features)
+    return np.concatenate([draws(seed, 0, shard, of_shard, purpose=purpose) for shard, of_shard in keys])
 
 
 def global_labels(features: Features) -> tuple[NDArray[np.int32], list[str] | None]:

@@ -74,10 +74,7 @@ class Cells:
     def _share_out(self, split: Callable[..., _Counts], least: _Counts, unit: int = 1) -> _Counts:
         """(C, K) int64: the budget less must-includes, split over classes and then over the bins of each.
 
-        Args:
-            split: `split_budget` or `exact_shares`.
-            least: (C, K) int64, what each cell gets in any case.
-            unit: parts that a sample is counted in.
+        Counted in 1/unit samples, of which each cell gets `least`, (C, K) int64, in any case.
         """
         size, must, budget = self.size * unit, self.n_must * unit, self.budget * unit
         if self.balance == "none":
@@ -110,7 +107,7 @@ def make_cells(samples: Samples, bins: Bins, importance: NDArray[np.float64], op
         PlanError: more must-includes than the budget.
         ValueError: the allocation gives weights that cannot be used.
     """
-    free = _free(samples)
+    free = samples.free
     n_classes, n_bins = len(samples.classes), bins.n_bins
     cell = samples.row[free] * n_bins + bins.bin[free]
     size = np.bincount(cell, minlength=n_classes * n_bins).reshape(n_classes, n_bins)
@@ -146,9 +143,8 @@ def weigh_classes(n: _Counts, balance: Balance | float) -> NDArray[np.float64]:
 def weigh_bins(options: Options, size: _Counts, importance: NDArray[np.float64]) -> NDArray[np.float64]:
     """(K,) float64: the weights that the allocation gives bins of (K,) sizes."""
     rule: Allocation = options.rule
-    weight = np.asarray(
-        rule(size.copy(), importance.copy(), options.keep), dtype=np.float64
-    )  # it may work in place
+    given = rule(size.copy(), importance.copy(), options.keep)  # it may work in place
+    weight = np.asarray(given, dtype=np.float64)
     if weight.shape != size.shape or not np.isfinite(weight).all() or (weight < 0).any():
         raise ValueError(
             f"allocation {options.allocation!r} must give {size.shape} weights, finite and >= 0, got {shorten(weight)}"
@@ -157,20 +153,13 @@ def weigh_bins(options: Options, size: _Counts, importance: NDArray[np.float64])
 
 
 def take_seats(samples: Samples, bins: Bins, quota: _Counts, options: Options) -> None:
-    """Rank the free samples of each class and bin, by keyed draw or pick, ties by position; keep rank < quota.
-
-    Args:
-        samples: where bin, pick, rank and kept are noted.
-        bins: theirs.
-        quota: (C, K) int64.
-        options: `draw` and `seed`.
-    """
+    """Rank the free samples of each class and bin, by keyed draw or pick, ties by position; keep rank < (C, K) quota."""
     left_out = samples.reason != KEPT
     samples.bin = np.where(left_out, np.int16(-1), bins.bin)
     samples.pick = np.where(left_out, np.int32(-1), bins.pick)
     keyed = options.draw == "random"
     order: NDArray[Any] = keyed_draws(samples.features, options.seed) if keyed else samples.pick
-    rows = np.flatnonzero(_free(samples))
+    rows = np.flatnonzero(samples.free)
     cell = samples.row[rows] * bins.n_bins + samples.bin[rows]
     by_cell = np.lexsort((order[rows], cell))  # stable, so ties keep their position
     _, starts, counts = np.unique(cell[by_cell], return_index=True, return_counts=True)
@@ -178,9 +167,3 @@ def take_seats(samples: Samples, bins: Bins, quota: _Counts, options: Options) -
     samples.rank[rows[by_cell]] = np.arange(len(rows)) - np.repeat(starts, counts)
     samples.kept = samples.must.copy()
     samples.kept[rows] = samples.rank[rows] < quota.ravel()[cell]
-
-
-def _free(samples: Samples) -> NDArray[np.bool_]:
-    """(N,) bool: in a bin and to be drawn from it."""
-    free: NDArray[np.bool_] = (samples.reason == KEPT) & ~samples.must
-    return free
