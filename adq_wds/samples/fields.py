@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any
@@ -154,6 +154,19 @@ def place_error(error: SampleError, sample: Sample, field: str | None = None) ->
     """The same error with the sample's shard and key, and the field, put in front."""
     shard = base_name(str(sample.get("__url__", "?")))
     return located(error, shard=shard, key=sample.get("__key__"), field=field)
+
+
+def check_absent(sample: Sample, names: Iterable[str], stage: str) -> None:
+    """Refuse to write over fields that the sample brings: what stood there would be lost without a word.
+
+    Raises:
+        SampleError: one is there. Located.
+    """
+    for name in names:
+        if name in sample:
+            raise place_error(
+                SampleError(f"is there already; rename or drop it before {stage}"), sample, name
+            )
 
 
 @lru_cache(maxsize=256)
