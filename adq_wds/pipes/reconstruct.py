@@ -62,13 +62,13 @@ class Reconstruct(Pipe):
             _check(sample, self.mae.size.grid)
             by_count.setdefault(len(sample[POSITIONS_FIELD]), []).append(i)
         device = next(iter(self.mae.parameters())).device
-        for at in by_count.values():
-            kept = np.stack([cleaned[i][PATCHES_FIELD] for i in at])
-            places = np.stack([cleaned[i][POSITIONS_FIELD] for i in at])
+        for indices in by_count.values():
+            kept = np.stack([cleaned[i][PATCHES_FIELD] for i in indices])
+            places = np.stack([cleaned[i][POSITIONS_FIELD] for i in indices])
             with accelerator_of("Reconstruct", "the masked autoencoder"):
                 patches, positions = (torch.from_numpy(x).to(device) for x in (kept, places))
                 images = self.mae.reconstruct_patches(patches, positions).cpu().numpy()
-            for i, image in zip(at, images, strict=True):
+            for i, image in zip(indices, images, strict=True):
                 for name in (PATCHES_FIELD, POSITIONS_FIELD, GRID_FIELD):
                     cleaned[i].pop(name, None)
                 cleaned[i][IMAGE_FIELD] = image.copy()  # a view would keep the batch alive
