@@ -65,10 +65,10 @@ class Subsample(Pipe):
         missing: with a plan, what to do at the end of a pass that began a shard and did not bring all its kept
             samples: "raise" or "warn", for pipelines that leave samples out before this stage.
 
-    A tar reader such as WebDataset's ends without an error at a damaged header, so a pass over a stream counts what it
-    is given of every shard, in any order, and compares a pass read to its end with the plan; not one that is left early
-    is not. Of a shard that gives no sample at all nothing is known here, since a pipeline may read a part of the plan:
-    where one process reads everything such shards are named in one warning.
+    A tar reader such as WebDataset's ends without an error at a damaged header. So each pass counts what it is given of
+    every shard, in any order, and compares the counts with the plan when it is read to its end; a pass that is left
+    early is not compared. Of a shard that gives no sample at all nothing is known here, since a pipeline may read a part
+    of the plan: where one process reads everything, one warning names such shards.
 
     Raises:
         TypeError: `plan` is no plan, no codebook and no path, as when the class itself is made a stage.
