@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from torch.utils.data import get_worker_info
 
-from adq_wds.core.order import n_for_rank, rank_positions
+from adq_wds.core.order import rank_positions
 from adq_wds.errors import AdqError, LoaderClosed, SampleError, names_place, placed, retold, shorten
 from adq_wds.pipes.base import OnError, Pipe, Tally, replayed
 from adq_wds.reading.open_shards import Readers
@@ -64,9 +64,7 @@ class Stream(Iterator[Any]):
         self._start, self._next_batch = start, next_batch
         self._order = EpochOrder(recipe, start.epoch, start.lanes)
         self._stages = Stages(recipe, start.epoch)
-        rank, world, *_ = share
-        total, uneven = self._order.n_total, recipe.uneven
-        self._n = n_for_rank(total, start=start.position, rank=rank, world=world, uneven=uneven)
+        self._n = recipe.n_samples(share.rank, share.world, start.position)
         self._size = recipe.batch_size or 1
         self._n_batches = recipe.n_batches(self._n)
         self._whole = share[1:] == (1, 0, 1) and start.position == next_batch == 0
