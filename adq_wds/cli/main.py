@@ -303,6 +303,7 @@ def _demo(a: argparse.Namespace) -> None:
 
 # ---- Encoders and importances
 
+
 def _encoder_options(a: argparse.Namespace) -> dict[str, Any]:
     """What was given of the flags of an encoder, its name under "encoder"."""
     options = {"encoder": a.encoder, **given(a, ENCODER)}
