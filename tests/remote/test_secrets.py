@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -29,9 +30,9 @@ Check = Callable[..., None]
 @pytest.fixture(scope="module")
 def plan(running: Server) -> str:
     """Two good shards of images in the server's folder, damaged ones beside them, and a plan of the good ones."""
-    folder = running.folder / "set"
+    folder = Path(mkdtemp(dir=running.folder))
     for kind in ("good", "cut", "hurt", "bad"):
-        (folder / kind).mkdir(parents=True)
+        (folder / kind).mkdir()
     for i in range(2):
         keys = range(8 * i, 8 * i + 8)
         members = [
@@ -55,7 +56,7 @@ def urls(server: Server, plan: str) -> Urls:
 
     def made(kind: str = "good", *, fault: str = "ok", host: str | None = None) -> list[str]:
         host = host or urlsplit(server.url).netloc
-        base = f"http://{USER}:{PASSWORD}@{host}/{fault}/set/{kind}"
+        base = f"http://{USER}:{PASSWORD}@{host}/{fault}/{Path(plan).parent.name}/{kind}"
         return [f"{base}/t-{i}.tar?token={TOKEN}&x=1#{TOKEN}" for i in range(2)]
 
     return made
