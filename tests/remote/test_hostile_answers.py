@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import adq_wds as adq
-from adq_wds.remote.backend import LEAST_RATE, NoRanges
+from adq_wds.remote.backend import LEAST_RATE
 from adq_wds.remote.store import Remote
 from tests.remote.conftest import Open
 
@@ -61,9 +61,9 @@ class Hostile:
         status = "206 Partial Content" if asked else "200 OK"
         where = f"Content-Range: bytes {first}-{last}/{len(DATA)}\r\n" if asked else ""
         body, extra, length = DATA[first : last + 1], "", last + 1 - first
-        if fault in ("away", "file"):
+        if fault == "away":
             status, where, body, length = "302 Found", "", b"", 0
-            extra = f"Location: {'file:///etc/passwd' if fault == 'file' else self.elsewhere}\r\n"
+            extra = f"Location: {self.elsewhere}\r\n"
         elif fault == "changed":
             extra = f'ETag: "{len(self.seen)}"\r\n'
         elif fault == "grown" and asked:
@@ -176,13 +176,6 @@ def test_another_host_is_asked_without_the_password(remote: Open, hostile: Hosti
     assert first[0].startswith("/away/")
     assert first[1].startswith("Basic ")
     assert second == ("/ok/f.bin", "")
-
-
-def test_a_file_that_a_server_names_is_not_read(remote: Open) -> None:
-    with pytest.raises((adq.ShardError, NoRanges)):
-        READS["range"](remote("file"))
-    with pytest.raises(adq.ShardError, match=r"f\.bin: "):
-        READS["whole"](remote("file"))
 
 
 @pytest.mark.parametrize("fault", ["changed", "grown"])

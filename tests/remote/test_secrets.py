@@ -197,10 +197,15 @@ def test_bad_samples_of_a_url_are_named_without_it(
     nothing_told(*errors)
 
 
-def test_what_a_good_run_writes_holds_no_secret(urls: Urls, tmp_path: Path, nothing_told: Check) -> None:
-    """Features, bins, plan, run.json, shards, _info.json, index; a cache too."""
+def test_what_a_good_run_writes_holds_no_secret(
+    urls: Urls, plan: str, tmp_path: Path, nothing_told: Check
+) -> None:
+    """Features, bins, plan, run.json, shards, _info.json, index; a cache too. The plan is that of the files."""
     options: Any = {"encoder": {"spec": "thumbnail"}, "embed": {}, "plan": {"bins": 2, "keep": 0.5}}
     run_job(urls(), tmp_path / "run", write=True, **options)
+    local = adq.embed_shards(Path(plan).parent / "good", "thumbnail", tmp_path / "local")
+    made = adq.load_plan(tmp_path / "run" / "plan.parquet")
+    assert made.hash == adq.build_plan(local, bins=2, keep=0.5).hash
     index_shards(urls(), tmp_path / "i.parquet")
     adq.Plan.from_keys(urls(), None).save(tmp_path / "p.parquet")
     list(adq.ShardDataset(urls(), index=tmp_path / "i.parquet", cache=tmp_path / "c"))

@@ -133,22 +133,6 @@ def test_a_state_resumes_on_any_other_layout(tar_set: TarSet, before: Any, uneve
             assert (seen - kept).total() == (-(len(line) - t) % world if uneven == "pad" else 0)
 
 
-def test_real_loaders_hand_over_between_layouts(tar_set: TarSet) -> None:
-    line = ids(made(tar_set))
-    head: Names = []
-    for rank in range(2):
-        loader = adq.Loader(made(tar_set, rank=rank, world=2, batch_size=3), num_workers=1)
-        batches = iter(loader)
-        head += ids([next(batches) for _ in range(2)])
-        state = loader.state_dict()
-    assert Counter(head) == Counter(line[:12])
-    other = adq.Loader(made(tar_set, batch_size=3), num_workers=2)
-    other.load_state_dict(state)
-    assert ids(other) == line[12:]
-    after = other.state_dict()
-    assert after == {**state, "epoch": 1, "t": 0, "checksum": after["checksum"]}
-
-
 def test_a_start_holds_for_its_epoch_only(tar_set: TarSet) -> None:
     epochs = epochs_of(made(tar_set), 3)
     dataset = made(tar_set)
