@@ -1,4 +1,4 @@
-"""Which errors can a user meet? One family, each built from one string.
+"""Defines the errors that a user can meet: one family, each built from one string.
 
 A message says what is wrong, the value, what was expected and what to do, and starts with the place:
 ``shard train-000012.tar, key 'n0144_77', field 'jpg': not an image (starts with b'<html>')``.
@@ -24,7 +24,7 @@ def printable(text: str) -> str:
     >>> print(printable("caf\u00e9 \x1b[31mred\u202e"))
     café \x1b[31mred\u202e
     """
-    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
+    return _CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
 
 
 class AdqError(Exception):

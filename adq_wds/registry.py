@@ -1,4 +1,4 @@
-"""What does a name stand for? Encoders, scores, importances, allocations; a new one is a function and a line here.
+"""Finds encoders, scores, importances and allocations by name; a new one is a function and a line here.
 
 The command reads its names from here before it knows what it will do: torch, Pillow and Arrow are imported in functions.
 """
@@ -27,9 +27,7 @@ GONE = {  # names and flags that were offered once, and what took their place
     "paper": "it is gone, as an untrained head sees next to nothing: take contrastive or none",
     "--double-softmax": "it is gone: --logit-grad keeps the gradients of one softmax",
 }
-ENTRY_POINTS = (
-    "adq_wds"  # groups adq_wds.encoders, adq_wds.scores and adq_wds.importances of installed packages
-)
+ENTRY_POINTS = "adq_wds"  # groups adq_wds.encoders, .scores and .importances of installed packages
 
 
 def encoder(spec: str | Encoder | Callable[..., Any] = "builtin", **options: Any) -> Encoder:
@@ -60,18 +58,10 @@ def encoder(spec: str | Encoder | Callable[..., Any] = "builtin", **options: Any
     return timm_encoder(spec, **options)
 
 
-def _as_arguments(names: list[str]) -> str:
-    return ", ".join(f"{name}=" for name in names)
-
-
 def _shipped(name: str, options: dict[str, Any]) -> Encoder:
     """An encoder that needs nothing from outside the package."""
-    taken = {"device"} if name == "thumbnail" else {"device", "amp", "channels_last", "compile"}
-    if surplus := sorted(set(options) - taken):
-        raise ValueError(
-            f"encoder {name!r} takes no options but {_as_arguments(sorted(taken))}, got {_as_arguments(surplus)}; "
-            "leave them out, or name a timm model"
-        )
+    known = ["device"] if name == "thumbnail" else ["amp", "channels_last", "compile", "device"]
+    _no_others(f"encoder {name!r} takes no options but {_as_arguments(known)}", options, known)
     if name == "thumbnail":
         from adq_wds.models.thumbnail import Thumbnail
 
@@ -81,26 +71,39 @@ def _shipped(name: str, options: dict[str, Any]) -> Encoder:
     return builtin_encoder(name, **options)
 
 
+def _no_others(rule: str, options: dict[str, Any], known: list[str]) -> None:
+    """Raise `ValueError` if there are options beside those that are known."""
+    if surplus := sorted(options.keys() - known):
+        raise ValueError(f"{rule}, got {_as_arguments(surplus)}; leave them out")
+
+
+def _as_arguments(names: list[str]) -> str:
+    return ", ".join(f"{name}=" for name in names)
+
+
 def _encoder_object(spec: Any, options: dict[str, Any]) -> Encoder:
-    if all(hasattr(spec, name) for name in ("name", "revision", "preprocessing_hash")) and callable(spec):
+    if not callable(spec):
+        raise ValueError(f"encoder must be a name, an encoder or a function, got {spec!r}")
+    if all(hasattr(spec, name) for name in ("name", "revision", "preprocessing_hash")):
         if options:
             raise ValueError(f"encoder {spec.name!r} is ready made; options {sorted(options)} do not apply")
         return spec  # type: ignore[no-any-return]
-    if callable(spec):
-        from adq_wds.models.callables import CallableEncoder
+    if "name" not in options:
+        raise ValueError("a function as encoder needs name=, which tells its features from others")
+    from adq_wds.models.callables import CallableEncoder
 
-        if "name" not in options:
-            raise ValueError("a function as encoder needs name=, which tells its features from others")
-        return CallableEncoder(spec, **options)
-    raise ValueError(f"encoder must be a name, an encoder or a function, got {spec!r}")
+    return CallableEncoder(spec, **options)
+
+
+named_encoder = encoder  # where `encoder` is an argument
 
 
 def score(spec: str | Score) -> Score:
     """The score of a user that an object or a name stands for.
 
     Args:
-        spec: a `Score`, or the name under which an installed package offers one: an entry point of the group
-            ``adq_wds.scores``, a `Score` or a class of them.
+        spec: a `Score`, "FILE.parquet:COLUMN" for a `Column`, or the name under which an installed package offers
+            one: an entry point of the group ``adq_wds.scores``, a `Score` or a class of them.
 
     Raises:
         ValueError: an unknown name, or a score that cannot be used.
@@ -110,11 +113,16 @@ def score(spec: str | Score) -> Score:
 
     if not isinstance(spec, str):
         return check_score(spec)
-    found = _installed("scores", spec)
-    if found is None:
+    path, colon, column = spec.rpartition(":")
+    if colon and path.endswith(".parquet"):
+        from adq_wds.tables.column import Column
+
+        return check_score(Column(path, column))
+    offered = _installed("scores", spec)
+    if offered is None:
         known = [*SCORES, *_installed_names("scores")]
         raise ValueError(unknown("score", spec, difflib.get_close_matches(spec, known) or known))
-    made = check_score(_made("score", spec, found) if isinstance(found, type) else found)
+    made = check_score(_made("score", spec, offered) if isinstance(offered, type) else offered)
     if made.name != spec:
         raise ValueError(f"entry point {spec!r} of adq_wds.scores gives a score named {made.name!r}")
     return made
@@ -135,7 +143,7 @@ def importance(
             ``texture``, ``random``; the name of an installed package's entry point in ``adq_wds.importances``, a function
             of ``patch=`` and the options that makes one; or an `Importance`.
         patch: side P of a patch in pixels; 16 unless said.
-        encoder: whose eyes: a timm name or an encoder, as `encoder` takes it. Without one, both CAMs ask ``builtin``, a
+        encoder: the network that looks: a timm name or an encoder, as `encoder` takes it. Without one, both CAMs ask ``builtin``, a
             small classifier of the ten classes of CIFAR-10 that sees 32 × 32 pixels; for photographs name a better one,
             such as ``resnet18.a1_in1k``. ``attention`` needs a timm ViT.
         use_labels: explain the class of the label where `DropPatches` is told of one, not the predicted class.
@@ -160,9 +168,12 @@ def importance(
 
     given.setdefault("patch", PATCH)
     if spec in ("texture", "random"):
-        return _plain_importance(spec, given)
+        from adq_wds.saliency.plain import RandomImportance, TextureImportance
+
+        _no_others(f"importance {spec!r} looks through no network", given, ["patch"])
+        return (TextureImportance if spec == "texture" else RandomImportance)(given["patch"])
     if spec in IMPORTANCES:
-        return _seeing_importance(spec, given)
+        return _network_importance(spec, **given)
     check_importance(spec)
     made = _made("importance", spec, _installed("importances", spec), given)
     if not callable(made):
@@ -178,40 +189,29 @@ def check_importance(name: str) -> None:
         look_up("importance", name, dict.fromkeys([*IMPORTANCES, *_installed_names("importances")]))
 
 
-def _plain_importance(name: str, given: dict[str, Any]) -> Importance:
-    """An importance that needs no network."""
-    from adq_wds.saliency.plain import RandomImportance, TextureImportance
-
-    if surplus := sorted(set(given) - {"patch"}):
-        raise ValueError(
-            f"importance {name!r} looks through no network, got {_as_arguments(surplus)}; leave them out"
-        )
-    return TextureImportance(given["patch"]) if name == "texture" else RandomImportance(given["patch"])
-
-
-def _seeing_importance(name: str, given: dict[str, Any]) -> Importance:
+def _network_importance(
+    name: str, *, patch: int, use_labels: bool = True, encoder: str | Encoder | None = None, **options: Any
+) -> Importance:
     """An importance by what a network looked at."""
     from adq_wds.models.network_encoder import NetworkEncoder
     from adq_wds.saliency.attention import attention_importance
     from adq_wds.saliency.cam import cam_importance
 
-    own = {option: given.pop(option) for option in ("patch", "use_labels") if option in given}
-    source = given.pop("encoder", None)
-    if name == "attention" and (source is None or "use_labels" in own):
+    if name == "attention" and encoder is None:
         raise ValueError(
-            "importance 'attention' explains no class; leave use_labels out"
-            if source is not None
-            else "importance 'attention' needs a vision transformer: give encoder=, such as 'vit_small_patch16_224'"
+            "importance 'attention' needs a vision transformer: give encoder=, such as 'vit_small_patch16_224'"
         )
-    network: Any = encoder("builtin" if source is None else source, **given)
+    if name == "attention" and not use_labels:
+        raise ValueError("importance 'attention' explains no class; leave use_labels out")
+    network = named_encoder("builtin" if encoder is None else encoder, **options)
     if not isinstance(network, NetworkEncoder):
         raise ValueError(
             f"importance {name!r} cannot look into the encoder {network.name!r}; take "
             + ("a ViT of timm" if name == "attention" else "builtin, or a timm network with a classifier")
         )
     if name == "attention":
-        return attention_importance(network, **own)
-    return cam_importance(network, method=name, **own)
+        return attention_importance(network, patch=patch)
+    return cam_importance(network, method=name, patch=patch, use_labels=use_labels)
 
 
 def _made(kind: str, name: str, factory: Callable[..., Any], options: dict[str, Any] | None = None) -> Any:

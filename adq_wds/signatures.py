@@ -1,7 +1,7 @@
 """Reads the options of a function from its source: names, types, defaults, and the help in its docstring's `Args:`.
 
 An option then stands in one place, the function's signature; the command makes its flag from it, and a run.json may
-set what it names. The source is read, not imported: jobs import torch and Arrow, and ``adq --help`` shall not wait.
+set what it names. The source is read, not imported: jobs import torch and Arrow, which would make ``adq --help`` slow.
 """
 
 from __future__ import annotations
@@ -65,12 +65,12 @@ def options_of(function: str) -> dict[str, Option]:
     home, node = _find(module, name)
     if not isinstance(node, ast.FunctionDef):
         raise LookupError(f"{function} is not a function")
-    said = _said_of_arguments(home, node)
+    sentences = _help_of_arguments(home, node)
     return {
         argument.arg: Option(
             argument.arg,
             default=None if default is None else _value(home, default),
-            help=said.get(argument.arg, ""),
+            help=sentences.get(argument.arg, ""),
             **_type_of(home, argument.annotation),
         )
         for argument, default in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
@@ -110,8 +110,8 @@ def _find(module: str, name: str) -> tuple[str, ast.AST]:
     """
     definition = re.compile(rf"(?:(?P<head>def|class) )?{name}\b(?(head)|(?= = ))")
     for statement in _statements(module):
-        if found := definition.match(statement):
-            head = _HEAD.match(statement) if found["head"] else None
+        if match := definition.match(statement):
+            head = _HEAD.match(statement) if match["head"] else None
             node = ast.parse(head[0] if head else statement).body[0]  # a string about it may follow
             return module, node.value if isinstance(node, ast.Assign) else node
         if statement.startswith(("from adq_wds.", "if TYPE_CHECKING:")) and name in statement:
@@ -161,27 +161,27 @@ def _members(module: str, annotation: ast.AST | None) -> Iterator[ast.AST]:
         return
     if isinstance(annotation, ast.Name) and annotation.id not in _TYPES:
         try:
-            home, meant = _find(module, annotation.id)
+            home, value = _find(module, annotation.id)
         except LookupError:
             return  # a type of another package, which the command cannot give
-        if not isinstance(meant, ast.ClassDef):
-            yield from _members(home, meant)
+        if not isinstance(value, ast.ClassDef):
+            yield from _members(home, value)
     elif annotation is not None:
         yield annotation
 
 
-def _said_of_arguments(module: str, node: ast.FunctionDef | ast.ClassDef) -> dict[str, str]:
+def _help_of_arguments(module: str, node: ast.FunctionDef | ast.ClassDef) -> dict[str, str]:
     """The first sentence on each argument; where it is "as in `other`", what `other` says."""
     text = inspect.cleandoc(ast.get_docstring(node) or "")
     section = re.search(r"^(?:Args|Attributes):\n((?: .*\n?|\n)*)", text, re.MULTILINE)
-    said: dict[str, str] = {}
+    sentences: dict[str, str] = {}
     for entry in _ENTRY.finditer(section[1] if section else ""):
         sentence = _SENTENCE.split(" ".join(entry["text"].split()), maxsplit=1)[0].replace("`", "")
         names, other = entry["names"].split(", "), _SAME_AS.search(entry["text"])
-        said |= dict.fromkeys(names, sentence)
+        sentences |= dict.fromkeys(names, sentence)
         if other is not None:
-            home, meant = _find(module, other["name"])
-            if isinstance(meant, (ast.FunctionDef, ast.ClassDef)):
-                there = _said_of_arguments(home, meant)
-                said |= {name: there[name] for name in names if name in there}
-    return said
+            home, definition = _find(module, other["name"])
+            if isinstance(definition, (ast.FunctionDef, ast.ClassDef)):
+                others = _help_of_arguments(home, definition)
+                sentences |= {name: others[name] for name in names if name in others}
+    return sentences

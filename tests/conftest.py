@@ -2,12 +2,14 @@
 
 import gc
 import hashlib
+import importlib.util
 import io
 import os
 import tarfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side: more threads only wait for each other
@@ -48,6 +50,28 @@ def photographs(request: pytest.FixtureRequest) -> Path:
     return _folder(request, "imagenet-sample")
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Work this small is slower in several threads, far slower where other processes want the cores."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def load_example(name: str) -> ModuleType:
+    """A file of examples/ as a module."""
+    path = Path(__file__).parents[1] / "examples" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def _folder(request: pytest.FixtureRequest, name: str) -> Path:
     data = request.config.getoption("--data")
     if data is None or not (Path(data) / name).is_dir():
@@ -60,6 +84,12 @@ def picture(seed: int, side: int = 16) -> Image.Image:
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC)
+
+
+def pictures(n: int, size: tuple[int, int] = (64, 64), seed: int = 0) -> list[Image.Image]:
+    """Images that differ, with some structure."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (n, 6, 5, 3), dtype=np.uint8)
+    return [Image.fromarray(c).resize(size, Image.Resampling.BICUBIC) for c in coarse]
 
 
 def jpeg(seed: int, side: int = 16) -> bytes:

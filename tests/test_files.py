@@ -15,32 +15,26 @@ from adq_wds.errors import AdqError
 from adq_wds.files import atomic_path, canonical_json, lock, make_folder, write_text
 
 
-def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("raised", "kind", "text"),
+    [
+        (KeyError("x"), KeyError, "x"),
+        *((OSError(code, "full"), AdqError, r"cannot write .*a.txt: no space left")
+          for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)),
+    ],
+)  # fmt: skip
+def test_a_file_appears_whole_or_the_old_one_stays_alone(
+    raised: Exception, kind: type[Exception], text: str, tmp_path: Path
+) -> None:
     path = tmp_path / "a.txt"
     with atomic_path(path) as partial:
         partial.write_text("new")
         assert not path.exists()
+    with pytest.raises(kind, match=text), atomic_path(path) as partial:  # noqa: PT012 - the write comes first
+        partial.write_text("half")
+        raise raised
     assert path.read_text() == "new"
     assert os.listdir(tmp_path) == ["a.txt"]
-
-
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
-    path = tmp_path / "a.txt"
-    path.write_text("old")
-    with pytest.raises(KeyError), atomic_path(path) as partial:  # noqa: PT012 - the write comes first
-        partial.write_text("half")
-        raise KeyError
-    assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["a.txt"]
-
-
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
-def test_a_full_disk_names_the_path(tmp_path: Path, code: int) -> None:
-    with (
-        pytest.raises(AdqError, match=r"cannot write .*a.txt: no space left"),
-        atomic_path(tmp_path / "a.txt"),
-    ):
-        raise OSError(code, "full")
 
 
 def test_a_disk_that_really_fills_up_leaves_the_old_file(tmp_path: Path) -> None:

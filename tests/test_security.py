@@ -43,18 +43,14 @@ class Runs:
         return self.call
 
 
-def saved_by(save: Callable[..., Any], value: Any, **options: Any) -> bytes:
+def saved_by(save: Callable[..., Any], *arguments: Any, **options: Any) -> bytes:
+    """What a function writes into the file among its arguments: `FILE` stands for it."""
     file = io.BytesIO()
-    save(file, value, **options)
+    save(*(file if each is FILE else each for each in arguments), **options)
     return file.getvalue()
 
 
-def torch_file(value: Any, *, zipped: bool) -> bytes:
-    file = io.BytesIO()
-    torch.save(value, file, _use_new_zipfile_serialization=zipped)
-    return file.getvalue()
-
-
+FILE = object()
 SHELL = Runs(os.system, "exit 0")
 PROCESS = Runs(subprocess.Popen, ["true"])
 NETWORK = Runs(socket.create_connection, ("127.0.0.1", 9), 0.1)
@@ -64,10 +60,12 @@ PAYLOADS = {
     "pickle 5": pickle.dumps(PROCESS, 5),
     "pickle of a connection": pickle.dumps(NETWORK),
     "gzip of a pickle": gzip.compress(pickle.dumps(SHELL)),
-    "npy of objects": saved_by(np.save, OBJECTS, allow_pickle=True),
-    "npz of objects": saved_by(np.savez, OBJECTS),
-    "torch zip": torch_file({"state_dict": {"w": torch.zeros(2)}, "x": SHELL}, zipped=True),
-    "torch legacy": torch_file({"w": torch.zeros(2), "x": PROCESS}, zipped=False),
+    "npy of objects": saved_by(np.save, FILE, OBJECTS, allow_pickle=True),
+    "npz of objects": saved_by(np.savez, FILE, OBJECTS),
+    "torch zip": saved_by(torch.save, {"state_dict": {"w": torch.zeros(2)}, "x": SHELL}, FILE),
+    "torch legacy": saved_by(
+        torch.save, {"w": torch.zeros(2), "x": PROCESS}, FILE, _use_new_zipfile_serialization=False
+    ),
     "YAML": b"!!python/object/apply:os.system ['exit 0']\n",
     "Python": b"__import__('os').system('exit 0')\n",
     "JSON that names code": json.dumps({"__reduce__": "os.system", "py/object": "subprocess.Popen"}).encode(),
@@ -90,7 +88,7 @@ def stream(tar: Path, **options: Any) -> None:
 
 def as_member(tar: Path, data: Path) -> Path:
     """A shard whose fields are that file's bytes, under every name that a decoder might act on."""
-    names = (
+    names = [
         "jpg",
         "cls",
         "json",
@@ -106,7 +104,7 @@ def as_member(tar: Path, data: Path) -> Path:
         "ten",
         "tb",
         "mp",
-    )
+    ]
     return write_tar(tar, [(f"a.{name}", data.read_bytes()) for name in names])
 
 
@@ -192,13 +190,8 @@ ANSWERS = {
     **{f"model{suffix}": "AdqError|ValueError" for suffix in PICKLE_SUFFIXES},
 }  # fmt: skip
 FORBIDDEN = (
-    "pickle.find_class",
-    "os.system",
-    "os.exec",
-    "os.posix_spawn",
-    "subprocess.Popen",
-    "socket.connect",
-)
+    "pickle.find_class", "os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "socket.connect",
+)  # fmt: skip
 
 
 def make_home(home: Path) -> None:

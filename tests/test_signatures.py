@@ -23,13 +23,6 @@ FUNCTIONS = sorted(
 )
 
 
-def keyword_only(function: str) -> tuple[Any, dict[str, inspect.Parameter]]:
-    module, _, name = function.rpartition(".")
-    found = getattr(import_module(module), name)
-    parameters = inspect.signature(found).parameters.values()
-    return found, {each.name: each for each in parameters if each.kind is each.KEYWORD_ONLY}
-
-
 def members(hint: Any) -> set[Any]:
     """The types in a union; of a generic that is no `Literal` and none of ours its origin."""
     if get_origin(hint) in (Union, UnionType):
@@ -38,35 +31,30 @@ def members(hint: Any) -> set[Any]:
     return {hint if ours or get_origin(hint) is None else get_origin(hint)}
 
 
-@pytest.mark.parametrize("function", FUNCTIONS)
-def test_names_and_defaults_are_those_of_the_function(function: str) -> None:
-    _, parameters = keyword_only(function)
-    assert {name: option.default for name, option in options_of(function).items()} == {
-        name: parameter.default for name, parameter in parameters.items()
-    }
+each = pytest.mark.parametrize("function", FUNCTIONS)
 
 
-@pytest.mark.parametrize("function", FUNCTIONS)
-def test_types_are_those_of_the_function(function: str) -> None:
-    found, _ = keyword_only(function)
+@each
+def test_an_option_is_the_functions_argument_and_said_in_its_docstring(function: str) -> None:
+    module, _, name = function.rpartition(".")
+    value = getattr(import_module(module), name)
+    parameters = [
+        each for each in inspect.signature(value).parameters.values() if each.kind is each.KEYWORD_ONLY
+    ]
     only_for_types = {"MaskedAutoencoder": object}
-    hints = get_type_hints(found, localns=only_for_types, include_extras=True)
-    for name, option in options_of(function).items():
+    options, hints = options_of(function), get_type_hints(value, None, only_for_types, include_extras=True)
+    assert [(each.name, each.default) for each in parameters] == [
+        (o.name, o.default) for o in options.values()
+    ]
+    for name, option in options.items():
         types = members(hints[name])
         assert option.none == (type(None) in types), name
-        assert option.choices == tuple(
-            word for each in types if get_origin(each) is Literal for word in get_args(each)
-        )
+        literals = [each for each in types if get_origin(each) is Literal]
+        assert option.choices == tuple(word for each in literals for word in get_args(each))
         assert option.many == (Iterable in types), name
         for word, kind in (("bool", bool), ("Ratio", Ratio), ("Count", Count), ("int", int)):
             assert (option.type == word) == (kind in types), name
-
-
-@pytest.mark.parametrize("function", FUNCTIONS)
-def test_every_option_is_said_in_the_docstring(function: str) -> None:
-    assert all(
-        option.help for name, option in options_of(function).items() if name not in ("progress", "out")
-    )
+        assert option.help or name in ("progress", "out")
 
 
 SOURCE = '''"""A module

@@ -1,4 +1,4 @@
-"""How is an image rebuilt from the patches that were kept? By a masked autoencoder, which never sees the others."""
+"""Rebuilds images from their kept patches: a masked autoencoder, which never sees the dropped ones."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from timm.layers.patch_embed import PatchEmbed
 from timm.models.vision_transformer import Block
 from torch import nn
 
+from adq_wds.checks import positive
 from adq_wds.errors import AdqError
 from adq_wds.mae.patches import cut, joined, nearness, patch_statistics, sine_positions, smooth_fill
 
@@ -54,17 +55,14 @@ class MaeSize:
     norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        for name in (
-            *("patch", "width", "depth", "heads"),
-            *("decoder_width", "decoder_depth", "decoder_heads"),
-        ):
-            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)!r}: expected an integer >= 1")
+        for name in ("patch", "width", "depth", "heads", "decoder_width", "decoder_depth", "decoder_heads"):
+            positive(name, getattr(self, name))
+        P = self.patch
         if len(self.image_size) != 2 or not all(
-            type(n) is int and n > 0 and n % self.patch == 0 for n in self.image_size
+            type(n) is int and n > 0 and n % P == 0 for n in self.image_size
         ):
             raise ValueError(
-                f"image_size={self.image_size!r}: expected height and width in multiples of patch={self.patch}"
+                f"image_size={self.image_size!r}: expected height and width in multiples of patch={P}"
             )
         for width, heads in ((self.width, self.heads), (self.decoder_width, self.decoder_heads)):
             if width % heads or width % 4:
@@ -197,8 +195,8 @@ class MaskedAutoencoder(nn.Module):
             mean, variance = patch_statistics(target)
             target = (target - mean) / (variance + 1e-6).sqrt()
         if self.size.fill:
-            at = positions[:, :, None, None, None].expand(-1, -1, *target.shape[2:])
-            target = target - smooth_fill(target.gather(1, at), positions, self.size.grid)
+            places = positions[:, :, None, None, None].expand(-1, -1, *target.shape[2:])
+            target = target - smooth_fill(target.gather(1, places), positions, self.size.grid)
         return target
 
     def pixels(self, predicted: torch.Tensor, kept: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -259,11 +257,11 @@ class MaskedAutoencoder(nn.Module):
         B, L = len(images), self.size.n_patches
         if images.shape[1:] != (*self.size.image_size, 3) or images.dtype != torch.uint8:
             raise ValueError(
-                f"images are {_said(images)}; expected (B, {', '.join(map(str, self.size.image_size))}, 3) uint8"
+                f"images are {_kind(images)}; expected (B, {', '.join(map(str, self.size.image_size))}, 3) uint8"
             )
         if keep.shape != (B, L) or keep.dtype != torch.bool:
             raise ValueError(
-                f"keep is {_said(keep)}; expected ({B}, {L}) bool, a row of patches for each image"
+                f"keep is {_kind(keep)}; expected ({B}, {L}) bool, a row of patches for each image"
             )
         patches = cut(images, self.size.patch)
         rebuilt = torch.empty_like(images)
@@ -296,9 +294,9 @@ class MaskedAutoencoder(nn.Module):
         """Raise `ValueError` unless these are kept patches as `reconstruct_patches` takes them, on any device."""
         P, L = self.size.patch, self.size.n_patches
         if patches.ndim != 5 or patches.shape[2:] != (P, P, 3) or patches.dtype != torch.uint8:
-            raise ValueError(f"patches are {_said(patches)}; expected (B, K, {P}, {P}, 3) uint8")
+            raise ValueError(f"patches are {_kind(patches)}; expected (B, K, {P}, {P}, 3) uint8")
         if positions.shape != patches.shape[:2] or positions.dtype != torch.int64:
-            raise ValueError(f"positions are {_said(positions)}; expected {tuple(patches.shape[:2])} int64")
+            raise ValueError(f"positions are {_kind(positions)}; expected {tuple(patches.shape[:2])} int64")
         if positions.numel():
             ordered = positions.sort(1).values
             low, high = int(ordered.min()), int(ordered.max())
@@ -321,8 +319,8 @@ class MaskedAutoencoder(nn.Module):
                     "for this network; run it in float32, under bfloat16 autocast at most"
                 )
             predicted = x.round().clamp(0, 255).to(torch.uint8)
-        at = positions.view(B, K, 1, 1, 1).expand_as(kept)
-        return joined(predicted.scatter(1, at, kept), self.size.grid)
+        places = positions.view(B, K, 1, 1, 1).expand_as(kept)
+        return joined(predicted.scatter(1, places, kept), self.size.grid)
 
 
 def _blocks(width: int, depth: int, heads: int, eps: float) -> nn.ModuleList:
@@ -332,5 +330,5 @@ def _blocks(width: int, depth: int, heads: int, eps: float) -> nn.ModuleList:
     )
 
 
-def _said(tensor: torch.Tensor) -> str:
+def _kind(tensor: torch.Tensor) -> str:
     return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"

@@ -1,4 +1,4 @@
-"""How do images become patches on a device and back, where does each stand, and what do its neighbours tell?"""
+"""Cuts images into patches on any device, joins them, and fills patches from their neighbours."""
 
 from __future__ import annotations
 
@@ -38,10 +38,9 @@ def smooth_fill(kept: torch.Tensor, positions: torch.Tensor, grid: tuple[int, in
         (B, L, P, P, C) float32; 0 where no kept pixel is near enough.
     """
     (B, K, P, _, C), L = kept.shape, grid[0] * grid[1]
-    at = positions.view(B, K, 1, 1, 1).expand(-1, -1, P, P, C + 1)
-    known = kept.new_zeros(B, L, P, P, C + 1).scatter(
-        1, at, torch.cat([kept, torch.ones_like(kept[..., :1])], 4)
-    )
+    places = positions.view(B, K, 1, 1, 1).expand(-1, -1, P, P, C + 1)
+    counted = torch.cat([kept, torch.ones_like(kept[..., :1])], 4)
+    known = kept.new_zeros(B, L, P, P, C + 1).scatter(1, places, counted)
     image = joined(known, grid).permute(0, 3, 1, 2)  # (B, C + 1, H, W), the last one 1 where kept
     reach = torch.arange(-2 * P, 2 * P + 1, device=kept.device)
     squared = (reach[:, None].square() + reach.square()).float()

@@ -1,4 +1,4 @@
-"""How do batches of kept patches become normalised images on the device that trains? Rebuilt there, a batch ahead."""
+"""Rebuilds normalised images from batches of kept patches, on the device that trains, one batch ahead."""
 
 from __future__ import annotations
 
@@ -86,8 +86,8 @@ def reconstruct_batches(
         mae.compile(mode=compile if isinstance(compile, str) else None)
     levels = torch.tensor(colours, dtype=torch.float32)
     if fields is None:  # a ShardDataset, or a loader of one, knows
-        own = getattr(getattr(loader, "dataset", loader), "fields", None)
-        fields = own if isinstance(own, tuple) else None
+        names = getattr(getattr(loader, "dataset", loader), "fields", None)
+        fields = names if isinstance(names, tuple) else None
     batches = (_checked(read_batch(batch, fields), mae) for batch in loader)
     return _rebuilt(batches, mae, place, half, *(255 * levels.to(place)[:, :, None, None]).unbind())
 
@@ -123,7 +123,7 @@ def _rebuilt(
 ) -> Iterator[Any]:
     for batch in _ahead(batches, place):
         with torch.autocast("cuda", torch.bfloat16) if amp else nullcontext():
-            images = torch.cat([mae.rebuilt(patches, at) for patches, at, _ in batch.parts])
+            images = torch.cat([mae.rebuilt(patches, positions) for patches, positions, _ in batch.parts])
         if len(batch.parts) > 1:  # back into the order of the samples
             order = torch.cat([rows for _, _, rows in batch.parts])
             images = images[torch.argsort(order).to(place)]
@@ -155,7 +155,9 @@ def _ahead(batches: Iterator[KeptBatch], place: torch.device) -> Iterator[KeptBa
 
 def _moved(batch: KeptBatch, place: torch.device) -> KeptBatch:
     """The batch with its tensors on the device."""
-    parts = [(_sent(patches, place), _sent(at, place), rows) for patches, at, rows in batch.parts]
+    parts = [
+        (_sent(patches, place), _sent(positions, place), rows) for patches, positions, rows in batch.parts
+    ]
     rest = {name: _sent(x, place) if isinstance(x, torch.Tensor) else x for name, x in batch.rest.items()}
     return replace(batch, parts=parts, rest=rest)
 
@@ -226,10 +228,10 @@ def check_grid(grid: Any, expected: tuple[int, int]) -> None:
     """Raise `ValueError` unless all images have as many rows and columns of patches as expected, where that is known."""
     if grid is None:
         return
-    found = {tuple(row) for row in torch.as_tensor(grid).reshape(-1, 2).tolist()}
-    if found != {tuple(expected)}:
+    grids = {tuple(row) for row in torch.as_tensor(grid).reshape(-1, 2).tolist()}
+    if grids != {tuple(expected)}:
         raise ValueError(
-            f"images of {' and '.join(f'{r} x {c}' for r, c in sorted(found))} patches, but this network's have "
+            f"images of {' and '.join(f'{r} x {c}' for r, c in sorted(grids))} patches, but this network's have "
             f"{expected[0]} x {expected[1]}: give DropPatches or `adq write` the network's size, or load the network with "
             "image_size="
         )

@@ -1,4 +1,4 @@
-"""What can be said about an image without a network? Its 8×8 mean colours: an encoder that needs no weights."""
+"""Embeds an image by its 8×8 mean colours: an encoder that needs neither weights nor torch."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ class Thumbnail:
             exact = width % SIDE == 0 and height % SIDE == 0
             chunk = max(1, CHUNK_BYTES // (3 * width * height)) if exact else len(members)
             for start in range(0, len(members), chunk):
-                at = members[start : start + chunk]
-                h[at] = _means([images[i] if exact else _shrink(images[i]) for i in at])
+                rows = members[start : start + chunk]
+                h[rows] = _means([images[i] if exact else _shrink(images[i]) for i in rows])
         return h, None
 
 

@@ -48,7 +48,7 @@ def load_checkpoint(
 
     Weights in timm's own layout are taken as they are. Others (the authors' original files), and position
     embeddings when `image_size` asks for another grid, go through the network's converter in timm. Weights behind a
-    prefix (``model.``, ``net.backbone.``) are found by the network's names; what else is there is left out and said.
+    prefix (``model.``, ``net.backbone.``) are found by the network's names; a warning names what is left out.
 
     Raises:
         ValueError: the file is missing, of a refused kind, or of another network; lists the differences.
@@ -66,9 +66,9 @@ def load_checkpoint(
         model, difference = _fitted(inner, config, create, resize=image_size is not None)
     if difference:
         shared = common_prefix(state)
-        said = f" (all names start with {shorten(shared)})" if shared else ""
+        prefix = f" (all names start with {shorten(shared)})" if shared else ""
         raise ValueError(
-            f"checkpoint {path} does not fit {name!r}: {difference}{said}; name the network it was made for"
+            f"checkpoint {path} does not fit {name!r}: {difference}{prefix}; name the network it was made for"
         )
     return model, weights.sha256
 
@@ -194,8 +194,8 @@ def check_timm_name(name: str) -> None:
         close = difflib.get_close_matches(name, SHIPPED_ENCODERS) + close_timm_names(name)
         if name.count("/") == 1:  # a model of the Hugging Face Hub?
             close.append(HUB_PREFIXES[0] + name)
-        meant = ", ".join(close) or f"{', '.join(SHIPPED_ENCODERS)}, or one of timm.list_models()"
-        raise ValueError(f"unknown encoder {shorten(name)}; did you mean {meant}?")
+        names = ", ".join(close) or f"{', '.join(SHIPPED_ENCODERS)}, or one of timm.list_models()"
+        raise ValueError(f"unknown encoder {shorten(name)}; did you mean {names}?")
 
 
 def close_timm_names(name: str, n: int = 5) -> list[str]:

@@ -151,7 +151,6 @@ def describe_codebook(codebook: Codebook, keep: float) -> dict[str, Any]:
         }
         for r, c in enumerate(codebook.label.tolist())
     ]
-    entries = ("encoder", "revision", "preprocessing_hash", "label", "features", "settings", "scores")
     return {
         "hash": codebook.hash,
         "path": None if codebook.path is None else str(codebook.path),
@@ -159,7 +158,7 @@ def describe_codebook(codebook: Codebook, keep: float) -> dict[str, Any]:
         "n_bins": codebook.n_bins,
         "width": codebook.width,
         "n_classes": len(codebook.header["classes"]),
-        **{name: codebook.header[name] for name in entries},
+        **{name: value for name, value in codebook.header.items() if name not in ("classes", "names")},
         "rows": rows,
     }
 

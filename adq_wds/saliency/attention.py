@@ -35,7 +35,7 @@ class AttentionImportance:
     encoder: NetworkEncoder
     patch: int
     _attention: Any = field(repr=False)  # the last block's, in the network
-    _shown: Any = field(repr=False)  # a copy that computes its weights openly
+    _open: Any = field(repr=False)  # a copy that computes its weights step by step
 
     def __call__(
         self, images: Sequence[PIL.Image.Image], labels: Sequence[Label], seeds: Sequence[int]
@@ -56,36 +56,38 @@ class AttentionImportance:
         n_prefix = model.num_prefix_tokens
         rows = weights[:, :1] if getattr(model, "cls_token", None) is not None else weights[:, n_prefix:]
         seen = rows.mean(1)[:, n_prefix:].cpu().numpy()
-        own: Grid = tuple(model.patch_embed.grid_size)
-        return seen if own == grid else patch_means(seen.reshape(-1, *own), grid, self.patch)
+        network_grid: Grid = tuple(model.patch_embed.grid_size)
+        return (
+            seen if network_grid == grid else patch_means(seen.reshape(-1, *network_grid), grid, self.patch)
+        )
 
     def _weights(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, heads, N, N) of the last block: its input is caught on the way and put through the open copy."""
-        caught: list[tuple[Any, Any]] = []
-        mine = threading.get_ident()
+        """(B, heads, N, N) of the last block: its input is recorded and put through the open copy."""
+        inputs: list[tuple[Any, Any]] = []
+        thread = threading.get_ident()
 
         def catch(_: nn.Module, args: Any, kwargs: Any = None) -> None:
             # another thread may run the same network; torch calls a hook removed meanwhile without kwargs
-            if threading.get_ident() == mine:
-                caught.append((args, kwargs))
+            if threading.get_ident() == thread:
+                inputs.append((args, kwargs))
 
         handle = self._attention.register_forward_pre_hook(catch, with_kwargs=True)
         try:
             self.encoder.model.forward_features(x)
         finally:
             handle.remove()
-        (args, kwargs), shown = caught[-1], copy.copy(self._shown)
+        (args, kwargs), opened = inputs[-1], copy.copy(self._open)
         weights: list[torch.Tensor] = []
-        shown._modules = {**shown._modules, "attn_drop": _Tell(weights)}
-        shown(*args, **(kwargs or {}))
+        opened._modules = {**opened._modules, "attn_drop": _Record(weights)}
+        opened(*args, **(kwargs or {}))
         return weights[0]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(attention_importance, patch=self.patch), (self.encoder,)
 
 
-class _Tell(nn.Module):
-    """Stands where attention weights pass, and keeps them."""
+class _Record(nn.Module):
+    """Records the attention weights that pass."""
 
     def __init__(self, weights: list[torch.Tensor]) -> None:
         super().__init__()
@@ -114,9 +116,9 @@ def attention_importance(encoder: NetworkEncoder, *, patch: int) -> AttentionImp
     attention: Any = (
         getattr(blocks[-1], "attn", None) if isinstance(blocks, nn.ModuleList | nn.Sequential) else None
     )
-    open_to_us = all(hasattr(attention, name) for name in ("fused_attn", "attn_drop"))
+    has_weights = all(hasattr(attention, name) for name in ("fused_attn", "attn_drop"))
     if (
-        not open_to_us
+        not has_weights
         or not hasattr(model, "num_prefix_tokens")
         or not hasattr(getattr(model, "patch_embed", None), "grid_size")
     ):
@@ -124,6 +126,6 @@ def attention_importance(encoder: NetworkEncoder, *, patch: int) -> AttentionImp
             f"encoder {encoder.name!r} has no attention over all patches in its last block; take a ViT, or a class "
             "activation map (gradcam++) for a convolutional network"
         )
-    shown = copy.copy(attention)  # with the same weights
-    shown.fused_attn = False
-    return AttentionImportance(encoder, patch, attention, shown)
+    opened = copy.copy(attention)  # with the same weights
+    opened.fused_attn = False
+    return AttentionImportance(encoder, patch, attention, opened)

@@ -35,17 +35,20 @@ class CamImportance:
         method: `gradcam` or `gradcam++`.
         patch: side P in pixels of the images' patches.
         use_labels: whether an image's label says which class is meant.
-        closed: the logits are a linear map of the mean of the last feature map, so the maps need no gradient.
     """
 
     encoder: NetworkEncoder
     method: str
     patch: int
     use_labels: bool
-    closed: bool
     _maps: Maps = field(repr=False)
     _logits: Maps = field(repr=False)
-    _last: nn.Linear | None = field(repr=False)
+    _last: nn.Linear | None = field(repr=False)  # only where the maps are closed
+
+    @property
+    def closed(self) -> bool:
+        """Whether the logits are a linear map of the mean of the last feature map: no gradient is needed."""
+        return self._last is not None
 
     def __call__(
         self, images: Sequence[PIL.Image.Image], labels: Sequence[Label], seeds: Sequence[int]
@@ -75,9 +78,8 @@ class CamImportance:
         """(B, h, w) float32, >= 0: the class activation maps of feature maps (B, D, h, w), labels as for a call."""
         maps = maps.float()
         classes = self._classes(labels, maps)
-        if not self.closed:
+        if self._last is None:
             return cam_by_gradient(self._logits, maps, classes, method=self.method)
-        assert self._last is not None
         closed_form = gradcam if self.method == "gradcam" else gradcam_plus_plus
         weight = self._last.weight.float().cpu().numpy()
         return closed_form(maps.cpu().contiguous().numpy(), weight, classes)
@@ -153,9 +155,10 @@ def cam_importance(
             f"(B, D, h, w), which {method} needs; for a ViT take attention_importance"
         )
     closed = is_closed(logits, probe, last)
-    return CamImportance(encoder, method, patch, use_labels, closed, maps, logits, last if closed else None)
+    return CamImportance(encoder, method, patch, use_labels, maps, logits, last if closed else None)
 
 
+@torch.inference_mode(False)  # which its caller may be in
 def cam_by_gradient(
     logits: Maps, maps: torch.Tensor, classes: NDArray[np.int64], *, method: str
 ) -> NDArray[np.float32]:
@@ -168,20 +171,18 @@ def cam_by_gradient(
         method: `gradcam`: the weight of a channel is the mean of g = dz/dA. `gradcam++`: the sum of
             α·ReLU(g) with α = g² / (2g² + S·g³) = 1 / (2 + S·g), S the channel's sum; 0 where g or the divisor is.
     """
-    with torch.inference_mode(False), torch.enable_grad():
-        leaf = maps.detach().clone().requires_grad_()
-        chosen = logits(leaf).gather(1, torch.from_numpy(classes).to(maps.device)[:, None])
-        (gradient,) = torch.autograd.grad(chosen.sum(), leaf)
-    A, g = maps.double(), gradient.double()
+    columns = torch.from_numpy(classes).to(maps.device)[:, None]
+    A, g = maps.double(), _gradient(lambda leaf: logits(leaf).gather(1, columns).sum(), maps).double()
     if method == "gradcam":
         weight = g.mean((2, 3), keepdim=True)
     else:
         below = 2 + A.sum((2, 3), keepdim=True) * g
         weight = torch.where(below != 0, g.relu() / below, 0).sum((2, 3), keepdim=True)
-    found: NDArray[np.float32] = (weight * A).sum(1).relu().float().cpu().numpy()
-    return found
+    cam: NDArray[np.float32] = (weight * A).sum(1).relu().float().cpu().numpy()
+    return cam
 
 
+@torch.inference_mode(False)
 def is_closed(logits: Maps, maps: torch.Tensor, last: nn.Linear | None) -> bool:
     """Whether every logit's gradient by the maps is its row of `last`'s weights / Z everywhere, tried on some maps.
 
@@ -190,19 +191,21 @@ def is_closed(logits: Maps, maps: torch.Tensor, last: nn.Linear | None) -> bool:
     """
     if last is None or last.in_features != maps.shape[1]:
         return False
-    mixed = torch.randn(len(maps), last.out_features, generator=torch.Generator().manual_seed(1)).to(
-        maps.device
-    )
-    with torch.inference_mode(False), torch.enable_grad():  # of a random mixture: all classes at once
-        leaf = maps.detach().float().clone().requires_grad_()
-        z = logits(leaf)
-        if z.shape != mixed.shape:
+    random = torch.randn(len(maps), last.out_features, generator=torch.Generator().manual_seed(1))
+    mixture = random.to(maps.device)  # of all classes at once
+    with torch.no_grad():
+        if logits(maps.float()).shape != mixture.shape:
             return False
-        (gradient,) = torch.autograd.grad((z * mixed).sum(), leaf)
-    expected = (mixed @ last.weight.detach().float() / maps[0, 0].numel())[:, :, None, None].expand_as(
-        gradient
-    )
+    gradient = _gradient(lambda leaf: (logits(leaf) * mixture).sum(), maps.float())
+    expected = (mixture @ last.weight.detach().float() / maps[0, 0].numel())[:, :, None, None]
     return bool((gradient - expected).abs().max() <= 1e-5 * expected.abs().max())
+
+
+def _gradient(function: Maps, maps: torch.Tensor) -> torch.Tensor:
+    """Of a function of feature maps that gives one number."""
+    with torch.enable_grad():
+        leaf = maps.detach().clone().requires_grad_()
+        return torch.autograd.grad(function(leaf), leaf)[0]
 
 
 def _parts(model: Any) -> Parts:
@@ -210,12 +213,12 @@ def _parts(model: Any) -> Parts:
     last_axis = getattr(model, "output_fmt", "NCHW") == "NHWC"  # Swin
 
     def maps(x: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = model.forward_features(x)
-        return found.permute(0, 3, 1, 2) if last_axis and found.ndim == 4 else found
+        features: torch.Tensor = model.forward_features(x)
+        return features.permute(0, 3, 1, 2) if last_axis and features.ndim == 4 else features
 
     def logits(maps: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = model.forward_head(maps.permute(0, 2, 3, 1) if last_axis else maps)
-        return found
+        z: torch.Tensor = model.forward_head(maps.permute(0, 2, 3, 1) if last_axis else maps)
+        return z
 
     last = model.get_classifier()
     return maps, logits, last if isinstance(last, nn.Linear) else None

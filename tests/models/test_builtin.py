@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,16 +24,13 @@ from adq_wds.errors import AdqError
 from adq_wds.models import BUILTIN_NAMES, builtin
 from adq_wds.models.builtin import SmallNet, builtin_encoder, resized, weights_path
 from adq_wds.models.checkpoints import load_weights
+from tests.conftest import load_example, pictures
 
 ROOT = Path(__file__).parents[2]
 MAX_WEIGHTS_BYTES = 3_000_000
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 all_names = pytest.mark.parametrize("name", BUILTIN_NAMES)
-
-
-def pictures(n: int, side: int = 32, seed: int = 0) -> list[PIL.Image.Image]:
-    coarse = np.random.default_rng(seed).integers(0, 256, (n, 6, 5, 3), dtype=np.uint8)
-    return [PIL.Image.fromarray(c).resize((side, side), PIL.Image.Resampling.BICUBIC) for c in coarse]
 
 
 def step_by_step(name: str, image: PIL.Image.Image) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
@@ -51,22 +47,13 @@ def step_by_step(name: str, image: PIL.Image.Image) -> tuple[NDArray[np.float64]
     return h.numpy(), logits
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Work this small is slower in several threads, far slower where other processes want the cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 # The encoder
 
 
 @all_names
 @pytest.mark.parametrize("side", [1, 32, 75])
 def test_an_answer_is_that_of_the_stored_numbers(name: str, side: int) -> None:
-    images = pictures(3, side)
+    images = pictures(3, (side, side))
     h, logits = builtin_encoder(name)(images)
     for i, image in enumerate(images):
         expected_h, expected_logits = step_by_step(name, image)
@@ -102,38 +89,16 @@ def test_only_the_one_trained_with_labels_has_a_head_and_says_so() -> None:
 
 @all_names
 def test_an_image_gets_the_same_answer_in_any_batch(name: str) -> None:
-    encoder, images = builtin_encoder(name), pictures(70)
+    encoder, images = builtin_encoder(name), pictures(70, (32, 32))
     whole, _ = encoder(images)
     for size in (1, 7, 64):
         parts = [encoder(images[i : i + size])[0] for i in range(0, len(images), size)]
         np.testing.assert_allclose(np.concatenate(parts), whole, rtol=1e-5, atol=1e-5)
 
 
-def test_threads_side_by_side_give_what_one_gives() -> None:
-    encoder = builtin_encoder()
-    batches = [pictures(9, seed=seed) for seed in range(12)]
-    expected = [encoder(batch) for batch in batches]
-    with ThreadPoolExecutor(4) as pool:
-        for (h, logits), (expected_h, expected_logits) in zip(
-            pool.map(encoder, batches), expected, strict=True
-        ):
-            np.testing.assert_allclose(h, expected_h, rtol=1e-5, atol=1e-5)
-            np.testing.assert_allclose(logits, expected_logits, rtol=1e-5, atol=1e-5)
-
-
-def test_the_network_is_frozen_and_leaves_the_callers_random_state_alone() -> None:
-    before = torch.get_rng_state()
-    encoder = builtin_encoder()
-    encoder(pictures(2))
-    assert torch.equal(torch.get_rng_state(), before)
-    assert not encoder.model.training
-    assert not any(p.requires_grad for p in encoder.model.parameters())
-    assert {p.dtype for p in encoder.model.parameters()} == {torch.float32}
-
-
 @all_names
 def test_a_pickle_is_small_and_comes_back_as_the_same_encoder(name: str) -> None:
-    encoder, images = builtin_encoder(name), pictures(3)
+    encoder, images = builtin_encoder(name), pictures(3, (32, 32))
     data = pickle.dumps(encoder)
     again = pickle.loads(data)  # noqa: S301 - our own
     assert len(data) < 1000
@@ -147,21 +112,13 @@ def test_importing_brings_no_timm() -> None:
 
 
 def test_an_image_of_the_right_size_is_not_touched_and_a_larger_one_is_averaged() -> None:
-    (image,) = pictures(1)
+    (image,) = pictures(1, (32, 32))
     assert np.array_equal(resized([image])[0].permute(1, 2, 0), np.asarray(image))
     stripes = np.zeros((320, 640, 3), dtype=np.uint8)
     stripes[:, ::2] = 200  # finer than the filter is wide: only an average over all columns gives 100
     inner = resized([PIL.Image.fromarray(stripes)])[0].permute(1, 2, 0).numpy()[:, 1:-1]
     assert inner.shape == (32, 30, 3)
     assert np.abs(inner.astype(int) - 100).max() <= 1
-
-
-# What is refused
-
-
-def test_an_image_that_is_not_rgb_is_refused() -> None:
-    with pytest.raises(ValueError, match="image 1 of the batch has mode 'L'"):
-        builtin_encoder()([PIL.Image.new("RGB", (32, 32)), PIL.Image.new("L", (32, 32))])
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
@@ -171,66 +128,43 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
         builtin_encoder("buildin")
 
 
-def test_a_device_that_is_none_is_refused_and_auto_is_one() -> None:
-    with pytest.raises(ValueError, match="device='tpu-ish'"):
-        builtin_encoder(device="tpu-ish")
-    assert builtin_encoder(device="auto").device.type == ("cuda" if torch.cuda.is_available() else "cpu")
-
-
-@pytest.fixture
-def own_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the weights' folder in place of the package's."""
-    for name in BUILTIN_NAMES:
-        (tmp_path / f"{name}.safetensors").write_bytes(weights_path(name).read_bytes())
-    monkeypatch.setattr(builtin, "WEIGHTS", tmp_path)
-    return tmp_path
-
-
-def test_a_missing_file_is_a_broken_installation(own_weights: Path) -> None:
-    (own_weights / "builtin.safetensors").unlink()
-    with pytest.raises(AdqError, match=r"builtin\.safetensors: no such file; .*: install that again"):
-        builtin_encoder()
-
-
-@pytest.mark.parametrize("n_bytes", [0, 5, 300, 100_000])
-def test_a_cut_file_is_refused(own_weights: Path, n_bytes: int) -> None:
-    path = own_weights / "builtin.safetensors"
-    path.write_bytes(path.read_bytes()[:n_bytes])
-    with pytest.raises(AdqError, match=r"builtin\.safetensors: not a whole .*: install that again"):
-        builtin_encoder()
-
-
-def test_another_networks_weights_are_refused(own_weights: Path) -> None:
-    state = {"stem.0.weight": torch.zeros(64, 3, 3, 3)}
-    header = dict.fromkeys(("script", "trained_on", "settings", "accuracy"), "x")
-    safetensors.torch.save_file(state, own_weights / "builtin.safetensors", header)
-    with pytest.raises(
-        AdqError, match=r"do not fit encoder 'builtin': 11 missing .*\(64, 3, 3, 3\), expected"
-    ):
-        builtin_encoder()
-
-
-def test_weights_that_change_between_processes_are_refused(own_weights: Path) -> None:
-    data = pickle.dumps(builtin_encoder())
-    (own_weights / "builtin-free.safetensors").replace(own_weights / "builtin.safetensors")
-    with pytest.raises(AdqError, match="encoder 'builtin' changed while it was handed to another process"):
-        pickle.loads(data)  # noqa: S301 - our own
-
-
 # The files
 
 
+def another_network(path: Path) -> None:
+    safetensors.torch.save_file({"stem.0.weight": torch.zeros(64, 3, 3, 3)}, path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "text"),
+    [
+        (Path.unlink, r"builtin\.safetensors: no such file; .*: install that again"),
+        *(
+            (
+                lambda path, n=n: path.write_bytes(path.read_bytes()[:n]),
+                r"builtin\.safetensors: .*install that again",
+            )
+            for n in (0, 5, 300, 100_000)
+        ),
+        (another_network, r"do not fit encoder 'builtin': 11 missing .*\(64, 3, 3, 3\), expected"),
+    ],
+)
+def test_damaged_weights_are_a_broken_installation(
+    damage: Any, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(weights_path("builtin"), tmp_path)
+    monkeypatch.setattr(builtin, "WEIGHTS", tmp_path)
+    damage(weights_path("builtin"))
+    with pytest.raises(AdqError, match=text):
+        builtin_encoder()
+
+
 @all_names
-def test_a_file_is_small_half_precision_and_finite(name: str) -> None:
+def test_a_file_is_small_finite_and_says_how_it_was_made(name: str) -> None:
     assert weights_path(name).stat().st_size <= MAX_WEIGHTS_BYTES
-    state = safetensors.torch.load_file(weights_path(name))
+    state, header = load_weights(weights_path(name)).state, load_weights(weights_path(name)).header
     assert {v.dtype for v in state.values()} == {torch.float16}
     assert all(torch.isfinite(v).all() for v in state.values())
-
-
-@all_names
-def test_a_header_names_script_data_settings_and_accuracy(name: str) -> None:
-    header = load_weights(weights_path(name)).header
     assert (ROOT / header["script"]).is_file()
     assert header["trained_on"] == "CIFAR-10 train"
     settings, accuracy = json.loads(header["settings"]), json.loads(header["accuracy"])
@@ -244,7 +178,7 @@ def test_a_header_names_script_data_settings_and_accuracy(name: str) -> None:
 @pytest.mark.slow
 @all_names
 def test_the_accuracy_in_the_header_is_what_the_files_reach(name: str, cifar10: Path, tmp_path: Path) -> None:
-    script = load_script()
+    script = load_example("train_builtin")
     sets = [
         script.read_shards(str(cifar10 / f"cifar10-{part}-*.tar"), tmp_path) for part in ("train", "test")
     ]
@@ -255,20 +189,11 @@ def test_the_accuracy_in_the_header_is_what_the_files_reach(name: str, cifar10: 
 # The training script
 
 
-def load_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("train_builtin", ROOT / "examples" / "train_builtin.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
 def script() -> Iterator[ModuleType]:
     """The training script; the random state is put back after it."""
     state = torch.get_rng_state()
-    yield load_script()
+    yield load_example("train_builtin")
     torch.set_rng_state(state)
 
 
@@ -377,38 +302,11 @@ def test_a_shifted_image_is_a_window_of_the_mirrored_surroundings(script: Module
 
 
 def test_views_differ_and_keep_to_colours(script: ModuleType) -> None:
-    (image,) = pictures(1)
-    x = (
-        torch.from_numpy(np.asarray(image).copy())
-        .permute(2, 0, 1)[None]
-        .float()
-        .div(255)
-        .expand(64, -1, -1, -1)
-    )
+    (image,) = pictures(1, (32, 32))
+    x = torch.tensor(np.asarray(image)).permute(2, 0, 1).float().div(255).expand(64, -1, -1, -1)
     views = script.crop_and_colour(x, torch.Generator().manual_seed(0))
     assert views.shape == x.shape
     assert 0 <= views.min() < views.max() <= 1
     assert len({view.numpy().tobytes() for view in views}) == 64
     n_grey = sum(bool((view.amax(0) - view.amin(0) < 1e-4).all()) for view in views)
     assert 4 <= n_grey <= 25  # 20 % of 64
-
-
-def test_turning_a_hue_by_a_third_exchanges_the_colours_and_grey_stays(script: ModuleType) -> None:
-    colour = torch.rand(2, 3, 4, 4)
-    third = torch.full((2,), 2 * np.pi / 3)
-    torch.testing.assert_close(script._turned(colour, third), colour.roll(1, dims=1))
-    grey = torch.rand(2, 1, 4, 4).expand(-1, 3, -1, -1)
-    torch.testing.assert_close(script._turned(grey, torch.tensor([0.3, 2.0])), grey)
-
-
-def test_neighbours_vote_by_cosine(script: ModuleType) -> None:
-    known = torch.tensor([[9.0, 8.0], [1.0, 0.1], [0.0, 5.0], [0.1, 1.0], [0.2, 1.0]])
-    labels = np.array([0, 1, 1, 2, 2])
-    asked = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    for k, answers in (
-        (1, [1, 1]),  # rows 1 and 2; row 0 is longer than row 1, but not nearer
-        (3, [0, 2]),  # rows 1, 0, 4 tie, and the lowest label wins; rows 2, 3, 4
-        (9, [1, 1]),  # everybody votes: 1 and 2 tie
-    ):
-        assert script.neighbour_accuracy(known, labels, asked, np.array(answers), k=k) == 1
-        assert script.neighbour_accuracy(known, labels, asked, np.array([answers[0], 9]), k=k) == 0.5

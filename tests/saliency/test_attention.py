@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
@@ -20,26 +19,15 @@ from adq_wds.models.network_encoder import NetworkEncoder
 from adq_wds.models.timm_encoder import timm_encoder
 from adq_wds.protocols import Importance
 from adq_wds.saliency.attention import attention_importance
+from tests.conftest import pictures
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SIZE = 64
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @cache
 def random_encoder(name: str) -> NetworkEncoder:
     return timm_encoder(name, pretrained=False, image_size=SIZE)
-
-
-def pictures(n: int, size: tuple[int, int] = (SIZE, SIZE), seed: int = 0) -> list[PIL.Image.Image]:
-    coarse = np.random.default_rng(seed).integers(0, 256, (n, 6, 5, 3), dtype=np.uint8)
-    return [PIL.Image.fromarray(c).resize(size, PIL.Image.Resampling.BICUBIC) for c in coarse]
 
 
 def opened(encoder: NetworkEncoder, images: list[PIL.Image.Image]) -> NDArray[np.float64]:
