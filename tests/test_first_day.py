@@ -1,5 +1,6 @@
 """A newcomer's first commands: nothing heavy is loaded to find a mistake, and the answer says what to type."""
 
+import argparse
 import json
 import shlex
 import subprocess
@@ -211,6 +212,9 @@ def test_a_line_of_keys_ends_at_a_line_break_only(tmp_path: Path) -> None:
     for end in ("\n", "\r\n"):
         (tmp_path / "keys.txt").write_bytes(f"c\u2028d{end}{end}e\x0bf{end}".encode())
         assert keys_in(str(tmp_path / "keys.txt")) == ["c\u2028d", "e\x0bf"]
+    (tmp_path / "keys.txt").write_bytes(b"\xff\n")
+    with pytest.raises(argparse.ArgumentTypeError, match=r"keys\.txt: not UTF-8 text"):
+        keys_in(str(tmp_path / "keys.txt"))
 
 
 @pytest.mark.parametrize("key", ["a\nb", "a\rb", "a\x1b[31mb", "a\u2028b"])
