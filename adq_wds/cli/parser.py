@@ -51,9 +51,13 @@ class Parser(argparse.ArgumentParser):
                 if word not in self.commands:
                     self._fail("command", word, self.commands)
                 break  # the flags behind it are the command's
-            flag = word.partition("=")[0]
-            if self._is_flag(word) and not self._knows(flag):
-                self._fail("flag", flag, self._option_string_actions)
+            flag, known = word.partition("=")[0], self._option_string_actions
+            is_flag = len(word) > 1 and word[0] == "-" and " " not in word and not _NUMBER.fullmatch(word)
+            is_known = any(name.startswith(flag) for name in known) or (
+                flag[1:2] != "-" and flag[:2] in known
+            )
+            if is_flag and not is_known:
+                self._fail("flag", flag, known)
         return super().parse_known_args(words, namespace)
 
     def format_help(self) -> str:
@@ -64,13 +68,6 @@ class Parser(argparse.ArgumentParser):
 
     def _print_message(self, message: str, file: Any = None) -> None:
         super()._print_message(printable(message), file)
-
-    def _is_flag(self, word: str) -> bool:
-        return len(word) > 1 and word[0] == "-" and " " not in word and not _NUMBER.fullmatch(word)
-
-    def _knows(self, flag: str) -> bool:
-        flags = self._option_string_actions
-        return any(known.startswith(flag) for known in flags) or (flag[1] != "-" and flag[:2] in flags)
 
     def _fail(self, kind: str, name: str, known: Any) -> NoReturn:
         close = difflib.get_close_matches(name, known, n=1)
