@@ -131,7 +131,7 @@ def filling() -> Iterator[Filling]:
     yield call
     process.stdin.close()
     process.stdout.close()
-    process.wait(timeout=60)
+    process.wait(timeout=300)
 
 
 @pytest.mark.parametrize("name", TARGETS)
