@@ -96,8 +96,9 @@ def test_a_mistake_is_found_before_a_heavy_library_is_loaded(line: str) -> None:
 @pytest.mark.parametrize("name", ["run", "plan", "codebook", "demo", "show"])
 def test_a_percentage_is_a_ratio(name: str) -> None:
     positional = {"demo": [], "run": ["-o", "out"]}.get(name, ["x"])
+    parser = make_parser()
     for percent in range(101):
-        arguments = make_parser().parse_args([name, *positional, "--keep", f"{percent}%"])
+        arguments = parser.parse_args([name, *positional, "--keep", f"{percent}%"])
         assert arguments.keep == float(f"{percent / 100:.2f}")
 
 
