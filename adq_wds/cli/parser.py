@@ -51,9 +51,13 @@ class Parser(argparse.ArgumentParser):
                 if word not in self.commands:
                     self._fail("command", word, self.commands)
                 break  # the flags behind it are the command's
-            flag = word.partition("=")[0]
-            if self._is_flag(word) and not self._knows(flag):
-                self._fail("flag", flag, self._option_string_actions)
+            flag, known = word.partition("=")[0], self._option_string_actions
+            is_flag = len(word) > 1 and word[0] == "-" and " " not in word and not _NUMBER.fullmatch(word)
+            is_known = any(name.startswith(flag) for name in known) or (
+                flag[1:2] != "-" and flag[:2] in known
+            )
+            if is_flag and not is_known:
+                self._fail("flag", flag, known)
         return super().parse_known_args(words, namespace)
 
     def format_help(self) -> str:
@@ -64,13 +68,6 @@ class Parser(argparse.ArgumentParser):
 
     def _print_message(self, message: str, file: Any = None) -> None:
         super()._print_message(printable(message), file)
-
-    def _is_flag(self, word: str) -> bool:
-        return len(word) > 1 and word[0] == "-" and " " not in word and not _NUMBER.fullmatch(word)
-
-    def _knows(self, flag: str) -> bool:
-        flags = self._option_string_actions
-        return any(known.startswith(flag) for known in flags) or (flag[1] != "-" and flag[:2] in flags)
 
     def _fail(self, kind: str, name: str, known: Any) -> NoReturn:
         close = difflib.get_close_matches(name, known, n=1)
@@ -153,7 +150,12 @@ def count(text: str) -> int:
 
 def keys_in(path: str) -> list[str | tuple[str, ...]]:
     """Keys from a file: one a line, or shard and key with a tab between."""
-    lines = Path(path).read_text(encoding="utf-8-sig").split("\n")  # not `splitlines`: a key may hold U+2028
+    try:
+        lines = (
+            Path(path).read_text(encoding="utf-8-sig").split("\n")
+        )  # not `splitlines`: a key may hold U+2028
+    except UnicodeDecodeError as error:
+        raise argparse.ArgumentTypeError(f"{path}: not UTF-8 text: {error.reason}") from None
     return [tuple(line.split("\t", 1)) if "\t" in line else line for line in lines if line]
 
 
