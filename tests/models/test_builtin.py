@@ -279,34 +279,3 @@ def test_folding_the_normalisation_changes_no_answer(script: ModuleType) -> None
         x = torch.randn(3, 3, 32, 32)
         for folded, plain in zip(script.folded(net)(x), net.eval()(x), strict=True):
             torch.testing.assert_close(folded, plain, rtol=1e-4, atol=1e-4)
-
-
-def test_a_shifted_image_is_a_window_of_the_mirrored_surroundings(script: ModuleType) -> None:
-    x = torch.rand(6, 3, 32, 32)
-    out = script.flip_and_shift(x, torch.Generator().manual_seed(0))
-    drawn = set()
-    for before, after in zip(x, out, strict=True):
-        found = []
-        for mirrored in (False, True):
-            around = F.pad((before.flip(2) if mirrored else before)[None], (4, 4, 4, 4), mode="reflect")[0]
-            found += [
-                (mirrored, top, left)
-                for top in range(9)
-                for left in range(9)
-                if torch.equal(around[:, top : top + 32, left : left + 32], after)
-            ]
-        assert len(found) == 1
-        drawn.add(found[0])
-    assert len({(top, left) for _, top, left in drawn}) > 1
-    assert {mirrored for mirrored, _, _ in drawn} == {False, True}
-
-
-def test_views_differ_and_keep_to_colours(script: ModuleType) -> None:
-    (image,) = pictures(1, (32, 32))
-    x = torch.tensor(np.asarray(image)).permute(2, 0, 1).float().div(255).expand(64, -1, -1, -1)
-    views = script.crop_and_colour(x, torch.Generator().manual_seed(0))
-    assert views.shape == x.shape
-    assert 0 <= views.min() < views.max() <= 1
-    assert len({view.numpy().tobytes() for view in views}) == 64
-    n_grey = sum(bool((view.amax(0) - view.amin(0) < 1e-4).all()) for view in views)
-    assert 4 <= n_grey <= 25  # 20 % of 64

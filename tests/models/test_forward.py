@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import pickle
 import re
@@ -86,19 +85,6 @@ def test_without_options_the_answer_is_the_networks_own_to_the_last_bit() -> Non
             h, logits = (encoder.model.forward_head(features, pre_logits=own) for own in (True, False))
         np.testing.assert_array_equal(encoder(images)[0], h.numpy())
         np.testing.assert_array_equal(encoder(images)[1], logits.numpy())
-
-
-@makers
-def test_every_choice_of_options_has_a_revision_of_its_own_and_one_name(
-    make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch, "compile", lambda network, **_: network)
-    names = ("amp", "channels_last", "compile")
-    made = [
-        make(**dict(zip(names, values, strict=True))) for values in itertools.product([False, True], repeat=3)
-    ]
-    assert len({encoder.revision for encoder in made}) == 8
-    assert len({(encoder.name, encoder.preprocessing_hash) for encoder in made}) == 1
 
 
 @pytest.mark.parametrize("name", ["amp", "channels_last", "compile"])

@@ -424,23 +424,24 @@ def test_a_relative_checkpoint_is_found_from_another_folder(
     assert call(pickle.loads(data)).shape == (3, 320)  # noqa: S301
 
 
-def test_auto_takes_cuda_when_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    for available, device in ((True, "cuda"), (False, "cpu")):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
-        assert pick_device("auto") == torch.device(device)
-
-
 @pytest.mark.parametrize(
-    ("device", "message"),
+    ("device", "n_devices", "picked"),
     [
-        ("gpu", r"device='gpu': expected 'cpu', 'cuda', 'cuda:N' or 'auto'"),
-        ("cuda", r"device='cuda': torch sees 0 CUDA devices; use 'auto' or 'cpu'"),
-        ("cuda:3", r"device='cuda:3': torch sees 0 CUDA devices"),
+        ("auto", 1, "cuda"),
+        ("auto", 0, "cpu"),
+        ("cuda:1", 2, "cuda:1"),
+        ("gpu", 0, r"device='gpu': expected 'cpu', 'cuda', 'cuda:N' or 'auto'"),
+        ("cuda", 0, r"device='cuda': torch sees 0 CUDA devices; use 'auto' or 'cpu'"),
+        ("cuda:3", 1, r"device='cuda:3': torch sees 1 CUDA devices"),
     ],
 )
-def test_a_device_that_is_not_there_is_refused(
-    device: str, message: str, monkeypatch: pytest.MonkeyPatch
+def test_a_device_is_one_that_is_there(
+    device: str, n_devices: int, picked: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    with pytest.raises(ValueError, match=message):
-        timm_encoder("resnet18", pretrained=False, device=device)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: n_devices)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: n_devices > 0)
+    if picked.startswith("device="):
+        with pytest.raises(ValueError, match=picked):
+            pick_device(device)
+    else:
+        assert pick_device(device) == torch.device(picked)
