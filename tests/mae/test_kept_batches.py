@@ -28,7 +28,7 @@ def dataset(make_shard: Callable[..., Path], side: int = 16, **options: Any) -> 
     return adq.ShardDataset(make_shard(f"{side}.tar", 4, side=side), **given)
 
 
-def test_a_loader_tells_the_names_of_its_tuples_whatever_their_order(
+def test_a_loader_tells_the_names_of_its_tuples(
     make_shard: Callable[..., Path], mae: MaskedAutoencoder
 ) -> None:
     first = dataset(make_shard, fields=("patches", "positions", "label"))
@@ -82,7 +82,7 @@ def test_arrays_of_numbers_become_tensors_and_names_stay() -> None:
     assert (names.tolist(), others) == (["a", "b"], ["x", "y"])
 
 
-def test_images_that_keep_different_numbers_do_not_stack_and_the_error_says_what_does(
+def test_images_of_different_numbers_do_not_stack(
     make_shard: Callable[..., Path],
 ) -> None:
     shards = [make_shard("a.tar", 2, side=16), make_shard("b.tar", 2, side=12)]

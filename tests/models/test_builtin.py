@@ -78,7 +78,7 @@ def test_shapes_are_those_announced_and_h_is_not_negative(name: str) -> None:
             assert (logits.shape, logits.dtype) == ((len(batch), encoder.n_classes), np.float32)
 
 
-def test_only_the_one_trained_with_labels_has_a_head_and_says_so() -> None:
+def test_only_the_one_trained_with_labels_has_a_head() -> None:
     with_labels, without = (builtin_encoder(name) for name in ("builtin", "builtin-free"))
     assert (with_labels.n_classes, without.n_classes) == (10, None)
     assert (with_labels.saw_labels, without.saw_labels) == (True, False)
@@ -111,7 +111,7 @@ def test_importing_brings_no_timm() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_an_image_of_the_right_size_is_not_touched_and_a_larger_one_is_averaged() -> None:
+def test_a_larger_image_is_averaged() -> None:
     (image,) = pictures(1, (32, 32))
     assert np.array_equal(resized([image])[0].permute(1, 2, 0), np.asarray(image))
     stripes = np.zeros((320, 640, 3), dtype=np.uint8)
@@ -253,7 +253,7 @@ def test_every_epoch_draws_anew(script: ModuleType, make_shard: Any, tmp_path: P
     assert first["loss"] != second["loss"]
 
 
-def test_what_the_script_stores_can_be_loaded_and_tells_how_it_was_made(
+def test_stored_weights_load_and_tell_how_they_were_made(
     script: ModuleType, make_shard: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(script, "builtin", make_shard("a.tar", 20, classes=3), tmp_path)

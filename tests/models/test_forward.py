@@ -60,7 +60,7 @@ def worst_cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
 # What the options are called
 
 
-def test_without_options_the_revision_is_the_one_of_features_made_before_there_were_any() -> None:
+def test_without_options_the_revision_is_the_old_one() -> None:
     expected = f"file-sha256={load_weights(weights_path('builtin')).sha256};definition=1;dtype=float32"
     assert builtin_encoder().revision == expected
     encoder = tiny_resnet()
@@ -68,7 +68,7 @@ def test_without_options_the_revision_is_the_one_of_features_made_before_there_w
     assert encoder.revision == f"weights-sha256={weights};timm={timm.__version__};dtype=float32"
 
 
-def test_without_options_the_answer_is_the_networks_own_to_the_last_bit() -> None:
+def test_without_options_the_answer_is_the_networks_own() -> None:
     images = noise(5, 32)
     pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).float()
     cifar_mean, cifar_std = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.2470, 0.2435, 0.2616])
@@ -119,7 +119,7 @@ def test_a_pickle_carries_the_options(make: Make, monkeypatch: pytest.MonkeyPatc
 
 
 @makers
-def test_the_network_is_frozen_and_the_callers_random_state_stays(make: Make) -> None:
+def test_networks_are_frozen_and_random_state_stays(make: Make) -> None:
     before = torch.get_rng_state()
     encoder = make()
     encoder(noise(2))
@@ -257,7 +257,7 @@ def test_a_compiled_answer_does_not_depend_on_the_batch(make: Make, compiler: Fa
     np.testing.assert_allclose(whole, make()(images)[0], rtol=1e-4, atol=1e-5)
 
 
-def test_threads_wait_for_the_one_that_compiles_and_then_run_side_by_side(
+def test_threads_wait_for_the_one_that_compiles(
     compiler: FakeCompiler,
 ) -> None:
     compiler.seconds = 0.2
@@ -290,7 +290,7 @@ FAILS = (
 )
 
 
-def test_a_network_that_cannot_be_compiled_is_one_line_with_the_remedy(
+def test_a_failed_compilation_is_one_line_with_the_remedy(
     compiler: FakeCompiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiler.broken = 1
@@ -308,7 +308,7 @@ def test_a_network_that_cannot_be_compiled_is_one_line_with_the_remedy(
         builtin_encoder(compile=True)
 
 
-def test_a_job_ends_where_the_network_cannot_be_compiled_even_when_it_skips(
+def test_a_job_that_skips_ends_where_compiling_fails(
     compiler: FakeCompiler, make_shard: Any, tmp_path: Path
 ) -> None:
     compiler.broken = 100
@@ -330,7 +330,7 @@ def can_compile() -> None:
 @pytest.mark.usefixtures("can_compile")
 @makers
 @pytest.mark.parametrize("amp", [False, True])
-def test_torchs_own_compiler_compiles_once_and_gives_the_networks_answers(make: Make, amp: bool) -> None:
+def test_torchs_own_compiler_compiles_once(make: Make, amp: bool) -> None:
     from torch._dynamo.utils import counters
 
     images = noise(2 * SIZE + 5)

@@ -52,7 +52,7 @@ def test_other_sides_give_pillows_box_filter(size: tuple[int, int]) -> None:
     np.testing.assert_allclose(Thumbnail()([image])[0][0], expected, rtol=1e-6)
 
 
-def test_the_answer_does_not_depend_on_the_other_images_of_the_batch() -> None:
+def test_other_images_of_the_batch_change_nothing() -> None:
     n_small = 2 * CHUNK_BYTES // (3 * 32 * 32) + 1  # more than two chunks of one size
     images = [noise(32, 32, seed) for seed in range(n_small)]
     for at, size in ((0, (500, 375)), (7, (224, 224)), (8, (40, 41)), (100, (224, 224))):
@@ -62,7 +62,7 @@ def test_the_answer_does_not_depend_on_the_other_images_of_the_batch() -> None:
     np.testing.assert_array_equal(together, alone)
 
 
-def test_an_image_that_is_not_rgb_is_refused_with_its_position_and_mode() -> None:
+def test_an_image_that_is_not_rgb_is_named() -> None:
     with pytest.raises(ValueError, match=r"image 1 of the batch has mode 'L', not 'RGB'"):
         Thumbnail()([noise(8, 8), noise(8, 8).convert("L")])
 

@@ -77,7 +77,7 @@ def timms_own(
 @pytest.mark.parametrize(
     "name", ["resnet18", "vit_tiny_patch16_224", "convnext_atto", "mobilenetv3_small_050"]
 )
-def test_embeddings_and_logits_are_timms_own_from_one_checkpoint(folder: Path, name: str) -> None:
+def test_embeddings_and_logits_are_timms_own(folder: Path, name: str) -> None:
     checkpoint = folder / f"{name}.safetensors"
     encoder = timm_encoder(name, checkpoint=checkpoint)
     h, logits = encoder(IMAGES)
@@ -93,7 +93,7 @@ def test_embeddings_and_logits_are_timms_own_from_one_checkpoint(folder: Path, n
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=min(1e-3, 1e-2 * differs))
 
 
-def test_without_head_the_embeddings_are_the_same_and_there_are_no_logits(folder: Path) -> None:
+def test_without_head_only_the_logits_are_missing(folder: Path) -> None:
     checkpoint = folder / "mobilenetv3_small_050.safetensors"
     with_head = timm_encoder("mobilenetv3_small_050", checkpoint=checkpoint)
     without = timm_encoder("mobilenetv3_small_050", checkpoint=checkpoint, head=False)
@@ -155,7 +155,7 @@ def test_weights_in_the_authors_own_layout_are_converted(folder: Path, tmp_path:
         ),
     ],
 )
-def test_a_checkpoint_of_another_network_is_refused_with_the_differences(
+def test_a_checkpoint_of_another_network_is_refused(
     folder: Path, name: str, checkpoint: str, differences: str
 ) -> None:
     with pytest.raises(
@@ -198,9 +198,7 @@ def test_published_names_behind_a_prefix_are_converted_too(folder: Path, tmp_pat
     np.testing.assert_array_equal(at_96(IMAGES)[0], plain(IMAGES)[0])
 
 
-def test_half_of_the_weights_or_two_networks_behind_prefixes_are_refused(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_half_a_network_and_two_networks_are_refused(folder: Path, tmp_path: Path) -> None:
     state = load_file(folder / "resnet18.safetensors")
     half = dict(list(behind("model.", state).items())[::2])
     save_file(half, tmp_path / "half.safetensors")
@@ -283,9 +281,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("name", "tried"), [("resnet18", "timm/resnet18.a1_in1k"), ("hf_hub:owner/net", "owner/net")]
 )
-def test_weights_that_cannot_be_fetched_say_what_was_tried_and_the_remedy(
-    offline: Path, name: str, tried: str
-) -> None:
+def test_weights_that_cannot_be_fetched_name_source_and_remedy(offline: Path, name: str, tried: str) -> None:
     with pytest.raises(
         AdqError, match=rf"'{name}'.*tried {tried} and the local cache .*give checkpoint=FILE"
     ) as info:
@@ -325,7 +321,7 @@ def test_fetched_weights_come_through_timms_own_loading(offline: Path, folder: P
     np.testing.assert_array_equal(again(IMAGES)[0], hub(IMAGES)[0])
 
 
-def test_revision_is_of_weights_and_preprocessing_hash_of_preprocessing(folder: Path, tmp_path: Path) -> None:
+def test_revision_follows_weights_and_hash_preprocessing(folder: Path, tmp_path: Path) -> None:
     def made(checkpoint: Path, **options: Any) -> tuple[str, str]:
         encoder = timm_encoder("convnext_atto", checkpoint=checkpoint, **options)
         return encoder.revision, encoder.preprocessing_hash
@@ -349,7 +345,7 @@ def test_revision_is_of_weights_and_preprocessing_hash_of_preprocessing(folder: 
     assert other[1] == preprocessing
 
 
-def test_random_weights_are_said_to_be_random_and_the_same_each_time(
+def test_random_weights_are_logged_and_the_same_each_time(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     torch.manual_seed(1)
@@ -360,7 +356,7 @@ def test_random_weights_are_said_to_be_random_and_the_same_each_time(
     assert timm_encoder("convnext_atto", pretrained=False, image_size=64).revision == first.revision
 
 
-def test_an_image_that_is_not_rgb_is_refused_with_its_position_and_mode() -> None:
+def test_an_image_that_is_not_rgb_is_named() -> None:
     encoder = timm_encoder("resnet18", pretrained=False, image_size=32)
     with pytest.raises(ValueError, match=r"image 1 of the batch has mode 'RGBA', not 'RGB'"):
         encoder([IMAGES[0], IMAGES[1].convert("RGBA")])
@@ -392,7 +388,7 @@ def call(encoder: Any) -> NDArray[np.float32]:
     return answer
 
 
-def test_encoders_reach_a_spawned_process_as_arguments_not_as_weights(folder: Path) -> None:
+def test_encoders_reach_another_process_as_arguments(folder: Path) -> None:
     encoder = timm_encoder("convnext_atto", checkpoint=folder / "convnext_atto.safetensors", image_size=64)
     data = pickle.dumps(encoder)
     assert len(data) < 1000

@@ -82,7 +82,7 @@ def test_the_closed_form_is_the_gradient_of_the_whole_network(name: str, method:
     assert relative(importance(images, classes, [0, 0]), expected) < 1e-5
 
 
-def test_maps_with_channels_last_are_closed_too_where_nothing_follows_their_mean() -> None:
+def test_maps_with_channels_last_are_closed_too() -> None:
     encoder = random_encoder("swin_tiny_patch4_window7_224")
     importance = cam_importance(encoder, method="gradcam", patch=32)
     assert importance.closed  # its norm comes before the mean
@@ -98,7 +98,7 @@ def test_maps_with_channels_last_are_closed_too_where_nothing_follows_their_mean
 
 
 @pytest.mark.parametrize("name", BY_GRADIENT)
-def test_a_head_that_is_more_than_a_linear_map_of_means_is_run_backwards(name: str) -> None:
+def test_a_head_that_is_not_plain_is_run_backwards(name: str) -> None:
     encoder = random_encoder(name)
     importance = cam_importance(encoder, patch=16)
     assert not importance.closed
@@ -217,7 +217,7 @@ def test_bfloat16_moves_a_map_little() -> None:
     assert relative(found, expected) < 0.1
 
 
-def test_it_is_an_importance_that_pickles_and_leaves_the_encoder_as_it_was() -> None:
+def test_it_pickles_and_leaves_the_encoder_as_it_was() -> None:
     encoder, images = random_encoder("resnet10t"), pictures(2)
     before = encoder(images)
     importance: Importance = cam_importance(encoder, method="gradcam", patch=8, use_labels=False)
