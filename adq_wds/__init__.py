@@ -48,7 +48,9 @@ if TYPE_CHECKING:
     from adq_wds.stream.nodes import as_node
     from adq_wds.tables.bins import Bins
     from adq_wds.tables.codebook import Codebook, load_codebook
+    from adq_wds.tables.column import Column
     from adq_wds.tables.features import Features
+    from adq_wds.tables.margin_recorder import MarginRecorder
     from adq_wds.tables.plan import Plan, load_plan
     from adq_wds.writing.write_shards import write_shards
 
@@ -79,16 +81,18 @@ _NAMES = {  # of each module; type checkers read them above, and programs when o
     "stream.nodes": "as_node",
     "tables.bins": "Bins",
     "tables.codebook": "Codebook load_codebook",
+    "tables.column": "Column",
     "tables.features": "Features",
+    "tables.margin_recorder": "MarginRecorder",
     "tables.plan": "Plan load_plan",
     "writing.write_shards": "write_shards",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 __all__ = [
-    "AdqError", "AssignBins", "Bins", "Cache", "Codebook", "CodebookError", "Decode", "DropPatches",
+    "AdqError", "AssignBins", "Bins", "Cache", "Codebook", "CodebookError", "Column", "Decode", "DropPatches",
     "Embed", "EncodePatches", "Encoder", "Features", "FeaturesError", "Importance", "Loader",
-    "LoaderClosed", "Map", "Pipe", "Plan", "PlanError", "Reconstruct", "Sample", "SampleError", "Score",
+    "LoaderClosed", "Map", "MarginRecorder", "Pipe", "Plan", "PlanError", "Reconstruct", "Sample", "SampleError", "Score",
     "ShardDataset", "ShardError", "StateError", "Subsample", "__version__", "as_node", "build_plan",
     "choose_tolerance", "embed_shards", "encoder", "fit_codebook", "importance", "load_codebook",
     "load_mae", "load_plan", "measure_drops", "reconstruct_batches", "write_shards",

@@ -102,8 +102,8 @@ def score(spec: str | Score) -> Score:
     """The score of a user that an object or a name stands for.
 
     Args:
-        spec: a `Score`, or the name under which an installed package offers one: an entry point of the group
-            ``adq_wds.scores``, a `Score` or a class of them.
+        spec: a `Score`, "FILE.parquet:COLUMN" for a `Column`, or the name under which an installed package offers
+            one: an entry point of the group ``adq_wds.scores``, a `Score` or a class of them.
 
     Raises:
         ValueError: an unknown name, or a score that cannot be used.
@@ -113,6 +113,11 @@ def score(spec: str | Score) -> Score:
 
     if not isinstance(spec, str):
         return check_score(spec)
+    path, colon, column = spec.rpartition(":")
+    if colon and path.endswith(".parquet"):
+        from adq_wds.tables.column import Column
+
+        return check_score(Column(path, column))
     offered = _installed("scores", spec)
     if offered is None:
         known = [*SCORES, *_installed_names("scores")]

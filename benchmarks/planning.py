@@ -30,7 +30,7 @@ import adq_wds as adq
 from adq_wds.core.gradient import logit_gradients
 from adq_wds.registry import Kernel
 from adq_wds.tables.features import file_name
-from adq_wds.tables.features_file import ShardFeatures
+from adq_wds.tables.features_file import FeaturesSource, ShardFeatures
 from adq_wds.tables.spans import Spans
 from benchmarks.common import in_own_process, parser, peak_rss_bytes, report, spread
 
@@ -64,13 +64,17 @@ def make(folder: Path, classes: int, per_class: int, *, kernel: str) -> None:
             np.full(n, 110_592, dtype=np.int64),
             rng.integers(0, 2**32, n, dtype=np.uint32),
         )
-        settings = {
+        header: FeaturesSource = {
             "encoder": "mixture",
             "revision": "0",
             "preprocessing_hash": "",
             "image": "jpg",
             "label": "cls",
+            "complete": True,
+            "source": {"bytes": 0, "mtime_ns": 0},
         }
+        if logit_grad is not None:
+            header |= {"logit_grad": "softmax", "head_right": n // 2}
         ShardFeatures(
             shard=name,
             spans=spans,
@@ -79,12 +83,7 @@ def make(folder: Path, classes: int, per_class: int, *, kernel: str) -> None:
             norm=norm,
             texture=rng.random(n, dtype=np.float32),
             logit_grad=logit_grad,
-            header={
-                **settings,
-                **({"logit_grad": "softmax", "head_right": n // 2} if logit_grad is not None else {}),
-                "complete": True,
-                "source": {"bytes": 0, "mtime_ns": 0},
-            },
+            header=header,
         ).save(folder / file_name(name))
 
 

@@ -55,9 +55,9 @@ from numpy.typing import NDArray
 
 import adq_wds as adq
 from adq_wds.core.graphcut import Binning, bin_sizes, graphcut_bins, graphcut_bins_gram
-from adq_wds.core.kernel import similarity, unit_rows
+from adq_wds.core.kernel import unit_rows
 from benchmarks.common import data_folder, in_own_process, parser, peak_rss_bytes, report, spread
-from benchmarks.graphcut import mixture, resident_bytes, timed
+from benchmarks.graphcut import mixture, resident_bytes, similarity, timed
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]

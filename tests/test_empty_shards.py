@@ -28,6 +28,7 @@ def ignored_only() -> bytes:
 
 
 EMPTY = {"of one record": bytes(10_240), "of two blocks": bytes(1024), "of ignored members": ignored_only()}
+THUMBNAIL = {"encoder": adq.encoder("thumbnail"), "workers": 1, "progress": False}
 
 
 @pytest.fixture(params=sorted(EMPTY))
@@ -44,9 +45,9 @@ def shards(request: pytest.FixtureRequest, tmp_path: Path) -> list[str]:
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    texts = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     caplog.clear()
-    return [text for text in said if "no samples" in text]
+    return [text for text in texts if "no samples" in text]
 
 
 def test_every_reader_and_job_counts_it_as_none_with_one_warning(
@@ -55,18 +56,17 @@ def test_every_reader_and_job_counts_it_as_none_with_one_warning(
     index, out = tmp_path / "i.parquet", tmp_path / "f"
 
     def once(work: Callable[[], object]) -> object:
-        found = work()
-        (said,) = warnings(caplog)
-        assert said.startswith(WARNING)
-        return found
+        result = work()
+        (warning,) = warnings(caplog)
+        assert warning.startswith(WARNING)
+        return result
 
-    thumbnail = {"encoder": adq.encoder("thumbnail"), "workers": 1, "progress": False}
     assert once(lambda: len(list(adq.ShardDataset(shards)))) == N
     for _ in range(2):  # the second time nothing is scanned
         assert once(lambda: main(["index", *shards, "-o", str(index), "-q"])) == 0
     assert once(lambda: estimate(shards, adq.encoder("thumbnail"))["samples"]) == N
     for _ in range(2):
-        assert once(lambda: len(adq.embed_shards(shards, out=out, **thumbnail))) == N
+        assert once(lambda: len(adq.embed_shards(shards, out=out, **THUMBNAIL))) == N
     plan = adq.build_plan(out, bins=2, keep=0.5, out=tmp_path / "p.parquet")
     assert not warnings(caplog)
     assert once(lambda: len(list(adq.ShardDataset(shards, plan=plan, shuffle=True)))) == plan.n_kept
@@ -87,10 +87,9 @@ def test_features_of_a_shard_that_lost_its_samples_go(shards: list[str], tmp_pat
     out = tmp_path / "f"
     Path(shards[1]).write_bytes(Path(shards[0]).read_bytes().replace(b"k0", b"m0"))
     write(Path(shards[1]), [("m.jpg", jpeg(3)), ("m.cls", b"1")])
-    thumbnail = {"encoder": adq.encoder("thumbnail"), "workers": 1, "progress": False}
-    assert len(adq.embed_shards(shards, out=out, **thumbnail)) == N + 1
+    assert len(adq.embed_shards(shards, out=out, **THUMBNAIL)) == N + 1
     Path(shards[1]).write_bytes(bytes(1024))
-    assert len(adq.embed_shards(shards, out=out, **thumbnail)) == N
+    assert len(adq.embed_shards(shards, out=out, **THUMBNAIL)) == N
     assert len(adq.Features(out)) == N
 
 

@@ -61,7 +61,7 @@ def test_a_stream_over_a_shard_cut_short_says_shard_and_key(
 
 
 @pytest.mark.parametrize("how", HOWS)
-def test_what_was_found_in_a_shard_cut_short_is_an_error_when_it_is_read(shard: Path, how: str) -> None:
+def test_a_span_in_a_shard_cut_short_is_an_error_when_read(shard: Path, how: str) -> None:
     with open_shard(shard) as data:
         spans = list(iter_spans(data, shard="t.tar"))
         walk = iter_spans(data, shard="t.tar")

@@ -123,9 +123,7 @@ def filling() -> Iterator[Filling]:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_a_disk_that_fills_up_anywhere_costs_no_file_and_is_named(
-    name: str, here: Path, filling: Filling
-) -> None:
+def test_a_disk_that_fills_up_costs_no_file_and_is_named(name: str, here: Path, filling: Filling) -> None:
     """F27. Shards that `--overwrite` replaces, and a run.json of another plan, go first; none is ever torn."""
     job, changed, stays = TARGETS[name]
     target = here / "out" / name
@@ -166,7 +164,7 @@ WRITERS = {  # every command that writes, as `JOBS`, with all that it can write
 
 @pytest.mark.parametrize("limit", [0, 10, 100, 4_000, 20_000])
 @pytest.mark.parametrize("job", WRITERS)
-def test_a_full_disk_at_any_write_of_any_command_is_named_and_leaves_nothing(
+def test_a_full_disk_at_any_write_is_named_and_leaves_nothing(
     job: str, limit: int, here: Path, filling: Filling
 ) -> None:
     """F42: the lock's own text, scratch files and shared memory included."""
@@ -209,7 +207,7 @@ for out, size, command in json.loads(sys.argv[1]):
 """
 
 
-def test_a_file_system_without_space_is_named_and_left_as_it_was(here: Path) -> None:
+def test_a_full_file_system_is_named_and_left_as_it_was(here: Path) -> None:
     """F42 by a small file system of its own, where one may be mounted."""
     tried = ["unshare", "-rm", "mount", "-t", "tmpfs", "none", str(here / "in")]
     if shutil.which("unshare") is None or subprocess.run(tried, capture_output=True).returncode:
@@ -230,9 +228,7 @@ def test_a_file_system_without_space_is_named_and_left_as_it_was(here: Path) -> 
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
-def test_a_full_standard_output_is_one_line_and_a_full_standard_error_stops_no_job(
-    stream: str, here: Path
-) -> None:
+def test_a_full_standard_output_or_error_is_met(stream: str, here: Path) -> None:
     with open("/dev/full", "w") as full:
         streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: full}
         result = subprocess.run(
@@ -353,7 +349,7 @@ def test_a_link_that_leads_nowhere_is_named(
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_of_two_jobs_in_a_folder_the_second_hears_who_works_there(
+def test_the_second_job_in_a_folder_hears_who_works_there(
     job: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (here / "out").mkdir()
@@ -384,7 +380,7 @@ def test_a_clock_that_goes_backwards_changes_nothing(
 
 
 @pytest.mark.parametrize("job", ["embed", "index", "run"])
-def test_a_shard_replaced_by_one_of_its_size_and_an_older_date_is_noticed(job: str, here: Path) -> None:
+def test_a_shard_replaced_by_an_older_one_is_noticed(job: str, here: Path) -> None:
     path = here / "in" / "a.tar"
     assert main(command(job, "out")) == 0
     before, size = contents(here / "out"), path.stat().st_size

@@ -78,7 +78,7 @@ def test_a_20_mb_name_is_refused_from_its_header(tmp_path: Path) -> None:
         check_refused(tmp_path, head + header() + bytes(1024), r"declares 200000\d\d bytes, more than Limits")
 
 
-def test_the_same_keys_in_two_shards_are_so_many_samples_and_a_shard_listed_twice_is_refused(
+def test_equal_keys_in_two_shards_are_two_samples(
     tmp_path: Path,
 ) -> None:
     """F6."""

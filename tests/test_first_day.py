@@ -28,7 +28,6 @@ PROBE = (
     "    code = end.code\n"
     f"print('LOADED', code or 0, *(name for name in {HEAVY} if name in sys.modules))\n"
 )
-RUN = ["run", "x.tar", "-o", "out"]
 
 
 def probe(*arguments: str) -> tuple[int, set[str], str]:
@@ -44,53 +43,50 @@ def probe(*arguments: str) -> tuple[int, set[str], str]:
 # ---- Start
 
 
-@pytest.mark.parametrize("command", ["", *make_parser().commands])
-def test_help_loads_no_heavy_library(command: str) -> None:
-    code, loaded, text = probe(*command.split(), "--help")
-    assert (code, loaded) == (0, set())
-    assert text.startswith(f"usage: adq {command}".rstrip())
-
-
-def test_the_version_loads_no_heavy_library() -> None:
-    code, loaded, text = probe("--version")
-    assert (code, loaded) == (0, set())
-    assert text.startswith("adq ")
-
-
 @pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["emebd", "x.tar"], "did you mean embed?"),
-        (["--verison"], "did you mean --version?"),
-        ([*RUN, "--kep", "0.2"], "did you mean --keep?"),
-        ([*RUN, "-keep", "0.2"], "did you mean --keep?"),
-        (["embed", "--devcie=cpu"], "did you mean --device?"),
-        (["plan", "f", "--zzz"], "`adq plan --help` lists them"),
-        ([*RUN, "--keep", "much"], "invalid ratio value: 'much'"),
-        ([*RUN, "--keep", "20"], "for 20 % write 0.2 or 20%"),
-        ([*RUN, "--keep", "120%"], "--keep must be a number in [0, 1], got 1.2"),
-        ([*RUN, "--keep", "-1"], "--keep must be a number in [0, 1], got -1.0"),
-        ([*RUN, "--keep", "nan"], "--keep must be a number in [0, 1], got nan"),
-        ([*RUN, "--alpha", "65"], "for 65 % write 0.65 or 65%"),
-        ([*RUN, "--max-bad-fraction", "5"], "--max-bad-fraction must be a number in [0, 1], got 5"),
-        ([*RUN, "--bins", "0"], "--bins must be an integer >= 1, got 0"),
-        ([*RUN, "--batch-size", "0"], "--batch-size must be an integer >= 1, got 0"),
-        ([*RUN, "--limit", "-5"], "--limit must be an integer >= 1, got -5"),
-        ([*RUN, "--seed", str(2**63)], "seed"),
-        ([*RUN, "--scores", "textrue"], "unknown score 'textrue'; did you mean texture?"),
-        ([*RUN, "--allocation", "uniforn"], "did you mean uniform?"),
-        ([*RUN, "--kernel", "feature"], "choose from 'features', 'gradient'"),
-        (["codebook", "f", "--bins", "-1"], "--bins must be an integer >= 1, got -1"),
-        (["demo", "--seeds", "0"], "--seeds must be an integer >= 1, got 0"),
-        (["write", "x.tar", "-o", "w/%d.tar", "--patch-keep", "75"], "for 75 % write 0.75 or 75%"),
-        (["write", "x.tar", "-o", "w/%d.tar", "--importance", "gradcm"], "did you mean gradcam"),
-        (["run", "-o", "out"], "no shards given"),
-    ],
+    "command", ["--version", "--help", *(f"{name} --help" for name in make_parser().commands)]
 )
-def test_a_mistake_is_found_before_a_heavy_library_is_loaded(arguments: list[str], said: str) -> None:
-    code, loaded, text = probe(*arguments)
+def test_version_and_help_load_no_heavy_library(command: str) -> None:
+    code, loaded, text = probe(*command.split())
+    assert (code, loaded) == (0, set())
+    start = f"usage: adq {command.removesuffix('--help')}".rstrip()
+    assert text.startswith("adq " if command == "--version" else start)
+
+
+MISTAKES = """
+emebd x.tar | did you mean embed?
+--verison | did you mean --version?
+RUN --kep 0.2 | did you mean --keep?
+RUN -keep 0.2 | did you mean --keep?
+embed --devcie=cpu | did you mean --device?
+plan f --zzz | `adq plan --help` lists them
+RUN --keep much | invalid ratio value: 'much'
+RUN --keep 20 | for 20 % write 0.2 or 20%
+RUN --keep 120% | --keep must be a number in [0, 1], got 1.2
+RUN --keep -1 | --keep must be a number in [0, 1], got -1.0
+RUN --keep nan | --keep must be a number in [0, 1], got nan
+RUN --alpha 65 | for 65 % write 0.65 or 65%
+RUN --max-bad-fraction 5 | --max-bad-fraction must be a number in [0, 1], got 5
+RUN --bins 0 | --bins must be an integer >= 1, got 0
+RUN --limit -5 | --limit must be an integer >= 1, got -5
+RUN --seed 9223372036854775808 | seed
+RUN --scores textrue | unknown score 'textrue'; did you mean texture?
+RUN --allocation uniforn | did you mean uniform?
+RUN --kernel feature | choose from 'features', 'gradient'
+codebook f --bins -1 | --bins must be an integer >= 1, got -1
+demo --seeds 0 | --seeds must be an integer >= 1, got 0
+write x.tar -o w/%d.tar --patch-keep 75 | for 75 % write 0.75 or 75%
+write x.tar -o w/%d.tar --importance gradcm | did you mean gradcam
+run -o out | no shards given
+"""
+
+
+@pytest.mark.parametrize("line", MISTAKES.strip().splitlines())
+def test_a_mistake_is_found_before_a_heavy_library_is_loaded(line: str) -> None:
+    command, text = line.replace("RUN", "run x.tar -o out").split(" | ")
+    code, loaded, shown = probe(*command.split())
     assert (code, loaded) == (2, set())
-    assert said in text.splitlines()[-1]
+    assert text in shown.splitlines()[-1]
 
 
 # ---- Ratios
@@ -122,14 +118,11 @@ def test_values_that_begin_with_a_minus_are_values(tmp_path: Path) -> None:
 @pytest.fixture
 def run(make_shard: MakeShard, tmp_path: Path) -> Path:
     """A run over shards of which two hold the same keys; its folder."""
-    shards = [
-        make_shard(f"in/{name}.tar", 20, first=first) for name, first in (("a", 0), ("b", 0), ("c", 20))
-    ]
-    out = tmp_path / "run"
-    assert (
-        main(["run", *map(str, shards), "--encoder", "thumbnail", "--bins", "2", "-o", str(out), "-q"]) == 0
-    )
-    return out
+    for name, first in (("a", 0), ("b", 0), ("c", 20)):
+        make_shard(f"in/{name}.tar", 20, first=first)
+    flags = f"--encoder thumbnail --bins 2 -o {tmp_path}/run -q".split()
+    assert main(["run", str(tmp_path / "in"), *flags]) == 0
+    return tmp_path / "run"
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) -> str:
@@ -155,10 +148,8 @@ def test_a_runs_folder_stands_for_what_is_in_it(
         assert main(["codebook", str(features), "--min-pilot", "5", *flags, str(out)]) == 0
     assert codebooks[0].read_bytes() == codebooks[1].read_bytes()
     assert "plan" in printed(capsys, "verify", run, shards)
-    pattern = tmp_path / "small" / "%d.tar"
-    assert f"{adq.load_plan(run / 'plan.parquet').n_kept} samples" in printed(
-        capsys, "write", shards, "--plan", run, "-o", pattern
-    )
+    said = printed(capsys, "write", shards, "--plan", run, "-o", tmp_path / "small" / "%d.tar")
+    assert f"{adq.load_plan(run / 'plan.parquet').n_kept} samples" in said
 
 
 @pytest.mark.parametrize(
@@ -176,24 +167,18 @@ def test_a_folder_without_the_file_is_called_that(
     assert f"{tmp_path}: a folder without {name}; name the file" in said
 
 
-def test_showing_a_plan_loads_no_torch(run: Path) -> None:
-    for form in ([], ["--json"], ["--keys"]):
-        code, loaded, text = probe("show", str(run), *form)
+def test_what_needs_no_network_loads_no_torch(run: Path, tmp_path: Path) -> None:
+    flags = ["--encoder", "thumbnail", "-o", str(tmp_path / "new")]
+    for command in (["show", str(run), "--keys"], ["run", str(tmp_path / "in" / "a.tar"), *flags]):
+        code, loaded, text = probe(*command)
         assert code == 0, text
         assert loaded <= {"pyarrow"}
-
-
-def test_a_run_without_a_network_loads_no_torch(run: Path, tmp_path: Path) -> None:
-    flags = ["--encoder", "thumbnail", "-o", str(tmp_path / "new")]
-    code, loaded, text = probe("run", str(tmp_path / "in" / "a.tar"), *flags)
-    assert code == 0, text
-    assert loaded <= {"pyarrow"}
 
 
 # ---- Kept keys
 
 
-def test_the_printed_keys_are_the_kept_samples_and_are_read_again(
+def test_printed_keys_are_the_kept_ones_and_are_read_again(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan = adq.load_plan(run / "plan.parquet")
@@ -241,15 +226,13 @@ def test_a_key_that_is_no_line_of_text_is_refused(
 def test_printing_keys_into_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
     shard = write_tar(tmp_path / "s.tar", [(f"{i:050d}.txt", b"x") for i in range(3000)])
     adq.Plan.from_keys(shard, [f"{i:050d}" for i in range(3000)]).save(tmp_path / "plan.parquet")
-    code = f"{sys.executable} -m adq_wds show {tmp_path} --keys | head -n 2"
-    done = subprocess.run(
-        ["bash", "-c", f"set -o pipefail; {code}"], capture_output=True, text=True, check=False, timeout=120
-    )
+    code = f"set -o pipefail; {sys.executable} -m adq_wds show {tmp_path} --keys | head -n 2"
+    done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=False, timeout=120)
     assert (done.returncode, done.stderr, done.stdout.count("\n")) == (0, "", 2)
 
 
 @pytest.mark.parametrize("text", ["s00003\n", "a.tar/s00003\n", "a.tar,s00003\n"])
-def test_an_ambiguous_or_unknown_key_is_answered_with_the_form_that_works(
+def test_an_ambiguous_or_unknown_key_is_answered_with_its_form(
     run: Path, tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "keys.txt").write_text(text)
@@ -268,30 +251,23 @@ def test_an_ambiguous_or_unknown_key_is_answered_with_the_form_that_works(
 def test_quiet_prints_nothing_but_what_was_asked_for(
     make_shard: MakeShard, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shards, run = str(make_shard("in/a.tar", 30)), str(tmp_path / "run")
-    encoder = ["--encoder", "thumbnail"]
-    makes = [
-        ["run", shards, *encoder, "-o", run],
-        ["embed", shards, *encoder, "-o", str(tmp_path / "f")],
-        ["plan", run, "-o", str(tmp_path / "p.parquet")],
-        ["codebook", run, "--min-pilot", "5", "-o", str(tmp_path / "c.safetensors")],
-        ["index", shards, "-o", str(tmp_path / "i.parquet")],
-        ["write", shards, "--plan", run, "-o", str(tmp_path / "w" / "%d.tar")],
-    ]
-    for command in makes:
+    shards, run = make_shard("in/a.tar", 30), tmp_path / "run"
+    for command in (
+        f"run {shards} --encoder thumbnail -o {run}",
+        f"embed {shards} --encoder thumbnail -o {tmp_path}/f",
+        f"plan {run} -o {tmp_path}/p.parquet",
+        f"codebook {run} --min-pilot 5 -o {tmp_path}/c.safetensors",
+        f"index {shards} -o {tmp_path}/i.parquet",
+        f"write {shards} --plan {run} -o {tmp_path}/w/%d.tar",
+    ):
         capsys.readouterr()
-        assert main([*command, "-q"]) == 0, command
+        assert main([*command.split(), "-q"]) == 0, command
         assert capsys.readouterr() == ("", ""), command
-        again = [*command, *(["--overwrite"] if command[0] == "write" else [])]
+        again = [*command.split(), *(["--overwrite"] if command.startswith("write") else [])]
         assert json.loads(printed(capsys, *again, "-q", "--json")), command
-    asks = [
-        ["show", run],
-        ["show", run, "--keys"],
-        ["verify", run, shards],
-        ["run", shards, *encoder, "-o", str(tmp_path / "new"), "--dry-run"],
-    ]
-    for command in asks:
-        assert printed(capsys, *command, "-q"), command
+    new = f"run {shards} --encoder thumbnail -o {tmp_path}/new --dry-run"
+    for command in (f"show {run}", f"show {run} --keys", f"verify {run} {shards}", new):
+        assert printed(capsys, *command.split(), "-q"), command
 
 
 # ---- Errors that say what to type
@@ -325,13 +301,11 @@ def test_typing_what_the_errors_say_embeds_the_shard(
 
 
 def test_a_field_inside_json_is_offered_with_its_path() -> None:
-    with pytest.raises(
-        adq.SampleError, match=r"name one, such as label='meta\.json:a\.b'; for unlabelled data"
-    ):
+    with pytest.raises(adq.SampleError, match=r"such as label='meta\.json:a\.b'; for unlabelled data"):
         read_label({"__key__": "k", "jpg": b"", "meta.json": b"{}"}, "json:a.b")
 
 
-def test_members_that_are_not_neighbours_are_answered_with_a_sorting_tar(
+def test_scattered_members_are_answered_with_a_sorting_tar(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = [f"s{i}.{field}" for field in ("jpg", "cls") for i in range(2)]

@@ -160,7 +160,7 @@ def test_one_sample_is_refused_at_once(pipe: Pipe, samples: Samples) -> None:
         pipe(samples[0])  # type: ignore[arg-type]
 
 
-def test_a_stage_in_the_wrong_place_ends_the_stream_even_when_skipping(pipe: Pipe, samples: Samples) -> None:
+def test_a_stage_in_the_wrong_place_ends_the_stream(pipe: Pipe, samples: Samples) -> None:
     pipe = dataclasses.replace(pipe, on_error="skip")
     batch = {name: [sample[name] for sample in samples] for name in samples[0]}
     for wrong in (tuple(samples[0].values()), ("ab", "cd"), list(samples[0].values()), batch):

@@ -51,61 +51,67 @@ def write_shard(path: Path, text: str, n: int = 24) -> None:
     write_tar(path, members)
 
 
+# By name: a command, words apart; {N} is a file whose name holds the text.
+COMMANDS = """
+embed: embed in --encoder thumbnail -o features
+run: run in --encoder thumbnail --label txt --on-error skip --max-bad-fraction 0.5 -o run
+again: run in --encoder thumbnail --label txt --on-error skip --max-bad-fraction 0.5 -o run
+show: show run/plan.parquet
+show --json: show run/plan.parquet --json
+show --keys: show run/plan.parquet --keys
+show --keys --json: show run/plan.parquet --keys --json
+plan --json: plan run/features --bins 2 --keep 0.5 -o p.parquet --json
+codebook: codebook run/features --bins 2 --min-pilot 5 -o c.safetensors
+show codebook: show c.safetensors
+patches: patches in -o s.png --importance random --size 32
+write: write in --plan run/plan.parquet -o small/%06d.tar
+write --size: write in --size 16 -o smaller/%06d.tar
+index: index in -o i.parquet
+verify: verify run/plan.parquet other
+verify --json: verify run/plan.parquet other --json
+verify --decode: verify i.parquet in --decode
+write other: write other --plan run/plan.parquet -o o/%06d.tar
+must-include: plan run/features --bins 2 --keep 0.5 --must-include keys.txt
+run NAME: run {N} -o n
+embed NAME: embed {N} -o n
+index NAME: index {N} -o n/%d.tar
+write NAME: write {N} -o n/%d.tar
+verify NAME: verify run/plan.parquet {N}
+run DRY: run {N} --encoder thumbnail --dry-run -o n
+pack: pack photos -o packs/%06d.tar
+photos: run photos --encoder thumbnail -o n
+features: plan bad
+folder: index packed
+left out: index packed+ -o i2.parquet
+description: index _info.json
+split: index _info.json --split x
+"""
+
+
 def outputs(home: Path, text: str) -> dict[str, str]:
-    """What commands say of files that hold a text wherever a stranger may have written one, by command."""
+    """What commands say, in `home`, of files that hold a text wherever a stranger may have written one, by command."""
     write_shard(home / "in" / "a.tar", text)
     write_shard(home / "other" / "a.tar", f"{text}!")
-    run, labels = ["--encoder", "thumbnail", "--label", "txt"], ["--bins", 2, "--keep", 0.5]
-    plan, shards = home / "run/plan.parquet", home / "in"
-    said = {
-        "embed": say("embed", shards, *run, "-o", home / "features"),
-        "run": say(
-            "run", shards, *run, *labels, "--on-error", "skip", "--max-bad-fraction", 0.5, "-o", home / "run"
-        ),
-        "again": say(
-            "run", shards, *run, *labels, "--on-error", "skip", "--max-bad-fraction", 0.5, "-o", home / "run"
-        ),
-        "show": say("show", plan),
-        "show --json": say("show", plan, "--json"),
-        "show --keys": say("show", plan, "--keys"),
-        "show --keys --json": say("show", plan, "--keys", "--json"),
-        "plan --json": say("plan", home / "run/features", *labels, "-o", home / "p.parquet", "--json"),
-        "codebook": say(
-            "codebook", home / "run/features", "--bins", 2, "--min-pilot", 5, "-o", home / "c.safetensors"
-        ),
-        "show codebook": say("show", home / "c.safetensors"),
-        "patches": say("patches", shards, "-o", home / "s.png", "--importance", "random", "--size", 32),
-        "write": say("write", shards, "--plan", plan, "-o", home / "small/%06d.tar"),
-        "write --size": say("write", shards, "--size", 16, "-o", home / "smaller/%06d.tar"),
-        "index": say("index", shards, "-o", home / "i.parquet"),
-        "verify": say("verify", plan, home / "other"),
-        "verify --json": say("verify", plan, home / "other", "--json"),
-        "verify --decode": say("verify", home / "i.parquet", shards, "--decode"),
-        "write other": say("write", home / "other", "--plan", plan, "-o", home / "o/%06d.tar"),
-    }
-    (home / "keys.txt").write_text(f"nobody{text}\n", encoding="utf-8")
-    said["must-include"] = say("plan", home / "run/features", *labels, "--must-include", home / "keys.txt")
-    # names of files
-    named = home / f"x{text}.tar"
-    named.write_bytes((shards / "a.tar").read_bytes())
-    for command in ("run", "embed", "index", "write", "verify"):
-        first = [plan] if command == "verify" else []
-        said[f"{command} NAME"] = say(
-            command, *first, named, *(["-o", home / "n" / "%d.tar"] if not first else [])
-        )
-    said["run DRY"] = say("run", named, *run, "--dry-run", "-o", home / "n")
-    (home / "photos" / f"cat{text}").mkdir(parents=True)
-    (home / "photos" / f"cat{text}" / f"x{text}.jpg").write_bytes(b"<html>")
-    said["pack"] = say("pack", home / "photos", "-o", home / "packs/%06d.tar")
-    said["photos"] = say("run", home / "photos", *run, "-o", home / "n")
-    (home / "bad").mkdir()
-    (home / "bad" / f"x{text}.parquet").write_bytes(b"PAR1zz")
-    (home / "packed").mkdir()
-    (home / "packed" / f"x{text}.tar.zst").touch()
-    said["features"] = say("plan", home / "bad")
-    said["folder"] = say("index", home / "packed")
-    (home / "packed" / "a.tar").write_bytes((shards / "a.tar").read_bytes())
-    said["left out"] = say("index", home / "packed", "-o", home / "i2.parquet")
+    shard = (home / "in" / "a.tar").read_bytes()
+    named = f"x{text}.tar"
+    for name, data in {
+        "keys.txt": f"nobody{text}\n".encode(),
+        named: shard,
+        f"photos/cat{text}/x{text}.jpg": b"<html>",
+        f"bad/x{text}.parquet": b"PAR1zz",
+        f"packed/x{text}.tar.zst": b"",
+        f"packed+/x{text}.tar.zst": b"",
+        "packed+/a.tar": shard,
+        "_info.json": json.dumps(
+            {"splits": {f"s{text}": {"filenames": [f"a{text}.tar"], "shard_lengths": [1]}}}
+        ).encode(),
+    }.items():
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_bytes(data)
+    said = {}
+    for line in COMMANDS.strip().splitlines():
+        name, words = line.split(": ")
+        said[name] = say(*(named if word == "{N}" else word for word in words.split()))
     # headers
     arguments = {
         "encoder": {"spec": "thumbnail"},
@@ -113,12 +119,7 @@ def outputs(home: Path, text: str) -> dict[str, str]:
         "plan": {"bins": 3},
         "write": False,
     }
-    one = {
-        "format": "adq_wds.run",
-        "version": 1,
-        "arguments": arguments,
-        "shards": [{"path": str(shards / "a.tar")}],
-    }
+    one = {"format": "adq_wds.run", "version": 1, "arguments": arguments, "shards": [{"path": "in/a.tar"}]}
     changed: dict[str, dict[str, Any]] = {
         "label": {},
         "encoder": {"arguments": {**arguments, "encoder": {"spec": text}}},
@@ -128,7 +129,7 @@ def outputs(home: Path, text: str) -> dict[str, str]:
     }
     for what, change in changed.items():
         (home / "run.json").write_text(json.dumps({**one, **change}))
-        said[f"--from {what}"] = say("run", "--from", home / "run.json", "-o", home / "from")
+        said[f"--from {what}"] = say("run", "--from", "run.json", "-o", "from")
     for what in ("format", "name", "names"):
 
         def change_header(header: dict[str, Any], _: object, what: str = what) -> None:
@@ -137,13 +138,8 @@ def outputs(home: Path, text: str) -> dict[str, str]:
             else:
                 header[what] = f"plan{text}" if what == "format" else [f"b{text}", f"c{text}"]
 
-        stranger = rewritten(plan, change_header)
-        said[f"header {what}"] = say("show", stranger) + say("verify", stranger, shards)
-    splits = {f"s{text}": {"filenames": [f"a{text}.tar"], "shard_lengths": [1]}}
-    (home / "_info.json").write_text(json.dumps({"splits": splits}))
-    said["description"] = say("index", home / "_info.json") + say(
-        "index", home / "_info.json", "--split", "x"
-    )
+        stranger = rewritten(home / "run/plan.parquet", change_header)
+        said[f"header {what}"] = say("show", stranger) + say("verify", stranger, "in")
     # words of the command line, which a shell may have taken from a folder
     for words in (
         ["plan", text, text],

@@ -118,7 +118,7 @@ def test_shard_and_key_are_named_once(make_shard: MakeShard, place: str, kind: s
     check(caught.value, kind)
 
 
-def test_a_reader_of_ours_that_a_function_calls_names_the_place_once(make_shard: MakeShard) -> None:
+def test_a_reader_of_ours_in_a_function_names_the_place_once(make_shard: MakeShard) -> None:
     url = str(make_shard("t.tar", 5))
 
     def image(sample: Any) -> Any:
@@ -170,9 +170,7 @@ def test_what_on_error_raises_names_what_it_was_asked_about(make_shard: MakeShar
             assert isinstance(caught.value, adq.PlanError) == (on_error is stop)
 
 
-def test_scores_and_encoders_of_a_users_name_the_place_while_embedding(
-    make_shard: MakeShard, tmp_path: Path
-) -> None:
+def test_a_users_score_or_encoder_names_the_place(make_shard: MakeShard, tmp_path: Path) -> None:
     url = str(make_shard("t.tar", 3))
 
     class Always(Encoder):

@@ -1,4 +1,4 @@
-"""In which bin does a sample belong that the greedy never saw, and with which rate is it kept?
+"""Finds the bin of a sample that the greedy never saw, and the rates that keep a given part of a stream.
 
 While GraphCut fills a bin, what it ranks candidates by is one vector, q = (sum of V) - 2 (sum of S): the gain of x is
 0.5 (|V| - 2 |S|) + 0.5 x . q. A few of these vectors per bin, divided by the number of rows, each with the value x . q

@@ -1,4 +1,4 @@
-"""Which samples are copies of an earlier one? Equal digests, the first stays unless another must be kept."""
+"""Finds copies: samples of equal digests, of which the first stays unless another must be kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which samples does an epoch take, when every epoch takes the next ones of each cell?
+"""Counts what an epoch takes of each cell, when every epoch takes the next samples.
 
 Shares of cells lie end to end on a line. Epoch e takes of a cell one sample for each whole number k for which k + u_e
 lies on the cell's stretch, where u_e = frac(u + e/φ) and φ is the golden ratio: every cell and every run of cells gets

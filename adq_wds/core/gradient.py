@@ -1,7 +1,7 @@
-"""Which way would a sample push the classifier's last layer, and how alike are two such pushes?
+"""Compares samples by the loss's gradients in a classifier's last layer, which are never built.
 
 The loss's gradient in the last layer's weights and biases is e = b ⊗ [1, h]: b = dLoss/dlogits, h the features before
-that layer. It is C * (D + 1) wide, 5,130 numbers for ten classes and D = 512. It is never built: with unit vectors,
+that layer. It is C * (D + 1) wide, 5,130 numbers for ten classes and D = 512. With unit vectors,
 
     cos(e_i, e_j)  =  cos(b_i, b_j) * (a_i a_j  +  c_i c_j cos(h_i, h_j)),   a = 1 / sqrt(1 + |h|^2),  c = |h| a.
 
@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from adq_wds.core.graphcut import Binning, graphcut_bins_gram, warn_above_exact_rows
 from adq_wds.core.graphcut_rows import graphcut_bins_rows
-from adq_wds.core.kernel import unit_rows
 
 F64 = NDArray[np.float64]
 
@@ -44,7 +43,7 @@ def logit_gradients(logits: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.fl
         (n, C) float32 rows of length 1; no row is zero.
 
     Raises:
-        ValueError: shapes or dtypes differ from these, one class, NaN or Inf (its row is named), a label out of range.
+        ValueError: one class, or not a label of them for each row.
 
     Source: Zhou et al. 2023 (arXiv 2308.10524), whose released code takes the softmax twice; the form without
     underflow is ours.
@@ -53,7 +52,9 @@ def logit_gradients(logits: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.fl
     array([[ 0.70710677, -0.70710677],
            [-0.70710677,  0.70710677]], dtype=float32)
     """
-    _check_logits(logits, labels)
+    n, C = logits.shape
+    if C < 2 or labels.shape != (n,) or (labels < 0).any() or (labels >= C).any():
+        raise ValueError(f"{n} rows of logits need as many labels from 0 to {C - 1}, and 2 classes or more")
     z = logits.astype(np.float64)
     row = np.arange(len(z))
     z[row, labels] = -np.inf
@@ -62,35 +63,6 @@ def logit_gradients(logits: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.fl
     b[row, labels] = -b.sum(axis=1)
     b /= np.sqrt(np.square(b).sum(axis=1, keepdims=True))
     return b.astype(np.float32)
-
-
-def _check_logits(logits: NDArray[Any], labels: NDArray[Any]) -> None:
-    if logits.ndim != 2 or logits.dtype not in (np.float16, np.float32, np.float64):
-        raise ValueError(
-            f"logits have shape {logits.shape} and dtype {logits.dtype}, expected (n, C) float16, float32 or float64"
-        )
-    n, C = logits.shape
-    if C < 2:
-        raise ValueError(
-            f"logits are {C} wide, expected 2 classes or more: with one class the loss has no gradient; "
-            "use the features kernel"
-        )
-    if labels.shape != (n,) or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(
-            f"labels have shape {labels.shape} and dtype {labels.dtype}, expected ({n},) integers, one per row of logits"
-        )
-    wrong = (labels < 0) | (labels >= C)
-    if wrong.any():
-        at = int(wrong.argmax())
-        raise ValueError(
-            f"label {labels[at]} of row {at} is not one of the {C} classes of the logits, expected 0 to {C - 1}: "
-            "the head must have been trained on these labels"
-        )
-    finite = np.isfinite(logits).all(axis=1)
-    if not finite.all():
-        raise ValueError(
-            f"logits row {int(finite.argmin())} holds NaN or Inf, expected finite numbers; drop or re-embed it"
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,51 +85,22 @@ class GradientKernel:
     c: F64
 
     @classmethod
-    def from_stored(
-        cls, logit_grad: NDArray[Any], norm: NDArray[np.float32], embedding: NDArray[Any]
-    ) -> GradientKernel:
+    def from_rows(cls, b: F64, norm: NDArray[np.float32], h: F64) -> GradientKernel:
         """The kernel of samples as features files hold them.
 
         Args:
-            logit_grad: (n, C) float16, float32 or float64, from `logit_gradients`; made of length 1 again.
+            b: (n, C) float64, `unit_rows` of `logit_gradients`.
             norm: (n,) float32, lengths of the features, finite, >= 0.
-            embedding: (n, D) float16, float32 or float64, the features' directions, likewise.
-
-        Returns:
-            The kernel, C + D + 2 float64 numbers per sample.
-
-        Raises:
-            ValueError: shapes or dtypes differ from these; NaN or Inf, or a negative norm (the first row is named).
+            h: (n, D) float64, `unit_rows` of the features.
 
         Source: Zhou et al. 2023 (arXiv 2308.10524), released code, has the gradients; factors and rounding are ours.
 
-        >>> grad = np.array([[1.0, -1.0], [-1.0, 1.0]], dtype=np.float16)
-        >>> kernel = GradientKernel.from_stored(grad, np.array([0, 3], dtype=np.float32), np.array([[1.0], [1.0]]))
-        >>> kernel.matrix().round(4)
+        >>> from adq_wds.core.kernel import unit_rows
+        >>> b, h = unit_rows(np.array([[1.0, -1.0], [-1.0, 1.0]])), np.ones((2, 1))
+        >>> GradientKernel.from_rows(b, np.array([0, 3], dtype=np.float32), h).matrix().round(4)
         array([[ 1.    , -0.3162],
                [-0.3162,  1.    ]])
         """
-        if logit_grad.ndim != 2:
-            raise ValueError(f"logit_grad has shape {logit_grad.shape}, expected two axes (n, C)")
-        finite = np.isfinite(logit_grad).all(axis=1)
-        if not finite.all():
-            at = int(finite.argmin())
-            raise ValueError(f"logit_grad row {at} holds NaN or Inf, expected finite numbers; re-embed it")
-        return cls.from_rows(unit_rows(logit_grad), norm, unit_rows(embedding))
-
-    @classmethod
-    def from_rows(cls, b: F64, norm: NDArray[np.float32], h: F64) -> GradientKernel:
-        """As `from_stored`, of rows that went through `unit_rows` already."""
-        if norm.ndim != 1 or norm.dtype != np.float32:
-            raise ValueError(f"norm has shape {norm.shape} and dtype {norm.dtype}, expected (n,) float32")
-        if not len(b) == len(norm) == len(h):
-            raise ValueError(
-                f"{len(b)} logit gradients, {len(norm)} norms and {len(h)} embeddings, expected one each per sample"
-            )
-        usable = np.isfinite(norm) & (norm >= 0)
-        if not usable.all():
-            at = int(usable.argmin())
-            raise ValueError(f"norm of row {at} is {norm[at]}, expected a finite number >= 0; re-embed it")
         length = norm.astype(np.float64)  # the square of float32's largest fits
         a = 1.0 / np.sqrt(1.0 + length * length)
         return cls(b, h, a, length * a)
@@ -169,12 +112,6 @@ class GradientKernel:
         """(n,) cosines of sample u with all."""
         cos: F64 = self.h @ self.h[u]
         _combine(cos, self.b @ self.b[u], self.a[u], self.c[u], self.a, self.c)
-        return cos
-
-    def block(self, rows: slice, columns: slice) -> F64:
-        """(len of rows, len of columns) cosines."""
-        cos: F64 = self.h[rows] @ self.h[columns].T
-        self._complete(cos, rows, columns)
         return cos
 
     def matrix(self) -> F64:
@@ -194,7 +131,8 @@ class GradientKernel:
             rows = slice(top, min(n, top + _BLOCK_ROWS))
             for left in range(top, n, _BLOCK_COLUMNS):
                 columns = slice(left, min(n, left + _BLOCK_COLUMNS))
-                cos = self.block(rows, columns)
+                cos: F64 = self.h[rows] @ self.h[columns].T
+                self._complete(cos, rows, columns)
                 out[rows] += cos.sum(axis=1)
                 diagonal = max(0, rows.stop - left)  # this part of the block holds its own mirror image
                 out[columns][diagonal:] += cos[:, diagonal:].sum(axis=0)
@@ -246,21 +184,17 @@ def gradient_bins(
     Returns:
         The bin and the pick order of every sample.
 
-    Raises:
-        ValueError: bins or memory_bytes out of range.
-
     Warns:
         UserWarning: above 1,000,000 samples sums may round, so near-ties may depend on the machine.
 
     Source: Zhou et al. 2023 (arXiv 2308.10524), eq. 3 with gradients; exact sums, ties and evaluators are ours.
 
+    >>> from adq_wds.core.kernel import unit_rows
     >>> grad = np.array([[1.0, -1.0], [1.0, -1.0], [-1.0, 1.0]], dtype=np.float16)
-    >>> kernel = GradientKernel.from_stored(grad, np.ones(3, dtype=np.float32), np.ones((3, 1)))
+    >>> kernel = GradientKernel.from_rows(unit_rows(grad), np.ones(3, dtype=np.float32), np.ones((3, 1)))
     >>> gradient_bins(kernel, 3).bin
     array([0, 1, 2], dtype=int16)
     """
-    if memory_bytes < 0:
-        raise ValueError(f"memory_bytes is {memory_bytes}, expected 0 or more")
     n = len(kernel)
     warn_above_exact_rows(n)
     if n * n * 8 <= memory_bytes:

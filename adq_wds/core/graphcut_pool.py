@@ -1,4 +1,4 @@
-"""How does exact GraphCut run when the Gram matrix does not fit in memory?
+"""Runs exact GraphCut when the Gram matrix does not fit in memory.
 
 All in units of dot products: with q = (sum of V) - 2 (sum of S), candidates are ranked by x . q, and a pick u takes
 2 u from q. A refresh computes x . q for all rows, picks the best outright, and holds the next best rows in a pool
@@ -13,7 +13,8 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,14 +26,9 @@ F64 = NDArray[np.float64]
 POOL_FACTOR = 4  # pool = factor * sqrt(rows left): its Gram matrix then costs about as much as the refresh
 WHOLE_POOL = 2048  # so few rows left go into the pool together, and no refresh is needed any more
 FEW_PICKS = 2  # a pool that gave no more picks than this cost more than rows on demand
-FIRST_BREAK, LONGEST_BREAK = (
-    8,
-    4096,
-)  # picks by rows on demand before the pool is tried again; doubles each time
-TOLD_BREAK, TOLD_SECONDS = (
-    256,
-    10.0,
-)  # from this length and expected time on, falling back is worth a line in the log
+# Picks by rows on demand before the pool is tried again; doubles each time.
+FIRST_BREAK, LONGEST_BREAK = 8, 4096
+TOLD_BREAK, TOLD_SECONDS = 256, 10.0  # from both of these on, falling back is worth a line in the log
 _COPY_ROWS = 4096
 
 
@@ -56,10 +52,11 @@ class Outside:
     threshold: float
     radius: float
     nonnegative: bool
-    length: float = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "length", math.sqrt(float(self.query @ self.query)))
+    @cached_property
+    def length(self) -> float:
+        """|query|."""
+        return math.sqrt(float(self.query @ self.query))
 
     def bound(self, picked: F64) -> float:
         """Upper bound on x . (query - 2 picked) over the rows outside; `picked` is the (D,) sum of the picks."""
@@ -91,13 +88,10 @@ class _Held:
 
     def __init__(self, rows: F64) -> None:
         self.rows = np.ascontiguousarray(rows)
-        self.radius = math.sqrt(float(np.einsum("nd,nd->n", rows, rows).max())) * (
-            1.0 + 2.0**-40
-        )  # rounded up
+        longest = math.sqrt(float(np.einsum("nd,nd->n", rows, rows).max()))
+        self.radius = longest * (1.0 + 2.0**-40)  # rounded up
         self.nonnegative = bool(rows.min(initial=0.0) >= 0.0)
-        self.position = np.arange(
-            len(rows)
-        )  # (m,) where each held row stands in the caller's rows, ascending
+        self.position = np.arange(len(rows))  # (m,) where each row stands in the caller's, ascending
         self.left = np.ones(len(rows), dtype=bool)
         self.n_left = len(rows)
         self._own = False  # the first move copies: the caller's rows are never written
@@ -163,10 +157,8 @@ class _Pace:
             logger.warning(
                 "GraphCut: gains lie too close together for a pool (%d picks from the last one), so rows are taken "
                 "on demand: %s samples are left, about %.0f s. Bins per class take far less",
-                n_picks,
-                f"{n_left:,}",
-                seconds,
-            )
+                n_picks, f"{n_left:,}", seconds,
+            )  # fmt: skip
 
 
 def pool_order(

@@ -1,4 +1,4 @@
-"""How does exact GraphCut run on a similarity that is no dot product, when its matrix does not fit in memory?
+"""Runs exact GraphCut on a similarity that is no dot product, when its matrix does not fit in memory.
 
 Rows on demand: the sums over V once, block by block, then one row of similarities per pick. Sums of later bins follow
 from those of the first, and samples that are in a bin leave the rows, so that later picks cost less. Any similarity
@@ -7,9 +7,6 @@ will do whose entries are rounded so that sums are exact; the answer then equals
 
 from __future__ import annotations
 
-import logging
-import statistics
-import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -18,12 +15,7 @@ from numpy.typing import NDArray
 
 from adq_wds.core.graphcut import Binning, bin_sizes, binning_of_order
 
-logger = logging.getLogger("adq_wds")
-
 F64 = NDArray[np.float64]
-
-TOLD_SECONDS = 10.0  # from this expected time on, rows on demand are worth a line in the log
-_TRIAL_SUMS = 1024  # samples whose sums are timed to know what all of them take
 
 
 class SimilarityRows(Protocol):
@@ -54,29 +46,18 @@ def graphcut_bins_rows(
     Returns:
         The bin and the pick order of every sample, as `graphcut_bins_gram` gives them for the matrix.
 
-    Raises:
-        ValueError: bins out of range.
-
     Source: as `graphcut_bins`; rows on demand are ours.
 
     >>> from adq_wds.core.gradient import GradientKernel
+    >>> from adq_wds.core.kernel import unit_rows
     >>> grad = np.array([[1.0, -1.0], [-1.0, 1.0], [1.0, -1.0]], dtype=np.float16)
-    >>> kernel = GradientKernel.from_stored(grad, np.ones(3, dtype=np.float32), np.ones((3, 1)))
+    >>> kernel = GradientKernel.from_rows(unit_rows(grad), np.ones(3, dtype=np.float32), np.ones((3, 1)))
     >>> graphcut_bins_rows(kernel, 2)
     Binning(bin=array([0, 0, 1], dtype=int16), pick=array([0, 1, 0], dtype=int32))
     """
-    sizes = bin_sizes(len(similarity), bins)
-    _tell(similarity)
-    return binning_of_order(_rows_order(similarity, sizes, progress), sizes)
-
-
-def _rows_order(
-    held: SimilarityRows, sizes: NDArray[np.int64], progress: Callable[[int], object] | None
-) -> NDArray[np.int64]:
-    """(n,) int64, positions in the order picked. Gains are kept halved, as they are with a matrix."""
-    n = len(held)
+    sizes, held, n = bin_sizes(len(similarity), bins), similarity, len(similarity)
     position = np.arange(n)  # (m,) where each held sample stands in the caller's, ascending
-    start: F64 = 0.5 * held.sums()  # halved sums over V
+    start: F64 = 0.5 * held.sums()  # sums over V, halved as with a matrix
     order: list[int] = []
     for size in sizes.tolist():
         gain = start.copy()
@@ -92,32 +73,4 @@ def _rows_order(
             if progress is not None:
                 progress(1)
         start = 0.5 * (start + gain)  # the next V is V without S
-    return np.array(order, dtype=np.int64)
-
-
-def _tell(similarity: SimilarityRows) -> None:
-    """Say how long it will take, where that is long: measured on the sums of a few samples and on one row."""
-    n = len(similarity)
-    if n == 0:
-        return
-    few = similarity.take(np.arange(min(n, _TRIAL_SUMS)))
-    sums_s = _seconds(few.sums) * (n / len(few)) ** 2
-    rows_s = _seconds(lambda: similarity.row(0)) * n / 2  # rows shorten as samples leave: to half, on average
-    if sums_s + rows_s >= TOLD_SECONDS:
-        logger.warning(
-            "GraphCut: a matrix of %s samples takes %.1f GiB, more than the memory budget, so rows are taken on "
-            "demand: about %.0f s. Where there is memory, a larger budget takes far less",
-            f"{n:,}",
-            n * n * 8 / 2**30,
-            sums_s + rows_s,
-        )
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    """Median of three: the first call may have to wake threads."""
-    taken = []
-    for _ in range(3):
-        began = time.perf_counter()
-        work()
-        taken.append(time.perf_counter() - began)
-    return statistics.median(taken)
+    return binning_of_order(np.array(order, dtype=np.int64), sizes)

@@ -1,4 +1,4 @@
-"""How similar are two samples, in numbers that every machine computes alike?
+"""Makes unit rows whose dot products every machine computes alike.
 
 Unit rows are rounded to multiples of 2^-16. A product of two entries is then a multiple of 2^-32, and a dot
 product of two rows, at most about 1, needs 33 of float64's 53 bits: no rounding happens, in whatever order a BLAS,
@@ -67,26 +67,3 @@ def unit_rows(embedding: NDArray[Any]) -> NDArray[np.float64]:
         np.rint(block, out=block)
         block *= ROW_STEP
     return rows
-
-
-def similarity(rows_a: NDArray[np.float64], rows_b: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Similarity 0.5 + 0.5 * cos of every row of one set with every row of another, exact.
-
-    Args:
-        rows_a: (N, D) float64 from `unit_rows`.
-        rows_b: (M, D) float64 from `unit_rows`.
-
-    Returns:
-        (N, M) float64, multiples of 2^-33 in [0, 1] up to the rounding of the rows (at most 1e-4 beyond, for any
-        usual D; never clipped, which would break running sums). A zero row has 0.5 with everything.
-
-    Source: Zhou et al. 2023 (arXiv 2308.10524), released code; the rounding of rows is ours.
-
-    >>> rows = unit_rows(np.array([[1.0, 0.0], [0.0, 2.0], [-1.0, 0.0], [0.0, 0.0]]))
-    >>> similarity(rows[:1], rows)
-    array([[1. , 0.5, 0. , 0.5]])
-    """
-    product: NDArray[np.float64] = rows_a @ rows_b.T
-    product *= 0.5
-    product += 0.5
-    return product

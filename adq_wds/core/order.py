@@ -1,4 +1,4 @@
-"""In which order does an epoch read the kept samples, and which of them are this rank's and this worker's?
+"""Orders the kept samples of an epoch, and shares them out among ranks and workers.
 
 Index functions, no state: from a position in the epoch to a place on a line of all kept rows, to a shard and a row
 of it. Any position is found without those before it, so a stream starts anywhere, on any layout.
@@ -73,7 +73,9 @@ def shard_order(n_shards: int, *, stream: str, seed: int, epoch: int) -> NDArray
         seed: of the run.
         epoch: >= 0.
     """
-    return _permutation(n_shards, draw(seed, epoch, "", stream, purpose="shards"))
+    # raw 64-bit numbers, which numpy promises never to change, put in order
+    raw = np.random.PCG64(draw(seed, epoch, "", stream, purpose="shards")).random_raw(n_shards)
+    return np.argsort(raw, kind="stable").astype(np.int64, copy=False)
 
 
 def blocks_of(n_bytes: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -108,12 +110,6 @@ def row_order(
     n, n_blocks = len(block), int(block[-1]) + 1 if len(block) else 0
     raw = np.random.PCG64(draw(seed, epoch, shard, stream, purpose="rows")).random_raw(n + n_blocks)
     return np.lexsort((raw[:n], raw[n:][block])).astype(np.int64, copy=False)
-
-
-def _permutation(n: int, key: int) -> NDArray[np.int64]:
-    """A permutation that a key draws: raw 64-bit numbers, which numpy promises never to change, put in order."""
-    raw = np.random.PCG64(key).random_raw(n)
-    return np.argsort(raw, kind="stable").astype(np.int64, copy=False)
 
 
 def on_line(t: NDArray[np.int64], *, n_total: int, n_lanes: int) -> NDArray[np.int64]:

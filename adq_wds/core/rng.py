@@ -1,4 +1,4 @@
-"""Where does randomness come from? One keyed function: the same seed, epoch, shard and key give the same draw."""
+"""Draws by key: the same seed, epoch, shard and key give the same draw."""
 
 from __future__ import annotations
 

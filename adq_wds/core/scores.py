@@ -1,4 +1,4 @@
-"""What is each bin worth? Representativeness, diversity, and the importance they add up to."""
+"""Says what each bin is worth: representativeness, diversity, and the importance that they add up to."""
 
 from __future__ import annotations
 
@@ -45,10 +45,14 @@ class BinSums:
             self.texture += np.bincount(bin, weights=texture.astype(np.float64), minlength=n_bins)
         squares = np.einsum("nd,nd->n", rows, rows)
         self.squares += np.bincount(bin, weights=squares, minlength=n_bins)
-        order = np.argsort(bin, kind="stable")
-        ends = np.searchsorted(bin[order], np.arange(n_bins + 1))
-        for k in range(n_bins):
-            self.embedding[k] += rows[order[ends[k] : ends[k + 1]]].sum(axis=0)
+        for k, part in enumerate(rows_by_bin(bin, n_bins)):
+            self.embedding[k] += rows[part].sum(axis=0)
+
+
+def rows_by_bin(bin: NDArray[np.integer], n_bins: int) -> list[NDArray[np.int64]]:
+    """The positions of each bin's samples, ascending; -1 is no bin."""
+    order = np.argsort(bin, kind="stable")
+    return np.split(order, np.searchsorted(bin[order], np.arange(n_bins + 1)))[1:-1]
 
 
 def bin_scores(sums: BinSums) -> dict[str, NDArray[np.float64]]:
@@ -84,11 +88,57 @@ def diversity(sums: BinSums) -> NDArray[np.float64]:
     with np.errstate(invalid="ignore", divide="ignore"):
         mean_cos = (np.einsum("kd,kd->k", sums.embedding, sums.embedding) - sums.squares) / pairs
         value = 1.0 / (0.5 + 0.5 * mean_cos)
-    own = (pairs > 0) & np.isfinite(value) & (value > 0)
-    fill = value[own].mean() if own.any() else 1.0
-    value = np.where(own, value, fill)
-    known: NDArray[np.float64] = np.where(sums.n > 0, value, np.nan)
-    return known
+    return _without_gaps(np.where(value > 0, value, np.nan), sums.n > 0)
+
+
+def diversity_of_views(
+    z: NDArray[np.float64], bin: NDArray[np.integer], n_bins: int, *, size: NDArray[np.int64] | None = None
+) -> NDArray[np.float64]:
+    """Diversity of each bin: 1 over the mean similarity 0.5 + 0.5·cos of its pairs of views of different images.
+
+    With M = 2 · images rows in a bin, the sum of cos over ordered pairs, without a row and itself and without the two
+    views of one image, is ‖Σz‖² − Σ‖z‖² − 2·Σᵢ⟨zᵢ₁, zᵢ₂⟩, and there are M·(M − 2) of them. A zero row has similarity
+    0.5 with everything. A bin with one image or none in the sample, or whose mean similarity is not positive, has no
+    value of its own and takes the mean of the others.
+
+    Args:
+        z: (M, 2, E) float64, two unit rows (or zero rows) for each of M images.
+        bin: (M,) integer, the bin of each image; -1 for an image that is in none.
+        n_bins: K.
+        size: (K,) int64, all samples in each bin, viewed or not; a bin is empty when it has none. By default the
+            images given are all there are.
+
+    Returns:
+        (K,) float64, about 1 (all alike) to 2 (orthogonal), NaN where a bin is empty; all 1 when no bin has a value of
+        its own.
+
+    Source: Li et al. 2024 (arXiv 2412.16895), diversity; the bounded form, without pairs of an image with itself, is
+    ours.
+
+    >>> z = np.array([[[1.0, 0.0], [1.0, 0.0]], [[0.0, 1.0], [0.0, 1.0]]])
+    >>> diversity_of_views(z, np.array([0, 0]), 1)
+    array([2.])
+    """
+    value = np.full(n_bins, np.nan)
+    for k, part in enumerate(rows_by_bin(bin, n_bins)):
+        rows, n_rows = z[part], 2 * len(part)
+        if len(part) < 2:
+            continue
+        total = rows.sum(axis=(0, 1))  # (E,)
+        alike = np.einsum("mve,mve->", rows, rows) + 2 * np.einsum("me,me->", rows[:, 0], rows[:, 1])
+        mean_similarity = 0.5 + 0.5 * (total @ total - alike) / (n_rows * (n_rows - 2))
+        if mean_similarity > 0:
+            value[k] = 1.0 / mean_similarity
+    size = np.bincount(bin[bin >= 0], minlength=n_bins) if size is None else size
+    return _without_gaps(value, size > 0)
+
+
+def _without_gaps(value: NDArray[np.float64], holds: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """(K,): where there is no finite value the mean of the others; NaN for a bin that holds no sample."""
+    own = np.isfinite(value)
+    filled = np.where(own, value, value[own].mean() if own.any() else 1.0)
+    whole: NDArray[np.float64] = np.where(holds, filled, np.nan)
+    return whole
 
 
 def importance(scores: list[NDArray[np.float64]], *, normalise: Normalise = "sum") -> NDArray[np.float64]:
@@ -102,25 +152,14 @@ def importance(scores: list[NDArray[np.float64]], *, normalise: Normalise = "sum
     Returns:
         (K,) float64, sums to 1 up to the rounding to 12 decimals; 0 for an empty bin.
 
-    Raises:
-        ValueError: no scores, unknown name, shapes differ, or a value is negative or infinite.
-
     Source: Li et al. 2024 (arXiv 2412.16895), Î = R̂ep + D̂iv; the paper says only "normalised", sum is ours.
 
     >>> importance([np.array([1.0, 3.0]), np.array([2.0, 2.0])])
     array([0.375, 0.625])
     """
-    if normalise not in ("sum", "minmax"):
-        raise ValueError(f"normalise must be 'sum' or 'minmax', got {normalise!r}")
-    if not scores or any(score.shape != scores[0].shape for score in scores):
-        raise ValueError(
-            f"scores must be one or more arrays of one shape (K,), got {[s.shape for s in scores]}"
-        )
     total = np.zeros_like(scores[0], dtype=np.float64)
     for score in scores:
         filled = ~np.isnan(score)
-        if not np.isfinite(score[filled]).all() or (score[filled] < 0).any():
-            raise ValueError(f"a bin's score must be finite and >= 0, got {score.tolist()}")
         total += _normalised(np.where(filled, score, 0.0), filled, normalise)
     if total.sum() > 0.0:
         total = np.round(total / total.sum(), DECIMALS)

@@ -1,4 +1,4 @@
-"""How much texture does an image have? The mean strength of its edges."""
+"""Measures the texture of an image: the mean strength of its edges."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is a view of an image? A keyed crop and flip; and which samples of a set are viewed."""
+"""Draws views of an image, a crop and a flip each, and chooses the samples that are viewed."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ DEFINITION = "1"
 """Version of the box, its draws and the resizing; rises when an equal seed would give another view."""
 AREA = (0.2, 1.0)  # of a crop, as a part of the image's
 ASPECT = (3 / 4, 4 / 3)  # width / height of a crop
-CHOOSING = (
-    "choose views"  # purpose of the draw that chooses samples, independent of the draw of a plan's ranks
-)
+CHOOSING = "choose views"  # purpose of the draw that chooses samples
 CROPPING = "view"  # purpose of the draws of a crop; the number of the view stands in the epoch's place
 _TRIES = 10
 

@@ -101,15 +101,10 @@ def run_demo(
         accuracies = train_all(trainings, test, stored["trainings"], lambda: _save(folder, stored), quiet)
         both = [set(plans["adq", s].keys()) & set(plans["dq", s].keys()) for s in range(seeds)]
         cells, shared = len(bins.classes) * bins.n_bins, sum(map(len, both)) / (n_kept * seeds)
-        own, python = adq_wds.__version__, platform.python_version()
+        versions = {"adq-wds": adq_wds.__version__, "python": platform.python_version()}
         result = {
             "arguments": {"keep": keep, "seeds": seeds, "epochs": epochs, "encoder": encoder},
-            "versions": {
-                "adq-wds": own,
-                "python": python,
-                "numpy": np.__version__,
-                "torch": torch.__version__,
-            },
+            "versions": {**versions, "numpy": np.__version__, "torch": torch.__version__},
             "images": {"train": n, "test": n_test},
             **findings(make_table(trainings, accuracies), shared=shared, cells=cells),
         }
@@ -123,12 +118,10 @@ def make_plans(folder: Path, bins: Bins, keep: float, seeds: int) -> dict[tuple[
     one_bin = find_bins(features, bins=1, progress=False)  # a random balanced draw
     plans = {}
     for kind, allocation in PLANS.items():
-        chosen = one_bin if kind == "random" else bins
+        options: dict[str, Any] = {"bins": one_bin if kind == "random" else bins, "allocation": allocation}
         for seed in range(seeds):
             file = out / f"{kind}-{seed}.parquet"
-            plans[kind, seed] = build_plan(
-                features, bins=chosen, keep=keep, seed=seed, allocation=allocation, out=file
-            )
+            plans[kind, seed] = build_plan(features, keep=keep, seed=seed, out=file, **options)
     return plans
 
 

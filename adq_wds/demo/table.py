@@ -24,15 +24,15 @@ def make_table(trainings: Sequence[Training], accuracies: Sequence[float]) -> li
     rows = []
     for arm in dict.fromkeys(training.arm for training in trainings):
         mine = [training for training in trainings if training.arm == arm]
-        found = [a for training, a in zip(trainings, accuracies, strict=True) if training.arm == arm]
+        of_arm = [a for training, a in zip(trainings, accuracies, strict=True) if training.arm == arm]
         rows.append({
             "arm": arm,
             "images_per_epoch": len(mine[0].epochs[0]),
             "different_images": round(statistics.mean(len(np.unique(np.concatenate(t.epochs))) for t in mine)),
             "images_seen": sum(map(len, mine[0].epochs)),
-            "mean": statistics.mean(found),
-            "std": statistics.stdev(found) if len(found) > 1 else None,
-            "accuracies": found,
+            "mean": statistics.mean(of_arm),
+            "std": statistics.stdev(of_arm) if len(of_arm) > 1 else None,
+            "accuracies": of_arm,
         })  # fmt: skip
     return rows
 
@@ -60,14 +60,14 @@ def findings(table: list[dict[str, Any]], *, shared: float, cells: int) -> dict[
     """Table, differences and conclusion; ADQ and DQ have `shared` of their images in common, for `cells` classes × bins."""
     accuracies = {row["arm"]: row["accuracies"] for row in table}
     differences = [difference(arm, against, accuracies) for arm, against in PAIRS]
-    said = {(d["arm"], d["against"]): _said(d) for d in differences}
+    words = {(d["arm"], d["against"]): _in_words(d) for d in differences}
     rows = {row["arm"]: row for row in table}
     n, different = rows["ADQ"]["images_per_epoch"], rows["fresh random"]["different_images"]
     parts = [
-        f"Against a random balanced draw of equal size, {said['ADQ', 'random']}, and {said['DQ', 'random']}.",
-        f"Drawing anew in every epoch costs the same compute: against one fixed draw, {said['fresh random', 'random']};",
+        f"Against a random balanced draw of equal size, {words['ADQ', 'random']}, and {words['DQ', 'random']}.",
+        f"Drawing anew in every epoch costs the same compute: against one fixed draw, {words['fresh random', 'random']};",
         f"it sees {different:,} different images, not {n:,}.",
-        f"With fresh draws, {said['fresh ADQ', 'fresh random']}.",
+        f"With fresh draws, {words['fresh ADQ', 'fresh random']}.",
     ]
     if len(accuracies["ADQ"]) < MIN_SEEDS:
         few = "seeds the spread itself is a guess, so these numbers rank nothing: give --seeds 10."
@@ -85,7 +85,7 @@ def findings(table: list[dict[str, Any]], *, shared: float, cells: int) -> dict[
     }
 
 
-def _said(d: dict[str, Any]) -> str:
+def _in_words(d: dict[str, Any]) -> str:
     if d["verdict"] == "equal":
         return f"{d['arm']} is equal in every seed"
     if d["verdict"] == "none":
@@ -105,13 +105,13 @@ def table_text(result: dict[str, Any]) -> str:
         )
     lines += ["", "differences in points, paired by seed, with 95 % intervals (one in 20 misses):"]
     for d in result["differences"]:
-        said = "equal in every seed" if d["verdict"] == "equal" else "too few seeds to tell"
+        outcome = "equal in every seed" if d["verdict"] == "equal" else "too few seeds to tell"
         if d["low"] is not None:
             verdict = "no difference shown" if d["verdict"] == "none" else d["verdict"]
             interval = f"{_points(d['low'])} to {_points(d['high'])}"
-            said = f"{interval:<18}{verdict}"
+            outcome = f"{interval:<18}{verdict}"
         pair = f"{d['arm']} - {d['against']}"
-        lines.append(f"  {pair:<26}{_points(d['mean']):>7}   {said}")
+        lines.append(f"  {pair:<26}{_points(d['mean']):>7}   {outcome}")
     return "\n".join([*lines, "", textwrap.fill(result["conclusion"], WIDTH)])
 
 

@@ -24,8 +24,10 @@ from adq_wds.samples.fields import IMAGE_FIELDS, WHOLE_FIELDS, FieldSpec, check_
 from adq_wds.score import Score
 from adq_wds.shards.names import expand_urls, plain_shard_names
 from adq_wds.shards.samples_in_tar import iter_spans
+from adq_wds.tables.column import Column
 from adq_wds.tables.features import file_name
 from adq_wds.tables.features_file import LOGIT_GRAD, FeaturesFile
+from adq_wds.tables.headers import EmbeddedBy
 
 logger = logging.getLogger("adq_wds")
 
@@ -68,6 +70,10 @@ class EmbedSettings:
         if self.logit_grad and self.label in (None, "none"):
             raise ValueError("logit gradients need labels: logit_grad=True and label=None exclude each other")
         for score in self.scores:
+            if isinstance(score, Column):
+                raise ValueError(
+                    f"{score} holds numbers that are there already; give it to the plan, not here"
+                )
             if self.image is None and score.needs_image:
                 raise ValueError(f"score {score.name!r} looks at images, and image=None leaves them out")
 
@@ -102,7 +108,7 @@ def settings_of(
     )
 
 
-def encoder_header(source: Source, image: FieldSpec | None) -> dict[str, str]:
+def encoder_header(source: Source, image: FieldSpec | None) -> EmbeddedBy:
     """Who made embeddings, and of which field."""
     return {
         "encoder": source.name,

@@ -162,7 +162,11 @@ def finished(job: ShardJob) -> ShardFeatures:
     good = sorted(job.labels)
     columns = _columns(job, good)
     label, names = numbered([job.labels[i] for i in good])
-    header = {**job.settings.header(job.source, job.first), "complete": job.complete, "source": job.stamp}
+    header: Any = {
+        **job.settings.header(job.source, job.first),
+        "complete": job.complete,
+        "source": job.stamp,
+    }
     scores = {score.name: columns[score.name] for score in job.settings.scores}
     same = None  # earlier features of just these samples and labels
     if job.old is not None and set(good) <= set(job.old.spans().index.tolist()):

@@ -8,10 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adq_wds.embedding.source import StoredEmbeddings
-from adq_wds.embedding.stored_npy import checked_header
 from adq_wds.errors import SampleError, shorten
 from adq_wds.samples.fields import Sample, place_error
-from adq_wds.samples.npy import MAX_HEADER_BYTES, NpyError, NpyHeader
+from adq_wds.samples.npy import NpyError, read_vector
 
 PREFIX = "field:"
 
@@ -68,16 +67,11 @@ class FieldEmbeddings(StoredEmbeddings):
 def _vector(data: bytes) -> NDArray[np.float32]:
     """The one vector in an npy file."""
     try:
-        header = checked_header(data[:MAX_HEADER_BYTES], len(data), _is_vector, "one vector, (D,) or (1, D),")
+        vector = read_vector(data)
     except NpyError as error:
         raise SampleError(str(error)) from error
     with np.errstate(over="ignore"):
-        return np.frombuffer(data, header.dtype, offset=header.start).astype(np.float32)
-
-
-def _is_vector(header: NpyHeader) -> bool:
-    shape = header.shape
-    return len(shape) in (1, 2) and shape[:-1] in ((), (1,)) and shape[-1] >= 1 and not header.fortran_order
+        return vector.astype(np.float32)
 
 
 def _fields_of(sample: Sample) -> str:

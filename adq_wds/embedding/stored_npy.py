@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from adq_wds.embedding.source import StoredEmbeddings
 from adq_wds.errors import FeaturesError, shorten
 from adq_wds.samples.fields import Sample
-from adq_wds.samples.npy import MAX_HEADER_BYTES, NpyError, NpyHeader, read_header
+from adq_wds.samples.npy import MAX_HEADER_BYTES, NpyError, NpyHeader, checked_header
 
 _NUMBERED = re.compile(r"(.*?)([0-9]+)\.npy")
 
@@ -93,33 +92,6 @@ def _numbered_files(folder: Path) -> list[Path]:
             "number missing, such as img_emb_0.npy, img_emb_1.npy"
         )
     return [file for _, _, file in found]
-
-
-def checked_header(start: bytes, size: int, fits: Callable[[NpyHeader], bool], expected: str) -> NpyHeader:
-    """The header of an npy file of floats, held against its size: nothing is allocated on its word.
-
-    Args:
-        start: the file's first bytes, as `read_header` takes them.
-        size: bytes in the whole file.
-        fits: whether its shape is a right one.
-        expected: the right shape, in words.
-
-    Raises:
-        NpyError: the header is damaged or no such one, or the file has fewer or more bytes than it declares.
-    """
-    header = read_header(start, size)
-    if not header.is_floats or not fits(header):
-        order = ", Fortran order" if header.fortran_order else ""
-        raise NpyError(
-            f"{str(header.dtype)[:80]} of shape {shorten(header.shape)}{order}; expected {expected} of float16, float32 "
-            "or float64"
-        )
-    if header.declared_bytes != size - header.start:
-        raise NpyError(
-            f"declares {header.declared_bytes} bytes of numbers, shape {header.shape}, and holds {size - header.start}; "
-            "write it again"
-        )
-    return header
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +27,9 @@ from adq_wds.samples.fields import IMAGE_FIELDS, WHOLE_FIELDS, FieldSpec, check_
 from adq_wds.shards.names import expand_urls, shard_names
 from adq_wds.tables.features import Features, file_name
 from adq_wds.tables.features_file import FeaturesFile
+from adq_wds.tables.headers import first_unlike
 from adq_wds.tables.spans import Spans
-from adq_wds.tables.views import ShardViews, Views, choose_rows, views_folder
+from adq_wds.tables.views import ShardViews, Views, ViewsSource, choose_rows, views_folder
 
 logger = logging.getLogger("adq_wds")
 
@@ -83,7 +83,7 @@ def embed_views(
     _refuse_stored(features)
     source = named_encoder(encoder)
     spec = _image_spec(features, image)
-    header = {**_checked_header(features, source, spec), "seed": seed, "view": DEFINITION}
+    header = _checked_header(features, source, spec, seed)
     paths = _paths(features, urls)
     chosen = choose_rows(features, views, seed=seed)
     starts = np.cumsum([0, *(file.n for file in features)])
@@ -135,17 +135,16 @@ def _image_spec(features: Features, image: FieldSpec | None) -> FieldSpec:
     return IMAGE_FIELDS if spec == WHOLE_FIELDS else spec  # the default goes by its first name in headers
 
 
-def _checked_header(features: Features, source: Encoder, image: FieldSpec) -> dict[str, Any]:
-    """What views have in common with their features; refused when the two would not be comparable."""
-    old = features.header
-    new = encoder_header(source, image)
-    for name, value in new.items():
-        if old[name] != value:
-            raise FeaturesError(
-                f"{features.folder}: made with {name} {shorten(old[name])} (encoder {shorten(old['encoder'])}), now "
-                f"{shorten(value)} (encoder {shorten(new['encoder'])}); views need the one of the features"
-            )
-    return {**new, "width": features.width}
+def _checked_header(features: Features, source: Encoder, image: FieldSpec, seed: int) -> ViewsSource:
+    """The views' header, which agrees with that of their features: else the two could not be compared."""
+    new, old = encoder_header(source, image), features.header
+    if unlike := first_unlike([new, old], list(new)):
+        was, now = (shorten(header.get(unlike[1])) for header in (old, new))
+        raise FeaturesError(
+            f"{features.folder}: made with {unlike[1]} {was} (encoder {shorten(old['encoder'])}), now {now} (encoder "
+            f"{shorten(new['encoder'])}); views need the one of the features"
+        )
+    return {**new, "width": features.width, "seed": seed, "view": DEFINITION}
 
 
 def _paths(
@@ -174,7 +173,7 @@ def _jobs_to_do(
     features: Features,
     paths: dict[str, str],
     rows: list[NDArray[np.int64]],
-    header: dict[str, Any],
+    header: ViewsSource,
     done: Callable[[int], object],
 ) -> Iterator[ViewJob]:
     """The shards that have no usable file yet, each opened when its turn comes."""
@@ -189,7 +188,7 @@ def _jobs_to_do(
         yield ViewJob(path, file.shard, spans, buffer, close)
 
 
-def _already_done(path: Path, file: FeaturesFile, spans: Spans, header: dict[str, Any]) -> bool:
+def _already_done(path: Path, file: FeaturesFile, spans: Spans, header: ViewsSource) -> bool:
     """Does a file hold the views of these samples, made in the same way?"""
     if not path.exists():
         return False

@@ -23,6 +23,7 @@ from adq_wds.registry import encoder as named_encoder
 from adq_wds.registry import score as named_score
 from adq_wds.shards.names import expand_urls, is_url, without_secrets
 from adq_wds.signatures import EMBED, ENCODER, PLAN, options_of
+from adq_wds.tables.column import Column
 from adq_wds.tables.features import Features
 from adq_wds.tables.plan import Plan, load_plan
 from adq_wds.tables.spans import source_stamp
@@ -70,6 +71,8 @@ def run_job(
         AdqError: damaged data, another job in the folder, shards in ``OUT/shards/`` that no run here has made.
     """
     paths = expand_urls(urls)
+    if plan.get("scores"):
+        plan = {**plan, "scores": [str(s) if isinstance(s, Column) else s for s in plan["scores"]]}
     asked_embed, embed = embed, {**embed, **needed(embed, plan)}
     options = plan_options(**{**plan, "progress": progress})  # before hours of embedding, not after
     stored = embed.get("embeddings")
@@ -80,7 +83,10 @@ def run_job(
         "version": VERSION,
         "arguments": {"encoder": encoder, "embed": asked_embed, "plan": plan, "write": write},
         "source": [used.name, used.revision],  # a file may change under the same path
-        "scores": {score.name: score.revision for score in map(named_score, embed.get("scores", ()))},
+        "scores": {
+            score.name: score.revision
+            for score in (*map(named_score, embed.get("scores", ())), *options.own_scores)
+        },
         "shards": [
             {"path": _settled(path), "name": name, **source_stamp(path)}
             for path, name in zip(paths, names_of_features(paths), strict=True)
@@ -119,7 +125,11 @@ def run_job(
 def needed(embed: dict[str, Any], plan: dict[str, Any]) -> dict[str, Any]:
     """What has to be embedded for such a plan, beyond what was asked for."""
     more: dict[str, Any] = {}
-    own = [score for score in plan.get("scores") or () if score not in SCORES]
+    own = [
+        score
+        for score in plan.get("scores") or ()
+        if score not in SCORES and not isinstance(named_score(score), Column)
+    ]
     if own:
         more["scores"] = sorted({*embed.get("scores", ()), *own})
     if plan.get("kernel") == "gradient":

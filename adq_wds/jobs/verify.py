@@ -5,27 +5,23 @@ from __future__ import annotations
 import os
 from collections import Counter
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 from tqdm import tqdm
 
 from adq_wds.checks import Count, positive
 from adq_wds.engines.threads import cores
-from adq_wds.errors import PlanError, ShardError, shorten
+from adq_wds.errors import PlanError, shorten
 from adq_wds.jobs.index import Urls
-from adq_wds.jobs.verify_listed import Expected, Listed, open_listed
+from adq_wds.jobs.verify_listed import Listed, open_listed
 from adq_wds.jobs.verify_shard import Check, Difference, check_shard, lost_shard
-from adq_wds.remote.open_shard import open_shard
 from adq_wds.samples.fields import IMAGE_FIELDS, FieldSpec, check_spec
 from adq_wds.shards.names import ShardNames, base_name, expand_urls, shown_url
-from adq_wds.shards.samples_in_tar import iter_spans, payload_crc32
 from adq_wds.tables.features import Features
 from adq_wds.tables.plan import Plan
 from adq_wds.tables.spans import is_empty, warn_empty
 
 SHOWN = 20
-EXTRA_SHARD = "extra shard"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,18 +97,17 @@ def verify_shards(
     options: dict[str, Any] = {"workers": n_workers}
     options |= {"image": image if decode else None, "label": None if label == "none" else label}
     path_of, others = _match(paths, listed, root)
-    unknown = [path for path, difference in others if difference.kind == EXTRA_SHARD]
-    renamed = _renamed(unknown, listed, [name for name in listed.names if name not in path_of])
     checks = []
     quiet = None if progress is None else not progress
     with tqdm(total=listed.n_samples, unit=" samples", desc="verify", disable=quiet) as bar:
         for expected in listed:
+            n = len(expected.spans)
             if expected.name in path_of:
                 checks.append(check_shard(path_of[expected.name], expected, **options))
             else:
-                checks.append(_missing_shard(expected, renamed.get(expected.name)))
-            bar.update(len(expected.spans))
-    more = [difference for path, difference in others if path not in renamed.values()]
+                text = f"its {n:,} samples are listed, and it is not among the shards given"
+                checks.append(lost_shard(expected, "missing shard", text))
+            bar.update(n)
     return Report(
         against=listed.kind,
         shards=len(listed.names),
@@ -120,78 +115,32 @@ def verify_shards(
         kept=sum(check.kept for check in checks),
         kept_ok=sum(check.kept_ok for check in checks),
         n_contents=sum(check.n_contents for check in checks),
-        differences=(*(each for check in checks for each in check.differences), *more),
+        differences=(*(each for check in checks for each in check.differences), *others),
     )
 
 
-# ---- Which file is which shard
-
-
-def _match(
-    paths: list[str], listed: Listed, root: str | None
-) -> tuple[dict[str, str], list[tuple[str, Difference]]]:
+def _match(paths: list[str], listed: Listed, root: str | None) -> tuple[dict[str, str], list[Difference]]:
     """The path of each listed shard that is there, and a difference for every other path."""
     names = ShardNames(listed.names, root=root)
     known = {base_name(name) for name in listed.names}
-    found: dict[str, str] = {}
+    path_of: dict[str, str] = {}
     others = []
     for path in paths:
+        shard = base_name(path)
         try:
             name = names.find(path)
         except PlanError as error:
-            if base_name(path) in known:  # in several folders, or not below `root`
-                kind, text = "unmatched shard", str(error)
-            else:
+            kind, text = "unmatched shard", str(error)  # in several folders, or not below `root`
+            if shard not in known:
                 if is_empty(path):
-                    warn_empty(base_name(path))
+                    warn_empty(shard)
                     continue
                 again = f"leave it out, or make the {listed.kind} again with it"
-                kind, text = EXTRA_SHARD, f"not in the {listed.kind}; {again}"
+                kind, text = "extra shard", f"not in the {listed.kind}; {again}"
         else:
-            if name not in found:
-                found[name] = path
+            if path_of.setdefault(name, path) == path:
                 continue
-            both = f"{shown_url(path)} and {shown_url(found[name])}"
+            both = f"{shown_url(path)} and {shown_url(path_of[name])}"
             kind, text = "second file", f"{both} both match {name!r}; leave one out"
-        others.append((path, Difference(_printable(base_name(path)), None, kind, text, 0)))
-    return found, others
-
-
-def _renamed(paths: list[str], listed: Listed, missing: list[str]) -> dict[str, str]:
-    """The path, among those of no listed shard, that holds exactly the samples of a missing shard; by name."""
-    firsts = {name: listed.shard(name).spans.rows()[:1] for name in missing if paths}
-    found: dict[str, str] = {}
-    for path in paths if firsts else []:
-        first = _first_row(path)
-        for name in missing:
-            if (
-                first
-                and firsts[name] == first
-                and name not in found
-                and check_shard(path, listed.shard(name)).equal
-            ):
-                found[name] = path
-                break
-    return found
-
-
-def _first_row(path: str) -> list[tuple[int, str, int, int, int]]:
-    """The first of a shard's `Spans.rows`, in a list; none where it cannot be read."""
-    try:
-        with open_shard(path) as buffer:
-            spans = islice(iter_spans(buffer, shard=base_name(path)), 1)
-            return [(0, s.key, s.byte_offset, s.n_bytes, payload_crc32(buffer, s)) for s in spans]
-    except ShardError:
-        return []
-
-
-def _missing_shard(expected: Expected, path: str | None) -> Check:
-    if path is not None:
-        text = f"{shorten(base_name(path))} holds its samples; give it its name again, or start anew with it"
-        return lost_shard(expected, "renamed shard", text)
-    text = f"its {len(expected.spans):,} samples are listed, and it is not among the shards given"
-    return lost_shard(expected, "missing shard", text)
-
-
-def _printable(name: str) -> str:
-    return name if name.isprintable() else shorten(name)
+        others.append(Difference(shard if shard.isprintable() else shorten(shard), None, kind, text, 0))
+    return path_of, others

@@ -35,8 +35,8 @@ class Difference:
         shard: the shard's name.
         key: the sample's key; None for a shard.
         kind: of a sample "missing", "moved", "changed" (another payload), "damaged" (no sample there), "unusable", "label"
-            or "extra"; of a shard "damaged", "unreadable", "missing shard", "renamed shard", "extra shard", "second file"
-            or "unmatched shard".
+            or "extra"; of a shard "damaged", "unreadable", "missing shard", "extra shard", "second file" or "unmatched
+            shard".
         text: what was found, and what was listed.
         n: samples of the table that are not as listed because of this alone: 0 or 1, or all of a missing shard.
     """

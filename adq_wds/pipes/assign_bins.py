@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from adq_wds.pipes.base import Pipe
 from adq_wds.pipes.embed import EMBEDDING_FIELD, ENCODER_FIELD
 from adq_wds.samples.fields import FieldSpec, Sample, check_spec, clean_fields, place_error
 from adq_wds.samples.label import read_label
-from adq_wds.samples.npy import MAX_HEADER_BYTES, NpyError, read_header
+from adq_wds.samples.npy import NpyError, read_vector
 from adq_wds.tables.codebook import POOLED, Codebook, as_codebook
 
 BIN_FIELD = "bin.cls"
@@ -111,15 +111,15 @@ class AssignBins(Pipe):
                 raise SampleError(
                     f"an embedding of {len(vector)} numbers, the codebook's have {self._codebook.width}"
                 )
-            with np.errstate(over="ignore"):  # as `embed_shards` reads it: beyond float32 is infinity
-                half = vector
-                if made_by is None:
-                    half = unit_rows(vector.astype(np.float32)[None])[0][0].astype(np.float16)
+            if made_by is None:
+                with np.errstate(over="ignore"):  # as `embed_shards` reads it: beyond float32 is infinity
+                    vector = unit_rows(vector.astype(np.float32)[None])[0][0]
+            half = vector.astype(np.float16)
             if not np.isfinite(half).all():
                 raise SampleError("the embedding holds NaN or infinity")
         except SampleError as error:
             raise place_error(error, sample, self.embedding) from error.__cause__
-        return half.astype(np.float16, copy=False)
+        return half
 
 
 def _named(encoder: Any) -> str:
@@ -129,31 +129,15 @@ def _named(encoder: Any) -> str:
 
 def _vector(value: Any) -> NDArray[np.floating[Any]]:
     """(D,) floats of a decoded field, or of an npy file's bytes."""
-    array = _npy(value) if isinstance(value, bytes | bytearray | memoryview) else value
-    if not isinstance(array, np.ndarray) or array.dtype.kind != "f" or array.dtype.itemsize > 8:
-        kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+    if isinstance(value, bytes | bytearray | memoryview):
+        try:
+            return read_vector(bytes(value))
+        except NpyError as error:
+            raise SampleError(str(error)) from error
+    if not isinstance(value, np.ndarray) or value.dtype.kind != "f" or value.dtype.itemsize > 8:
+        kind = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
         raise SampleError(f"holds {str(kind)[:80]}, expected float16, float32 or float64 numbers")
-    if array.ndim == 2 and len(array) == 1:
-        array = array[0]
+    array = value[0] if value.ndim == 2 and len(value) == 1 else value
     if array.ndim != 1 or not len(array):
         raise SampleError(f"numbers of shape {shorten(array.shape)}, expected one vector, (D,) or (1, D)")
     return array
-
-
-def _npy(data: bytes | bytearray | memoryview) -> NDArray[Any]:
-    """The array in an npy file, whose header is held against the bytes that are there before it is believed."""
-    data = bytes(data)
-    try:
-        header = read_header(data[:MAX_HEADER_BYTES], len(data))
-    except NpyError as error:
-        raise SampleError(f"not an npy file ({error})") from error
-    n_bytes = len(data) - header.start
-    if not header.has_lengths:
-        raise SampleError(f"declares a shape that is none, {shorten(header.shape)}, expected one vector")
-    if header.dtype.hasobject or header.declared_bytes != n_bytes:
-        raise SampleError(
-            f"declares {header.declared_bytes:,} bytes of {str(header.dtype)[:80]}, shape {shorten(header.shape)}, and "
-            f"holds {n_bytes:,}"
-        )
-    order: Literal["C", "F"] = "F" if header.fortran_order else "C"
-    return np.frombuffer(data, header.dtype, offset=header.start).reshape(header.shape, order=order)

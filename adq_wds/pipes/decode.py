@@ -151,7 +151,7 @@ def _kept(image: PatchImage) -> Sample:
 
 
 def _is_level(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and 0 <= value <= 255
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and 0 <= int(value) <= 255
 
 
 def _formed(pixels: NDArray[np.uint8], form: str) -> Any:

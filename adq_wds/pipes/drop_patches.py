@@ -174,7 +174,7 @@ class DropPatches(Pipe):
             _check_free(sample)
         for look in self.look(cleaned):
             cells = cut_patches(look.pixels, self._patch)  # (B, L, P, P, 3)
-            for i, patches, kept in zip(look.index, cells, self.choose(look), strict=True):
+            for i, patches, kept in zip(look.positions, cells, self.choose(look), strict=True):
                 if not callable(self.image):
                     del cleaned[i][image_value(cleaned[i], self.image)[0]]
                 cleaned[i][PATCHES_FIELD] = patches[kept]

@@ -20,14 +20,14 @@ class Look(NamedTuple):
     """Some images of a chunk, all of one size, and the importance of their patches.
 
     Attributes:
-        index: (B,) their positions in the chunk.
+        positions: (B,) their positions in the chunk.
         images: B of them, RGB.
         pixels: (B, H, W, 3) uint8.
         scores: (B, L) floats.
         grid: rows and columns of patches.
     """
 
-    index: list[int]
+    positions: list[int]
     images: list[Image.Image]
     pixels: NDArray[np.uint8]
     scores: NDArray[np.floating]
@@ -57,8 +57,8 @@ def kept_counts(n_patches: int) -> NDArray[np.int64]:
 def fewest_patches(encoder: Encoder, look: Look, tolerance: float) -> NDArray[np.int64]:
     """(B,) how many patches to keep: the last of `kept_counts` down to which no shift exceeds `tolerance`."""
     counts = look.kept_counts
-    kept = np.full(len(look.index), counts[0])
-    left = np.arange(len(look.index))  # images that may lose more
+    kept = np.full(len(look.positions), counts[0])
+    left = np.arange(len(look.positions))  # images that may lose more
     whole = _units(encoder, look.images)
     for k in counts[1:].tolist():
         left = left[_shift(encoder, look, left, k, whole) <= tolerance]
@@ -76,9 +76,9 @@ def shift_table(encoder: Encoder, look: Look) -> NDArray[np.float32]:
 
     Source: ours.
     """
-    everywhere, whole = np.arange(len(look.index)), _units(encoder, look.images)
+    everywhere, whole = np.arange(len(look.positions)), _units(encoder, look.images)
     columns = [_shift(encoder, look, everywhere, k, whole) for k in look.kept_counts[1:].tolist()]
-    return np.stack([np.zeros(len(look.index), np.float32), *columns], axis=1)
+    return np.stack([np.zeros(len(look.positions), np.float32), *columns], axis=1)
 
 
 def _shift(

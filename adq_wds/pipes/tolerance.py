@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -158,7 +158,7 @@ def choose_tolerance(shifts: Drops, budget: float, *, of: Literal["patches", "by
 
 def _bytes_table(look: Look, pipe: EncodePatches) -> NDArray[np.int64]:
     """(B, R) bytes of the file at each of `kept_counts`."""
-    options = {"quality": pipe.quality, "subsampling": pipe.subsampling}
+    options: Any = {"quality": pipe.quality, "subsampling": pipe.subsampling}
     table = [
         [
             len(encode_file(pixels, top_patches(row[None], k)[0], look.patch, **options))

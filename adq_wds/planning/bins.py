@@ -16,7 +16,7 @@ from adq_wds.planning.buckets import BY_EMBEDDINGS, ClassBinner, ClassBuckets
 from adq_wds.planning.gradient_bins import by_gradients
 from adq_wds.planning.options import Options
 from adq_wds.planning.samples import Samples
-from adq_wds.tables.bins import Bins
+from adq_wds.tables.bins import Bins, BinsSource
 from adq_wds.tables.features_file import NO_LABEL
 
 _LEFT_OUT = -2  # stands for the class of a sample that is left out
@@ -64,7 +64,7 @@ def bin_samples(samples: Samples, options: Options, *, scratch: str | os.PathLik
                 cut = binner.cut(rows, *further, options.bins, memory_bytes=memory, progress=bar.update)
                 bin[where], pick[where] = cut.bin, cut.pick
                 sums.add(cut.bin, rows, None if texture is None else texture[where])
-    header = {
+    header: BinsSource = {
         "n_bins": options.bins,
         "kernel": options.kernel,
         "dedup": options.dedup,

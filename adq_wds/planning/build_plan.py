@@ -70,9 +70,10 @@ def build_plan(
             importance (K,), keep) → weights (K,), finite and >= 0, called for each class.
         balance: "class" keeps the classes' proportions; "none" lets all cells compete.
         draw: how samples of a bin are ranked: "random" (keyed draw) or "ordered" (GraphCut's pick order).
-        scores: what adds up to a bin's importance: "texture" (representativeness), "diversity", and scores of
-            yours (`Score`, or the name of an installed one) that the features were made with. Texture and diversity
-            unless said; diversity alone, which is logged, where the features were made without images.
+        scores: what adds up to a bin's importance: "texture" (representativeness), "diversity", scores of yours
+            (`Score`, or the name of an installed one) that the features were made with, and numbers from elsewhere
+            (`Column`, or "FILE.parquet:COLUMN"). Texture and diversity unless said; diversity alone, which is logged,
+            where the features were made without images.
         diversity_head: what the diversity is measured behind: "none" (the embeddings of all samples) or
             "contrastive" (small heads trained on two views of some images; features made with ``views=``).
         normalise: how each score is scaled over the bins: "sum" or "minmax".
@@ -131,7 +132,7 @@ def make_plan(
     leave_out(samples, options)
     bins = _bins(samples, options, scratch, bins_file)
     before = canonical_json(bins.header)
-    scores = score_bins(features, bins, options)
+    scores = score_bins(samples, bins, options)
     if bins_file is not None and canonical_json(bins.header) != before:
         bins.save(bins_file)  # with what the head gave, which need not be trained again
     cells = make_cells(samples, bins, scores["importance"], options)

@@ -1,4 +1,4 @@
-"""How far apart are images once small changes to them no longer count? A projection head, and bins scored through it."""
+"""Trains projection heads to which small changes of an image do not count, and scores bins through them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
-from adq_wds.core.diversity import diversity_of_views
-from adq_wds.core.rng import check_seed, draw
+from adq_wds.core.rng import draw
+from adq_wds.core.scores import diversity_of_views
 
 logger = logging.getLogger("adq_wds")
 
@@ -77,7 +77,12 @@ def contrastive(
     Source: Li et al. 2024 (arXiv 2412.16895) train a contrastive head; the loss is that of Chen et al. 2020 (SimCLR,
     arXiv 2002.05709); width, rate, batch and epochs are ours.
     """
-    head = new_head(_checked(z).shape[2], seed=seed)
+    if z.ndim != 3 or z.shape[1] != 2 or z.shape[2] < 1:
+        raise ValueError(f"views of shape {z.shape}, expected (M, 2, D): two of each image")
+    if not np.isfinite(z).all():
+        row = int(np.argwhere(~np.isfinite(z))[0][0])
+        raise ValueError(f"the views of image {row} hold NaN or infinity; embed them again")
+    head = new_head(z.shape[2], seed=seed)
     if len(z) < 2:
         logger.warning("views of %d images: no two to tell apart, so the head stays untrained", len(z))
         if progress is not None:
@@ -122,12 +127,8 @@ def info_nce(projected: torch.Tensor) -> torch.Tensor:
 
 def project(head: nn.Sequential, z: NDArray[np.float16]) -> NDArray[np.float64]:
     """Views through a head: (M, 2, E) float64 unit rows, zero where the head gives zero; one thread, as `contrastive`."""
-    _checked(z)
     with _plain_cpu(), torch.inference_mode():
-        parts = (
-            [head(part.float()).double() for part in torch.split(torch.tensor(z), BATCH)] if len(z) else []
-        )
-        rows = torch.cat(parts) if parts else torch.zeros(0, 2, WIDTH, dtype=torch.float64)
+        rows = torch.cat([head(part.float()).double() for part in torch.split(torch.tensor(z), BATCH)])
         norm = rows.norm(dim=2, keepdim=True)
         unit: NDArray[np.float64] = (rows / torch.where(norm > 0, norm, 1.0)).numpy()
     return unit
@@ -159,33 +160,18 @@ def head_diversity(
         deviation over them (n − 1 in the denominator).
 
     Raises:
-        ValueError: arguments that do not fit, or views that are not finite.
+        ValueError: views of another shape, or not finite.
 
     Source: the score as `diversity_of_views`; three heads and their spread are ours.
     """
-    # wrong bins are refused before the training
-    diversity_of_views(np.zeros((len(z), 2, 1)), bin, n_bins, size=size)
-    heads = (
-        contrastive(z, seed=s, epochs=epochs, progress=progress)
-        for s in range(check_seed(seed), seed + N_SEEDS)
-    )
+    heads = (contrastive(z, seed=s, epochs=epochs, progress=progress) for s in range(seed, seed + N_SEEDS))
     found = [diversity_of_views(project(head, z), bin, n_bins, size=size) for head in heads]
     return np.mean(found, axis=0), np.std(found, axis=0, ddof=1)
 
 
 def _generator(seed: int, use: str) -> torch.Generator:
     """A generator of its own for each seed and use."""
-    signed = (seed + 2**63) % 2**64 - 2**63  # the largest seed has neighbours too
-    return torch.Generator("cpu").manual_seed(draw(signed, 0, "", use, purpose="head"))
-
-
-def _checked(z: NDArray[np.float16]) -> NDArray[np.float16]:
-    if z.ndim != 3 or z.shape[1] != 2 or z.shape[2] < 1:
-        raise ValueError(f"views of shape {z.shape}, expected (M, 2, D): two of each image")
-    if not np.isfinite(z).all():
-        row = int(np.argwhere(~np.isfinite(z))[0][0])
-        raise ValueError(f"the views of image {row} hold NaN or infinity; embed them again")
-    return z
+    return torch.Generator("cpu").manual_seed(draw(seed, 0, "", use, purpose="head"))
 
 
 @contextmanager

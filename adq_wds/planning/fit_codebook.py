@@ -27,7 +27,7 @@ from adq_wds.planning.samples import global_labels, keyed_draws
 from adq_wds.planning.seats import weigh_bins
 from adq_wds.protocols import Allocation
 from adq_wds.registry import SCORES, look_up
-from adq_wds.tables.codebook import NO_LABEL, Codebook, check_codebook_name, load_codebook
+from adq_wds.tables.codebook import NO_LABEL, Codebook, CodebookSource, check_codebook_name, load_codebook
 from adq_wds.tables.features import Features
 
 PILOT = 5_000  # rows at most, unless more are asked for: a similarity matrix of 200 MB
@@ -243,8 +243,12 @@ def _codebook(fit: _Fit, rules: list[_Rule], more: dict[str, int]) -> Codebook:
         weigh_bins(options, n, scores[kind]["importance"]) / n for n, kind in zip(counts, kinds, strict=True)
     ]
     settings = options.settings()
-    header = {
-        **{name: features.header[name] for name in ("encoder", "revision", "preprocessing_hash", "label")},
+    by = features.header
+    header: CodebookSource = {
+        "encoder": by["encoder"],
+        "revision": by["revision"],
+        "preprocessing_hash": by["preprocessing_hash"],
+        "label": by["label"],
         "features": features.hash,
         "classes": fit.classes,
         "names": fit.names,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Literal
 
 import numpy as np
@@ -10,18 +11,20 @@ from numpy.typing import NDArray
 from adq_wds.core.scores import importance
 from adq_wds.planning.diversity import diversity_behind
 from adq_wds.planning.options import Options
-from adq_wds.score import bin_values
+from adq_wds.planning.samples import Samples
+from adq_wds.score import Score, bin_values
 from adq_wds.tables.bins import Bins
+from adq_wds.tables.column import Column
 from adq_wds.tables.features import Features
 
 Normalise = Literal["sum", "minmax"]
 
 
-def score_bins(features: Features, bins: Bins, options: Options) -> dict[str, NDArray[np.float64]]:
+def score_bins(samples: Samples, bins: Bins, options: Options) -> dict[str, NDArray[np.float64]]:
     """All that is known of each bin, its importance last.
 
     Args:
-        features: the set that was binned.
+        samples: the set that was binned; what columns hold is noted in its `settings`.
         bins: its bins; what a diversity head gives is noted in their header.
         options: `scores`, `normalise`, `diversity_head` and `progress`: a bar while a head is trained.
 
@@ -31,19 +34,31 @@ def score_bins(features: Features, bins: Bins, options: Options) -> dict[str, ND
 
     Raises:
         ValueError: a user's score has another revision than the features hold, or gives values that cannot be used.
-        FeaturesError: the features lack a score, or the views that a head needs.
+        FeaturesError: the features lack a score, or the views that a head needs; a column does not fit.
     """
-    scores = bins.scores()
+    features, scores = samples.features, bins.scores()
     for score in options.own_scores:
-        made_with = features.files[0].scores.get(score.name)
-        numbers = features.score(score.name)
-        if made_with != score.revision:
-            raise ValueError(
-                f"score {score.name!r} has revision {score.revision!r}, the features hold {made_with!r}; embed again"
-            )
+        if isinstance(score, Column):
+            numbers = score.values(features)
+            columns = samples.settings.setdefault("columns", {})
+            columns[score.name] = hashlib.sha256(numbers.astype("<f4").tobytes()).hexdigest()
+            numbers = numbers - min(0.0, float(numbers.min()))
+        else:
+            numbers = _measured(score, features)
         scores[score.name] = bin_values(score, numbers, bins.bin, bins.n_bins)
     if options.diversity_head != "none":
         value, spread = diversity_behind(features, bins, options.diversity_head, progress=options.progress)
         scores |= {"diversity": value, "diversity_spread": spread}
     value = importance([scores[name] for name in options.scores], normalise=options.normalise)
     return {**scores, "importance": value}
+
+
+def _measured(score: Score, features: Features) -> NDArray[np.float32]:
+    """(N,) what a score gave while the samples were embedded."""
+    made_with = features.files[0].scores.get(score.name)
+    numbers = features.score(score.name)
+    if made_with != score.revision:
+        raise ValueError(
+            f"score {score.name!r} has revision {score.revision!r}, the features hold {made_with!r}; embed again"
+        )
+    return numbers

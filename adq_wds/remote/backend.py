@@ -66,15 +66,7 @@ class Trouble(Exception):  # noqa: N818
 def explain(
     error: BaseException, status: int | None = None, *, late: bool, unconnected: bool, broken: bool
 ) -> Trouble:
-    """A library's error in our words.
-
-    Args:
-        error: whose text may quote the URL, and is not passed on.
-        status: HTTP's, where it is known.
-        late: no answer came in time.
-        unconnected: there was no connection.
-        broken: the answer broke off.
-    """
+    """A library's error in our words: its own may quote the URL. `broken`: the answer broke off."""
     kind = type(error).__name__
     if isinstance(error, FileNotFoundError) or kind == "NotFoundError" or status == 404:
         return Trouble("not found (404): check its URL")
@@ -95,11 +87,7 @@ def explain(
 
 
 class Answer:
-    """Collects the bytes of one range, and refuses more of them than were asked for.
-
-    Attributes:
-        n_bytes: that came so far.
-    """
+    """Collects the bytes of one range, and refuses more of them than were asked for."""
 
     def __init__(self, asked: Range) -> None:
         self._n_asked = asked[1] - asked[0]
@@ -119,11 +107,7 @@ class Answer:
 
 
 class Checks:
-    """Holds a server's answers for one URL to one version of the file, and to a least rate.
-
-    Args:
-        timeout: seconds that an answer may take to begin.
-    """
+    """Holds a server's answers for one URL to one version of the file, and to a least rate after `timeout` seconds."""
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout

@@ -96,8 +96,8 @@ class Cache:
         is met, not too low.
         """
         if added > self.max_bytes:
-            text = f"{added:,} bytes are not kept: more than max_bytes, {self.max_bytes:,}"
-            logger.warning("cache %s: %s", self.path, text)
+            reason = f"{added:,} bytes are not kept: more than max_bytes, {self.max_bytes:,}"
+            logger.warning("cache %s: %s", self.path, reason)
             return
         with open(self.path / ".bytes", "a+b") as counter, _locked(counter):
             counter.seek(0)

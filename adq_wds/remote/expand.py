@@ -30,11 +30,7 @@ _RATIO = 200  # beyond these, for each byte that was packed
 
 
 def expand(chunks: Iterable[bytes], out: BinaryIO, *, shard: str, limits: Limits = DEFAULT_LIMITS) -> None:
-    """Write a tar that comes in chunks, packed with gzip or not, to a file.
-
-    Raises:
-        ShardError: empty, damaged or truncated packing, a bomb, or a header that declares more than `limits` allow.
-    """
+    """Write a tar that comes in chunks, packed with gzip or not, to a file; a `ShardError` if it is not one, or a bomb."""
     watch = TarWatch(shard=shard, limits=limits)
     for data in _unpacked(iter(chunks), shard):
         watch.see(data)
@@ -94,10 +90,9 @@ def chunks_of(file: BinaryIO) -> Generator[bytes, None, None]:
 
 
 def run_command(url: str, *, shard: str, timeout: float) -> Generator[bytes, None, None]:
-    """What the command of a ``pipe:`` URL writes. No error says the command: it may hold a token.
+    """What the command of a ``pipe:`` URL writes; a `ShardError` if it fails, or writes nothing for `timeout` seconds.
 
-    Raises:
-        ShardError: it fails, or writes nothing for `timeout` seconds.
+    No error says the command: it may hold a token.
     """
     command = url.lstrip()[len("pipe:") :]
     # a shell, as WebDataset's users write these; only the program itself may name one (allow_pipe=True)

@@ -37,11 +37,7 @@ class Fetch:
         return Remote(url, shard=shard, access=self.access)
 
     def stamp(self, url: str, *, shard: str) -> Stamp:
-        """Size and date of the file of a URL: {"bytes", "mtime_ns"}.
-
-        Raises:
-            ShardError: it cannot be asked for, as of a command.
-        """
+        """Size and date of the file of a URL. Raises `ShardError`: it cannot be asked for, as of a command."""
         self.check(url, shard=shard)
         if is_pipe(url):
             raise located(ShardError("a command's output has no size or date"), shard=shard)
@@ -57,10 +53,6 @@ class Fetch:
         """The tar at a URL or of a command, unpacked if it was packed, as an open local file.
 
         With a cache it is fetched once for all processes; else into a temporary file that goes when it is closed.
-
-        Raises:
-            ShardError: not to be had, not a tar, truncated, or beyond the limits.
-            AdqError: no space.
         """
         self.check(url, shard=shard)
         if is_pipe(url):

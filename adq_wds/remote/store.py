@@ -22,16 +22,7 @@ TRIES = 3
 
 
 class Remote:
-    """One URL, for reading.
-
-    Args:
-        url: what is read.
-        shard: its name, for messages.
-        access: how.
-
-    Raises:
-        ShardError: no library here reads such URLs.
-    """
+    """One URL, for reading. Raises `ShardError`, with the name of the `shard`: no library here reads such URLs."""
 
     def __init__(self, url: str, *, shard: str, access: Access) -> None:
         self._shard = shard
@@ -44,12 +35,7 @@ class Remote:
             return self._backend.stamp()
 
     def read_ranges(self, ranges: Sequence[Range]) -> list[bytes]:
-        """The bytes of several ranges, all of them. An answer that breaks off is asked for again.
-
-        Raises:
-            ShardError: not to be had, or fewer than there should be.
-            NoRanges: the server gives the whole only.
-        """
+        """The bytes of several ranges, all of them, or an error: `ShardError`, or `NoRanges` of a server without ranges."""
         with self._shard_errors():
             for _ in range(TRIES - 1):
                 try:

@@ -54,7 +54,7 @@ class Obstore:
         """See `Backend`; by a GET of one byte, since signed URLs often allow no HEAD."""
         with self._our_errors():
             try:
-                meta = self._get(range=(0, 1)).meta
+                meta = self._get((0, 1)).meta
             except self._obstore.exceptions.NotSupportedError:
                 meta = self._get().meta
         return {"bytes": int(meta["size"]), "mtime_ns": round(meta["last_modified"].timestamp() * 1e9)}
@@ -72,7 +72,7 @@ class Obstore:
     def _range(self, asked: Range) -> bytes:
         answer = Answer(asked)
         with self._our_errors():
-            response = self._get(range=asked)
+            response = self._get(asked)
             self._checks.version(response.meta["size"], response.meta["e_tag"])
             for chunk in self._checks.timed(response.stream(min_chunk_size=1)):
                 answer.add(chunk)
@@ -83,8 +83,8 @@ class Obstore:
         with self._our_errors():
             yield from self._checks.timed(self._get().stream(min_chunk_size=1))
 
-    def _get(self, **options: Any) -> Any:
-        return self._obstore.get(self._store, "", options=options)
+    def _get(self, asked: Range | None = None) -> Any:
+        return self._obstore.get(self._store, "", options=None if asked is None else {"range": asked})
 
     @contextmanager
     def _our_errors(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""What does dropping patches do to images? One picture: a row per image, a column per step, numbers beneath."""
+"""Draws what dropping patches does to images: a row per image, a column per step, numbers beneath."""
 
 from __future__ import annotations
 

@@ -1,11 +1,12 @@
-"""What does a plan or a codebook say? Counts and rates per bin and per class, and what they save."""
+"""Describes a plan or a codebook: counts and rates per bin and per class, and what they save."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from adq_wds.errors import CodebookError, PlanError, shorten
+from adq_wds.errors import AdqError, CodebookError, PlanError, shorten
 from adq_wds.tables.codebook import POOLED, Codebook
 from adq_wds.tables.plan import Plan
 
@@ -22,34 +23,34 @@ def describe_plan(plan: Plan) -> dict[str, Any]:
     `class_ratio` (size of the largest class over the smallest), `equal_to_alpha_0`, `copies_of_other_label`.
     """
     header = plan.header
-    described = {
+    about = {
         "hash": plan.hash,
         "path": None if plan.path is None else str(plan.path),
         "shards": len(plan.shards),
         "n_samples": plan.n_samples,
         "n_kept": plan.n_kept,
     }
-    for name in (
-        "settings", "features", "bins", "classes", "bytes", "texture", "bad", "reasons", "equal_to_alpha_0",
-        "copies_of_other_label",
-    ):  # fmt: skip
-        if name in header:
-            described[name] = header[name]
-    return described | _derived(header) if header["classes"] else described
-
-
-def _derived(header: dict[str, Any]) -> dict[str, Any]:
-    """What follows from a plan's classes and cells."""
-    sizes = [c["n"] for c in header["classes"] if c["n"]]
-    cells = header["cells"]
-    # without shares every epoch takes the quota
-    shares = cells.get("share", cells["quota"])
+    names = "settings features bins classes bytes texture bad reasons equal_to_alpha_0 copies_of_other_label"
+    about |= {name: header[name] for name in names.split() if name in header}
+    if not header["classes"]:
+        return about
+    sizes, cells = [c["n"] for c in header["classes"] if c["n"]], header["cells"]
+    shares = cells.get("share", cells["quota"])  # without shares every epoch takes the quota
     rows = zip(cells["size"], shares, strict=True)
-    return {
+    return about | {
         "empty_classes": [c["label"] for c in header["classes"] if not c["kept"]],
         "never_kept": sum(n for size, share in rows for n, s in zip(size, share, strict=True) if s == 0),
         "class_ratio": max(sizes) / min(sizes) if sizes else None,
     }
+
+
+@contextmanager
+def _damage_named(error: type[AdqError], kind: str, path: object) -> Iterator[None]:
+    """Raise `error` where a header lacks what every one of ours says."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as cause:
+        raise error(f"{path or kind}: damaged header: {shorten(str(cause))}") from cause
 
 
 def show_plan(plan: Plan) -> str:
@@ -58,38 +59,34 @@ def show_plan(plan: Plan) -> str:
     Raises:
         PlanError: the header lacks what every plan of ours says.
     """
-    try:
-        return _text(plan, describe_plan(plan))
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as cause:
-        raise PlanError(f"{plan.path or 'plan'}: damaged header: {shorten(str(cause))}") from cause
+    with _damage_named(PlanError, "plan", plan.path):
+        return _plan_text(describe_plan(plan))
 
 
-def _text(plan: Plan, about: dict[str, Any]) -> str:
-    share = 100 * plan.n_kept / max(1, plan.n_samples)
+def _plan_text(about: dict[str, Any]) -> str:
+    n, kept = about["n_samples"], about["n_kept"]
     lines = [
-        f"keeps {plan.n_kept:,} of {plan.n_samples:,} samples ({share:.1f} %) in {about['shards']} shards",
+        f"keeps {kept:,} of {n:,} samples ({100 * kept / max(1, n):.1f} %) in {about['shards']} shards",
     ]
     if about.get("bytes"):
-        all_bytes, kept = about["bytes"]["all"], about["bytes"]["kept"]
-        lines.append(
-            f"bytes {kept:,} of {all_bytes:,} ({100 * kept / max(1, all_bytes):.1f} %), tar headers included"
-        )
+        all_bytes, kept_bytes = about["bytes"]["all"], about["bytes"]["kept"]
+        share = 100 * kept_bytes / max(1, all_bytes)
+        lines.append(f"bytes {kept_bytes:,} of {all_bytes:,} ({share:.1f} %), tar headers included")
     if about.get("texture"):
-        lines.append(
-            f"mean texture {about['texture']['all']:.4f} of all, {about['texture']['kept']:.4f} of kept"
-        )
+        of_all, of_kept = about["texture"]["all"], about["texture"]["kept"]
+        lines.append(f"mean texture {of_all:.4f} of all, {of_kept:.4f} of kept")
     if about.get("bad"):
         lines.append(f"{about['bad']:,} samples could not be used and are not kept")
-    lines += _notes(about)
-    settings = ", ".join(
-        f"{_plain(k)} {_short(v)}" for k, v in sorted(about["settings"].items()) if v is not None
-    )
-    lines += [f"settings: {settings}"]
+    lines += [*_notes(about), f"settings: {_settings(about['settings'])}"]
     if about.get("features"):
         lines.append(f"features: {_plain(about['features']['encoder'])}, D = {about['features']['width']:d}")
-    lines += [f"hash {plan.hash}", ""]
-    lines += [*_bin_table(about["bins"]), "", *_class_table(about["classes"])]
+    lines += [f"hash {about['hash']}", "", *_bin_table(about["bins"]), "", *_class_table(about["classes"])]
     return "\n".join(lines).rstrip()
+
+
+def _settings(settings: dict[str, Any]) -> str:
+    pairs = sorted(pair for pair in settings.items() if pair[1] is not None)
+    return ", ".join(f"{_plain(name)} {_short(value)}" for name, value in pairs)
 
 
 def _notes(about: dict[str, Any]) -> list[str]:
@@ -154,7 +151,6 @@ def describe_codebook(codebook: Codebook, keep: float) -> dict[str, Any]:
         }
         for r, c in enumerate(codebook.label.tolist())
     ]
-    entries = ("encoder", "revision", "preprocessing_hash", "label", "features", "settings", "scores")
     return {
         "hash": codebook.hash,
         "path": None if codebook.path is None else str(codebook.path),
@@ -162,7 +158,7 @@ def describe_codebook(codebook: Codebook, keep: float) -> dict[str, Any]:
         "n_bins": codebook.n_bins,
         "width": codebook.width,
         "n_classes": len(codebook.header["classes"]),
-        **{name: codebook.header[name] for name in entries},
+        **{name: value for name, value in codebook.header.items() if name not in ("classes", "names")},
         "rows": rows,
     }
 
@@ -175,12 +171,8 @@ def show_codebook(codebook: Codebook, keep: float) -> str:
         CodebookError: the header lacks what every codebook of ours says.
     """
     about = describe_codebook(codebook, keep)
-    try:
+    with _damage_named(CodebookError, "codebook", codebook.path):
         return _codebook_text(about)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as cause:
-        raise CodebookError(
-            f"{codebook.path or 'codebook'}: damaged header: {shorten(str(cause))}"
-        ) from cause
 
 
 def _codebook_text(about: dict[str, Any]) -> str:
@@ -188,7 +180,7 @@ def _codebook_text(about: dict[str, Any]) -> str:
     pilot = settings.pop("pilot")
     lines = [
         f"{about['n_bins']} bins; {own} of {about['n_classes']} classes have rules of their own, all others go by the pooled one",
-        "settings: " + ", ".join(f"{_plain(k)} {_short(v)}" for k, v in sorted(settings.items())),
+        f"settings: {_settings(settings)}",
         f"encoder: {_plain(about['encoder'])}, D = {about['width']:d}",
         f"hash {about['hash']}",
         "",
@@ -210,43 +202,25 @@ def _bin_table(bins: list[dict[str, Any]]) -> list[str]:
     if not bins:
         return ["no bins: the keys were given"]
     scores = sorted(set(bins[0]) - {"size", "kept", "rate", "importance"})
-    columns = ["bin", "size", *map(_plain, scores), "importance", "rate", "kept"]
-    rows = [
-        [
-            str(i),
-            f"{row['size']:,}",
-            *(_number(row[name]) for name in (*scores, "importance", "rate")),
-            f"{row['kept']:,}",
-        ]
-        for i, row in enumerate(bins)
-    ]
-    return _aligned([columns, *rows])
+    table = [["bin", "size", *map(_plain, scores), "importance", "rate", "kept"]]
+    for i, row in enumerate(bins):
+        values = [row[name] for name in (*scores, "importance", "rate")]
+        numbers = ["-" if value is None else f"{value:.4f}" for value in values]
+        table.append([str(i), f"{row['size']:,}", *numbers, f"{row['kept']:,}"])
+    return _aligned(table)
 
 
 def _class_table(classes: list[dict[str, Any]]) -> list[str]:
     if not classes:
         return []
-    rows = [
-        [
-            "all" if c["label"] < 0 else str(c["label"]),
-            _plain(c["name"] or ""),
-            f"{c['n']:,}",
-            f"{c['kept']:,}",
-            _must(c),
-        ]
-        for c in classes[:_SHOWN_CLASSES]
-    ]
-    table = _aligned([["class", "name", "samples", "kept", "must include"], *rows])
-    hidden = len(classes) - len(rows)
-    return [*table, f"… and {hidden} more classes (--json lists them)"] if hidden else table
-
-
-def _must(entry: dict[str, Any]) -> str:
-    return f"{entry['must_include']:,}" if entry["must_include"] else ""
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+    table = [["class", "name", "samples", "kept", "must include"]]
+    for c in classes[:_SHOWN_CLASSES]:
+        label = "all" if c["label"] < 0 else str(c["label"])
+        must = f"{c['must_include']:,}" if c["must_include"] else ""
+        table.append([label, _plain(c["name"] or ""), f"{c['n']:,}", f"{c['kept']:,}", must])
+    hidden = len(classes) - _SHOWN_CLASSES
+    more = [f"… and {hidden} more classes (--json lists them)"] if hidden > 0 else []
+    return _aligned(table) + more
 
 
 def _short(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""How do a stranger's bytes become an upright RGB image, or else a clear error?
+"""Decodes the bytes of an image file into an upright RGB image.
 
 Eight formats, recognised by their first bytes and handed to Pillow's own reader classes by name. `Image.open`
 would also ask whatever plug-ins a program has registered, and would warn about a decompression bomb where

@@ -1,14 +1,18 @@
-"""What does an npy header declare? Read with NumPy's own reader, before anything is allocated on its word."""
+"""Reads npy files of floats: headers with NumPy's own reader, before anything is allocated on their word."""
 
 from __future__ import annotations
 
 import io
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
+from adq_wds.errors import shorten
 
 MAGIC = b"\x93NUMPY"
 MAX_HEADER_BYTES = 10_000  # NumPy's own limit
@@ -93,3 +97,45 @@ def _parsed(version: tuple[int, int], header: bytes, end: int) -> NpyHeader:
         text = " ".join(f"{type(error).__name__}: {error}".split())[:160]
         raise NpyError(f"damaged npy header ({text})") from error
     return NpyHeader(shape, fortran_order, dtype, end)
+
+
+def checked_header(start: bytes, size: int, fits: Callable[[NpyHeader], bool], expected: str) -> NpyHeader:
+    """The header of an npy file of floats, held against its size: nothing is allocated on its word.
+
+    Args:
+        start: the file's first bytes, as `read_header` takes them.
+        size: bytes in the whole file.
+        fits: whether its shape is a right one.
+        expected: the right shape, in words.
+
+    Raises:
+        NpyError: the header is damaged or no such one, or the file has fewer or more bytes than it declares.
+    """
+    header = read_header(start, size)
+    if not header.is_floats or not fits(header):
+        order = ", Fortran order" if header.fortran_order else ""
+        raise NpyError(
+            f"{str(header.dtype)[:80]} of shape {shorten(header.shape)}{order}; expected {expected} of float16, float32 "
+            "or float64"
+        )
+    if header.declared_bytes != size - header.start:
+        raise NpyError(
+            f"declares {header.declared_bytes} bytes of numbers, shape {header.shape}, and holds {size - header.start}; "
+            "write it again"
+        )
+    return header
+
+
+def read_vector(data: bytes) -> NDArray[np.floating[Any]]:
+    """(D,) the one vector, stored as (D,) or (1, D), in the bytes of an npy file; D >= 1.
+
+    Raises:
+        NpyError: as `checked_header`.
+    """
+    header = checked_header(data[:MAX_HEADER_BYTES], len(data), _is_vector, "one vector, (D,) or (1, D),")
+    return np.frombuffer(data, header.dtype, offset=header.start)
+
+
+def _is_vector(header: NpyHeader) -> bool:
+    shape = header.shape
+    return len(shape) in (1, 2) and shape[:-1] in ((), (1,)) and shape[-1] >= 1 and not header.fortran_order

@@ -1,4 +1,4 @@
-"""How is an image stored without some of its patches, as one small file that every viewer opens?
+"""Stores an image without some of its patches, as one small file that every viewer opens.
 
 Version 1. The kept patches, in the order they have in the image, are tiled row by row into one image, stored as one
 JPEG (baseline, optimised Huffman tables). As many columns as leave the fewest cells blank: up to 65,500 pixels, one row
@@ -69,16 +69,7 @@ class PatchImage:
     patch: int
 
     def __post_init__(self) -> None:
-        n_patches = self.grid[0] * self.grid[1]
-        if self.kept.ndim != 1 or self.kept.dtype.kind not in "iu" or not 1 <= len(self.kept) <= n_patches:
-            raise ValueError(
-                f"kept must be from 1 to {n_patches} patch numbers, got {self.kept.shape} {self.kept.dtype}"
-            )
-        ascends = (self.kept[1:] > self.kept[:-1]).all()
-        if self.kept[0] < 0 or self.kept[-1] >= n_patches or not ascends:
-            raise ValueError(
-                f"kept must ascend without repeats inside 0 to {n_patches - 1}, got {self.kept.tolist()}"
-            )
+        _check_kept(self.kept, self.grid[0] * self.grid[1])
         expected = (len(self.kept), self.patch, self.patch, 3)
         if self.patches.shape != expected or self.patches.dtype != np.uint8:
             raise ValueError(
@@ -142,15 +133,15 @@ def keep_patches(image: NDArray[np.uint8], kept: NDArray[np.int64], patch: int) 
     ((1, 2), (1, 16, 16, 3), [[0, 0, 0], [9, 9, 9]])
     """
     kept, cells = np.asarray(kept), cut_patches(image[None], patch)[0]
-    grid = patch_grid(image.shape[0], image.shape[1], patch)
-    inside = (
-        kept.ndim == 1
-        and kept.dtype.kind in "iu"
-        and len(kept)
-        and 0 <= kept.min() <= kept.max() < len(cells)
-    )
-    patches = cells[kept] if inside else cells[:0]  # and what is wrong is said there
-    return PatchImage(patches, kept, grid, patch)
+    _check_kept(kept, len(cells))
+    return PatchImage(cells[kept], kept, patch_grid(image.shape[0], image.shape[1], patch), patch)
+
+
+def _check_kept(kept: NDArray[np.int64], n_patches: int) -> None:
+    if kept.ndim != 1 or kept.dtype.kind not in "iu" or not 1 <= len(kept) <= n_patches:
+        raise ValueError(f"kept must be from 1 to {n_patches} patch numbers, got {kept.shape} {kept.dtype}")
+    if kept[0] < 0 or kept[-1] >= n_patches or not (kept[1:] > kept[:-1]).all():
+        raise ValueError(f"kept must ascend without repeats inside 0 to {n_patches - 1}, got {kept.tolist()}")
 
 
 def encode(
@@ -188,7 +179,9 @@ def encode_patches(image: PatchImage, *, quality: int = 90, subsampling: Subsamp
             f"against 673 whole); use a multiple of {unit}, {'4:4:4 with a multiple of 8, ' if unit == 16 else ''}"
             "or drop patches while training"
         )
-    tiled, record = _tiled(image)
+    columns = tile_columns(len(image.kept), image.patch, max_side=MAX_JPEG_SIDE)
+    record = Record(image.patch, image.grid, columns, image.kept).to_bytes()
+    tiled = tile(image.patches, columns)
     return put_into_jpeg(encode_whole(tiled, quality=quality, subsampling=subsampling), record)
 
 
@@ -203,17 +196,13 @@ def encode_whole(image: NDArray[np.uint8], *, quality: int = 90, subsampling: Su
     quality = integer("quality", quality, least=1, most=100)
     if subsampling not in CODING_UNIT:
         raise ValueError(f"subsampling must be {' or '.join(map(repr, CODING_UNIT))}, got {subsampling!r}")
-    picture = Image.fromarray(image)
-    for optimize in (True, False):
+    picture, options = Image.fromarray(image), {"quality": quality, "subsampling": subsampling}
+    file = io.BytesIO()
+    try:
+        picture.save(file, "JPEG", optimize=True, **options)
+    except OSError:  # Pillow's buffer for optimised tables is too small for pure noise, and for nothing else
         file = io.BytesIO()
-        try:
-            picture.save(file, "JPEG", quality=quality, subsampling=subsampling, optimize=optimize)
-            break
-        except (
-            OSError
-        ):  # Pillow gives optimised tables a buffer that is too small for pure noise (and for nothing else)
-            if not optimize:
-                raise
+        picture.save(file, "JPEG", **options)
     return file.getvalue()
 
 
@@ -250,11 +239,6 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> PatchImage:
     _check_size(pixels.size, record)
     patches = untile(np.asarray(pixels), len(record.kept), record.patch)
     return PatchImage(patches, record.kept, record.grid, record.patch)
-
-
-def _tiled(image: PatchImage) -> tuple[NDArray[np.uint8], bytes]:
-    columns = tile_columns(len(image.kept), image.patch, max_side=MAX_JPEG_SIDE)
-    return tile(image.patches, columns), Record(image.patch, image.grid, columns, image.kept).to_bytes()
 
 
 def _split(data: bytes) -> tuple[bytes, bytes, tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""How are mask and geometry of a patch-dropped image written, and read back before anything is made on their word?
+"""Writes mask and geometry of a patch-dropped image, and checks them when they are read.
 
 The layout is stated in `patch_file`. Here are its bytes, and where they lie in a JPEG.
 """
@@ -64,10 +64,8 @@ class Record:
             )
         mask = np.zeros(self.grid[0] * self.grid[1], np.bool_)
         mask[self.kept] = True
-        body = (
-            _HEAD.pack(IDENTIFIER, VERSION, self.patch, *self.grid, self.columns)
-            + np.packbits(mask).tobytes()
-        )
+        head = _HEAD.pack(IDENTIFIER, VERSION, self.patch, *self.grid, self.columns)
+        body = head + np.packbits(mask).tobytes()
         if len(body) + 4 > MAX_RECORD_BYTES:
             raise ValueError(
                 f"the mask of {len(mask)} patches takes {len(body) + 4} bytes, a segment holds {MAX_RECORD_BYTES}; "
@@ -117,8 +115,8 @@ def parse_record(data: bytes) -> Record:
 
 def put_into_jpeg(data: bytes, record: bytes) -> bytes:
     """A JPEG with the record in an APP9 segment, behind the JFIF segment, which must be the first."""
-    place = 4 + int.from_bytes(data[4:6], "big") if data[2:4] == b"\xff\xe0" else 2
-    return data[:place] + b"\xff\xe9" + (len(record) + 2).to_bytes(2, "big") + record + data[place:]
+    end = 4 + int.from_bytes(data[4:6], "big") if data[2:4] == b"\xff\xe0" else 2
+    return data[:end] + b"\xff\xe9" + (len(record) + 2).to_bytes(2, "big") + record + data[end:]
 
 
 def split_as_written(data: bytes) -> tuple[bytes, bytes, tuple[int, int]] | None:

@@ -1,4 +1,4 @@
-"""Which JPEGs are so plain that Pillow's decoder may have their bytes at once?
+"""Finds JPEGs so plain that Pillow's decoder can have their bytes at once, and decodes them.
 
 For a small picture, `Image.open` and `load` take as long in Python as the decoder takes in C: they copy each segment,
 unpack the quantization tables, and build an object that can do much more. Most JPEGs in shards need none of this.
@@ -11,7 +11,7 @@ from PIL import Image, ImageFile
 _SOF, _SOS, _APP0, _DQT = frozenset({0xC0, 0xC2}), 0xDA, 0xE0, 0xDB  # baseline or progressive frame
 _MEANINGLESS = frozenset(
     {0xC4, 0xDD, 0xFE}
-)  # to Pillow: DHT, DRI and COM are left to the decoder, or to nobody
+)  # to Pillow: it leaves DHT, DRI and COM to the decoder, or to nobody
 _END = b"\xff\xd9"
 _ONE_SCAN = frozenset({0xC0, 0xC1})  # baseline, extended sequential: no other scan must follow
 _PADDING = b"\xff\x00" * 8  # 64 bits of ones: as many as the decoder looks ahead, and no Huffman code

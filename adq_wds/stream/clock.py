@@ -23,17 +23,11 @@ _N_JOINED = 64  # workers that are told apart
 
 
 class Start(NamedTuple):
-    """Where an iteration starts.
-
-    Attributes:
-        epoch: which one.
-        position: t₀, the same for all ranks; 0 but in an epoch that is resumed.
-        lanes: lanes of the saved state; 0 for the stream's own.
-    """
+    """Where an iteration starts."""
 
     epoch: int
-    position: int = 0
-    lanes: int = 0
+    position: int = 0  # t₀, the same for all ranks; not 0 in an epoch that is resumed
+    lanes: int = 0  # lanes of the saved state; 0 for the stream's own
 
 
 class Clock:

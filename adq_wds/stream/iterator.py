@@ -45,11 +45,9 @@ class Stream(Iterator[Any]):
 
     Args:
         recipe: what is read.
-        clock: the first batch advances it to the next epoch.
-        start: the epoch, and the position in it at which all ranks started.
+        clock: advanced to the next epoch by the first batch, where `advance` says so.
+        start: the epoch and position at which all ranks started; its `own`, if samples were dropped before.
         share: whose batches are read.
-        advance: whether it advances the clock itself.
-        own: whether `start` is this rank's own position, since samples were dropped before it.
     """
 
     def __init__(
@@ -186,11 +184,7 @@ class Stream(Iterator[Any]):
                 yield out[0] if out else _EMPTY
 
     def state_dict(self) -> dict[str, Any]:
-        """Where this iterator stands: the stream's `State`, and what this worker's place adds to it.
-
-        It is for an iterator at the same place of the same layout. With one worker `ShardDataset.start_from` takes
-        it too, for any layout.
-        """
+        """Where this iterator stands, for one at the same place of the same layout; `start_from` takes an only worker's."""
         start, share = self._start, self._share
         t = start.position + self._next_batch * self._size * share.world
         state = self._recipe.state(start.epoch, min(t, self._order.n_total), start.lanes)
@@ -201,11 +195,7 @@ class Stream(Iterator[Any]):
         return sealed({**asdict(state), "iterator": own})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to where another iterator, at the same place of the same layout, stood.
-
-        Raises:
-            StateError: damaged, of another stream, or of another place.
-        """
+        """Go to where another iterator, at the same place of the same layout, stood; `StateError` if it was another."""
         of_stream, own = split_iterator_state(state)
         share = self._share
         now = replace(self._recipe.state(), rank=share.rank, world=share.world)

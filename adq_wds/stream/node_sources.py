@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import zlib
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 from torch.utils.data import get_worker_info
 from torchdata.nodes import BaseNode
@@ -19,26 +20,29 @@ from adq_wds.stream.dataset import ShardDataset
 from adq_wds.stream.progress import Progress
 
 
-class Source(Iterator[Any], Protocol):
+class Source(Iterator[Any]):
     """What a node reads: samples, and where they stand."""
 
+    @abstractmethod
     def reset(self, state: Any, *, ended: bool) -> None:
         """Read from the beginning, or from a state on; one of an `ended` pass is followed by nothing."""
 
+    @abstractmethod
     def mark(self) -> Any:
-        """Remember where it stands now, for `state_after`."""
+        """Where it stands now: its state, unless it has a `state_after`."""
 
     def state_after(self, mark: Any, n: int, *, lossy: bool) -> tuple[Any, int]:
         """The state n samples after the last mark, and 0; or, where it cannot be said, the mark's and n.
 
         With `lossy` another rank may have given out as many samples and stand elsewhere.
         """
+        return mark, n
 
     def advance(self) -> None:
-        """The first sample has been given out."""
+        """Note that the first sample has been given out."""
 
     def finish(self) -> None:
-        """All has been given out."""
+        """Note that all has been given out."""
 
 
 def source_of(source: Any, pipes: Sequence[Pipe]) -> Source:
@@ -56,7 +60,7 @@ def source_of(source: Any, pipes: Sequence[Pipe]) -> Source:
     return _Loaded(source) if isinstance(source, Stateful) else _Replayed(source, pipes)
 
 
-class _Shards(Iterator[Any]):
+class _Shards(Source):
     """A `ShardDataset`: its own small state, at any sample."""
 
     def __init__(self, dataset: ShardDataset, *, with_epoch: bool) -> None:
@@ -97,20 +101,7 @@ class _Shards(Iterator[Any]):
         self._restart(ended=True)
 
 
-class _Marked(Iterator[Any]):
-    """A source whose marks are states."""
-
-    def state_after(self, mark: Any, n: int, *, lossy: bool) -> tuple[Any, int]:
-        return mark, n
-
-    def advance(self) -> None:
-        pass
-
-    def finish(self) -> None:
-        pass
-
-
-class _Nested(_Marked):
+class _Nested(Source):
     """Another node."""
 
     def __init__(self, node: BaseNode[Any]) -> None:
@@ -126,7 +117,7 @@ class _Nested(_Marked):
         return self._node.state_dict()
 
 
-class _Loaded(_Marked):
+class _Loaded(Source):
     """An iterable that can say where it stands."""
 
     def __init__(self, loader: Any) -> None:
@@ -144,7 +135,7 @@ class _Loaded(_Marked):
         return self._loader.state_dict()
 
 
-class _Replayed(_Marked):
+class _Replayed(Source):
     """An iterable that can be read from its beginning only; its state is what had been read.
 
     Each pass reads all of it, a resumed one too, so that pipes which know their set hold it against that.

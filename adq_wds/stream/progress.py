@@ -10,21 +10,12 @@ from adq_wds.stream.iterator import Item
 
 
 class Progress(Iterator[Any]):
-    """One iteration: its batches, and how far it is.
-
-    Args:
-        dataset: what is read.
-        read: starts the iteration, whose items are tagged; None where nothing is left of it.
-
-    Attributes:
-        start: where it started.
-        n_batches: batches handed on, dropped ones included.
-        dropped: whether a batch was left out.
-    """
+    """One iteration: its batches, and how far it is; `read` starts it, or is None where nothing is left of it."""
 
     def __init__(self, dataset: ShardDataset, read: Callable[[], Iterator[Item]] | None) -> None:
         self._dataset, self.start = dataset, dataset.next_start
-        self.n_batches, self.dropped, self._advanced = 0, False, False
+        self.n_batches, self.dropped = 0, False  # handed on, dropped ones included; whether one was left out
+        self._advanced = False
         self._items: Iterator[Item] = iter(())
         if read is not None:
             with dataset.tagging():

@@ -10,12 +10,7 @@ from adq_wds.errors import StateError
 class Ranks:
     """This process's rank, as first learnt; a worker gets it with its copy, where nothing else might say it.
 
-    Args:
-        rank: together with `world`; or both None, to ask torch.distributed and the environment.
-        world: number of ranks.
-
-    Raises:
-        ValueError: one without the other, or out of range.
+    Without `rank` and `world`, torch.distributed and the environment are asked.
     """
 
     def __init__(self, rank: int | None, world: int | None) -> None:
@@ -26,11 +21,7 @@ class Ranks:
         self.current()
 
     def current(self) -> tuple[int, int]:
-        """(rank, world), asked for again: the process group may have come after the data set.
-
-        Raises:
-            StateError: it is not what it was.
-        """
+        """(rank, world), asked for again: the process group may have come after the data set."""
         if not self._given:
             now = _rank_of_process()
             self._known = self._known or now

@@ -26,31 +26,17 @@ _REMEDY = {
 
 @dataclass(frozen=True)
 class State:
-    """A stream's place, the same on all ranks, for any number of ranks and workers.
+    """A stream's place, the same on all ranks, for any number of ranks and workers; FORMAT.md says what fields mean."""
 
-    Attributes:
-        plan: hash of the plan; of the shards' index where there is no plan.
-        seed: of the shuffle.
-        epoch: the epoch it stands in.
-        shuffle: whether order is shuffled.
-        fresh: whether each epoch keeps other samples.
-        lanes: L, the shuffle's lanes.
-        batch_size: samples in a batch; None without batches.
-        t: first position not handed on yet, of all ranks together.
-        rank: None; with pipes that drop samples, whose place this is.
-        world: None; the number of ranks that `rank` is of.
-        version: of this layout.
-    """
-
-    plan: str
+    plan: str  # its hash; of the shards' index where there is no plan
     seed: int
     epoch: int
     shuffle: bool
     fresh: bool
     lanes: int
     batch_size: int | None
-    t: int
-    rank: int | None = None
+    t: int  # first position not handed on yet, of all ranks together
+    rank: int | None = None  # with pipes that drop samples, whose place this is
     world: int | None = None
     version: int = VERSION
 
@@ -63,16 +49,7 @@ _KINDS = {field.name: str(field.type).split(" | ") for field in fields(State)}
 
 
 def read_state(saved: object, now: State, n_total: int) -> State:
-    """The saved state, if it is one of the stream that `now` is a state of.
-
-    Args:
-        saved: what `state_dict` gave.
-        now: of the stream as it is; `epoch`, `t` and `lanes` may differ.
-        n_total: T, positions in an epoch.
-
-    Raises:
-        StateError: not a state, or of another stream; names the field, the saved and the present value.
-    """
+    """The saved state; a `StateError` unless it is of the stream that `now` is a state of, with T = `n_total` positions."""
     values = unsealed(saved, tuple(_KINDS))
     for name, kinds in _KINDS.items():
         if str(type(values[name]).__name__).replace("NoneType", "None") not in kinds:
@@ -105,15 +82,7 @@ def sealed(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def unsealed(saved: object, names: Sequence[str]) -> dict[str, Any]:
-    """The fields of a saved state without its checksum, which must fit; a version 1 has none.
-
-    Args:
-        saved: what `sealed` gave.
-        names: the fields that it has, no more and no fewer.
-
-    Raises:
-        StateError: no state, of a version that is not read here, or changed since it was saved.
-    """
+    """The fields of what `sealed` gave; a `StateError` unless they have these names and fit their checksum."""
     if not isinstance(saved, dict):
         raise StateError(f"state {shorten(saved)} is not one of ours: expected what state_dict() gave")
     version = saved.get("version")
@@ -139,11 +108,7 @@ def _checksum(state: dict[str, Any]) -> str:
 
 
 def split_iterator_state(state: object) -> tuple[dict[str, Any], dict[str, Any]]:
-    """An iterator's state in two: the stream's, and what its worker's place adds.
-
-    Raises:
-        StateError: it is not an iterator's.
-    """
+    """An iterator's state in two: the stream's, and what its worker's place adds. Raises `StateError`: not one."""
     whole = unsealed(state, (*_KINDS, "iterator"))
     own = whole.pop("iterator")
     if not (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,21 +15,11 @@ from adq_wds.remote.open_shard import open_shard
 from adq_wds.samples.fields import content_digest
 from adq_wds.shards.names import base_name
 from adq_wds.shards.samples_in_tar import payload_crc32, read_sample
-from adq_wds.tables.features_file import DIGEST_BYTES, ShardFeatures, numbered, unit_and_norm
+from adq_wds.tables.features_file import DIGEST_BYTES, FeaturesSource, ShardFeatures, numbered, unit_and_norm
 from adq_wds.tables.spans import Spans, source_stamp, walk_shard
 
 SampleId = str | tuple[str, str]
 ENCODER = "arrays"
-
-
-@dataclass(frozen=True)
-class _Scanned:
-    """What a shard holds."""
-
-    name: str
-    spans: Spans
-    digest: NDArray[np.uint8]  # (n, 16)
-    stamp: dict[str, int]
 
 
 def features_of_arrays(
@@ -43,23 +32,25 @@ def features_of_arrays(
     """The features of each shard, in the order given; see `Features.from_arrays`. All is checked before the first."""
     h = _checked_embeddings(embeddings, keys)
     y = _checked_labels(labels, len(h))
-    shards = [_scanned(path, name) for path, name in zip(paths, names, strict=True)]
-    rows = _matched(shards, keys)
-    header = {
+    stamps = [
+        source_stamp(path) for path in paths
+    ]  # before they are read: a shard replaced meanwhile is seen to differ
+    scanned = [_scanned(path, name) for path, name in zip(paths, names, strict=True)]
+    rows = _matched(dict(zip(names, (spans.keys for spans, _ in scanned), strict=True)), keys)
+    header: FeaturesSource = {
         "encoder": ENCODER,
         "revision": hashlib.sha256(h.tobytes()).hexdigest(),
         "preprocessing_hash": "",
         "image": "none",
         "label": "none" if labels is None else ENCODER,
         "complete": True,
+        "source": {},
     }
-    for shard, of_shard in zip(shards, rows, strict=True):
+    for name, stamp, (spans, digest), of_shard in zip(names, stamps, scanned, rows, strict=True):
         embedding, norm = unit_and_norm(h[of_shard])
         label, words = numbered([y[i] for i in of_shard.tolist()])
-        yield ShardFeatures(
-            shard.name, shard.spans, label, embedding, norm, None, {**header, "source": shard.stamp}, words,
-            digest=shard.digest,
-        )  # fmt: skip
+        of: FeaturesSource = {**header, "source": stamp}
+        yield ShardFeatures(name, spans, label, embedding, norm, None, of, words, digest=digest)
 
 
 def _checked_embeddings(embeddings: Any, keys: Sequence[SampleId]) -> NDArray[np.float32]:
@@ -93,18 +84,18 @@ def _checked_labels(labels: Sequence[Label] | None, n: int) -> list[Label]:
     return given
 
 
-def _scanned(path: str, name: str) -> _Scanned:
+def _scanned(path: str, name: str) -> tuple[Spans, NDArray[np.uint8]]:
+    """Where the samples of a shard lie, and (n, 16) digests of their contents."""
     rows, digests = [], []
-    stamp = source_stamp(path)  # before it is read: a shard replaced meanwhile is seen to differ
     with open_shard(path) as buffer:
         for i, span in enumerate(walk_shard(buffer, shard=name)):
             rows.append((i, span.key, span.byte_offset, span.n_bytes, payload_crc32(buffer, span)))
             digests.append(content_digest(read_sample(buffer, span, url=path)))
     digest = np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, DIGEST_BYTES)
-    return _Scanned(name, Spans.from_rows(rows), digest, stamp)
+    return Spans.from_rows(rows), digest
 
 
-def _matched(shards: Sequence[_Scanned], keys: Sequence[SampleId]) -> list[NDArray[np.int64]]:
+def _matched(keys_of: dict[str, list[str]], keys: Sequence[SampleId]) -> list[NDArray[np.int64]]:
     """For each shard the row of each of its samples.
 
     Raises:
@@ -118,32 +109,26 @@ def _matched(shards: Sequence[_Scanned], keys: Sequence[SampleId]) -> list[NDArr
                 f"key {shorten(key)} stands twice, for rows {row_of[key]} and {i}; where two shards have it, give "
                 "(shard, key)"
             )
-    used: dict[int, tuple[str, str]] = {}
-    missing: list[tuple[str, str]] = []
-    found = []
-    for shard in shards:
-        rows = []
-        for key in shard.spans.keys:
-            names = [(shard.name, key), (base_name(shard.name), key), key]
+    shard_of: dict[int, str] = {}  # by row
+    missing: list[str] = []
+    rows: list[list[int]] = []
+    for shard, of_shard in keys_of.items():
+        rows.append([])
+        for key in of_shard:
+            names: list[SampleId] = [(shard, key), (base_name(shard), key), key]
             row = next((row_of[name] for name in names if name in row_of), None)
             if row is None:
-                missing.append((shard.name, key))
+                missing.append(f"shard {shard}, key {shorten(key)}")
                 continue
-            if row in used:
+            if row in shard_of:
                 raise FeaturesError(
-                    f"key {shorten(keys[row])} stands in shard {used[row][0]} and in shard {shard.name}; give (shard, key)"
+                    f"key {shorten(keys[row])} stands in shard {shard_of[row]} and in shard {shard}; give (shard, key)"
                 )
-            used[row] = (shard.name, key)
-            rows.append(row)
-        found.append(np.array(rows, dtype=np.int64))
-    extra = [key for i, key in enumerate(keys) if i not in used]
-    if missing or extra:
-        parts = []
-        if missing:
-            parts.append(
-                f"{len(missing)} samples have no row, such as shard {missing[0][0]}, key {shorten(missing[0][1])}"
-            )
-        if extra:
-            parts.append(f"{len(extra)} keys name no sample, such as {shorten(extra[0])}")
-        raise FeaturesError("; ".join(parts) + "; keys must be those of all samples of the shards")
-    return found
+            shard_of[row] = shard
+            rows[-1].append(row)
+    extra = [key for i, key in enumerate(keys) if i not in shard_of]
+    troubles = [f"{len(missing)} samples have no row, such as {missing[0]}"] if missing else []
+    troubles += [f"{len(extra)} keys name no sample, such as {shorten(extra[0])}"] if extra else []
+    if troubles:
+        raise FeaturesError("; ".join(troubles) + "; keys must be those of all samples of the shards")
+    return [np.array(each, dtype=np.int64) for each in rows]

@@ -1,17 +1,20 @@
-"""Which bin is each sample in, and what are the bins like? Made once per set, used by plans of every ratio."""
+"""Holds the bin of each sample of a set, and what the bins are worth; made once, used by plans of every ratio."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from adq_wds.errors import PlanError, shorten
-from adq_wds.tables.parquet import GroupFile, Header, column_hashes, write_groups
+from adq_wds.errors import PlanError
+from adq_wds.tables.features_file import NO_LABEL
+from adq_wds.tables.headers import TableHeader, checked
+from adq_wds.tables.parquet import GroupFile, column_hashes, write_groups
 
 VERSION = 1
 _SCHEMA = pa.schema(
@@ -23,6 +26,24 @@ _SCHEMA = pa.schema(
 )
 
 
+class BinsSource(TypedDict):
+    """What bins say of themselves, as FORMAT.md describes it: the entries of their header that whoever makes them gives."""
+
+    n_bins: int
+    kernel: str
+    features: str
+    classes: list[Annotated[int, range(NO_LABEL, 2**31)]]
+    names: list[str] | None
+    scores: dict[str, list[float | None]]
+    dedup: NotRequired[str | None]
+    asked_classes: NotRequired[Any]
+    heads: NotRequired[dict[str, Any]]
+
+
+class BinsHeader(TableHeader, BinsSource):
+    """The header of a file of bins."""
+
+
 @dataclass(frozen=True)
 class Bins:
     """The bins of a whole set, rows as in the features: by (shard name, index).
@@ -32,35 +53,33 @@ class Bins:
         label: (N,) int32, class of each sample over the whole set; -1 for unlabelled data.
         bin: (N,) int16, 0 … K−1 in the order filled; -1 for a sample left out.
         pick: (N,) int32, position in which its bin took it, from 0; -1 for a sample left out.
-        header: n_bins, kernel, features hash, classes, names, and `scores`: one list of K values per score,
-            None for an empty bin; `heads`, where a diversity head was asked for: what it gave, and from what.
+        header: what was binned and how; `scores` holds one list of K values per score, None for an empty bin; `heads`,
+            where a diversity head was asked for, what it gave, and from what.
     """
 
     shards: list[tuple[str, int]]
     label: NDArray[np.int32]
     bin: NDArray[np.int16]
     pick: NDArray[np.int32]
-    header: Header
+    header: BinsSource
 
     def __post_init__(self) -> None:
         n = sum(rows for _, rows in self.shards)
         if not len(self.label) == len(self.bin) == len(self.pick) == n:
             raise PlanError(f"bins of {len(self.bin)} rows for {n} samples")
-        missing = {"n_bins", "kernel", "features", "classes", "names", "scores"} - self.header.keys()
-        if missing:
-            raise PlanError(f"bins: the header lacks {sorted(missing)}")
-        classes = self.classes
-        if (
-            classes != sorted(set(classes))
-            or not all(-1 <= label < 2**31 for label in classes)
-            or any(len(s) != self.n_bins for s in self.scores().values())
-        ):
+        try:
+            checked(self.header, BinsSource)
+            lengths = {len(values) for values in self.scores().values()}
+        except (ValueError, OverflowError) as error:
+            raise PlanError(f"bins: {error}") from error
+        classes = self.header["classes"]
+        if classes != sorted(set(classes)) or not lengths <= {self.n_bins}:
             raise PlanError("bins: the header's classes or scores contradict it")
         if n and (self.bin.min() < -1 or self.bin.max() >= self.n_bins):
             raise PlanError(
                 f"bins must lie in 0 … {self.n_bins - 1}, got {self.bin.min()} … {self.bin.max()}"
             )
-        if ((self.pick < 0) | ~np.isin(self.label, self.classes))[self.bin >= 0].any():
+        if ((self.pick < 0) | ~np.isin(self.label, classes))[self.bin >= 0].any():
             raise PlanError(
                 "bins: a binned sample has no pick, or is of a class that the header does not list"
             )
@@ -68,12 +87,12 @@ class Bins:
     @property
     def n_bins(self) -> int:
         """K."""
-        return int(self.header["n_bins"])
+        return self.header["n_bins"]
 
     @property
     def classes(self) -> list[int]:
         """The classes that were binned, ascending."""
-        return [int(label) for label in self.header["classes"]]
+        return self.header["classes"]
 
     def scores(self) -> dict[str, NDArray[np.float64]]:
         """(K,) float64 per score, NaN for an empty bin."""
@@ -101,16 +120,14 @@ class Bins:
         Raises:
             PlanError: the file is damaged or of another kind.
         """
-        file = GroupFile(path, kind="bins", version=VERSION, error=PlanError)
-        groups = [file.group(i, _SCHEMA) for i in range(len(file.header["shards"]))]
-        table = pa.concat_tables(groups) if groups else _SCHEMA.empty_table()
+        file = GroupFile(path, kind="bins", version=VERSION, error=PlanError, header=BinsHeader)
+        shards = [(entry["name"], entry["n"]) for entry in file.header["shards"]]
+        table = pa.concat_tables(
+            [_SCHEMA.empty_table(), *(file.group(i, _SCHEMA) for i in range(len(shards)))]
+        )
+        header: Any = {name: file.header[name] for name in BinsSource.__annotations__ if name in file.header}
         try:
-            shards = [(str(entry["name"]), int(entry["n"])) for entry in file.header["shards"]]
             label, bin, pick = (table[name].to_numpy() for name in _SCHEMA.names)
-            return cls(shards, label, bin, pick, _own(file.header))
-        except (PlanError, AttributeError, KeyError, TypeError, ValueError, OverflowError) as cause:
-            raise PlanError(f"{Path(path)}: damaged: {shorten(str(cause), 200)}") from cause
-
-
-def _own(header: Header) -> Header:
-    return {name: value for name, value in header.items() if name not in ("format", "version", "shards")}
+            return cls(shards, label, bin, pick, header)
+        except PlanError as cause:
+            raise PlanError(f"{Path(path)}: damaged: {cause}") from cause

@@ -1,15 +1,14 @@
-"""Which bin is any sample in, and with which rate is it kept? A codebook: rules that need one embedding at a time."""
+"""Holds rules that give any sample its bin and its rate, one embedding at a time; reads and writes their file."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import safetensors
@@ -21,7 +20,7 @@ from adq_wds.core.codebook import QUERY_STEP, Checkpoints, solve_rates
 from adq_wds.errors import CodebookError, shorten
 from adq_wds.files import atomic_path, canonical_json, sha256_text
 from adq_wds.tables import bounds
-from adq_wds.tables.parquet import Header
+from adq_wds.tables.headers import Natural31, checked, parse_header
 
 VERSION = 1
 SUFFIX = ".safetensors"
@@ -30,8 +29,28 @@ NO_LABEL = -1  # the pooled row's entry in `label`
 _HEADER_KEY = "adq_wds"  # the one entry: of several, the order in the file would change from run to run
 _TENSORS = {"held_out": "I64", "label": "I32", "query": "F32", "threshold": "F64", "weight": "F64"}
 _NUMPY = {"I64": np.int64, "I32": np.int32, "F32": np.float32, "F64": np.float64}
-_TEXTS = ("encoder", "revision", "preprocessing_hash", "label", "features")
-_ENTRIES = {*_TEXTS, "classes", "names", "settings", "scores"}
+
+
+class CodebookSource(TypedDict):
+    """The entries of a codebook's header that whoever fits it gives."""
+
+    encoder: str
+    revision: str
+    preprocessing_hash: str
+    label: str
+    features: str
+    classes: list[Natural31]
+    names: list[str] | None
+    settings: Any
+    scores: Any
+
+
+class CodebookHeader(CodebookSource):
+    """The header of a codebook's file, as FORMAT.md describes it."""
+
+    format: str
+    version: int
+    tensors: dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +77,7 @@ class Codebook:
     label: NDArray[np.int32]
     held_out: NDArray[np.int64]
     weight: NDArray[np.float64]
-    header: Header
+    header: CodebookSource
     path: Path | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -100,19 +119,15 @@ class Codebook:
         return ""
 
     def _wrong_header(self) -> str:
-        if missing := _ENTRIES - self.header.keys():
-            return f"the header lacks {sorted(missing)}"
-        if not all(isinstance(self.header[name], str) for name in _TEXTS):
-            return f"{', '.join(_TEXTS)} must be text"
+        try:
+            checked(self.header, CodebookSource)
+        except ValueError as error:
+            return str(error)
         classes, names = self.header["classes"], self.header["names"]
-        if not isinstance(classes, list) or any(type(c) is not int or not 0 <= c < 2**31 for c in classes):
-            return "classes must be a list of whole numbers"
         if not set(self.label[1:].tolist()) <= set(classes):
             return "a class with a row is not among the classes"
         if names is None:
             return ""
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            return "names must be a list of texts, or null"
         if len(set(names)) != len(names) or max(classes, default=0) >= max(1, len(names)):
             return "a name stands for two classes, or a class has no name"
         return ""
@@ -163,9 +178,8 @@ class Codebook:
     @cached_property
     def _rows(self) -> dict[int | str, int]:
         own = {c: r for r, c in enumerate(self.label.tolist()) if r != POOLED}
-        rows = {c: own.get(c, POOLED) for c in self.header["classes"]}
         names = self.header["names"]
-        return dict(rows) if names is None else {names[c]: r for c, r in rows.items()}
+        return {c if names is None else names[c]: own.get(c, POOLED) for c in self.header["classes"]}
 
     @cached_property
     def checkpoints(self) -> Checkpoints:
@@ -198,7 +212,7 @@ class Codebook:
     def _tensors(self) -> dict[str, NDArray[Any]]:
         return {name: np.ascontiguousarray(getattr(self, name)) for name in _TENSORS}
 
-    def _whole_header(self) -> Header:
+    def _whole_header(self) -> CodebookHeader:
         tensors = {
             name: [list(array.shape), hashlib.sha256(array.data).hexdigest()]
             for name, array in self._tensors().items()
@@ -242,7 +256,7 @@ def load_codebook(path: str | os.PathLike[str]) -> Codebook:
         with safetensors.safe_open(
             path, framework="np"
         ) as file:  # holds the arrays' places against the file's size
-            header = _checked_header(file.metadata() or {})
+            header = _read_header(file.metadata() or {})
             arrays = {name: _tensor(file, name) for name in _TENSORS}
             if surplus := set(file.keys()) - set(_TENSORS):
                 raise ValueError(f"array {shorten(sorted(surplus)[0])}, which no codebook has")
@@ -252,10 +266,9 @@ def load_codebook(path: str | os.PathLike[str]) -> Codebook:
         raise CodebookError(f"{path}: {error}") from None
     except (safetensors.SafetensorError, OSError, ValueError, RecursionError, MemoryError) as cause:
         raise CodebookError(f"{path}: damaged, or no codebook ({shorten(str(cause), 200)})") from cause
-    listed = header.pop("tensors")
-    own = {name: value for name, value in header.items() if name not in ("format", "version")}
+    own: Any = {name: value for name, value in header.items() if name not in ("format", "version", "tensors")}
     codebook = Codebook(**arrays, header=own, path=path)
-    if codebook._whole_header()["tensors"] != listed:
+    if codebook._whole_header()["tensors"] != header["tensors"]:
         raise CodebookError(f"{path}: damaged: an array does not match its hash; fit it again")
     return codebook
 
@@ -280,28 +293,14 @@ def _check_size(path: Path) -> None:
         )
 
 
-def _checked_header(metadata: Mapping[str, str]) -> Header:
+def _read_header(metadata: Mapping[str, str]) -> CodebookHeader:
     if _HEADER_KEY not in metadata:
         raise CodebookError("not made by adq_wds (no header); expected a codebook")
     digest, _, text = metadata[_HEADER_KEY].partition(" ")
-    if sha256_text(text) != digest:
-        raise CodebookError("damaged: the header does not match its hash; fit it again")
-    header: Header = json.loads(text, parse_constant=_no_constant)
-    kind = header.get("format") if isinstance(header, dict) else None
-    if kind != "adq_wds.codebook":
-        raise CodebookError(f"holds {shorten(kind)}, expected adq_wds.codebook")
-    if type(header.get("version")) is not int or not 1 <= header["version"] <= VERSION:
-        raise CodebookError(
-            f"version {shorten(header.get('version'))} of the codebook format; this adq_wds reads version {VERSION}, "
-            "so a newer one is needed"
-        )
-    if canonical_json(header) != text or "tensors" not in header:
-        raise CodebookError("damaged: the header is not as it was written; fit it again")
-    return header
-
-
-def _no_constant(text: str) -> float:
-    raise ValueError(f"number {text}")
+    try:
+        return parse_header(text.encode(), digest, kind="codebook", version=VERSION, header=CodebookHeader)
+    except ValueError as error:
+        raise CodebookError(str(error)) from error
 
 
 def _tensor(file: Any, name: str) -> NDArray[Any]:

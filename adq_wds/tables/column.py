@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,26 +16,56 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from adq_wds.errors import FeaturesError, PlanError, shorten
+from adq_wds.score import Score
 from adq_wds.shards.names import ShardNames
 from adq_wds.tables import bounds
 from adq_wds.tables.features import Features
 
 
 @dataclass(frozen=True)
-class Column:
-    """A column of a Parquet file with a number for each sample: a loss, a margin, a count of forgetting events.
+class Column(Score):
+    """A score made elsewhere: a loss, a margin, a count of forgetting events, from a Parquet file, joined by key.
+
+    ``build_plan(..., scores=["texture", adq.Column("scores.parquet", "loss")])`` uses it, and so does the command by
+    ``--scores texture scores.parquet:loss``. A bin is worth the mean of its samples; where a number is below 0, all
+    are counted from the least one.
 
     Attributes:
         path: the file. Its column ``key`` holds the samples' keys, as text; its column ``shard``, which may be
             missing where no key stands in two shards, the shards' names, paths or URLs.
-        name: the column of numbers.
+        name: the column of numbers; a name that a `Score` may have.
     """
 
     path: str | os.PathLike[str]
     name: str
 
     def __str__(self) -> str:
-        return f"{Path(self.path)}:{self.name}"
+        return f"{os.fspath(self.path)}:{self.name}"
+
+    @property
+    def revision(self) -> str:  # type: ignore[override]
+        """The SHA-256 of the file.
+
+        Raises:
+            FeaturesError: there is no such file, or it cannot be read.
+        """
+        try:
+            with open(self.path, "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as cause:
+            raise FeaturesError(
+                f"{self.path}: {cause.strerror or cause}; {self} is read from there"
+            ) from cause
+
+    def per_sample(self, image: Any, h: NDArray[np.float32]) -> float:
+        """Nothing is measured while embedding.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(
+            f"{self} holds numbers that are there already; give it to build_plan, not to embed_shards"
+        )
 
     def values(self, features: Features) -> NDArray[np.float32]:
         """(N,) float32, the number of each usable sample, in the order of the features.

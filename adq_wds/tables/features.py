@@ -1,4 +1,4 @@
-"""What do we know of each sample? Features: a folder, one file per shard, opened together."""
+"""Opens a folder of features, one file per shard, and holds the files against each other."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +18,16 @@ from adq_wds.protocols import Label
 from adq_wds.shards.names import check_shard_name, expand_urls, shard_names
 from adq_wds.tables.arrays import ENCODER, SampleId, features_of_arrays
 from adq_wds.tables.features_file import FeaturesFile
-from adq_wds.tables.parquet import Header
+from adq_wds.tables.headers import EmbeddedBy, first_unlike
 
-# What must be equal in all files of a folder for their rows to be comparable.
+
+class FeaturesCommon(EmbeddedBy):
+    """What must be equal in all files of a folder for their rows to be comparable."""
+
+    width: int
+    label: str
+
+
 ALIKE = ("encoder", "revision", "preprocessing_hash", "width", "image", "label")
 
 
@@ -114,32 +121,27 @@ class Features:
         return cls(folder, shards=names)
 
     def _compare(self) -> None:
-        first = self.files[0]
-        names = {file.shard for file in self.files}
+        path_of: dict[str, Path] = {}
         for file in self.files:
-            short = file.shard.partition("/")[2]
-            if short in names:
+            if file.shard in path_of:
                 raise FeaturesError(
-                    f"{self.folder}: {file.shard} and {short} may be one shard, embedded in two runs; remove the older file"
+                    f"{path_of[file.shard]} and {file.path} both describe shard {file.shard}; remove one"
                 )
-        for before, file in zip(self.files, self.files[1:], strict=False):
-            if before.shard == file.shard:
+            path_of[file.shard] = file.path
+        for shard in path_of:
+            short = shard.partition("/")[2]
+            if short in path_of:
                 raise FeaturesError(
-                    f"{before.path} and {file.path} both describe shard {file.shard}; remove one"
+                    f"{self.folder}: {shard} and {short} may be one shard, embedded in two runs; remove the older file"
                 )
-        for file in self.files:
-            for name in ALIKE:
-                a, b = first.header.get(name), file.header.get(name)
-                if a != b:
-                    remedy = (
-                        "embed all shards again with one label, which reads labels alone"
-                        if name == "label"
-                        else "embed all shards with the same settings"
-                    )
-                    raise FeaturesError(
-                        f"{first.path} and {file.path} do not belong together: {name} {shorten(a)} and "
-                        f"{shorten(b)}; {remedy}"
-                    )
+        if unlike := first_unlike([file.header for file in self.files], ALIKE):
+            first, other, name = self.files[0], self.files[unlike[0]], unlike[1]
+            a, b = (shorten(file.header.get(name)) for file in (first, other))
+            remedy = "the same settings" if name != "label" else "one label, which reads labels alone"
+            raise FeaturesError(
+                f"{first.path} and {other.path} do not belong together: {name} {a} and {b}; embed all shards again with "
+                f"{remedy}"
+            )
 
     def __iter__(self) -> Iterator[FeaturesFile]:
         """The file of each shard, in order."""
@@ -158,9 +160,11 @@ class Features:
         return self.files[0].width
 
     @property
-    def header(self) -> Header:
+    def header(self) -> FeaturesCommon:
         """What all files have in common."""
-        return {name: self.files[0].header.get(name) for name in ALIKE}
+        header: Any = self.files[0].header
+        common: Any = {name: header[name] for name in ALIKE}
+        return cast(FeaturesCommon, common)
 
     def texture(self) -> NDArray[np.float32] | None:
         """(N,) float32 texture levels over all shards; None where no image was looked at."""

@@ -1,23 +1,23 @@
-"""What does one shard's file of features hold? One row per usable sample, checked when written and when read."""
+"""Holds one shard's features, one row per usable sample; reads and writes their file."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, NotRequired, cast
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from adq_wds.core.unit_rows import unit_rows
-from adq_wds.errors import AdqError, FeaturesError, shorten
+from adq_wds.errors import FeaturesError, shorten
 from adq_wds.score import check_score_name
 from adq_wds.shards.names import check_shard_name
+from adq_wds.tables.headers import EmbeddedBy, Natural, Natural31, Natural32, TableHeader, Width
 from adq_wds.tables.parquet import (
     GroupFile,
-    Header,
     column_hashes,
     embedding_array,
     embedding_rows,
@@ -32,9 +32,33 @@ VERSION = 3
 A file says the least one that it needs.
 """
 DIGEST_BYTES = 16
-LOGIT_GRAD = "softmax"  # what `logit_grad` in a header says; files of earlier versions may say _EARLIER
-_EARLIER = "double_softmax"
+LOGIT_GRAD = "softmax"  # the kind of logit gradients; files of earlier versions may hold another
 NO_LABEL = -1  # unlabelled data is one class of this number
+
+BadRow = tuple[Natural31, str, Natural, Natural, Natural32, str]
+"""index, key, byte_offset, n_bytes, crc32, reason."""
+
+
+class FeaturesSource(EmbeddedBy):
+    """What features were made from, and how: the entries of their header that whoever makes them gives."""
+
+    label: str
+    complete: bool
+    source: dict[str, int]
+    scores: NotRequired[dict[str, str]]
+    logit_grad: NotRequired[Annotated[str, (LOGIT_GRAD, "double_softmax")]]
+    head_right: NotRequired[Natural31]
+    first_row: NotRequired[Natural]
+
+
+class FeaturesHeader(TableHeader, FeaturesSource):
+    """The header of a file of features, as FORMAT.md describes it."""
+
+    width: Width
+    columns: list[str]
+    label_names: list[str] | None
+    bad: list[BadRow]
+    n_classes: NotRequired[Width]
 
 
 @dataclass(frozen=True)
@@ -48,14 +72,12 @@ class ShardFeatures:
         embedding: (n, D) float16 unit rows; a zero row stays zero.
         norm: (n,) float32, the norms before that.
         texture: (n,) float32; None where there are no images.
+        header: what they were made from.
         names: the string labels in this shard, sorted; None for integer labels or none.
         bad: samples that could not be used; `bad_reasons` says why.
         logit_grad: (n, C) float16, the directions of the loss's gradients by the logits, unit rows; or None.
         scores: (n,) float32 of each score of users, by name.
         digest: (n, 16) uint8, `content_digest` of each sample; None in files from before there was one.
-        header: encoder, revision, preprocessing_hash, image, label (specifications), source; with `logit_grad` its
-            kind under that name and as "head_right" how many samples the head is right about; with `scores` their
-            revisions by name.
     """
 
     shard: str
@@ -64,7 +86,7 @@ class ShardFeatures:
     embedding: NDArray[np.float16]
     norm: NDArray[np.float32]
     texture: NDArray[np.float32] | None
-    header: Header
+    header: FeaturesSource
     names: list[str] | None = None
     bad: Spans | None = None
     bad_reasons: list[str] = field(default_factory=list)
@@ -91,69 +113,64 @@ class ShardFeatures:
             columns["logit_grad"], n_classes = embedding_array(self.logit_grad), self.logit_grad.shape[1]
         schema = _schema(self.embedding.shape[1], n_classes, self.scores, columns)
         table = pa.table(columns, schema=schema)
-        entry = {"name": self.shard, "n": len(self.spans), "columns": column_hashes(table)}
+        bad = [] if self.bad is None else self.bad.rows()
+        is_old = self.digest is None and self.texture is not None
         header = {
             **self.header,
             "format": "adq_wds.features",
-            "version": self._version(),
+            "version": 3 if not is_old else 2 if self.scores or n_classes else 1,
             **({"n_classes": n_classes} if n_classes else {}),
             "width": self.embedding.shape[1],
             "columns": table.column_names,
             "label_names": self.names,
-            "shards": [entry],
-            "bad": _bad_rows(self.bad, self.bad_reasons),
+            "shards": [{"name": self.shard, "n": len(self.spans), "columns": column_hashes(table)}],
+            "bad": [[*row, why] for row, why in zip(bad, self.bad_reasons, strict=True)],
         }
         # random mantissas do not compress, so the zstd pass would only cost time
         write_groups(path, table.schema, [table], header, compression="none")
 
-    def _version(self) -> int:
-        if self.digest is not None or self.texture is None:
-            return 3
-        return 2 if self.scores or self.logit_grad is not None else 1
-
     def check(self) -> None:
         """Raise `FeaturesError` unless the columns fit together and every number is finite."""
         n = len(self.spans)
-        texture = {} if self.texture is None else {"texture": self.texture}
-        numbers: dict[str, NDArray[np.float32]] = {"norm": self.norm, **texture, **self.scores}
-        shapes = [len(self.label), len(self.embedding), *map(len, numbers.values())]
-        if shapes != [n] * len(shapes):
-            raise FeaturesError(f"shard {self.shard}: columns of {shapes} rows for {n} samples")
-        if self.embedding.ndim != 2 or self.embedding.shape[1] == 0 or self.embedding.dtype != np.float16:
-            found = f"{self.embedding.shape} {self.embedding.dtype}"
-            raise FeaturesError(f"shard {self.shard}: embeddings are {found}, expected (n, D) float16")
-        if self.digest is not None and (
-            self.digest.shape != (n, DIGEST_BYTES) or self.digest.dtype != np.uint8
-        ):
-            found = f"{self.digest.shape} {self.digest.dtype}"
-            raise FeaturesError(f"shard {self.shard}: digests are {found}, expected ({n}, 16) uint8")
+        columns: dict[
+            str, tuple[Any, type, int | None]
+        ] = {  # values, type, width: None for one number a row, 0 for any
+            "label": (self.label, np.int32, None),
+            "embedding": (self.embedding, np.float16, 0),
+            "norm": (self.norm, np.float32, None),
+            "texture": (self.texture, np.float32, None),
+            "logit_grad": (self.logit_grad, np.float16, 0),
+            "digest": (self.digest, np.uint8, DIGEST_BYTES),
+            **{name: (values, np.float32, None) for name, values in self.scores.items()},
+        }
+        for name, (values, kind, width) in columns.items():
+            if values is None:
+                continue
+            widths = values.shape[1:]
+            fits = (
+                widths == ()
+                if width is None
+                else len(widths) == 1 and widths[0] == (width or max(1, widths[0]))
+            )
+            if len(values) != n or not fits or values.dtype != kind:
+                shape = f"({n},)" if width is None else f"({n}, {width or 'D'})"
+                raise self._error(
+                    f"{name} is {values.shape} {values.dtype}, expected {shape} {np.dtype(kind)}"
+                )
+            if np.issubdtype(kind, np.floating):
+                _check_finite(self.shard, name, values, lambda: self.spans.keys)
         if set(self.header.get("scores", {})) != set(self.scores):
-            raise FeaturesError(f"shard {self.shard}: scores {sorted(self.scores)}, its header says others")
-        self._check_logit_grad(n)
-        _check_finite(self.shard, "embedding", self.embedding, lambda: self.spans.keys)
-        for name, values in numbers.items():
-            _check_finite(self.shard, name, values, lambda: self.spans.keys)
+            raise self._error(f"scores {sorted(self.scores)}, its header says others")
+        if (self.logit_grad is None) != ("logit_grad" not in self.header):
+            raise self._error("logit gradients and a header that contradicts them")
         least, most = (NO_LABEL, np.inf) if self.names is None else (0, len(self.names) - 1)
         if n and not least <= self.label.min() <= self.label.max() <= most:
-            raise FeaturesError(
-                f"shard {self.shard}: labels {self.label.min()} … {self.label.max()}, expected {least} … {most}"
-            )
+            raise self._error(f"labels {self.label.min()} … {self.label.max()}, expected {least} … {most}")
         if len(self.bad or []) != len(self.bad_reasons):
-            raise FeaturesError(
-                f"shard {self.shard}: {len(self.bad_reasons)} reasons for {len(self.bad or [])} bad samples"
-            )
+            raise self._error(f"{len(self.bad_reasons)} reasons for {len(self.bad or [])} bad samples")
 
-    def _check_logit_grad(self, n: int) -> None:
-        rows = self.logit_grad
-        if (rows is None) != ("logit_grad" not in self.header):
-            raise FeaturesError(f"shard {self.shard}: logit gradients and a header that contradicts them")
-        if rows is None:
-            return
-        if rows.ndim != 2 or len(rows) != n or rows.shape[1] == 0 or rows.dtype != np.float16:
-            raise FeaturesError(
-                f"shard {self.shard}: logit gradients are {rows.shape} {rows.dtype}, expected ({n}, C) float16"
-            )
-        _check_finite(self.shard, "logit_grad", rows, lambda: self.spans.keys)
+    def _error(self, text: str) -> FeaturesError:
+        return FeaturesError(f"shard {self.shard}: {text}")
 
 
 def numbered(labels: Sequence[int | str | None]) -> tuple[NDArray[np.int32], list[str] | None]:
@@ -179,14 +196,11 @@ def unit_and_norm(rows: NDArray[np.float32]) -> tuple[NDArray[np.float16], NDArr
     return unit.astype(np.float16), np.minimum(norm, np.finfo(np.float32).max).astype(np.float32)
 
 
-def _check_finite(
-    shard: str, name: str, values: NDArray[np.floating[Any]], keys: Callable[[], list[str]]
-) -> None:
+def _check_finite(shard: str, name: str, values: NDArray[Any], keys: Callable[[], list[str]]) -> None:
     """Raise `FeaturesError` with the key of the first row, (n, …), that holds NaN or infinity."""
     # float16 by its exponent bits: six times as fast as isfinite
-    wrong = (
-        (values.view(np.uint16) & 0x7C00) == 0x7C00 if values.dtype == np.float16 else ~np.isfinite(values)
-    )
+    half = values.dtype == np.float16
+    wrong = (values.view(np.uint16) & 0x7C00) == 0x7C00 if half else ~np.isfinite(values)
     if wrong.any():
         row = int(np.argwhere(wrong)[0][0])
         raise FeaturesError(f"shard {shard}, key {shorten(keys()[row])}: {name} holds NaN or infinity")
@@ -196,37 +210,24 @@ def _schema(
     width: int,
     n_classes: int | None = None,
     scores: Iterable[str] = (),
-    columns: Iterable[str] = ("texture",),
+    columns: Collection[str] = ("texture",),
 ) -> pa.Schema:
     """The columns of a file, `texture` and `digest` where they are among `columns`."""
-    optional = [
-        pa.field("texture", pa.float32(), nullable=False),
-        pa.field("digest", pa.binary(DIGEST_BYTES), nullable=False),
-    ]
-    texture, digest = ([field] if field.name in columns else [] for field in optional)
-    fields = [
-        *SPAN_FIELDS,
-        pa.field("label", pa.int32(), nullable=False),
-        pa.field("embedding", embedding_type(width), nullable=False),
-        pa.field("norm", pa.float32(), nullable=False),
-        *texture,
-    ]
+    kinds = {"label": pa.int32(), "embedding": embedding_type(width), "norm": pa.float32()}
+    if "texture" in columns:
+        kinds["texture"] = pa.float32()
     if n_classes is not None:
-        fields.append(pa.field("logit_grad", embedding_type(n_classes), nullable=False))
-    own = (pa.field(name, pa.float32(), nullable=False) for name in sorted(scores))
-    return pa.schema([*fields, *own, *digest])
+        kinds["logit_grad"] = embedding_type(n_classes)
+    kinds |= dict.fromkeys(sorted(scores), pa.float32())
+    if "digest" in columns:
+        kinds["digest"] = pa.binary(DIGEST_BYTES)
+    return pa.schema([*SPAN_FIELDS, *(pa.field(name, kind, nullable=False) for name, kind in kinds.items())])
 
 
 def _digest_array(rows: NDArray[np.uint8]) -> pa.FixedSizeBinaryArray:
     """(n, 16) uint8 as an Arrow column of fixed-size binary values."""
     values = pa.py_buffer(np.ascontiguousarray(rows).tobytes())
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(DIGEST_BYTES), len(rows), [None, values])
-
-
-def _bad_rows(bad: Spans | None, reasons: list[str]) -> list[list[Any]]:
-    if bad is None:
-        return []
-    return [[*row, why] for row, why in zip(bad.rows(), reasons, strict=True)]
 
 
 class FeaturesFile:
@@ -248,25 +249,25 @@ class FeaturesFile:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, limit: int | None = None) -> None:
-        self._file = GroupFile(path, kind="features", version=VERSION, error=FeaturesError)
-        self.path, self.header = self._file.path, self._file.header
-        try:
+        self._file = GroupFile(
+            path, kind="features", version=VERSION, error=FeaturesError, header=FeaturesHeader
+        )
+        self.path, self.header = self._file.path, cast(FeaturesHeader, self._file.header)
+        with self._file.reading_header():
             (entry,) = self.header["shards"]
-            self.shard = check_shard_name(entry["name"])
-            self.n = int(entry["n"])
-            self.width = _checked_width(self.header["width"])
-            self.n_classes = _checked_classes(self.header)
-            self.scores = _checked_scores(self.header.get("scores", {}))
-            columns = _checked_columns(self.header["columns"])
+            self.shard, self.n = check_shard_name(entry["name"]), entry["n"]
+            self.width, self.names = self.header["width"], self.header["label_names"]
+            self.n_classes: int | None = None
+            if self.header.get("logit_grad") is not None:
+                self.n_classes = self.header["n_classes"]
+                if (right := int(self.header["head_right"])) > self.n:
+                    raise ValueError(f"header.head_right is {right}, of {self.n} samples")
+            self.scores = {check_score_name(name): by for name, by in self.header.get("scores", {}).items()}
+            columns = self.header["columns"]
             self._schema = _schema(self.width, self.n_classes, self.scores, columns)
-            self.names = _checked_names(self.header["label_names"])
-            self.bad = _checked_bad(self.header["bad"])
-            self.bad_spans()
-            _check_origin(self.header)
             if lacking := sorted(set(self._schema.names) - set(columns)):
                 raise ValueError(f"columns {shorten(columns)} without {lacking}")
-        except (AdqError, KeyError, TypeError, ValueError, OverflowError) as cause:
-            raise FeaturesError(f"{self.path}: damaged header: {shorten(str(cause), 200)}") from cause
+        self.bad: list[BadRow] = [(*row,) for row in self.header["bad"]]
         if limit is not None and limit < self.n + len(self.bad):
             self.bad = [row for row in self.bad if row[0] < limit]
             self.n = int(np.searchsorted(self.read(["index"])["index"].to_numpy(), limit))
@@ -286,9 +287,7 @@ class FeaturesFile:
 
     def embedding(self) -> NDArray[np.float16]:
         """(n, D) float16 unit rows, all finite."""
-        rows = embedding_rows(self.read(["embedding"])["embedding"], self.width)
-        _check_finite(self.shard, "embedding", rows, lambda: self.spans().keys)
-        return rows
+        return self._numbers("embedding", self.width)
 
     def logit_grad(self) -> NDArray[np.float16]:
         """(n, C) float16 unit rows, all finite.
@@ -300,9 +299,7 @@ class FeaturesFile:
             raise FeaturesError(
                 f"{self.path}: no logit gradients here; embed with logit_grad=True (--logit-grad)"
             )
-        rows = embedding_rows(self.read(["logit_grad"])["logit_grad"], self.n_classes)
-        _check_finite(self.shard, "logit_grad", rows, lambda: self.spans().keys)
-        return rows
+        return self._numbers("logit_grad", self.n_classes)
 
     def norm(self) -> NDArray[np.float32]:
         """(n,) float32 norms of the embeddings before they were scaled, all finite, none below 0."""
@@ -359,64 +356,8 @@ class FeaturesFile:
             )
         return self._numbers(name)
 
-    def _numbers(self, name: str) -> NDArray[np.float32]:
-        numbers: NDArray[np.float32] = self.read([name])[name].to_numpy()
+    def _numbers(self, name: str, width: int | None = None) -> NDArray[Any]:
+        column = self.read([name])[name]
+        numbers = column.to_numpy() if width is None else embedding_rows(column, width)
         _check_finite(self.shard, name, numbers, lambda: self.spans().keys)
         return numbers
-
-
-def _checked_width(width: object) -> int:
-    if type(width) is not int or not 1 <= width < 2**31:
-        raise ValueError(f"width {width!r}")
-    return width
-
-
-def _checked_classes(header: Header) -> int | None:
-    """C, where a header says that there are logit gradients."""
-    if "logit_grad" not in header:
-        return None
-    if header["logit_grad"] not in (LOGIT_GRAD, _EARLIER):
-        raise ValueError(f"logit_grad {shorten(header['logit_grad'])}")
-    right, (entry,) = header["head_right"], header["shards"]
-    if type(right) is not int or not 0 <= right <= entry["n"]:
-        raise ValueError(f"head_right {shorten(right)}")
-    return _checked_width(header["n_classes"])
-
-
-def _checked_scores(scores: object) -> dict[str, str]:
-    if not isinstance(scores, dict) or any(not isinstance(value, str) for value in scores.values()):
-        raise ValueError(f"scores {shorten(scores)}")
-    return {check_score_name(name): revision for name, revision in scores.items()}
-
-
-def _checked_names(names: object) -> list[str] | None:
-    if names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-        return names
-    raise ValueError(f"label names {names!r}")
-
-
-def _checked_bad(rows: object) -> list[tuple[Any, ...]]:
-    """(index, key, byte_offset, n_bytes, crc32, reason) per bad sample, of the types and signs they are written with."""
-    if not isinstance(rows, list):
-        raise ValueError(f"bad samples are a {type(rows).__name__}, expected a list")
-    for row in rows:
-        kinds = [type(value) for value in row] if isinstance(row, list) else None
-        if kinds != [int, str, int, int, int, str] or min(row[0], *row[2:5]) < 0:
-            raise ValueError(f"bad sample {shorten(row)}")
-    return [tuple(row) for row in rows]
-
-
-def _checked_columns(columns: object) -> list[str]:
-    """The names of a file's columns; a later version may have added some."""
-    if not isinstance(columns, list) or not all(isinstance(name, str) for name in columns):
-        raise ValueError(f"columns {shorten(columns)}")
-    return columns
-
-
-def _check_origin(header: Header) -> None:
-    """Raise unless a header says of which source it is, and whether of all of it."""
-    if type(header["complete"]) is not bool:
-        raise ValueError(f"complete {shorten(header['complete'])}, expected true or false")
-    source = header["source"]
-    if not isinstance(source, dict) or any(type(value) is not int for value in source.values()):
-        raise ValueError(f"source {shorten(source)}, expected whole numbers by name")

@@ -1,16 +1,19 @@
-"""Which shards does a neighbour's description list, and how many samples in each? timm's `_info.json`, wids' JSON."""
+"""Reads which shards a description lists, and how many samples in each: timm's `_info.json`, the JSON of wids."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from adq_wds.errors import PlanError, ShardError, shorten
 from adq_wds.shards.names import check_shard_name, shown_url
 from adq_wds.tables import bounds
+from adq_wds.tables.headers import Natural, checked
 
 Listed = tuple[str, int]
 """A shard's name in a description, and its samples."""
@@ -33,26 +36,29 @@ def read_info(path: str | os.PathLike[str], *, split: str | None = None) -> list
     """
     file = Path(path)
     info = _parsed(file)
-    try:
+    with _errors_of(file):
         if isinstance(info, dict) and "splits" in info:
             parts = _timm_splits(info["splits"])
         elif isinstance(info, dict) and ("shardlist" in info or "datasets" in info):
             parts = _wids_parts(info)
         else:
-            raise _InfoError("expected 'splits', as timm writes them, or 'shardlist', as wids does")
-        if split is not None and split not in parts:
-            raise ValueError(f"split {shorten(split)} is not in {file}: it has {shorten(sorted(parts))}")
-        listed = parts[split] if split is not None else [row for rows in parts.values() for row in rows]
+            raise ValueError("expected 'splits', as timm writes them, or 'shardlist', as wids does")
+    if split is not None and split not in parts:
+        raise ValueError(f"split {shorten(split)} is not in {file}: it has {shorten(sorted(parts))}")
+    listed = parts[split] if split is not None else [row for rows in parts.values() for row in rows]
+    with _errors_of(file):
         twice = [name for name, count in Counter(name for name, _ in listed).items() if count > 1]
         if twice:
-            raise _InfoError(f"shard {shorten(twice[0])} is listed twice; choose one split, or list it once")
+            raise ValueError(f"shard {shorten(twice[0])} is listed twice; choose one split, or list it once")
         return [(_inside(file.parent, name), n) for name, n in listed]
-    except _InfoError as error:
+
+
+@contextmanager
+def _errors_of(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
         raise ShardError(f"{file}: {error}") from None
-
-
-class _InfoError(Exception):
-    """What is wrong with a description; `read_info` knows its path."""
 
 
 def _parsed(file: Path) -> Any:
@@ -71,56 +77,51 @@ def _parsed(file: Path) -> Any:
         raise ShardError(f"{file}: not JSON that can be read ({reason})") from cause
 
 
+class _TimmSplit(TypedDict):
+    filenames: list[Any]  # names are checked one by one
+    shard_lengths: list[Natural]
+    num_samples: NotRequired[Natural | None]
+
+
+class _WidsShard(TypedDict):
+    url: Any
+    nsamples: Natural
+
+
+class _WidsPart(TypedDict):
+    shardlist: list[_WidsShard]
+    name: NotRequired[str]
+
+
 def _timm_splits(splits: Any) -> dict[str, list[Listed]]:
-    found = {}
-    for name, part in _checked(splits, dict, "splits").items():
-        where = f"split {shorten(name)}"
-        names = _checked(_entry(part, "filenames", where), list, f"{where}, filenames")
-        counts = _checked(_entry(part, "shard_lengths", where), list, f"{where}, shard_lengths")
+    parts = {}
+    for name, part in checked(splits, dict[str, _TimmSplit], "splits").items():
+        names, counts = part["filenames"], part["shard_lengths"]
         if len(names) != len(counts):
-            raise _InfoError(f"{where} has {len(names)} filenames and {len(counts)} shard_lengths")
-        rows = [(_name(file), _count(n, where)) for file, n in zip(names, counts, strict=True)]
-        total, said = sum(n for _, n in rows), part.get("num_samples")
-        if said is not None and (type(said) is not int or said != total):
-            raise _InfoError(f"{where} has num_samples {shorten(said)}, its shard_lengths sum to {total}")
-        found[name] = rows
-    return found
+            raise ValueError(
+                f"split {shorten(name)} has {len(names)} filenames and {len(counts)} shard_lengths"
+            )
+        if part.get("num_samples") not in (None, sum(counts)):
+            raise ValueError(
+                f"split {shorten(name)} has num_samples {part['num_samples']}, its shard_lengths sum to {sum(counts)}"
+            )
+        parts[name] = [(_name(file), n) for file, n in zip(names, counts, strict=True)]
+    return parts
 
 
 def _wids_parts(info: dict[str, Any]) -> dict[str, list[Listed]]:
     version = info.get("wids_version", 1)
     if version != 1 or type(version) is not int:
-        raise _InfoError(f"wids_version {shorten(version)}, expected 1")
-    found: dict[str, list[Listed]] = {}
+        raise ValueError(f"wids_version {shorten(version)}, expected 1")
+    parts: dict[str, list[Listed]] = {}
     own = [info] if "shardlist" in info else []
-    for part in [*own, *_checked(info.get("datasets", []), list, "datasets")]:
-        where = "shardlist"
+    for part in [*own, *checked(info.get("datasets", []), list[dict[str, Any]], "datasets")]:
         for other in ("source_url", "base", "base_path"):
-            if _checked(part, dict, "datasets").get(other):
-                raise _InfoError(f"{other!r} is refused: shards must lie below this file's folder")
-        shards = _checked(_entry(part, "shardlist", "a data set"), list, where)
-        rows = [(_name(_entry(s, "url", where)), _count(_entry(s, "nsamples", where), where)) for s in shards]
-        name = part.get("name", "")
-        found.setdefault(_checked(name, str, "a data set's name"), []).extend(rows)
-    return found
-
-
-def _entry(value: Any, name: str, where: str) -> Any:
-    if name not in _checked(value, dict, where):
-        raise _InfoError(f"{where} has no {name!r}")
-    return value[name]
-
-
-def _checked(value: Any, kind: type, where: str) -> Any:
-    if type(value) is not kind:
-        raise _InfoError(f"{where} is a {type(value).__name__}, expected a {kind.__name__}")
-    return value
-
-
-def _count(value: Any, where: str) -> int:
-    if type(value) is not int or value < 0:
-        raise _InfoError(f"{where} has a shard of {shorten(value)} samples, expected a number >= 0")
-    return value
+            if part.get(other):
+                raise ValueError(f"{other!r} is refused: shards must lie below this file's folder")
+        shards = checked(part, _WidsPart, "a data set")["shardlist"]
+        parts.setdefault(part.get("name", ""), []).extend((_name(s["url"]), s["nsamples"]) for s in shards)
+    return parts
 
 
 def _name(value: Any) -> str:
@@ -130,15 +131,15 @@ def _name(value: Any) -> str:
     except PlanError as error:
         if isinstance(value, str) and ":" in value:  # which may hold a secret
             text = f"shard {shown_url(value)} is refused: it is no plain file name, but a URL or command"
-            raise _InfoError(text) from None
-        raise _InfoError(str(error)) from None
+            raise ValueError(text) from None
+        raise ValueError(str(error)) from None
 
 
 def _inside(folder: Path, name: str) -> str:
     """The path of a shard, no link on it leading out of the folder."""
     path, home = folder / name, os.path.realpath(folder)
     if os.path.commonpath([home, os.path.realpath(path)]) != home:
-        raise _InfoError(
+        raise ValueError(
             f"shard {shorten(name)} is refused: a link leads out of the folder; name the shard itself"
         )
     return str(path)

@@ -1,4 +1,4 @@
-"""How is a checked table stored? Parquet, one row group per shard, and a header that vouches for every column.
+"""Stores checked tables as Parquet: one row group per shard, and a header that vouches for every column.
 
 The header is a JSON text under the key ``adq_wds`` of the file's metadata, its SHA-256 under
 ``adq_wds.sha256``. It names the format, the version, and for every row group the shard, the number of rows and
@@ -9,10 +9,9 @@ otherwise, and the header's hash stays. A row group is compared with the header 
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 import os
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,11 @@ import pyarrow.parquet as pq
 from adq_wds.errors import AdqError, shorten
 from adq_wds.files import atomic_path, canonical_json, sha256_text
 from adq_wds.tables import bounds
+from adq_wds.tables.headers import TableHeader, parse_header
 
 HEADER_KEY = b"adq_wds"
 HASH_KEY = b"adq_wds.sha256"
 _NAMES_AT_ONCE = 1024
-_MAX_DEPTH = 32
 
 Header = dict[str, Any]
 ErrorClass = Callable[[str], AdqError]
@@ -106,12 +105,26 @@ class GroupFile:
 
     Reads by position (no shared file offset), so it may be used from threads and forked workers.
 
+    Args:
+        path: the file.
+        kind, version: its format, and the newest version that is known.
+        error: the class of all its errors.
+        header: the type that its header must be of; see `checked`.
+
     Attributes:
         header: the header, already compared with its hash.
         hash: the header's SHA-256.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, kind: str, version: int, error: ErrorClass) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        kind: str,
+        version: int,
+        error: ErrorClass,
+        header: type[Mapping[str, Any]] = TableHeader,
+    ) -> None:
         self.path = Path(path)
         self._error = error
         try:
@@ -130,49 +143,28 @@ class GroupFile:
             raise error(f"{self.path}: no such file") from None
         except (pa.ArrowException, OSError, ValueError, KeyError, RuntimeError, MemoryError) as cause:
             raise error(f"{self.path}: not a readable Parquet file ({shorten(str(cause))})") from cause
-        self.header, self.hash = self._checked_header(metadata, kind, version, len(rows))
-        listed = [shard.get("n") for shard in self.header["shards"]]
-        if listed != rows or any(type(n) is not int for n in listed):
-            raise error(f"{self.path}: damaged: its row groups are not those its header lists")
-
-    def _checked_header(
-        self, metadata: dict[bytes, bytes], kind: str, version: int, n_groups: int
-    ) -> tuple[Header, str]:
         raw, digest = metadata.get(HEADER_KEY), metadata.get(HASH_KEY)
         if raw is None or digest is None:
-            raise self._error(f"{self.path}: not made by adq_wds (no header); expected a file of {kind}")
+            raise error(f"{self.path}: not made by adq_wds (no header); expected a file of {kind}")
+        self.hash = digest.decode("ascii", "replace")
         try:
-            bounds.check_header(raw, n_groups)
+            bounds.check_header(raw, len(rows))
+            parsed = parse_header(raw, self.hash, kind=kind, version=version, header=header)
         except bounds.TooLargeError as cause:
-            raise self._error(f"{self.path}: damaged: {cause}") from cause
-        if hashlib.sha256(raw).hexdigest().encode("ascii") != digest:
-            raise self._error(f"{self.path}: damaged: the header does not match its hash; make it again")
-        header = self._parsed(raw)
-        if not isinstance(header, dict) or header.get("format") != f"adq_wds.{kind}":
-            found = header.get("format") if isinstance(header, dict) else None
-            raise self._error(f"{self.path}: holds {_shown(found)}, expected adq_wds.{kind}")
-        if type(header.get("version")) is not int or not 1 <= header["version"] <= version:
-            raise self._error(
-                f"{self.path}: version {_shown(header.get('version'))} of the {kind} format; "
-                f"this adq_wds reads versions 1 to {version}, so a newer one is needed"
-            )
-        shards = header.get("shards")
-        if not isinstance(shards, list) or not all(isinstance(shard, dict) for shard in shards):
-            raise self._error(f"{self.path}: damaged: the header lists no shards")
-        return header, digest.decode("ascii")
+            raise error(f"{self.path}: damaged: {cause}") from cause
+        except ValueError as cause:
+            raise error(f"{self.path}: {cause}") from cause
+        self.header: Header = dict(parsed)
+        if [shard["n"] for shard in self.header["shards"]] != rows:
+            raise error(f"{self.path}: damaged: its row groups are not those its header lists")
 
-    def _parsed(self, raw: bytes) -> Any:
-        """The header's JSON: finite numbers, few levels, and text that can be written again."""
+    @contextmanager
+    def reading_header(self) -> Iterator[None]:
+        """What goes wrong meanwhile is a damaged header."""
         try:
-            header = json.loads(raw, parse_constant=_finite, parse_float=_finite)
-            _check_depth(header)
-            # half a surrogate pair has no UTF-8: the header would have no hash
-            if b"\\ud" in raw or b"\\uD" in raw:
-                canonical_json(header).encode("utf-8")
-        except (ValueError, RecursionError, MemoryError) as cause:
-            reason = shorten(str(cause) or type(cause).__name__)
-            raise self._error(f"{self.path}: damaged: the header is not JSON of ours ({reason})") from cause
-        return header
+            yield
+        except (AdqError, KeyError, TypeError, ValueError, OverflowError) as cause:
+            raise self._error(f"{self.path}: damaged header: {shorten(str(cause), 200)}") from cause
 
     def has(self, name: str) -> bool:
         """Whether the file has a column of this name."""
@@ -199,7 +191,7 @@ class GroupFile:
             the error class given: a column is missing or of another type, or a value changed.
         """
         entry = self.header["shards"][i]
-        place = f"{self.path}, shard {_shown(entry.get('name'))}"
+        place = f"{self.path}, shard {shorten(entry['name'])}"
         try:
             present = self._present(schema, optional)
             wanted = pa.schema([f for f in present if columns is None or f.name in columns])
@@ -207,9 +199,8 @@ class GroupFile:
             found = column_hashes(table)
         except (pa.ArrowException, OSError, ValueError, KeyError, RuntimeError, MemoryError) as cause:
             raise self._error(f"{place}: damaged: {shorten(str(cause), 200)}; make it again") from cause
-        listed = entry.get("columns")
         for name, digest in found.items():
-            if not isinstance(listed, dict) or listed.get(name) != digest:
+            if entry["columns"].get(name) != digest:
                 raise self._error(f"{place}: damaged: column {name!r} does not match its hash; make it again")
         return table
 
@@ -254,29 +245,6 @@ class GroupFile:
             n_bytes += chunks[-1].nbytes
             bounds.check_names(name, n_bytes, n)
         return pa.chunked_array(chunks, type=pa.string())
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"number {text[:20]}")
-    return number
-
-
-def _check_depth(header: Any) -> None:
-    """Raise `ValueError` for lists in lists in lists: to compare or to show them is to recurse."""
-    level: list[Any] = [[header]]
-    for _ in range(_MAX_DEPTH):
-        inner = (value for each in level for value in (each.values() if isinstance(each, dict) else each))
-        level = [value for value in inner if isinstance(value, (dict, list))]
-        if not level:
-            return
-    raise ValueError(f"more than {_MAX_DEPTH} levels")
-
-
-def _shown(value: object) -> str:
-    """A text or number of the header; of a list, which may be deep, its type only."""
-    return shorten(value) if isinstance(value, (str, int, float)) else type(value).__name__
 
 
 def embedding_type(width: int) -> pa.DataType:

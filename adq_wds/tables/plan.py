@@ -82,12 +82,8 @@ class PlanShard:
     @cached_property
     def by_key(self) -> dict[str, tuple[bool, int, int]]:
         """Key → (kept, crc32, row)."""
-        return self.rows_by_key(self.kept)
-
-    def rows_by_key(self, kept: NDArray[np.bool_]) -> dict[str, tuple[bool, int, int]]:
-        """Key → (kept, crc32, row), for another choice of the kept ones: (n,) bool."""
         crc32 = self.spans.crc32.tolist()
-        rows = zip(kept.tolist(), crc32, range(len(crc32)), strict=True)
+        rows = zip(self.kept.tolist(), crc32, range(len(crc32)), strict=True)
         return dict(zip(self.spans.keys, rows, strict=True))
 
     def table(self) -> pa.Table:

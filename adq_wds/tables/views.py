@@ -1,4 +1,4 @@
-"""How do some of the images look when they are cropped and flipped? Two embeddings each, one file per shard."""
+"""Holds two embeddings each of a sample of images, cropped and flipped; one file per shard, beside the features."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Annotated, cast
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from adq_wds.core import views as core
-from adq_wds.core.rng import check_seed, draws
-from adq_wds.errors import AdqError, FeaturesError, shorten
+from adq_wds.core.rng import draws
+from adq_wds.errors import FeaturesError, shorten
 from adq_wds.files import canonical_json, sha256_text
 from adq_wds.shards.names import base_name, check_shard_name
 from adq_wds.tables.features import Features, file_name
 from adq_wds.tables.features_file import FeaturesFile
+from adq_wds.tables.headers import EmbeddedBy, Natural, TableHeader, checked, first_unlike
 from adq_wds.tables.parquet import (
     GroupFile,
-    Header,
     column_hashes,
     embedding_array,
     embedding_rows,
@@ -30,10 +31,23 @@ from adq_wds.tables.parquet import (
 )
 
 VERSION = 1
-# What must be equal in all files of a folder, and what decides every number in them beside the shards.
-ALIKE = ("encoder", "revision", "preprocessing_hash", "image", "width", "seed", "view")
-_FROM_FEATURES = ("encoder", "revision", "preprocessing_hash", "image", "width")
 _UNIT_TOLERANCE = 0.01  # of a squared length: rounding to float16 moves it by 0.001
+_FROM_FEATURES = ("encoder", "revision", "preprocessing_hash", "image", "width")
+_ALIKE = (*_FROM_FEATURES, "seed", "view")
+
+
+class ViewsSource(EmbeddedBy):
+    """What must be equal in all files of a folder, and what decides every number in them beside the shards."""
+
+    width: Annotated[int, range(1, 2**30)]
+    seed: Natural
+    view: str
+
+
+class ViewsHeader(TableHeader, ViewsSource):
+    """The header of a file of views, as FORMAT.md describes it."""
+
+    columns: list[str]
 
 
 @dataclass(frozen=True)
@@ -46,7 +60,7 @@ class ShardViews:
         keys: n keys.
         crc32: (n,) uint32, over the payloads of the sample that was viewed.
         z: (n, 2, D) float16, two unit rows for each sample; a zero row stays zero.
-        header: encoder, revision, preprocessing_hash, image, width (D), seed, view (version of the crops).
+        header: who embedded them, width (D), seed, view (version of the crops).
     """
 
     shard: str
@@ -54,22 +68,20 @@ class ShardViews:
     keys: list[str]
     crc32: NDArray[np.uint32]
     z: NDArray[np.float16]
-    header: Header
+    header: ViewsSource
 
     def __post_init__(self) -> None:
         n = len(self.keys)
         if not len(self.index) == len(self.crc32) == len(self.z) == n:
             rows = [len(self.index), len(self.crc32), len(self.z)]
             raise FeaturesError(f"shard {self.shard}: columns of {rows} rows for views of {n} samples")
-        missing = sorted(set(ALIKE) - self.header.keys())
-        if missing:
-            raise FeaturesError(f"shard {self.shard}: the header of its views lacks {missing}")
-        width = self.header["width"]
+        try:
+            width = checked(self.header, ViewsSource).get("width")
+        except ValueError as error:
+            raise FeaturesError(f"shard {self.shard}, views: {error}") from error
         if self.z.shape != (n, 2, width) or self.z.dtype != np.float16:
-            found = f"{self.z.shape} {self.z.dtype}"
-            raise FeaturesError(
-                f"shard {self.shard}: views are {found}, expected ({n}, 2, {shorten(width)}) float16"
-            )
+            got = f"{self.z.shape} {self.z.dtype}"
+            raise FeaturesError(f"shard {self.shard}: views are {got}, expected ({n}, 2, {width}) float16")
         if n and (self.index[0] < 0 or (np.diff(self.index) <= 0).any()):
             raise FeaturesError(f"shard {self.shard}: the views' positions do not rise from 0 or above")
         self._check_rows()
@@ -115,19 +127,16 @@ class ShardViews:
         Raises:
             FeaturesError: missing, damaged, or of another kind.
         """
-        file = GroupFile(path, kind="views", version=VERSION, error=FeaturesError)
-        try:
+        file = GroupFile(path, kind="views", version=VERSION, error=FeaturesError, header=ViewsHeader)
+        with file.reading_header():
             (entry,) = file.header["shards"]
             shard = check_shard_name(entry["name"])
-            header = _checked(file.header)
-        except (AdqError, KeyError, TypeError, ValueError, OverflowError) as cause:
-            raise FeaturesError(f"{file.path}: damaged header: {shorten(str(cause), 200)}") from cause
-        width = header["width"]
+        width = file.header["width"]
         table = file.group(0, _schema(width))
         z = embedding_rows(table["views"], 2 * width).reshape(-1, 2, width)
         columns = (table["index"].to_numpy(), table["key"].to_pylist(), table["crc32"].to_numpy())
         try:
-            return cls(shard, *columns, z, header)
+            return cls(shard, *columns, z, cast(ViewsSource, {name: file.header[name] for name in _ALIKE}))
         except FeaturesError as cause:
             raise FeaturesError(f"{file.path}: damaged: {cause}") from cause
 
@@ -141,19 +150,6 @@ def _schema(width: int) -> pa.Schema:
             pa.field("views", embedding_type(2 * width), nullable=False),
         ]
     )
-
-
-def _checked(header: Header) -> Header:
-    """What a file's header says of how it was made, each of its type."""
-    own = {name: header[name] for name in ALIKE}
-    if type(own["width"]) is not int or not 1 <= own["width"] < 2**30:
-        raise ValueError(f"width {shorten(own['width'])}")
-    check_seed(own["seed"])
-    texts = [name for name in ALIKE if name not in ("width", "seed")]
-    for name in texts:
-        if not isinstance(own[name], str):
-            raise ValueError(f"{name} is a {type(own[name]).__name__}, expected text")
-    return own
 
 
 class Views:
@@ -182,15 +178,13 @@ class Views:
                 f"{self.folder}: no views here ({which}); embed with views=20_000 (--views 20000)"
             )
         self.files = sorted((ShardViews.load(path) for path in paths), key=lambda file: file.shard)
-        first = self.files[0]
-        for file in self.files:
-            for name in ALIKE:
-                a, b = first.header[name], file.header[name]
-                if a != b:
-                    raise FeaturesError(
-                        f"{self.folder}: the views of {first.shard} and {file.shard} do not belong together: {name} "
-                        f"{shorten(a)} and {shorten(b)}; embed with views= (--views) again"
-                    )
+        if unlike := first_unlike([file.header for file in self.files], _ALIKE):
+            first, other, name = self.files[0], self.files[unlike[0]], unlike[1]
+            a, b = (shorten(file.header.get(name)) for file in (first, other))
+            raise FeaturesError(
+                f"{self.folder}: the views of {first.shard} and {other.shard} do not belong together: {name} {a} and {b}; "
+                "embed with views= (--views) again"
+            )
 
     @classmethod
     def of(cls, features: Features) -> Views:
@@ -205,7 +199,7 @@ class Views:
         return f"<Views of {len(self):,} samples in {len(self.files)} shards, {self.header['encoder']}>"
 
     @property
-    def header(self) -> Header:
+    def header(self) -> ViewsSource:
         """What all files have in common."""
         return self.files[0].header
 
@@ -228,12 +222,11 @@ class Views:
             FeaturesError: the features are of another encoder or other samples, or the views are not one keyed
                 sample of the set: a job ended early, or shards came or went since.
         """
-        for name in _FROM_FEATURES:
-            if self.header[name] != features.header[name]:
-                a, b = shorten(self.header[name]), shorten(features.header[name])
-                raise FeaturesError(
-                    f"{self.folder}: views made with {name} {a}, features with {b}; make the views again"
-                )
+        if unlike := first_unlike([self.header, features.header], _FROM_FEATURES):
+            a, b = (shorten(header.get(unlike[1])) for header in (self.header, features.header))
+            raise FeaturesError(
+                f"{self.folder}: views made with {unlike[1]} {a}, features with {b}; make the views again"
+            )
         by_shard = {file.shard: file for file in self.files}
         position, first = [], 0
         for file in features:

@@ -18,6 +18,7 @@ from adq_wds.core.allocation import (
     uniform,
 )
 from adq_wds.core.fresh import ONE
+from adq_wds.core.patches import n_kept
 from adq_wds.core.rng import draw
 
 # ---- The oracle: the definition in fractions, one node at a time
@@ -173,23 +174,6 @@ def test_exact_shares_sum_up_keep_the_bounds_and_lie_within_a_unit_of_the_fracti
     assert all(abs(a - b) < 1 + 1e-6 for a, b in zip(share.tolist(), expected, strict=True))
 
 
-@pytest.mark.parametrize(
-    ("size", "weight", "budget", "text"),
-    [
-        ([3, 3], [1.0], 2, "must all be"),
-        ([3, -1], [1.0, 1.0], 2, "sizes must be >= 0"),
-        ([3, 3], [1.0, -1.0], 2, "weights must be finite and >= 0"),
-        ([3, 3], [1.0, np.nan], 2, "weights must be finite and >= 0"),
-        ([3, 3], [1.0, np.inf], 2, "weights must be finite and >= 0"),
-        ([3, 3], [1.0, 1.0], 7, "budget must lie in 0 … 6"),
-        ([3, 3], [1.0, 1.0], -1, "budget must lie in 0 … 6"),
-    ],
-)
-def test_impossible_splits_are_refused(size: list[int], weight: list[float], budget: int, text: str) -> None:
-    with pytest.raises(ValueError, match=text):
-        split_budget(np.array(size), np.array(weight), budget)
-
-
 def test_adaptive_at_alpha_0_is_uniform_for_any_sizes() -> None:
     size, importance = np.array([7, 30, 0, 11]), np.array([0.4, 0.3, 0.2, 0.1])
     assert (adaptive(size, importance, 0.2, alpha=0.0) == uniform(size, importance, 0.2)).all()
@@ -203,22 +187,9 @@ def test_adaptive_is_the_papers_rate_for_equal_bins() -> None:
     assert ours / ours.sum() == pytest.approx(papers / papers.sum(), abs=1e-15)
 
 
-@pytest.mark.parametrize("alpha", [-0.1, 1.1, float("nan"), True, "0.5"])
-def test_alpha_out_of_range_is_refused_with_its_value(alpha: Any) -> None:
-    with pytest.raises(ValueError, match=f"alpha must be a number in .*{alpha!r}"):
-        adaptive(np.array([1]), np.array([1.0]), 0.5, alpha=alpha)
-
-
 def test_the_budget_rounds_half_to_even() -> None:
     assert [budget_for(0.5, n) for n in (1, 3, 5, 7)] == [0, 2, 2, 4]
     assert [budget_for(k, 10) for k in (0, 1, 0.0, 1.0, 1e-9)] == [0, 10, 0, 10, 0]
-
-
-@pytest.mark.parametrize("keep", [-1e-9, 1.0000001, float("nan"), float("inf"), True, False, "0.5", None])
-def test_keep_out_of_range_is_refused_with_its_value(keep: Any) -> None:
-    """F34."""
-    with pytest.raises(ValueError, match=rf"keep must be a number in \[0, 1\], got {keep!r}"):
-        budget_for(keep, 10)
 
 
 @given(st.integers(1, 40), st.data())
@@ -237,3 +208,15 @@ def test_a_negative_epoch_is_refused() -> None:
     one = np.ones(1, dtype=np.int64)
     with pytest.raises(ValueError, match="epoch must be >= 0, got -1"):
         fresh_draw(np.zeros(1, dtype=np.int32), one, one, -1)
+
+
+@pytest.mark.parametrize("value", [-1e-9, 1.0000001, math.nan, math.inf, True, False, "0.5", None])
+def test_a_ratio_out_of_range_is_refused_with_its_value(value: Any) -> None:
+    """F34."""
+    for name, call in (
+        ("keep", lambda: budget_for(value, 10)),
+        ("alpha", lambda: adaptive(np.array([1]), np.array([1.0]), 0.5, alpha=value)),
+        ("keep", lambda: n_kept(10, value)),
+    ):
+        with pytest.raises(ValueError, match=rf"{name} must be a number in \[0, 1\], got {value!r}"):
+            call()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from adq_wds.core import kernel
-from adq_wds.core.kernel import ROW_STEP, similarity, unit_rows
+from adq_wds.core.kernel import ROW_STEP, unit_rows
 
 
 def plain_rows(embedding: np.ndarray) -> list[list[float]]:
@@ -61,10 +61,9 @@ def test_squares_are_added_in_the_order_of_the_columns():
     assert np.array_equal(unit_rows(np.tile(row, (9, 1))), np.tile(lone, (9, 1)))
 
 
-def test_zero_rows_stay_zero_and_have_similarity_one_half_with_everything():
+def test_zero_rows_stay_zero():
     rows = unit_rows(np.array([[0.0, 0.0], [1.0, -1.0], [-0.0, 0.0]], dtype=np.float32))
     assert np.array_equal(rows[[0, 2]], np.zeros((2, 2)))
-    assert np.array_equal(similarity(rows[[0]], rows), [[0.5, 0.5, 0.5]])
 
 
 @pytest.mark.parametrize("scale", [1e-320, 1e-200, 1e-5, 1e5, 1e38, 1e200, 1e308])
@@ -101,14 +100,8 @@ def test_dot_products_and_sums_are_exact_integers_in_any_order(signed):
     product = steps @ steps.T  # whole numbers: no rounding at all
     assert np.array_equal(rows @ rows.T * 2.0**32, product.astype(np.float64))
     assert np.array_equal(rows[:, ::-1] @ rows[:, ::-1].T, rows @ rows.T)
-    assert np.array_equal(similarity(rows, rows) * 2.0**33, (product + 2**32).astype(np.float64))
     total = rows.sum(axis=0)
     assert np.array_equal(rows @ total, (rows @ rows.T).sum(axis=1))
-
-
-def test_similarity_is_one_with_itself_and_zero_with_the_opposite():
-    rows = unit_rows(np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]]))
-    assert similarity(rows, rows).tolist() == [[1.0, 0.0, 0.5], [0.0, 1.0, 0.5], [0.5, 0.5, 1.0]]
 
 
 @pytest.mark.parametrize(

@@ -41,10 +41,6 @@ def test_many_draws_are_the_single_ones() -> None:
     assert draws(7, 2, "s.tar", keys).tolist() == [draw(7, 2, "s.tar", key) for key in keys]
 
 
-def test_no_keys_no_draws() -> None:
-    assert draws(0, 0, "s.tar", []).shape == (0,)
-
-
 def test_draws_are_uniform() -> None:
     u = draws(0, 0, "s.tar", [str(i) for i in range(20_000)]) / 2.0**64
     counts = np.histogram(u, bins=20, range=(0, 1))[0]

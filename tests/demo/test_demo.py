@@ -7,6 +7,7 @@ import sys
 import tarfile
 import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -87,15 +88,14 @@ def test_shards_that_are_missing_are_written(demo: Demo, tmp_path: Path, last: s
         assert members(shards(tmp_path, split)) == members(shards(demo[0], split))
 
 
-def test_without_scikit_learn_the_remedy_is_said_and_no_folder_made(
+def test_without_scikit_learn_no_folder_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     assert main(["demo", "-o", str(tmp_path / "new")]) == 1
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("adq: AdqError: the demo's images come with scikit-learn (")
-    assert err.endswith('pip install "adq-wds[demo]"\n')
+    assert re.match(r"adq: AdqError: .* scikit-learn \(.*pip install \"adq-wds\[demo\]\"\n$", err)
     assert not (tmp_path / "new").exists()
 
 
@@ -144,9 +144,7 @@ def test_a_stream_that_differs_from_its_plan_is_an_error(
     demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(adq.Plan, "keys", lambda plan: ["digit-9999"])
-    with pytest.raises(
-        adq.AdqError, match=r"plan \('random', 0\): 126 samples streamed, not the 126 it keeps"
-    ):
+    with pytest.raises(adq.AdqError, match=r"plan \('random', 0\): 126 samples streamed, not the 126"):
         run_demo(tmp_path / "new", **TINY)
 
 
@@ -168,7 +166,7 @@ def trained(images: Images, test: Images, seed: int = 0, epochs: int = 5) -> flo
     return accuracy_of(Training("a", seed, images, rows), test, threading.Event())
 
 
-def test_the_network_learns_what_can_be_learnt_and_nothing_from_wrong_labels() -> None:
+def test_the_network_learns_from_right_labels_only() -> None:
     train, test = striped(64, 0), striped(100, 1)
     assert trained(train, test) == 1
     assert trained(Images(train.pixels, 1 - train.labels), test) == 0
@@ -181,19 +179,12 @@ def test_a_training_depends_on_its_arguments_alone() -> None:
     assert expected[0] != expected[1]
     torch.manual_seed(99)
     state = torch.get_rng_state()
-    found: dict[int, float] = {}
-    threads = [
-        threading.Thread(target=lambda s=s: found.update({s: trained(train, test, s, 2)})) for s in (0, 1)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert [found[0], found[1]] == expected
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(lambda seed: trained(train, test, seed, 2), (0, 1))) == expected
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_an_id_changes_with_everything_that_an_accuracy_follows_from() -> None:
+def test_an_id_changes_with_all_that_decides_an_accuracy() -> None:
     train, test, rows = striped(8, 0), striped(8, 1), [np.arange(4), np.arange(4)]
     ids = [
         Training("a", 0, train, rows).id(test),
@@ -335,7 +326,7 @@ def test_intervals_are_those_of_the_paired_t_test(n: int) -> None:
         assert mine["verdict"] == "none" or (mine["verdict"] == "higher") == (shift > 0)
 
 
-def test_below_five_seeds_nothing_is_ranked_however_clear_it_looks() -> None:
+def test_below_five_seeds_nothing_is_ranked() -> None:
     for n in range(1, MIN_SEEDS):
         result = found({"ADQ": [0.99] * n, "random": [0.1] * n})
         assert {d["verdict"] for d in result["differences"]} <= {"none", "equal"}

@@ -1,7 +1,6 @@
 """Encoders that misbehave: the image they fail on is named, and what they give is checked (F31)."""
 
 import io
-import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,35 +11,7 @@ from PIL import Image
 
 import adq_wds as adq
 from adq_wds.models.thumbnail import Thumbnail
-
-
-def png(i: int) -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(np.random.default_rng(i).integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(out, "PNG")
-    return out.getvalue()
-
-
-def shard_of(path: Path, images: range) -> Path:
-    """Samples k0, k1, … with one image each, of class 0 and 1 in turn."""
-    with tarfile.open(path, "w") as tar:
-        for i in images:
-            for name, data in (("png", png(i)), ("cls", b"%d" % (i % 2))):
-                member = tarfile.TarInfo(f"k{i}.{name}")
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
-    return path
-
-
-class Fake:
-    """An encoder whose answer for each image is a function of the image."""
-
-    name, revision, preprocessing_hash = "fake", "1", ""
-
-    def __init__(self, answer: Callable[[Sequence[Image.Image]], Any]) -> None:
-        self.answer = answer
-
-    def __call__(self, images: Sequence[Image.Image]) -> Any:
-        return self.answer(images)
+from tests.embedded import Watching, png, shard_of
 
 
 def is_image(image: Image.Image, i: int) -> bool:
@@ -73,27 +44,31 @@ def raising_at(at: int) -> Callable[[Sequence[Image.Image]], Any]:
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
 def test_an_embedding_that_is_no_number_names_its_sample(tmp_path: Path, value: float) -> None:
     """F31; 1e300 does not fit into float32."""
-    path = shard_of(tmp_path / "a.tar", range(10))
+    path = shard_of(tmp_path / "a.tar", 10)
     with pytest.raises(adq.SampleError, match=r"shard a.tar, key 'k7': its embedding holds NaN or infinity"):
-        adq.embed_shards(path, Fake(rows_with(value, 7)), tmp_path / "f", batch_size=4)
-    (file,) = adq.embed_shards(path, Fake(rows_with(value, 7)), tmp_path / "f", batch_size=4, on_error="skip")
+        adq.embed_shards(path, Watching(rows_with(value, 7)), tmp_path / "f", batch_size=4)
+    (file,) = adq.embed_shards(
+        path, Watching(rows_with(value, 7)), tmp_path / "f", batch_size=4, on_error="skip"
+    )
     assert [row[1] for row in file.bad] == ["k7"]
     assert np.isfinite(file.embedding()).all()
 
 
 @pytest.mark.parametrize("value", [1e38, -3.4e38, 1e-45])
 def test_very_large_and_very_small_embeddings_have_unit_rows(tmp_path: Path, value: float) -> None:
-    path = shard_of(tmp_path / "a.tar", range(4))
+    path = shard_of(tmp_path / "a.tar", 4)
     answer = lambda images: (np.full((len(images), 16), value), None)  # noqa: E731
-    (file,) = adq.embed_shards(path, Fake(answer), tmp_path / "f")
+    (file,) = adq.embed_shards(path, Watching(answer), tmp_path / "f")
     assert np.array_equal(file.embedding(), np.full((4, 16), np.sign(value) * 0.25, np.float16))
     assert np.isfinite(file.read(["norm"])["norm"].to_numpy()).all()
     adq.build_plan(adq.Features(tmp_path / "f"), bins=2, keep=0.5)
 
 
 def test_zero_embeddings_stay_zero(tmp_path: Path) -> None:
-    path = shard_of(tmp_path / "a.tar", range(4))
-    (file,) = adq.embed_shards(path, Fake(lambda images: (np.zeros((len(images), 5)), None)), tmp_path / "f")
+    path = shard_of(tmp_path / "a.tar", 4)
+    (file,) = adq.embed_shards(
+        path, Watching(lambda images: (np.zeros((len(images), 5)), None)), tmp_path / "f"
+    )
     assert not file.embedding().any()
     assert len(adq.build_plan(tmp_path / "f", bins=2, keep=0.5)) == 2
 
@@ -115,19 +90,19 @@ def test_zero_embeddings_stay_zero(tmp_path: Path) -> None:
     ],
 )
 def test_an_encoder_of_the_wrong_shape_is_named(tmp_path: Path, answer: Any, text: str) -> None:
-    path = shard_of(tmp_path / "a.tar", range(3))
+    path = shard_of(tmp_path / "a.tar", 3)
     with pytest.raises(
-        adq.SampleError, match=r"shard a.tar, key 'k0': encoder 'fake' fails on it: .*" + text
+        adq.SampleError, match=r"shard a.tar, key 'k0': encoder 'watching' fails on it: .*" + text
     ):
-        adq.embed_shards(path, Fake(answer), tmp_path / "f")
+        adq.embed_shards(path, Watching(answer), tmp_path / "f")
 
 
 def test_an_encoder_that_changes_its_width_is_refused(tmp_path: Path) -> None:
-    path = shard_of(tmp_path / "a.tar", range(10))
-    by_batch = Fake(lambda images: (np.ones((len(images), 1 + len(images))), None))
+    path = shard_of(tmp_path / "a.tar", 10)
+    by_batch = Watching(lambda images: (np.ones((len(images), 1 + len(images))), None))
     with pytest.raises(adq.FeaturesError, match=r"shard a.tar: embeddings of 5 and of 3 numbers"):
         adq.embed_shards(path, by_batch, tmp_path / "f", batch_size=4)
-    by_image = Fake(lambda images: ([[1.0] * (2 + is_image(image, 1)) for image in images], None))
+    by_image = Watching(lambda images: ([[1.0] * (2 + is_image(image, 1)) for image in images], None))
     with pytest.raises(adq.FeaturesError, match=r"shard a.tar: embeddings of 2 and of 3 numbers"):
         adq.embed_shards(path, by_image, tmp_path / "f")
     shard_of(tmp_path / "b.tar", range(1, 2))
@@ -143,27 +118,27 @@ def test_large_images_are_embedded_a_few_at_a_time(tmp_path: Path, monkeypatch: 
         calls.append(len(images))
         return Thumbnail()(images)
 
-    path = shard_of(tmp_path / "a.tar", range(10))
-    (whole,) = adq.embed_shards(path, Fake(Thumbnail()), tmp_path / "whole", workers=1, batch_size=8)
+    path = shard_of(tmp_path / "a.tar", 10)
+    (whole,) = adq.embed_shards(path, Watching(Thumbnail()), tmp_path / "whole", workers=1, batch_size=8)
     monkeypatch.setattr("adq_wds.embedding.batch.PART_PIXELS", 3 * 8 * 8)
-    (parts,) = adq.embed_shards(path, Fake(count), tmp_path / "parts", workers=1, batch_size=8)
+    (parts,) = adq.embed_shards(path, Watching(count), tmp_path / "parts", workers=1, batch_size=8)
     assert calls == [3, 3, 2, 2]
     assert (whole.embedding() == parts.embedding()).all()
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_encoder_that_fails_on_one_image_names_it(tmp_path: Path, workers: int) -> None:
-    path = shard_of(tmp_path / "a.tar", range(10))
-    text = r"shard a.tar, key 'k5': encoder 'fake' fails on it: RuntimeError: no memory"
+    path = shard_of(tmp_path / "a.tar", 10)
+    text = r"shard a.tar, key 'k5': encoder 'watching' fails on it: RuntimeError: no memory"
     with pytest.raises(adq.SampleError, match=text):
-        adq.embed_shards(path, Fake(raising_at(5)), tmp_path / "f", workers=workers)
+        adq.embed_shards(path, Watching(raising_at(5)), tmp_path / "f", workers=workers)
 
 
 def test_an_image_that_an_encoder_fails_on_can_be_skipped(tmp_path: Path) -> None:
-    path = shard_of(tmp_path / "a.tar", range(10))
-    (file,) = adq.embed_shards(path, Fake(raising_at(5)), tmp_path / "f", on_error="skip")
+    path = shard_of(tmp_path / "a.tar", 10)
+    (file,) = adq.embed_shards(path, Watching(raising_at(5)), tmp_path / "f", on_error="skip")
     assert [row[1] for row in file.bad] == ["k5"]
-    (whole,) = adq.embed_shards(path, Fake(Thumbnail()), tmp_path / "g")
+    (whole,) = adq.embed_shards(path, Watching(Thumbnail()), tmp_path / "g")
     assert np.array_equal(file.embedding(), np.delete(whole.embedding(), 5, axis=0))
 
 
@@ -173,9 +148,7 @@ def test_an_encoder_that_fails_on_a_batch_only_says_so(tmp_path: Path) -> None:
             raise MemoryError("too much")
         return Thumbnail()(images)
 
-    path = shard_of(tmp_path / "a.tar", range(6))
-    with pytest.raises(
-        adq.AdqError, match=r"fails on 6 images at once, .*MemoryError: too much.*smaller batch_size"
-    ):
-        adq.embed_shards(path, Fake(answer), tmp_path / "f")
-    assert len(adq.embed_shards(path, Fake(answer), tmp_path / "f", batch_size=2)) == 6
+    path = shard_of(tmp_path / "a.tar", 6)
+    with pytest.raises(adq.AdqError, match=r"fails on 6 images at once, .*MemoryError: too .* batch_size"):
+        adq.embed_shards(path, Watching(answer), tmp_path / "f")
+    assert len(adq.embed_shards(path, Watching(answer), tmp_path / "f", batch_size=2)) == 6

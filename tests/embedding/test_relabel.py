@@ -1,6 +1,5 @@
 """Labels may change, and digests come, without embedding again: the folder is then that of a fresh job."""
 
-import io
 import json
 import logging
 import os
@@ -17,22 +16,15 @@ from adq_wds.models.thumbnail import Thumbnail
 from adq_wds.score import Score
 from adq_wds.tables.features_file import FeaturesFile, ShardFeatures
 from tests.conftest import jpeg, write_tar
+from tests.embedded import Watching, files, png
 
 N = 12
 
 
-class Counting:
-    """The thumbnail with a head of three classes, and the number of images it was given."""
-
-    name, revision, preprocessing_hash = "counting", "1", ""
-
-    def __init__(self) -> None:
-        self.n = 0
-
-    def __call__(self, images: Sequence[Image.Image]) -> tuple[Any, Any]:
-        self.n += len(images)
-        h, _ = Thumbnail()(images)
-        return h, h[:, :3]
+def with_head(images: Sequence[Image.Image]) -> tuple[Any, Any]:
+    """Thumbnails, and logits of three classes."""
+    h, _ = Thumbnail()(images)
+    return h, h[:, :3]
 
 
 class Red(Score):
@@ -58,10 +50,6 @@ def shards(tmp_path: Path) -> list[Path]:
     return [write_tar(tmp_path / f"{name}.tar", members(20 * i)) for i, name in enumerate("abc")]
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.parquet"))}
-
-
 def said(caplog: pytest.LogCaptureFixture) -> str:
     return "\n".join(record.getMessage() for record in caplog.records)
 
@@ -70,7 +58,7 @@ def test_another_label_gives_the_features_of_a_fresh_job_without_an_encoder(
     shards: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "adq_wds")
-    encoder = Counting()
+    encoder = Watching(with_head)
     adq.embed_shards(shards, encoder, tmp_path / "f", scores=[Red()])
     n = encoder.n
     for label in ("json:y", "json:word", None, "none", lambda sample: sample["__key__"], "cls"):
@@ -78,16 +66,16 @@ def test_another_label_gives_the_features_of_a_fresh_job_without_an_encoder(
         adq.embed_shards(shards, encoder, tmp_path / "f", label=label, scores=[Red()])
         assert encoder.n == n
         out = tmp_path / f"fresh{len(list(tmp_path.iterdir()))}"
-        adq.embed_shards(shards, Counting(), out, label=label, scores=[Red()])
+        adq.embed_shards(shards, Watching(with_head), out, label=label, scores=[Red()])
         assert files(tmp_path / "f") == files(out)
         if label not in (None, "none"):
             assert "shard a.tar: labels are read again, by" in said(caplog)
 
 
 def test_scores_that_are_not_asked_for_now_stay(shards: list[Path], tmp_path: Path) -> None:
-    adq.embed_shards(shards, Counting(), tmp_path / "f", scores=[Red()])
+    adq.embed_shards(shards, Watching(with_head), tmp_path / "f", scores=[Red()])
     before = adq.Features(tmp_path / "f").score("red")
-    features = adq.embed_shards(shards, Counting(), tmp_path / "f", label="json:y")
+    features = adq.embed_shards(shards, Watching(with_head), tmp_path / "f", label="json:y")
     assert features.score("red").tobytes() == before.tobytes()
 
 
@@ -100,7 +88,7 @@ def test_samples_that_were_bad_are_tried_again_and_they_alone(
     damaged = [(name, data[:50] if name == "s005.jpg" else data) for name, data in every]
     left = [member for member in damaged if member[0] not in ("s003.cls", "s007.json")]
     shard = write_tar(tmp_path / "a.tar", left)
-    encoder = Counting()
+    encoder = Watching(with_head)
     options: dict[str, Any] = {"on_error": "skip", "max_bad_fraction": 0.5}
     (file,) = adq.embed_shards(shard, encoder, tmp_path / "f", **options)
     assert [row[1] for row in file.bad] == ["s003", "s005"]
@@ -108,7 +96,7 @@ def test_samples_that_were_bad_are_tried_again_and_they_alone(
     (file,) = adq.embed_shards(shard, encoder, tmp_path / "f", label="json:y", **options)
     assert [row[1] for row in file.bad] == ["s005", "s007"]
     assert encoder.n == n + 1
-    adq.embed_shards(shard, Counting(), tmp_path / "fresh", label="json:y", **options)
+    adq.embed_shards(shard, Watching(with_head), tmp_path / "fresh", label="json:y", **options)
     assert files(tmp_path / "f") == files(tmp_path / "fresh")
     with pytest.raises(adq.SampleError, match=r"shard a\.tar, key 's003': no label field: looked for cls"):
         adq.embed_shards(shard, encoder, tmp_path / "f")
@@ -118,7 +106,7 @@ def test_samples_that_were_bad_are_tried_again_and_they_alone(
 def test_a_job_that_is_stopped_leaves_each_shard_old_or_new_and_the_next_one_finishes(
     shards: list[Path], tmp_path: Path
 ) -> None:
-    encoder, stop = Counting(), True
+    encoder, stop = Watching(with_head), True
 
     def label(sample: dict[str, Any]) -> int:
         if stop and sample["__url__"].endswith("b.tar"):
@@ -145,7 +133,7 @@ def test_logit_gradients_depend_on_the_labels(
     shards: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "adq_wds")
-    encoder = Counting()
+    encoder = Watching(with_head)
     adq.embed_shards(shards, encoder, tmp_path / "f", logit_grad=True)
     adq.embed_shards(shards, encoder, tmp_path / "f", logit_grad=True, label="json:y")
     assert encoder.n == 2 * 3 * N
@@ -176,7 +164,7 @@ def test_older_features_get_digests_without_an_encoder(
 ) -> None:
     caplog.set_level(logging.INFO, "adq_wds")
     shards.append(write_tar(tmp_path / "d.tar", [*members(90), ("z.jpg", jpeg(0)[:60]), ("z.cls", b"0")]))
-    encoder = Counting()
+    encoder = Watching(with_head)
     options: dict[str, Any] = {"logit_grad": True, "scores": [Red()], "on_error": "skip"}
     adq.embed_shards(shards, encoder, tmp_path / "f", **options)
     n, whole = encoder.n, files(tmp_path / "f")
@@ -191,7 +179,7 @@ def test_older_features_get_digests_without_an_encoder(
 
 
 def test_a_shard_that_changed_is_embedded_again_not_read(shards: list[Path], tmp_path: Path) -> None:
-    encoder = Counting()
+    encoder = Watching(with_head)
     adq.embed_shards(shards, encoder, tmp_path / "f")
     older(tmp_path / "f")
     data, stamp = bytearray(shards[0].read_bytes()), shards[0].stat()
@@ -206,7 +194,7 @@ def test_a_shard_that_changed_is_embedded_again_not_read(shards: list[Path], tmp
 
 
 def test_a_limit_reads_again_what_was_embedded(shards: list[Path], tmp_path: Path) -> None:
-    encoder = Counting()
+    encoder = Watching(with_head)
     adq.embed_shards(shards, encoder, tmp_path / "f", limit=N + 5)
     n = encoder.n
     part = adq.embed_shards(shards, encoder, tmp_path / "f", limit=N + 5, label="json:word")
@@ -234,12 +222,8 @@ def test_a_run_with_another_label_plans_anew_and_embeds_nothing(shards: list[Pat
 
 
 def labelled(path: Path, labels: list[bytes]) -> Path:
-    out = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(out, "PNG")
     fields = [
-        (f"k{i}.{name}", data)
-        for i, y in enumerate(labels)
-        for name, data in (("png", out.getvalue()), ("cls", y))
+        (f"k{i}.{name}", data) for i, y in enumerate(labels) for name, data in (("png", png(i)), ("cls", y))
     ]
     return write_tar(path, fields)
 

@@ -115,9 +115,7 @@ def test_workers_and_batches_change_no_number(shards: list[Path], tmp_path: Path
 
 
 def test_a_bad_value_names_the_sample_and_is_skipped_when_asked(shards: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(
-        adq.SampleError, match=r"shard a\.tar, key 's\d+': score 'picky' gave nan, expected one"
-    ):
+    with pytest.raises(adq.SampleError, match=r"shard a\.tar, key 's\d+': score 'picky' gave nan, .* one"):
         adq.embed_shards(shards, "thumbnail", tmp_path / "f", scores=[Picky()])
     features = adq.embed_shards(
         shards, "thumbnail", tmp_path / "f", scores=[Picky()], on_error="skip", max_bad_fraction=1.0
@@ -213,12 +211,7 @@ def test_a_run_sees_that_a_score_changed(
     run = [
         "run",
         *map(str, shards),
-        "--encoder",
-        "thumbnail",
-        "--scores",
-        "red",
-        "-q",
-        "-o",
+        *["--encoder", "thumbnail", "--scores", "red", "-q", "-o"],
         str(tmp_path / "r"),
     ]
     assert main(run) == 0
@@ -231,9 +224,7 @@ def test_a_run_sees_that_a_score_changed(
 
 def test_a_plan_by_a_score_that_was_not_made_is_refused(shards: list[Path], tmp_path: Path) -> None:
     features = adq.embed_shards(shards, "thumbnail", tmp_path / "f")
-    with pytest.raises(
-        adq.FeaturesError, match=r"a\.parquet: no score 'red' here, only texture; embed with it"
-    ):
+    with pytest.raises(adq.FeaturesError, match=r"a\.parquet: no score 'red' here, only texture; .* with it"):
         adq.build_plan(features, scores=["texture", Red()])
     with pytest.raises(ValueError, match="unknown score 'textur'; did you mean texture"):
         adq.build_plan(features, scores=["textur"])

@@ -22,44 +22,16 @@ from adq_wds.embedding.views_batch import make_view
 from adq_wds.files import lock
 from adq_wds.models.thumbnail import Thumbnail
 from adq_wds.tables.views import Views, choose_rows, views_folder
+from tests.conftest import MakeShard
+from tests.embedded import Watching, dates, files
 from tests.programs import Program
 
-MakeShard = Callable[..., Path]
 Rows = np.ndarray[Any, Any]
-
-
-class Watching:
-    """The thumbnail under another name, which keeps what it was given."""
-
-    name, revision, preprocessing_hash = "watching", "1", ""
-
-    def __init__(self) -> None:
-        self.sizes: list[tuple[int, int]] = []
-        self.calls: list[int] = []
-
-    def __call__(self, images: Sequence[Image.Image]) -> tuple[Any, None]:
-        self.sizes += [image.size for image in images]
-        self.calls.append(len(images))
-        return Thumbnail()(images)
-
-
-@pytest.fixture
-def shards(make_shard: MakeShard) -> list[Path]:
-    """Three shards of 50, 70 and 3 samples; two of them share keys, one has images of another size."""
-    return [
-        make_shard("b.tar", 50),
-        make_shard("a.tar", 70, first=20, classes=3),
-        make_shard("c.tar", 3, side=17),
-    ]
 
 
 @pytest.fixture
 def features(shards: list[Path], tmp_path: Path) -> adq.Features:
     return adq.embed_shards(shards, Watching(), tmp_path / "f")
-
-
-def files(features: adq.Features) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(views_folder(features).glob("*.parquet"))}
 
 
 def images_of(path: Path) -> dict[str, Image.Image]:
@@ -117,11 +89,11 @@ def test_workers_and_the_order_of_shards_change_no_byte(
     features: adq.Features, shards: list[Path], options: dict[str, int]
 ) -> None:
     embed_views(features, shards, Watching(), views=60, batch_size=8, workers=2)
-    before = files(features)
+    before = files(views_folder(features))
     for path in views_folder(features).iterdir():
         path.unlink()
     embed_views(features, shards[::-1], Watching(), views=60, batch_size=8, **options)
-    assert files(features) == before
+    assert files(views_folder(features)) == before
 
 
 def test_a_network_gives_the_same_bytes_with_any_number_of_workers(
@@ -145,15 +117,14 @@ def test_a_network_gives_the_same_bytes_with_any_number_of_workers(
 def test_a_network_has_one_thread_in_each_worker(features: adq.Features, shards: list[Path]) -> None:
     import torch
 
-    class Counting(Watching):
-        def __call__(self, images: Sequence[Image.Image]) -> tuple[Any, None]:
-            assert torch.get_num_threads() == 1
-            return super().__call__(images)
+    def answer(images: Sequence[Image.Image]) -> Any:
+        assert torch.get_num_threads() == 1
+        return Thumbnail()(images)
 
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        embed_views(features, shards, Counting(), views=20, workers=2)
+        embed_views(features, shards, Watching(answer), views=20, workers=2)
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
@@ -163,13 +134,13 @@ def test_large_images_are_viewed_a_few_at_a_time_to_the_same_end(
     features: adq.Features, shards: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     embed_views(features, shards, Watching(), views=60)
-    before = files(features)
+    before = files(views_folder(features))
     monkeypatch.setattr(adq_wds.embedding.batch, "PART_PIXELS", 16 * 16 * 2 * 3)
     (views_folder(features) / "a.parquet").unlink()
     encoder = Watching()
     embed_views(features, shards, encoder, views=60)
     assert max(encoder.calls) == 3
-    assert files(features) == before
+    assert files(views_folder(features)) == before
 
 
 def test_another_seed_gives_other_samples_and_a_larger_number_keeps_the_smaller_ones_views(
@@ -214,12 +185,9 @@ def test_images_of_one_pixel_and_of_one_line_have_views(tmp_path: Path) -> None:
 
 
 def test_an_embedding_of_zeros_stays_zero(shards: list[Path], tmp_path: Path) -> None:
-    class Black(Watching):
-        def __call__(self, images: Sequence[Image.Image]) -> tuple[Any, None]:
-            return np.zeros((len(images), 4), np.float32), None
-
-    features = adq.embed_shards(shards, Black(), tmp_path / "g")
-    assert not embed_views(features, shards, Black()).rows(features)[1].any()
+    black = Watching(lambda images: (np.zeros((len(images), 4), np.float32), None))
+    features = adq.embed_shards(shards, black, tmp_path / "g")
+    assert not embed_views(features, shards, black).rows(features)[1].any()
 
 
 def test_limited_features_have_views_of_their_own_samples(shards: list[Path], tmp_path: Path) -> None:
@@ -247,24 +215,23 @@ def test_features_with_bad_samples_have_views_of_the_good_ones(tmp_path: Path, m
 
 def test_what_is_there_is_not_made_again(features: adq.Features, shards: list[Path]) -> None:
     embed_views(features, shards, Watching(), views=60)
-    dates = {path: path.stat().st_mtime_ns for path in views_folder(features).glob("*.parquet")}
+    before = dates(views_folder(features))
     encoder = Watching()
     embed_views(features, shards, encoder, views=60)
-    assert encoder.calls == []
-    assert {path: path.stat().st_mtime_ns for path in views_folder(features).glob("*.parquet")} == dates
+    assert (encoder.calls, dates(views_folder(features))) == ([], before)
 
 
 def test_only_damaged_or_missing_files_are_made_again(
     features: adq.Features, shards: list[Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     embed_views(features, shards, Watching(), views=200)
-    before = files(features)
+    before = files(views_folder(features))
     (views_folder(features) / "b.parquet").unlink()
     (views_folder(features) / "c.parquet").write_bytes(before["c.parquet"][:-50])
     encoder = Watching()
     embed_views(features, shards, encoder, views=200)
     assert sum(encoder.calls) == 2 * (50 + 3)
-    assert files(features) == before
+    assert files(views_folder(features)) == before
     assert "c.parquet: not a readable Parquet file" in caplog.text
     assert "making the views of the shard again" in caplog.text
 
@@ -291,15 +258,14 @@ def test_another_seed_views_the_same_samples_anew(features: adq.Features, shards
 
 
 def test_a_job_that_failed_goes_on_where_it_was(features: adq.Features, shards: list[Path]) -> None:
-    class Failing(Watching):
-        def __call__(self, images: Sequence[Image.Image]) -> tuple[Any, None]:
-            if images[0].size == (17, 17):  # c.tar, the last one
-                raise KeyboardInterrupt
-            return super().__call__(images)
+    def answer(images: Sequence[Image.Image]) -> Any:
+        if images[0].size == (17, 17):  # c.tar, the last one
+            raise KeyboardInterrupt
+        return Thumbnail()(images)
 
     with pytest.raises(KeyboardInterrupt):
-        embed_views(features, shards, Failing(), views=200, workers=1)
-    assert sorted(files(features)) == ["a.parquet", "b.parquet"]
+        embed_views(features, shards, Watching(answer), views=200, workers=1)
+    assert sorted(files(views_folder(features))) == ["a.parquet", "b.parquet"]
     encoder = Watching()
     embed_views(features, shards, encoder, views=200)
     assert sum(encoder.calls) == 2 * 3
@@ -328,24 +294,24 @@ def test_a_killed_job_leaves_whole_files_and_loses_one_shard_a_worker(
     shards = [make_shard(f"t-{i}.tar", 20, first=i * 100) for i in range(6)]
     features = adq.embed_shards(shards, "thumbnail", tmp_path / "f")
     for wait in (0.05, 0.02, 0.08):
-        before = files(features)
+        before = files(views_folder(features))
         job = Program(SLOW_JOB, str(tmp_path / "f"), *map(str, shards))
         assert job.stdout.readline() == "ready\n"
         time.sleep(wait)
         job.kill()
         job.communicate()
-        after = files(features)
+        after = files(views_folder(features))
         assert after.items() >= before.items()
-    survived = files(features)
+    survived = files(views_folder(features))
     views = embed_views(features, shards, "thumbnail", batch_size=4)
     assert len(views.rows(features)[0]) == 120
-    assert files(features).items() >= survived.items()
+    assert files(views_folder(features)).items() >= survived.items()
     assert not list(views_folder(features).glob(".*.partial"))
-    resumed = files(features)
+    resumed = files(views_folder(features))
     for path in views_folder(features).glob("*.parquet"):
         path.unlink()
     embed_views(features, shards, "thumbnail", batch_size=4)
-    assert files(features) == resumed
+    assert files(views_folder(features)) == resumed
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -357,14 +323,13 @@ def test_no_more_shards_than_workers_are_begun_and_not_saved(
     features = adq.embed_shards(paths, Watching(), tmp_path / "g")
     unsaved = []
 
-    class Counting(Watching):
-        def __call__(self, images: Sequence[Image.Image]) -> tuple[Any, None]:
-            answer = super().__call__(images)
-            begun = (len(self.calls) + 1) // 2  # two calls a shard
-            unsaved.append(begun - len(files(features)))
-            return answer
+    def answer(images: Sequence[Image.Image]) -> Any:
+        begun = (len(encoder.calls) + 1) // 2  # two calls a shard
+        unsaved.append(begun - len(files(views_folder(features))))
+        return Thumbnail()(images)
 
-    embed_views(features, paths, Counting(), workers=workers)
+    encoder = Watching(answer)
+    embed_views(features, paths, encoder, workers=workers)
     assert len(unsaved) == 16
     assert max(unsaved) <= workers
 
@@ -381,24 +346,15 @@ def test_the_folder_of_the_features_may_be_held_and_that_of_the_views_may_not(
 # ---- What is refused
 
 
-class Other(Watching):
-    name = "other"
-
-
-class Newer(Watching):
-    revision = "2"
-
-
-class Sharper(Watching):
-    preprocessing_hash = "abc"
-
-
 @pytest.mark.parametrize(
     ("encoder", "text"),
     [
-        (Other(), r"made with encoder 'watching' .*, now 'other'"),
-        (Newer(), r"made with revision '1' \(encoder 'watching'\), now '2' \(encoder 'watching'\)"),
-        (Sharper(), r"made with preprocessing_hash '' .*, now 'abc'"),
+        (Watching(name="other"), r"made with encoder 'watching' .*, now 'other'"),
+        (
+            Watching(revision="2"),
+            r"made with revision '1' \(encoder 'watching'\), now '2' \(encoder 'watching'\)",
+        ),
+        (Watching(preprocessing_hash="abc"), r"made with preprocessing_hash '' .*, now 'abc'"),
         ("thumbnail", r"made with encoder 'watching' .*, now 'thumbnail'"),
     ],
 )
@@ -413,17 +369,13 @@ def test_another_encoder_than_that_of_the_features_is_refused(
 def test_stored_embeddings_have_no_encoder_to_embed_views_with(shards: list[Path], tmp_path: Path) -> None:
     np.save(tmp_path / "e.npy", np.random.default_rng(0).normal(size=(123, 4)))
     features = adq.embed_shards(shards, out=tmp_path / "g", embeddings=tmp_path / "e.npy")
-    with pytest.raises(
-        adq.FeaturesError, match=r"stored embeddings 'stored:e\.npy', and there is no encoder"
-    ):
+    with pytest.raises(adq.FeaturesError, match=r"stored embeddings 'stored:e\.npy', and .* is no encoder"):
         embed_views(features, shards, "thumbnail")
 
 
 def test_an_image_function_is_asked_for_and_must_be_the_same(shards: list[Path], tmp_path: Path) -> None:
     features = adq.embed_shards(shards, Watching(), tmp_path / "g", image=the_jpeg)
-    with pytest.raises(
-        ValueError, match=r"found by 'function:.*the_jpeg' when they were embedded; give it as image="
-    ):
+    with pytest.raises(ValueError, match=r"found by .* when they were embedded; give it as image="):
         embed_views(features, shards, Watching())
     with pytest.raises(adq.FeaturesError, match=r"made with image 'function:.*the_jpeg' .*, now 'jpg'"):
         embed_views(features, shards, Watching(), image="jpg")
@@ -438,13 +390,9 @@ def the_jpeg(sample: dict[str, Any]) -> bytes:
 def test_shards_that_are_not_those_of_the_features_are_named(
     features: adq.Features, shards: list[Path], make_shard: MakeShard
 ) -> None:
-    with pytest.raises(
-        adq.FeaturesError, match=r"shard a\.tar has features, but is not among the 2 .*1 missing"
-    ):
+    with pytest.raises(adq.FeaturesError, match=r"shard a\.tar has .* but is not among the 2 .*1 missing"):
         embed_views(features, [shards[0], shards[2]], Watching())
-    with pytest.raises(
-        adq.FeaturesError, match=r"shard d\.tar has no features \(1 in all have none\); embed it first"
-    ):
+    with pytest.raises(adq.FeaturesError, match=r"shard d\.tar has no features \(1 in all have .* it first"):
         embed_views(features, [*shards, make_shard("d.tar", 2)], Watching())
 
 
@@ -474,17 +422,6 @@ def test_a_shard_changed_since_embedding_is_refused(
         text = r"c\.tar: cannot be opened"
     with pytest.raises(adq.ShardError, match=text):
         embed_views(features, shards, Watching(), views=200)
-
-
-class Answering(Watching):
-    """Answers for views (17×17 images are c.tar's) with something else."""
-
-    def __init__(self, answer: Callable[[Sequence[Image.Image]], Any]) -> None:
-        super().__init__()
-        self.answer = answer
-
-    def __call__(self, images: Sequence[Image.Image]) -> tuple[Any, None]:
-        return self.answer(images)  # type: ignore[no-any-return]
 
 
 def failing(*, alone: bool) -> Callable[[Sequence[Image.Image]], Any]:
@@ -522,13 +459,13 @@ def test_a_view_that_cannot_be_embedded_is_met_by_its_shard_and_key(
     features: adq.Features, shards: list[Path], answer: Any, error: Any, text: str
 ) -> None:
     with pytest.raises(error, match=text):
-        embed_views(features, shards, Answering(answer), views=200)
-    assert "c.parquet" not in files(features)
+        embed_views(features, shards, Watching(answer), views=200)
+    assert "c.parquet" not in files(views_folder(features))
 
 
 @pytest.mark.parametrize("value", [1e30, 1e-42])
 def test_huge_and_denormal_embeddings_are_unit_rows(shards: list[Path], tmp_path: Path, value: float) -> None:
-    encoder = Answering(lambda images: (np.full((len(images), 4), value, np.float32), None))
+    encoder = Watching(lambda images: (np.full((len(images), 4), value, np.float32), None))
     features = adq.embed_shards(shards, encoder, tmp_path / "g")
     assert (embed_views(features, shards, encoder, views=5).rows(features)[1] == 0.5).all()
 

@@ -144,9 +144,7 @@ def test_nothing_but_an_index_is_written_over(shards: list[Path], tmp_path: Path
 # ---- Descriptions
 
 
-def test_a_description_names_the_shards_and_its_counts_are_compared(
-    shards: list[Path], tmp_path: Path
-) -> None:
+def test_counts_of_a_description_are_compared(shards: list[Path], tmp_path: Path) -> None:
     info: dict[str, Any] = {"splits": {"t": {"filenames": ["b.tar", "a.tar"], "shard_lengths": [6, 5]}}}
     (tmp_path / "in" / "_info.json").write_text(json.dumps(info))
     assert index_shards(tmp_path / "in" / "_info.json", tmp_path / "i.parquet").samples == 11

@@ -34,7 +34,7 @@ def padding(spans: list[Span]) -> set[int]:
     return {at for end in ends for at in range(end, end + -end % 512)}
 
 
-def test_no_bit_flip_and_no_zeroed_block_passes_and_none_is_invented(
+def test_no_flip_or_zeroed_block_passes_or_is_invented(
     one: One,
 ) -> None:
     """F3: undetected 0, false alarms 0."""

@@ -44,9 +44,7 @@ def decoded(sample: Sample, **options: Any) -> Sample:
         ("cls", lambda sample: sample["ppm"], {"ppm", "json", "txt"}),
     ],
 )
-def test_the_fields_that_were_read_are_dropped_and_all_others_pass(
-    label: Any, image: Any, left: set[str]
-) -> None:
+def test_the_fields_that_were_read_go_and_others_pass(label: Any, image: Any, left: set[str]) -> None:
     out = decoded(make(cls=b"7", json=b'{"label": 7}', txt=b"7"), label=label, image=image)
     read = {"image"} if label in (None, "none") else {"image", "label"}
     assert set(out) == {"__key__", "__url__"} | left | read
@@ -66,7 +64,7 @@ def test_a_function_named_like_a_field_drops_nothing() -> None:
     assert (out["cls"], out["label"]) == (b"7", 3)
 
 
-def test_a_function_that_changes_its_sample_changes_no_input_and_sees_nothing_forged() -> None:
+def test_a_function_gets_a_copy_without_forged_fields() -> None:
     def label(sample: Sample) -> int:
         assert "__adq_keep__" not in sample
         return int(sample.pop("cls"))
@@ -93,40 +91,9 @@ def test_a_users_functions_are_called_once_a_sample() -> None:
 
 
 def test_fields_named_image_and_label_can_be_what_is_read() -> None:
-    out = decoded(
-        {"__key__": "a", "__url__": "a.tar", "image": PPM, "label": b"cat"}, image="image", label="label"
-    )
+    sample = {"__key__": "a", "__url__": "a.tar", "image": PPM, "label": b"cat"}
+    out = decoded(sample, image="image", label="label")
     assert (out["image"].shape, out["label"]) == ((1, 1, 3), "cat")
-
-
-@pytest.mark.parametrize(
-    ("options", "text"),
-    [
-        ({"to": "jpeg"}, r"to must be one of .* got 'jpeg'"),
-        ({"image": "pkl"}, "would run what a pickle says"),
-        ({"image": 3}, "image=3 names no field"),
-        ({"image": None}, "image=None names no field"),
-        ({"image": "json:a"}, "a path, 'a', leads to a label, never to an image"),
-        ({"label": "cls;CLS"}, "is empty or named twice"),
-        ({"label": "cls:a"}, "only leads into a json field"),
-        ({"label": ["cls"]}, r"label=\['cls'\] names no field"),
-        ({"label": "x.pth"}, "would run what a pickle says"),
-        ({"max_pixels": 0}, "max_pixels must be an integer >= 1, got 0"),
-        ({"max_pixels": 1.5}, "max_pixels must be an integer >= 1, got 1.5"),
-        ({"max_pixels": True}, "max_pixels must be an integer >= 1, got True"),
-        ({"max_pixels": "9"}, "max_pixels must be an integer >= 1, got '9'"),
-        ({"background": (300, 0, 0)}, r"background must be .* 0 to 255, got \(300, 0, 0\)"),
-        ({"background": (-1, 0, 0)}, r"got \(-1, 0, 0\)"),
-        ({"background": (0, 0)}, r"got \(0, 0\)"),
-        ({"background": (0.5, 0, 0)}, r"got \(0.5, 0, 0\)"),
-        ({"background": "red"}, "got 'red'"),
-        ({"background": 7}, "got 7"),
-        ({"on_error": "ignore"}, "on_error must be 'raise', 'skip' or a function, got 'ignore'"),
-    ],
-)
-def test_a_wrong_argument_is_met_when_the_stage_is_made(options: dict[str, Any], text: str) -> None:
-    with pytest.raises(ValueError, match=text):
-        adq.Decode(**{"on_error": "skip", **options})
 
 
 def test_bounds_that_are_just_right_are_taken() -> None:
@@ -134,19 +101,11 @@ def test_bounds_that_are_just_right_are_taken() -> None:
     assert decoded(make(cls=b"1"), **options)["image"].shape == (1, 1, 3)
 
 
-def test_a_class_used_as_a_stage_is_no_silent_stage(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"image=<list_iterator .* names no field"):
-        adq.Decode(iter([make()]))  # type: ignore[arg-type]
-
-
 def test_whole_images_asked_for_patches_say_that_they_are_whole() -> None:
     def patches_of(sample: Sample) -> Sample:
         return adq.Decode(label=None, to="patches").apply([sample])[0]
 
-    text = (
-        r"^shard a.tar, key 'a', field '{}': a whole image, not kept patches, which are stored as "
-        r"'patches.jpg': drop patches with DropPatches, or decode it without to='patches'$"
-    )
+    text = r"^shard a.tar, key 'a', field '{}': a whole image, not kept patches, .* without to='patches'$"
     picture = io.BytesIO()
     Image.new("RGB", (32, 32)).save(picture, "JPEG")
     for sample in ({"ppm": PPM}, {"jpg": picture.getvalue()}):
@@ -190,20 +149,6 @@ def test_the_whole_image_is_what_decode_gives_of_every_sample() -> None:
     assert (name, image.size) == (None, (32, 16))  # a function's bytes are a picture: here the tiles
 
 
-def test_of_several_images_none_is_taken_and_damaged_places_are_named() -> None:
-    with pytest.raises(adq.SampleError, match=r"fields 'ppm' and 'patches.jpg' are both there; name one"):
-        whole_image(patched(ppm=PPM))
-    assert whole_image(patched(ppm=PPM), "ppm")[1].size == (1, 1)
-    stripped = io.BytesIO()
-    Image.open(io.BytesIO(patched()["patches.jpg"])).save(stripped, "JPEG")
-    with pytest.raises(adq.SampleError, match=r"key 'a', field 'patches.jpg': no patch mask: .* metadata"):
-        whole_image(patched(**{"patches.jpg": stripped.getvalue()}))
-    with pytest.raises(
-        adq.SampleError, match=r"field 'patches.jpg': too large: .* 1024 pixels, at most 1023"
-    ):
-        whole_image(patched(), max_pixels=1023)
-
-
 # ---- Words as classes
 
 
@@ -231,9 +176,3 @@ def test_a_label_that_is_none_of_the_classes_is_a_bad_sample(label: bytes) -> No
         adq.SampleError, match=r"field 'cls': label ('gnu'|1) is none of the 2 names in classes="
     ):
         decoded(make(cls=label), classes=["cat", "dog"])
-
-
-@pytest.mark.parametrize("classes", ["cat", [1, 2], ["cat", "cat"], {"cat": 0}])
-def test_classes_are_a_list_of_different_names(classes: Any) -> None:
-    with pytest.raises(ValueError, match="classes must be a list of different names"):
-        adq.Decode(classes=classes)

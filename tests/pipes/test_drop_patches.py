@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -56,7 +55,7 @@ def crop(image: NDArray[np.uint8], number: int, patch: int) -> NDArray[np.uint8]
 
 @pytest.mark.parametrize("keep", [0.0, 0.3, 0.75, 1.0])
 @pytest.mark.parametrize("name", ["texture", "random"])
-def test_the_most_important_patches_are_kept_as_they_were_in_their_order(name: str, keep: float) -> None:
+def test_the_most_important_patches_are_kept_in_their_order(name: str, keep: float) -> None:
     given = samples()
     recorded: list[NDArray[np.float32]] = []
 
@@ -84,30 +83,9 @@ def test_the_images_field_goes_and_all_others_pass() -> None:
     (out,) = dropped(samples(1))
     assert list(out) == ["__key__", "__url__", "cls", "patches", "positions", "grid"]
     assert out["cls"] == b"0"
+    assert out["patches"].shape[0] == 18, "three of four, unless said"
     (out,) = dropped(samples(1), image=itemgetter("png"))
     assert "png" in out
-
-
-def test_bytes_and_every_decoded_form_give_the_same() -> None:
-    expected = dropped(samples(3), "texture", keep=0.5)
-    for form in ("pil", "numpy", "torch"):
-        decoded = adq.Decode(label=None, to=form).apply(samples(3))
-        for out, wanted in zip(dropped(decoded, "texture", keep=0.5), expected, strict=True):
-            assert "image" not in out
-            assert all(np.array_equal(out[name], wanted[name]) for name in ("patches", "positions"))
-
-
-def test_fewer_patches_are_always_among_more() -> None:
-    kept = [
-        [set(out["positions"].tolist()) for out in dropped(samples(), keep=keep)]
-        for keep in (0.2, 0.5, 0.75, 0.9)
-    ]
-    for fewer, more in pairwise(kept):
-        assert all(a < b for a, b in zip(fewer, more, strict=True))
-
-
-def test_three_patches_of_four_are_kept_unless_said() -> None:
-    assert dropped(samples(1))[0]["patches"].shape[0] == 18
 
 
 def test_images_of_several_sizes_come_out_as_each_would_alone() -> None:
@@ -132,25 +110,8 @@ def test_the_draw_hangs_on_seed_epoch_shard_and_key_alone() -> None:
     first = positions()
     assert positions(__url__="elsewhere/a.tar", png=png(pixels(7))) == first
     assert positions(**{EPOCH_FIELD: 0}) == first
-    others = [
-        positions(seed=1),
-        positions(**{EPOCH_FIELD: 1}),
-        positions(__url__="x/b.tar"),
-        positions(__key__="l"),
-    ]
-    assert all(other != first for other in others)
-
-
-def test_a_random_importance_draws_anew_in_every_epoch_of_a_source(
-    make_shard: MakeShard, tmp_path: Path
-) -> None:
-    shard = make_shard("a.tar", 6)
-    pipe = adq.DropPatches(adq.importance("random", patch=4), keep=0.5)
-    dataset = adq.ShardDataset(shard, pipes=[pipe])
-    first, second = ([s["positions"].tolist() for s in dataset] for _ in range(2))
-    assert first != second
-    dataset.set_epoch(0)
-    assert [s["positions"].tolist() for s in dataset] == first
+    for other in ({"seed": 1}, {EPOCH_FIELD: 1}, {"__url__": "x/b.tar"}, {"__key__": "l"}):
+        assert positions(**other) != first  # type: ignore[arg-type]
 
 
 # ---- What the importance is told
@@ -172,17 +133,16 @@ class Telling:
         return np.full(self.shape or (len(images), 24), self.value, np.float32)
 
 
-def test_the_importance_hears_of_labels_where_it_is_told_of_them() -> None:
+def test_the_importance_gets_labels_only_if_asked() -> None:
     given = samples(3)
     for label, expected in ((None, [None] * 3), ("cls", [0, 1, 2])):
         importance = Telling()
         adq.DropPatches(importance, label=label).apply(given)
         assert [labels for _, labels, _ in importance.heard] == [expected]
-    importance = Telling()
-    decoded = adq.Decode().apply(given)
-    out = adq.DropPatches(importance, label=itemgetter("label")).apply(decoded)
-    assert importance.heard[0][1] == [0, 1, 2]
-    assert [sample["label"] for sample in out] == [0, 1, 2]
+    for decoded in ("label", itemgetter("label")):
+        importance = Telling()
+        out = adq.DropPatches(importance, label=decoded).apply(adq.Decode().apply(given))
+        assert importance.heard[0][1] == [sample["label"] for sample in out] == [0, 1, 2]
 
 
 def test_a_chunk_is_one_call_of_the_importance() -> None:
@@ -231,66 +191,13 @@ def test_batches_collate_and_a_masked_autoencoder_takes_them(make_shard: MakeSha
             assert all(np.array_equal(crop(image, n, 8), p) for n, p in zip(places, own, strict=True))
 
 
-@pytest.mark.parametrize("keep", [0.0, 1.0])
-def test_none_and_all_patches_are_rebuilt_too(keep: float) -> None:
-    (out,) = dropped(samples(1, height=16, width=16), keep=keep)
-    mae = MaskedAutoencoder(MaeSize((16, 16), 4, 16, 1, 2, 16, 1, 2)).eval()
-    (image,) = mae.reconstruct_patches(
-        torch.tensor(out["patches"][None]), torch.tensor(out["positions"][None])
-    )
-    assert image.shape == (16, 16, 3)
-    assert keep == 0 or np.array_equal(image.numpy(), pixels(0, 16, 16))
-
-
 # ---- What is wrong
-
-
-@pytest.mark.parametrize(
-    ("options", "text"),
-    [
-        ({"keep": float("nan")}, r"keep must be a number in \[0, 1\], got nan"),
-        ({"keep": 1.5}, r"got 1.5"),
-        ({"keep": -0.1}, r"got -0.1"),
-        ({"keep": "0.5"}, r"got '0.5'"),
-        (
-            {"keep": 0.5, "tolerance": 0.1},
-            "keep=0.5 and tolerance=0.1 both say how many patches are kept; give one",
-        ),
-        ({"tolerance": 0.1}, "tolerance= measures a feature; give encoder="),
-        ({"tolerance": float("nan")}, r"tolerance must be a number >= 0 .* got nan"),
-        ({"tolerance": -1}, "got -1"),
-        ({"tolerance": float("inf")}, "got inf"),
-        ({"encoder": adq.encoder("thumbnail")}, "an encoder without tolerance= has nothing to measure"),
-        ({"patch": 8}, "patch=8, and the importance looks at patches of 4; make it with patch=8 too"),
-        ({"size": 30}, "an image of 30 x 30 pixels .* does not fall into patches of 4 x 4"),
-        ({"size": 0}, "size must be an integer >= 1, got 0"),
-        ({"seed": 1.5}, "seed must be an integer, got 1.5"),
-        ({"image": "pkl"}, "would run what a pickle says"),
-        ({"label": ["cls"]}, "names no field"),
-        ({"max_pixels": 0}, "max_pixels must be an integer >= 1, got 0"),
-    ],
-)
-def test_a_wrong_argument_is_met_when_the_stage_is_made(options: dict[str, Any], text: str) -> None:
-    with pytest.raises(ValueError, match=text):
-        adq.DropPatches(adq.importance("random", patch=4), **options)
-
-
-def test_what_is_no_importance_or_encoder_is_a_type_error() -> None:
-    with pytest.raises(TypeError, match=r"got 'random'; write adq_wds.importance\('random'\)"):
-        adq.DropPatches("random")  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="DropPatches needs an importance, got 7"):
-        adq.DropPatches(7)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="encoder must be an encoder, got 'builtin'"):
-        adq.DropPatches(adq.importance("random"), tolerance=0.1, encoder="builtin")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (
-            {"png": png(pixels(0, 3, 3))},
-            "field 'png': an image of 3 x 3 pixels .* patches of 4 x 4; .* or give size=",
-        ),
+        ({"png": png(pixels(0, 3, 3))}, "field 'png': .* 3 x 3 pixels .* patches of 4 x 4; .* or give size="),
         ({"png": png(pixels(0, 16, 18))}, "an image of 16 x 18 pixels"),
         ({"png": b"<html>"}, "field 'png': not an image"),
         ({"grid": b"1"}, "field 'grid': is there already; rename or drop it before DropPatches"),
@@ -301,9 +208,7 @@ def test_a_bad_sample_is_named_and_skipping_drops_it_alone(change: Sample, text:
     given = samples(20)
     given[7] = {**given[7], **change}
     pipe = adq.DropPatches(adq.importance("texture", patch=4))
-    with pytest.raises(
-        adq.SampleError, match=f"^shard a.tar, key 'k7', .*{text}|^shard a.tar, key 'k7': .*{text}"
-    ):
+    with pytest.raises(adq.SampleError, match=f"^shard a.tar, key 'k7'.*{text}"):
         list(pipe(given))
     skipping = adq.DropPatches(adq.importance("texture", patch=4), on_error="skip")
     assert [out["__key__"] for out in skipping(given)] == [f"k{i}" for i in range(20) if i != 7]
@@ -312,18 +217,12 @@ def test_a_bad_sample_is_named_and_skipping_drops_it_alone(change: Sample, text:
 @pytest.mark.parametrize(
     ("importance", "text"),
     [
-        (
-            Telling(value=float("nan")),
-            "importance of patch 0 of image 0 is nan, expected a finite number; half precision",
-        ),
+        (Telling(value=float("nan")), "importance of patch 0 of image 0 is nan, .*; half precision"),
         (Telling(value=float("inf")), "is inf, expected a finite number"),
-        (
-            Telling(shape=(1, 23)),
-            r"the importance gave \(1, 23\) for 1 images of 4 x 6 patches; expected \(1, 24\)",
-        ),
+        (Telling(shape=(1, 23)), r"gave \(1, 23\) for 1 images of 4 x 6 patches; expected \(1, 24\)"),
     ],
 )
-def test_an_importance_that_cannot_be_used_is_said_of_its_sample(importance: Telling, text: str) -> None:
+def test_an_importance_that_cannot_be_used_names_its_sample(importance: Telling, text: str) -> None:
     with pytest.raises(adq.SampleError, match=f"shard a.tar, key 'k0': DropPatches: ValueError: .*{text}"):
         list(adq.DropPatches(importance)(samples(1)))
 
@@ -335,34 +234,23 @@ def test_an_accelerator_behind_a_fork_ends_the_stream() -> None:
     with pytest.raises(adq.AdqError, match=r"DropPatches: the importance is on an accelerator, .*='spawn'"):
         list(adq.DropPatches(importance, patch=4, on_error="skip")(samples(2)))
 
-    class Forked(Telling):
-        name, revision, preprocessing_hash = "a", "1", ""
-
-        def __call__(self, *_: Any) -> Any:
-            raise RuntimeError("Cannot re-initialize CUDA in forked subprocess")
-
-    pipe = adq.DropPatches(adq.importance("texture", patch=4), tolerance=0.1, encoder=Forked())
+    encoder = adq.encoder(importance, name="forked")
+    pipe = adq.DropPatches(adq.importance("texture", patch=4), tolerance=0.1, encoder=encoder)
     with pytest.raises(adq.AdqError, match=r"DropPatches: the encoder is on an accelerator, .*='spawn'"):
         list(pipe(samples(2)))
-
-
-def test_the_label_that_decode_read_is_the_class_that_is_explained() -> None:
-    importance = Telling()
-    decoded = adq.Decode().apply(samples(3))
-    adq.DropPatches(importance, label="label").apply(decoded)
-    assert importance.heard[0][1] == [0, 1, 2]
 
 
 def test_patches_are_not_dropped_twice() -> None:
     kept = dropped(samples(1, height=64, width=64), patch=16)
     stored = adq.EncodePatches().apply(kept)
     field = "patches.jpg"
-    text = rf"key 'k0', field '{field}': some of its patches are dropped already: Decode\(to='patches'\) gives those"
     filled = adq.Decode(label=None).apply(stored)
-    with pytest.raises(
-        adq.SampleError, match="key 'k0', field 'image': some of its patches are dropped already"
+    for given, name, options in (
+        (filled, "image", {}),
+        (stored, field, {}),
+        (stored, field, {"image": field}),
     ):
-        dropped(filled, patch=16)
-    for options in ({}, {"image": field}):
-        with pytest.raises(adq.SampleError, match=text):
-            dropped(stored, patch=16, **options)
+        with pytest.raises(
+            adq.SampleError, match=f"key 'k0', field '{name}': some of its patches are dropped"
+        ):
+            dropped(given, patch=16, **options)

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import webdataset as wds
 from PIL import Image
 
 import adq_wds as adq
-from adq_wds.core.unit_rows import unit_rows
 from adq_wds.pipes.embed import ENCODER_FIELD
+from tests.pipes.streams import raw
 
 Samples = list[dict[str, Any]]
 
@@ -24,10 +23,6 @@ Samples = list[dict[str, Any]]
 @pytest.fixture
 def url(make_shard: Callable[..., Path]) -> str:
     return str(make_shard("t-0.tar", 30))
-
-
-def raw(url: str) -> Any:
-    return wds.WebDataset(url, shardshuffle=False)
 
 
 def rows(samples: Any) -> Any:
@@ -59,7 +54,7 @@ def test_embeddings_equal_those_of_embed_shards_bit_for_bit(url: str, tmp_path: 
     assert {sample[ENCODER_FIELD] for sample in out} == {("thumbnail", "1", "")}
 
 
-def test_a_real_network_stays_within_the_stated_tolerance_of_any_cut(url: str, tmp_path: Path) -> None:
+def test_a_network_stays_within_the_tolerance_of_any_cut(url: str, tmp_path: Path) -> None:
     encoder = adq.encoder("builtin-free")
     samples = list(raw(url))
     whole = rows(adq.Embed(encoder).apply(samples)).astype(np.float64)
@@ -82,7 +77,7 @@ def test_bytes_and_decoded_images_give_the_same(url: str) -> None:
     assert (rows(by_function(raw(url))) == expected).all()
 
 
-def test_the_image_stays_as_it_is_and_an_embedding_that_was_there_is_replaced(url: str) -> None:
+def test_the_image_stays_and_an_older_embedding_is_replaced(url: str) -> None:
     samples: Samples = [{**sample, "emb.npy": b"old"} for sample in raw(url)]
     for before, after in zip(samples, adq.Embed(adq.encoder("thumbnail"))(samples), strict=True):
         assert after["jpg"] == before["jpg"]
@@ -97,15 +92,6 @@ def test_the_encoder_is_called_with_whole_batches(url: str) -> None:
     encoder.sizes.clear()
     adq.Embed(encoder, batch_size=8).apply(list(raw(url))[:20])
     assert encoder.sizes == [8, 8, 4]
-
-
-def test_rows_are_scaled_to_length_one_and_zeros_stay() -> None:
-    rng = np.random.default_rng(0)
-    h = (rng.normal(size=(50, 9)) * 10.0 ** rng.integers(-18, 18, (50, 1))).astype(np.float32)
-    h[3] = 0
-    unit = unit_rows(h)[0].astype(np.float16).astype(np.float64)
-    assert np.abs(np.linalg.norm(np.delete(unit, 3, axis=0), axis=1) - 1).max() < 2e-3
-    assert (unit[3] == 0).all()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e39])
@@ -129,10 +115,7 @@ def test_an_embedding_that_is_not_finite_is_a_bad_sample(url: str, value: float)
     [
         ({"jpg": b"<html>"}, "field 'jpg': not an image"),
         ({"jpg": Image.new("L", (4, 4))}, "field 'jpg': an image of mode 'L', expected RGB"),
-        (
-            {"jpg": np.zeros((4, 4))},
-            r"field 'jpg': holds ndarray of float64 \(4, 4\), expected a file's bytes",
-        ),
+        ({"jpg": np.zeros((4, 4))}, r"field 'jpg': holds ndarray of float64 \(4, 4\), expected a file's"),
         ({"jpg": np.zeros((3, 4, 4), np.uint8)}, r"field 'jpg': holds ndarray of uint8 \(3, 4, 4\)"),
         ({"jpg": torch.zeros(3, 4, 4)}, r"field 'jpg': holds Tensor of float32"),
         ({"jpg": np.zeros((0, 4, 3), np.uint8)}, r"field 'jpg': holds ndarray of uint8 \(0, 4, 3\)"),
@@ -148,54 +131,17 @@ def test_a_sample_without_an_image_is_named(url: str, change: dict[str, Any], te
     assert len(list(adq.Embed(adq.encoder("thumbnail"), on_error="skip")(samples))) == 29
 
 
-def test_a_field_that_is_missing_lists_what_is_there(url: str) -> None:
-    with pytest.raises(adq.SampleError, match="no image field: looked for webp; the sample has 'cls', 'jpg'"):
-        list(adq.Embed(adq.encoder("thumbnail"), "webp")(raw(url)))
-
-
 @pytest.mark.parametrize(
     ("answer", "text"),
     [
-        (
-            lambda images: (np.zeros((1, 3)), None),
-            r"ValueError: .*'plain' gave embeddings of shape \(1, 3\) for 2",
-        ),
         (lambda images: (np.zeros(len(images)), None), r"gave embeddings of shape \(1,\) for 1 images"),
-        (
-            lambda images: (np.zeros((len(images), 0)), None),
-            r"gave embeddings of shape \(1, 0\) for 1 images",
-        ),
+        (lambda images: (np.zeros((len(images), 0)), None), r"of shape \(1, 0\) for 1 images"),
         (lambda images: 1 / 0, "ZeroDivisionError"),
     ],
 )
 def test_what_an_encoder_does_wrong_is_said_with_the_sample(url: str, answer: Any, text: str) -> None:
-    pipe = adq.Embed(Plain(answer))
-    samples = list(raw(url))[:2]
-    if "for 2" in text:  # one row for each call: right for single samples, and so the replay goes well
-        with pytest.raises(ValueError, match=r"'plain' gave embeddings of shape \(1, 3\) for 2 images"):
-            pipe.apply(samples)
-        return
     with pytest.raises(adq.SampleError, match=f"^shard t-0.tar, key 's00000': Embed: .*{text}"):
-        list(pipe(samples))
-
-
-@pytest.mark.parametrize(
-    ("options", "kind", "text"),
-    [
-        ({"encoder": "builtin"}, TypeError, r"got 'builtin'; write adq_wds.encoder\('builtin'\)"),
-        ({"encoder": 3}, TypeError, "Embed needs an encoder, got 3"),
-        ({"encoder": means}, TypeError, "Embed needs an encoder, got <function means"),
-        ({"encoder": Plain}, TypeError, "Embed needs an encoder, got <class"),
-        ({"image": "pkl"}, ValueError, "never decoded here"),
-        ({"image": None}, ValueError, "image=None names no field"),
-        ({"batch_size": 0}, ValueError, "batch_size must be an integer >= 1, got 0"),
-        ({"batch_size": True}, ValueError, "batch_size must be an integer >= 1, got True"),
-        ({"max_pixels": 0.5}, ValueError, "max_pixels must be an integer >= 1, got 0.5"),
-    ],
-)
-def test_wrong_arguments_are_met_when_it_is_made(options: Any, kind: type[Exception], text: str) -> None:
-    with pytest.raises(kind, match=text):
-        adq.Embed(**{"encoder": adq.encoder("thumbnail"), **options})
+        list(adq.Embed(Plain(answer))(raw(url)))
 
 
 def test_a_large_image_is_refused_by_its_header(url: str) -> None:
@@ -204,24 +150,6 @@ def test_a_large_image_is_refused_by_its_header(url: str) -> None:
 
 
 # ---- Where it may run
-
-
-def _text_of(pipe: adq.Pipe, samples: Samples, answer: Any) -> None:
-    try:
-        answer.put(len(list(pipe(samples))))
-    except Exception as error:
-        answer.put(f"{type(error).__name__}: {error}")
-
-
-def in_fork(pipe: adq.Pipe, samples: Samples) -> Any:
-    """What comes of the stream in a process that is forked, so that nothing is pickled on the way."""
-    context = multiprocessing.get_context("fork")
-    answer = context.SimpleQueue()
-    process = context.Process(target=_text_of, args=(pipe, samples, answer))
-    process.start()
-    found = answer.get()
-    process.join()
-    return found
 
 
 def test_what_torch_says_of_a_fork_is_said_with_the_remedy(url: str) -> None:
@@ -233,10 +161,6 @@ def test_what_torch_says_of_a_fork_is_said_with_the_remedy(url: str) -> None:
         with pytest.raises(adq.AdqError, match=text) as caught:
             list(adq.Embed(Plain(answer), on_error=on_error)(raw(url)))
         assert not isinstance(caught.value, adq.SampleError)
-
-
-def test_the_cpu_may_be_forked(url: str) -> None:
-    assert in_fork(adq.Embed(Plain(means)), list(raw(url))) == 30
 
 
 @pytest.mark.parametrize("start", ["fork", "spawn"])
@@ -257,11 +181,13 @@ def test_a_network_embeds_in_the_workers_of_a_loader(
 
 
 @pytest.mark.gpu
-def test_on_cuda_a_forked_worker_is_refused_and_a_spawned_one_works(url: str) -> None:
+def test_on_cuda_workers_must_be_spawned(url: str) -> None:
     pipe = adq.Embed(adq.encoder("builtin-free", device="cuda"))
     samples = list(raw(url))
     assert len(list(pipe(samples))) == 30
-    assert "AdqError: Embed: the encoder 'builtin-free' is on an accelerator" in in_fork(pipe, samples)
+    refused = pytest.raises(adq.AdqError, match="Embed: the encoder 'builtin-free' is on an accelerator")
+    with multiprocessing.get_context("fork").Pool(1) as pool, refused:
+        pool.apply(pipe.apply, (samples,))
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert len(pool.apply(pipe.apply, (samples,))) == 30
 
@@ -275,9 +201,7 @@ def stored(url: str) -> Samples:
 
 
 @pytest.mark.parametrize("image", [None, "patches.jpg"])
-def test_an_image_without_some_patches_is_embedded_in_its_places_and_grey(
-    url: str, image: str | None
-) -> None:
+def test_an_image_without_some_patches_is_embedded_filled(url: str, image: str | None) -> None:
     options = {} if image is None else {"image": image}
     found = adq.Embed(adq.encoder("thumbnail"), **options).apply(stored(url))
     filled = adq.Decode().apply(stored(url))
@@ -288,8 +212,5 @@ def test_an_image_without_some_patches_is_embedded_in_its_places_and_grey(
 def test_tiles_that_another_program_decoded_are_not_embedded(url: str) -> None:
     (sample, *_) = stored(url)
     tiles = {**sample, "patches.jpg": Image.open(io.BytesIO(sample["patches.jpg"])).convert("RGB")}
-    with pytest.raises(
-        adq.SampleError,
-        match=r"field 'patches.jpg': holds Image, expected the bytes of a file; put this stage",
-    ):
+    with pytest.raises(adq.SampleError, match=r"field 'patches.jpg': holds Image, expected the bytes"):
         adq.Embed(adq.encoder("thumbnail")).apply([tiles])

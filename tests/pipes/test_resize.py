@@ -16,7 +16,7 @@ def gradient(width: int, height: int) -> Image.Image:
 
 
 @pytest.mark.parametrize("shape", [(96, 64), (64, 96), (128, 64), (160, 160)])
-def test_it_is_the_centre_of_the_image_with_its_short_side_at_the_size(shape: tuple[int, int]) -> None:
+def test_it_is_the_centre_of_the_shrunk_image(shape: tuple[int, int]) -> None:
     image, size = gradient(*shape), 32
     scale = size / min(shape)
     shrunk = image.resize((round(shape[0] * scale), round(shape[1] * scale)), Image.Resampling.BICUBIC)
@@ -26,7 +26,7 @@ def test_it_is_the_centre_of_the_image_with_its_short_side_at_the_size(shape: tu
     assert abs(found - np.asarray(expected)).max() <= 2
 
 
-def test_an_image_of_the_size_is_left_alone_and_a_smaller_one_is_enlarged() -> None:
+def test_an_image_of_the_size_stays_and_a_smaller_one_grows() -> None:
     image = gradient(32, 32)
     assert centre_square(image, 32) is image
     assert centre_square(gradient(7, 5), 32).size == (32, 32)

@@ -148,9 +148,7 @@ def test_a_changed_shard_is_told_by_its_name_in_the_plan(
         list(raw([str(path) for path in paths]).compose(adq.Subsample(plan)))
 
 
-def test_shards_that_take_turns_are_each_held_against_their_own_rows(
-    make_shard: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_shards_that_take_turns_have_their_own_rows(make_shard: Callable[..., Path], tmp_path: Path) -> None:
     """Two shards of the same keys, one keeping what the other drops, mixed sample by sample."""
     urls = [str(make_shard("a.tar", 8)), str(make_shard("b.tar", 8))]
     kept = [(("a.tar", "b.tar")[i % 2], f"s{i:05d}") for i in range(8)]
@@ -172,7 +170,7 @@ def test_a_forged_field_is_dropped_and_counts_in_the_checksum(tmp_path: Path) ->
         list(raw([forge(b"6")]).compose(stage))
 
 
-def test_what_is_no_plan_is_refused_with_the_call_that_was_meant(setup: Setup, tmp_path: Path) -> None:
+def test_what_is_no_plan_is_refused_with_the_right_call(setup: Setup, tmp_path: Path) -> None:
     urls, path, plan = setup
     text = r"^Subsample needs a plan: \.compose\(adq\.Subsample\(plan\)\); got a "
     for wrong in (3, None, b"plan.parquet", iter([]), raw(urls), {"plan": 1}):

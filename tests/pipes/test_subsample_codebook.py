@@ -50,9 +50,7 @@ def test_keep_is_three_tenths_unless_said(assigned: Samples, codebook: adq.Codeb
     assert out == expected(assigned, codebook, 0.3, 0)
 
 
-def test_a_smaller_keep_lies_inside_a_larger_one_from_nothing_to_all(
-    assigned: Samples, codebook: adq.Codebook
-) -> None:
+def test_a_smaller_keep_lies_inside_a_larger_one(assigned: Samples, codebook: adq.Codebook) -> None:
     keeps = (0, 0.05, 0.2, 0.4, 0.6, 0.8, 1)
     kept = [ids(adq.Subsample(codebook, keep=keep)(assigned)) for keep in keeps]
     assert (kept[0], kept[-1]) == ([], ids(assigned))
@@ -123,7 +121,7 @@ def test_one_pass_in_workers_keeps_the_same_and_can_be_decoded(
     assert all(image.size == (16, 16) and isinstance(label, int) for _, image, label in seen)
 
 
-def test_a_sample_without_a_bin_or_with_one_of_another_codebook_ends_the_stream(
+def test_no_bin_or_one_of_another_codebook_ends_the_stream(
     urls: list[str], assigned: Samples, codebook: adq.Codebook, tmp_path: Path
 ) -> None:
     pipe = adq.Subsample(codebook, on_error="skip")

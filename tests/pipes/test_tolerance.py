@@ -59,7 +59,7 @@ def test_the_table_holds_the_shift_of_each_image_at_each_count() -> None:
 
 
 @pytest.mark.parametrize("tolerance", [0.0, 0.003, 0.02, 0.1, 2.0])
-def test_the_fewest_patches_are_kept_down_to_which_no_shift_exceeds_the_tolerance(tolerance: float) -> None:
+def test_the_fewest_patches_within_the_tolerance_are_kept(tolerance: float) -> None:
     expected = []
     for i in range(12):
         kept = 16
@@ -128,11 +128,6 @@ def test_a_budget_of_patches_is_met_and_hardly_missed(budget: float) -> None:
         assert table.kept_at(float(below[-2])).sum() > budget * 16 * 12
 
 
-def test_batches_are_not_measured() -> None:
-    with pytest.raises(ValueError, match="samples to measure are dicts; give a data set without batch_size"):
-        measure_drops([samples(2)], TEXTURE, ENCODER)  # type: ignore[list-item]
-
-
 def test_a_budget_of_bytes_is_met_by_the_files() -> None:
     pipe = adq.EncodePatches(quality=80)
     table = measure_drops(samples(), TEXTURE, ENCODER, encode=pipe)
@@ -150,7 +145,7 @@ TABLES = st.tuples(st.integers(1, 6), st.integers(1, 5), st.integers(0, 2**32 - 
 
 @settings(max_examples=60, deadline=None)
 @given(TABLES, st.floats(0.01, 1.0), st.booleans())
-def test_the_tolerance_is_the_least_that_stays_within_the_budget(
+def test_the_tolerance_is_the_least_within_the_budget(
     shape: tuple[int, int, int], share: float, of_bytes: bool
 ) -> None:
     n, more, seed = shape
@@ -193,11 +188,7 @@ def test_the_tolerance_is_the_least_that_stays_within_the_budget(
         (0, {"of": "bytes"}, "budget must be bytes an image, above 0, got 0"),
         (float("inf"), {"of": "bytes"}, "got inf"),
         (0.5, {"of": "pixels"}, "of must be 'patches' or 'bytes', got 'pixels'"),
-        (
-            0.2,
-            {},
-            r"a budget of 0.2 of the patches cannot be met: keeping 1 of 4 patches of each image still takes 0.25",
-        ),
+        (0.2, {}, r"a budget of 0.2 of the patches cannot be met: keeping 1 of 4 .* takes 0.25"),
         (9, {"of": "bytes"}, r"a budget of 9 bytes an image cannot be met: .* still takes 20"),
     ],
 )
@@ -208,21 +199,19 @@ def test_a_budget_that_cannot_be_is_refused(budget: float, options: dict[str, An
 
 
 def test_bytes_that_were_not_measured_are_asked_for() -> None:
-    with pytest.raises(
-        ValueError, match="bytes were not measured; call measure_drops with encode=EncodePatches"
-    ):
+    with pytest.raises(ValueError, match=r"bytes were not measured; .* encode=EncodePatches"):
         choose_tolerance(Drops(np.array([4]), np.zeros((1, 1), np.float32)), 100, of="bytes")
 
 
-def test_images_of_several_sizes_are_refused_until_a_size_is_given() -> None:
+def test_images_of_several_sizes_need_a_size() -> None:
     odd = {**samples(1)[0], "image": pixels(0)[:32]}
-    with pytest.raises(
-        ValueError, match="images of 2 sizes to measure; expected some of one size: give size="
-    ):
+    with pytest.raises(ValueError, match=r"images of 2 sizes to measure; .* give size="):
         measure_drops([*samples(2), odd], TEXTURE, ENCODER)
     assert len(measure_drops([*samples(2), odd], TEXTURE, ENCODER, size=32).shift) == 3
     with pytest.raises(ValueError, match="no sample to measure"):
         measure_drops([], TEXTURE, ENCODER)
+    with pytest.raises(ValueError, match="samples to measure are dicts; give a data set without batch_size"):
+        measure_drops([samples(2)], TEXTURE, ENCODER)  # type: ignore[list-item]
 
 
 def test_a_limit_stops_reading() -> None:
@@ -238,9 +227,7 @@ def test_a_feature_that_is_not_finite_is_said_of_its_sample() -> None:
         return np.full((len(images), 2), np.nan, np.float32)
 
     pipe = adq.DropPatches(TEXTURE, tolerance=0.1, encoder=adq.encoder(broken, name="broken"))
-    with pytest.raises(
-        adq.SampleError, match=r"shard a.tar, key 'k0': .*a feature holds NaN or infinity; half precision"
-    ):
+    with pytest.raises(adq.SampleError, match=r"shard a.tar, key 'k0': .*a feature holds NaN or infinity"):
         list(pipe(samples(2)))
 
 

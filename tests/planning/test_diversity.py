@@ -107,16 +107,14 @@ def test_what_bins_claim_to_know_of_a_head_is_not_taken_when_it_cannot_be(
 ) -> None:
     bins = find_bins(features, bins=3)
     good = adq.build_plan(features, bins=bins, diversity_head="contrastive")
-    for broken in ({"value": [1.0]}, {"value": None}, {"value": "abc"}, {"value": [1.0, "x", 2.0]}):
-        bins.header["heads"]["contrastive"] |= broken
+    values: list[Any] = [[1.0], None, "abc", [1.0, "x", 2.0], [10**400, 1.0, 1.0], [None, 1.0, 1.0]]
+    values += [[True, 1.0, 1.0], [-1.0, 1.0, 1.0]]
+    entry = bins.header["heads"]["contrastive"]
+    broken: list[Any] = [{"contrastive": entry | {"value": value}} for value in values]
+    broken += [{"contrastive": entry | {"definition": "another head"}}, [1, 2]]
+    for heads_ in broken:
+        bins.header["heads"] = heads_
         assert adq.build_plan(features, bins=bins, diversity_head="contrastive").hash == good.hash
-    for broken in ([10**400, 1.0, 1.0], [None, 1.0, 1.0], [True, 1.0, 1.0], [-1.0, 1.0, 1.0]):
-        bins.header["heads"]["contrastive"]["value"] = broken
-        assert adq.build_plan(features, bins=bins, diversity_head="contrastive").hash == good.hash
-    bins.header["heads"]["contrastive"]["definition"] = "another head"
-    assert adq.build_plan(features, bins=bins, diversity_head="contrastive").hash == good.hash
-    bins.header["heads"] = [1, 2]
-    assert adq.build_plan(features, bins=bins, diversity_head="contrastive").hash == good.hash
     assert len(trained) == 11
 
 
@@ -139,14 +137,6 @@ def test_without_views_the_remedy_is_said(shards: list[Path], tmp_path: Path) ->
         adq.FeaturesError, match=r"no views here \(a\.parquet and 1 more are missing\); embed with views="
     ):
         adq.build_plan(features, diversity_head="contrastive")
-    with pytest.raises(ValueError, match="unknown diversity head 'contrast'; did you mean contrastive"):
-        adq.build_plan(features, diversity_head="contrast")
-    with pytest.raises(ValueError, match="no diversity head 'paper'; it is gone"):
-        adq.build_plan(features, diversity_head="paper")
-    with pytest.raises(
-        ValueError, match=r"diversity_head='contrastive' without 'diversity' among the scores"
-    ):
-        adq.build_plan(features, scores=["texture"], diversity_head="contrastive")
     np.save(tmp_path / "e.npy", np.ones((56, 4), np.float32))
     with pytest.raises(ValueError, match="views need an encoder, and embeddings made elsewhere have none"):
         adq.embed_shards(shards, out=tmp_path / "g", embeddings=tmp_path / "e.npy", views=5)

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +15,9 @@ from adq_wds.planning.options import plan_options
 from adq_wds.tables.features import Features
 from adq_wds.tables.features_file import ShardFeatures
 from adq_wds.tables.plan import NEVER
+from tests.planning.conftest import mixed_labels
 
 MakeFeatures = Callable[..., ShardFeatures]
-
-
-@cache
-def mixed_labels(n: int) -> Any:
-    return np.random.default_rng(n).choice([0, 1, 2, 7], n, p=[0.5, 0.3, 0.15, 0.05]).tolist()
-
-
-@pytest.fixture
-def folder(make_features: MakeFeatures, tmp_path: Path) -> Path:
-    """120 samples in two shards: classes 0, 1, 2 and 7."""
-    make_features("x.tar", mixed_labels(70))
-    make_features("y.tar", mixed_labels(50), first=1000)
-    return tmp_path / "features"
 
 
 # ---- Samples that could not be used
@@ -177,78 +164,74 @@ def test_bin_sizes_differ_by_one_at_most(
     assert few == (n_bins > 5)
 
 
-@pytest.mark.parametrize("bins", [0, -1, 32768, True, 1.5, "4", None, float("nan")])
-def test_bins_out_of_range_are_refused_with_the_value(bins: Any, folder: Path) -> None:
-    """F33."""
-    with pytest.raises(ValueError, match=rf"bins must be an integer from 1 to 32,767, got {bins!r}"):
-        adq.build_plan(folder, bins=bins)
-
-
-@pytest.mark.parametrize("memory_bytes", [-1, True, "1 GiB", float("nan")])
-def test_a_memory_budget_that_is_none_is_refused_with_its_value(memory_bytes: Any, folder: Path) -> None:
-    with pytest.raises(ValueError, match=f"memory_bytes must be a number >= 0, got {memory_bytes!r}"):
-        find_bins(Features(folder), bins=4, memory_bytes=memory_bytes)
-
-
 @pytest.mark.parametrize("classes", [None, [0, 7]])
 def test_progress_adds_up_to_twice_the_samples(
-    classes: list[int] | None, folder: Path, capsys: pytest.CaptureFixture[str]
+    classes: list[int] | None, mixed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    find_bins(Features(folder), bins=4, classes=classes, progress=True)
+    find_bins(Features(mixed), bins=4, classes=classes, progress=True)
     assert "240/240" in capsys.readouterr().err
 
 
 # ---- Settings
 
 
-@pytest.mark.parametrize(
-    ("change", "text"),
-    [
-        *(({"keep": k}, rf"keep must be a number in \[0, 1\], got {k!r}") for k in (-0.1, 1.1, True, "0.5")),
-        *(
-            ({"keep": k}, rf"keep must be a number in \[0, 1\], got {k!r}")
-            for k in (math.nan, math.inf, None)
-        ),
-        *(
-            ({"alpha": a}, rf"alpha must be a number in \[0, 1\], got {a!r}")
-            for a in (-1, 2, math.nan, "x", True)
-        ),
-        *(({"seed": s}, f"seed must be an integer, got {s!r}") for s in (1.0, "1", True, None)),
-        ({"seed": 2**63}, "seed must fit into 64 bits, got 9223372036854775808"),
-        ({"balance": "classes"}, r"balance must be one of \('class', 'none'\), got 'classes'"),
-        ({"draw": None}, r"draw must be one of \('random', 'ordered'\), got None"),
-        ({"normalise": "max"}, r"normalise must be one of \('sum', 'minmax'\), got 'max'"),
-        ({"scores": ()}, r"scores must name one or more, each once, got \(\)"),
-        ({"scores": ("texture", "texture")}, "scores must name one or more, each once"),
-    ],
-)
-def test_settings_out_of_range_are_refused_when_made(change: dict[str, Any], text: str) -> None:
-    """F34."""
+NUMBERS = r"{} must be a number in \[0, 1\], got {!r}"
+WRONG: list[tuple[dict[str, Any], str]] = [
+    *(({"keep": k}, NUMBERS.format("keep", k)) for k in (-0.1, 30, True, "0.5", math.nan, math.inf, None)),
+    *(({"alpha": a}, NUMBERS.format("alpha", a)) for a in (-1, 2, math.nan, "x", True)),
+    *(({"seed": s}, f"seed must be an integer, got {s!r}") for s in (1.0, "1", True, None)),
+    ({"seed": 2**63}, "seed must fit into 64 bits, got 9223372036854775808"),
+    *(({"bins": b}, f"bins must be an integer from 1 to 32,767, got {b!r}")
+      for b in (0, -1, 32768, True, 1.5, "4", None, math.nan)),
+    *(({"memory_bytes": m}, f"memory_bytes must be a number >= 0, got {m!r}") for m in (-1, True, "1 GiB", math.nan)),
+    ({"balance": "classes"}, r"balance must be one of \('class', 'none'.*\), got 'classes'"),
+    ({"draw": None}, r"draw must be one of \('random', 'ordered'\), got None"),
+    ({"normalise": "max"}, r"normalise must be one of \('sum', 'minmax'\), got 'max'"),
+    ({"kernel": "gradients"}, r"kernel must be one of .*, got 'gradients'"),
+    ({"dedup": "near"}, r"dedup must be one of .*exact.*, got 'near'"),
+    ({"scores": ()}, r"scores must name one or more, each once, got \(\)"),
+    ({"scores": ("texture", "texture")}, "scores must name one or more, each once"),
+    ({"scores": "texture"}, r"scores must be a list, got the text 'texture'; write \['texture'\]"),
+    ({"scores": ["textur"]}, "unknown score 'textur'; did you mean texture?"),
+    ({"must_include": "12"}, r"must_include must be a list, got the text '12'"),
+    ({"allocation": "adaptve"}, "unknown allocation 'adaptve'; did you mean adaptive?"),
+    ({"diversity_head": "contrast"}, "unknown diversity head 'contrast'; did you mean contrastive"),
+    ({"diversity_head": "paper"}, "no diversity head 'paper'; it is gone"),
+    ({"diversity_head": "contrastive", "scores": ["texture"]}, "without 'diversity' among the scores"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "text"), WRONG)
+def test_wrong_options_are_refused_with_their_values(change: dict[str, Any], text: str) -> None:
+    """F33, F34."""
     with pytest.raises(ValueError, match=text):
         plan_options(**change)
 
 
-def test_bins_of_other_features_are_refused(
-    make_features: MakeFeatures, folder: Path, tmp_path: Path
-) -> None:
+def test_an_option_that_is_none_is_refused() -> None:
+    with pytest.raises(TypeError, match="build_plan has no option 'binz'"):
+        plan_options(binz=3)
+
+
+def test_bins_of_other_features_are_refused(make_features: MakeFeatures, mixed: Path, tmp_path: Path) -> None:
     """F29."""
-    bins = find_bins(Features(folder), bins=4)
+    bins = find_bins(Features(mixed), bins=4)
     make_features("y.tar", mixed_labels(50), first=1001)
     with pytest.raises(adq.PlanError, match="the bins were made from other features; bin these again"):
-        adq.build_plan(folder, bins=bins)
+        adq.build_plan(mixed, bins=bins)
 
 
-def test_bins_of_other_shards_are_refused_whatever_their_header_says(folder: Path) -> None:
-    bins = find_bins(Features(folder), bins=4)
+def test_bins_of_other_shards_are_refused_whatever_their_header_says(mixed: Path) -> None:
+    bins = find_bins(Features(mixed), bins=4)
     for shards in ([("x.tar", 60), ("y.tar", 60)], [("x.tar", 70), ("z.tar", 50)]):
         with pytest.raises(adq.PlanError, match="the bins were made from other features"):
-            adq.build_plan(folder, bins=replace(bins, shards=shards))
+            adq.build_plan(mixed, bins=replace(bins, shards=shards))
 
 
-def test_equal_numbers_of_other_types_make_an_equal_plan(folder: Path) -> None:
-    plain = adq.build_plan(folder, bins=4, keep=1.0, alpha=1.0, seed=3)
+def test_equal_numbers_of_other_types_make_an_equal_plan(mixed: Path) -> None:
+    plain = adq.build_plan(mixed, bins=4, keep=1.0, alpha=1.0, seed=3)
     other = adq.build_plan(
-        folder,
+        mixed,
         bins=np.int64(4),
         keep=np.float32(1),
         alpha=1,
@@ -261,7 +244,7 @@ def test_equal_numbers_of_other_types_make_an_equal_plan(folder: Path) -> None:
 # ---- A user's allocation
 
 
-def test_a_function_may_give_the_weights(folder: Path) -> None:
+def test_a_function_may_give_the_weights(mixed: Path) -> None:
     def last_bin_only(size: Any, importance: Any, keep: float) -> Any:
         assert size.shape == importance.shape == (4,)
         assert keep == 0.2
@@ -269,12 +252,12 @@ def test_a_function_may_give_the_weights(folder: Path) -> None:
         weight[3] = 1
         return weight
 
-    plan = adq.build_plan(folder, bins=4, keep=0.2, allocation=last_bin_only)
+    plan = adq.build_plan(mixed, bins=4, keep=0.2, allocation=last_bin_only)
     assert [entry["kept"] for entry in plan.header["bins"]] == [0, 0, 0, 24]
     assert plan.header["settings"]["allocation"].endswith("last_bin_only")
 
 
-def test_a_function_that_works_in_place_spoils_nothing(folder: Path) -> None:
+def test_a_function_that_works_in_place_spoils_nothing(mixed: Path) -> None:
     def in_place(size: Any, importance: Any, keep: float) -> Any:
         size *= 0
         importance *= 0
@@ -283,7 +266,7 @@ def test_a_function_that_works_in_place_spoils_nothing(folder: Path) -> None:
     def afresh(size: Any, importance: Any, keep: float) -> Any:
         return [1] * len(size)
 
-    a, b = (adq.build_plan(folder, bins=4, keep=0.3, allocation=f) for f in (in_place, afresh))
+    a, b = (adq.build_plan(mixed, bins=4, keep=0.3, allocation=f) for f in (in_place, afresh))
     assert a.table().equals(b.table())
     assert a.header["bins"] == b.header["bins"]
 
@@ -293,10 +276,10 @@ def test_a_function_that_works_in_place_spoils_nothing(folder: Path) -> None:
     [[1.0] * 3, 1.0, [[1.0]] * 4, [1, 1, 1, math.nan], [1, 1, 1, math.inf], [1, 1, 1, -1e-9]],
     ids=["short", "scalar", "two axes", "nan", "inf", "negative"],
 )
-def test_weights_that_cannot_be_used_are_refused(weight: Any, folder: Path) -> None:
+def test_weights_that_cannot_be_used_are_refused(weight: Any, mixed: Path) -> None:
     def mine(size: Any, importance: Any, keep: float) -> Any:
         return weight
 
     text = r"allocation 'function:.*mine' must give \(4,\) weights, finite and >= 0, got array"
     with pytest.raises(ValueError, match=text):
-        adq.build_plan(folder, bins=4, allocation=mine)
+        adq.build_plan(mixed, bins=4, allocation=mine)

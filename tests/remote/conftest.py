@@ -3,12 +3,17 @@
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from adq_wds.remote.backend import Access
+from adq_wds.remote.store import Remote
+from adq_wds.remote.with_fsspec import Fsspec
+
+Open = Callable[..., Remote]
 web = pytest.importorskip("aiohttp.web")
 
 
@@ -33,9 +38,9 @@ class Server:
 
     def asked(self) -> list[tuple[str, str | None]]:
         """(file, Range header) of the requests so far, which are forgotten."""
-        found = [(path.partition("?")[0].rpartition("/")[2], each) for path, each, _ in self.requests]
+        pairs = [(path.partition("?")[0].rpartition("/")[2], part) for path, part, _ in self.requests]
         self.requests.clear()
-        return found
+        return pairs
 
 
 async def _answer(server: Server, request: "web.Request") -> "web.StreamResponse":
@@ -132,10 +137,10 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    assert ready.wait(10)
+    assert ready.wait(60)
     yield server
     loop.call_soon_threadsafe(loop.stop)
-    thread.join(5)
+    thread.join(60)
 
 
 @pytest.fixture
@@ -145,3 +150,22 @@ def server(running: Server) -> Server:
     running.n_of.clear()
     running.cut = 1000
     return running
+
+
+def opened(url: str, timeout: float = 30.0) -> Remote:
+    return Remote(url, shard="f.bin", access=Access(timeout))
+
+
+@pytest.fixture(params=["obstore", "fsspec"])
+def open_url(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Open:
+    """`opened`, through each library."""
+    pytest.importorskip("obstore")
+    if request.param == "fsspec":
+        monkeypatch.setattr("adq_wds.remote.store.importlib.util.find_spec", lambda name: None)
+
+    def through(url: str, timeout: float = 30.0) -> Remote:
+        remote = opened(url, timeout)
+        assert isinstance(remote._backend, Fsspec) == (request.param == "fsspec")
+        return remote
+
+    return through

@@ -23,6 +23,7 @@ from tests.remote.conftest import Server
 pytest.importorskip("obstore")
 USER, PASSWORD, TOKEN = "s3cretuser", "s3cretpass", "s3crettoken"
 Urls = Callable[..., list[str]]
+Check = Callable[..., None]
 
 
 @pytest.fixture(scope="module")
@@ -63,17 +64,12 @@ def urls(server: Server, plan: str) -> Urls:
 @pytest.fixture
 def nothing_told(
     caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str], tmp_path: Path
-) -> Callable[..., None]:
+) -> Check:
     """nothing_told(errors): no secret in these, in what was logged (ours: at any level), printed, or written."""
 
     def check(*errors: BaseException) -> None:
-        said = capfd.readouterr()
-        texts = [said.out, said.err]
-        texts += [
-            r.getMessage()
-            for r in caplog.records
-            if r.name.startswith("adq_wds") or r.levelno >= logging.INFO
-        ]
+        logged = [r for r in caplog.records if r.name.startswith("adq_wds") or r.levelno >= logging.INFO]
+        texts = [*capfd.readouterr(), *(record.getMessage() for record in logged)]
         for error in errors:
             seen: BaseException | None = error
             while seen is not None:
@@ -125,24 +121,18 @@ CALLS: dict[str, Callable[[list[str], str, Path], object]] = {
 SLOW = ("refused connection", "bad port")  # they are tried again
 
 
-@pytest.mark.parametrize(
-    ("wrong", "call"),
-    [
-        pytest.param(
-            wrong, call, marks=[pytest.mark.slow] if wrong in SLOW and call != "ShardDataset" else []
-        )
-        for wrong in WRONG
-        for call in CALLS
-    ],
-)
+def pairs(firsts: Any, seconds: Any, quick: str) -> list[Any]:
+    """All of them; those that are tried again are slow, but one of each."""
+    return [
+        pytest.param(first, second, marks=[pytest.mark.slow] if first in SLOW and second != quick else [])
+        for first in firsts
+        for second in seconds
+    ]
+
+
+@pytest.mark.parametrize(("wrong", "call"), pairs(WRONG, CALLS, "ShardDataset"))
 def test_errors_logs_and_files_hold_no_secret(
-    call: str,
-    wrong: str,
-    urls: Urls,
-    plan: str,
-    tmp_path: Path,
-    server: Server,
-    nothing_told: Callable[..., None],
+    call: str, wrong: str, urls: Urls, plan: str, tmp_path: Path, server: Server, nothing_told: Check
 ) -> None:
     server.cut = 100
     out = tmp_path / "out"
@@ -160,12 +150,7 @@ def test_errors_logs_and_files_hold_no_secret(
     "wrong", ["404", "401", "a page", "refused connection", "broken off", "damaged", "not there"]
 )
 def test_nor_do_those_of_the_other_library(
-    wrong: str,
-    urls: Urls,
-    plan: str,
-    server: Server,
-    nothing_told: Callable[..., None],
-    monkeypatch: pytest.MonkeyPatch,
+    wrong: str, urls: Urls, plan: str, server: Server, nothing_told: Check, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("adq_wds.remote.store.importlib.util.find_spec", lambda name: None)
     server.cut = 100
@@ -186,16 +171,9 @@ COMMANDS: dict[str, Callable[[list[str], str, Path], list[str]]] = {
 SOME = ("404", "refused connection", "damaged", "two match one", "listed twice", "bad braces")
 
 
-@pytest.mark.parametrize(
-    ("wrong", "command"),
-    [
-        pytest.param(wrong, command, marks=[pytest.mark.slow] if wrong in SLOW and command != "embed" else [])
-        for wrong in SOME
-        for command in COMMANDS
-    ],
-)
+@pytest.mark.parametrize(("wrong", "command"), pairs(SOME, COMMANDS, "embed"))
 def test_what_a_command_says_holds_no_secret(
-    command: str, wrong: str, urls: Urls, plan: str, tmp_path: Path, nothing_told: Callable[..., None]
+    command: str, wrong: str, urls: Urls, plan: str, tmp_path: Path, nothing_told: Check
 ) -> None:
     assert main(COMMANDS[command](WRONG[wrong](urls), plan, tmp_path / "out")) in (1, 2)
     nothing_told()
@@ -203,7 +181,7 @@ def test_what_a_command_says_holds_no_secret(
 
 @pytest.mark.parametrize("on_error", ["raise", "skip"])
 def test_bad_samples_of_a_url_are_named_without_it(
-    on_error: Any, urls: Urls, plan: str, nothing_told: Callable[..., None], caplog: pytest.LogCaptureFixture
+    on_error: Any, urls: Urls, plan: str, nothing_told: Check, caplog: pytest.LogCaptureFixture
 ) -> None:
     decode = adq.Decode(image="jpg", label="cls")
     dataset = adq.ShardDataset([urls()[0], urls("bad")[1]], pipes=[decode], on_error=on_error)
@@ -218,18 +196,10 @@ def test_bad_samples_of_a_url_are_named_without_it(
     nothing_told(*errors)
 
 
-def test_what_a_good_run_writes_holds_no_secret(
-    urls: Urls, tmp_path: Path, nothing_told: Callable[..., None]
-) -> None:
+def test_what_a_good_run_writes_holds_no_secret(urls: Urls, tmp_path: Path, nothing_told: Check) -> None:
     """Features, bins, plan, run.json, shards, _info.json, index; a cache too."""
-    run_job(
-        urls(),
-        tmp_path / "run",
-        encoder={"spec": "thumbnail"},
-        embed={},
-        plan={"bins": 2, "keep": 0.5},
-        write=True,
-    )
+    options: Any = {"encoder": {"spec": "thumbnail"}, "embed": {}, "plan": {"bins": 2, "keep": 0.5}}
+    run_job(urls(), tmp_path / "run", write=True, **options)
     index_shards(urls(), tmp_path / "i.parquet")
     adq.Plan.from_keys(urls(), None).save(tmp_path / "p.parquet")
     list(adq.ShardDataset(urls(), index=tmp_path / "i.parquet", cache=tmp_path / "c"))
@@ -239,9 +209,7 @@ def test_what_a_good_run_writes_holds_no_secret(
     nothing_told()
 
 
-def test_storage_options_are_in_no_repr_state_or_error(
-    urls: Urls, plan: str, nothing_told: Callable[..., None]
-) -> None:
+def test_storage_options_are_in_no_repr_state_or_error(urls: Urls, plan: str, nothing_told: Check) -> None:
     options = {"client_options": {"default_headers": {"authorization": f"Bearer {TOKEN}"}}}
     dataset = adq.ShardDataset(urls(fault="403"), plan=plan, storage_options=options)
     loader = adq.Loader(dataset)

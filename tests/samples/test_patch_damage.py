@@ -23,17 +23,20 @@ IMAGE = keep_patches(picture(5, 7, 16), np.array([0, 1, 2, 5, 8, 9, 13, 20, 21, 
 JPEG = encode_patches(IMAGE)
 
 
+BITS = np.packbits(IMAGE.mask).tobytes()
+
+
 def record(
+    *,
+    version: int = 1,
     patch: int = 16,
     rows: int = 5,
     columns: int = 7,
     stored: int = 12,
-    mask: bytes | None = None,
-    version: int = 1,
+    mask: bytes = BITS,
 ) -> bytes:
     """A record whose checksum is right, whatever it says."""
-    bits = np.packbits(IMAGE.mask).tobytes() if mask is None else mask
-    body = b"ADQP\0" + struct.pack(">BHHHH", version, patch, rows, columns, stored) + bits
+    body = b"ADQP\0" + struct.pack(">BHHHH", version, patch, rows, columns, stored) + mask
     return body + zlib.crc32(body).to_bytes(4, "big")
 
 
@@ -104,10 +107,7 @@ def test_damage_anywhere_never_moves_a_patch() -> None:
 
 
 LIES = [
-    (
-        record(mask=bytes(5)),
-        "impossible patch mask: 0 bits set of 35 patches of 16 pixels, 12 in a stored row",
-    ),
+    (record(mask=bytes(5)), "impossible patch mask: 0 bits set of 35 patches of 16 pixels, 12 in a stored row"),
     (record(mask=b"\0\0\0\0\x10", stored=1), "impossible patch mask: 1 bits set of 35 patches"),  # bit 35
     (record(patch=0), "impossible patch mask: 12 bits set of 35 patches of 0 pixels"),
     (record(stored=0), "impossible patch mask: .* 0 in a stored row"),
@@ -116,42 +116,27 @@ LIES = [
     (record(rows=5, columns=9), "damaged patch mask: 23 bytes, 24 expected for 5 x 9 patches"),
     (record(version=2), "patch mask of version 2, this program reads version 1; update adq-wds"),
     (record(version=0), "patch mask of version 0"),
-    (
-        record(stored=6),
-        r"has 192 x 16 pixels \(width x height\), its patch mask tells of 96 x 32: 12 patches of 16 in 6",
-    ),
-    (
-        record(patch=8),
-        "has 192 x 16 pixels .* tells of 96 x 8: 12 patches of 8 in 12 columns; it was resized",
-    ),
+    (record(stored=6), r"has 192 x 16 pixels \(width x height\), its patch mask tells of 96 x 32: 12 patches of 16"),
+    (record(patch=8), "has 192 x 16 pixels .* tells of 96 x 8: 12 patches of 8 in 12 columns; it was resized"),
     (record(mask=b"\xff\xe0\0\0\0", stored=11), "has 192 x 16 pixels .* tells of 176 x 16: 11 patches"),
-    (
-        record(patch=65_535),
-        "too large: 5 x 7 patches of 65535 x 65535, stored as 786420 x 65535, are 150319267875 pixels, at most 67108864",
-    ),
-    (
-        record(patch=4096, rows=1, columns=5, stored=1, mask=b"\x80"),
-        "too large: 1 x 5 patches of 4096 x 4096, stored as 4096 x 4096, are 83886080",
-    ),
-]
+    (record(patch=65_535), "too large: 5 x 7 patches of 65535 x 65535, .* are 150319267875 pixels, at most 67108864"),
+    (record(patch=4096, rows=1, columns=5, stored=1, mask=b"\x80"), "too large: .* stored as 4096 x 4096, are 83886080"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("content", "said"), LIES)
 @pytest.mark.usefixtures("no_pixels")
-def test_a_record_that_lies_is_refused_before_pixels_are_decoded(content: bytes, said: str) -> None:
+def test_a_record_that_lies_is_refused_before_decoding(content: bytes, said: str) -> None:
     with pytest.raises(SampleError, match=said):
         decode(with_record(content))
 
 
 @pytest.mark.usefixtures("no_pixels")
-def test_a_small_file_that_declares_a_huge_image_costs_no_memory() -> None:
+def test_a_file_that_declares_a_huge_image_costs_no_memory() -> None:
     bomb = with_record(record(rows=700, columns=700, stored=1, mask=b"\x80" + bytes(61_249)))
     tracemalloc.start()
     try:
-        with pytest.raises(
-            SampleError,
-            match="too large: 700 x 700 patches of 16 x 16, stored as 16 x 16, are 125440000 pixels",
-        ):
+        with pytest.raises(SampleError, match=r"too large: 700 x 700 .* 16 x 16, are 125440000 pixels"):
             decode(bomb)
         assert tracemalloc.get_traced_memory()[1] < 2**20
     finally:
@@ -184,9 +169,7 @@ def test_any_number_of_fill_bytes_is_passed_over_in_one_step() -> None:
 def test_the_cap_is_on_the_image_not_on_what_is_stored() -> None:
     n_pixels = 5 * 7 * 256
     assert same_places(decode(JPEG, max_pixels=n_pixels), IMAGE)
-    with pytest.raises(
-        SampleError, match=f"are {n_pixels} pixels, at most {n_pixels - 1} are read; raise max_pixels"
-    ):
+    with pytest.raises(SampleError, match=f"are {n_pixels} pixels, at most {n_pixels - 1} are read"):
         decode(JPEG, max_pixels=n_pixels - 1)
 
 
@@ -194,16 +177,14 @@ def test_the_cap_is_on_the_image_not_on_what_is_stored() -> None:
 def test_a_header_that_lies_about_the_stored_size_is_refused() -> None:
     frame = JPEG.index(b"\xff\xc0")
     lie = JPEG[: frame + 5] + struct.pack(">HH", 65_500, 65_500) + JPEG[frame + 9 :]
-    with pytest.raises(
-        SampleError, match=r"has 65500 x 65500 pixels .* tells of 192 x 16: 12 patches of 16 in 12 columns"
-    ):
+    with pytest.raises(SampleError, match=r"has 65500 x 65500 pixels .* tells of 192 x 16: 12 patches"):
         decode(lie)
     without = JPEG[:frame] + JPEG[frame + 19 :]
     with pytest.raises(SampleError, match="has 0 x 0 pixels"):
         decode(without)
 
 
-def test_a_file_whose_record_was_stripped_says_so_and_what_to_do() -> None:
+def test_a_file_whose_record_was_stripped_says_what_to_do() -> None:
     said = "no patch mask: this JPEG has no APP9 segment 'ADQP', .* strips metadata .* write it again from the original"
     with pytest.raises(SampleError, match=said):
         decode(plain())
@@ -214,7 +195,7 @@ def test_two_records_are_refused() -> None:
         decode(put_into_jpeg(JPEG, record()))
 
 
-def test_the_segments_of_other_programs_are_passed_over_whatever_they_say() -> None:
+def test_the_segments_of_other_programs_are_passed_over() -> None:
     turned = Image.Exif()
     turned[0x0112] = 6
     exif = turned.tobytes()
@@ -234,10 +215,7 @@ def test_the_segments_of_other_programs_are_passed_over_whatever_they_say() -> N
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (
-            b"",
-            "no patch-dropped image: 0 bytes that start with b'', expected a JPEG with a patch mask",
-        ),
+        (b"", "no patch-dropped image: 0 bytes that start with b'', expected a JPEG with a patch mask"),
         (b"<html>", "no patch-dropped image: 6 bytes that start with b'<html>'"),
         (b"\xff\xd8\xff", "malformed JPEG: b'.xff' at byte 2 of 3 starts no segment"),
         (b"\xff\xd8\xff\xd9", "malformed JPEG: b'.xff.xd9' at byte 2 of 4"),

@@ -49,7 +49,7 @@ def same_places(a: PatchImage, b: PatchImage) -> bool:
 
 @settings(deadline=None)
 @given(cases((16, 32)), st.sampled_from(SUBSAMPLINGS), st.integers(1, 100))
-def test_places_come_back_exactly_and_patches_are_what_any_viewer_shows(
+def test_places_come_back_and_patches_are_what_viewers_show(
     image: PatchImage, subsampling: Subsampling, quality: int
 ) -> None:
     data = encode_patches(image, quality=quality, subsampling=subsampling)
@@ -129,16 +129,13 @@ def test_noise_is_written_too() -> None:
 
 @settings(deadline=None)
 @given(cases((2, 3)))
-def test_an_image_has_kept_pixels_as_stored_and_the_fill_elsewhere(image: PatchImage) -> None:
+def test_an_image_has_kept_pixels_and_the_fill_elsewhere(image: PatchImage) -> None:
     rows, columns = image.grid
-    fill = np.random.default_rng(1).integers(
-        0, 256, (rows * image.patch, columns * image.patch, 3), dtype=np.uint8
-    )
-    for given_fill, other in (
-        (fill, fill),
-        ((1, 2, 255), np.broadcast_to(np.uint8([1, 2, 255]), fill.shape)),
-    ):  # type: ignore[list-item]
-        cells = cut_patches(image.to_image(given_fill)[None], image.patch)[0]  # type: ignore[arg-type]
+    size = (rows * image.patch, columns * image.patch, 3)
+    fill = np.random.default_rng(1).integers(0, 256, size, dtype=np.uint8)
+    colour = np.broadcast_to(np.uint8([1, 2, 255]), size)
+    for filled, other in ((image.to_image(fill), fill), (image.to_image((1, 2, 255)), colour)):
+        cells = cut_patches(filled[None], image.patch)[0]
         assert (cells[image.mask] == image.patches).all()
         assert (cells[~image.mask] == cut_patches(other[None], image.patch)[0][~image.mask]).all()
     assert np.flatnonzero(image.mask).tolist() == image.kept.tolist()
@@ -150,9 +147,7 @@ def test_an_image_has_kept_pixels_as_stored_and_the_fill_elsewhere(image: PatchI
 )
 def test_a_fill_that_is_neither_colour_nor_image_is_refused(fill: tuple[int, int, int]) -> None:
     image = keep_patches(picture(1, 2, 4), np.array([1]), 4)
-    with pytest.raises(
-        ValueError, match=r"fill must be three values from 0 to 255 or an image \(4, 8, 3\) uint8, got"
-    ):
+    with pytest.raises(ValueError, match=r"fill must be three values .* or an image \(4, 8, 3\) uint8, got"):
         image.to_image(fill)
 
 
@@ -185,13 +180,11 @@ def test_patches_that_do_not_fit_their_description_are_refused() -> None:
 @pytest.mark.parametrize(
     ("subsampling", "patch", "unit"), [("4:2:0", 4, 16), ("4:2:0", 24, 16), ("4:4:4", 4, 8)]
 )
-def test_patches_that_would_share_coding_units_are_refused_with_the_numbers(
+def test_patches_that_would_share_coding_units_are_refused(
     subsampling: Subsampling, patch: int, unit: int
 ) -> None:
-    with pytest.raises(
-        ValueError,
-        match=rf"patch={patch} .* {subsampling}: .* multiple of {unit} .* \d+ bytes against \d+ whole",
-    ):
+    text = rf"patch={patch} .* {subsampling}: .* multiple of {unit} .* \d+ bytes against \d+ whole"
+    with pytest.raises(ValueError, match=text):
         encode(picture(2, 2, patch), np.array([0]), patch, subsampling=subsampling)
 
 
@@ -206,9 +199,7 @@ def test_unknown_settings_are_refused() -> None:
 
 def test_a_mask_that_fits_into_no_segment_is_refused() -> None:
     assert len(Record(16, (8, 65_515), 1, np.array([0])).to_bytes()) == 65_533
-    with pytest.raises(
-        ValueError, match="mask of 524128 patches takes 65534 bytes, a segment holds 65533; use a larger"
-    ):
+    with pytest.raises(ValueError, match="mask of 524128 patches takes 65534 bytes, a segment holds 65533"):
         Record(16, (8, 65_516), 1, np.array([0])).to_bytes()
     for patch, grid in ((65_536, (1, 1)), (1, (65_536, 1)), (1, (1, 65_536))):
         with pytest.raises(ValueError, match=f"{grid[0]} x {grid[1]} patches of {patch}: each at most 65535"):

@@ -14,6 +14,7 @@ from adq_wds.errors import SampleError
 from adq_wds.samples import image
 from adq_wds.samples.image import MAX_PIXELS, WHITE, decode_image
 from adq_wds.samples.plain_jpeg import decode_plain_jpeg, plain_jpeg_size, without_end
+from tests.samples.image_files import encode
 
 W, H = 43, 29
 rng = np.random.default_rng(9)
@@ -23,9 +24,7 @@ COARSE_TABLE = [200 + i % 56 for i in range(64)]
 
 
 def jpeg(pixels: Image.Image = SMOOTH, **options: Any) -> bytes:
-    file = io.BytesIO()
-    pixels.save(file, "JPEG", **options)
-    return file.getvalue()
+    return encode(pixels, "JPEG", **options)
 
 
 def segment(marker: int, body: bytes) -> bytes:
@@ -43,9 +42,7 @@ TABLE = BASE[20:89]
 assert APP0[:4] == b"\xff\xe0\0\x10"
 assert TABLE[:5] == b"\xff\xdb\0\x43\0"
 FRAME = BASE[BASE.index(b"\xff\xc0") :][:19]
-LARGE = Image.fromarray(
-    rng.integers(0, 256, (300, 500, 3), dtype=np.uint8)
-)  # more bytes than Pillow reads at once
+LARGE = Image.fromarray(rng.integers(0, 256, (300, 500, 3), dtype=np.uint8))  # more than Pillow reads at once
 PLAIN = {
     "usual": BASE,
     "fine": jpeg(quality=100, subsampling=0),
@@ -145,11 +142,10 @@ def test_damage_has_the_same_answer_on_both_ways(name: str) -> None:
         damaged = bytearray(data)
         for _ in range(chance.choice((1, 1, 3))):
             place = chance.randrange(header if chance.random() < 0.7 else len(data))
-            damaged[place] = chance.choice(
-                (damaged[place] ^ 1 << chance.randrange(8), 0, 0xFF, chance.randrange(256))
-            )
-        quick += plain_jpeg_size(bytes(damaged)) is not None
+            bit_flip = damaged[place] ^ 1 << chance.randrange(8)
+            damaged[place] = chance.choice((bit_flip, 0, 0xFF, chance.randrange(256)))
         size = plain_jpeg_size(bytes(damaged))
+        quick += size is not None
         if size is None or size[0] * size[1] < 1 << 22:  # else the two images would take a minute
             both(bytes(damaged))
     assert quick > 50, "most damage must reach the short way"
@@ -159,7 +155,7 @@ def test_damage_has_the_same_answer_on_both_ways(name: str) -> None:
         both(cut + b"\xff\xd9")
 
 
-def test_a_large_one_is_refused_by_its_header_with_the_usual_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_one_is_refused_by_its_header(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "frombytes", lambda *_: pytest.fail("decoded"))
     with pytest.raises(SampleError, match=f"too large: {W} x {H} = {W * H} pixels, at most {W * H - 1}"):
         decode_image(BASE, max_pixels=W * H - 1)
@@ -175,7 +171,7 @@ def test_what_the_decoder_refuses_is_left_to_the_long_way() -> None:
     assert isinstance(caught.value.__cause__, OSError)
 
 
-def test_a_program_that_loads_truncated_images_has_the_long_way_alone(
+def test_with_load_truncated_images_only_the_long_way_is_taken(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
@@ -183,18 +179,13 @@ def test_a_program_that_loads_truncated_images_has_the_long_way_alone(
     assert decode_image(BASE).tobytes() == outcome(BASE, long=True)[4]
 
 
-ONE_SCAN = {
-    **{name: data for name, data in PLAIN.items() if "progressive" not in name},
-    **{
-        name: NOT_PLAIN[name]
-        for name in ("grey", "CMYK", "RGB in the file", "EXIF", "profile", "Adobe marker")
-    },
-}
+ONE_SCAN = {name: data for name, data in PLAIN.items() if "progressive" not in name}
+ONE_SCAN |= {n: NOT_PLAIN[n] for n in ("grey", "CMYK", "RGB in the file", "EXIF", "profile", "Adobe marker")}
 
 
 @pytest.mark.parametrize("name", ONE_SCAN)
 @pytest.mark.parametrize("fill_up", [False, True])
-def test_a_scan_that_ends_early_in_front_of_an_end_marker_is_refused_but_for_its_last_blocks(
+def test_a_scan_that_ends_before_its_last_blocks_is_refused(
     name: str, fill_up: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """libjpeg would fill up with grey and say nothing that Pillow tells."""
@@ -218,7 +209,7 @@ def test_a_scan_that_ends_early_in_front_of_an_end_marker_is_refused_but_for_its
     assert all("cannot decode this JPEG: OSError: 'image file is truncated" in text for text in refused)
 
 
-def test_the_padding_changes_no_pixel_and_no_picture_of_several_scans() -> None:
+def test_the_padding_changes_no_pixel() -> None:
     for name, data in (PLAIN | ONE_SCAN).items():
         padded = without_end(data)
         assert (padded == data) == ("progressive" in name)

@@ -1,8 +1,6 @@
 """Sets of small tar shards and plans over them, and workers played in one process."""
 
-import io
 import pickle
-import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,9 +9,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from torch.utils.data import DataLoader
 from torch.utils.data._utils import worker as torch_worker
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 import adq_wds as adq
+from tests.conftest import write_tar
+
+Options = dict[str, Any]
+Names = list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -29,31 +33,34 @@ class TarSet:
 
     urls: list[str]
     plan: str
-    kept: list[tuple[str, str]]
+    kept: Names
     bytes: dict[tuple[str, str], dict[str, bytes]]
 
 
 def write_set(folder: Path, sizes: list[int], keep: Callable[[int], bool] = lambda i: i % 3 != 1) -> TarSet:
     """A shard per size; sample i of all, named `k<i>`, holds its own name and number, and is kept if `keep(i)`."""
     folder.mkdir(parents=True, exist_ok=True)
-    urls, kept, every, i = [], [], {}, 0
+    urls, kept, every, first = [], [], {}, 0
     for number, size in enumerate(sizes):
-        path = folder / f"t-{number:03d}.tar"
-        with tarfile.open(path, "w") as tar:
-            for _ in range(size):
-                key = f"k{i:05d}"
-                fields = {"txt": f"text of {key} ".encode() * (1 + i % 90), "cls": str(i % 10).encode()}
-                for name, data in fields.items():
-                    member = tarfile.TarInfo(f"{key}.{name}")
-                    member.size = len(data)
-                    tar.addfile(member, io.BytesIO(data))
-                every[path.name, key] = fields
-                if keep(i):
-                    kept.append((path.name, key))
-                i += 1
-        urls.append(str(path))
+        path, members = folder / f"t-{number:03d}.tar", []
+        for i in range(first, first + size):
+            key = f"k{i:05d}"
+            fields = {"txt": f"text of {key} ".encode() * (1 + i % 90), "cls": str(i % 10).encode()}
+            members += [(f"{key}.{name}", data) for name, data in fields.items()]
+            every[path.name, key] = fields
+            if keep(i):
+                kept.append((path.name, key))
+        first += size
+        urls.append(str(write_tar(path, members)))
     adq.Plan.from_keys(urls, kept).save(folder / "plan.parquet")
     return TarSet(urls, str(folder / "plan.parquet"), kept, every)
+
+
+def change_a_byte(url: str) -> None:
+    """In the first payload."""
+    data = bytearray(Path(url).read_bytes())
+    data[512] ^= 1
+    Path(url).write_bytes(data)
 
 
 @pytest.fixture(scope="session")
@@ -69,10 +76,38 @@ def tar_set(tar_sets: dict[int, TarSet]) -> TarSet:
     return tar_sets[7]
 
 
-def ids(samples: Any) -> list[tuple[str, str]]:
+def made(tar_set: TarSet, **options: Any) -> adq.ShardDataset:
+    """Shuffled batches of 4 of the kept samples, unless `options` say otherwise."""
+    defaults = {"plan": tar_set.plan, "shuffle": True, "seed": 3, "batch_size": 4}
+    return adq.ShardDataset(tar_set.urls, **{**defaults, **options})
+
+
+LOADERS: dict[str, Any] = {
+    "torch": lambda dataset, **options: DataLoader(dataset, batch_size=None, **options),
+    "torchdata": lambda dataset, **options: StatefulDataLoader(dataset, batch_size=None, **options),
+    "adq": adq.Loader,
+}
+
+
+def epochs_of(dataset: Any, n: int) -> list[Names]:
+    """The samples of the next epochs."""
+    return [ids(dataset) for _ in range(n)]
+
+
+def ids(samples: Any) -> Names:
     """(shard name, key) of samples, or of all samples of batches."""
     flat = [s for each in samples for s in (each if isinstance(each, list) else [each])]
     return [(Path(s["__url__"]).name, s["__key__"]) for s in flat]
+
+
+def contents(samples: Any) -> list[tuple[Any, ...]]:
+    """Key and fields of samples, or of all samples of batches."""
+    flat = [s for each in samples for s in (each if isinstance(each, list) else [each])]
+    return [(s["__key__"], s["txt"], s["cls"]) for s in flat]
+
+
+def counts(tally: Any) -> tuple[int, ...]:
+    return tally.read, tally.kept, tally.dropped, tally.bad
 
 
 @contextmanager
@@ -88,15 +123,20 @@ def as_worker(worker: int, n_workers: int) -> Iterator[None]:
         torch_worker._worker_info = before
 
 
-def played(dataset: Any, n_workers: int) -> Iterator[Any]:
-    """What a DataLoader with so many workers would give: copies of the data set, asked in turn."""
+def worker_streams(dataset: Any, n_workers: int) -> list[Any]:
+    """The iterators of so many workers, each over its copy of the data set."""
     if n_workers == 0:
-        yield from dataset
-        return
+        return [iter(dataset)]
     streams = []
     for worker in range(n_workers):
         with as_worker(worker, n_workers):
             streams.append(iter(pickle.loads(pickle.dumps(dataset))))  # noqa: S301 - our own bytes
+    return streams
+
+
+def played(dataset: Any, n_workers: int) -> Iterator[Any]:
+    """What a DataLoader with so many workers would give."""
+    streams = worker_streams(dataset, n_workers)
     while streams:
         for stream in list(streams):
             try:
@@ -111,6 +151,15 @@ def number(sample: dict[str, Any]) -> dict[str, Any]:
 
 def noisy(sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
     return {**sample, "u": float(rng.random())}
+
+
+def boom(sample: dict[str, Any]) -> dict[str, Any]:
+    if sample["__key__"] == "k00024":
+        raise KeyError("boom")
+    return sample
+
+
+BOOM = "shard t-003.tar, key 'k00024': Map: KeyError: \"'boom'\""
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,17 +11,15 @@ import pytest
 
 import adq_wds as adq
 from adq_wds.core.order import row_order, shard_order
-from adq_wds.reading import open_shards as readers
-from adq_wds.stream import epoch_order as recipe
-from tests.stream.conftest import TarSet, ids, played, write_set
-
-Options = dict[str, Any]
+from adq_wds.reading import open_shards
+from adq_wds.stream import epoch_order
+from tests.stream.conftest import Options, TarSet, epochs_of, ids, made, played, write_set
 
 
 @pytest.mark.parametrize("n_shards", [1, 7, 24])
-def test_the_shuffled_order_is_the_one_laid_out_by_hand(tar_sets: dict[int, TarSet], n_shards: int) -> None:
+def test_the_shuffled_order_is_as_laid_out_by_hand(tar_sets: dict[int, TarSet], n_shards: int) -> None:
     tar_set = tar_sets[n_shards]
-    dataset = adq.ShardDataset(tar_set.urls, plan=tar_set.plan, shuffle=True, seed=5)
+    dataset = made(tar_set, seed=5, batch_size=None)
     plan = adq.load_plan(tar_set.plan)
     for epoch in range(3):
         line = []
@@ -40,29 +38,22 @@ def test_the_shuffled_order_is_the_one_laid_out_by_hand(tar_sets: dict[int, TarS
 
 def test_five_epochs_all_differ_and_two_runs_are_equal(tar_set: TarSet) -> None:
     """F17."""
-
-    def run() -> list[list[tuple[str, str]]]:
-        dataset = adq.ShardDataset(tar_set.urls, plan=tar_set.plan, shuffle=True, seed=1)
-        return [ids(dataset) for _ in range(5)]
-
-    first = run()
-    assert run() == first
+    first, second = (epochs_of(made(tar_set), 5) for _ in range(2))
+    assert first == second
     assert len({str(epoch) for epoch in first}) == 5
     assert all(Counter(epoch) == Counter(tar_set.kept) for epoch in first)
 
 
-@pytest.mark.parametrize("options", [{}, {"batch_size": 4}, {"batch_size": 5, "uneven": "ragged"}])
-def test_the_order_of_a_rank_does_not_depend_on_workers(tar_set: TarSet, options: Options) -> None:
+@pytest.mark.parametrize("options", [{"batch_size": None}, {}, {"batch_size": 5, "uneven": "ragged"}])
+def test_a_ranks_order_does_not_depend_on_workers(tar_set: TarSet, options: Options) -> None:
     """F17."""
-
-    def rank(r: int) -> adq.ShardDataset:
-        return adq.ShardDataset(tar_set.urls, plan=tar_set.plan, shuffle=True, rank=r, world=3, **options)
-
-    for r in range(3):
-        alone = [ids([batch]) for batch in rank(r)]
+    for rank in range(3):
+        dataset = made(tar_set, rank=rank, world=3, **options)
+        alone = [ids([batch]) for batch in dataset]
         for n_workers in (1, 2, 3, 4, 8):
-            assert [ids([batch]) for batch in played(rank(r), n_workers)] == alone
-        assert len(rank(r)) == len(alone)
+            dataset.set_epoch(0)
+            assert [ids([batch]) for batch in played(dataset, n_workers)] == alone
+        assert len(dataset) == len(alone)
 
 
 @pytest.mark.parametrize("uneven", ["pad", "ragged", "drop"])
@@ -75,18 +66,8 @@ def test_every_layout_covers_the_plan(
     tar_set = tar_sets[n_shards]
     kept = Counter(tar_set.kept)
     for world in (1, 2, 3, 4, 8):
-        ranks = [
-            adq.ShardDataset(
-                tar_set.urls,
-                plan=tar_set.plan,
-                shuffle=shuffle,
-                uneven=uneven,
-                rank=r,
-                world=world,
-                batch_size=3,
-            )
-            for r in range(world)
-        ]
+        options: Options = {"shuffle": shuffle, "uneven": uneven, "world": world, "batch_size": 3}
+        ranks = [made(tar_set, rank=r, **options) for r in range(world)]
         for n_workers in (0, 1, 2, 3, 4, 8) if uneven == "ragged" else (0, 3):
             seen: Counter[tuple[str, str]] = Counter()
             lengths = []
@@ -96,78 +77,68 @@ def test_every_layout_covers_the_plan(
                 assert len(batches) == len(dataset)
                 lengths.append(sum(len(batch) for batch in batches))
                 seen += Counter(ids(batches))
-            if uneven == "ragged":
-                assert seen == kept
-                assert max(lengths) - min(lengths) <= 1
-            elif uneven == "pad":
-                assert not kept - seen
-                assert (seen - kept).total() == -kept.total() % world
-                assert len(set(lengths)) == 1
-            else:
-                assert not seen - kept
-                assert (kept - seen).total() == kept.total() % world
-                assert len(set(lengths)) == 1
+            assert max(lengths) - min(lengths) <= (uneven == "ragged")
+            n_odd = kept.total() % world
+            assert (kept - seen).total() == (n_odd if uneven == "drop" else 0)
+            assert (seen - kept).total() == (-kept.total() % world if uneven == "pad" else 0)
 
 
 def test_uneven_error_speaks_when_the_data_set_is_made(tar_set: TarSet) -> None:
-    assert len(adq.ShardDataset(tar_set.urls, plan=tar_set.plan, uneven="error", rank=0, world=4)) == 7
+    assert len(made(tar_set, batch_size=None, uneven="error", rank=0, world=4)) == 7
     with pytest.raises(ValueError, match="28 samples do not divide among 8 ranks"):
-        adq.ShardDataset(tar_set.urls, plan=tar_set.plan, uneven="error", rank=0, world=8)
+        made(tar_set, uneven="error", rank=0, world=8)
 
 
-def test_a_rank_or_a_worker_with_nothing_is_told_before_the_first_sample(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("n_kept", "options", "text"),
+    [
+        (2, {}, ""),
+        (2, {"rank": 2, "world": 3, "uneven": "ragged"}, "rank 2 of 3 has 0 of 2 samples"),
+        (2, {"rank": 0, "world": 3, "uneven": "drop"}, "rank 0 of 3 has 0 of 2 samples"),
+        (2, {"batch_size": 2, "n_workers": 2}, "in 1 batches, so some of its 2 workers have nothing"),
+        (0, {}, "no sample is kept"),
+    ],
+)
+def test_a_rank_or_a_worker_with_nothing_is_told_so(
+    tmp_path: Path, n_kept: int, options: Options, text: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """F15."""
-    tiny = write_set(tmp_path / "tiny", [2], keep=lambda i: True)
-
-    def said(**options: Any) -> str:
-        caplog.clear()
-        with caplog.at_level(logging.WARNING, logger="adq_wds"):
-            n_workers = options.pop("n_workers", 0)
-            samples = list(played(adq.ShardDataset(tiny.urls, plan=tiny.plan, **options), n_workers))
-        assert len(samples) == options.pop("n", len(samples))
-        return caplog.text
-
-    assert said() == ""
-    assert "rank 2 of 3 has 0 of 2 samples" in said(rank=2, world=3, uneven="ragged")
-    assert "rank 0 of 3 has 0 of 2 samples" in said(rank=0, world=3, uneven="drop")
-    assert "has 2 of 2 samples in 1 batches, so some of its 2 workers have nothing" in said(
-        batch_size=2, n_workers=2
-    )
-    empty = write_set(tmp_path / "empty", [2], keep=lambda i: False)
+    tiny = write_set(tmp_path / "tiny", [2], keep=lambda i: i < n_kept)
+    options = {"batch_size": None, **options}
+    n_workers = options.pop("n_workers", 0)
     with caplog.at_level(logging.WARNING, logger="adq_wds"):
-        assert list(adq.ShardDataset(empty.urls, plan=empty.plan, shuffle=True)) == []
-    assert "no sample is kept" in caplog.text
+        n_read = len(ids(played(made(tiny, **options), n_workers)))
+    assert n_read == (0 if "world" in options else n_kept)
+    assert text in caplog.text
+    assert bool(text) == bool(caplog.text)
 
 
-def test_more_shards_than_are_held_are_read_all_the_same(
+def test_few_of_many_shards_are_open_at_a_time(
     tar_sets: dict[int, TarSet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recipe, "HELD_SHARDS", 3)
-    monkeypatch.setattr(readers, "HELD_SHARDS", 3)
-    tar_set = tar_sets[24]
-    stream = iter(adq.ShardDataset(tar_set.urls, plan=tar_set.plan, shuffle=True))
+    monkeypatch.setattr(epoch_order, "HELD_SHARDS", 3)
+    monkeypatch.setattr(open_shards, "HELD_SHARDS", 3)
+    stream: Any = iter(made(tar_sets[24], batch_size=None))
     seen = []
     for sample in stream:
         seen.append(sample)
         assert len(stream._stages.readers.held) <= 3
         assert stream._order.rows.cache_info().currsize <= 3
-    assert Counter(ids(seen)) == Counter(tar_set.kept)
+    assert Counter(ids(seen)) == Counter(tar_sets[24].kept)
     assert len(stream._stages.readers.held) == 0
 
 
-def test_the_epoch_goes_on_once_a_sample_is_handed_on_and_may_be_set(tar_set: TarSet) -> None:
-    dataset = adq.ShardDataset(tar_set.urls, plan=tar_set.plan, shuffle=True)
+def test_the_epoch_goes_on_with_its_first_sample_and_may_be_set(tar_set: TarSet) -> None:
+    dataset = made(tar_set, batch_size=None)
     first = ids(dataset)
     assert dataset.epoch == 1
     stream = iter(dataset)
-    broken = [next(stream) for _ in range(5)]
+    broken_off = [next(stream) for _ in range(5)]
     third = ids(dataset)
     assert dataset.epoch == 3
     dataset.set_epoch(1)
     second = ids(dataset)
-    assert second[:5] == ids(broken)
+    assert second[:5] == ids(broken_off)
     assert len({*map(tuple, (first, second, third))}) == 3
     dataset.set_epoch(0)
     assert ids(dataset) == first

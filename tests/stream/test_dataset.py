@@ -1,6 +1,7 @@
 """Does the source give exactly the kept samples, as they are?"""
 
 import pickle
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -14,13 +15,32 @@ from adq_wds.reading.local import LocalShard
 from adq_wds.reading.open_shards import Readers
 from adq_wds.reading.places import Place
 from adq_wds.tables.spans import save_index, scan_spans
-from tests.stream.conftest import OnlyEven, TarSet, ids, noisy, number, write_set
+from tests.stream.conftest import (
+    OnlyEven,
+    Options,
+    TarSet,
+    change_a_byte,
+    epochs_of,
+    ids,
+    made,
+    noisy,
+    number,
+    write_set,
+)
 
-Options = dict[str, Any]
+
+def plain(tar_set: TarSet, **options: Any) -> adq.ShardDataset:
+    """Without shuffle and batches."""
+    return made(tar_set, **{"shuffle": False, "batch_size": None, **options})
 
 
-def test_it_gives_the_kept_samples_in_the_plans_order_bytes_untouched(tar_set: TarSet) -> None:
-    samples = list(adq.ShardDataset(tar_set.urls, plan=tar_set.plan))
+def index_of(tar_set: TarSet, path: Path, n: int | None = None) -> Path:
+    save_index(path, [(Path(url).name, scan_spans(url, shard=Path(url).name)) for url in tar_set.urls[:n]])
+    return path
+
+
+def test_it_gives_the_kept_samples_in_order_bytes_untouched(tar_set: TarSet) -> None:
+    samples = list(plain(tar_set))
     assert ids(samples) == tar_set.kept
     for sample, name in zip(samples, tar_set.kept, strict=True):
         assert list(sample) == ["__key__", "__url__", "txt", "cls"]
@@ -28,95 +48,83 @@ def test_it_gives_the_kept_samples_in_the_plans_order_bytes_untouched(tar_set: T
         assert sample["__url__"] in tar_set.urls
 
 
-def test_without_a_plan_all_samples_come_from_a_scan_or_an_index(tar_set: TarSet, tmp_path: Path) -> None:
-    index = tmp_path / "index.parquet"
-    rows = [(Path(url).name, scan_spans(url, shard=Path(url).name)) for url in tar_set.urls]
-    save_index(index, rows)
-    scanned, indexed = adq.ShardDataset(tar_set.urls), adq.ShardDataset(tar_set.urls, index=index)
-    assert ids(scanned) == ids(indexed) == list(tar_set.bytes)
-    assert len(scanned) == len(indexed) == 42
-    shuffled = [list(adq.ShardDataset(tar_set.urls, shuffle=True, **o)) for o in ({}, {"index": index})]
-    assert shuffled[0] == shuffled[1]
-    assert ids(shuffled[0]) != ids(scanned)
-    save_index(index, rows[:6])
+def test_without_a_plan_all_samples_come(tar_set: TarSet, tmp_path: Path) -> None:
+    """From a scan or an index."""
+    index = index_of(tar_set, tmp_path / "index.parquet")
+    sources: list[Options] = [{"plan": None}, {"plan": None, "index": index}]
+    for options in sources:
+        assert ids(plain(tar_set, **options)) == list(tar_set.bytes)
+        assert len(plain(tar_set, **options)) == 42
+    first, second = (ids(made(tar_set, **options)) for options in sources)
+    assert first == second != list(tar_set.bytes)
+    index_of(tar_set, index, 6)
     with pytest.raises(adq.ShardError, match=r"^index .*shard 't-006.tar' is not in it; "):
-        adq.ShardDataset(tar_set.urls, index=index)
+        plain(tar_set, plan=None, index=index)
 
 
 def test_an_index_vouches_for_the_bytes_and_a_scan_cannot(tmp_path: Path) -> None:
     tar_set = write_set(tmp_path / "set", [9])
-    save_index(tmp_path / "i.parquet", [("t-000.tar", scan_spans(tar_set.urls[0], shard="t-000.tar"))])
-    data = bytearray(Path(tar_set.urls[0]).read_bytes())
-    data[512] ^= 1
-    Path(tar_set.urls[0]).write_bytes(data)
+    options: Options = {"plan": None, "index": index_of(tar_set, tmp_path / "i.parquet")}
+    change_a_byte(tar_set.urls[0])
     with pytest.raises(adq.ShardError, match="key 'k00000': bytes differ"):
-        list(adq.ShardDataset(tar_set.urls, index=tmp_path / "i.parquet"))
+        list(plain(tar_set, **options))
+    assert len(list(plain(tar_set, plan=None))) == 9
     write_set(tmp_path / "set", [8])
-    with pytest.raises(
-        adq.ShardError, match=r"shard t-000.tar: sample 8 is nothing, 'k00008' .* index it again"
-    ):
-        adq.ShardDataset(tar_set.urls, index=tmp_path / "i.parquet")
-    write_set(tmp_path / "set", [9])
-    assert len(list(adq.ShardDataset(tar_set.urls))) == 9
+    with pytest.raises(adq.ShardError, match=r"shard t-000.tar: .*'k00008' .* index it again"):
+        plain(tar_set, **options)
 
 
 def test_what_is_dropped_is_never_decoded(tar_set: TarSet) -> None:
     """F18."""
-    calls = []
-    dataset = adq.ShardDataset(
-        tar_set.urls, plan=tar_set.plan, pipes=[adq.Map(lambda s: calls.append(s["__key__"]) or s)]
-    )
-    assert len(list(dataset)) == len(calls) == len(tar_set.kept)
+    decoded: list[str] = []
+    dataset = plain(tar_set, pipes=[adq.Map(lambda s: decoded.append(s["__key__"]) or s)])
+    assert len(list(dataset)) == len(decoded) == len(tar_set.kept)
 
 
 def test_fields_make_tuples_and_batches_are_collated(tar_set: TarSet) -> None:
-    options: Options = {"plan": tar_set.plan, "pipes": [adq.Map(number)], "fields": ("key", "label")}
-    singles = list(adq.ShardDataset(tar_set.urls, **options))
+    options: Options = {"pipes": [adq.Map(number)], "fields": ("key", "label")}
+    singles = list(plain(tar_set, **options))
     assert singles == [(key, int(tar_set.bytes[shard, key]["cls"])) for shard, key in tar_set.kept]
-    batches = list(adq.ShardDataset(tar_set.urls, batch_size=5, **options))
+    batches = list(plain(tar_set, batch_size=5, **options))
     assert [len(keys) for keys, _ in batches] == [5] * 5 + [3]
     assert all(isinstance(labels, torch.Tensor) for _, labels in batches)
     assert [pair for keys, labels in batches for pair in zip(keys, labels.tolist(), strict=True)] == singles
-    own = adq.ShardDataset(tar_set.urls, batch_size=5, collate=len, **options)
-    assert list(own) == [5] * 5 + [3]
+    assert list(plain(tar_set, batch_size=5, collate=len, **options)) == [5] * 5 + [3]
 
 
-def test_without_batches_pipes_run_as_they_do_alone(tar_set: TarSet) -> None:
+def test_pipes_run_as_they_do_alone(tar_set: TarSet) -> None:
     pipes = [adq.Map(number), adq.Map(noisy, seed=3)]
-    dataset = adq.ShardDataset(tar_set.urls, plan=tar_set.plan, pipes=pipes)
-    raw = adq.ShardDataset(tar_set.urls, plan=tar_set.plan)
+    single, batched, raw = (
+        plain(tar_set, pipes=pipes),
+        plain(tar_set, pipes=pipes, batch_size=5),
+        plain(tar_set),
+    )
     for epoch in range(2):
         stream: Any = ({**sample, "__adq_epoch__": epoch} for sample in raw)
         for pipe in pipes:
             stream = pipe(stream)
         expected = [{k: v for k, v in sample.items() if k != "__adq_epoch__"} for sample in stream]
-        assert list(dataset) == expected
-    batched = adq.ShardDataset(tar_set.urls, plan=tar_set.plan, pipes=pipes, batch_size=5)
-    batched.set_epoch(1)
-    assert [sample for batch in batched for sample in batch] == expected
+        assert list(single) == [sample for batch in batched for sample in batch] == expected
 
 
-def test_the_length_is_exact_or_refused_with_the_reason(tar_set: TarSet) -> None:
-    for options in (
-        {},
-        {"batch_size": 5},
-        {"rank": 1, "world": 3},
-        {"rank": 2, "world": 3, "uneven": "ragged"},
-    ):
-        dataset = adq.ShardDataset(tar_set.urls, plan=tar_set.plan, **options)
-        assert len(dataset) == len(list(dataset))
-    dropping = adq.ShardDataset(tar_set.urls, plan=tar_set.plan, pipes=[adq.Map(number), OnlyEven()])
+@pytest.mark.parametrize(
+    "options", [{}, {"batch_size": 5}, {"rank": 1, "world": 3}, {"rank": 2, "world": 3, "uneven": "ragged"}]
+)
+def test_the_length_is_exact(tar_set: TarSet, options: Options) -> None:
+    assert len(plain(tar_set, **options)) == len(list(plain(tar_set, **options)))
+
+
+def test_a_length_that_pipes_hide_is_refused(tar_set: TarSet) -> None:
     with pytest.raises(TypeError, match="no length: OnlyEven may drop samples"):
-        len(dropping)
+        len(plain(tar_set, pipes=[adq.Map(number), OnlyEven()]))
 
 
 def test_only_kept_bytes_are_read(tar_set: TarSet, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[Place] = []
     original = Readers.read
     monkeypatch.setattr(Readers, "read", lambda self, places: reads.extend(places) or original(self, places))
-    list(adq.ShardDataset(tar_set.urls, plan=tar_set.plan, shuffle=True, batch_size=4))
-    plan = adq.load_plan(tar_set.plan)
-    kept_bytes = sum(int(shard.spans.n_bytes[shard.kept].sum()) for shard in plan)
+    list(made(tar_set))
+    kept_bytes = sum(int(shard.spans.n_bytes[shard.kept].sum()) for shard in adq.load_plan(tar_set.plan))
     assert sum(place.n_bytes for place in reads) == kept_bytes
 
 
@@ -125,16 +133,16 @@ def test_the_kernel_is_told_when_a_small_part_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nth: int, sparse: bool
 ) -> None:
     tar_set = write_set(tmp_path / "set", [12], keep=lambda i: i % nth == 0)
-    told = []
+    given = []
     original = LocalShard.__init__
 
     def init(self: LocalShard, *arguments: Any, sparse: bool, **options: Any) -> None:
-        told.append(sparse)
+        given.append(sparse)
         original(self, *arguments, sparse=sparse, **options)
 
     monkeypatch.setattr(LocalShard, "__init__", init)
-    assert ids(adq.ShardDataset(tar_set.urls, plan=tar_set.plan)) == tar_set.kept
-    assert told == [sparse]
+    assert ids(plain(tar_set)) == tar_set.kept
+    assert given == [sparse]
 
 
 def test_fresh_draws_keep_other_samples_in_every_epoch(
@@ -143,25 +151,23 @@ def test_fresh_draws_keep_other_samples_in_every_epoch(
     shards = [str(make_shard(f"f-{i}.tar", 30, first=30 * i)) for i in range(3)]
     features = adq.embed_shards(shards, "thumbnail", tmp_path / "features")
     plan = adq.build_plan(features, bins=3, keep=0.3, out=tmp_path / "fresh.parquet")
-    dataset = adq.ShardDataset(shards, plan=plan, fresh=True, shuffle=True)
-    seen: Counter[tuple[str, str]] = Counter()
-    for epoch in range(5):
-        drawn = Counter(ids(dataset))
-        expected = Counter(
+
+    def expected(epoch: int) -> Counter[tuple[str, str]]:
+        return Counter(
             (name, key)
             for name in plan.shards
             for key, kept in zip(plan.shard(name).spans.keys, plan.kept_in(name, epoch), strict=True)
             if kept
         )
-        assert drawn == expected
-        assert drawn.total() == len(dataset) == plan.n_kept
-        seen += drawn
-    assert len(seen) == 90
+
+    dataset = adq.ShardDataset(shards, plan=plan, fresh=True, shuffle=True)
+    drawn = [Counter(epoch) for epoch in epochs_of(dataset, 5)]
+    assert drawn == [expected(epoch) for epoch in range(5)]
+    assert {each.total() for each in drawn} == {len(dataset)} == {plan.n_kept}
+    assert len(set().union(*drawn)) == 90
     fixed = adq.ShardDataset(shards, plan=plan, shuffle=True)
     fixed.set_epoch(3)
-    assert Counter(ids(fixed)) == Counter(
-        (s.name, k) for s in plan for k, kept in zip(s.spans.keys, s.kept, strict=True) if kept
-    )
+    assert Counter(ids(fixed)) == expected(0)
 
 
 @pytest.mark.parametrize(
@@ -182,41 +188,39 @@ def test_fresh_draws_keep_other_samples_in_every_epoch(
         ({"rank": 2, "world": 2}, r"rank=2 of world=2: expected integers, 0 <= rank < world"),
         ({"plan": None, "fresh": True}, "fresh=True draws anew from a plan's bins, and there is no plan"),
         ({"index": "index.parquet"}, "plan and index both say where samples lie"),
+        ({"cache": 3}, "cache must be a folder or a Cache, got a int"),
+        ({"timeout": 0}, r"timeout must be a number of seconds > 0, got 0"),
+        ({"storage_options": "x"}, "storage_options must be a dict, got a str"),
     ],
 )
 def test_wrong_arguments_are_refused(tar_set: TarSet, options: Options, text: str) -> None:
     with pytest.raises(ValueError, match=text):
-        adq.ShardDataset(tar_set.urls, **{"plan": tar_set.plan, **options})
+        plain(tar_set, **options)
 
 
 def test_wrong_shards_are_refused(tar_set: TarSet, tmp_path: Path) -> None:
-    with pytest.raises(adq.PlanError, match=r"shard 't-006.tar' of the plan is not among the 6 shards given"):
-        adq.ShardDataset(tar_set.urls[:6], plan=tar_set.plan)
     (tmp_path / "u.tar").write_bytes(b"x")
-    with pytest.raises(adq.PlanError, match=r"shard 'u.tar' is not in the plan"):
-        adq.ShardDataset([*tar_set.urls, str(tmp_path / "u.tar")], plan=tar_set.plan)
-    with pytest.raises(adq.ShardError, match=r"shard .*none.tar: no such file"):
-        adq.ShardDataset([*tar_set.urls, str(tmp_path / "none.tar")], plan=tar_set.plan)
-    with pytest.raises(
-        ValueError, match=r"shard 'pipe:' … 'a.tar' is a command, and running it is ref"
-    ) as error:
-        adq.ShardDataset("pipe:curl https://host/a.tar?token=secret")
-    assert "secret" not in str(error.value)
-    with pytest.raises(adq.ShardError, match=r"shard u.tar, byte 1: truncated"):
-        adq.ShardDataset(str(tmp_path / "u.tar"))
+    urls, more = tar_set.urls, str(tmp_path / "u.tar")
+    command = "pipe:curl https://host/a.tar?token=secret"
+    for given, plan, kind, text in (
+        (urls[:6], tar_set.plan, adq.PlanError, "'t-006.tar' of the plan is not among the 6 shards given"),
+        ([*urls, more], tar_set.plan, adq.PlanError, "shard 'u.tar' is not in the plan"),
+        ([*urls, f"{tmp_path}/none.tar"], tar_set.plan, adq.ShardError, "shard .*none.tar: no such file"),
+        (more, None, adq.ShardError, "shard u.tar, byte 1: truncated"),
+        (command, None, ValueError, "shard 'pipe:' … 'a.tar' is a command, and running it is ref"),
+    ):
+        with pytest.raises(kind, match=text) as error:
+            adq.ShardDataset(given, plan=plan)
+        assert "secret" not in str(error.value)
 
 
 def test_the_data_may_move(tar_set: TarSet, tmp_path: Path) -> None:
-    moved = []
-    for url in tar_set.urls:
-        moved.append(str(tmp_path / Path(url).name))
-        Path(moved[-1]).write_bytes(Path(url).read_bytes())
-    options: Options = {"plan": tar_set.plan, "shuffle": True}
-    assert ids(adq.ShardDataset(moved[::-1], **options)) == ids(adq.ShardDataset(tar_set.urls, **options))
+    moved = [shutil.copy(url, tmp_path) for url in tar_set.urls]
+    assert ids(adq.ShardDataset(moved[::-1], plan=tar_set.plan, shuffle=True, seed=3)) == ids(made(tar_set))
 
 
-def test_a_pickled_copy_reads_the_same_and_counts_its_own_epochs(tar_set: TarSet) -> None:
-    dataset = adq.ShardDataset(tar_set.urls, plan=tar_set.plan, shuffle=True, batch_size=4)
+def test_a_pickled_copy_counts_its_own_epochs(tar_set: TarSet) -> None:
+    dataset = made(tar_set)
     dataset.set_epoch(3)
     copy = pickle.loads(pickle.dumps(dataset))  # noqa: S301 - our own bytes
     assert list(copy) == list(dataset)
@@ -225,8 +229,8 @@ def test_a_pickled_copy_reads_the_same_and_counts_its_own_epochs(tar_set: TarSet
     assert dataset.epoch == 4
 
 
-def test_it_is_not_stateful_itself_so_that_torchdata_keeps_its_iterators_state(tar_set: TarSet) -> None:
-    dataset = adq.ShardDataset(tar_set.urls, plan=tar_set.plan)
+def test_it_is_not_stateful_so_torchdata_keeps_its_iterators(tar_set: TarSet) -> None:
+    dataset = plain(tar_set)
     assert not hasattr(dataset, "state_dict")
     assert not hasattr(dataset, "load_state_dict")
     assert repr(dataset) == "<ShardDataset 28 samples in 7 shards, epoch 0>"

@@ -1,9 +1,7 @@
 """What becomes of bad and dropped samples? Each is skipped or raised, named, and counted."""
 
-import io
 import json
 import logging
-import tarfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,102 +9,94 @@ from typing import Any
 import pytest
 
 import adq_wds as adq
-from tests.stream.conftest import OnlyEven, TarSet, Trips, ids, number, played, write_set
+from tests.conftest import write_tar
+from tests.stream.conftest import (
+    OnlyEven,
+    TarSet,
+    Trips,
+    change_a_byte,
+    counts,
+    ids,
+    made,
+    number,
+    played,
+    write_set,
+)
 
-Options = dict[str, Any]
+BAD = ("k00002", "k00014", "k00039")
+
+
+def plain(tar_set: TarSet, **options: Any) -> adq.ShardDataset:
+    return made(tar_set, **{"shuffle": False, "batch_size": None, **options})
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> TarSet:
+    """60 samples in two shards, 40 kept, `BAD` among them."""
+    return write_set(tmp_path / "large", [30, 30])
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> TarSet:
+    """48 samples in a shard, all kept."""
+    return write_set(tmp_path / "whole", [48], keep=lambda i: True)
 
 
 def test_a_missing_field_names_the_sample_and_what_it_has(tar_set: TarSet) -> None:
-    dataset = adq.ShardDataset(tar_set.urls, plan=tar_set.plan, fields=("txt", "label"), batch_size=4)
     text = r"shard t-000.tar, key 'k00000': no field 'label' \(fields=\); the sample has \['cls', 'txt'\]"
     with pytest.raises(adq.SampleError, match=text):
-        list(dataset)
+        list(plain(tar_set, fields=("txt", "label"), batch_size=4))
 
 
 @pytest.mark.parametrize("batch_size", [None, 1, 4])
 @pytest.mark.parametrize("n_workers", [0, 3])
 def test_a_dropping_pipe_drops_just_its_samples(tar_set: TarSet, batch_size: Any, n_workers: int) -> None:
-    dataset = adq.ShardDataset(tar_set.urls, plan=tar_set.plan, pipes=[OnlyEven()], batch_size=batch_size)
+    dataset = plain(tar_set, pipes=[OnlyEven()], batch_size=batch_size)
     expected = [name for name in tar_set.kept if int(tar_set.bytes[name]["cls"]) % 2 == 0]
-    found = list(played(dataset, n_workers))
-    assert Counter(ids(found)) == Counter(expected)
-    if n_workers == 0:
-        assert ids(found) == expected
-        stream = iter(dataset)
-        list(stream)
-        tally = stream.tally
-        assert (tally.read, tally.kept, tally.dropped, tally.bad) == (
-            28,
-            len(expected),
-            28 - len(expected),
-            0,
-        )
-
-
-BAD = ("k00002", "k00014", "k00039")
+    assert Counter(ids(played(dataset, n_workers))) == Counter(expected)
+    stream: Any = iter(dataset)
+    assert ids(stream) == expected
+    assert counts(stream.tally) == (28, len(expected), 28 - len(expected), 0)
 
 
 @pytest.mark.parametrize("batch_size", [None, 1, 4])
 @pytest.mark.parametrize("where", ["source", "pipe", "function"])
 def test_bad_samples_are_skipped_counted_and_logged(
-    tmp_path: Path, batch_size: Any, where: str, caplog: pytest.LogCaptureFixture
+    large: TarSet, batch_size: Any, where: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tar_set = write_set(tmp_path / "set", [30, 30])
-    seen = []
-    policy: Any = {"source": "skip", "pipe": "raise", "function": lambda e: seen.append(str(e)) or True}[
-        where
-    ]
-    trips = Trips(BAD, on_error="skip" if where == "pipe" else "raise")
-    dataset = adq.ShardDataset(
-        tar_set.urls,
-        plan=tar_set.plan,
-        pipes=[adq.Map(number), trips],
-        batch_size=batch_size,
-        on_error=policy,
-    )
-    stream = iter(dataset)
+    errors: list[str] = []
+    policies = {"source": "skip", "pipe": "raise", "function": lambda e: errors.append(str(e)) or True}
+    pipes = [adq.Map(number), Trips(BAD, on_error="skip" if where == "pipe" else "raise")]
+    stream: Any = iter(plain(large, pipes=pipes, batch_size=batch_size, on_error=policies[where]))
     with caplog.at_level(logging.WARNING, logger="adq_wds"):
         samples = list(stream)
-    assert ids(samples) == [name for name in tar_set.kept if name[1] not in BAD]
-    assert (stream.tally.read, stream.tally.kept, stream.tally.dropped, stream.tally.bad) == (40, 37, 0, 3)
+    assert ids(samples) == [name for name in large.kept if name[1] not in BAD]
+    assert counts(stream.tally) == (40, 37, 0, 3)
     lines = [json.loads(r.getMessage()) for r in caplog.records if r.getMessage().startswith("{")]
     assert [line["skipped_by"] for line in lines] == ["Trips"] * 3
-    assert all(
-        f"key '{key}'" in line["error"] or key in line["error"] for key, line in zip(BAD, lines, strict=True)
-    )
+    assert all(f"key '{key}'" in line["error"] for key, line in zip(BAD, lines, strict=True))
     assert "ShardDataset: read 40 = kept 37 + dropped 0 + bad 3" in caplog.text
-    assert len(seen) == (3 if where == "function" else 0)
-    if batch_size == 4:
-        assert [len(batch) for batch in samples].count(4) >= 7
+    assert len(errors) == (3 if where == "function" else 0)
 
 
-def test_batches_are_never_refilled_so_ranks_stay_in_step(tmp_path: Path) -> None:
-    tar_set = write_set(tmp_path / "set", [48], keep=lambda i: True)
-    options: Options = {"batch_size": 6, "pipes": [Trips(("k00003", "k00009"))], "on_error": "skip"}
-    ranks = [adq.ShardDataset(tar_set.urls, plan=tar_set.plan, rank=r, world=2, **options) for r in range(2)]
-    assert [[len(batch) for batch in rank] for rank in ranks] == [[6, 6, 6, 6], [4, 6, 6, 6]]
+def test_batches_are_never_refilled_so_ranks_stay_in_step(whole: TarSet) -> None:
+    options: Any = {"batch_size": 6, "pipes": [Trips(("k00003", "k00009"))], "on_error": "skip", "world": 2}
+    lengths = [[len(batch) for batch in plain(whole, rank=rank, **options)] for rank in range(2)]
+    assert lengths == [[6, 6, 6, 6], [4, 6, 6, 6]]
 
 
-def test_a_batch_that_loses_all_is_left_out_and_said(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    tar_set = write_set(tmp_path / "set", [48], keep=lambda i: True)
-    dataset = adq.ShardDataset(
-        tar_set.urls, plan=tar_set.plan, batch_size=2, pipes=[Trips(("k00004", "k00005"))], on_error="skip"
-    )
-    with caplog.at_level(logging.WARNING, logger="adq_wds"):
-        assert len(list(dataset)) == 23
+def test_a_batch_that_loses_all_is_left_out_and_said(whole: TarSet, caplog: pytest.LogCaptureFixture) -> None:
+    pipes = [Trips(("k00004", "k00005"))]
+    assert len(list(plain(whole, batch_size=2, pipes=pipes, on_error="skip"))) == 23
     assert "a batch of 2 is left out: all were dropped" in caplog.text
 
 
-def test_skipping_too_many_is_an_error(tmp_path: Path) -> None:
-    tar_set = write_set(tmp_path / "set", [40], keep=lambda i: True)
+def test_skipping_too_many_is_an_error(whole: TarSet) -> None:
     trips = Trips(tuple(f"k{i:05d}" for i in range(0, 40, 5)))
-    dataset = adq.ShardDataset(tar_set.urls, plan=tar_set.plan, pipes=[trips], on_error="skip", batch_size=4)
-    stream = iter(dataset)
-    with pytest.raises(adq.SampleError, match=r"8 of 40 samples are bad, more than max_bad_fraction=0.1"):
+    stream = iter(plain(whole, pipes=[trips], on_error="skip", batch_size=4))
+    with pytest.raises(adq.SampleError, match=r"8 of 48 samples are bad, more than max_bad_fraction=0.1"):
         list(stream)
-    with pytest.raises(adq.LoaderClosed, match="8 of 40 samples are bad"):
+    with pytest.raises(adq.LoaderClosed, match="8 of 48 samples are bad"):
         next(stream)
 
 
@@ -114,19 +104,15 @@ def test_skipping_too_many_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("batch_size", [None, 3])
 def test_changed_bytes_are_an_error_in_any_case(tmp_path: Path, on_error: Any, batch_size: Any) -> None:
     tar_set = write_set(tmp_path / "set", [9, 9])
-    path = Path(tar_set.urls[1])
-    data = bytearray(path.read_bytes())
-    data[512] ^= 1  # the first payload, of k00009, which is kept
-    path.write_bytes(data)
-    options: Options = {"plan": tar_set.plan, "on_error": on_error, "batch_size": batch_size}
+    change_a_byte(tar_set.urls[1])  # of k00009, which is kept
+    options = {"on_error": on_error, "batch_size": batch_size}
     with pytest.raises(adq.ShardError, match=r"^shard t-001.tar, key 'k00009': bytes differ"):
-        list(adq.ShardDataset(tar_set.urls, **options))
-    assert Counter(ids(adq.ShardDataset(tar_set.urls, verify=False, **options))) == Counter(tar_set.kept)
+        list(made(tar_set, **options))
+    assert Counter(ids(made(tar_set, verify=False, **options))) == Counter(tar_set.kept)
 
 
-def test_samples_before_a_bad_one_come_before_its_error(tmp_path: Path) -> None:
-    tar_set = write_set(tmp_path / "set", [40], keep=lambda i: True)
-    stream = iter(adq.ShardDataset(tar_set.urls, plan=tar_set.plan, pipes=[Trips(("k00021",))]))
+def test_samples_before_a_bad_one_come_before_its_error(whole: TarSet) -> None:
+    stream = iter(plain(whole, pipes=[Trips(("k00021",))]))
     assert [next(stream)["__key__"] for _ in range(21)] == [f"k{i:05d}" for i in range(21)]
     for error in (adq.SampleError, adq.LoaderClosed, adq.LoaderClosed, adq.LoaderClosed):
         with pytest.raises(error, match="tripped over k00021"):
@@ -134,20 +120,14 @@ def test_samples_before_a_bad_one_come_before_its_error(tmp_path: Path) -> None:
 
 
 def test_a_member_named_as_webdatasets_own_is_a_bad_sample(tmp_path: Path) -> None:
-    def write(path: Path) -> str:
-        with tarfile.open(path, "w") as tar:
-            for i in range(20):
-                for name in (f"k{i:02d}.txt", *([f"k{i:02d}.__bad__"] if i == 7 else [])):
-                    tar.addfile(tarfile.TarInfo(name), io.BytesIO())
-        return str(path)
-
-    url = write(tmp_path / "t.tar")
+    names = [f"k{i:02d}.{field}" for i in range(20) for field in ("txt", *(["__bad__"] if i == 7 else []))]
+    url = str(write_tar(tmp_path / "t.tar", [(name, b"") for name in names]))
     with pytest.raises(adq.SampleError, match=r"shard t.tar, key 'k07', field '__bad__': reserved"):
         list(adq.ShardDataset(url))
     for batch_size in (None, 5):
-        stream = iter(adq.ShardDataset(url, on_error="skip", batch_size=batch_size))
+        stream: Any = iter(adq.ShardDataset(url, on_error="skip", batch_size=batch_size))
         assert len(ids(stream)) == 19
-        assert (stream.tally.read, stream.tally.kept, stream.tally.bad) == (20, 19, 1)
+        assert counts(stream.tally) == (20, 19, 0, 1)
 
 
 def without_label(sample: dict[str, Any]) -> dict[str, Any]:
@@ -155,19 +135,11 @@ def without_label(sample: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("batch_size", [None, 4])
-def test_a_sample_without_the_fields_asked_for_is_bad(tmp_path: Path, batch_size: Any) -> None:
-    tar_set = write_set(tmp_path / "set", [30, 30])
-    dataset = adq.ShardDataset(
-        tar_set.urls,
-        plan=tar_set.plan,
-        pipes=[adq.Map(without_label)],
-        fields=("__key__", "cls"),
-        batch_size=batch_size,
-        collate=list if batch_size else None,
-        on_error="skip",
-    )
-    stream = iter(dataset)
+def test_a_sample_without_the_fields_asked_for_is_bad(large: TarSet, batch_size: Any) -> None:
+    options: Any = {"pipes": [adq.Map(without_label)], "fields": ("__key__", "cls"), "on_error": "skip"}
+    if batch_size:
+        options |= {"batch_size": batch_size, "collate": list}
+    stream: Any = iter(plain(large, **options))
     out = [each for batch in stream for each in (batch if batch_size else [batch])]
-    assert [key for key, _ in out] == [key for _, key in tar_set.kept if key not in BAD]
-    tally = stream.tally
-    assert (tally.read, tally.kept, tally.dropped, tally.bad) == (40, 37, 0, 3)
+    assert [key for key, _ in out] == [key for _, key in large.kept if key not in BAD]
+    assert counts(stream.tally) == (40, 37, 0, 3)

@@ -63,13 +63,9 @@ def test_a_key_of_two_shards_is_given_with_its_shard(tmp_path: Path) -> None:
     ).T
     rows = np.concatenate([file.embedding() for file in features])
     assert np.allclose(rows, unit[::-1], atol=1e-3)
-    with pytest.raises(
-        adq.FeaturesError, match=r"'k' stands in shard a\.tar and in shard b\.tar; give \(shard, key\)"
-    ):
+    with pytest.raises(adq.FeaturesError, match=r"'k' stands in shard a\.tar and in shard b\.tar; .* key\)"):
         adq.Features.from_arrays(shards, ["k"], H[:1], out=tmp_path / "f")
-    with pytest.raises(
-        adq.FeaturesError, match=r"'k' stands twice, for rows 0 and 1; where two shards have it"
-    ):
+    with pytest.raises(adq.FeaturesError, match=r"'k' stands twice, for rows 0 and 1; where two .* have it"):
         adq.Features.from_arrays(shards, ["k", "k"], H[:2], out=tmp_path / "f")
 
 
@@ -113,9 +109,7 @@ def test_features_of_an_encoder_are_not_overwritten(make_shard: Any, tmp_path: P
     shard = make_shard("a.tar", 3)
     adq.embed_shards(shard, "thumbnail", tmp_path / "f")
     keys = scan_spans(shard, shard="a.tar").keys
-    with pytest.raises(
-        adq.FeaturesError, match=r"a\.parquet was made by encoder 'thumbnail'; give another folder"
-    ):
+    with pytest.raises(adq.FeaturesError, match=r"a\.parquet was made by encoder .* give another folder"):
         adq.Features.from_arrays(shard, keys, H[:3], out=tmp_path / "f")
     adq.Features.from_arrays(shard, keys, H[:3], out=tmp_path / "g")
     assert len(adq.Features.from_arrays(shard, keys, H[3:6], out=tmp_path / "g")) == 3

@@ -32,7 +32,10 @@ HEAD: dict[str, dict[str, Any]] = {
     "bins": {
         "n_bins": 2, "kernel": "features", "features": "x", "classes": [], "names": None, "scores": {"texture": [1, 2]},
     },
-    "features": {"width": 4, "label_names": None, "bad": [], "columns": _schema(4).names, "complete": True, "source": {}},
+    "features": {
+        **dict.fromkeys(("encoder", "revision", "preprocessing_hash", "image", "label"), "x"),
+        "width": 4, "label_names": None, "bad": [], "columns": _schema(4).names, "complete": True, "source": {},
+    },
     "index": {},
 }  # fmt: skip
 ERROR = {"plan": adq.PlanError, "bins": adq.PlanError, "features": adq.FeaturesError, "index": adq.ShardError}
@@ -200,73 +203,11 @@ def test_a_version_is_a_whole_number_that_is_known(value: Any, tmp_path: Path) -
         READ["plan"](tmp_path / "x.parquet")
 
 
-BAD = [0, "k", 0, 512, 7, "why"]
-ODD_FEATURES: dict[str, Any] = {
-    "complete": [1, "true", None],
-    "source": [3, None, [1], {"bytes": "1"}, {"bytes": True}],
-    "columns": [3, ["nope"], None, []],
-    "bad": [
-        {"a": 1}, [1], [[1]],
-        *([[*BAD[:i], value, *BAD[i + 1 :]]] for i, value in [
-            (0, -5), (0, [0]), (0, True), (0, 1.0), (1, 5), (2, -1), (3, "x"), (4, None), (5, ["x\n"]), (5, 1),
-        ]),
-    ],
-}  # fmt: skip
-
-
-def a_features_file(path: Path, **said: Any) -> None:
-    schema = _schema(4)
-    flat = pa.FixedSizeListArray.from_arrays(
-        pa.array(np.zeros(4, np.float16)), type=schema.field("embedding").type
-    )
-    batches = zeros(schema, 1, 1, shard=same("a.tar", 1), key=same("k", 1), embedding=flat)
-    put(path, "features", schema, batches, **said)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"), [(name, v) for name, values in ODD_FEATURES.items() for v in values]
-)
-def test_a_features_header_of_other_types_is_refused_when_opened(
-    name: str, value: Any, tmp_path: Path
-) -> None:
-    a_features_file(tmp_path / "x.parquet", **{name: value})
-    with pytest.raises(adq.FeaturesError, match=rf"x\.parquet: damaged header: .*{name.split('s')[0]}"):
-        FeaturesFile(tmp_path / "x.parquet")
-    a_features_file(tmp_path / "x.parquet", bad=[BAD])  # and nothing else was wrong with it
-    assert FeaturesFile(tmp_path / "x.parquet").bad == [tuple(BAD)]
-
-
-@pytest.mark.parametrize("name", ["complete", "source", "columns", "bad", "label_names", "width"])
-def test_a_features_header_that_lacks_something_is_refused_when_opened(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delitem(HEAD["features"], name)
-    a_features_file(tmp_path / "x.parquet")
-    with pytest.raises(adq.FeaturesError, match=rf"x\.parquet: damaged header: .*'{name}'"):
-        FeaturesFile(tmp_path / "x.parquet")
-
-
-@pytest.mark.parametrize(
-    "said",
-    [
-        {"scores": {"t": [10**400, 1]}},
-        {"classes": [2**80]},
-        {"classes": [2**31]},
-        {"classes": [-2]},
-        {"n_bins": [2]},
-    ],
-)
-def test_numbers_beyond_all_types_in_bins_are_a_plan_error(said: dict[str, Any], tmp_path: Path) -> None:
-    put(tmp_path / "x.parquet", "bins", BINS, **said)
-    with pytest.raises(adq.PlanError, match=r"x\.parquet: damaged: "):
-        Bins.load(tmp_path / "x.parquet")
-
-
 @pytest.mark.parametrize(
     ("shards", "text"),
     [
-        ([{"n": 1}], "shard name None is not a name"),
-        ([{"n": 1, "name": "/etc/passwd"}], "shard name '/etc/passwd' is refused"),
+        ([{"n": 1, "columns": {}}], ".*no 'name'"),
+        ([{"n": 1, "name": "/etc/passwd", "columns": {}}], "shard name '/etc/passwd' is refused"),
     ],
 )
 def test_an_index_of_other_names_is_a_shard_error(shards: Any, text: str, tmp_path: Path) -> None:
@@ -291,13 +232,6 @@ def test_an_index_that_lists_a_shard_twice_is_refused(tmp_path: Path) -> None:
         load_index(tmp_path / "x.parquet")
 
 
-@pytest.mark.parametrize("n", [True, 1.0, "1", None, 2])
-def test_rows_are_listed_as_whole_numbers(n: Any, tmp_path: Path) -> None:
-    a_features_file(tmp_path / "x.parquet", shards=[{"name": "a.tar", "n": n, "columns": {}}])
-    with pytest.raises(adq.FeaturesError, match="row groups are not those its header lists"):
-        FeaturesFile(tmp_path / "x.parquet")
-
-
 def test_a_file_of_other_columns_is_refused_before_they_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -313,9 +247,7 @@ def test_a_file_of_other_columns_is_refused_before_they_are_read(
 @pytest.mark.parametrize("n_bytes", [bounds.MAX_HEADER_BYTES + 1, 110_000_000])
 def test_a_header_that_could_not_be_read_back_is_not_written(n_bytes: int, tmp_path: Path) -> None:
     (tmp_path / "x.parquet").write_bytes(b"old")
-    with pytest.raises(
-        adq.AdqError, match=r"cannot write .*x\.parquet: header of .* use fewer, larger shards"
-    ):
+    with pytest.raises(adq.AdqError, match=r"cannot write .*x\.parquet: header of .* use fewer, .* shards"):
         write_groups(tmp_path / "x.parquet", PLAN, [], {"shards": [], "x": "y" * n_bytes})
     assert (tmp_path / "x.parquet").read_bytes() == b"old"
 

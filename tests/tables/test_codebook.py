@@ -86,9 +86,7 @@ def test_it_pickles_as_its_path_and_notices_a_change(saved: Path) -> None:
     assert same(pickle.loads(data), loaded)  # noqa: S301 - our own bytes
     assert same(pickle.loads(pickle.dumps(made())), made())  # noqa: S301
     made(header={"encoder": "other"}).save(saved)
-    with pytest.raises(
-        adq.CodebookError, match=r"codebook.safetensors: changed since it was opened \(hash \w{12}, was"
-    ):
+    with pytest.raises(adq.CodebookError, match=r"codebook.safetensors: changed since it was opened .* was"):
         pickle.loads(data)  # noqa: S301
 
 
@@ -156,11 +154,11 @@ def lame(name: str, **fields: Any) -> Any:
         ({"held_out": np.zeros((3, 4), np.int64)}, "counts of held-out samples are negative or all 0"),
         ({"label": np.array([0, 1, 3], np.int32)}, "labels of the rows are not -1 and then ascending"),
         ({"label": np.array([-1, 3, 3], np.int32)}, "labels of the rows are not -1 and then ascending"),
-        ({"header": {"encoder": 3}}, "encoder, revision, preprocessing_hash, label, features must be text"),
-        ({"header": {"classes": [1, True, 3]}}, "classes must be a list of whole numbers"),
-        ({"header": {"classes": "abc"}}, "classes must be a list of whole numbers"),
+        ({"header": {"encoder": 3}}, "header.encoder is 3, expected str"),
+        ({"header": {"classes": [1, True, 3]}}, r"classes\[1\] is True, expected int"),
+        ({"header": {"classes": "abc"}}, "classes is 'abc', expected list"),
         ({"header": {"classes": [0, 1]}}, "a class with a row is not among the classes"),
-        ({"header": {"names": ["a", 3]}}, "names must be a list of texts, or null"),
+        ({"header": {"names": ["a", 3]}}, r"names\[1\] is 3, expected str"),
         ({"header": {"names": ["a", "b", "a", "c"]}}, "a name stands for two classes"),
         ({"header": {"names": ["a", "b", "c"]}}, "a class has no name"),
     ],
@@ -173,7 +171,7 @@ def test_what_contradicts_itself_is_refused_when_made(changed: dict[str, Any], t
 def test_a_header_that_lacks_something_is_refused() -> None:
     codebook = made()
     header = {name: value for name, value in codebook.header.items() if name != "revision"}
-    with pytest.raises(adq.CodebookError, match=r"the header lacks \['revision'\]"):
+    with pytest.raises(adq.CodebookError, match="header has no 'revision'"):
         dataclasses.replace(codebook, header=header)
 
 
@@ -207,11 +205,14 @@ def drop(what: dict[str, Any], name: str) -> None:
         (lambda h, a: {}, "not made by adq_wds .no header.; expected a codebook"),
         (lambda h, a: {"adq_wds": "0 {}"}, "damaged: the header does not match its hash"),
         (lambda h, a: h.update(format="adq_wds.plan"), "holds 'adq_wds.plan', expected adq_wds.codebook"),
-        (lambda h, a: h.update(version=2), "version 2 of the codebook format; this adq_wds reads version 1"),
+        (
+            lambda h, a: h.update(version=2),
+            "version 2 of the codebook format; this adq_wds reads versions 1 to 1,",
+        ),
         (lambda h, a: h.update(version=True), "version True of the codebook format"),
-        (lambda h, a: drop(h, "tensors"), "damaged: the header is not as it was written"),
-        (lambda h, a: drop(h, "encoder"), r"the header lacks \['encoder'\]"),
-        (lambda h, a: h.update(classes=[[]]), "classes must be a list of whole numbers"),
+        (lambda h, a: drop(h, "tensors"), "damaged header: .*no 'tensors'"),
+        (lambda h, a: drop(h, "encoder"), "header has no 'encoder'"),
+        (lambda h, a: h.update(classes=[[]]), r"classes\[0\] is \[\], expected int"),
         (lambda h, a: a.update(weight=a["weight"] * 2), "damaged: an array does not match its hash"),
         (lambda h, a: drop(a, "weight"), "no array 'weight'"),
         (lambda h, a: a.update(more=a["weight"]), "array 'more', which no codebook has"),

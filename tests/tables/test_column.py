@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import adq_wds as adq
+from adq_wds.cli.main import main
 from adq_wds.tables.column import Column
 from tests.conftest import write_tar
 
@@ -83,3 +84,45 @@ def test_a_file_that_is_none_is_refused(
         (tmp_path / "x").write_bytes(content)
     with pytest.raises(adq.FeaturesError, match=r"x: (no such file|not a readable)"):
         Column(tmp_path / "x", "loss").values(features)
+
+
+def test_a_column_is_a_score_of_a_plan(make_shard: Any, tmp_path: Path) -> None:
+    """In Python and by the command; a bin is worth the mean of its samples, from the least of all where one is < 0."""
+    shard = make_shard("a.tar", 60)
+    features = adq.embed_shards([shard], out=tmp_path / "f")
+    keys = features.files[0].spans().keys
+    numbers = np.random.default_rng(0).normal(size=len(keys))
+    table = pa.table({"shard": ["/elsewhere/a.tar"] * len(keys), "key": keys, "loss": numbers})
+    pq.write_table(table, tmp_path / "x.parquet")
+    column = Column(tmp_path / "x.parquet", "loss")
+    plan = adq.build_plan(features, bins=3, keep=0.5, scores=["texture", column])
+    bins = plan.table()["bin"].to_numpy()
+    shown = [row["loss"] for row in plan.header["bins"]]
+    shifted = numbers.astype(np.float32) - numbers.astype(np.float32).min()
+    assert shown == pytest.approx([shifted[bins == k].mean() for k in range(3)], abs=1e-5)
+    spec = f"{tmp_path / 'x.parquet'}:loss"
+    assert adq.build_plan(features, bins=3, keep=0.5, scores=["texture", spec]).hash == plan.hash
+    pq.write_table(
+        table.set_column(2, "loss", [numbers + 1e-3 * np.arange(len(keys))]), tmp_path / "x.parquet"
+    )
+    assert adq.build_plan(features, bins=3, keep=0.5, scores=["texture", spec]).hash != plan.hash
+    with pytest.raises(ValueError, match=r"x.parquet:loss holds numbers.*give it to the plan"):
+        adq.embed_shards([shard], out=tmp_path / "g", scores=[column])
+    with pytest.raises(ValueError, match="score name 'label' is one of ours"):
+        adq.build_plan(features, scores=[Column(tmp_path / "x.parquet", "label")])
+
+
+def test_adq_run_takes_a_column_and_sees_it_change(
+    make_shard: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shard = make_shard("a.tar", 60)
+    keys = adq.Plan.from_keys([str(shard)], None).keys()
+    for loss, nothing in ((1.0, False), (1.0, True), (2.0, False)):
+        table = pa.table({"key": keys, "loss": [loss * i for i in range(len(keys))]})
+        pq.write_table(table, tmp_path / "x.parquet")
+        scores = ["--scores", "texture", f"{tmp_path / 'x.parquet'}:loss"]
+        command = ["run", str(shard), "-o", str(tmp_path / "run"), "--bins", "3", *scores]
+        assert main(command) == 0
+        assert ("nothing to do" in capsys.readouterr().out) == nothing
+    assert main(["run", "--from", str(tmp_path / "run" / "run.json"), "-o", str(tmp_path / "run")]) == 0
+    assert "nothing to do" in capsys.readouterr().out

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -14,15 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 import adq_wds as adq
-from adq_wds.files import canonical_json, sha256_text
 from adq_wds.tables.features import Features
 from adq_wds.tables.features_file import FeaturesFile, ShardFeatures
 from adq_wds.tables.parquet import (
-    HASH_KEY,
-    HEADER_KEY,
     column_hash,
     embedding_array,
-    embedding_type,
 )
 
 MakeFeatures = Callable[..., ShardFeatures]
@@ -38,14 +33,6 @@ def made(make_features: MakeFeatures) -> ShardFeatures:
 @pytest.fixture
 def path(made: ShardFeatures, tmp_path: Path) -> Path:
     return tmp_path / "features" / "deep--a.parquet"
-
-
-def everything(path: Path) -> tuple[Any, ...]:
-    """All that a file says, as comparable values."""
-    file = FeaturesFile(path)
-    table = file.read(["index", "key", "byte_offset", "n_bytes", "crc32", "label", "norm", "texture"])
-    rest = (file.shard, file.n, file.n_read, file.width, file.names, file.bad)
-    return (canonical_json(file.header), file.embedding().tobytes(), *table.to_pylist(), *rest)
 
 
 # ---- There and back
@@ -75,14 +62,6 @@ def test_an_empty_shard_is_written_and_read(make_features: MakeFeatures, tmp_pat
     assert (file.n, file.n_read, file.embedding().shape, len(file.spans())) == (0, 3, (0, 5), 0)
 
 
-def test_equal_features_are_equal_bytes(make_features: MakeFeatures, path: Path, tmp_path: Path) -> None:
-    before = path.read_bytes()
-    make_features(
-        "deep/a.tar", [0, 1, 1, 0, 2, 2, 0, 1], bad=BAD, names=["cat", "dog", "öwl"], folder=tmp_path
-    )
-    assert (tmp_path / "deep--a.parquet").read_bytes() == before
-
-
 def test_logit_gradients_and_scores_are_columns_of_version_2(
     make_features: MakeFeatures, tmp_path: Path
 ) -> None:
@@ -96,23 +75,6 @@ def test_logit_gradients_and_scores_are_columns_of_version_2(
     plain = make_features("b.tar", [0, 1])
     file = FeaturesFile(tmp_path / "features" / "b.parquet")
     assert (file.header["version"], file.n_classes, file.scores, plain.scores) == (1, None, {}, {})
-
-
-def test_a_column_that_a_later_version_adds_is_passed_over(
-    make_features: MakeFeatures, path: Path, made: ShardFeatures
-) -> None:
-    expected = everything(path)[1:]
-
-    def margin(header: dict[str, Any], tables: list[pa.Table]) -> None:
-        tables[0] = tables[0].append_column(
-            pa.field("margin", pa.float32(), nullable=False), pa.array(np.ones(8, np.float32))
-        )
-        header["columns"].append("margin")
-
-    rewritten(path, margin)
-    assert everything(path)[1:] == expected
-    file = FeaturesFile(path)
-    assert file.read(file.header["columns"]).column_names == file.header["columns"][:-1]
 
 
 @pytest.mark.parametrize("labels", [[], [0, 2, 1]])
@@ -133,33 +95,6 @@ def test_digests_are_a_column_of_version_3_and_older_files_have_none(
     assert part is not None
     assert part.tobytes() == digest[: len(part)].tobytes()
     assert pq.ParquetFile(path).schema_arrow.field("digest").type == pa.binary(16)
-    rewritten(path, put_digest(b"x" * 16 * len(labels)))
-    if labels:
-        data = bytearray(path.read_bytes())
-        data[data.index(b"x" * 16)] ^= 1
-        path.write_bytes(data)
-        with pytest.raises(adq.FeaturesError, match="column 'digest' does not match its hash"):
-            FeaturesFile(path).digest()
-
-
-def put_digest(data: bytes) -> "Change":
-    def change(header: dict[str, Any], tables: list[pa.Table]) -> None:
-        i = tables[0].schema.get_field_index("digest")
-        values = pa.array([data[j : j + 16] for j in range(0, len(data), 16)], pa.binary(16))
-        tables[0] = tables[0].set_column(i, pa.field("digest", pa.binary(16), nullable=False), values)
-
-    return change
-
-
-@pytest.mark.parametrize(
-    "digest", [np.zeros((2, 16), np.uint8), np.zeros((3, 15), np.uint8), np.zeros((3, 16))]
-)
-def test_digests_of_another_shape_are_never_written(
-    make_features: MakeFeatures, tmp_path: Path, digest: Any
-) -> None:
-    made = make_features("a.tar", [0, 2, 1])
-    with pytest.raises(adq.FeaturesError, match=r"shard a\.tar: digests are .*, expected \(3, 16\) uint8"):
-        dataclasses.replace(made, digest=digest).save(tmp_path / "x.parquet")
 
 
 def test_features_without_images_have_no_texture_and_say_what_to_do(
@@ -177,9 +112,7 @@ def test_features_without_images_have_no_texture_and_say_what_to_do(
 def test_what_a_file_does_not_hold_is_refused_by_name(make_features: MakeFeatures, tmp_path: Path) -> None:
     make_features("a.tar", [0, 1], scores={"sharp": "1"})
     file = FeaturesFile(tmp_path / "features" / "a.parquet")
-    with pytest.raises(
-        adq.FeaturesError, match=r"a\.parquet: no logit gradients here; embed with logit_grad=True"
-    ):
+    with pytest.raises(adq.FeaturesError, match=r"a\.parquet: no logit .* here; embed with logit_grad=True"):
         file.logit_grad()
     with pytest.raises(adq.FeaturesError, match=r"no score 'bright' here, only \['sharp'\]; embed with it"):
         file.score("bright")
@@ -192,71 +125,14 @@ def test_columns_made_otherwise_are_not_mixed(make_features: MakeFeatures, tmp_p
     make_features("a.tar", [0, 1], n_classes=2, scores={"sharp": "1"})
     make_features("b.tar", [0, 1], n_classes=3, scores={"sharp": "2"})
     features = Features(tmp_path / "features")
-    with pytest.raises(
-        adq.FeaturesError, match=r"a\.parquet has logit gradients \(2, 'softmax'\), .*b\.parquet \(3"
-    ):
+    with pytest.raises(adq.FeaturesError, match=r"a\.parquet has logit gradients \(2, 'softmax'\), .* \(3"):
         _ = features.n_classes
-    with pytest.raises(
-        adq.FeaturesError, match=r"score 'sharp' has revision '1' in .*a\.parquet and '2' in .*b\."
-    ):
+    with pytest.raises(adq.FeaturesError, match=r"score 'sharp' has revision '1' in .* and '2' in .*b\."):
         features.score("sharp")
     make_features("b.tar", [0, 1, 1], n_classes=2, scores={"sharp": "1"})
     features = Features(tmp_path / "features")
     assert features.n_classes == 2
     assert features.score("sharp").shape == (5,)
-
-
-@pytest.mark.parametrize(
-    ("change", "text"),
-    [
-        ({"scores": {}}, "scores \\[\\], its header says others"),
-        ({"logit_grad": None}, "logit gradients and a header that contradicts them"),
-        (
-            {"logit_grad": np.ones((2, 3), np.float16)},
-            r"logit gradients are \(2, 3\) float16, expected \(3, C\)",
-        ),
-        ({"logit_grad": np.ones((3, 3), np.float32)}, "float32, expected"),
-        ({"logit_grad": np.full((3, 3), np.nan, np.float16)}, "key 'k0000': logit_grad holds NaN"),
-        (
-            {"scores": {"sharp": np.array([1, np.inf, 1], np.float32)}},
-            "key 'k0001': sharp holds NaN or infinity",
-        ),
-        ({"scores": {"sharp": np.ones(2, np.float32)}}, "columns of \\[3, 3, 3, 3, 2\\] rows for 3 samples"),
-    ],
-)
-def test_columns_that_do_not_fit_are_never_written(
-    change: dict[str, Any], text: str, make_features: MakeFeatures, tmp_path: Path
-) -> None:
-    made = make_features("a.tar", [0, 2, 1], n_classes=3, scores={"sharp": "1"})
-    with pytest.raises(adq.FeaturesError, match=text):
-        dataclasses.replace(made, **change).save(tmp_path / "x.parquet")
-    assert not (tmp_path / "x.parquet").exists()
-
-
-@pytest.mark.parametrize(
-    ("change", "text"),
-    [
-        (("n_classes", 4), "damaged"),
-        (("n_classes", "3"), "damaged header"),
-        (("n_classes", 2**40), "damaged header"),
-        (("logit_grad", "gradient"), "damaged header: .*logit_grad 'gradient'"),
-        (("scores", ["sharp"]), "damaged header: .*scores"),
-        (("scores", {"sharp": 1}), "damaged header: .*scores"),
-        (("scores", {"../x": "1"}), "damaged header: .*score name '../x'"),
-        (("scores", {"label": "1"}), "damaged header: .*'label' is one of ours"),
-        (("scores", {"other": "1"}), "damaged header: .*columns"),
-        (("columns", ["label"]), "damaged header: .*columns .* without"),
-        (("columns", 3), "damaged header: .*columns 3"),
-    ],
-)
-def test_a_header_that_lies_about_columns_is_refused(
-    change: tuple[str, Any], text: str, make_features: MakeFeatures, tmp_path: Path
-) -> None:
-    make_features("a.tar", [0, 2, 1], n_classes=3, scores={"sharp": "1"})
-    path = tmp_path / "features" / "a.parquet"
-    rewritten(path, put(*change))
-    with pytest.raises(adq.FeaturesError, match=text):
-        FeaturesFile(path).logit_grad()
 
 
 GOLDEN = {
@@ -309,174 +185,45 @@ def test_strings_that_join_alike_hash_apart() -> None:
 # ---- Checked when saved (F31)
 
 
-@pytest.mark.parametrize("column", ["embedding", "norm", "texture"])
+@pytest.mark.parametrize("column", ["embedding", "norm", "texture", "logit_grad", "sharp"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_number_that_is_none_is_not_saved(
-    column: str, value: float, made: ShardFeatures, tmp_path: Path
+    column: str, value: float, make_features: MakeFeatures, tmp_path: Path
 ) -> None:
-    array = getattr(made, column)
-    array[5 if array.ndim == 1 else (5, 3)] = value
-    text = rf"shard deep/a\.tar, key 'k0006': {column} holds NaN or infinity"
-    with pytest.raises(adq.FeaturesError, match=text):
+    made = make_features("a.tar", [0, 1, 1], bad=[1], n_classes=3, scores={"sharp": "1"})
+    array = made.scores["sharp"] if column == "sharp" else getattr(made, column)
+    array[1 if array.ndim == 1 else (1, 2)] = value
+    with pytest.raises(adq.FeaturesError, match=rf"shard a\.tar, key 'k0002': {column} holds NaN or"):
         made.save(tmp_path / "x.parquet")
     assert not (tmp_path / "x.parquet").exists()
 
 
-@pytest.mark.parametrize(
-    ("change", "text"),
-    [
-        ({"label": np.zeros(7, np.int32)}, r"columns of \[7, 8, 8, 8\] rows for 8 samples"),
-        ({"label": np.full(8, -2, np.int32), "names": None}, "labels -2 … -2, expected -1 …"),
-        ({"label": np.full(8, 3, np.int32)}, "labels 3 … 3, expected 0 … 2"),
-        ({"label": np.full(8, -1, np.int32)}, "labels -1 … -1, expected 0 … 2"),
-        ({"embedding": np.ones((8, 4), np.float32)}, r"are \(8, 4\) float32, expected \(n, D\) float16"),
-        ({"embedding": np.ones((8, 0), np.float16)}, r"are \(8, 0\) float16"),
-        ({"embedding": np.ones(8, np.float16)}, r"are \(8,\) float16"),
-        ({"bad_reasons": []}, "0 reasons for 2 bad samples"),
-    ],
-)
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"label": np.zeros(7, np.int32)}, r"label is \(7,\) int32, expected \(8,\)"),
+    ({"label": np.full(8, -2, np.int32), "names": None}, "labels -2 … -2, expected -1 …"),
+    ({"label": np.full(8, 3, np.int32)}, "labels 3 … 3, expected 0 … 2"),
+    ({"label": np.full(8, -1, np.int32)}, "labels -1 … -1, expected 0 … 2"),
+    ({"embedding": np.ones((8, 4), np.float32)}, r"embedding is \(8, 4\) float32, expected \(8, D\) float16"),
+    ({"embedding": np.ones((8, 0), np.float16)}, r"embedding is \(8, 0\) float16"),
+    ({"embedding": np.ones(8, np.float16)}, r"embedding is \(8,\) float16"),
+    ({"bad_reasons": []}, "0 reasons for 2 bad samples"),
+    ({"scores": {"sharp": np.ones(8, np.float32)}}, r"scores \['sharp'\], its header says others"),
+    ({"logit_grad": np.ones((8, 3), np.float16)}, "logit gradients and a header that contradicts them"),
+    ({"logit_grad": np.ones((2, 3), np.float16)}, r"logit_grad is \(2, 3\) float16, expected \(8, D\)"),
+    ({"scores": {"sharp": np.ones(2, np.float32)}}, r"sharp is \(2,\) float32, expected \(8,\)"),
+    ({"digest": np.zeros((2, 16), np.uint8)}, r"digest is \(2, 16\) uint8, expected \(8, 16\)"),
+    ({"digest": np.zeros((8, 15), np.uint8)}, r"digest is \(8, 15\) uint8"),
+    ({"digest": np.zeros((8, 16))}, r"digest is \(8, 16\) float64"),
+]
+
+
+@pytest.mark.parametrize(("change", "text"), WRONG)
 def test_columns_that_do_not_fit_are_not_saved(
     change: dict[str, Any], text: str, made: ShardFeatures, tmp_path: Path
 ) -> None:
-    for name, value in change.items():
-        object.__setattr__(made, name, value)
-    with pytest.raises(adq.FeaturesError, match=text):
-        made.save(tmp_path / "x.parquet")
-
-
-# ---- Damage
-
-
-def test_no_truncation_is_ever_loaded(path: Path) -> None:
-    data = path.read_bytes()
-    for length in np.random.default_rng(0).choice(len(data), 100, replace=False):
-        path.write_bytes(data[:length])
-        with pytest.raises(adq.FeaturesError, match=r"deep--a\.parquet"):
-            everything(path)
-
-
-def test_no_bit_flip_is_ever_loaded_as_other_features(path: Path) -> None:
-    expected, data, refused = everything(path), path.read_bytes(), 0
-    for bit in np.random.default_rng(1).choice(len(data) * 8, 100, replace=False):
-        damaged = bytearray(data)
-        damaged[bit // 8] ^= 1 << (bit % 8)
-        path.write_bytes(damaged)
-        try:
-            assert everything(path) == expected, f"flipped bit {bit} went through"
-        except adq.FeaturesError:
-            refused += 1
-    assert refused > 50
-
-
-Change = Callable[[dict[str, Any], list[pa.Table]], None]
-
-
-def vouched(table: pa.Table) -> list[str]:
-    """The columns that have a hash at all."""
-    nested = [field.name for field in table.schema if pa.types.is_list(field.type)]
-    return [name for name in table.column_names if name not in nested and not table[name].null_count]
-
-
-def rewritten(path: Path, change: Change) -> None:
-    """The file with something changed and all hashes made to agree, as an attacker would."""
-    file = pq.ParquetFile(path)
-    header = json.loads(file.metadata.metadata[HEADER_KEY])
-    tables = [file.read_row_group(0).replace_schema_metadata(None)]
-    change(header, tables)
-    if isinstance(header.get("shards"), list):
-        for entry in header["shards"]:
-            if entry.get("columns"):
-                entry["columns"] |= {name: column_hash(tables[0][name]) for name in vouched(tables[0])}
-    text = json.dumps(header, sort_keys=True, separators=(",", ":"))
-    with pq.ParquetWriter(path, tables[0].schema) as writer:
-        for table in tables:
-            writer.write_table(table)
-        writer.add_key_value_metadata({HEADER_KEY: text, HASH_KEY: sha256_text(text)})
-
-
-def put(name: str, value: Any) -> Change:
-    return lambda header, tables: header.__setitem__(name, value)
-
-
-def put_entry(name: str, value: Any) -> Change:
-    return lambda header, tables: header["shards"][0].__setitem__(name, value)
-
-
-def drop(name: str) -> Change:
-    return lambda header, tables: header.pop(name)
-
-
-def lose_column(header: dict[str, Any], tables: list[pa.Table]) -> None:
-    tables[0] = tables[0].drop_columns(["texture"])
-
-
-def variable_width(header: dict[str, Any], tables: list[pa.Table]) -> None:
-    i = tables[0].schema.get_field_index("embedding")
-    tables[0] = tables[0].set_column(i, "embedding", tables[0]["embedding"].cast(pa.list_(pa.float16())))
-
-
-def other_width(header: dict[str, Any], tables: list[pa.Table]) -> None:
-    i = tables[0].schema.get_field_index("embedding")
-    field = pa.field("embedding", embedding_type(3), nullable=False)
-    tables[0] = tables[0].set_column(i, field, embedding_array(np.ones((8, 3), np.float16)))
-
-
-def null_label(header: dict[str, Any], tables: list[pa.Table]) -> None:
-    i = tables[0].schema.get_field_index("label")
-    values = pa.array([None, *[0] * 7], pa.int32())
-    tables[0] = tables[0].set_column(i, pa.field("label", pa.int32()), values)
-
-
-def two_shards(header: dict[str, Any], tables: list[pa.Table]) -> None:
-    header["shards"] *= 2
-    tables *= 2
-
-
-TAMPERED: dict[str, tuple[Change, str]] = {
-    "other format": (put("format", "adq_wds.plan"), "expected adq_wds.features"),
-    "newer version": (put("version", 4), "reads versions 1 to 3"),
-    "hostile shard name": (put_entry("name", "../../a.tar"), r"shard name '../../a.tar' is refused"),
-    "shard name of another type": (put_entry("name", 5), "shard name 5 is not a name"),
-    "no width": (drop("width"), "damaged header: \"'width'\""),
-    "width of text": (put("width", "6"), "damaged header: .*width"),
-    "width too small": (put("width", 5), "damaged"),
-    "width too large": (put("width", 2**20), "damaged"),
-    "width beyond types": (put("width", 2**40), "damaged header: .*width"),
-    "width 0": (put("width", 0), "damaged header: .*width"),
-    "width -1": (put("width", -1), "damaged header: .*width"),
-    "width true": (put("width", True), "damaged header: .*width"),
-    "width 6.0": (put("width", 6.0), "damaged header: .*width"),
-    "fewer rows": (put_entry("n", 7), "row groups are not those its header lists"),
-    "rows of text": (put_entry("n", "8"), "row groups are not those its header lists"),
-    "no shards": (put("shards", []), "row groups are not those"),
-    "two shards": (two_shards, "damaged header: .*too many values"),
-    "no hashes": (put_entry("columns", None), "does not match its hash"),
-    "names of numbers": (put("label_names", [1, 2, 3]), "damaged header: .*label names"),
-    "names as text": (put("label_names", "abc"), "damaged header: .*label names"),
-    "bad rows too short": (put("bad", [[1, "k"]]), "damaged header"),
-    "bad rows of text": (put("bad", [["1", "k", "x", "y", "z", "why"]]), "damaged header"),
-    "bad rows out of range": (put("bad", [[2**40, "k", 0, 1, 2, "why"]]), "damaged header"),
-    "bad no list": (put("bad", 5), "damaged header"),
-    "column lost": (lose_column, "damaged"),
-    "embedding of variable width": (variable_width, "damaged"),
-    "embedding of another width": (other_width, "damaged"),
-    "empty label": (null_label, "damaged"),
-}
-
-
-@pytest.mark.parametrize("name", TAMPERED)
-def test_a_header_that_lies_is_refused(name: str, path: Path) -> None:
-    change, text = TAMPERED[name]
-    rewritten(path, change)
-    with pytest.raises(adq.FeaturesError, match=text) as caught:
-        everything(path)
-    assert "deep--a.parquet" in str(caught.value)
-
-
-def test_the_rewriting_above_is_not_itself_the_damage(path: Path) -> None:
-    expected = everything(path)
-    rewritten(path, lambda header, tables: None)
-    assert everything(path) == expected
+    with pytest.raises(adq.FeaturesError, match=rf"shard deep/a\.tar: {text}"):
+        dataclasses.replace(made, **change).save(tmp_path / "x.parquet")
+    assert not (tmp_path / "x.parquet").exists()
 
 
 # ---- A folder
@@ -511,9 +258,7 @@ def test_features_made_otherwise_are_not_mixed(
     if name != "width":
         odd.header[name] = "other"
         odd.save(tmp_path / "features" / "b.parquet")
-    with pytest.raises(
-        adq.FeaturesError, match=rf"a\.parquet and .*b\.parquet do not belong together: {text}"
-    ):
+    with pytest.raises(adq.FeaturesError, match=rf"a\.parquet and .*b\.parquet do not belong .* {text}"):
         Features(tmp_path / "features")
 
 

@@ -86,9 +86,7 @@ HOSTILE = [
 @pytest.mark.parametrize("make", [timm, wids])
 @pytest.mark.parametrize("name", HOSTILE)
 def test_names_that_are_no_plain_files_are_refused_by_name(make: Any, name: str, tmp_path: Path) -> None:
-    with pytest.raises(
-        adq.ShardError, match=r"_info.json: shard (name )?.* is(\s| )(refused|not a name)"
-    ) as error:
+    with pytest.raises(adq.ShardError, match=r"_info.json: shard (name )?.* is(\s| .* a name)") as error:
         read_info(put(tmp_path, make(("a0.tar", 1), (name, 1))))
     assert str(error.value).isprintable()
 
@@ -116,9 +114,7 @@ def test_a_link_out_of_the_folder_is_refused_and_one_inside_is_not(tmp_path: Pat
     (home / "a.tar").write_bytes(b"x")
     (home / "in.tar").symlink_to("a.tar")
     for name in ("out.tar", "up/secret.tar"):
-        with pytest.raises(
-            adq.ShardError, match=rf"shard '{name}' is refused: a link leads out of the folder"
-        ):
+        with pytest.raises(adq.ShardError, match=rf"shard '{name}' is refused: a link .* out of the folder"):
             read_info(put(home, timm((name, 1))))
     (tmp_path / "link").symlink_to(home)
     put(home, timm(("in.tar", 1)))
@@ -138,31 +134,31 @@ WRONG: list[tuple[Any, str]] = [
     ([], "expected 'splits', as timm writes them, or 'shardlist', as wids does"),
     ("splits", "expected 'splits'"),
     ({"split": {}}, "expected 'splits'"),
-    ({"splits": []}, "splits is a list, expected a dict"),
-    ({"splits": {"train": 3}}, "split 'train' is a int, expected a dict"),
-    ({"splits": {"train": {}}}, "split 'train' has no 'filenames'"),
-    ({"splits": {"train": {"filenames": ["a.tar"]}}}, "split 'train' has no 'shard_lengths'"),
-    ({"splits": {"train": {"filenames": "a.tar", "shard_lengths": [1]}}}, "filenames is a str, expected a list"),
+    ({"splits": []}, r"splits is \[\], expected dict"),
+    ({"splits": {"train": 3}}, "splits.train is 3, expected object"),
+    ({"splits": {"train": {}}}, "splits.train has no 'filenames'"),
+    ({"splits": {"train": {"filenames": ["a.tar"]}}}, "splits.train has no 'shard_lengths'"),
+    ({"splits": {"train": {"filenames": "a.tar", "shard_lengths": [1]}}}, "filenames is 'a.tar', expected list"),
     ({"splits": {"t": {"filenames": ["a.tar"], "shard_lengths": []}}}, "has 1 filenames and 0 shard_lengths"),
     (timm((3, 1)), "shard name 3 is not a name"),
-    (timm(("a.tar", -1)), "has a shard of -1 samples"),
-    (timm(("a.tar", True)), "has a shard of True samples"),
-    (timm(("a.tar", 1.0)), "has a shard of 1.0 samples"),
-    (timm(("a.tar", "1")), "has a shard of '1' samples"),
+    (timm(("a.tar", -1)), r"shard_lengths\[0\] is -1, expected int"),
+    (timm(("a.tar", True)), r"shard_lengths\[0\] is True, expected int"),
+    (timm(("a.tar", 1.0)), r"shard_lengths\[0\] is 1.0, expected int"),
+    (timm(("a.tar", "1")), r"shard_lengths\[0\] is '1', expected int"),
     (timm(("a.tar", 1), num_samples=2), "has num_samples 2, its shard_lengths sum to 1"),
-    (timm(("a.tar", 1), num_samples=True), "has num_samples True, its shard_lengths sum to 1"),
+    (timm(("a.tar", 1), num_samples=True), "num_samples is True, expected int"),
     (timm(("a.tar", 1), ("a.tar", 1)), "shard 'a.tar' is listed twice"),
     (wids((None, 1)), "shard name None is not a name"),
-    (wids(("a.tar", None)), "has a shard of None samples"),
+    (wids(("a.tar", None)), r"shardlist\[0\].nsamples is None"),
     (wids(("a.tar", 1), wids_version=2), "wids_version 2, expected 1"),
-    (wids(("a.tar", 1), datasets={}), "datasets is a dict, expected a list"),
-    (wids(("a.tar", 1), datasets=[3]), "datasets is a int, expected a dict"),
+    (wids(("a.tar", 1), datasets={}), r"datasets is \{\}, expected list"),
+    (wids(("a.tar", 1), datasets=[3]), r"datasets\[0\] is 3, expected dict"),
     (wids(("a.tar", 1), datasets=[{"source_url": "http://h/x.json"}]), "'source_url' is refused"),
     (wids(("a.tar", 1), base="/data"), "'base' is refused"),
-    (wids(("a.tar", 1), name=3), "a data set's name is a int"),
-    ({"shardlist": ["a.tar"]}, "shardlist is a str, expected a dict"),
-    ({"shardlist": [{"url": "a.tar"}]}, "shardlist has no 'nsamples'"),
-    ({"shardlist": [{"nsamples": 1}]}, "shardlist has no 'url'"),
+    (wids(("a.tar", 1), name=3), "a data set.name is 3"),
+    ({"shardlist": ["a.tar"]}, r"shardlist\[0\] is 'a.tar', expected object"),
+    ({"shardlist": [{"url": "a.tar"}]}, r"shardlist\[0\] has no 'nsamples'"),
+    ({"shardlist": [{"nsamples": 1}]}, r"shardlist\[0\] has no 'url'"),
     ({"datasets": [{"name": "x"}]}, "a data set has no 'shardlist'"),
 ]  # fmt: skip
 

@@ -241,7 +241,7 @@ VIOLATIONS: dict[str, tuple[Callable[[dict[str, Any], list[pa.Table]], None], st
         "version 99 of the plan format; this adq_wds reads versions 1",
     ),
     "version as text": (set_header("version", "1"), "version '1' of the plan format"),
-    "no shard list": (set_header("shards", 5), "lists no shards"),
+    "no shard list": (set_header("shards", 5), "shards is 5"),
     "hostile shard name": (set_shard("name", "../a.tar"), "shard name '../a.tar' is refused"),
     "unsorted shards": (set_shard("name", "z.tar"), "contradict each other"),
     "wrong row count": (set_shard("n", 11), "row groups are not those its header lists"),

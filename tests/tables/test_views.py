@@ -1,53 +1,26 @@
 """Views are read as they were written or not at all, and belong to the features they were made beside."""
 
 import itertools
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 import adq_wds as adq
 from adq_wds.core.rng import draws
-from adq_wds.files import canonical_json, sha256_text
 from adq_wds.tables.features import Features, file_name
-from adq_wds.tables.parquet import HASH_KEY, HEADER_KEY, column_hashes, embedding_type
 from adq_wds.tables.views import ShardViews, Views, choose_rows, views_folder
+from tests.tampering import VIEWS, some_views, unit_views
 
 MakeFeatures = Callable[..., Any]
 Rows = np.ndarray[Any, Any]
-HEADER = {
-    "encoder": "synthetic",
-    "revision": "1",
-    "preprocessing_hash": "0",
-    "image": "jpg",
-    "width": 6,
-    "seed": 3,
-    "view": "1",
-}
-
-
-def unit_views(n: int, width: int = 6, seed: int = 0) -> Rows:
-    z = np.random.default_rng(seed).normal(size=(n, 2, width))
-    return (z / np.linalg.norm(z, axis=2, keepdims=True)).astype(np.float16)
-
-
-def some_views(shard: str = "a.tar", n: int = 5, **header: Any) -> ShardViews:
-    index = np.arange(n, dtype=np.int32) * 2
-    width = header.get("width", 6)
-    crc32 = np.arange(n, dtype=np.uint32) + 7
-    return ShardViews(
-        shard, index, [f"k{i}" for i in index], crc32, unit_views(n, width), {**HEADER, **header}
-    )
 
 
 def make_views(features: Features, n: int, **header: Any) -> Views:
     """Views of the n chosen samples, without images."""
-    header = {**HEADER, **header}
+    header = {**VIEWS, **header}
     views_folder(features).mkdir(exist_ok=True)
     chosen, first = choose_rows(features, n, seed=header["seed"]), 0
     for file in features:
@@ -70,36 +43,18 @@ def features(make_features: MakeFeatures, tmp_path: Path) -> Features:
     return Features(tmp_path / "features")
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    some_views().save(tmp_path / "a.parquet")
-    return tmp_path / "a.parquet"
-
-
 # ---- One shard's file
 
 
 @pytest.mark.parametrize("n", [0, 5])
 def test_writing_and_reading_changes_nothing(n: int, tmp_path: Path) -> None:
-    made = some_views(n=n)
+    made = some_views(n)
     made.save(tmp_path / "a.parquet")
     again = ShardViews.load(tmp_path / "a.parquet")
     assert (again.shard, again.keys, again.header) == (made.shard, made.keys, made.header)
     for name, kind in (("index", np.int32), ("crc32", np.uint32), ("z", np.float16)):
         assert getattr(again, name).dtype == kind
         assert np.array_equal(getattr(again, name), getattr(made, name))
-    again.save(tmp_path / "again.parquet")
-    assert (tmp_path / "again.parquet").read_bytes() == (tmp_path / "a.parquet").read_bytes()
-
-
-def test_zero_rows_are_views_too(tmp_path: Path) -> None:
-    z = unit_views(3)
-    z[1] = 0
-    made = ShardViews(
-        "a.tar", np.arange(3, dtype=np.int32), ["a", "b", "c"], np.zeros(3, np.uint32), z, HEADER
-    )
-    made.save(tmp_path / "a.parquet")
-    assert np.array_equal(ShardViews.load(tmp_path / "a.parquet").z, z)
 
 
 def change_row(value: float) -> Callable[[dict[str, Any]], None]:
@@ -121,7 +76,10 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "falling positions": (lambda f: f.update(index=f["index"][::-1].copy()), "positions do not rise"),
     "a position twice": (lambda f: f["index"].__setitem__(1, 0), "positions do not rise"),
     "a position below 0": (lambda f: f["index"].__setitem__(0, -1), "positions do not rise from 0"),
-    "no seed": (lambda f: f["header"].pop("seed"), r"header of its views lacks \['seed'\]"),
+    "no seed": (
+        lambda f: f.update(header={k: v for k, v in VIEWS.items() if k != "seed"}),
+        "header has no 'seed'",
+    ),
 }
 
 
@@ -133,118 +91,6 @@ def test_what_is_no_views_is_refused_when_made(name: str) -> None:
     change(fields)
     with pytest.raises(adq.FeaturesError, match=text):
         ShardViews(**fields)
-
-
-def rewritten(path: Path, columns: dict[str, pa.Array] | None = None, **header: Any) -> None:
-    """The file with something changed and all hashes made to agree, as an attacker would."""
-    file = pq.ParquetFile(path)
-    old = json.loads(file.metadata.metadata[HEADER_KEY])
-    table = file.read_row_group(0).replace_schema_metadata(None)
-    for name, values in (columns or {}).items():
-        i = table.schema.get_field_index(name)
-        table = table.set_column(i, pa.field(name, values.type, nullable=False), values)
-    new = {**old, **header}
-    if "shards" not in header:
-        new["shards"][0]["columns"] = column_hashes(table)
-    text = canonical_json({k: v for k, v in new.items() if v is not ...})
-    with pq.ParquetWriter(path, table.schema) as writer:
-        writer.write_table(table)
-        writer.add_key_value_metadata({HEADER_KEY: text, HASH_KEY: sha256_text(text)})
-
-
-def lists(z: Rows) -> pa.Array:
-    flat = pa.array(z.ravel())
-    return pa.FixedSizeListArray.from_arrays(flat, type=embedding_type(z.shape[1]))
-
-
-TAMPERED: dict[str, tuple[dict[str, Any], str]] = {
-    "other format": ({"format": "adq_wds.features"}, "holds 'adq_wds.features', expected adq_wds.views"),
-    "newer version": ({"version": 2}, "version 2 of the views format; this adq_wds reads versions 1 to 1"),
-    "another width": ({"width": 5}, "damaged: .*column views.*expected"),
-    "a width of a name": ({"width": "6"}, "damaged header: .*width '6'"),
-    "a width beyond all": ({"width": 2**40}, "damaged header: .*width 1099511627776"),
-    "a width of nothing": ({"width": 0}, "damaged header: .*width 0"),
-    "a seed of a name": ({"seed": "0"}, "damaged header: .*seed must be an integer"),
-    "a seed of half": ({"seed": 0.5}, "damaged header: .*seed must be an integer"),
-    "an encoder of lists": ({"encoder": [[1]]}, "damaged header: .*encoder is a list, expected text"),
-    "no encoder": ({"encoder": ...}, "damaged header: .*encoder"),
-    "two shards": (
-        {"shards": [{"name": "a.tar", "n": 5}, {"name": "b.tar", "n": 0}]},
-        "damaged: its row groups are not those",
-    ),
-    "a hostile shard": ({"shards": [{"name": "../a.tar", "n": 5}]}, r"damaged header: .*without '\.\.'"),
-    "no hashes": ({"shards": [{"name": "a.tar", "n": 5}]}, "damaged: .*does not match its hash"),
-    "a NaN": (
-        {"columns": {"views": lists(np.full((5, 12), np.nan, np.float16))}},
-        "damaged: .*squared length nan",
-    ),
-    "long rows": ({"columns": {"views": lists(np.ones((5, 12), np.float16))}}, "damaged: .*squared length 6"),
-    "other types": ({"columns": {"index": pa.array(np.arange(5))}}, "damaged: .*column .*expected"),
-    "positions twice": (
-        {"columns": {"index": pa.array(np.zeros(5, np.int32))}},
-        "damaged: .*positions do not rise",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", TAMPERED)
-def test_tampered_views_are_refused_by_the_files_name(name: str, path: Path) -> None:
-    change, text = TAMPERED[name]
-    rewritten(path, **change)
-    with pytest.raises(adq.FeaturesError, match=rf"a\.parquet.*{text}"):
-        ShardViews.load(path)
-
-
-def test_rows_that_a_small_file_cannot_hold_are_refused_before_they_are_read(tmp_path: Path) -> None:
-    n, width = 4, 500_000
-    flat = pa.array(np.zeros(n * 2 * width, np.float16))
-    columns = {
-        "index": pa.array(np.arange(n, dtype=np.int32)),
-        "key": pa.array(["k"] * n),
-        "crc32": pa.array(np.zeros(n, np.uint32)),
-        "views": pa.FixedSizeListArray.from_arrays(flat, type=embedding_type(2 * width)),
-    }
-    schema = pa.schema([pa.field(name, array.type, nullable=False) for name, array in columns.items()])
-    table = pa.table(columns, schema=schema)
-    header = {
-        **HEADER, "width": width, "format": "adq_wds.views", "version": 1,
-        "shards": [{"name": "a.tar", "n": n, "columns": column_hashes(table)}],
-    }  # fmt: skip
-    text = canonical_json(header)
-    path = tmp_path / "a.parquet"
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        writer.write_table(table)
-        writer.add_key_value_metadata({HEADER_KEY: text, HASH_KEY: sha256_text(text)})
-    assert path.stat().st_size < 100_000
-    with pytest.raises(
-        adq.FeaturesError, match=r"a\.parquet.* claims 4 rows of 1,000,000 numbers in a file of"
-    ):
-        ShardViews.load(path)
-
-
-def test_no_truncation_is_ever_loaded(path: Path) -> None:
-    data = path.read_bytes()
-    for length in np.random.default_rng(0).choice(len(data), 100, replace=False):
-        path.write_bytes(data[:length])
-        with pytest.raises(adq.FeaturesError, match=r"a\.parquet"):
-            ShardViews.load(path)
-
-
-def test_no_bit_flip_is_ever_loaded_as_other_views(path: Path) -> None:
-    data, made, refused = path.read_bytes(), some_views(), 0
-    for bit in np.random.default_rng(1).choice(len(data) * 8, 100, replace=False):
-        damaged = bytearray(data)
-        damaged[bit // 8] ^= 1 << (bit % 8)
-        path.write_bytes(damaged)
-        try:
-            again = ShardViews.load(path)
-        except adq.FeaturesError:
-            refused += 1
-            continue
-        assert (again.shard, again.keys, again.header) == (made.shard, made.keys, made.header)
-        for name in ("index", "crc32", "z"):
-            assert np.array_equal(getattr(again, name), getattr(made, name))
-    assert refused > 50
 
 
 # ---- A folder of them
@@ -302,9 +148,7 @@ def test_equal_views_have_equal_hashes_and_others_have_not(features: Features) -
 
 
 def test_no_views_say_how_to_make_them(features: Features) -> None:
-    with pytest.raises(
-        adq.FeaturesError, match=r"views: no views here \(a\.parquet and 2 more .*embed with views=20_000"
-    ):
+    with pytest.raises(adq.FeaturesError, match=r"views: no views here .* 2 more .*embed with views=20_000"):
         Views.of(features)
     with pytest.raises(adq.FeaturesError, match=r"no views here \(no \*\.parquet\); embed with views=20_000"):
         Views(views_folder(features))
@@ -321,9 +165,7 @@ def test_views_of_two_kinds_do_not_belong_together(features: Features) -> None:
     old = ShardViews.load(views_folder(features) / "c.parquet")
     again = ShardViews(old.shard, old.index, old.keys, old.crc32, old.z, {**old.header, "revision": "2"})
     again.save(views_folder(features) / "c.parquet")
-    with pytest.raises(
-        adq.FeaturesError, match=r"a\.tar and c\.tar do not belong together: revision '1' and '2'"
-    ):
+    with pytest.raises(adq.FeaturesError, match=r"a\.tar and c\.tar do not belong together: .* '1' and '2'"):
         Views.of(features)
 
 
@@ -339,14 +181,10 @@ def test_a_sample_that_is_another_in_the_features_is_named(
 ) -> None:
     views = make_views(features, 70)
     make_features("c.tar", [1] * 40, bad=[5], first=500)  # sample 3 is usable now, and 5 is not
-    with pytest.raises(
-        adq.FeaturesError, match=r"shard c\.tar, key 'k0505': has views, but is another sample, or none"
-    ):
+    with pytest.raises(adq.FeaturesError, match=r"shard c\.tar, key 'k0505': has views, but is .* or none"):
         views.rows(Features(features.folder))
     make_features("c.tar", [1] * 40, bad=[3], first=501)  # the same payloads under other keys
-    with pytest.raises(
-        adq.FeaturesError, match=r"shard c\.tar, key 'k0500': has views, but is another sample"
-    ):
+    with pytest.raises(adq.FeaturesError, match=r"shard c\.tar, key 'k0500': has views, but is .* sample"):
         views.rows(Features(features.folder))
 
 
@@ -355,9 +193,7 @@ def test_views_of_half_a_job_are_no_sample_of_the_set(features: Features) -> Non
     whole = (views_folder(features) / "a.parquet").read_bytes()
     make_views(features, 20)
     (views_folder(features) / "a.parquet").write_bytes(whole)
-    with pytest.raises(
-        adq.FeaturesError, match=r"views are not one keyed sample .* embed with views= \(--views\) again"
-    ):
+    with pytest.raises(adq.FeaturesError, match=r"views are not one keyed sample .* embed with .* again"):
         Views.of(features).rows(features)
 
 

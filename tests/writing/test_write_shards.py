@@ -2,7 +2,7 @@
 
 import json
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,11 @@ import pytest
 import webdataset as wds
 
 import adq_wds as adq
-from adq_wds.remote.open_shard import open_shard
-from adq_wds.shards.samples_in_tar import iter_spans, read_sample
 from adq_wds.tables.spans import load_index, scan_spans
 from adq_wds.writing.write_shards import WriteReport, write_kept
-from tests.programs import run
+from tests.conftest import MakeShard
+from tests.folders import contents, samples_in
 
-MakeShard = Callable[..., Path]
 Setup = tuple[list[Path], Path]
 
 
@@ -29,34 +27,14 @@ def setup(make_shard: MakeShard, tmp_path: Path) -> Setup:
     return shards, tmp_path / "plan.parquet"
 
 
-def samples_of(path: Path, name: str | None = None) -> list[dict[str, Any]]:
-    with open_shard(path) as buffer:
-        return [
-            read_sample(buffer, span, url=name or str(path)) for span in iter_spans(buffer, shard=path.name)
-        ]
-
-
-def payload(sample: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in sample.items() if name != "__url__"}
-
-
 def kept_samples(shards: list[Path], plan: Path) -> list[dict[str, Any]]:
-    opened = adq.load_plan(plan)
     path_of = {path.name: path for path in shards}
     return [
-        payload(sample)
-        for shard in opened
-        for sample, kept in zip(samples_of(path_of[shard.name]), shard.kept, strict=True)
+        sample
+        for shard in adq.load_plan(plan)
+        for sample, kept in zip(samples_in(path_of[shard.name]), shard.kept, strict=True)
         if kept
     ]
-
-
-def written(folder: Path) -> list[dict[str, Any]]:
-    return [payload(sample) for path in sorted(folder.glob("*.tar")) for sample in samples_of(path)]
-
-
-def listing(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".adq.lock"}
 
 
 # ---- What is written
@@ -67,7 +45,7 @@ def test_kept_samples_are_written_in_order_with_their_bytes(setup: Setup, tmp_pa
     report = write_kept(shards, plan, tmp_path / "out" / "%06d.tar", max_samples=15)
     expected = kept_samples(shards, plan)
     assert len(expected) == 40
-    assert written(tmp_path / "out") == expected
+    assert samples_in(tmp_path / "out") == expected
     sizes = [path.stat().st_size for path in (tmp_path / "out").glob("*.tar")]
     assert report == WriteReport(
         shards=len(sizes),
@@ -81,14 +59,14 @@ def test_kept_samples_are_written_in_order_with_their_bytes(setup: Setup, tmp_pa
 def test_no_shard_holds_a_key_twice_and_keys_are_never_changed(setup: Setup, tmp_path: Path) -> None:
     shards, _ = setup
     write_kept(shards, None, tmp_path / "out" / "%06d.tar")
-    assert [len(samples_of(p)) for p in sorted((tmp_path / "out").glob("*.tar"))] == [80, 40]
+    assert [len(samples_in(p)) for p in sorted((tmp_path / "out").glob("*.tar"))] == [80, 40]
 
 
-def test_without_a_plan_everything_is_written(setup: Setup, tmp_path: Path) -> None:
+def test_without_a_plan_everything_is_samples_in(setup: Setup, tmp_path: Path) -> None:
     shards, _ = setup
     report = write_kept(shards, None, tmp_path / "out" / "%06d.tar", max_bytes=20_000)
     assert report.samples == 120
-    assert written(tmp_path / "out") == [payload(s) for path in sorted(shards) for s in samples_of(path)]
+    assert samples_in(tmp_path / "out") == samples_in(*sorted(shards))
     assert not (tmp_path / "out" / "plan.parquet").exists()
 
 
@@ -96,8 +74,8 @@ def test_equal_input_gives_equal_bytes_in_every_file(setup: Setup, tmp_path: Pat
     shards, plan = setup
     for name, order in (("x", shards), ("y", shards[::-1])):
         write_kept(order, plan, tmp_path / name / "%06d.tar", max_samples=7)
-    assert listing(tmp_path / "x") == listing(tmp_path / "y")
-    assert set(listing(tmp_path / "x")) >= {"_info.json", "index.parquet", "plan.parquet", "000000.tar"}
+    assert contents(tmp_path / "x") == contents(tmp_path / "y")
+    assert set(contents(tmp_path / "x")) >= {"_info.json", "index.parquet", "plan.parquet", "000000.tar"}
 
 
 def test_beside_the_shards_lie_info_index_and_plan(setup: Setup, tmp_path: Path) -> None:
@@ -105,17 +83,10 @@ def test_beside_the_shards_lie_info_index_and_plan(setup: Setup, tmp_path: Path)
     out = tmp_path / "out"
     write_kept(shards, plan, out / "small-%04d.tar", max_samples=12, split="val")
     paths = sorted(out.glob("*.tar"))
-    lengths = [len(samples_of(path)) for path in paths]
-    assert json.loads((out / "_info.json").read_text()) == {
-        "splits": {
-            "val": {
-                "name": "val",
-                "num_samples": 40,
-                "filenames": [path.name for path in paths],
-                "shard_lengths": lengths,
-            }
-        }
-    }
+    lengths = [len(samples_in(path)) for path in paths]
+    names = [path.name for path in paths]
+    split = {"name": "val", "num_samples": 40, "filenames": names, "shard_lengths": lengths}
+    assert json.loads((out / "_info.json").read_text()) == {"splits": {"val": split}}
     index = load_index(out / "index.parquet")
     assert {name: spans.rows() for name, spans in index.items()} == {
         path.name: scan_spans(path, shard=path.name).rows() for path in paths
@@ -131,7 +102,7 @@ def test_class_names_are_in_info(make_shard: MakeShard, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "_info.json").read_text())["classes"] == ["0", "1"]
 
 
-def test_webdataset_reads_what_was_written(setup: Setup, tmp_path: Path) -> None:
+def test_webdataset_reads_what_was_samples_in(setup: Setup, tmp_path: Path) -> None:
     shards, plan = setup
     write_kept(shards, plan, tmp_path / "out" / "%06d.tar", max_samples=15)
     urls = sorted(map(str, (tmp_path / "out").glob("*.tar")))
@@ -142,11 +113,11 @@ def test_webdataset_reads_what_was_written(setup: Setup, tmp_path: Path) -> None
     assert found == kept_samples(shards, plan)
 
 
-def test_a_stream_of_webdataset_is_written(setup: Setup, tmp_path: Path) -> None:
+def test_a_stream_of_webdataset_is_samples_in(setup: Setup, tmp_path: Path) -> None:
     shards, plan = setup
     stream = wds.WebDataset(sorted(map(str, shards)), shardshuffle=False).compose(adq.Subsample(plan))
     report = adq.write_shards(stream, tmp_path / "out" / "%06d.tar")
-    assert written(tmp_path / "out") == kept_samples(shards, plan)
+    assert samples_in(tmp_path / "out") == kept_samples(shards, plan)
     assert (report.samples, report.source_bytes) == (40, None)
 
 
@@ -160,40 +131,38 @@ def test_a_plan_that_keeps_nothing_writes_a_complete_empty_set(setup: Setup, tmp
 # ---- What is not written over
 
 
-def test_a_folder_with_an_earlier_runs_shards_is_refused_and_left_alone(setup: Setup, tmp_path: Path) -> None:
+def test_an_earlier_runs_folder_is_refused_and_left_alone(setup: Setup, tmp_path: Path) -> None:
     shards, plan = setup
     pattern = tmp_path / "out" / "%06d.tar"
     write_kept(shards, None, pattern, max_samples=15)
-    before = listing(tmp_path / "out")
-    with pytest.raises(
-        adq.AdqError, match=r"out' holds _info.json of an earlier run; give another folder, or overwrite=True"
-    ):
+    before = contents(tmp_path / "out")
+    with pytest.raises(adq.AdqError, match=r"out' holds _info.json .*give another folder, or overwrite=True"):
         write_kept(shards, plan, pattern)
     (tmp_path / "out" / "_info.json").unlink()
     with pytest.raises(adq.AdqError, match=r"out' holds 000000.tar of an earlier run"):
         write_kept(shards, plan, pattern)
     del before["_info.json"]
-    assert listing(tmp_path / "out") == before
+    assert contents(tmp_path / "out") == before
 
 
-def test_overwriting_leaves_exactly_what_a_fresh_folder_would_hold(setup: Setup, tmp_path: Path) -> None:
+def test_overwriting_leaves_what_a_fresh_folder_would_hold(setup: Setup, tmp_path: Path) -> None:
     shards, plan = setup
     write_kept(shards, plan, tmp_path / "fresh" / "%06d.tar")
     write_kept(shards, None, tmp_path / "out" / "%06d.tar", max_samples=5)
     write_kept(shards, plan, tmp_path / "out" / "%06d.tar", overwrite=True)
-    assert listing(tmp_path / "out") == listing(tmp_path / "fresh")
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
     write_kept(shards, None, tmp_path / "all" / "%06d.tar")
     write_kept(shards, None, tmp_path / "out" / "%06d.tar", overwrite=True)  # the plan's copy must go too
-    assert listing(tmp_path / "out") == listing(tmp_path / "all")
+    assert contents(tmp_path / "out") == contents(tmp_path / "all")
 
 
-def test_a_plan_in_the_folder_that_is_overwritten_may_be_the_one_in_use(setup: Setup, tmp_path: Path) -> None:
+def test_a_plan_in_the_overwritten_folder_may_be_in_use(setup: Setup, tmp_path: Path) -> None:
     shards, plan = setup
     pattern = tmp_path / "out" / "%06d.tar"
     write_kept(shards, plan, pattern)
-    before = listing(tmp_path / "out")
+    before = contents(tmp_path / "out")
     write_kept(shards, tmp_path / "out" / "plan.parquet", pattern, overwrite=True)
-    assert listing(tmp_path / "out") == before
+    assert contents(tmp_path / "out") == before
     shards[0].write_bytes(shards[0].read_bytes()[:5000])
     with pytest.raises(adq.ShardError):
         write_kept(shards, tmp_path / "out" / "plan.parquet", pattern, overwrite=True)
@@ -203,71 +172,50 @@ def test_a_plan_in_the_folder_that_is_overwritten_may_be_the_one_in_use(setup: S
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_the_sources_are_never_written_over(make_shard: MakeShard, tmp_path: Path, overwrite: bool) -> None:
     shards = [make_shard(f"in/{i:06d}.tar", 5) for i in range(3)]
-    before = listing(tmp_path / "in")
+    before = contents(tmp_path / "in")
     (tmp_path / "link").symlink_to(tmp_path / "in")
     for folder in ("in", "link"):
         with pytest.raises(
-            ValueError, match=r"000000.tar' would be written over by .*; write to another folder"
+            ValueError, match=r"000000.tar' would be written over .*; write to another folder"
         ):
             write_kept(shards, None, tmp_path / folder / "%06d.tar", overwrite=overwrite)
-    assert listing(tmp_path / "in") == before
+    assert contents(tmp_path / "in") == before
 
 
 def test_a_stream_that_breaks_leaves_whole_shards_and_no_info(setup: Setup, tmp_path: Path) -> None:
     shards, _ = setup
 
     def broken() -> Iterator[dict[str, Any]]:
-        yield from samples_of(shards[0])[:25]
+        yield from samples_in(shards[0])[:25]
         raise RuntimeError("broke")
 
     with pytest.raises(RuntimeError, match="broke"):
         adq.write_shards(broken(), tmp_path / "out" / "%06d.tar", max_samples=10)
-    assert sorted(listing(tmp_path / "out")) == ["000000.tar", "000001.tar"]
-    assert len(written(tmp_path / "out")) == 20
-
-
-def test_a_full_disk_is_named(setup: Setup, tmp_path: Path) -> None:
-    """F27, by a limit on the size of a file in a process of its own."""
-    shards, plan = setup
-    code = (
-        "import resource, sys\n"
-        "from adq_wds.cli.main import main\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
-        "sys.exit(main(sys.argv[1:]))\n"
-    )
-    command = ["write", *map(str, shards), "--plan", str(plan), "-o", str(tmp_path / "out" / "%06d.tar")]
-    out = run(code, *command)
-    assert out.returncode == 1
-    assert out.stderr.startswith(f"adq: AdqError: cannot write {tmp_path}/out/000000.tar: no space left")
-    assert listing(tmp_path / "out") == {}
+    assert sorted(contents(tmp_path / "out")) == ["000000.tar", "000001.tar"]
+    assert len(samples_in(tmp_path / "out")) == 20
 
 
 # ---- A plan of other shards (F29)
 
 
-def test_a_missing_shard_is_named(setup: Setup, tmp_path: Path) -> None:
-    shards, plan = setup
-    with pytest.raises(
-        adq.PlanError, match=r"shard 'b.tar' of the plan is not among the 2 shards given \(1 missing"
-    ):
-        write_kept(shards[1:], plan, tmp_path / "out" / "%06d.tar")
-
-
-def test_an_extra_shard_is_named(setup: Setup, make_shard: MakeShard, tmp_path: Path) -> None:
-    shards, plan = setup
-    with pytest.raises(adq.PlanError, match=r"shard 'd.tar' is not in the plan"):
-        write_kept([*shards, make_shard("in/d.tar", 3)], plan, tmp_path / "out" / "%06d.tar")
-
-
-def test_two_files_for_one_shard_of_the_plan_are_named(
-    setup: Setup, make_shard: MakeShard, tmp_path: Path
+@pytest.mark.parametrize(
+    ("more", "without", "text"),
+    [
+        ([], 1, r"shard 'b.tar' of the plan is not among the 2 shards given \(1 missing"),
+        (["in/d.tar"], 0, "shard 'd.tar' is not in the plan"),
+        (["other/b.tar"], 0, "both match 'b.tar' of the plan"),
+    ],
+)
+def test_other_shards_than_the_plans_are_named(
+    setup: Setup, make_shard: MakeShard, tmp_path: Path, more: list[str], without: int, text: str
 ) -> None:
     shards, plan = setup
-    with pytest.raises(adq.PlanError, match=r"both match 'b.tar' of the plan"):
-        write_kept([*shards, make_shard("other/b.tar", 40)], plan, tmp_path / "out" / "%06d.tar")
+    given = [*shards[without:], *(make_shard(name, 40) for name in more)]
+    with pytest.raises(adq.PlanError, match=text):
+        write_kept(given, plan, tmp_path / "out" / "%06d.tar")
 
 
-def test_every_changed_byte_of_a_kept_payload_is_refused_by_name(setup: Setup, tmp_path: Path) -> None:
+def test_a_changed_byte_of_a_kept_payload_is_refused_by_name(setup: Setup, tmp_path: Path) -> None:
     shards, plan = setup
     (rows,) = [shard for shard in adq.load_plan(plan) if shard.name == "b.tar"]
     data = shards[0].read_bytes()
@@ -279,10 +227,7 @@ def test_every_changed_byte_of_a_kept_payload_is_refused_by_name(setup: Setup, t
         member = members[name]
         for at in (member.offset_data, member.offset_data + member.size - 1):
             shards[0].write_bytes(data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :])
-            with pytest.raises(
-                adq.ShardError,
-                match=rf"shard b.tar, key '{key}': bytes differ: found key '{key}' with crc32 ",
-            ):
+            with pytest.raises(adq.ShardError, match=rf"shard b.tar, key '{key}': bytes differ: .* crc32 "):
                 write_kept(shards, plan, tmp_path / "out" / "%06d.tar", overwrite=True)
             assert not (tmp_path / "out" / "_info.json").exists()
 
@@ -304,7 +249,7 @@ def test_a_folder_that_moved_is_matched(setup: Setup, tmp_path: Path) -> None:
     expected = kept_samples(shards, plan)
     (tmp_path / "in").rename(tmp_path / "moved")
     write_kept(tmp_path / "moved", plan, tmp_path / "out" / "%06d.tar")
-    assert written(tmp_path / "out") == expected
+    assert samples_in(tmp_path / "out") == expected
 
 
 @pytest.mark.parametrize(
