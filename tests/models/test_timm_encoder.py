@@ -24,11 +24,13 @@ from safetensors.torch import load_file, save_file
 from adq_wds.errors import AdqError
 from adq_wds.models.callables import CallableEncoder
 from adq_wds.models.forward import pick_device
+from adq_wds.models.network_encoder import NetworkEncoder
 from adq_wds.models.timm_build import check_timm_name
 from adq_wds.models.timm_encoder import timm_encoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 COMMIT = "0" * 40
+NETWORKS = ["resnet18", "vit_tiny_patch16_224", "convnext_atto", "mobilenetv3_small_050"]
 
 
 def noise(width: int, height: int, seed: int) -> PIL.Image.Image:
@@ -54,10 +56,14 @@ def random_state(name: str, **options: Any) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoints NAME.safetensors."""
-    made = tmp_path_factory.mktemp("checkpoints")
-    for name in ("resnet18", "vit_tiny_patch16_224", "convnext_atto", "mobilenetv3_small_050"):
-        save_file(random_state(name), made / f"{name}.safetensors")
-    return made
+    checkpoints = tmp_path_factory.mktemp("checkpoints")
+    for name in NETWORKS:
+        save_file(random_state(name), checkpoints / f"{name}.safetensors")
+    return checkpoints
+
+
+def made(folder: Path, name: str, **options: Any) -> NetworkEncoder:
+    return timm_encoder(name, checkpoint=folder / f"{name}.safetensors", **options)
 
 
 def timms_own(
@@ -74,14 +80,11 @@ def timms_own(
     return answer
 
 
-@pytest.mark.parametrize(
-    "name", ["resnet18", "vit_tiny_patch16_224", "convnext_atto", "mobilenetv3_small_050"]
-)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_embeddings_and_logits_are_timms_own(folder: Path, name: str) -> None:
-    checkpoint = folder / f"{name}.safetensors"
-    encoder = timm_encoder(name, checkpoint=checkpoint)
+    encoder = made(folder, name)
     h, logits = encoder(IMAGES)
-    state = load_file(checkpoint)
+    state = load_file(folder / f"{name}.safetensors")
     want_h, want_logits = timms_own(name, state, 0), timms_own(name, state, 1000)
     assert logits is not None
     assert h.dtype == logits.dtype == np.float32
@@ -94,9 +97,7 @@ def test_embeddings_and_logits_are_timms_own(folder: Path, name: str) -> None:
 
 
 def test_without_head_only_the_logits_are_missing(folder: Path) -> None:
-    checkpoint = folder / "mobilenetv3_small_050.safetensors"
-    with_head = timm_encoder("mobilenetv3_small_050", checkpoint=checkpoint)
-    without = timm_encoder("mobilenetv3_small_050", checkpoint=checkpoint, head=False)
+    with_head, without = (made(folder, "mobilenetv3_small_050", head=head) for head in (True, False))
     h, logits = without(IMAGES)
     np.testing.assert_array_equal(h, with_head(IMAGES)[0])
     assert logits is None
@@ -138,7 +139,7 @@ def test_weights_in_the_authors_own_layout_are_converted(folder: Path, tmp_path:
     state = load_file(folder / "convnext_atto.safetensors")
     torch.save({"model": {as_published(k): v for k, v in state.items()}}, tmp_path / "published.pth")
     encoder = timm_encoder("convnext_atto", checkpoint=tmp_path / "published.pth", allow_pickle=True)
-    plain = timm_encoder("convnext_atto", checkpoint=folder / "convnext_atto.safetensors")
+    plain = made(folder, "convnext_atto")
     np.testing.assert_array_equal(encoder(IMAGES)[0], plain(IMAGES)[0])
     assert encoder.n_classes == 1000
 
@@ -174,7 +175,7 @@ def test_weights_behind_a_prefix_are_those_without_it(
     folder: Path, tmp_path: Path, name: str, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     state = load_file(folder / f"{name}.safetensors")
-    plain = timm_encoder(name, checkpoint=folder / f"{name}.safetensors")
+    plain = made(folder, name)
     save_file(behind(prefix, state), tmp_path / "whole.safetensors")
     whole = timm_encoder(name, checkpoint=tmp_path / "whole.safetensors")
     assert whole.n_classes == plain.n_classes == 1000
@@ -192,9 +193,7 @@ def test_published_names_behind_a_prefix_are_converted_too(folder: Path, tmp_pat
     state = load_file(folder / "vit_tiny_patch16_224.safetensors")
     save_file(behind("model.", state), tmp_path / "a.safetensors")
     at_96 = timm_encoder("vit_tiny_patch16_224", checkpoint=tmp_path / "a.safetensors", image_size=96)
-    plain = timm_encoder(
-        "vit_tiny_patch16_224", checkpoint=folder / "vit_tiny_patch16_224.safetensors", image_size=96
-    )
+    plain = made(folder, "vit_tiny_patch16_224", image_size=96)
     np.testing.assert_array_equal(at_96(IMAGES)[0], plain(IMAGES)[0])
 
 
@@ -322,25 +321,25 @@ def test_fetched_weights_come_through_timms_own_loading(offline: Path, folder: P
 
 
 def test_revision_follows_weights_and_hash_preprocessing(folder: Path, tmp_path: Path) -> None:
-    def made(checkpoint: Path, **options: Any) -> tuple[str, str]:
+    def hashes(checkpoint: Path, **options: Any) -> tuple[str, str]:
         encoder = timm_encoder("convnext_atto", checkpoint=checkpoint, **options)
         return encoder.revision, encoder.preprocessing_hash
 
     checkpoint = folder / "convnext_atto.safetensors"
-    revision, preprocessing = made(checkpoint)
+    revision, preprocessing = hashes(checkpoint)
     assert f"timm={timm.__version__}" in revision
     torch.set_printoptions(precision=1)
     try:
-        assert made(shutil.copy(checkpoint, tmp_path / "moved.safetensors")) == (revision, preprocessing)
+        assert hashes(shutil.copy(checkpoint, tmp_path / "moved.safetensors")) == (revision, preprocessing)
     finally:
         torch.set_printoptions(profile="default")
-    smaller = made(checkpoint, image_size=64)
+    smaller = hashes(checkpoint, image_size=64)
     assert smaller[0] == revision
     assert smaller[1] != preprocessing
     state = load_file(checkpoint)
     state["head.fc.bias"][0] += 1
     save_file(state, tmp_path / "other.safetensors")
-    other = made(tmp_path / "other.safetensors")
+    other = hashes(tmp_path / "other.safetensors")
     assert other[0] != revision
     assert other[1] == preprocessing
 
@@ -364,7 +363,7 @@ def test_an_image_that_is_not_rgb_is_named() -> None:
 
 @pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])
 def test_threads_get_the_answers_they_would_get_alone(folder: Path, name: str) -> None:
-    encoder = timm_encoder(name, checkpoint=folder / f"{name}.safetensors", image_size=64)
+    encoder = made(folder, name, image_size=64)
     batches = [[noise(40 + i, 50, i), noise(50, 40 + i, 100 + i)] for i in range(24)]
     alone = [encoder(batch)[0] for batch in batches]
     barrier = threading.Barrier(4)
@@ -389,7 +388,7 @@ def call(encoder: Any) -> NDArray[np.float32]:
 
 
 def test_encoders_reach_another_process_as_arguments(folder: Path) -> None:
-    encoder = timm_encoder("convnext_atto", checkpoint=folder / "convnext_atto.safetensors", image_size=64)
+    encoder = made(folder, "convnext_atto", image_size=64)
     data = pickle.dumps(encoder)
     assert len(data) < 1000
     again = pickle.loads(data)  # noqa: S301 - our own bytes
