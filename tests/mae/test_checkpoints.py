@@ -234,9 +234,7 @@ def test_at_its_own_size_nothing_changes(tmp_path: Path) -> None:
     made = network()
     save_mae(made, tmp_path / "a.safetensors", {})
     assert_same(load_mae(tmp_path / "a.safetensors", image_size=24), made)
-    with pytest.raises(
-        ValueError, match=r"image_size=\(20, 20\): expected height and width in multiples of patch=8"
-    ):
+    with pytest.raises(ValueError, match=r"image_size=\(20, 20\): .*multiples of patch=8"):
         load_mae(tmp_path / "a.safetensors", image_size=20)
 
 

@@ -331,9 +331,7 @@ def test_bfloat16_moves_dropped_pixels_little() -> None:
 def test_a_reconstruction_that_is_not_finite_is_an_error(value: float) -> None:
     net = network()
     net.decoder_pred.bias.fill_(value)
-    with pytest.raises(
-        AdqError, match="not finite: the weights are damaged, or the number type is too small"
-    ):
+    with pytest.raises(AdqError, match=r"not finite: .*run it in float32"):
         net.reconstruct(pictures(2), same_number(2, 3))
     assert torch.equal(net.reconstruct(pictures(1), masks(1)), pictures(1))  # all kept: nothing is predicted
 

@@ -122,9 +122,7 @@ def test_a_larger_image_is_averaged() -> None:
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(
-        ValueError, match=r"built-in encoder 'buildin'; expected one of builtin, builtin-free"
-    ):
+    with pytest.raises(ValueError, match=r"encoder 'buildin'; .* builtin, builtin-free"):
         builtin_encoder("buildin")
 
 

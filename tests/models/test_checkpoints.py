@@ -69,9 +69,7 @@ def test_a_hostile_pickle_is_refused_and_not_run(tmp_path: Path, zipped: bool) -
     torch.save(
         {"state_dict": STATE, "x": Hostile(trace)}, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped
     )
-    with pytest.raises(
-        AdqError, match=r"a\.pth: holds 'posix\.mkdir' beside tensors, which is never unpickled"
-    ):
+    with pytest.raises(AdqError, match=r"a\.pth: holds 'posix\.mkdir' .*never unpickled"):
         load_weights(tmp_path / "a.pth", allow_pickle=True)
     assert not trace.exists()
     torch.load(tmp_path / "a.pth", weights_only=False)  # the trap works

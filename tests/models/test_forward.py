@@ -101,9 +101,7 @@ def test_the_names_of_encoders_take_them_and_thumbnail_none() -> None:
     for name in ("amp", "channels_last", "compile"):
         with pytest.raises(ValueError, match=rf"'thumbnail' takes no options but device=, got {name}="):
             adq.encoder("thumbnail", **{name: True})
-    with pytest.raises(
-        ValueError, match=r"'builtin' takes no options but amp=, channels_last=, compile=, device=, got check"
-    ):
+    with pytest.raises(ValueError, match=r"'builtin' takes .*compile=, device=, got checkpoint="):
         adq.encoder("builtin", checkpoint="x", amp=True)
 
 
