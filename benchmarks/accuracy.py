@@ -281,42 +281,29 @@ def summary(runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def differences(runs: Iterable[dict[str, Any]], base: str, judged: str = "last") -> list[dict[str, Any]]:
-    """Each arm's accuracy less that of `base` at the same ratio (of `full`, its own), paired by seed, in points.
+def differences(runs: Iterable[dict[str, Any]], base: str) -> list[dict[str, Any]]:
+    """Each arm's accuracy less that of `base` at the same ratio, paired by seed, in points.
 
-    `half_width` is that of the 95 % interval by Student's t; None for fewer than two pairs.
+    An arm with a ratio of its own, such as `full`, stands against every other one. `half_width` is that of the 95 %
+    interval by Student's t; None for fewer than two pairs.
     """
     values: dict[tuple[str, str, float], dict[int, float]] = {}
     for run in runs:
-        values.setdefault((run["arm"], run["encoder"], run["keep"]), {})[run["seed"]] = 100 * run[judged]
+        values.setdefault((run["arm"], run["encoder"], run["keep"]), {})[run["seed"]] = 100 * run["last"]
+    bases = {keep: of_base for (arm, _, keep), of_base in values.items() if arm == base}
+    fixed = {arm: "keep" in ARMS[arm][0] for arm, _, _ in values}
     rows = []
-    for (arm, encoder, keep), of_arm in sorted(
-        values.items(), key=lambda v: (v[0][2], list(ARMS).index(v[0][0]))
-    ):
-        for other, of_base in values.items():
-            seeds = sorted(of_arm.keys() & of_base.keys())
-            if (
-                arm == base
-                or other[0] != base
-                or other[2] not in (keep, ARMS[base][0].get("keep"))
-                or not seeds
-            ):
+    for arm, encoder, keep in sorted(values, key=lambda v: (v[2], list(ARMS).index(v[0]))):
+        for ratio, of_base in bases.items():
+            of_arm = values[arm, encoder, keep]
+            pairs = [of_arm[seed] - of_base[seed] for seed in sorted(of_arm.keys() & of_base.keys())]
+            if arm == base or not pairs or not (ratio == keep or fixed[arm] or fixed[base]):
                 continue
-            pairs = [of_arm[seed] - of_base[seed] for seed in seeds]
             half = None
             if len(pairs) > 1:
                 half = round(T_95[min(len(pairs), 6) - 2] * statistics.stdev(pairs) / len(pairs) ** 0.5, 2)
-            mean = round(statistics.mean(pairs), 2)
-            rows.append(
-                {
-                    "arm": arm,
-                    "encoder": encoder,
-                    "keep": keep,
-                    "n": len(pairs),
-                    "mean": mean,
-                    "half_width": half,
-                }
-            )
+            row = {"arm": arm, "encoder": encoder, "keep": ratio if fixed[arm] else keep, "n": len(pairs)}
+            rows.append(row | {"mean": round(statistics.mean(pairs), 2), "half_width": half})
     return rows
 
 

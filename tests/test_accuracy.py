@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from adq_wds.errors import AdqError
-from benchmarks import accuracy, training
+from benchmarks import accuracy, proof, training
 from benchmarks.accuracy import (
     ARMS,
     Plans,
@@ -303,8 +303,9 @@ def test_differences_are_paired_by_seed_with_students_interval() -> None:
         for seed, last in enumerate(values)
     ]
     full = {"arm": "full", "encoder": "e", "keep": 1.0, "seed": 0, "last": 0.9}
-    (row,) = differences([*runs, full], "random")
+    row, against_full = differences([*runs, full], "random")
     assert (row["arm"], row["n"], row["mean"]) == ("dq", 3, 3.0)
+    assert (against_full["arm"], against_full["keep"], against_full["mean"]) == ("full", 0.1, 40)
     assert row["half_width"] == pytest.approx(4.30 * statistics.stdev((2, 6, 1)) / 3**0.5, abs=0.01)
     to_full = {row["arm"]: row for row in differences([*runs, full], "full")}
     assert to_full["random"]["mean"] == -40
@@ -325,3 +326,42 @@ def test_the_summary_is_mean_and_sample_deviation_of_the_last_accuracy() -> None
         "| random | – | 40.00 (1) |",
         "| dq | e | 58.33 ± 7.64 (3) |",
     ]
+
+
+def test_the_proof_puts_all_sets_side_by_side(tmp_path: Path) -> None:
+    paths = []
+    for name, last in (("noise20", 0.5), ("clean", 0.7)):
+        runs = [
+            {
+                "arm": arm,
+                "encoder": "e",
+                "keep": keep,
+                "seed": seed,
+                "last": last + gain,
+                "choosing": 0.1,
+                "seen": 1,
+            }
+            for arm, keep, gain in (
+                ("random", 0.1, 0.0),
+                ("adq", 0.1, 0.02),
+                ("full", 1.0, 0.1),
+                ("dq", 0.2, 0.3),
+            )
+            for seed in range(2)
+        ]
+        paths.append(str(tmp_path / f"{name}.json"))
+        Path(paths[-1]).write_text(json.dumps({"settings": {"set": name, "net": "tiny"}, "runs": runs}))
+    assert proof.table(proof.read(paths), 0.1).splitlines() == [
+        "| arm | clean | noise20 |",
+        "|---|---|---|",
+        "| full | 80.00 ± 0.00 (2) | 60.00 ± 0.00 (2) |",
+        "| random | 70.00 ± 0.00 (2) | 50.00 ± 0.00 (2) |",
+        "| adq | 72.00 ± 0.00 (2) | 52.00 ± 0.00 (2) |",
+    ]
+    against = proof.table(proof.read(paths), 0.1, "random").splitlines()
+    assert against[2:] == [
+        "| full | +10.00 ± 0.00 (2) | +10.00 ± 0.00 (2) |",
+        "| adq | +2.00 ± 0.00 (2) | +2.00 ± 0.00 (2) |",
+    ]
+    with pytest.raises(ValueError, match="second file of the set 'clean'"):
+        proof.read([paths[1], paths[1]])
