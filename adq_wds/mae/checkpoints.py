@@ -87,7 +87,7 @@ def load_mae(
     if norm_pix is not None and type(norm_pix) is not bool:
         raise ValueError(f"norm_pix={norm_pix!r}: expected True or False")
     new_size = None if image_size is None else _pair(image_size)
-    place = pick_device(device)
+    torch_device = pick_device(device)
     path = BUILTIN_MAE if shipped else _weights_file(Path(path))
     weights = load_shipped(path) if shipped else load_weights(path, allow_pickle=allow_pickle)
     state, entry = weights.state, weights.header.get(HEADER_ENTRY)
@@ -116,7 +116,7 @@ def load_mae(
         network = _at_size(network, new_size)
     H, W = network.size.image_size
     network.revision = f"file-sha256={weights.sha256};image_size={H}x{W};norm_pix={network.size.norm_pix}"
-    return network.eval().requires_grad_(False).to(place)
+    return network.eval().requires_grad_(False).to(torch_device)
 
 
 def save_mae(network: MaskedAutoencoder, path: str | os.PathLike[str], header: dict[str, str]) -> None:

@@ -171,12 +171,12 @@ def test_amp_on_a_device_without_bfloat16_is_refused(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla T4")
     with pytest.raises(ValueError, match=r"amp=True: Tesla T4 \(compute capability 7\.5\) has no bfloat16"):
-        options.place(network, torch.device("cuda"))
+        options.freeze(network, torch.device("cuda"))
     with pytest.raises(ValueError, match=r"does not compute in bfloat16 on meta \(.*\); leave amp off"):
-        options.place(network, torch.device("meta"))
+        options.freeze(network, torch.device("meta"))
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
     with pytest.raises(ValueError, match=r"computes in torch\.float32 on cpu, not in bfloat16"):
-        options.place(network, torch.device("cpu"))
+        options.freeze(network, torch.device("cpu"))
 
 
 # Compiling
