@@ -13,6 +13,7 @@ import pytest
 import adq_wds as adq
 from adq_wds.cli.main import main
 from adq_wds.signatures import options_of
+from benchmarks.journey import trace
 from tests.conftest import MakeShard
 
 PACKAGE = Path(adq.__file__).parent
@@ -22,9 +23,10 @@ OTHER_WAYS = {
     "models/builtin.py",
     "models/network_encoder.py",
     "models/timm_encoder.py",
-    "reading/places.py",
     "reading/ranged.py",
     "reading/whole.py",
+    "shards/samples_in_tar.py",
+    "shards/tar_headers.py",
 }
 
 
@@ -96,3 +98,9 @@ def test_the_walk_to_the_seat_is_true(run: Callable[[], Path]) -> None:
 def test_the_walks_are_long() -> None:
     assert len(walk("From the README")) > 20
     assert len(walk("From `adq run`")) > 20
+
+
+def test_a_sample_travels_through_few_files_and_objects() -> None:
+    files, objects = trace()
+    assert len(files) <= 15
+    assert len(objects) <= 3

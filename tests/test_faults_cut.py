@@ -11,7 +11,8 @@ import adq_wds as adq
 from adq_wds.cli.main import main
 from adq_wds.remote.open_shard import open_shard
 from adq_wds.shards.samples_in_tar import iter_spans, payload_crc32, read_sample
-from adq_wds.tables.spans import save_index, scan_spans
+from adq_wds.tables.index import save_index
+from adq_wds.tables.spans import scan_spans
 from tests.conftest import jpeg
 from tests.programs import run
 from tests.reading.test_local import write

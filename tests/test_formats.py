@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 import adq_wds as adq
-from adq_wds.tables.spans import load_index
+from adq_wds.tables.index import load_index
 
 GOLDEN = Path(__file__).parent / "golden"
 VERSIONS = sorted(path.name for path in GOLDEN.glob("v*"))
@@ -19,6 +19,7 @@ PLAN_COLUMNS = {
     "kept": pa.bool_(),
 }  # fmt: skip
 REASONS = {"reason": pa.string(), "duplicate_of": pa.string()}
+MEMBERS = {"members": pa.string()}
 
 
 @pytest.fixture(params=VERSIONS)
@@ -34,16 +35,16 @@ def expected(folder: Path) -> dict[str, object]:
 
 
 def test_there_is_a_golden_file_per_version() -> None:
-    from adq_wds.tables import bins, features_file, plan, spans
+    from adq_wds.tables import bins, features_file, index, plan
 
-    assert len(VERSIONS) == max(module.VERSION for module in (bins, features_file, plan, spans))
+    assert len(VERSIONS) == max(module.VERSION for module in (bins, features_file, index, plan))
 
 
 def test_plans_are_read_to_the_last_value(folder: Path, expected: dict[str, object]) -> None:
     plan = adq.load_plan(folder / "plan.parquet")
     assert plan.hash == expected["plan_hash"]
     assert plan.table().to_pydict() == expected["plan"]
-    more = {} if folder.name in ("v1", "v2") else REASONS
+    more = {"v1": {}, "v2": {}, "v3": REASONS}.get(folder.name, REASONS | MEMBERS)
     assert {field.name: field.type for field in plan.table().schema} == PLAN_COLUMNS | more
 
 
@@ -91,8 +92,10 @@ def test_bins_are_read_to_the_last_value(folder: Path, expected: dict[str, objec
 
 
 def test_indices_are_read_to_the_last_value(folder: Path, expected: dict[str, object]) -> None:
-    found = load_index(folder / "index.parquet")
-    assert {name: [list(row) for row in spans.rows()] for name, spans in found.items()} == expected["index"]
+    indexed = load_index(folder / "index.parquet")
+    assert {name: [list(row) for row in spans.rows()] for name, spans in indexed.items()} == expected["index"]
+    members = {name: spans.members and spans.members.to_pylist() for name, spans in indexed.items()}
+    assert members == expected.get("members", dict.fromkeys(indexed))
 
 
 @pytest.mark.parametrize("folder", sorted(GOLDEN.glob("*/codebook.safetensors")), ids=lambda p: p.parent.name)

@@ -11,7 +11,7 @@ import pytest
 
 import adq_wds as adq
 from adq_wds.jobs.index import index_shards
-from adq_wds.tables.spans import read_index
+from adq_wds.tables.index import read_index
 from tests.shards.test_names import HOSTILE
 from tests.tables.test_plan import rewritten
 from tests.test_security import FORBIDDEN, main_fails, make_home, stream

@@ -15,7 +15,8 @@ from adq_wds.core.rng import draw as keyed_draw
 from adq_wds.planning.build_plan import find_bins
 from adq_wds.tables.features import Features
 from adq_wds.tables.features_file import ShardFeatures
-from adq_wds.tables.plan import ALWAYS, NEVER, Plan
+from adq_wds.tables.plan import Plan
+from adq_wds.tables.plan_rows import ALWAYS, NEVER
 
 MakeFeatures = Callable[..., ShardFeatures]
 K = 4

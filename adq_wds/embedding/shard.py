@@ -93,11 +93,9 @@ def open_job(asked: Request, path: str, name: str, first: int, limit: int | None
     samples = list(walk_shard(buffer, shard=name, limit=one_more, level=logging.WARNING))
     complete = limit is None or len(samples) <= limit
     samples = samples[:limit]
-    rows = [(i, s.key, s.byte_offset, s.n_bytes, payload_crc32(buffer, s)) for i, s in enumerate(samples)]
+    spans = Spans.from_walk((sample, payload_crc32(buffer, sample)) for sample in samples)
     settings, source = asked.settings, asked.source
-    job = ShardJob(
-        path, name, settings, source, first, buffer, close, samples, Spans.from_rows(rows), complete, stamp
-    )
+    job = ShardJob(path, name, settings, source, first, buffer, close, samples, spans, complete, stamp)
     job.first_label = job.first_of(lambda sample: read_label(sample, settings.label))
     if isinstance(source, FieldEmbeddings):
         job.stored_width = job.first_of(lambda sample: len(source.row(sample, shard=name, position=first)))

@@ -12,16 +12,9 @@ from tqdm import tqdm
 from adq_wds.errors import AdqError, ShardError
 from adq_wds.files import lock, make_folder
 from adq_wds.shards.names import expand_urls, plain_shard_names
+from adq_wds.tables.index import IndexedShard, read_index, save_index
 from adq_wds.tables.info import read_info
-from adq_wds.tables.spans import (
-    IndexedShard,
-    no_samples,
-    read_index,
-    save_index,
-    scan_spans,
-    source_stamp,
-    warn_empty,
-)
+from adq_wds.tables.spans import no_samples, scan_spans, source_stamp, warn_empty
 
 Urls = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
@@ -118,7 +111,8 @@ def _scan_all(
     quiet = None if progress is None else not progress
     with tqdm(total=total, unit="B", unit_scale=True, desc="index", disable=quiet) as bar:
         for name, path in path_of.items():
-            if name not in earlier or earlier[name].source != sources[name]:
+            known = name in earlier and earlier[name].spans.members is not None  # since version 2
+            if not known or earlier[name].source != sources[name]:
                 shards[name] = IndexedShard(scan_spans(path, shard=name), sources[name])
             else:
                 shards[name] = earlier[name]

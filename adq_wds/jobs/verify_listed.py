@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from adq_wds.errors import PlanError, ShardError, shorten
 from adq_wds.protocols import Label
 from adq_wds.tables.features import Features
+from adq_wds.tables.index import VERSION as INDEX_VERSION
+from adq_wds.tables.index import IndexedShard, read_index
 from adq_wds.tables.parquet import GroupFile
 from adq_wds.tables.plan import Plan, load_plan
-from adq_wds.tables.spans import VERSION as INDEX_VERSION
-from adq_wds.tables.spans import IndexedShard, Spans, read_index
+from adq_wds.tables.spans import Spans
 
 
 @dataclass(frozen=True)

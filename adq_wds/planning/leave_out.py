@@ -14,7 +14,7 @@ from adq_wds.core.copies import first_of, who_stays
 from adq_wds.errors import PlanError, shorten
 from adq_wds.planning.options import Options
 from adq_wds.planning.samples import Samples, name_samples
-from adq_wds.tables.plan import DUPLICATE, EXCLUDED, KEPT
+from adq_wds.tables.plan_rows import DUPLICATE, EXCLUDED, KEPT
 
 
 def leave_out_classes(samples: Samples, options: Options) -> None:

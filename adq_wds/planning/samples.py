@@ -18,7 +18,7 @@ from adq_wds.shards.names import base_name
 from adq_wds.tables.bins import Bins
 from adq_wds.tables.features import Features
 from adq_wds.tables.features_file import NO_LABEL
-from adq_wds.tables.plan import KEPT
+from adq_wds.tables.plan_rows import KEPT
 
 SampleId = str | tuple[str, str]  # a key, or (shard, key) where the key stands in several shards
 

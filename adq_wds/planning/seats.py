@@ -18,7 +18,7 @@ from adq_wds.planning.options import Options
 from adq_wds.planning.samples import Samples, keyed_draws
 from adq_wds.protocols import Allocation
 from adq_wds.tables.bins import Bins
-from adq_wds.tables.plan import ALWAYS, KEPT, NEVER
+from adq_wds.tables.plan_rows import ALWAYS, KEPT, NEVER
 
 Balance = Literal["class", "none"]
 Draw = Literal["random", "ordered"]

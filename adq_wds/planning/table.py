@@ -16,7 +16,8 @@ from adq_wds.planning.options import Options
 from adq_wds.planning.samples import Samples, name_samples
 from adq_wds.planning.seats import Cells
 from adq_wds.tables.features_file import NO_LABEL, FeaturesFile
-from adq_wds.tables.plan import BAD, DUPLICATE, KEPT, NEVER, QUOTA, REASONS, Plan, PlanShard
+from adq_wds.tables.plan import Plan
+from adq_wds.tables.plan_rows import BAD, DUPLICATE, KEPT, NEVER, QUOTA, REASONS, PlanShard
 from adq_wds.tables.spans import Spans
 
 logger = logging.getLogger("adq_wds")

@@ -1,88 +1,90 @@
-"""Which samples may an epoch read, and where do they lie? As a plan says, or all that the shards hold."""
+"""Lists the samples that an epoch may read: as a plan says, or all that the shards hold."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 import os
+from abc import ABC, abstractmethod
+from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adq_wds.errors import PlanError, ShardError, shorten
+from adq_wds.reading.places import ShardPlaces
 from adq_wds.remote.fetch import Fetch, comes_whole
 from adq_wds.shards.names import ShardNames, base_name, is_url, shard_names, shown_url
-from adq_wds.tables.plan import Plan
-from adq_wds.tables.spans import Spans, check_source, is_empty, no_samples, read_index, scan_spans, warn_empty
+from adq_wds.tables.index import check_source, read_index
+from adq_wds.tables.plan import HELD_SHARDS, Plan
+from adq_wds.tables.spans import Spans, is_empty, no_samples, scan_spans, warn_empty
 
 logger = logging.getLogger("adq_wds")
 
 
-class Listing(Protocol):
-    """The shards of a stream, sorted by name, and what an epoch keeps of each.
+class Listing(ABC):
+    """The shards of a stream, and what an epoch keeps of each. Pickled, it forgets the places it holds.
 
     Attributes:
         hash: changes with anything that changes the order.
         names: S shard names, sorted.
         urls: S paths, URLs or commands, as the user wrote them.
-        checked: whether `rows` knows each sample's crc32.
+        checked: whether each sample's crc32 is known.
         scanned: whether the shards were read from end to end to make it.
+        fresh: whether epochs keep different samples.
         n_total: T, samples in any epoch.
     """
 
-    @property
-    def hash(self) -> str: ...
-    @property
-    def names(self) -> list[str]: ...
-    @property
-    def urls(self) -> list[str]: ...
-    @property
-    def checked(self) -> bool: ...
-    @property
-    def scanned(self) -> bool: ...
-    @property
-    def n_total(self) -> int: ...
+    n_total: int
+
+    def __init__(
+        self,
+        hash: str,
+        names: list[str],
+        urls: list[str],
+        *,
+        checked: bool = True,
+        scanned: bool = False,
+        fresh: bool = False,
+    ) -> None:
+        self.hash, self.names, self.urls = hash, names, urls
+        self.checked, self.scanned, self.fresh = checked, scanned, fresh
+        self._held: OrderedDict[tuple[int, int], ShardPlaces] = OrderedDict()
+
+    @abstractmethod
     def counts(self, epoch: int) -> NDArray[np.int64]:
         """(S,) int64, samples that an epoch keeps of each shard."""
-        ...
 
+    @abstractmethod
     def share(self, shard: int) -> float:
         """The part of a shard's samples that an epoch keeps."""
-        ...
 
-    def rows(self, shard: int, epoch: int) -> tuple[Spans, NDArray[np.int64]]:
-        """Where the samples of a shard lie, and which of them an epoch keeps, ascending: (k,) int64."""
-        ...
+    @abstractmethod
+    def spans(self, shard: int, epoch: int) -> Spans:
+        """The samples of a shard that an epoch keeps, in the shard's order."""
+
+    def places(self, shard: int, epoch: int) -> ShardPlaces:
+        """Where the samples of a shard lie that an epoch keeps; the last `HELD_SHARDS` are held."""
+        which = shard, epoch if self.fresh else 0
+        if which not in self._held:
+            self._held[which] = ShardPlaces.from_spans(self.spans(shard, epoch))
+            if len(self._held) > HELD_SHARDS:
+                self._held.popitem(last=False)
+        return self._held[which]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_held": OrderedDict()}
 
 
-@dataclass(frozen=True)
-class Planned:
+class Planned(Listing):
     """What a plan keeps; with `fresh`, the next samples of each bin in every epoch."""
 
-    plan: Plan
-    urls: list[str]
-    fresh: bool
-    checked: bool = True
-    scanned: bool = False
-
-    @property
-    def hash(self) -> str:
-        """The plan's."""
-        return self.plan.hash
-
-    @property
-    def names(self) -> list[str]:
-        """The plan's."""
-        return self.plan.shards
-
-    @property
-    def n_total(self) -> int:
-        """What the plan keeps; fresh draws keep as many."""
-        return self.plan.n_kept
+    def __init__(self, plan: Plan, urls: list[str], *, fresh: bool) -> None:
+        super().__init__(plan.hash, plan.shards, urls, fresh=fresh)
+        self.plan, self.n_total = plan, plan.n_kept  # fresh draws keep as many
 
     def counts(self, epoch: int) -> NDArray[np.int64]:
         """See `Listing`; with fresh draws every shard's rows are read for it."""
@@ -95,42 +97,35 @@ class Planned:
     def share(self, shard: int) -> float:
         """See `Listing`."""
         entry = self.plan.header["shards"][shard]
-        return float(entry["kept"] / max(1, entry["n"]))
+        return int(entry["kept"]) / max(1, int(entry["n"]))
 
-    def rows(self, shard: int, epoch: int) -> tuple[Spans, NDArray[np.int64]]:
+    def spans(self, shard: int, epoch: int) -> Spans:
         """See `Listing`."""
-        rows = self.plan.shard(self.names[shard])
+        rows = self.plan.shard(self.names[shard], hold=self.fresh)
         kept = self.plan.kept_in(rows.name, epoch) if self.fresh else rows.kept
-        return rows.spans, np.flatnonzero(kept)
+        return rows.spans.take(np.flatnonzero(kept))
 
 
-@dataclass(frozen=True)
-class Everything:
-    """All samples, from an index or a scan."""
+class Everything(Listing):
+    """All samples, from an index or a scan: S spans."""
 
-    hash: str
-    names: list[str]
-    urls: list[str]
-    spans: list[Spans]
-    checked: bool
-    scanned: bool
-
-    @property
-    def n_total(self) -> int:
-        """All."""
-        return sum(len(spans) for spans in self.spans)
+    def __init__(
+        self, names: list[str], urls: list[str], spans: list[Spans], *, checked: bool, scanned: bool
+    ) -> None:
+        super().__init__(_hash(names, spans), names, urls, checked=checked, scanned=scanned)
+        self._spans, self.n_total = spans, sum(map(len, spans))
 
     def counts(self, epoch: int) -> NDArray[np.int64]:
         """See `Listing`."""
-        return np.array([len(spans) for spans in self.spans], dtype=np.int64)
+        return np.array([len(spans) for spans in self._spans], dtype=np.int64)
 
     def share(self, shard: int) -> float:
         """All."""
         return 1.0
 
-    def rows(self, shard: int, epoch: int) -> tuple[Spans, NDArray[np.int64]]:
+    def spans(self, shard: int, epoch: int) -> Spans:
         """See `Listing`."""
-        return self.spans[shard], np.arange(len(self.spans[shard]))
+        return self._spans[shard]
 
 
 def planned(paths: Sequence[str], plan: Plan, *, root: str | None, fresh: bool, fetch: Fetch) -> Planned:
@@ -139,14 +134,14 @@ def planned(paths: Sequence[str], plan: Plan, *, root: str | None, fresh: bool, 
     Raises:
         PlanError: a shard of the plan is not among the paths, or one with samples not in the plan.
     """
-    found = _by_name(paths, plan.names(root=root), fetch)
-    missing = [name for name in plan.shards if name not in found]
+    path_of = _by_name(paths, plan.names(root=root), fetch)
+    missing = [name for name in plan.shards if name not in path_of]
     if missing:
         raise PlanError(
             f"shard {shorten(missing[0])} of the plan is not among the {len(paths)} shards given ({len(missing)} "
             "missing in all); name them all"
         )
-    return Planned(plan, [found[name] for name in plan.shards], fresh)
+    return Planned(plan, [path_of[name] for name in plan.shards], fresh=fresh)
 
 
 def everything(
@@ -161,7 +156,7 @@ def everything(
     """
     checked = True
     if index is None:
-        names = shard_names(paths)
+        path_of = dict(zip(shard_names(paths), paths, strict=True))
         distant = [path for path in paths if is_url(path) or comes_whole(path)]
         if any(map(is_url, distant)):
             logger.warning(
@@ -170,30 +165,28 @@ def everything(
                 len(distant),
             )
         scan = partial(_scan_fetched, fetch=fetch) if distant else partial(scan_spans, checksums=False)
-        listed = {name: scan(path, shard=name) for name, path in zip(names, paths, strict=True)}
-        found = dict(zip(names, paths, strict=True))
+        listed = {name: scan(path, shard=name) for name, path in path_of.items()}
         checked = bool(distant)
     else:
         indexed = read_index(index)
         try:
-            found = _by_name(paths, ShardNames(indexed, root=root), fetch)
+            path_of = _by_name(paths, ShardNames(indexed, root=root), fetch)
         except PlanError as error:
             raise ShardError(f"index {os.fspath(index)}: {error}".replace("the plan", "it")) from None
-        for name, path in found.items():
+        for name, path in path_of.items():
             if not is_url(path):
                 check_source(path, name, indexed[name])
-        listed = {name: indexed[name].spans for name in found}
-    order = sorted(found)
-    spans = [listed[name] for name in order]
-    if not any(map(len, spans)):
+        listed = {name: indexed[name].spans for name in path_of}
+    names = sorted(path_of)
+    if not any(map(len, listed.values())):
         raise no_samples(len(paths))
-    urls = [found[name] for name in order]
-    return Everything(_hash(order, spans), order, urls, spans, checked, scanned=index is None)
+    urls, spans = [path_of[name] for name in names], [listed[name] for name in names]
+    return Everything(names, urls, spans, checked=checked, scanned=index is None)
 
 
 def _by_name(paths: Sequence[str], names: ShardNames, fetch: Fetch) -> dict[str, str]:
     """The path of each shard; one that is not listed and holds no sample is left out."""
-    found: dict[str, str] = {}
+    path_of: dict[str, str] = {}
     for path in paths:
         try:
             name = names.find(path)
@@ -202,12 +195,12 @@ def _by_name(paths: Sequence[str], names: ShardNames, fetch: Fetch) -> dict[str,
                 raise
             warn_empty(base_name(path))
             continue
-        if name in found:
+        if name in path_of:
             raise PlanError(
-                f"shards {shown_url(found[name])} and {shown_url(path)} both match {name!r} of the plan; name one"
+                f"shards {shown_url(path_of[name])} and {shown_url(path)} both match {name!r} of the plan; name one"
             )
-        found[name] = path
-    return found
+        path_of[name] = path
+    return path_of
 
 
 def _scan_fetched(path: str, *, shard: str, fetch: Fetch) -> Spans:
@@ -224,9 +217,9 @@ def _scan_fetched(path: str, *, shard: str, fetch: Fetch) -> Spans:
 def _hash(names: Sequence[str], spans: Sequence[Spans]) -> str:
     """Over what the order and the reading depend on."""
     digest = hashlib.sha256(b"adq_wds.index\n")
-    for name, found in zip(names, spans, strict=True):
-        for part in (name.encode(), "\n".join(found.keys).encode()):
+    for name, rows in zip(names, spans, strict=True):
+        for part in (name.encode(), "\n".join(rows.keys).encode()):
             digest.update(len(part).to_bytes(8, "little") + part)
-        for column in (found.byte_offset, found.n_bytes):
+        for column in (rows.byte_offset, rows.n_bytes):
             digest.update(np.ascontiguousarray(column, dtype="<i8").tobytes())
     return digest.hexdigest()

@@ -1,28 +1,29 @@
-"""How does a sample come out of its shard by offset, fast, and without believing anything unchecked?
+"""Reads one sample out of the bytes of its span, and believes nothing that is not verified.
 
-Only headers name a sample's fields, so those of its span are read each time, or once for a local file that stays as it
-is (`adq_wds.reading.local_many`). The quick way knows one shape: plain headers whose names are the expected key and a field met
-before. It verifies their checksums and sizes, and the payloads' crc32 where one is known. All that is not of this shape,
-damaged or merely rare (PAX headers, long names), goes to the strict reader, and its answer, or error, is the one given.
+There are three ways, and the last one's answer, or error, is the one given wherever an earlier one does not fit.
+
+1. A table that lists each member's field and size says where the payloads lie. They are cut out, and their crc32 is compared
+   with the table's. Headers are not looked at: one whose size or order lies moves the payloads, which the crc32 shows;
+   names are the table's, as they were when the shard was walked.
+2. Plain headers are read one by one: each one's checksum, size and key are verified, and the crc32 where one is known.
+3. The strict reader of `adq_wds.shards` takes every form of tar, and says what is wrong.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import lru_cache
+from os import pread
 from zlib import adler32, crc32
 
 from adq_wds.errors import ShardError, located
-from adq_wds.reading.local_many import FileStamp
+from adq_wds.reading.places import Place
 from adq_wds.remote.fetch import Fetch
 from adq_wds.remote.open_shard import open_shard
 from adq_wds.samples.fields import Sample
 from adq_wds.shards.names import is_url
-from adq_wds.shards.samples_in_tar import Span, WrongSample, expected_span, read_sample
-
-_MAX_FIELDS = 1000  # field names remembered: strangers choose them
-_MAX_SUMS = 10_000
+from adq_wds.shards.samples_in_tar import WrongSample, expected_span, read_sample
+from adq_wds.shards.tar_headers import BLOCK
 
 
 class WrongBytes(ShardError):  # noqa: N818 - it says what is
@@ -35,100 +36,89 @@ class SpanReader:
     Args:
         url: the shard as the user wrote it, the samples' `__url__`.
         name: its name, for messages.
-        fields: a header's bytes → field, filled here; the shards of a stream share one.
     """
 
-    def __init__(self, url: str, name: str, fields: dict[bytes, str] | None = None) -> None:
+    def __init__(self, url: str, name: str) -> None:
         self._url, self._name = url, name
-        self._fields: dict[bytes, str] = {} if fields is None else fields
-        self._sums: dict[bytes, int] = {}
 
-    def parse(self, data: bytes, offset: int, n_bytes: int, key: str, crc: int | None) -> Sample:
+    def parse(self, data: bytes, place: Place) -> Sample:
         """The sample in its span: `__key__`, `__url__`, and each field's bytes.
 
         Args:
             data: the span's bytes, fewer where the shard ends before it does.
-            offset: of the span's first byte in the shard; for messages.
-            n_bytes: the span's length.
-            key: the key it must have.
-            crc: the crc32 its payloads must have; None takes them as they are.
+            place: where they lie, and what they must be.
 
         Raises:
             ShardError: the bytes there are not one whole sample with that key and crc32.
             SampleError: a member is named as WebDataset's own fields are.
         """
-        known, sums = self._fields, self._sums
+        _, offset, n_bytes, key, crc, *_ = place
+        if len(data) != n_bytes:
+            where = f"at byte {offset + len(data)}" if data else f"before byte {offset}"
+            raise self._wrong(f"ends {where}, but this sample at {offset + n_bytes}: truncated", key)
+        return self._read_headers(data, key, crc) or self._read_strictly(data, key, crc)
+
+    def _read_headers(self, data: bytes, key: str, crc: int | None) -> Sample | None:
+        """The sample, where all headers are plain ones of this key and the payloads have the crc32."""
         sample: Sample = {"__key__": key, "__url__": self._url}
         prefix = key.encode() + b"."
-        n_prefix = len(prefix)
-        at = found = 0
-        try:
-            if len(data) != n_bytes:
-                raise IndexError  # for the strict reader to say
-            while at < n_bytes:
-                head = data[at : at + 512]
-                field = known[head[n_prefix:100].rstrip(b"\0")]
-                start, size = at + 512, head[124:135]
-                if (
-                    not head.startswith(prefix)
-                    or adler32(head) & 0xFFFF != (sums.get(head[148:157]) or self._sum(head[148:157]))
-                    or head[345]  # more of the name
-                    or head[135] not in b"\0 "
-                    or not size.isdigit()
-                    or field in sample
-                ):
-                    break
-                stop = start + int(size, 8)
-                at = stop + -stop % 512
-                if at > n_bytes:
-                    break
-                sample[field] = payload = data[start:stop]
-                if crc is not None:
-                    found = crc32(payload, found)
-        except (KeyError, ValueError, IndexError):  # a new field, odd digits, the end of the file
-            pass
-        else:
-            if at == n_bytes and (crc is None or found == crc):
-                return sample
-        return self._parse_strictly(data, offset, n_bytes, key, crc)
+        n_prefix, n_bytes = len(prefix), len(data)
+        start = total = 0
+        while start < n_bytes:
+            head = data[start : start + BLOCK]
+            field, digits = _plain_field(head[n_prefix:100].rstrip(b"\0")), head[124:135]
+            start += BLOCK
+            if (
+                start > n_bytes
+                or field is None
+                or field in sample
+                or not head.startswith(prefix)
+                or adler32(head) & 0xFFFF != _header_sum(head[148:157])
+                or head[345]  # more of the name
+                or head[135] not in b"\0 "
+                or digits.strip(b"01234567")
+            ):
+                return None
+            stop = start + int(digits, 8)
+            payload, start = data[start:stop], stop + -stop % BLOCK
+            sample[field] = payload
+            if crc is not None:
+                total = crc32(payload, total)
+        return sample if start == n_bytes and (crc is None or total == crc) else None
 
-    def _sum(self, stored: bytes) -> int:
-        """The low half of a whole header's adler32, from its stored checksum and type: -1 unless a usual plain file's.
-
-        That half is 1 + the sum of all bytes, mod 65521; the stored sum counts its own 8 bytes as spaces.
-        """
-        digits = stored[:6]
-        if not digits.isdigit() or stored[6:] not in (b"\0 0", b"\0 \0"):
-            return -1
-        low = (1 + int(digits, 8) - 8 * 32 + sum(stored[:8])) % 65521
-        if len(self._sums) < _MAX_SUMS:
-            self._sums[stored] = low
-        return low
-
-    def _parse_strictly(self, data: bytes, offset: int, n_bytes: int, key: str, crc: int | None) -> Sample:
+    def _read_strictly(self, data: bytes, key: str, crc: int | None) -> Sample:
         """`parse` by the reader that takes every form of tar and names what is wrong."""
-        if len(data) == n_bytes:
-            try:
-                span = expected_span(data, shard=self._name, key=key, crc32=crc)
-            except WrongSample as error:
-                trouble = str(error)
-            else:
-                self._remember(data, span)
-                return read_sample(data, span, url=self._url)
-        else:
-            where = f"at byte {offset + len(data)}" if data else f"before byte {offset}"
-            trouble = f"ends {where}, but this sample at {offset + n_bytes}: truncated"
-        text = f"{trouble}; the shard is damaged, or changed since it was indexed or planned: do that again"
-        raise located(WrongBytes(text), shard=self._name, key=key)
+        try:
+            span = expected_span(data, shard=self._name, key=key, crc32=crc)
+        except WrongSample as error:
+            raise self._wrong(str(error), key) from error
+        return read_sample(data, span, url=self._url)
 
-    def _remember(self, data: bytes, span: Span) -> None:
-        """Know this sample's fields from now on, but not those that need a strict look each time."""
-        n_prefix = len(span.key.encode()) + 1
-        for member in span.members:
-            raw = data[member.offset - 512 + n_prefix : member.offset - 412].partition(b"\0")[0]
-            plain = not member.field.startswith("__") and b"/" not in raw
-            if plain and raw.lower() == member.field.encode() and len(self._fields) < _MAX_FIELDS:
-                self._fields[raw] = member.field
+    def _wrong(self, trouble: str, key: str) -> ShardError:
+        text = f"{trouble}; the shard is damaged, or changed since it was indexed or planned: do that again"
+        return located(WrongBytes(text), shard=self._name, key=key)
+
+
+@lru_cache(maxsize=1000)
+def _plain_field(raw: bytes) -> str | None:
+    """The field that stands behind the key and its dot in a header; None for one that needs a strict look."""
+    try:
+        field = raw.decode().lower()
+    except UnicodeDecodeError:
+        return None
+    return None if field.startswith("__") or set(field) & {"/", "\0"} else field
+
+
+@lru_cache(maxsize=10_000)
+def _header_sum(stored: bytes) -> int:
+    """The low half of a whole header's adler32, from its stored checksum and type: -1 unless a usual plain file's.
+
+    That half is 1 + the sum of all bytes, mod 65521; the stored sum counts its own 8 bytes as spaces.
+    """
+    digits = stored[:6]
+    if not digits.isdigit() or digits.strip(b"01234567") or stored[6:] not in (b"\0 0", b"\0 \0"):
+        return -1
+    return (1 + int(digits, 8) - 8 * 32 + sum(stored[:8])) % 65521
 
 
 class LocalShard(SpanReader):
@@ -137,32 +127,18 @@ class LocalShard(SpanReader):
     Args:
         url: see `SpanReader`; a path, or what `fetch` gets.
         name: see `SpanReader`.
-        fields: see `SpanReader`.
         fetch: how a shard is got that is not a plain local tar.
         sparse: a small part will be read; see `ShardFile`.
-
-    Attributes:
-        stamp: the file's; None when it is not known.
 
     Raises:
         ShardError: missing, unreadable, empty, no regular file, or not to be unpacked.
     """
 
-    def __init__(
-        self,
-        url: str,
-        name: str,
-        fields: dict[bytes, str] | None = None,
-        *,
-        fetch: Fetch | None = None,
-        sparse: bool = False,
-    ) -> None:
-        super().__init__(url, name, fields)
+    def __init__(self, url: str, name: str, *, fetch: Fetch | None = None, sparse: bool = False) -> None:
+        super().__init__(url, name)
         self._opened = ExitStack()
         shown = name if is_url(url) else None  # a path says more
-        stamp = _stamp(url)
         self._file = self._opened.enter_context(open_shard(url, shard=shown, fetch=fetch, sparse=sparse))
-        self.stamp = stamp if stamp == _stamp(url) else None  # else it is not known whose
 
     def close(self) -> None:
         """Close the file."""
@@ -171,19 +147,20 @@ class LocalShard(SpanReader):
     def expect(self, offset: int) -> None:
         """Nothing: the file is here."""
 
-    def read(self, offset: int, n_bytes: int, key: str, crc: int | None) -> Sample:
-        """The sample of a span; see `SpanReader.parse`."""
-        return self.parse(self._file.read_some(offset, n_bytes, key=key), offset, n_bytes, key, crc)
-
-    def read_spans(self, offsets: Sequence[int], sizes: Sequence[int]) -> list[bytes | None]:
-        """The bytes of some spans, for `Layouts`; see `ShardFile.read_spans`."""
-        return self._file.read_spans(offsets, sizes)
-
-
-def _stamp(path: str) -> FileStamp | None:
-    """Which file is at a path, and of what size and date; None when it cannot be looked at."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+    def read(self, place: Place) -> Sample:
+        """The sample at a place, cut out where its payloads are known to lie; else see `SpanReader.parse`."""
+        _, offset, n_bytes, key, crc, fields, cuts = place
+        if fields is not None and offset + n_bytes <= self._file.n_bytes:
+            try:
+                data = pread(self._file.fd, n_bytes, offset)
+            except OSError:  # raised below, with shard and key
+                data = b""
+            sample: Sample = {"__key__": key, "__url__": self._url}
+            total = i = 0
+            for field in fields:
+                sample[field] = payload = data[cuts[i] : cuts[i + 1]]
+                total = crc32(payload, total)
+                i += 2
+            if total == crc and len(data) == n_bytes:
+                return sample
+        return self.parse(self._file.read_some(offset, n_bytes, key=key), place)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from adq_wds.core.order import blocks_of
 from adq_wds.reading.local import SpanReader, WrongBytes
+from adq_wds.reading.places import Place
 from adq_wds.reading.whole import FetchedShard
 from adq_wds.remote.backend import NoRanges, Range
 from adq_wds.remote.fetch import Fetch
@@ -90,32 +91,30 @@ class RangedShard(SpanReader):
     Args:
         url: see `SpanReader`.
         name: see `SpanReader`.
-        fields: see `SpanReader`.
         kept: where the samples lie that this epoch keeps.
         fetch: how it is read, and where bytes stay.
         pool: threads that ask ahead.
-        held: blocks in use, of all shards of a stream, the last used last; filled here.
+        blocks: those in use, of all shards of a stream, the last used last; filled here.
     """
 
     def __init__(
         self,
         url: str,
         name: str,
-        fields: dict[bytes, str],
         *,
         kept: Kept,
         fetch: Fetch,
         pool: ThreadPoolExecutor,
-        held: Held,
+        blocks: Blocks,
     ) -> None:
-        super().__init__(url, name, fields)
-        self._kept, self._fetch, self._pool, self._held = kept, fetch, pool, held
+        super().__init__(url, name)
+        self._kept, self._fetch, self._pool, self._blocks = kept, fetch, pool, blocks
         self._remote = fetch.remote(url, shard=name)
         self._whole: FetchedShard | None = None
 
     def close(self) -> None:
         """Forget its blocks."""
-        self._held.forget(self._url)
+        self._blocks.forget(self._url)
         if self._whole is not None:
             self._whole.close()
 
@@ -123,35 +122,38 @@ class RangedShard(SpanReader):
         """Begin to fetch the sample at an offset, which will be read soon."""
         if self._whole is None:
             block, _ = self._kept.find(offset)
-            if not self._held.has((self._url, block)):
-                self._held.put((self._url, block), self._pool.submit(self._get, block))
+            if not self._blocks.has((self._url, block)):
+                self._blocks.put((self._url, block), self._pool.submit(self._get, block))
 
-    def read(self, offset: int, n_bytes: int, key: str, crc: int | None) -> Sample:
-        """The sample of a span; see `SpanReader.parse`. Bytes that are not right are fetched once more."""
+    def read(self, place: Place) -> Sample:
+        """The sample at a place; see `SpanReader.parse`. Bytes that are not right are fetched once more."""
         for left in (1, 0):
             if self._whole is not None:
                 break
-            block, at = self._kept.find(offset)
+            block, start = self._kept.find(place.byte_offset)
             try:
-                held = self._block_of(offset, block)
-                data = held[at : at + n_bytes] if isinstance(held, bytes) else held.read_some(at, n_bytes)
-                return self.parse(data, offset, n_bytes, key, crc)
+                data = self._block_of(place.byte_offset, block)
+                stop = start + place.n_bytes
+                return self.parse(
+                    data[start:stop] if isinstance(data, bytes) else data.read_some(start, place.n_bytes),
+                    place,
+                )
             except NoRanges:
                 self._take_whole()
             except WrongBytes:
                 if not left:
                     raise
-                self._held.drop((self._url, block))
+                self._blocks.drop((self._url, block))
                 if self._fetch.cache is not None:
                     self._fetch.cache.drop(self._key(block))
         assert self._whole is not None
-        return self._whole.read(offset, n_bytes, key, crc)
+        return self._whole.read(place)
 
     def _block_of(self, offset: int, block: int) -> _Block:
         self.expect(offset)
-        data = self._held.get((self._url, block))
+        data = self._blocks.get((self._url, block))
         if self._fetch.cache is None:
-            self._held.drop((self._url, block))  # nobody else's
+            self._blocks.drop((self._url, block))  # nobody else's
         return data
 
     def _take_whole(self) -> None:
@@ -160,7 +162,7 @@ class RangedShard(SpanReader):
             self._name,
             "" if self._fetch.cache is not None else ", by every worker: give cache= to do it once",
         )
-        self._whole = FetchedShard(self._url, self._name, self._fields, fetch=self._fetch, pool=self._pool)
+        self._whole = FetchedShard(self._url, self._name, fetch=self._fetch, pool=self._pool)
 
     def _key(self, block: int) -> str:
         return f"ranges\n{self._url}\n{self._kept.ranges(block)}"
@@ -183,7 +185,7 @@ BlockId = tuple[str, int]
 """A shard's URL and the number of a block in it."""
 
 
-class Held:
+class Blocks:
     """Blocks being fetched or in use.
 
     Args:

@@ -1,4 +1,4 @@
-"""How is a shard read that can only be had as a whole? Fetched and unpacked ahead of its use, then read like any."""
+"""Reads shards that must be fetched whole: fetches and unpacks one ahead of its use, then reads it like a local one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from adq_wds.reading.local import LocalShard, WrongBytes
+from adq_wds.reading.places import Place
 from adq_wds.remote.fetch import Fetch
 from adq_wds.samples.fields import Sample
 
@@ -18,33 +19,30 @@ class FetchedShard:
     Args:
         url: see `LocalShard`.
         name: see `LocalShard`.
-        fields: see `LocalShard`.
         fetch: see `LocalShard`.
         pool: threads that fetch.
     """
 
-    def __init__(
-        self, url: str, name: str, fields: dict[bytes, str], *, fetch: Fetch, pool: ThreadPoolExecutor
-    ) -> None:
-        self._url, self._name, self._fields, self._fetch, self._pool = url, name, fields, fetch, pool
+    def __init__(self, url: str, name: str, *, fetch: Fetch, pool: ThreadPoolExecutor) -> None:
+        self._url, self._name, self._fetch, self._pool = url, name, fetch, pool
         self._again = fetch.cache is not None  # a cached copy may be damaged: then it is fetched once more
         self._local = self._begin()
 
     def _begin(self) -> Future[LocalShard]:
-        return self._pool.submit(LocalShard, self._url, self._name, self._fields, fetch=self._fetch)
+        return self._pool.submit(LocalShard, self._url, self._name, fetch=self._fetch)
 
     def close(self) -> None:
-        """Give it back, when it has come if it is on its way: nobody waits for that."""
+        """Cancel the fetch, or close the file once it has arrived; does not wait."""
         self._local.cancel()
-        self._local.add_done_callback(_give_back)
+        self._local.add_done_callback(_close)
 
     def expect(self, offset: int) -> None:
         """Nothing: all of it is on its way."""
 
-    def read(self, offset: int, n_bytes: int, key: str, crc: int | None) -> Sample:
-        """The sample of a span; see `SpanReader.parse`."""
+    def read(self, place: Place) -> Sample:
+        """The sample at a place; see `SpanReader.parse`."""
         try:
-            return self._local.result().read(offset, n_bytes, key, crc)
+            return self._local.result().read(place)
         except WrongBytes as error:
             if not self._again:
                 raise
@@ -53,9 +51,9 @@ class FetchedShard:
         self.close()
         self._fetch.forget(self._url, shard=self._name)
         self._local = self._begin()
-        return self._local.result().read(offset, n_bytes, key, crc)
+        return self._local.result().read(place)
 
 
-def _give_back(local: Future[LocalShard]) -> None:
+def _close(local: Future[LocalShard]) -> None:
     if not local.cancelled() and local.exception() is None:
         local.result().close()

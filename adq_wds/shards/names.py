@@ -1,12 +1,10 @@
-"""Which shards? Patterns expanded, one short unique name for each, and the way back from a URL to a name."""
+"""Expands patterns into shards, gives each a short unique name, and finds the name again for a URL."""
 
 from __future__ import annotations
 
 import glob
-import logging
 import os
 import re
-import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
@@ -16,16 +14,9 @@ import braceexpand
 
 from adq_wds.errors import PlanError, printable, shorten
 from adq_wds.shards.braces import count_braces
-
-logger = logging.getLogger("adq_wds")
+from adq_wds.shards.folders import TARS, shards_in
 
 MAX_SHARDS = 1_000_000
-_TARS = (".tar", ".tar.gz", ".tgz")
-_IMAGE = re.compile(r".*\.(?:jpe?g|png|webp|bmp|gif|tiff?)", re.IGNORECASE)
-_PACKED = re.compile(  # archives that are not read, and tars of which a part is there
-    r".*\.(?:tar(?:\.(?:gz|bz2|xz|zst|lz4|br|z|part|tmp|aria2|crdownload))?|tgz|tbz2?|txz|tzst|zip|7z|rar)",
-    re.IGNORECASE,
-)
 _URL_PATTERN = re.compile(r"\*|\[[^]/]{2,}\]")  # train[1].tar may be a name
 _QUERY_PATTERN = re.compile(r"[?\d_-]*\.(?:tar|tgz)(?:\.\w+)*")  # what follows the first ? of t-00?.tar
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
@@ -73,7 +64,7 @@ def expand_urls(
 
 def _expand_one(part: str) -> list[str]:
     if os.path.isdir(part):
-        return _shards_in(part)
+        return shards_in(part)
     if os.path.exists(part):
         return [part]  # a file whose own name has braces or stars
     try:
@@ -91,7 +82,7 @@ def _expand_one(part: str) -> list[str]:
             _refuse_url_pattern(name)
             found.append(_without_file_scheme(name))
         elif os.path.isdir(name):
-            found.extend(_shards_in(name))
+            found.extend(shards_in(name))
         elif any(c in name for c in "*?[") and not os.path.exists(name):
             found.extend(_matches(name))
         else:
@@ -106,60 +97,13 @@ def _matches(pattern: str) -> list[str]:
     return names
 
 
-def _shards_in(folder: str) -> list[str]:
-    """The shards that lie in a folder, sorted; a warning says what else in it looks like data.
-
-    Raises:
-        ValueError: there are none; says what is there instead.
-    """
-    with os.scandir(folder) as entries:
-        is_folder = {entry.name: entry.is_dir() for entry in entries if not entry.name.startswith(".")}
-    names = sorted(is_folder)
-    shards = [name for name in names if name.endswith(_TARS)]
-    packed = [name for name in names if _PACKED.fullmatch(name) and not name.endswith(_TARS)]
-    images = [name for name in names if _IMAGE.fullmatch(name)]
-    inside = {name: _listed(os.path.join(folder, name)) for name in names if is_folder[name]}
-    deeper = [name for name, files in inside.items() if any(file.endswith(_TARS) for file in files)]
-    left_out = [
-        f"{len(some):,} {what} ({', '.join(map(shorten, some[:3]))}{', …' if len(some) > 3 else ''})"
-        for some, what in (
-            (packed, "archives of another kind"),
-            (images, "images"),
-            (deeper, "folders with shards"),
-        )
-        if some
-    ]
-    if not shards:
-        in_folders = any(_IMAGE.fullmatch(file) for files in inside.values() for file in files)
-        pack = (
-            f"; to make shards of image files: adq pack {shlex.quote(folder)} -o shards/%06d.tar"
-            if images or in_folders
-            else ""
-        )
-        there = f"; there are {', '.join(left_out)}" if left_out else ""
-        raise ValueError(f"no shards match {shorten(f'{folder}/*.tar')}, *.tar.gz or *.tgz{there}{pack}")
-    if left_out:
-        logger.warning(
-            "folder %s: %d shards; left out: %s", printable(folder), len(shards), ", ".join(left_out)
-        )
-    return [os.path.join(folder, name) for name in shards]
-
-
-def _listed(path: str) -> list[str]:
-    """The names in a folder; none where it may not be read."""
-    try:
-        return os.listdir(path)
-    except OSError:
-        return []
-
-
 def _refuse_url_pattern(url: str) -> None:
     """Raise `ValueError` for a URL that can only be meant as a pattern or a folder."""
     if is_pipe(url):
         return
     rest, _, query = url.partition("://")[2].partition("#")[0].partition("?")
     host, _, path = rest.partition("/")
-    folder = not query and (not path or path.endswith("/")) and not host.endswith(_TARS)
+    folder = not query and (not path or path.endswith("/")) and not host.endswith(TARS)
     if folder or _URL_PATTERN.search(path) or _QUERY_PATTERN.fullmatch(query):
         raise ValueError(
             f"shard {shown_url(url)}: in URLs braces are expanded only, no *, ? or [...], and no folders are read: "

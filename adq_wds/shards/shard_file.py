@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import BinaryIO
 
@@ -23,25 +22,29 @@ class ShardFile:
         name: the shard's name, for messages.
         sparse: a small part will be read: the kernel is told to fetch what is read and nothing around it.
 
+    Attributes:
+        fd: the file's descriptor.
+        n_bytes: its length.
+
     Raises:
         ShardError: empty, or no file that can be read.
     """
 
     def __init__(self, file: BinaryIO, name: str, *, sparse: bool = False) -> None:
         self.name = name
-        self._fd = file.fileno()
-        self._n_bytes = os.fstat(self._fd).st_size
-        if not self._n_bytes:
+        self.fd = file.fileno()
+        self.n_bytes = os.fstat(self.fd).st_size
+        if not self.n_bytes:
             raise ShardError(f"shard {name}: empty file, expected a tar file: write or fetch it again")
         if sparse and hasattr(os, "posix_fadvise"):
             with suppress(OSError):  # advice only
-                os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
+                os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_RANDOM)
 
     def __len__(self) -> int:
-        return self._n_bytes
+        return self.n_bytes
 
     def __getitem__(self, part: slice) -> bytes:
-        start, stop, _ = part.indices(self._n_bytes)
+        start, stop, _ = part.indices(self.n_bytes)
         return self.read(start, stop)
 
     def read(self, start: int, stop: int, *, key: str | None = None) -> bytes:
@@ -52,22 +55,23 @@ class ShardFile:
         """
         data = self.read_some(start, stop - start, key=key)
         if len(data) < stop - start:
-            ends = os.fstat(self._fd).st_size
-            text = f"truncated while it was read: {self._n_bytes:,} bytes when it was opened, {ends:,} now"
+            ends = os.fstat(self.fd).st_size
+            text = f"truncated while it was read: {self.n_bytes:,} bytes when it was opened, {ends:,} now"
             raise located(ShardError(f"{text}; write or fetch the shard again"), shard=self.name, key=key)
         return data
 
-    def read_some(self, start: int, n_bytes: int, *, key: str | None = None) -> bytes:
+    def read_some(self, start: int, n_bytes: int, key: str | None = None) -> bytes:
         """`n_bytes` from `start` on, or fewer where the file ends, or ended when it was opened.
 
         Raises:
             ShardError: the file cannot be read.
         """
-        n_bytes = max(0, min(n_bytes, self._n_bytes - start))  # before memory is taken for them
+        if start + n_bytes > self.n_bytes:  # before memory is taken for them
+            n_bytes = max(0, self.n_bytes - start)
         try:
-            data = os.pread(self._fd, min(n_bytes, _ONE_READ), start)
-            while data and len(data) < n_bytes:
-                more = os.pread(self._fd, min(n_bytes - len(data), _ONE_READ), start + len(data))
+            data = os.pread(self.fd, n_bytes, start) if n_bytes <= _ONE_READ else b""
+            while len(data) < n_bytes:
+                more = os.pread(self.fd, min(n_bytes - len(data), _ONE_READ), start + len(data))
                 if not more:
                     break
                 data += more
@@ -75,14 +79,3 @@ class ShardFile:
             text = f"cannot be read: {error.strerror}"
             raise located(ShardError(text), shard=self.name, key=key) from error
         return data
-
-    def read_spans(self, starts: Sequence[int], sizes: Sequence[int]) -> list[bytes | None]:
-        """Many small parts at once; None for one that cannot be read whole, for `read` to say why."""
-        pread, fd = os.pread, self._fd
-        try:
-            found = [pread(fd, n, start) for start, n in zip(starts, sizes, strict=True)]
-        except OSError:
-            return [None] * len(sizes)
-        if sum(map(len, found)) == sum(sizes):
-            return list(found)
-        return [data if len(data) == n else None for data, n in zip(found, sizes, strict=True)]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -15,10 +15,10 @@ from adq_wds.core.order import LANES, Uneven, in_shards, on_line, row_order, sha
 from adq_wds.files import sha256_text
 from adq_wds.pipes.base import OnError, Pipe
 from adq_wds.reading.listing import Listing
-from adq_wds.reading.local_many import Layouts
-from adq_wds.reading.places import HELD_SHARDS, Places
+from adq_wds.reading.places import Place, ShardPlaces, each_place
 from adq_wds.remote.fetch import Fetch
 from adq_wds.stream.state import State
+from adq_wds.tables.plan import HELD_SHARDS
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,6 @@ class Recipe:
     on_error: OnError
     verify: bool
     fetch: Fetch
-    layouts: Layouts = field(default_factory=Layouts, compare=False)
     drawn_by: tuple[str, ...] = ()  # what pipes choose samples by: hash, keep and seed
 
     @property
@@ -72,14 +71,6 @@ class Share(NamedTuple):
     n_workers: int = 1
 
 
-class _Rows(NamedTuple):
-    """A shard's k kept rows in the order of the line."""
-
-    n_listed: int
-    numbers: NDArray[np.int64]  # (4, k), as in `Places`
-    keys: NDArray[np.object_]
-
-
 class EpochOrder:
     """Where each position of an epoch lies: the shards' order at once, their rows when first needed.
 
@@ -88,7 +79,7 @@ class EpochOrder:
     """
 
     def __init__(self, recipe: Recipe, epoch: int, lanes: int = 0) -> None:
-        counts = recipe.listing.counts(epoch)
+        self._recipe, counts = recipe, recipe.listing.counts(epoch)
         self._shards = np.arange(len(counts))
         if recipe.shuffle:
             self._shards = shard_order(len(counts), stream=recipe.listing.hash, seed=recipe.seed, epoch=epoch)
@@ -97,31 +88,28 @@ class EpochOrder:
         self._lanes = lanes or recipe.lanes
         self.rows = lru_cache(HELD_SHARDS)(partial(_rows, recipe, epoch))
 
-    def places(self, t: NDArray[np.int64]) -> Places:
-        """Where the samples of some positions lie."""
+    def places(self, t: NDArray[np.int64]) -> Iterator[Place]:
+        """The place of the sample at each of some positions."""
         slot, row = in_shards(on_line(t, n_total=self.n_total, n_lanes=self._lanes), self._ends)
         by_shard = np.argsort(slot, kind="stable")
         slot, row = slot[by_shard], row[by_shard]
-        ends = [*(np.flatnonzero(np.diff(slot)) + 1).tolist(), len(t)] if len(t) else []
-        groups, numbers, keys = [], np.empty((4, len(t)), np.int64), np.empty(len(t), object)
-        for start, stop in pairwise([0, *ends]):
+        starts = np.flatnonzero(np.diff(slot, prepend=-1)).tolist()
+        parts = []
+        for start, stop in pairwise([*starts, len(t)]):
             shard = int(self._shards[slot[start]])
-            rows = self.rows(shard)
-            np.take(rows.numbers, row[start:stop], axis=1, out=numbers[:, start:stop], mode="clip")
-            keys[start:stop] = rows.keys[row[start:stop]]
-            groups.append((shard, rows.n_listed, start, stop))
+            places, order = self.rows(shard)
+            parts.append((shard, places, order[row[start:stop]]))
         position = np.empty(len(t), np.int64)
         position[by_shard] = np.arange(len(t))
-        return Places(groups, numbers, keys, position)
+        return each_place(parts, position, verify=self._recipe.verify)
 
 
-def _rows(recipe: Recipe, epoch: int, shard: int) -> _Rows:
-    """The rows of a shard that an epoch keeps."""
-    spans, kept = recipe.listing.rows(shard, epoch)
-    if recipe.shuffle:
-        name, stream = recipe.listing.names[shard], recipe.listing.hash
-        order = row_order(spans.n_bytes[kept], shard=name, stream=stream, seed=recipe.seed, epoch=epoch)
-        kept = kept[order]
-    columns = (spans.byte_offset[kept], spans.n_bytes[kept], spans.crc32[kept], kept)
-    numbers = np.stack(columns).astype(np.int64, copy=False)
-    return _Rows(len(spans), numbers, np.array(spans.keys, dtype=object)[kept])
+def _rows(recipe: Recipe, epoch: int, shard: int) -> tuple[ShardPlaces, NDArray[np.int64]]:
+    """Where the kept samples of a shard lie, and their order on the line."""
+    listing = recipe.listing
+    places = listing.places(shard, epoch)
+    if not recipe.shuffle:
+        return places, np.arange(len(places.keys))
+    stream, seed = listing.hash, recipe.seed
+    order = row_order(places.numbers[1], shard=listing.names[shard], stream=stream, seed=seed, epoch=epoch)
+    return places, order

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -16,7 +17,7 @@ from adq_wds.core.order import n_for_rank, rank_positions
 from adq_wds.errors import AdqError, LoaderClosed, SampleError, names_place, placed, retold, shorten
 from adq_wds.pipes.base import OnError, Pipe, Tally, replayed
 from adq_wds.reading.open_shards import Readers
-from adq_wds.reading.places import Place, Places
+from adq_wds.reading.places import Place
 from adq_wds.samples.fields import EPOCH_FIELD, Sample, place_error
 from adq_wds.stream.clock import Clock, Start
 from adq_wds.stream.epoch_order import EpochOrder, Recipe, Share
@@ -61,7 +62,7 @@ class Stream(Iterator[Any]):
     def _seek(self, start: Start, next_batch: int) -> None:
         """Stand before a batch of an epoch."""
         recipe, share = self._recipe, self._share
-        self._start, self._next_batch = start, next_batch
+        self._start, self._after_served = start, next_batch
         self._order = EpochOrder(recipe, start.epoch, start.lanes)
         self._stages = Stages(recipe, start.epoch)
         rank, world, *_ = share
@@ -71,6 +72,7 @@ class Stream(Iterator[Any]):
         self._n_batches = recipe.n_batches(self._n)
         self._whole = share[1:] == (1, 0, 1) and start.position == next_batch == 0
         self._batches = self._read(range(next_batch, self._n_batches, share.n_workers))
+        self._served: Iterator[Any] = iter(())  # samples that went through the pipes with the one given last
         self._ended = self._left_out = False
         self._advanced = not self._advance
 
@@ -93,14 +95,21 @@ class Stream(Iterator[Any]):
         return self._stages.tally
 
     def __next__(self) -> Any:
+        for sample in self._served:  # mostly there is one, and nothing below is needed
+            return sample
         while (batch := self._take()) is _EMPTY:
             pass
         self._advance_clock()
         return batch
 
+    @property
+    def _next_batch(self) -> int:
+        """The number of the batch that comes next."""
+        return self._after_served - operator.length_hint(self._served) * self._share.n_workers
+
     def next_item(self) -> Item:
         """The next batch with its number; one that lost all its samples too, so that workers stay in step."""
-        batch = self._take()
+        batch = next(self._served, _EMPTY) if operator.length_hint(self._served) else self._take()
         number = self._next_batch - self._share.n_workers
         return Item(number, None, empty=True) if batch is _EMPTY else Item(number, batch)
 
@@ -130,7 +139,7 @@ class Stream(Iterator[Any]):
             self._clock.advance_past(self._start.epoch)
 
     def _read(self, numbers: range) -> Iterator[Any]:
-        """The batches of these numbers; `_next_batch` is counted up just before each."""
+        """The batches of these numbers; `_after_served` is counted up just before each."""
         step = max(1, _BLOCK // self._size)
         blocks = (numbers[i : i + step] for i in range(0, len(numbers), step))
         places = self._stages.readers.each(map(self._places, blocks))
@@ -138,9 +147,11 @@ class Stream(Iterator[Any]):
             numbers, places
         )
 
-    def _places(self, numbers: range) -> Places:
+    def _places(self, numbers: range) -> Iterator[Place]:
         """Where the samples of some batches lie."""
-        k = (np.array(numbers)[:, None] * self._size + np.arange(self._size)).ravel()
+        k = (
+            np.arange(numbers.start, numbers.stop, numbers.step)[:, None] * self._size + np.arange(self._size)
+        ).ravel()
         rank, world, *_ = self._share
         total, start = self._order.n_total, self._start.position
         return self._order.places(
@@ -160,7 +171,7 @@ class Stream(Iterator[Any]):
             else:
                 logger.warning("ShardDataset: a batch of %d is left out: all were dropped", len(in_batch))
                 self._left_out = True
-            self._next_batch = number + self._share.n_workers
+            self._after_served = number + self._share.n_workers
             yield batch
 
     def _placed(self, error: AdqError, places: list[Place]) -> AdqError:
@@ -177,10 +188,15 @@ class Stream(Iterator[Any]):
         for i in range(0, len(numbers), chunk):
             some = list(islice(places, len(numbers[i : i + chunk])))
             together = self._stages.run_one_to_one(some)
-            for j, number in enumerate(numbers[i : i + chunk]):
-                out = together[j : j + 1] if together is not None else self._stages.run(some[j : j + 1])
+            if together is not None:
+                self._after_served = numbers[i] + len(some) * self._share.n_workers
+                self._served = iter(together)
+                yield next(self._served)
+                continue
+            for number, place in zip(numbers[i : i + chunk], some, strict=True):
+                out = self._stages.run([place])
                 self._left_out |= not out
-                self._next_batch = number + self._share.n_workers
+                self._after_served = number + self._share.n_workers
                 yield out[0] if out else _EMPTY
 
     def state_dict(self) -> dict[str, Any]:
@@ -247,7 +263,7 @@ class Stages:
 
     def __init__(self, recipe: Recipe, epoch: int) -> None:
         self._recipe, self._epoch = recipe, epoch
-        self.readers = Readers(recipe.listing, recipe.fetch, recipe.layouts, epoch, verify=recipe.verify)
+        self.readers = Readers(recipe.listing, recipe.fetch, epoch)
         self.tally = Tally("ShardDataset", recipe.on_error)
         self._tallies = [Tally(type(p).__name__, _either(p.on_error, recipe.on_error)) for p in recipe.pipes]
 

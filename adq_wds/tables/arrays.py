@@ -86,13 +86,13 @@ def _checked_labels(labels: Sequence[Label] | None, n: int) -> list[Label]:
 
 def _scanned(path: str, name: str) -> tuple[Spans, NDArray[np.uint8]]:
     """Where the samples of a shard lie, and (n, 16) digests of their contents."""
-    rows, digests = [], []
+    places, digests = [], []
     with open_shard(path) as buffer:
-        for i, span in enumerate(walk_shard(buffer, shard=name)):
-            rows.append((i, span.key, span.byte_offset, span.n_bytes, payload_crc32(buffer, span)))
+        for span in walk_shard(buffer, shard=name):
+            places.append((span, payload_crc32(buffer, span)))
             digests.append(content_digest(read_sample(buffer, span, url=path)))
     digest = np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, DIGEST_BYTES)
-    return Spans.from_rows(rows), digest
+    return Spans.from_walk(places), digest
 
 
 def _matched(keys_of: dict[str, list[str]], keys: Sequence[SampleId]) -> list[NDArray[np.int64]]:

@@ -16,6 +16,7 @@ from adq_wds.errors import FeaturesError, shorten
 from adq_wds.score import check_score_name
 from adq_wds.shards.names import check_shard_name
 from adq_wds.tables.headers import EmbeddedBy, Natural, Natural31, Natural32, TableHeader, Width
+from adq_wds.tables.members import MEMBERS
 from adq_wds.tables.parquet import (
     GroupFile,
     column_hashes,
@@ -26,8 +27,8 @@ from adq_wds.tables.parquet import (
 )
 from adq_wds.tables.spans import SPAN_FIELDS, Spans
 
-VERSION = 3
-"""1: embedding, norm, texture. 2: also logit_grad or scores of users. 3: also digest, or without texture.
+VERSION = 4
+"""1: embedding, norm, texture. 2: also logit_grad or scores of users. 3: also digest, or without texture. 4: also members.
 
 A file says the least one that it needs.
 """
@@ -115,10 +116,11 @@ class ShardFeatures:
         table = pa.table(columns, schema=schema)
         bad = [] if self.bad is None else self.bad.rows()
         is_old = self.digest is None and self.texture is not None
+        newest = 3 if self.spans.members is None else VERSION
         header = {
             **self.header,
             "format": "adq_wds.features",
-            "version": 3 if not is_old else 2 if self.scores or n_classes else 1,
+            "version": newest if newest > 3 or not is_old else 2 if self.scores or n_classes else 1,
             **({"n_classes": n_classes} if n_classes else {}),
             "width": self.embedding.shape[1],
             "columns": table.column_names,
@@ -212,7 +214,7 @@ def _schema(
     scores: Iterable[str] = (),
     columns: Collection[str] = ("texture",),
 ) -> pa.Schema:
-    """The columns of a file, `texture` and `digest` where they are among `columns`."""
+    """The columns of a file, `texture`, `digest` and `members` where they are among `columns`."""
     kinds = {"label": pa.int32(), "embedding": embedding_type(width), "norm": pa.float32()}
     if "texture" in columns:
         kinds["texture"] = pa.float32()
@@ -221,6 +223,8 @@ def _schema(
     kinds |= dict.fromkeys(sorted(scores), pa.float32())
     if "digest" in columns:
         kinds["digest"] = pa.binary(DIGEST_BYTES)
+    if MEMBERS.name in columns:
+        kinds[MEMBERS.name] = MEMBERS.type
     return pa.schema([*SPAN_FIELDS, *(pa.field(name, kind, nullable=False) for name, kind in kinds.items())])
 
 
@@ -279,7 +283,7 @@ class FeaturesFile:
 
     def spans(self) -> Spans:
         """Where the usable samples lie."""
-        return Spans.from_table(self.read(["index", "key", "byte_offset", "n_bytes", "crc32"]))
+        return Spans.from_table(self.read(["index", "key", "byte_offset", "n_bytes", "crc32", MEMBERS.name]))
 
     def bad_spans(self) -> Spans:
         """Where the unusable samples lie."""

@@ -4,159 +4,40 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from adq_wds.core.allocation import fresh_draw
-from adq_wds.core.fresh import ONE, FreshDraws
-from adq_wds.core.rng import check_seed, draw
+from adq_wds.core.fresh import FreshDraws
+from adq_wds.core.order import LANES
 from adq_wds.errors import PlanError, shorten
 from adq_wds.files import canonical_json, sha256_text
 from adq_wds.shards.names import ShardNames, check_shard_name, expand_urls, plain_shard_names
 from adq_wds.tables.parquet import GroupFile, Header, column_hashes, write_groups
-from adq_wds.tables.spans import SPAN_FIELDS, Spans, no_samples, scan_spans
+from adq_wds.tables.plan_header import PlanEntry, PlanHeader, fresh_draws
+from adq_wds.tables.plan_rows import (
+    ALWAYS,
+    EXCLUDED,
+    KEPT,
+    NEVER,
+    OPTIONAL,
+    REASON_COLUMNS,
+    SCHEMA,
+    PlanShard,
+)
+from adq_wds.tables.spans import Spans, no_samples, scan_spans
 
 VERSION = 2
 """1: no reasons, no shares; fresh draws by whole rounds. 2: `reason`, `duplicate_of` and the header's `cells.share`."""
-ALWAYS = -1  # rank of a sample that is kept whatever the budget
-NEVER = 2**31 - 1  # rank of a sample outside all bins: damaged, a copy, or of a class left out
-REASONS = ("kept", "quota", "duplicate", "label", "bad", "excluded")
-KEPT, QUOTA, DUPLICATE, LABEL, BAD, EXCLUDED = range(len(REASONS))
-HELD_SHARDS = (
-    72  # shards whose rows are held: streams that read several shards in turn read each one's rows once
-)
-_SCHEMA = pa.schema(
-    [
-        *SPAN_FIELDS,
-        pa.field("label", pa.int32(), nullable=False),
-        pa.field("bin", pa.int16(), nullable=False),
-        pa.field("pick", pa.int32(), nullable=False),
-        pa.field("rank", pa.int32(), nullable=False),
-        pa.field("kept", pa.bool_(), nullable=False),
-    ]
-)
-_REASON_FIELDS = [
-    pa.field("reason", pa.string(), nullable=False),
-    pa.field("duplicate_of", pa.string(), nullable=False),
-]
-_MORE = [field.name for field in _REASON_FIELDS]
-_FULL_SCHEMA = pa.schema([*_SCHEMA, *_REASON_FIELDS])
+HELD_SHARDS = LANES + 8
+"""Shards whose rows are held: those that a stream reads in turn, and a few that it has just left."""
 _HELD_EPOCHS = 4  # epochs whose places in all cells are held: workers of one stream may be in two
-
-
-@dataclass(frozen=True)
-class PlanShard:
-    """The plan's rows for one shard, in the shard's order.
-
-    Attributes:
-        name: the shard's name.
-        spans: where its n samples lie.
-        label: (n,) int32, class over the whole set; -1 for unlabelled data.
-        bin: (n,) int16, from 0 in the order filled; -1 for a sample in no bin.
-        pick: (n,) int32, position in which its bin took it; -1 for a sample in no bin.
-        rank: (n,) int32, kept when below the quota of its class and bin; -1 is always kept.
-        kept: (n,) bool.
-        reason: (n,) uint8, why each is kept or not, a position in `REASONS`; None where it was not read, or the plan is
-            of version 1.
-        duplicate_of: "SHARD/KEY" of the sample that stays, by row, for each row whose reason is "duplicate".
-    """
-
-    name: str
-    spans: Spans
-    label: NDArray[np.int32]
-    bin: NDArray[np.int16]
-    pick: NDArray[np.int32]
-    rank: NDArray[np.int32]
-    kept: NDArray[np.bool_]
-    reason: NDArray[np.uint8] | None = None
-    duplicate_of: Mapping[int, str] | None = None
-
-    @cached_property
-    def by_key(self) -> dict[str, tuple[bool, int, int]]:
-        """Key → (kept, crc32, row)."""
-        crc32 = self.spans.crc32.tolist()
-        rows = zip(self.kept.tolist(), crc32, range(len(crc32)), strict=True)
-        return dict(zip(self.spans.keys, rows, strict=True))
-
-    def table(self) -> pa.Table:
-        """As an Arrow table with the plan's columns."""
-        columns = {name: getattr(self, name) for name in ("label", "bin", "pick", "rank", "kept")}
-        columns = {**self.spans.columns(self.name), **columns}
-        if self.reason is None:
-            return pa.table(columns, schema=_SCHEMA)
-        copies = self.duplicate_of or {}
-        columns["reason"] = pa.array(REASONS).take(pa.array(self.reason))
-        columns["duplicate_of"] = [copies.get(row, "") for row in range(len(self.reason))]
-        return pa.table(columns, schema=_FULL_SCHEMA)
-
-    @classmethod
-    def from_table(cls, name: str, table: pa.Table) -> PlanShard:
-        """The way back from `table`, without reasons."""
-        columns = [table[c].to_numpy() for c in ("label", "bin", "pick", "rank", "kept")]
-        return cls(name, Spans.from_table(table), *columns)
-
-    def with_reasons(self, table: pa.Table) -> PlanShard:
-        """The same rows with the reasons in a table's columns `reason` and `duplicate_of`.
-
-        Raises:
-            PlanError: the reasons contradict the rows.
-        """
-        place = f"shard {shorten(self.name)}"
-        codes = pc.index_in(table["reason"], value_set=pa.array(REASONS))
-        if codes.null_count:
-            raise PlanError(f"{place}: a reason is not one of {', '.join(REASONS)}")
-        reason = codes.to_numpy().astype(np.uint8)
-        names = table["duplicate_of"]
-        rows = np.flatnonzero(pc.not_equal(names, "").to_numpy())
-        copies = dict(zip(rows.tolist(), names.take(pa.array(rows)).to_pylist(), strict=True))
-        binned = self.bin >= 0
-        expected = np.where(self.kept, KEPT, np.where(binned, QUOTA, reason))
-        outside = ~self.kept & ~binned
-        if (reason != expected).any() or ((reason <= QUOTA) | (self.rank != NEVER))[outside].any():
-            raise PlanError(f"{place}: a reason contradicts what is kept, or in which bin")
-        if not np.array_equal(rows, np.flatnonzero(reason == DUPLICATE)):
-            raise PlanError(f"{place}: a copy names no sample that stays, or another sample names one")
-        return replace(self, reason=reason, duplicate_of=copies)
-
-    def check(self, n_kept: int, classes: Sequence[int], quota: NDArray[np.int64]) -> None:
-        """Raise `PlanError` unless the rows make sense together and agree with the quotas.
-
-        Args:
-            n_kept: kept samples of this shard, as the header says.
-            classes: the C classes of the plan, ascending.
-            quota: (C, K) int64, kept samples of each class and bin.
-        """
-        spans, place = self.spans, f"shard {shorten(self.name)}"
-        if len(set(spans.keys)) != len(spans):
-            raise PlanError(f"{place}: a key is listed twice")
-        if len(spans) and (spans.index[0] < 0 or (np.diff(spans.index) <= 0).any()):
-            raise PlanError(f"{place}: positions are not ascending")
-        ends = spans.byte_offset + spans.n_bytes
-        if len(spans) and (spans.byte_offset[0] < 0 or (spans.n_bytes <= 0).any() or (ends < 0).any()):
-            raise PlanError(f"{place}: a span is empty or out of range")
-        if (spans.byte_offset[1:] < ends[:-1]).any():
-            raise PlanError(f"{place}: spans overlap")
-        if self.kept.sum() != n_kept:
-            raise PlanError(f"{place}: keeps {self.kept.sum()} samples, its header says {n_kept}")
-        binned = self.bin >= 0
-        known = np.isin(self.label, classes)
-        if (self.bin < -1).any() or (self.bin >= quota.shape[1]).any() or (binned & ~known).any():
-            raise PlanError(f"{place}: a sample's class or bin is not one of the plan's")
-        if (self.rank < ALWAYS).any():
-            raise PlanError(f"{place}: a rank is below {ALWAYS}")
-        limit = np.zeros(len(spans), dtype=np.int64)
-        if binned.any():
-            limit[binned] = quota[np.searchsorted(classes, self.label[binned]), self.bin[binned]]
-        if ((self.rank < limit) | (self.rank == ALWAYS)).tolist() != self.kept.tolist():
-            raise PlanError(f"{place}: what is kept does not follow from ranks and quotas")
+_ROWS = [name for name in SCHEMA.names if name not in REASON_COLUMNS]
 
 
 class Plan:
@@ -180,18 +61,20 @@ class Plan:
         self.hash = groups.hash if isinstance(groups, GroupFile) else sha256_text(canonical_json(header))
         self._held: OrderedDict[str, PlanShard] = OrderedDict()
         self._epochs: OrderedDict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = OrderedDict()
+        made = cast(PlanHeader, header)  # so it is, or one of these lines raises
         try:
-            self.shards = [check_shard_name(entry["name"]) for entry in header["shards"]]
-            self._kept = [int(entry["kept"]) for entry in header["shards"]]
-            self._classes = [int(entry["label"]) for entry in header["classes"]]
-            self._quota = np.array(header["cells"]["quota"], dtype=np.int64).reshape(
-                len(self._classes) or 1, -1
+            self.shards = [check_shard_name(entry["name"]) for entry in made["shards"]]
+            self._kept = [int(entry["kept"]) for entry in made["shards"]]
+            self._classes = [int(entry["label"]) for entry in made["classes"]]
+            quota, size = (
+                np.array(cells, dtype=np.int64) for cells in (made["cells"]["quota"], made["cells"]["size"])
             )
-            self._size = np.array(header["cells"]["size"], dtype=np.int64).reshape(self._quota.shape)
-            self._draws = None if header["version"] == 1 else _fresh_draws(header, self._size, self._quota)
-            self.n_samples = sum(int(entry["n"]) for entry in header["shards"])
+            self._quota = quota.reshape(len(self._classes) or 1, -1)
+            self._size = size.reshape(self._quota.shape)
+            self._draws = None if made["version"] == 1 else fresh_draws(made, self._size, self._quota)
+            self.n_samples = sum(int(entry["n"]) for entry in made["shards"])
             self.n_kept = sum(self._kept)
-            agrees = (header["n_samples"], header["n_kept"]) == (self.n_samples, self.n_kept)
+            agrees = (made["n_samples"], made["n_kept"]) == (self.n_samples, self.n_kept)
         except PlanError as cause:
             raise PlanError(f"{self._where}: damaged header: {cause}") from cause
         except (KeyError, TypeError, ValueError, OverflowError) as cause:
@@ -212,24 +95,23 @@ class Plan:
 
         With reasons in the rows and shares in the header it is of version 2, without both of version 1.
         """
-        shards = list(shards)
+        shards = sorted(shards, key=lambda shard: shard.name)
         reasons = {shard.reason is not None for shard in shards} or {"share" in header["cells"]}
         if reasons != {"share" in header["cells"]}:
             raise PlanError("a plan has reasons for all samples and shares of all cells, or neither")
-        version = VERSION if reasons == {True} else 1
-        tables: list[pa.Table] = []
-        entries: list[dict[str, Any]] = []
-        for shard in sorted(shards, key=lambda shard: shard.name):
-            tables.append(shard.table())
-            entries.append(
-                {
-                    "name": shard.name,
-                    "n": len(shard.spans),
-                    "kept": int(shard.kept.sum()),
-                    "columns": column_hashes(tables[-1]),
-                }
-            )
+        members = any(shard.spans.members is not None for shard in shards)
+        tables = [shard.table(members=members) for shard in shards]
+        entries: list[PlanEntry] = [
+            {
+                "name": shard.name,
+                "n": len(table),
+                "kept": int(shard.kept.sum()),
+                "columns": column_hashes(table),
+            }
+            for shard, table in zip(shards, tables, strict=True)
+        ]
         counts = {"n_samples": sum(e["n"] for e in entries), "n_kept": sum(e["kept"] for e in entries)}
+        version = VERSION if reasons == {True} else 1
         plan = cls(
             {**header, **counts, "format": "adq_wds.plan", "version": version, "shards": entries}, tables
         )
@@ -284,19 +166,22 @@ class Plan:
     def __repr__(self) -> str:
         return f"<Plan {self.n_kept:,} of {self.n_samples:,} samples in {len(self.shards)} shards, {self.hash[:12]}>"
 
-    def shard(self, name: str) -> PlanShard:
-        """The rows of one shard without their reasons, checked; the last 72 are held.
+    def shard(self, name: str, *, hold: bool = True) -> PlanShard:
+        """The rows of one shard without their reasons, checked.
+
+        Args:
+            name: the shard's.
+            hold: keep them for the next call; the last 72 are.
 
         Raises:
             PlanError: the shard is not in the plan, or its rows are damaged.
         """
-        held = self._held.get(name)
-        if held is not None:
-            return held
+        if name in self._held:
+            return self._held[name]
         if name not in self._position:
             raise PlanError(f"shard {shorten(name)} is not in the plan {self._where}")
         i = self._position[name]
-        table = self._groups.group(i, _SCHEMA) if isinstance(self._groups, GroupFile) else self._groups[i]
+        table = self._read(i, _ROWS)
         if table["shard"].unique().to_pylist() not in ([name], []):
             raise PlanError(f"{self._where}: damaged: rows of another shard under {shorten(name)}")
         shard = PlanShard.from_table(name, table)
@@ -304,10 +189,17 @@ class Plan:
             shard.check(self._kept[i], self._classes, self._quota)
         except PlanError as error:
             raise PlanError(f"{self._where}: {error}") from None
-        self._held[name] = shard
-        while len(self._held) > HELD_SHARDS:
-            self._held.popitem(last=False)
+        if hold:
+            self._held[name] = shard
+            while len(self._held) > HELD_SHARDS:
+                self._held.popitem(last=False)
         return shard
+
+    def _read(self, i: int, columns: Sequence[str]) -> pa.Table:
+        """Some columns of a shard, of which those that not all plans have may be missing."""
+        if isinstance(self._groups, GroupFile):
+            return self._groups.group(i, SCHEMA, columns, optional=OPTIONAL)
+        return self._groups[i]
 
     def kept_in(self, name: str, epoch: int) -> NDArray[np.bool_]:
         """Which samples of a shard an epoch keeps, with fresh draws: (n,) bool, rows as in `shard(name)`.
@@ -349,12 +241,10 @@ class Plan:
 
     def _with_reasons(self, i: int, shard: PlanShard) -> PlanShard:
         """A shard's rows with their reasons, where the plan has them: two columns that streams do not need."""
-        if not self._explained:
+        if not set(REASON_COLUMNS) <= set(self._schema.names):
             return shard
-        file = self._groups
-        table = file.group(i, _FULL_SCHEMA, _MORE) if isinstance(file, GroupFile) else file[i]
         try:
-            return shard.with_reasons(table)
+            return shard.with_reasons(self._read(i, REASON_COLUMNS))
         except PlanError as error:
             raise PlanError(f"{self._where}: {error}") from None
 
@@ -365,8 +255,9 @@ class Plan:
     def table(self) -> pa.Table:
         """All rows as one Arrow table: shard, index, key, byte_offset, n_bytes, crc32, label, bin, pick, rank, kept.
 
-        Plans of version 2 also have `reason` (kept, quota, duplicate, label, bad, excluded) and `duplicate_of`
-        ("SHARD/KEY" of the sample that a copy is one of, else "").
+        Plans of version 2 also have `reason` (kept, quota, duplicate, label, bad, excluded), `duplicate_of`
+        ("SHARD/KEY" of the sample that a copy is one of, else "") and, if made since there is one, `members` ("jpg/cls/2345/1":
+        field and size in bytes of each member).
         """
         if not self.shards:
             return self._schema.empty_table()
@@ -374,14 +265,11 @@ class Plan:
 
     @property
     def _schema(self) -> pa.Schema:
-        return _FULL_SCHEMA if self._explained else _SCHEMA
-
-    @property
-    def _explained(self) -> bool:
-        """Whether the rows have reasons."""
-        if isinstance(self._groups, GroupFile):
-            return all(map(self._groups.has, _MORE))
-        return all(set(_MORE) <= set(table.column_names) for table in self._groups)
+        """The columns that this plan has."""
+        groups = self._groups
+        if isinstance(groups, GroupFile):
+            return pa.schema([field for field in SCHEMA if groups.has(field.name)])
+        return groups[0].schema if groups else pa.schema(list(SCHEMA)[: -len(OPTIONAL)])
 
     def keys(self) -> list[str]:
         """The kept keys, in the order of shards and of samples in them."""
@@ -406,31 +294,13 @@ def load_plan(path: str | os.PathLike[str]) -> Plan:
     Raises:
         PlanError: missing, damaged, of another kind, or of a newer version.
     """
-    file = GroupFile(path, kind="plan", version=VERSION, error=PlanError)
+    file = GroupFile(path, kind="plan", version=VERSION, error=PlanError, header=PlanHeader)
     return Plan(file.header, file, path=Path(path).absolute())
 
 
 def as_plan(plan: Plan | str | os.PathLike[str]) -> Plan:
     """`plan` itself, or the plan at that path."""
     return plan if isinstance(plan, Plan) else load_plan(plan)
-
-
-def _fresh_draws(header: Header, size: NDArray[np.int64], quota: NDArray[np.int64]) -> FreshDraws | None:
-    """The draws of a plan of version 2, held against its sizes and quotas; None for a plan without bins.
-
-    Raises:
-        KeyError, TypeError, ValueError: the header lacks shares, or they contradict it.
-    """
-    share = np.array(header["cells"]["share"], dtype=np.float64).reshape(size.shape)
-    if not size.size:
-        return None
-    units = np.rint(share * ONE)
-    fits = (units == share * ONE) & (share >= 0) & (share <= size)
-    # 2⁴² samples: below it all sums of units are exact, as integers and as floats
-    if not fits.all() or not share.sum() == quota.sum() < 2**42:
-        raise ValueError("shares that contradict the sizes and quotas")
-    start = draw(check_seed(header["settings"]["seed"]), 0, "", "", purpose="fresh")
-    return FreshDraws(size.ravel(), quota.ravel(), units.astype(np.int64).ravel(), start)
 
 
 def _reopen(path: str, expected: str) -> Plan:

@@ -1,30 +1,28 @@
-"""Where do samples lie in their shards? The columns every table of samples starts with, and the index file."""
+"""Where samples lie in their shards: the columns every table of samples starts with, and the walk that finds them."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import repeat
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from adq_wds.errors import PlanError, ShardError, shorten
+from adq_wds.errors import ShardError
 from adq_wds.remote.backend import Stamp
 from adq_wds.remote.fetch import Fetch
 from adq_wds.remote.open_shard import open_shard
-from adq_wds.shards.names import base_name, check_shard_name, is_url
+from adq_wds.shards.names import base_name, is_url
 from adq_wds.shards.samples_in_tar import DEFAULT_LIMITS, Buffer, Ignored, Span, iter_spans, payload_crc32
-from adq_wds.tables.parquet import GroupFile, column_hashes, write_groups
+from adq_wds.tables.members import MEMBERS, members_text
 
 logger = logging.getLogger("adq_wds")
 
-VERSION = 1
 SPAN_FIELDS = [
     pa.field("shard", pa.string(), nullable=False),
     pa.field("index", pa.int32(), nullable=False),
@@ -33,6 +31,7 @@ SPAN_FIELDS = [
     pa.field("n_bytes", pa.int64(), nullable=False),
     pa.field("crc32", pa.uint32(), nullable=False),
 ]
+_TYPES = {"index": np.int32, "byte_offset": np.int64, "n_bytes": np.int64, "crc32": np.uint32}
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,7 @@ class Spans:
         byte_offset: (n,) int64, first byte of the sample in the tar.
         n_bytes: (n,) int64, bytes of all its members, headers and padding included.
         crc32: (n,) uint32, over its members' payloads in tar order.
+        members: n texts, see `adq_wds.tables.members`; None in tables from before there were any.
     """
 
     index: NDArray[np.int32]
@@ -52,51 +52,56 @@ class Spans:
     byte_offset: NDArray[np.int64]
     n_bytes: NDArray[np.int64]
     crc32: NDArray[np.uint32]
+    members: pa.Array | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def take(self, rows: NDArray[np.int64]) -> Spans:
         """Some of the samples."""
-        return Spans(
-            self.index[rows],
-            [self.keys[i] for i in rows],
-            self.byte_offset[rows],
-            self.n_bytes[rows],
-            self.crc32[rows],
-        )
+        numbers = {name: getattr(self, name)[rows] for name in _TYPES}
+        members = None if self.members is None else self.members.take(pa.array(rows))
+        return Spans(keys=[self.keys[i] for i in rows.tolist()], members=members, **numbers)
 
     def rows(self) -> list[tuple[int, str, int, int, int]]:
         """One (index, key, byte_offset, n_bytes, crc32) per sample."""
-        numbers = (c.tolist() for c in (self.byte_offset, self.n_bytes, self.crc32))
-        return list(zip(self.index.tolist(), self.keys, *numbers, strict=True))
+        index, *numbers = (getattr(self, name).tolist() for name in _TYPES)
+        return list(zip(index, self.keys, *numbers, strict=True))
 
     @classmethod
-    def from_rows(cls, rows: Sequence[tuple[Any, ...]]) -> Spans:
+    def from_rows(cls, rows: Sequence[tuple[Any, ...]], members: Sequence[str] | None = None) -> Spans:
         """The way back from `rows`."""
-        index, keys, byte_offset, n_bytes, crc32 = zip(*rows, strict=True) if rows else ((),) * 5
+        index, keys, *numbers = zip(*rows, strict=True) if rows else ((),) * 5
+        columns = zip(_TYPES.items(), (index, *numbers), strict=True)
+        arrays = {name: np.array(values, dtype=dtype) for (name, dtype), values in columns}
         return cls(
-            np.array(index, dtype=np.int32),
-            list(keys),
-            np.array(byte_offset, dtype=np.int64),
-            np.array(n_bytes, dtype=np.int64),
-            np.array(crc32, dtype=np.uint32),
+            keys=list(keys), members=None if members is None else pa.array(members, pa.string()), **arrays
         )
+
+    @classmethod
+    def from_walk(cls, spans: Iterable[tuple[Span, int]]) -> Spans:
+        """All samples of a shard, as a walk finds them, and the crc32 of each."""
+        rows, members = [], []
+        for i, (span, crc32) in enumerate(spans):
+            rows.append((i, span.key, span.byte_offset, span.n_bytes, crc32))
+            members.append(members_text(span.members))
+        return cls.from_rows(rows, members)
 
     @classmethod
     def joined(cls, parts: Sequence[Spans]) -> Spans:
-        """Several, one after another."""
-        return cls(
-            np.concatenate([part.index for part in parts]),
-            [key for part in parts for key in part.keys],
-            np.concatenate([part.byte_offset for part in parts]),
-            np.concatenate([part.n_bytes for part in parts]),
-            np.concatenate([part.crc32 for part in parts]),
-        )
+        """Several, one after another; where some have members, those of the others are empty texts."""
+        numbers = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _TYPES}
+        members = None
+        if any(part.members is not None for part in parts):
+            members = pa.concat_arrays([part._members_or_empty() for part in parts])
+        return cls(keys=[key for part in parts for key in part.keys], members=members, **numbers)
 
-    def columns(self, shard: str) -> dict[str, Any]:
-        """As the columns that every table of samples starts with."""
-        return {
+    def _members_or_empty(self) -> pa.Array:
+        return pa.array(repeat("", len(self)), pa.string()) if self.members is None else self.members
+
+    def columns(self, shard: str, *, members: bool | None = None) -> dict[str, Any]:
+        """As the columns that every table of samples starts with, and `members`, by default where these are known."""
+        columns = {
             "shard": [shard] * len(self),
             "index": self.index,
             "key": self.keys,
@@ -104,17 +109,16 @@ class Spans:
             "n_bytes": self.n_bytes,
             "crc32": self.crc32,
         }
+        if members or (members is None and self.members is not None):
+            columns[MEMBERS.name] = self._members_or_empty()
+        return columns
 
     @classmethod
     def from_table(cls, table: pa.Table) -> Spans:
         """The way back from `columns`."""
-        return cls(
-            table["index"].to_numpy(),
-            table["key"].to_pylist(),
-            table["byte_offset"].to_numpy(),
-            table["n_bytes"].to_numpy(),
-            table["crc32"].to_numpy(),
-        )
+        members = table[MEMBERS.name].combine_chunks() if MEMBERS.name in table.column_names else None
+        numbers = {name: table[name].to_numpy() for name in _TYPES}
+        return cls(keys=table["key"].to_pylist(), members=members, **numbers)
 
 
 def walk_shard(
@@ -158,12 +162,8 @@ def scan_spans(
         ShardError: damaged or truncated, a key twice, a member that is not a plain file.
     """
     with open_shard(path, fetch=fetch) as buffer:
-        return Spans.from_rows(
-            [
-                (i, s.key, s.byte_offset, s.n_bytes, payload_crc32(buffer, s) if checksums else 0)
-                for i, s in enumerate(walk_shard(buffer, shard=shard))
-            ]
-        )
+        spans = walk_shard(buffer, shard=shard)
+        return Spans.from_walk((span, payload_crc32(buffer, span) if checksums else 0) for span in spans)
 
 
 def warn_empty(shard: str, ignored: Ignored | None = None) -> None:
@@ -192,19 +192,6 @@ def no_samples(n_shards: int) -> ShardError:
     )
 
 
-@dataclass(frozen=True)
-class IndexedShard:
-    """What an index knows of one shard.
-
-    Attributes:
-        spans: where its samples lie.
-        source: size and date of its file when it was scanned; None in an index that does not say.
-    """
-
-    spans: Spans
-    source: Stamp | None
-
-
 def source_stamp(path: str | os.PathLike[str]) -> Stamp:
     """Size and date of a shard, by which a change is noticed.
 
@@ -218,133 +205,3 @@ def source_stamp(path: str | os.PathLike[str]) -> Stamp:
     except OSError as error:
         raise ShardError(f"shard {os.fspath(path)}: cannot be opened: {error.strerror}") from error
     return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
-
-
-def save_index(
-    path: str | os.PathLike[str],
-    shards: Sequence[tuple[str, Spans]],
-    *,
-    sources: Mapping[str, Stamp] | None = None,
-) -> None:
-    """Write where every sample of some shards lies: one Parquet file, a row group per shard.
-
-    `sources` are the stamps of their files, by shard name, taken before they were scanned.
-    """
-    schema = pa.schema(SPAN_FIELDS)
-    groups = [pa.table(spans.columns(name), schema=schema) for name, spans in shards]
-    entries = [
-        {
-            "name": name,
-            "n": len(spans),
-            "columns": column_hashes(group),
-            **({} if sources is None else {"source": sources[name]}),
-        }
-        for (name, spans), group in zip(shards, groups, strict=True)
-    ]
-    header = {"format": "adq_wds.index", "version": VERSION, "shards": entries}
-    write_groups(path, schema, groups, header)
-
-
-def load_index(
-    path: str | os.PathLike[str], *, files: Mapping[str, str | os.PathLike[str]] | None = None
-) -> dict[str, Spans]:
-    """Read an index back, by shard name.
-
-    Args:
-        path: the index.
-        files: where the shards to be read are now, by shard name; only these are given, each held against what was
-            indexed: by size, and where the date is another one, by its headers. Payloads are not read.
-
-    Raises:
-        ShardError: the file is damaged or of another kind; a shard of `files` is not in it, or changed since.
-    """
-    indexed = read_index(path)
-    if files is None:
-        return {name: shard.spans for name, shard in indexed.items()}
-    for name, file in files.items():
-        if name not in indexed:
-            raise ShardError(
-                f"shard {shorten(name)} is not in the index {os.fspath(path)}; index it with the others"
-            )
-        check_source(file, name, indexed[name])
-    return {name: indexed[name].spans for name in files}
-
-
-def read_index(path: str | os.PathLike[str]) -> dict[str, IndexedShard]:
-    """All that an index knows, by shard name.
-
-    Raises:
-        ShardError: the file is damaged or of another kind.
-    """
-    file = GroupFile(path, kind="index", version=VERSION, error=ShardError)
-    schema = pa.schema(SPAN_FIELDS)
-    names: list[str] = []
-    for entry in file.header["shards"]:
-        try:
-            names.append(check_shard_name(entry.get("name")))
-        except PlanError as cause:
-            raise ShardError(f"{file.path}: damaged header: {cause}") from cause
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise ShardError(f"{file.path}: damaged header: shard {twice[0]} is listed twice")
-    found: dict[str, IndexedShard] = {}
-    for i, name in enumerate(names):
-        table = file.group(i, schema)
-        spans, source = Spans.from_table(table), file.header["shards"][i].get("source")
-        fault = _fault(spans)
-        if table["shard"].unique().to_pylist() not in ([name], []):
-            fault = "rows of another shard"
-        if source is not None and not _is_stamp(source):
-            fault = f"source {shorten(source)}, expected bytes and mtime_ns"
-        if fault is not None:
-            raise ShardError(f"{file.path}, shard {name}: damaged: {fault}; make it again")
-        found[name] = IndexedShard(spans, source)
-    return found
-
-
-def _fault(spans: Spans) -> str | None:
-    """Why spans cannot be those of one shard; None when they can."""
-    ends = spans.byte_offset + spans.n_bytes
-    if len(set(spans.keys)) != len(spans):
-        return "a key is listed twice"
-    if (spans.index != np.arange(len(spans))).any():
-        return "positions are not 0, 1, 2, …"
-    if (spans.byte_offset < 0).any() or (spans.n_bytes <= 0).any() or (ends < 0).any():
-        return "a span is empty or out of range"
-    if (spans.byte_offset[1:] < ends[:-1]).any():
-        return "spans overlap"
-    return None
-
-
-def _is_stamp(value: object) -> bool:
-    names = ("bytes", "mtime_ns")
-    return (
-        isinstance(value, dict) and sorted(value) == sorted(names) and {*map(type, value.values())} == {int}
-    )
-
-
-def check_source(path: str | os.PathLike[str], name: str, indexed: IndexedShard) -> None:
-    """Raise `ShardError` unless the file at `path` still is the shard that was indexed."""
-    now, then = source_stamp(path), indexed.source
-    if now == then:
-        return
-    if then is not None and now["bytes"] != then["bytes"]:
-        text = (
-            f"{now['bytes']:,} bytes, {then['bytes']:,} when it was indexed: it changed since; index it again"
-        )
-        raise ShardError(f"shard {name}: {text}")
-    spans = indexed.spans
-    listed = zip(spans.keys, spans.byte_offset.tolist(), spans.n_bytes.tolist(), strict=True)
-    with open_shard(path) as buffer:
-        found = ((span.key, span.byte_offset, span.n_bytes) for span in iter_spans(buffer, shard=name))
-        for i, (was, is_now) in enumerate(zip_longest(listed, found)):
-            if was != is_now:
-                text = (
-                    f"sample {i} is {_described(is_now)}, {_described(was)} when it was indexed: it changed since; "
-                    "index it again"
-                )
-                raise ShardError(f"shard {name}: {text}")
-
-
-def _described(span: tuple[str, int, int] | None) -> str:
-    return "nothing" if span is None else f"{shorten(span[0])} at byte {span[1]} ({span[2]} bytes)"

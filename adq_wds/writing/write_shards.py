@@ -17,8 +17,9 @@ from adq_wds.protocols import Importance
 from adq_wds.samples.fields import IMAGE_FIELDS, Sample
 from adq_wds.shards.names import expand_urls
 from adq_wds.stream.dataset import ShardDataset
+from adq_wds.tables.index import save_index
 from adq_wds.tables.plan import Plan, as_plan
-from adq_wds.tables.spans import save_index, scan_spans, source_stamp
+from adq_wds.tables.spans import scan_spans, source_stamp
 from adq_wds.writing.smaller import CELL_FIELD, Counted, Parts, new_images, totals, written_anew
 from adq_wds.writing.tars import ShardPattern, WrittenShard, write_tars
 

@@ -1,8 +1,8 @@
 """Write the golden files of the current format versions; run once per version, never to make a test pass.
 
-python tests/golden/make.py tests/golden/v3
+python tests/golden/make.py tests/golden/v4
 
-v1 and v2 were made by the same script before later versions added columns.
+v1, v2 and v3 were made by the same script before later versions added columns.
 """
 
 import json
@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from adq_wds.core.gradient import logit_gradients
@@ -18,17 +19,19 @@ from adq_wds.planning.build_plan import build_plan, find_bins
 from adq_wds.planning.fit_codebook import fit_codebook
 from adq_wds.tables.features import Features, file_name
 from adq_wds.tables.features_file import ShardFeatures
-from adq_wds.tables.spans import Spans, save_index
+from adq_wds.tables.index import save_index
+from adq_wds.tables.spans import Spans
 
 SHARDS = {"a-000000.tar": 9, "b/a-000001.tar": 6}
 
 
 def spans(shard: str, n: int) -> Spans:
-    """Spans and keys, one of them not ASCII."""
+    """Spans, keys and members, one of the keys not ASCII, and of one sample the members not listed."""
     keys = [f"dir/é{i}" if i == 2 else f"k{i:03d}" for i in range(n)]
     offset = np.arange(n, dtype=np.int64) * 2048
     crc32 = (draws(0, 0, shard, keys) % 2**32).astype(np.uint32)
-    return Spans(np.arange(n, dtype=np.int32), keys, offset, np.full(n, 2048, dtype=np.int64), crc32)
+    members = pa.array(["" if i == 1 else f"jpg/txt/{100 * i}/3" for i in range(n)])
+    return Spans(np.arange(n, dtype=np.int32), keys, offset, np.full(n, 2048, dtype=np.int64), crc32, members)
 
 
 def digests(shard: str, n: int) -> NDArray[np.uint8]:
@@ -100,6 +103,7 @@ def main(folder: Path) -> None:
         "features": rows,
         "bins": [bins.label.tolist(), bins.bin.tolist(), bins.pick.tolist()],
         "index": {shard: [list(row) for row in spans(shard, n).rows()] for shard, n in SHARDS.items()},
+        "members": {shard: spans(shard, n).members.to_pylist() for shard, n in SHARDS.items()},
     }
     (folder / "expected.json").write_text(json.dumps(expected, indent=1) + "\n", encoding="utf-8")
     codebook(folder)

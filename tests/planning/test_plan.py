@@ -15,7 +15,7 @@ from adq_wds.planning.build_plan import find_bins
 from adq_wds.planning.samples import global_labels
 from adq_wds.tables.features import Features
 from adq_wds.tables.features_file import ShardFeatures
-from adq_wds.tables.plan import ALWAYS, NEVER
+from adq_wds.tables.plan_rows import ALWAYS, NEVER
 from tests.planning.conftest import mixed_labels
 
 MakeFeatures = Callable[..., ShardFeatures]

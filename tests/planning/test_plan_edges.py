@@ -14,7 +14,7 @@ from adq_wds.planning.build_plan import find_bins
 from adq_wds.planning.options import plan_options
 from adq_wds.tables.features import Features
 from adq_wds.tables.features_file import ShardFeatures
-from adq_wds.tables.plan import NEVER
+from adq_wds.tables.plan_rows import NEVER
 from tests.planning.conftest import mixed_labels
 
 MakeFeatures = Callable[..., ShardFeatures]

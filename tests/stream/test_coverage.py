@@ -122,10 +122,10 @@ def test_few_of_many_shards_are_open_at_a_time(
     seen = []
     for sample in stream:
         seen.append(sample)
-        assert len(stream._stages.readers.held) <= 3
+        assert len(stream._stages.readers._readers) <= 3
         assert stream._order.rows.cache_info().currsize <= 3
     assert Counter(ids(seen)) == Counter(tar_sets[24].kept)
-    assert len(stream._stages.readers.held) == 0
+    assert len(stream._stages.readers._readers) == 0
 
 
 def test_the_epoch_goes_on_with_its_first_sample_and_may_be_set(tar_set: TarSet) -> None:

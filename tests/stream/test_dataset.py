@@ -14,7 +14,8 @@ import adq_wds as adq
 from adq_wds.reading.local import LocalShard
 from adq_wds.reading.open_shards import Readers
 from adq_wds.reading.places import Place
-from adq_wds.tables.spans import save_index, scan_spans
+from adq_wds.tables.index import save_index
+from adq_wds.tables.spans import scan_spans
 from tests.stream.conftest import (
     OnlyEven,
     Options,

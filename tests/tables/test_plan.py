@@ -15,7 +15,8 @@ import pytest
 import adq_wds as adq
 from adq_wds.files import canonical_json, sha256_text
 from adq_wds.tables.parquet import HASH_KEY, HEADER_KEY, column_hashes
-from adq_wds.tables.plan import ALWAYS, HELD_SHARDS, NEVER, PlanShard
+from adq_wds.tables.plan import HELD_SHARDS
+from adq_wds.tables.plan_rows import ALWAYS, NEVER, PlanShard
 from adq_wds.tables.spans import Spans
 
 
@@ -167,7 +168,9 @@ def test_reading_one_shard_reads_no_other(path: Path, monkeypatch: pytest.Monkey
     plan = adq.load_plan(path)
     asked: list[int] = []
     read = plan._groups.group  # type: ignore[union-attr]
-    monkeypatch.setattr(plan._groups, "group", lambda i, schema: (asked.append(i), read(i, schema))[1])
+    monkeypatch.setattr(
+        plan._groups, "group", lambda i, *given, **options: (asked.append(i), read(i, *given, **options))[1]
+    )
     plan.shard("b.tar")
     plan.shard("b.tar")
     assert asked == [1]

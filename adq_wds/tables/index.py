@@ -1,0 +1,177 @@
+"""Reads and writes the index: where every sample of some shards lies."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import NotRequired, TypedDict
+
+import numpy as np
+import pyarrow as pa
+
+from adq_wds.errors import PlanError, ShardError, shorten
+from adq_wds.remote.backend import Stamp
+from adq_wds.remote.open_shard import open_shard
+from adq_wds.shards.names import check_shard_name
+from adq_wds.shards.samples_in_tar import iter_spans
+from adq_wds.tables.headers import Natural, ShardEntry, TableHeader
+from adq_wds.tables.members import MEMBERS
+from adq_wds.tables.parquet import GroupFile, column_hashes, write_groups
+from adq_wds.tables.spans import SPAN_FIELDS, Spans, source_stamp
+
+VERSION = 2
+"""1: without `members`."""
+_SCHEMA = pa.schema([*SPAN_FIELDS, MEMBERS])
+
+
+class SourceStamp(TypedDict):
+    """Size and date of a shard's file when it was scanned."""
+
+    bytes: Natural
+    mtime_ns: int
+
+
+class IndexEntry(ShardEntry):
+    """What the header says of one shard."""
+
+    source: NotRequired[SourceStamp]
+
+
+class IndexHeader(TableHeader):
+    """The header of an index."""
+
+    shards: list[IndexEntry]  # type: ignore[misc]  # each says more
+
+
+@dataclass(frozen=True)
+class IndexedShard:
+    """What an index knows of one shard.
+
+    Attributes:
+        spans: where its samples lie.
+        source: size and date of its file when it was scanned; None in an index that does not say.
+    """
+
+    spans: Spans
+    source: Stamp | None
+
+
+def save_index(
+    path: str | os.PathLike[str],
+    shards: Sequence[tuple[str, Spans]],
+    *,
+    sources: Mapping[str, Stamp] | None = None,
+) -> None:
+    """Write where every sample of some shards lies: one Parquet file, a row group per shard.
+
+    `sources` are the stamps of their files, by shard name, taken before they were scanned.
+    """
+    groups = [pa.table(spans.columns(name, members=True), schema=_SCHEMA) for name, spans in shards]
+    entries = [
+        {
+            "name": name,
+            "n": len(spans),
+            "columns": column_hashes(group),
+            **({} if sources is None else {"source": sources[name]}),
+        }
+        for (name, spans), group in zip(shards, groups, strict=True)
+    ]
+    write_groups(path, _SCHEMA, groups, {"format": "adq_wds.index", "version": VERSION, "shards": entries})
+
+
+def load_index(
+    path: str | os.PathLike[str], *, files: Mapping[str, str | os.PathLike[str]] | None = None
+) -> dict[str, Spans]:
+    """Read an index back, by shard name.
+
+    Args:
+        path: the index.
+        files: where the shards to be read are now, by shard name; only these are given, each held against what was
+            indexed: by size, and where the date is another one, by its headers. Payloads are not read.
+
+    Raises:
+        ShardError: the file is damaged or of another kind; a shard of `files` is not in it, or changed since.
+    """
+    indexed = read_index(path)
+    if files is None:
+        return {name: shard.spans for name, shard in indexed.items()}
+    for name, file in files.items():
+        if name not in indexed:
+            raise ShardError(
+                f"shard {shorten(name)} is not in the index {os.fspath(path)}; index it with the others"
+            )
+        check_source(file, name, indexed[name])
+    return {name: indexed[name].spans for name in files}
+
+
+def read_index(path: str | os.PathLike[str]) -> dict[str, IndexedShard]:
+    """All that an index knows, by shard name.
+
+    Raises:
+        ShardError: the file is damaged or of another kind.
+    """
+    file = GroupFile(path, kind="index", version=VERSION, error=ShardError, header=IndexHeader)
+    names: list[str] = []
+    for entry in file.header["shards"]:
+        try:
+            names.append(check_shard_name(entry["name"]))
+        except PlanError as cause:
+            raise ShardError(f"{file.path}: damaged header: {cause}") from cause
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ShardError(f"{file.path}: damaged header: shard {twice[0]} is listed twice")
+    indexed: dict[str, IndexedShard] = {}
+    for i, name in enumerate(names):
+        table = file.group(i, _SCHEMA, optional=[MEMBERS.name])
+        spans, source = Spans.from_table(table), file.header["shards"][i].get("source")
+        fault = _fault(spans)
+        if table["shard"].unique().to_pylist() not in ([name], []):
+            fault = "rows of another shard"
+        if fault is not None:
+            raise ShardError(f"{file.path}, shard {name}: damaged: {fault}; make it again")
+        indexed[name] = IndexedShard(spans, source)
+    return indexed
+
+
+def _fault(spans: Spans) -> str | None:
+    """Why spans cannot be those of one shard; None when they can."""
+    ends = spans.byte_offset + spans.n_bytes
+    if len(set(spans.keys)) != len(spans):
+        return "a key is listed twice"
+    if (spans.index != np.arange(len(spans))).any():
+        return "positions are not 0, 1, 2, …"
+    if (spans.byte_offset < 0).any() or (spans.n_bytes <= 0).any() or (ends < 0).any():
+        return "a span is empty or out of range"
+    if (spans.byte_offset[1:] < ends[:-1]).any():
+        return "spans overlap"
+    return None
+
+
+def check_source(path: str | os.PathLike[str], name: str, indexed: IndexedShard) -> None:
+    """Raise `ShardError` unless the file at `path` still is the shard that was indexed."""
+    now, then = source_stamp(path), indexed.source
+    if now == then:
+        return
+    if then is not None and now["bytes"] != then["bytes"]:
+        text = (
+            f"{now['bytes']:,} bytes, {then['bytes']:,} when it was indexed: it changed since; index it again"
+        )
+        raise ShardError(f"shard {name}: {text}")
+    spans = indexed.spans
+    listed = zip(spans.keys, spans.byte_offset.tolist(), spans.n_bytes.tolist(), strict=True)
+    with open_shard(path) as buffer:
+        found = ((span.key, span.byte_offset, span.n_bytes) for span in iter_spans(buffer, shard=name))
+        for i, (was, is_now) in enumerate(zip_longest(listed, found)):
+            if was != is_now:
+                text = (
+                    f"sample {i} is {_described(is_now)}, {_described(was)} when it was indexed: it changed since; "
+                    "index it again"
+                )
+                raise ShardError(f"shard {name}: {text}")
+
+
+def _described(span: tuple[str, int, int] | None) -> str:
+    return "nothing" if span is None else f"{shorten(span[0])} at byte {span[1]} ({span[2]} bytes)"
