@@ -35,7 +35,7 @@ each = pytest.mark.parametrize("function", FUNCTIONS)
 
 
 @each
-def test_an_option_is_the_functions_argument_and_said_in_its_docstring(function: str) -> None:
+def test_an_option_is_the_functions_documented_argument(function: str) -> None:
     module, _, name = function.rpartition(".")
     value = getattr(import_module(module), name)
     parameters = [
