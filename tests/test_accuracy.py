@@ -130,7 +130,7 @@ def test_weights_do_not_depend_on_what_runs_beside_them(
     assert len({tuple(vector.tolist()) for vector in alone}) == 6
 
 
-def test_all_arms_of_a_ratio_get_equal_compute_and_fresh_draws_see_more(bench: Bench) -> None:
+def test_arms_of_a_ratio_get_equal_compute_and_fresh_see_more(bench: Bench) -> None:
     arms = [arm for arm in ARMS if arm != "adq-gradient"]  # builtin's ten classes are not these two
     runs = {run["arm"]: run for run in bench.run(tasks(arms, ["thumbnail"], [0.2], [0]))["runs"]}
     full = runs.pop("full")
@@ -204,7 +204,7 @@ def test_results_of_other_settings_are_refused(bench: Bench, monkeypatch: pytest
         bench.run(todo)
 
 
-def test_an_arm_may_have_options_of_embedding_binning_and_planning(
+def test_an_arm_takes_options_of_embedding_binning_and_plan(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = {"encoder": "thumbnail", "batch_size": 7, "bins": 3, "alpha": 0.1}
@@ -217,7 +217,7 @@ def test_an_arm_may_have_options_of_embedding_binning_and_planning(
     assert [p.name for p in (bench.folder / "work").iterdir()] == ["thumbnail--batch_size=7"]
 
 
-def test_trainings_go_seed_by_seed_and_arms_without_bins_run_once_for_all_encoders() -> None:
+def test_trainings_go_seed_by_seed_and_binless_arms_run_once() -> None:
     todo = tasks(["full", "random", "dq"], ["a", "b"], [0.1, 0.2], [3, 4])
     assert [task.seed for task in todo] == [3] * 7 + [4] * 7
     assert [(t.arm, t.encoder, t.keep) for t in todo[:7]] == [
@@ -231,7 +231,7 @@ def test_trainings_go_seed_by_seed_and_arms_without_bins_run_once_for_all_encode
     ]
 
 
-def test_every_augmented_image_is_a_window_of_its_own_image_mirrored_or_not() -> None:
+def test_every_augmented_image_is_a_window_of_its_own_image() -> None:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(1, 256, (200, 3, 10, 10), generator=generator).to(torch.uint8)
     found = []
@@ -249,7 +249,7 @@ def test_every_augmented_image_is_a_window_of_its_own_image_mirrored_or_not() ->
         assert set(values) == set(expected)
 
 
-def test_first_weights_follow_the_seed_alone_and_leave_the_global_generator_be() -> None:
+def test_first_weights_follow_the_seed_alone() -> None:
     before = torch.random.get_rng_state()
     nets = [build_net("small", 10, seed) for seed in (0, 0, 1)]
     assert torch.equal(before, torch.random.get_rng_state())
@@ -259,7 +259,7 @@ def test_first_weights_follow_the_seed_alone_and_leave_the_global_generator_be()
 
 
 @pytest.mark.parametrize("name", list(training.NETS))
-def test_every_network_takes_uint8_images_and_has_a_recipe_at_every_ratio(name: str) -> None:
+def test_every_network_takes_uint8_and_has_a_recipe_per_ratio(name: str) -> None:
     net = build_net(name, 7, 0).eval()
     assert net(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape == (2, 7)
     recipes = [recipe_for(name, keep) for keep in (0.025, 0.05, 0.1, 0.2, 1.0)]
@@ -287,7 +287,7 @@ def test_an_easy_task_is_learnt(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (outcome.n_seen, outcome.n_steps) == (67, 5 * (67 // 8))
 
 
-def test_accuracy_is_reported_on_the_odd_half_and_chosen_on_the_even() -> None:
+def test_accuracy_is_chosen_on_the_even_half_reported_on_odd() -> None:
     right = torch.tensor([1, 0, 1, 0, 1, 1])  # even rows 3 of 3, odd rows 1 of 3
     net = nn.Sequential(nn.Flatten(), nn.Identity())
     pixels = F.one_hot(right, 2).to(torch.uint8).view(6, 2, 1, 1)
@@ -312,7 +312,7 @@ def test_differences_are_paired_by_seed_with_students_interval() -> None:
     assert to_full["random"]["half_width"] is None
 
 
-def test_the_summary_is_mean_and_sample_deviation_of_the_last_accuracy() -> None:
+def test_the_summary_is_mean_and_deviation_of_last_accuracy() -> None:
     run = {"arm": "dq", "encoder": "e", "keep": 0.1, "choosing": 0.9, "seen": 10}
     last = [0.5, 0.6, 0.65]
     rows = summary([{**run, "last": value} for value in last] + [{**run, "arm": "random", "last": 0.4}])

@@ -50,7 +50,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [text for text in texts if "no samples" in text]
 
 
-def test_every_reader_and_job_counts_it_as_none_with_one_warning(
+def test_every_reader_and_job_counts_none_with_one_warning(
     shards: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     index, out = tmp_path / "i.parquet", tmp_path / "f"

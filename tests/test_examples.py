@@ -129,7 +129,7 @@ def test_a_vision_transformer_learns_from_kept_patches_alone(
     assert losses[-1] < losses[0] - 0.05
 
 
-def test_with_all_patches_kept_it_is_the_vision_transformer_itself() -> None:
+def test_with_all_patches_kept_it_is_the_vision_transformer() -> None:
     forward = runpy.run_path(str(EXAMPLES / "vit_on_patches.py"))["forward"]
     torch.manual_seed(0)
     vit = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=2, num_classes=3).eval()
@@ -143,7 +143,7 @@ def test_with_all_patches_kept_it_is_the_vision_transformer_itself() -> None:
 
 
 @pytest.mark.parametrize("stored", [True, False], ids=["stored", "dropped on the way"])
-def test_a_classifier_trains_on_images_that_are_rebuilt_on_the_fly(
+def test_a_classifier_trains_on_images_rebuilt_on_the_fly(
     make_shard: Callable[..., Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

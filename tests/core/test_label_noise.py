@@ -56,7 +56,7 @@ def test_labels_wrong_at_random_are_counted(wrong: float) -> None:
     assert bad[out].mean() > 0.65
 
 
-def test_wrong_labels_that_come_from_one_class_are_counted_there_alone() -> None:
+def test_wrong_labels_from_one_class_are_counted_there_alone() -> None:
     x, y = clusters(EVEN)
     noisy = y.copy()
     bad = np.flatnonzero(y == 3)[:400]
@@ -66,7 +66,7 @@ def test_wrong_labels_that_come_from_one_class_are_counted_there_alone() -> None
     assert share[1:].max() <= 0.05
 
 
-def test_a_class_without_samples_or_of_one_sample_has_a_share_in_range() -> None:
+def test_a_class_of_no_or_one_sample_has_a_share_in_range() -> None:
     x, y = clusters((300, 300, 300))
     y = np.where(y == 1, 3, y)  # no sample of class 1
     y[0] = 4

@@ -39,7 +39,7 @@ def refitted(
     return without
 
 
-def test_left_out_predictions_equal_refitting_without_the_sample() -> None:
+def test_left_out_predictions_equal_refits_without_the_sample() -> None:
     x, y, _ = noisy_set()
     fit = fit_ridge(lambda: [x], y, hidden=HIDDEN)
     rows = x.astype(np.float64)
@@ -97,7 +97,7 @@ def test_the_top_classes_are_at_most_eight() -> None:
     assert np.mean(margins.top[:, 0] == y) > 0.95
 
 
-def test_a_constant_column_and_a_class_of_one_sample_are_no_trouble() -> None:
+def test_a_constant_column_and_a_class_of_one_sample_fit() -> None:
     x, y, _ = noisy_set()
     x[:, 3] = 0.1
     y[0] = 4

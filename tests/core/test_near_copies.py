@@ -47,14 +47,14 @@ def test_near_copies_equal_the_double_loop(
     assert 0 < (first != np.arange(len(rows))).sum() < len(rows)
 
 
-def test_a_cosine_at_the_threshold_is_near_and_a_hair_below_is_not() -> None:
+def test_a_cosine_at_the_threshold_is_near_and_none_below() -> None:
     pair = unit_rows(np.array([[1.0, 2.0, 3.0], [2.0, 1.0, 3.0]]))
     cosine = float(pair[0] @ pair[1] / np.sqrt((pair[0] @ pair[0]) * (pair[1] @ pair[1])))
     assert near_copies(pair, cosine * (1 - 1e-15)).tolist() == [0, 0]
     assert near_copies(pair, cosine + 1e-12).tolist() == [0, 1]
 
 
-def test_equal_rows_are_near_at_one_whatever_their_rounded_length() -> None:
+def test_equal_rows_are_near_at_one_at_any_rounded_length() -> None:
     rows = unit_rows(np.repeat(np.random.default_rng(0).normal(size=(50, 7)), 3, axis=0))
     assert near_copies(rows, 1.0).tolist() == np.repeat(np.arange(0, 150, 3), 3).tolist()
 

@@ -54,7 +54,7 @@ def keys_of(plan: adq.Plan, reason: str) -> set[str]:
 # ---- Doubted labels
 
 
-def test_a_share_of_each_class_is_left_out_by_the_lowest_margins(noisy: tuple[Path, list[str]]) -> None:
+def test_a_share_of_each_class_is_left_out_by_lowest_margin(noisy: tuple[Path, list[str]]) -> None:
     folder, wrong = noisy
     plan = adq.build_plan(folder, bins=3, keep=0.5, clean=0.25)
     rows, out = rows_of(plan), keys_of(plan, "label")
@@ -95,7 +95,7 @@ def test_plans_with_a_share_are_nested_and_keep_their_hash(noisy: tuple[Path, li
         adq.build_plan(features, bins=bins, clean=0.3)
 
 
-def test_margins_in_bins_are_taken_again_for_equal_samples_alone(
+def test_margins_in_bins_are_reused_for_equal_samples_only(
     noisy: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     find_bins(Features(noisy[0]), bins=3, clean="auto").save(tmp_path / "bins.parquet")
@@ -115,7 +115,7 @@ def test_without_clean_nothing_is_said_of_labels(noisy: tuple[Path, list[str]]) 
     assert plan.header["reasons"]["label"] == 0
 
 
-def test_more_doubts_than_the_budget_leaves_keep_all_that_is_left(
+def test_more_doubts_than_the_budget_leaves_keep_all_others(
     noisy: tuple[Path, list[str]], caplog: pytest.LogCaptureFixture
 ) -> None:
     plan = adq.build_plan(noisy[0], bins=3, keep=0.9, clean=0.5)

@@ -87,9 +87,7 @@ KNOWN = {"long": [False, True, True], "forged": [False, False, True], "ignored":
 
 @pytest.mark.parametrize("form", sorted(FORMS))
 @pytest.mark.parametrize("name", sorted(MEMBERS))
-def test_every_form_of_tar_is_read_as_the_strict_reader_reads_it(
-    tmp_path: Path, name: str, form: str
-) -> None:
+def test_every_form_of_tar_reads_as_by_the_strict_reader(tmp_path: Path, name: str, form: str) -> None:
     if (name, form) == ("long", "ustar"):
         pytest.skip("ustar has no long names")
     places = check(write(tmp_path / "t.tar", MEMBERS[name], FORMS[form]))
@@ -261,7 +259,7 @@ def test_a_field_twice_is_an_error(tmp_path: Path) -> None:
         local.read(Place(0, 1024, 2048, "a", None))
 
 
-def test_a_folder_in_ustars_second_name_field_is_part_of_the_key(tmp_path: Path) -> None:
+def test_a_folder_in_ustars_prefix_field_is_part_of_the_key(tmp_path: Path) -> None:
     members = [("b.jpg", b"1"), ("x" * 98 + "/a.jpg", b"2")]
     path = write(tmp_path / "t.tar", members, tarfile.USTAR_FORMAT)
     _, a = check(path)
@@ -269,7 +267,7 @@ def test_a_folder_in_ustars_second_name_field_is_part_of_the_key(tmp_path: Path)
         LocalShard(str(path), "t.tar").read(ways(a)[1]._replace(key="a"))
 
 
-def test_a_key_or_a_size_out_of_shape_is_not_taken_for_the_usual_one(tmp_path: Path) -> None:
+def test_an_unusual_key_or_size_is_not_taken_for_the_usual_one(tmp_path: Path) -> None:
     """Headers with right checksums that are left to the strict way, with and without a crc32."""
     path = write(tmp_path / "t.tar", [("a.jpg", b"one"), ("b.jpg", b"two"), ("c.jpg", b"x" * 8)])
     _, b, c = places_of(path)

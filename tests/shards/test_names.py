@@ -15,7 +15,7 @@ from adq_wds.shards.names import ShardNames, base_name, check_shard_name, expand
 from adq_wds.tables.features import file_name
 
 
-def test_braces_and_double_colons_are_read_as_webdataset_reads_them() -> None:
+def test_braces_and_double_colons_are_read_as_by_webdataset() -> None:
     from webdataset.shardlists import expand_urls as theirs
 
     for pattern in ("a-{000..011}.tar", "{x,y}-{0..2}.tar::z.tar", "one.tar", "http://h/{a,b}.tar"):
@@ -55,7 +55,7 @@ def test_impossible_lists_are_refused(urls: str | list[str], text: str) -> None:
 @pytest.mark.parametrize(
     "pattern", ["{0..999999999999}.tar", "{0..9999}-{0..9999}.tar", "{999999999..0..1}.tar"]
 )
-def test_a_pattern_for_too_many_shards_is_refused_before_it_is_written_out(pattern: str) -> None:
+def test_a_pattern_for_too_many_shards_is_refused_unexpanded(pattern: str) -> None:
     with pytest.raises(ValueError, match=r"shards, at most 1,000,000"):
         expand_urls(pattern)
 
@@ -96,7 +96,7 @@ def test_ranges_in_alternatives_add_up() -> None:
 
 
 @pytest.mark.parametrize("pattern", ["{a,b", "a}", "{" * 5_000 + "}" * 5_000, "{1.." + "9" * 5_000 + "}"])
-def test_braces_that_cannot_be_read_are_named_and_the_url_is_not(pattern: str) -> None:
+def test_unreadable_braces_are_named_and_the_url_is_not(pattern: str) -> None:
     with pytest.raises(ValueError, match=r"a\.tar.*: .*braces") as error:
         expand_urls(f"https://s3cret@host/{pattern}a.tar?s3cret")
     assert "s3cret" not in str(error.value)
@@ -107,7 +107,7 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
         expand_urls(tmp_path)
 
 
-def test_a_folder_gives_its_packed_shards_too_and_says_what_it_leaves_out(
+def test_a_folder_gives_packed_shards_and_names_what_it_omits(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     kept = ["a-000.tar", "a-001.tar.gz", "a-002.tgz", "b.tar"]
@@ -154,7 +154,7 @@ def test_a_folder_without_shards_says_what_it_holds(files: list[str], text: str,
         expand_urls(tmp_path)
 
 
-def test_packed_and_plain_shards_of_one_name_have_names_and_files_of_their_own() -> None:
+def test_packed_and_plain_shards_of_one_name_stay_apart() -> None:
     names = shard_names(["d/a.tar", "d/a.tar.gz", "d/a.tgz"])
     assert names == ["a.tar", "a.tar.gz", "a.tgz"]
     assert len(set(map(file_name, names))) == 3
@@ -183,7 +183,7 @@ def test_patterns_and_folders_in_urls_are_named_at_once(url: str) -> None:
         "https://h/a.tar?",
     ],
 )  # fmt: skip
-def test_urls_with_queries_and_brackets_of_their_own_are_left_alone(url: str) -> None:
+def test_urls_with_queries_and_brackets_are_left_alone(url: str) -> None:
     assert expand_urls(url) == [url]
 
 

@@ -74,7 +74,7 @@ LONG = "folder/" * 20 + "n" * 60
 
 
 @pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
-def test_samples_equal_webdatasets_in_every_format_tarfile_writes(form: int) -> None:
+def test_samples_equal_webdatasets_in_every_tarfile_format(form: int) -> None:
     names = ["./a.jpg", "./a.cls", "b.c/d.jpg", "b.c/d.v1.JPG", "e.", "README", "__m__/x.jpg", "é/ü.jpg", "é/ü.txt",
              LONG + ".jpg", LONG + ".cls", "empty.jpg"]  # fmt: skip
     members = [(name, os.urandom(37 * i)) for i, name in enumerate(names)] + [("empty.cls", b"")]
@@ -142,9 +142,7 @@ def comparable(name: str) -> bool:
 
 @settings(max_examples=400, deadline=None)
 @given(st.lists(NAMES.filter(comparable), max_size=6), st.sampled_from(sorted(FORMATS)))
-def test_samples_equal_webdatasets_for_any_names_unless_a_key_or_field_repeats(
-    names: list[str], form: str
-) -> None:
+def test_samples_equal_webdatasets_for_any_unrepeated_names(names: list[str], form: str) -> None:
     data = pack(*names, form=FORMATS[form])
     pairs = [pair for pair in map(split_name, names) if pair is not None]
     runs = [key for i, (key, _) in enumerate(pairs) if i == 0 or pairs[i - 1][0] != key]
@@ -233,7 +231,7 @@ def test_a_reserved_field_spoils_its_own_sample_only(field: str) -> None:
     assert span_at(alone, shard="s.tar").problem == spans[1].problem
 
 
-def test_forged_fields_of_ours_are_dropped_but_counted_in_the_crc() -> None:
+def test_forged_fields_are_dropped_but_counted_in_the_crc() -> None:
     data = pack("a.jpg", ("a.__adq_keep__", b"1"))
     (span,) = iter_spans(data, shard="s.tar")
     assert read_sample(data, span, url="u") == {"__key__": "a", "__url__": "u", "jpg": b"a.jpg"}
@@ -274,7 +272,7 @@ def test_a_span_must_hold_exactly_one_sample() -> None:
             span_at(wrong, shard="s.tar")
 
 
-def test_a_span_of_another_buffer_is_refused_when_it_ends_behind() -> None:
+def test_a_span_that_ends_behind_its_buffer_is_refused() -> None:
     data = pack("a.jpg", "b.jpg")
     _, b = iter_spans(data, shard="s.tar")
     for use in (lambda: payload_crc32(data[:1024], b), lambda: read_sample(data[:1024], b, url="u")):
@@ -291,7 +289,7 @@ def test_spans_pickle_and_compare() -> None:
 # files
 
 
-def test_a_shards_file_reads_like_its_bytes_and_is_closed_with_the_block(tmp_path: Path) -> None:
+def test_a_shard_file_reads_like_its_bytes_and_is_closed(tmp_path: Path) -> None:
     data = pack("a.jpg", "b.jpg")
     (tmp_path / "a#1.tar").write_bytes(data)
     with open_shard(tmp_path / "a#1.tar") as view:

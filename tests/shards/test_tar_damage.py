@@ -103,7 +103,7 @@ def test_no_zeroed_block_passes_in_silence() -> None:
         check_damage(data, data[:at] + bytes(512) + data[at + 512 :], whole)
 
 
-def test_whole_samples_in_front_of_damage_are_given_out_whatever_the_batch() -> None:
+def test_whole_samples_before_damage_are_given_for_any_batch() -> None:
     names = [f"{i}.{field}" for i in range(3000) for field in ("jpg", "cls")]  # more headers than one batch
     data = bytearray(pack(*[(name, b"") for name in names]))
     for broken in (1, 2000, 2999):

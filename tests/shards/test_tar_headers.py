@@ -137,7 +137,7 @@ def test_a_checksum_may_be_signed_and_written_in_any_width() -> None:
                 spans_of(heads + header(name, checksum=checksum) + END)
 
 
-def test_a_global_header_is_ignored_and_counted_also_inside_a_sample() -> None:
+def test_a_global_header_is_ignored_even_inside_a_sample() -> None:
     extra = pax(record(b"comment", b"0123"), b"g")
     ignored = Ignored()
     data = extra + header(b"a.jpg") + extra + header(b"a.cls") + END
@@ -239,9 +239,7 @@ def test_a_lying_or_ambiguous_header_is_refused(head: bytes, text: str) -> None:
     [(b"a.jpg", b"0"), (b"README", b"0"), (b"PaxHeader", b"x")],
     ids=["read", "filtered", "meta"],
 )
-def test_a_declared_size_beyond_file_or_limits_is_refused_at_once(
-    n_bytes: int, name: bytes, kind: bytes
-) -> None:
+def test_a_size_beyond_file_or_limits_is_refused_at_once(n_bytes: int, name: bytes, kind: bytes) -> None:
     head = header(name, base_256(n_bytes) if n_bytes >= 1 << 33 else octal(n_bytes), kind)
     text = (
         rf"byte 512: .* declares {n_bytes} bytes, (more than Limits\.\w+_bytes|but 2048 are left: truncated)"
@@ -250,7 +248,7 @@ def test_a_declared_size_beyond_file_or_limits_is_refused_at_once(
         spans_of(header(b"ok.jpg") + head + bytes(2048))
 
 
-def test_a_sparse_disk_file_as_long_as_it_declares_is_refused_by_the_limit(tmp_path: Path) -> None:
+def test_a_sparse_file_as_long_as_declared_fails_by_the_limit(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     path.write_bytes(header(b"a.jpg", base_256(5 << 30)))
     os.truncate(path, (5 << 30) + 2048)
@@ -288,7 +286,7 @@ def test_a_wrong_checksum_explains_the_walk_that_it_led_astray() -> None:
 # where an archive ends
 
 
-def test_an_archive_ends_with_a_block_of_zeros_and_nothing_behind() -> None:
+def test_an_archive_ends_with_zeros_and_nothing_behind() -> None:
     body = header(b"a.jpg")
     for n_zeros in (512, 513, 1024, 10240, 1 << 20):
         assert len(spans_of(body + bytes(n_zeros))) == 1

@@ -116,7 +116,7 @@ def test_a_pax_size_is_what_is_passed_over() -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(st.data())
-def test_what_it_refuses_the_reader_refuses_and_how_it_is_cut_changes_no_answer(data: st.DataObject) -> None:
+def test_it_refuses_as_the_reader_does_however_it_is_cut(data: st.DataObject) -> None:
     """A tar with a few bytes changed, or cut off: never a false alarm."""
     form = data.draw(st.sampled_from(sorted(FORMATS.values())))
     tar = bytearray(pack(LONG + ".jpg", ("é.txt", b"\xff" * 700), "b.jpg", form=form))
@@ -136,7 +136,7 @@ def test_what_it_refuses_the_reader_refuses_and_how_it_is_cut_changes_no_answer(
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.integers(0, 12_000), min_size=1, max_size=3), st.integers(0, 2**32))
-def test_all_that_makes_headers_beyond_the_limits_is_refused_by_both(sizes: list[int], seed: int) -> None:
+def test_headers_beyond_the_limits_are_refused_by_both(sizes: list[int], seed: int) -> None:
     """Both read the same sizes, from a header or from PAX records before it."""
     rng = np.random.default_rng(seed)
     parts = []
@@ -165,7 +165,7 @@ FORMS += [("octal", size) for size in (*SIZES, 2**32 + 1) if size < 8**12]
 
 
 @pytest.mark.parametrize(("form", "size"), FORMS)
-def test_a_declared_size_beyond_the_limit_is_refused_with_its_header(form: str, size: int) -> None:
+def test_a_declared_size_above_the_limit_fails_at_its_header(form: str, size: int) -> None:
     """F8: nothing of the payload is waited for."""
     before = pack("ok.jpg")[:1024]
     if form == "PAX":
@@ -186,9 +186,7 @@ def test_a_declared_size_beyond_the_limit_is_refused_with_its_header(form: str, 
 @pytest.mark.parametrize(
     ("kind", "which"), [("L", "name_bytes"), ("K", "name_bytes"), ("x", "pax_bytes"), ("g", "pax_bytes")]
 )
-def test_a_long_name_or_pax_header_beyond_its_limit_is_refused_with_its_header(
-    size: int, kind: str, which: str
-) -> None:
+def test_a_long_name_or_pax_header_above_its_limit_is_refused(size: int, kind: str, which: str) -> None:
     data = header("././@LongLink", b"\x80" + size.to_bytes(11, "big"), kind=kind.encode())
     n_seen, text = refused_at(data + bytes(4096))
     assert n_seen == 512
@@ -214,9 +212,7 @@ def test_a_long_name_or_pax_header_beyond_its_limit_is_refused_with_its_header(
     ids=["HTML", "noise", "bzip2", "yes", "bad second header", "negative", "no number", "PAX number", "PAX record",
          "data behind zeros", "data far behind the end", "two tars"],
 )  # fmt: skip
-def test_what_is_wrong_is_refused_at_the_first_byte_that_shows_it(
-    data: bytes, n_seen: int, text: str
-) -> None:
+def test_damage_is_refused_at_the_first_byte_that_shows_it(data: bytes, n_seen: int, text: str) -> None:
     found = refused_at(data)
     assert found[0] == n_seen
     with pytest.raises(ShardError, match=rf"^shard s.tar, .*{text.removeprefix('byte 0: ')}"):

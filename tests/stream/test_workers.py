@@ -69,7 +69,7 @@ def test_spawned_workers_get_all_they_need(tar_set: TarSet) -> None:
 
 
 @pytest.mark.parametrize(("n_workers", "persistent"), [(0, False), (2, True), (2, False)])
-def test_an_iteration_reads_the_next_epoch_wherever_one_was_left(
+def test_an_iteration_reads_the_epoch_after_the_one_left(
     tar_set: TarSet, n_workers: int, persistent: bool
 ) -> None:
     """Left before the first batch, none was begun; left anywhere after it, or read to its end, one was."""

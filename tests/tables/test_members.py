@@ -28,7 +28,7 @@ def test_places_are_those_of_plain_headers_one_after_another() -> None:
     ["", "jpg", "jpg/", "jpg/x", "jpg/-1", "jpg/513", "jpg/1/2", "jpg/99999999999999999999", "__key__/1",
      "__adq_keep__/1", "/".join(["x"] * 9 + ["1"] * 9), "jpg/jpg/0/0", "1" * 4000, "jpg/9223372036854775807"],
 )  # fmt: skip
-def test_a_text_that_makes_no_sense_of_its_span_is_left_to_the_headers(text: str) -> None:
+def test_a_text_that_contradicts_its_span_is_left_to_the_headers(text: str) -> None:
     fields, _ = payload_places(pa.array([text]), np.array([1024]))
     assert fields.tolist() == [None]
 
@@ -41,7 +41,7 @@ def test_a_text_out_of_proportion_is_not_kept() -> None:
     assert members_text([Member("é" * 60, 0, 1)]) == ""
 
 
-def test_spans_joined_with_others_of_no_members_have_empty_texts() -> None:
+def test_spans_joined_with_memberless_ones_have_empty_texts() -> None:
     rows = [(0, "a", 0, 1024, 1), (1, "b", 1024, 1024, 2)]
     known, unknown = Spans.from_rows(rows[:1], ["jpg/1"]), Spans.from_rows(rows[1:])
     joined = Spans.joined([known, unknown])

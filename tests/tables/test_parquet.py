@@ -39,12 +39,12 @@ def written(folder: Path, *fields: pa.Field, **values: list[Any]) -> GroupFile:
     return GroupFile(path, kind="t", version=1, error=PlanError)
 
 
-def test_a_further_column_is_ignored_in_whatever_place_it_stands(tmp_path: Path) -> None:
+def test_a_further_column_is_ignored_at_any_position(tmp_path: Path) -> None:
     file = written(tmp_path, NOTE, SIZE, DIGEST, KEY)
     assert file.group(0, pa.schema([KEY, SIZE])).to_pydict() == {n: VALUES[n] for n in ("key", "size")}
 
 
-def test_an_optional_column_is_read_where_it_is_and_missed_where_it_is_not(tmp_path: Path) -> None:
+def test_an_optional_column_is_read_only_where_present(tmp_path: Path) -> None:
     schema = pa.schema([KEY, DIGEST, NOTE])
     file = written(tmp_path, KEY, NOTE)
     assert file.group(0, schema, optional=("digest",)).column_names == ["key", "note"]
@@ -54,7 +54,7 @@ def test_an_optional_column_is_read_where_it_is_and_missed_where_it_is_not(tmp_p
     assert file.group(0, schema, ["digest"], optional=("digest",)).to_pydict() == {"digest": VALUES["digest"]}
 
 
-def test_a_required_column_must_be_there_and_every_column_of_its_type(tmp_path: Path) -> None:
+def test_required_columns_must_exist_and_all_have_their_types(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match=r"a\.tar': damaged: .no column 'size', only \['key'\]"):
         written(tmp_path, KEY).group(0, pa.schema([KEY, SIZE]))
     other = pa.field("note", pa.int32(), nullable=False)
@@ -63,7 +63,7 @@ def test_a_required_column_must_be_there_and_every_column_of_its_type(tmp_path: 
 
 
 @pytest.mark.parametrize("name", ["key", "key.x"])
-def test_a_column_that_pyarrow_would_read_along_with_another_is_refused(name: str, tmp_path: Path) -> None:
+def test_a_column_that_pyarrow_reads_with_another_is_refused(name: str, tmp_path: Path) -> None:
     schema = pa.schema([KEY, pa.field(name, pa.string(), nullable=False)])
     table = pa.Table.from_arrays([VALUES["key"], VALUES["note"]], schema=schema)
     entry = {"name": "a.tar", "n": 3, "columns": {"key": column_hash(table.column(0))}}

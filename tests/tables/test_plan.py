@@ -72,7 +72,7 @@ def test_fresh_draws_start_with_the_plan_and_see_every_sample(plan: adq.Plan) ->
     assert np.logical_or.reduce(epochs[5:8]).all()
 
 
-def test_fresh_draws_leave_out_what_is_in_no_bin_and_cells_without_a_quota() -> None:
+def test_fresh_draws_skip_binless_samples_and_cells_without_quota() -> None:
     assert not one_cell([0, 1, 2], size=3, quota=0).kept_in("a.tar", 1).any()
     header = {**HEADER, "cells": {"size": [[3, 3], [3, 2]], "quota": [[3, 3], [3, 2]]}}
     shard = shard_of("a.tar")
@@ -352,7 +352,7 @@ def test_streams_read_no_reasons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert asked == ["shard", "key"]
 
 
-def test_reasons_without_shares_or_shares_without_reasons_are_refused() -> None:
+def test_reasons_and_shares_without_each_other_are_refused() -> None:
     shard = shard_of("a.tar")
     header = {**HEADER, "cells": {**HEADER["cells"], "share": [[1.0, 1.0], [1.0, 1.0]]}}
     with pytest.raises(adq.PlanError, match="reasons for all samples and shares of all cells, or neither"):

@@ -127,7 +127,7 @@ def test_the_choice_is_independent_of_the_draw_of_a_plan(features: Features) -> 
     assert not np.isin(draws(0, 0, "a.tar", keys, purpose="choose views"), ranks).any()
 
 
-def test_views_of_first_samples_are_views_of_the_limited_features(features: Features) -> None:
+def test_views_of_first_samples_equal_views_of_limited_features(features: Features) -> None:
     limited = Features(features.folder, limit=50)
     views = make_views(limited, 12)
     position, _ = views.rows(limited)
@@ -191,7 +191,7 @@ def test_views_of_half_a_job_are_no_sample_of_the_set(features: Features) -> Non
         Views.of(features).rows(features)
 
 
-def test_views_of_more_shards_than_the_features_have_are_refused(features: Features) -> None:
+def test_views_of_more_shards_than_the_features_are_refused(features: Features) -> None:
     make_views(features, 70)
     fewer = Features(features.folder, shards=["a.tar", "b.tar"])
     with pytest.raises(adq.FeaturesError, match="not one keyed sample"):
