@@ -1,4 +1,4 @@
-"""Says how many samples of each bin are kept: weights by an allocation rule, seats by a keyed tree."""
+"""Splits a budget over bins: weights by an allocation rule, whole numbers by a keyed tree."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ def split_budget(
     """Split `budget` picks over K cells in proportion to their weights.
 
     The exact shares are clip(λ·weight, low, size), with the λ at which they sum to `budget`; a keyed tree rounds them
-    (`core.seats.tree_seats`): the sum is `budget`, the seed decides which cells get the odd picks, each cell as often
-    as its share says, and a larger budget never takes a pick away. Cells of weight 0 are filled last, by their sizes.
+    (`core.seats.tree_seats`): the sum is `budget`, the seed decides which cells get the odd picks, each cell
+        with the probability of its fraction, and a larger budget never takes a pick away. Cells of weight 0
+        are filled last, by their sizes.
 
     Args:
         size: (K,) int64, samples in each cell, >= 0.
@@ -55,7 +56,7 @@ def exact_shares(
     *,
     low: NDArray[np.int64] | None = None,
 ) -> NDArray[np.int64]:
-    """The shares that `split_budget` rounds, in whatever small unit sizes, bounds and budget are given in: (K,) int64.
+    """The shares that `split_budget` rounds: (K,) int64, in the unit of sizes and budget.
 
     >>> exact_shares(np.array([500, 500, 200]), np.array([1.0, 2.0, 1.0]), 100)
     array([25, 50, 25])

@@ -1,9 +1,9 @@
-"""Finds the bin of a sample that the greedy never saw, and the rates that keep a given part of a stream.
+"""Assigns new samples to bins, and solves for the rates that keep a given part of a stream.
 
-While GraphCut fills a bin, what it ranks candidates by is one vector, q = (sum of V) - 2 (sum of S): the gain of x is
-0.5 (|V| - 2 |S|) + 0.5 x . q. A few of these vectors per bin, divided by the number of rows, each with the value x . q
-of the sample that was picked there, say of any other sample whether it would have been picked by then. So assigning
-needs one embedding and nothing else: no order, no state.
+While GraphCut fills a bin, it ranks candidates by one vector, q = (sum of V) - 2 (sum of S): the gain of x is
+0.5 (|V| - 2 |S|) + 0.5 x . q. A checkpoint stores this vector, divided by the number of rows, with the value
+x . q of the sample picked there. A few per bin tell whether any other sample would have been picked by then.
+So assigning needs one embedding and nothing else: no order, no state.
 
 Answers never depend on the samples around, on the BLAS or on threads. Rows are multiples of 2^-16 (`core.kernel`) and
 queries of 2^-23, so products in float64 are exact. Most samples are decided before that in float32, where the distance
@@ -32,7 +32,7 @@ _BLOCK_BYTES = 16 << 20  # float32 scratch of one block of samples
 def bin_checkpoints(
     rows: NDArray[np.float64], binning: Binning, checkpoints: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """The queries of every bin but the last at its checkpoints, and what the sample picked there reached.
+    """The query at each checkpoint of every bin but the last, and the value of the sample picked there.
 
     The checkpoints of a bin of s samples are its picks ceil(s/M), ceil(2s/M), ..., s, counted from 1.
 
@@ -192,7 +192,7 @@ def _float32_of_half() -> NDArray[np.float32]:
 
 
 def _runs(row: NDArray[np.integer]) -> Iterator[tuple[int, slice]]:
-    """Each row that occurs, and where; (n,) integers, ascending."""
+    """Each distinct row with its slice; `row` is (n,) integers, ascending."""
     edges = [0, *(np.flatnonzero(np.diff(row)) + 1).tolist(), len(row)]
     return ((int(row[start]), slice(start, stop)) for start, stop in pairwise(edges) if stop > start)
 

@@ -33,7 +33,8 @@ def first_of(digest: NDArray[np.uint8], among: NDArray[np.bool_]) -> NDArray[np.
 
 
 def who_stays(first: NDArray[np.int64], must: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """For each sample the copy of it that stays, when some samples must: these stay all, and before the first one.
+    """For each sample the copy that stays. Samples that must stay all do; one of them then replaces the first
+    copy.
 
     Args:
         first: (N,) int64, as `first_of` gives.

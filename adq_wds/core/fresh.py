@@ -1,8 +1,10 @@
-"""Counts what an epoch takes of each cell, when every epoch takes the next samples.
+"""Counts the samples that each epoch takes from each cell when every epoch continues where the last one
+ended.
 
-Shares of cells lie end to end on a line. Epoch e takes of a cell one sample for each whole number k for which k + u_e
-lies on the cell's stretch, where u_e = frac(u + e/φ) and φ is the golden ratio: every cell and every run of cells gets
-its share, rounded down or up, and the multiples of 1/φ are spread so evenly that no cell waits long.
+Shares of cells lie end to end on a line. Epoch e takes one sample from a cell for each point k + u_e, k a
+whole number, on the cell's interval, where u_e = frac(u + e/φ) and φ is the golden ratio: every cell and
+every run of cells gets its share, rounded down or up, and the multiples of 1/φ are spread so evenly that no
+cell waits long.
 """
 
 from __future__ import annotations

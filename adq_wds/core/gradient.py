@@ -1,4 +1,4 @@
-"""Compares samples by the loss's gradients in a classifier's last layer, which are never built.
+"""Compares samples by the loss's gradients in a classifier's last layer, without building the gradients.
 
 The loss's gradient in the last layer's weights and biases is e = b ⊗ [1, h]: b = dLoss/dlogits, h the features before
 that layer. It is C * (D + 1) wide, 5,130 numbers for ten classes and D = 512. With unit vectors,

@@ -34,7 +34,7 @@ _COPY_ROWS = 4096
 
 @dataclass(frozen=True)
 class Outside:
-    """What can a row outside the pool have by now?
+    """Upper bound on the gains of rows outside the pool.
 
     At the refresh each such x had x . query <= threshold, and |x| <= radius. After picks with sum Q the query is
     q' = query - 2 Q. For every multiplier m >= 0
@@ -121,7 +121,8 @@ class _FreeRows:
 
 
 class _Pace:
-    """Does a pool pay? Where it gives almost no picks, rows are taken on demand for a while, then it is tried again."""
+    """Decides whether a pool pays: after a pool with few picks, rows come on demand for a while before the
+    next try."""
 
     def __init__(self, largest: int) -> None:
         self.largest = largest

@@ -1,4 +1,4 @@
-"""Says how important each patch of an image is: by texture, by a keyed draw, or by what a classifier looked at.
+"""Computes patch importances: by texture, by a keyed draw, or by class activation maps.
 
 All of it on arrays. The two class activation maps are closed forms: they need one forward pass and no gradient, and
 hold where the logits are a linear map of the mean of the last feature map (ResNet, RegNet, EfficientNet, DenseNet).
@@ -20,14 +20,14 @@ F32 = NDArray[np.float32]
 
 
 def texture_importance(images: NDArray[np.uint8], patch: int) -> F32:
-    """Texture level of each patch, taken by itself: what lies beyond its border plays no part.
+    """Texture level of each patch, computed from the patch alone.
 
     Args:
         images: (B, H, W, 3) uint8 RGB.
         patch: P, side of a patch in pixels, divides H and W.
 
     Returns:
-        (B, L) float32, >= 0; each image's the same whatever else is in the batch.
+        (B, L) float32, >= 0; independent of the other images in the batch.
 
     Source: Li et al. 2024 (arXiv 2412.16895) for the level; as an importance of patches ours.
 

@@ -21,16 +21,16 @@ _LEAST = 0.02  # smaller estimates are not told from none
 def wrong_shares(margins: Margins, label: NDArray[np.integer]) -> F64:
     """The share of each class's samples whose label is wrong.
 
-    A wrongly labelled sample of class k looks like a sample of another class. So the margins that samples of other
-    classes would have under label k are compared with those of label k: where none but the wrong ones can lie, at
-    the lowest quantiles q of the former, a share η of the latter lies too, and
+    A wrongly labelled sample of class k looks like a sample of another class. So the margins of label k are
+    compared with the margins that samples of other classes would have under label k. Below the lowest
+    quantiles q of these lie only wrongly labelled samples of label k, a share η of them, and
 
         (share of label k below the q-quantile of the others) / q = η + slope · q,
 
-    where the slope is what hard but right samples add. η is the line's value at q = 0. It is taken twice: against
-    all other classes, and against the class that k is most often taken for, by the difference of both predictions;
-    the second counts where it clearly exceeds the first (wrong labels that come from one class).
-    Classes too small to say are drawn towards the mean of all, and shares below 2 % count as none.
+    where the slope comes from hard samples with right labels. η is the line's value at q = 0. It is estimated
+    twice: against all other classes, and against the class that k is most often taken for, by the difference
+    of both predictions; the second counts where it clearly exceeds the first (wrong labels that come from one
+    class). Estimates of small classes are shrunk towards the mean of all, and shares below 2 % count as none.
 
     Args:
         margins: from `ridge_margins`.
@@ -77,7 +77,7 @@ def _share(labelled: NDArray[np.floating], others: NDArray[np.floating]) -> floa
 
 
 def _taken_for(margins: Margins, members: I64, k: int) -> int:
-    """The class that samples of label k are most often taken for; k where they never are."""
+    """The class most often predicted for samples of label k in place of k; k where there is none."""
     best = margins.top[members, 0]
     wrong = best[best != k]
     return int(np.bincount(wrong).argmax()) if len(wrong) else k

@@ -88,7 +88,7 @@ class RidgeFit:
 
 @dataclass(frozen=True)
 class Margins:
-    """What the left-out fit says of each of N samples.
+    """Leave-one-out predictions for each of N samples.
 
     Attributes:
         margin: (N,) float32, the label's prediction less the best other one, a multiple of 2^-12; below 0 another

@@ -1,10 +1,11 @@
 """Orders the kept samples of an epoch, and shares them out among ranks and workers.
 
-Index functions, no state: from a position in the epoch to a place on a line of all kept rows, to a shard and a row
-of it. Any position is found without those before it, so a stream starts anywhere, on any layout.
+Index functions, no state: from a position in the epoch to a place on a line of all kept rows, to a shard and
+a row of it. Any position is computed without those before it, so a stream starts anywhere, on any layout.
 
 1. Shards are permuted by (stream, seed, epoch): `shard_order`.
-2. The kept rows of each are permuted and laid end to end: a line of T places. Neighbouring rows of 2 MiB together are
+2. The kept rows of each are permuted and joined end to end: a line of T places. Neighbouring rows of 2 MiB
+together are
    a block; blocks are permuted, then rows inside each (`row_order`), so that what is fetched together is used together,
    and the last tenth of an epoch needs little more than a tenth of its bytes.
 3. The line is cut into L contiguous lanes, the first T mod L of them one place longer.
@@ -13,7 +14,8 @@ of it. Any position is found without those before it, so a stream starts anywher
 5. Rank r of W reads positions start + r, start + r + W, …: `rank_positions`; `n_for_rank` says how many, by `uneven`.
 6. Its positions are cut into batches, and batch b is worker b mod n's.
 
-So all ranks stand at the same position after the same number of batches, and one number says where a stream stands.
+So all ranks are at the same position after the same number of batches, and one number is the stream's
+position.
 
 Three shards a, b, c that keep 4, 3 and 5 samples, T = 12, cut into L = 4 lanes of 3 places, on W = 2 ranks:
 

@@ -17,9 +17,9 @@ Grid = tuple[int, int]
 
 
 PATCH = 16
-"""Side of a patch in pixels, unless said."""
+"""Default side of a patch in pixels."""
 KEEP = 0.75
-"""Part of an image's patches that are kept, unless said."""
+"""Default part of an image's patches that are kept."""
 
 
 def patch_grid(height: int, width: int, patch: int) -> Grid:
@@ -82,7 +82,7 @@ def join_patches(patches: NDArray[np.uint8], grid: Grid) -> NDArray[np.uint8]:
 def n_kept(n_patches: int, keep: float) -> int:
     """How many of L patches a keep ratio keeps: ⌊L·keep + 1e-9⌋.
 
-    The tiny term is for products like 0.7 · 10, which would else fall short of the integer they mean.
+    The added 1e-9 is for products like 0.7 · 10, which rounding may leave just below their integer.
 
     Raises:
         ValueError: `keep` is not a number in [0, 1].
@@ -126,7 +126,7 @@ def top_patches(importance: NDArray[np.floating], k: int) -> NDArray[np.int64]:
 
 
 def tile_columns(n_patches: int, patch: int, *, max_side: int) -> int:
-    """Into how many columns to tile k patches, so that no side is too long and the fewest cells stay blank.
+    """The number of columns to tile k patches in: no side is too long, and the fewest cells stay blank.
 
     Of equally good numbers the largest: one row, wherever it fits. Each patch then touches two others instead of
     four, mostly its neighbours in the image, and neither of them above or below: what a codec smears across
@@ -171,7 +171,7 @@ def tile(patches: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:
 
 
 def untile(image: NDArray[np.uint8], n_patches: int, patch: int) -> NDArray[np.uint8]:
-    """The patches that `tile` laid out; from an image of one row of cells a view, which costs nothing.
+    """The patches in an image that `tile` made; a view, without a copy, where the image has one row of cells.
 
     Args:
         image: (H, W, 3) uint8.

@@ -46,7 +46,7 @@ def draws(
 
 
 def generator(seed: int, epoch: int, shard: str, key: str, *, purpose: str = "map") -> np.random.Generator:
-    """A numpy generator of its own for one sample in one epoch."""
+    """A separate numpy generator for one sample in one epoch."""
     return np.random.Generator(np.random.PCG64(draw(seed, epoch, shard, key, purpose=purpose)))
 
 

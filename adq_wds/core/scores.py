@@ -1,4 +1,4 @@
-"""Says what each bin is worth: representativeness, diversity, and the importance that they add up to."""
+"""Scores bins: representativeness, diversity, and their sum, the importance."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class BinSums:
 
     @classmethod
     def empty(cls, n_bins: int, width: int, *, texture: bool = True) -> BinSums:
-        """Sums over no samples, of texture too where there is some."""
+        """Sums over no samples; with a texture sum where there are images."""
         levels = np.zeros(n_bins) if texture else None
         return cls(np.zeros(n_bins, np.int64), levels, np.zeros((n_bins, width)), np.zeros(n_bins))
 
@@ -75,8 +75,8 @@ def diversity(sums: BinSums) -> NDArray[np.float64]:
     """Diversity of each bin: 1 over the mean similarity 0.5 + 0.5·cos of its pairs of distinct samples.
 
     About 1 (all alike) to 2 (orthogonal). From running sums, Σ over pairs of cos = (‖Σz‖² − Σ‖z‖²) / 2, in O(M·D)
-    instead of O(M²·D). A bin with one sample, or one whose mean similarity is not positive, has no value of its
-    own and takes the mean of the others.
+    instead of O(M²·D). A bin with one sample, or with a mean similarity that is not positive, takes the mean
+    of the others.
 
     Returns:
         (K,) float64, NaN where a bin is empty; all 1 when no bin has a value of its own.
@@ -94,12 +94,13 @@ def diversity(sums: BinSums) -> NDArray[np.float64]:
 def diversity_of_views(
     z: NDArray[np.float64], bin: NDArray[np.integer], n_bins: int, *, size: NDArray[np.int64] | None = None
 ) -> NDArray[np.float64]:
-    """Diversity of each bin: 1 over the mean similarity 0.5 + 0.5·cos of its pairs of views of different images.
+    """Diversity of each bin from views: 1 over the mean similarity 0.5 + 0.5·cos of views of different
+    images.
 
     With M = 2 · images rows in a bin, the sum of cos over ordered pairs, without a row and itself and without the two
     views of one image, is ‖Σz‖² − Σ‖z‖² − 2·Σᵢ⟨zᵢ₁, zᵢ₂⟩, and there are M·(M − 2) of them. A zero row has similarity
-    0.5 with everything. A bin with one image or none in the sample, or whose mean similarity is not positive, has no
-    value of its own and takes the mean of the others.
+    0.5 with everything. A bin with fewer than two images in the sample, or with a mean similarity that is not
+    positive, takes the mean of the others.
 
     Args:
         z: (M, 2, E) float64, two unit rows (or zero rows) for each of M images.
@@ -181,5 +182,5 @@ def _normalised(
 
 
 def rounded(score: NDArray[np.float64]) -> list[float | None]:
-    """For a header: rounded, so that equal features give equal headers on any machine; None for NaN."""
+    """Values rounded for a header, so that equal features give equal headers on any machine; None for NaN."""
     return [None if np.isnan(v) else round(float(v), DECIMALS) for v in score]

@@ -146,7 +146,8 @@ def whole_shares(w: Sequence[int], low: Sequence[int], high: Sequence[int], tota
 def parts(
     weight: NDArray[np.float64], low: NDArray[np.int64], high: NDArray[np.int64], total: int
 ) -> Iterator[tuple[str, NDArray[np.int64], list[int], int]]:
-    """What is to be shared apart: cells of weight 0 are filled after all others, in proportion to their sizes.
+    """The two parts that share a budget separately: cells of weight 0 are filled after all others, in
+    proportion to size.
 
     Cells whose bounds leave no choice (low = high) are in neither part.
 

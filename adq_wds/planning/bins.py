@@ -19,7 +19,7 @@ from adq_wds.planning.samples import Samples
 from adq_wds.tables.bins import Bins, BinsSource
 from adq_wds.tables.features_file import NO_LABEL
 
-_LEFT_OUT = -2  # stands for the class of a sample that is left out
+_LEFT_OUT = -2  # class of a sample that is left out
 
 logger = logging.getLogger("adq_wds")
 
@@ -28,7 +28,7 @@ def bin_samples(samples: Samples, options: Options, *, scratch: str | os.PathLik
     """Bins of all N samples, with the mean texture (of images) and the diversity of each bin over all classes.
 
     Args:
-        samples: of which `samples.binned` are binned.
+        samples: a set; those with `samples.binned` go into bins.
         options: `bins`, `kernel`, `memory_bytes` and `progress`: a bar, half of it reading, half picking.
         scratch: folder for a scratch file of N·D·2 bytes, N·(2·D + 2·C + 4) with kernel "gradient".
 
@@ -76,7 +76,7 @@ def bin_samples(samples: Samples, options: Options, *, scratch: str | os.PathLik
 
 
 def check_fit(bins: Bins, samples: Samples, options: Options) -> None:
-    """Raise unless bins made before are those of these samples and options.
+    """Raise unless earlier bins were made from these samples with these options.
 
     Raises:
         PlanError: they were made from other features.
@@ -96,7 +96,8 @@ def check_fit(bins: Bins, samples: Samples, options: Options) -> None:
 
 
 def _say_what_it_takes(samples: Samples, counts: list[int], options: Options, binner: ClassBinner) -> None:
-    """Log the memory and disk that bins of classes of these counts take; and what will not be as asked."""
+    """Log the memory and disk that binning takes, and the options that it cannot follow, for classes of these
+    sizes."""
     largest = max(counts, default=0)
     width = samples.features.width + sum(column.row_bytes for column in binner.columns) // 2  # in float16s
     rows = largest * width * 10  # float16 as read, float64 as used

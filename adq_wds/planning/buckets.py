@@ -1,4 +1,4 @@
-"""Reads features class by class, though they lie shard by shard: sorted once into a scratch file."""
+"""Reads features class by class: sorts the rows of all shards once into a scratch file."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class ClassBinner:
     Attributes:
         cut: takes unit embeddings (n, D), the further columns, the number of bins, `memory_bytes` and `progress`.
         columns: what it needs beside the embeddings.
-        without_matrix: how similarities are found where their matrix exceeds the memory, for the log; {} is that
-            memory in GiB.
+        without_matrix: how similarities are computed where their matrix exceeds the memory, for the log; {}
+            is that memory in GiB.
     """
 
     cut: Callable[..., Binning]
@@ -53,8 +53,8 @@ BY_EMBEDDINGS = ClassBinner(graphcut_bins, (), without_matrix="up to {:.2f} GiB 
 class ClassBuckets:
     """Columns of a set, class by class; at most one shard or one class is in memory.
 
-    One pass over the features writes each row to its class's place in a scratch file, which has no name on the disk and
-    vanishes with the process.
+    One pass over the features writes each row to its class's region of a scratch file. The file has no name
+    on the disk and vanishes with the process.
 
     Args:
         features: the set.
@@ -135,5 +135,5 @@ class ClassBuckets:
         return np.frombuffer(data, dtype=column.dtype).reshape(-1, column.width)
 
     def close(self) -> None:
-        """Give the disk space back."""
+        """Delete the scratch file."""
         self._file.close()

@@ -61,8 +61,8 @@ def build_plan(
 
     Args:
         features: a folder that `embed_shards` wrote, or the `Features` it gave.
-        bins: bins per class, K. Or `Bins` made before, from the same features: what a diversity head gives is
-            noted in their header, and taken from there the next time.
+        bins: bins per class, K. Or earlier `Bins` of the same features; their header caches the scores of a
+            diversity head.
         kernel: similarity of two samples: "features", the cosine of their embeddings, or "gradient", the cosine of
             the loss's gradients by the last layer's weights (features made with ``logit_grad=True``).
         keep: ratio of samples kept, in [0, 1]; 0.2 is 20 %.
@@ -76,9 +76,10 @@ def build_plan(
         draw: how samples of a bin are ranked: "random" (keyed draw) or "ordered" (GraphCut's pick order).
         scores: what adds up to a bin's importance: "texture" (representativeness), "diversity", "difficulty" (how
             badly labels fit, by the margins of `clean`), scores of yours (`Score`, or the name of an installed one)
-            that the features were made with, and numbers from elsewhere (`Column`, or "FILE.parquet:COLUMN"). Texture
-            and diversity unless said; diversity alone, which is logged, where the features were made without images.
-        diversity_head: what the diversity is measured behind: "none" (the embeddings of all samples) or
+            that the features were made with, and numbers from elsewhere (`Column`, or "FILE.parquet:COLUMN").
+            By default texture and diversity; diversity alone, which is logged, where the features were made
+            without images.
+        diversity_head: the space in which diversity is measured: "none" (the embeddings of all samples) or
             "contrastive" (small heads trained on two views of some images; features made with ``views=``).
         normalise: how each score is scaled over the bins: "sum" or "minmax".
         must_include: keys kept in any case; (shard, key) where a key stands in several shards.
@@ -100,7 +101,7 @@ def build_plan(
     Raises:
         ValueError: an argument is out of range, or a name unknown.
         FeaturesError: damaged features, or features that do not belong together.
-        PlanError: what is asked for cannot be met; the message says by how much.
+        PlanError: the options cannot be met; the message says by how much.
         AdqError: `out` cannot be written, or another job works in its folder.
 
     Source: Zhou et al. 2023 (arXiv 2308.10524) for bins, Li et al. 2024 (arXiv 2412.16895) for scores and rates;
@@ -130,13 +131,13 @@ def build_plan(
 def make_plan(
     features: Features, options: Options, *, scratch: Path | None = None, bins_file: Path | None = None
 ) -> Plan:
-    """The plan, in memory: each stage reads the options that it needs, and notes its answer for the next.
+    """The plan, in memory: each stage reads its options and stores its result for the next.
 
     Args:
         features: the set.
-        options: what `build_plan` was asked for.
+        options: the arguments of `build_plan`.
         scratch: folder for scratch files.
-        bins_file: where bins are kept for later plans; those that lie there are taken where they fit.
+        bins_file: file that keeps bins for later plans; bins already in it are used where they fit.
     """
     options = options.settled(features)
     samples = read_samples(features, options)
@@ -165,7 +166,7 @@ def find_bins(features: Features, *, scratch: Path | None = None, **options: Any
 
 
 def _earlier_bins(options: Options, bins_file: Path | None) -> Bins | None:
-    """Bins that were made before: given, or kept in a file."""
+    """Earlier bins: an argument, or read from a file."""
     if isinstance(options.bins, Bins):
         return options.bins
     if bins_file is not None and bins_file.exists():
@@ -177,7 +178,7 @@ def _earlier_bins(options: Options, bins_file: Path | None) -> Bins | None:
 
 
 def _bins(samples: Samples, options: Options, scratch: Path | None, bins_file: Path | None) -> Bins:
-    """Bins that were made before where they fit, else new ones."""
+    """The earlier bins where they fit, else new ones."""
     if isinstance(options.bins, Bins):
         check_fit(options.bins, samples, options)
         return options.bins

@@ -1,4 +1,5 @@
-"""Scores the diversity of bins behind a head, from the views beside the features; trained once, then kept in the bins."""
+"""Scores the diversity of bins by trained heads, from the views beside the features, and caches it in the
+bins."""
 
 from __future__ import annotations
 
@@ -20,9 +21,9 @@ _Scores = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 def diversity_behind(features: Features, bins: Bins, head: str, *, progress: bool | None = None) -> _Scores:
-    """Diversity of each bin behind a head, and its spread over the head's seeds.
+    """Diversity of each bin in the output of a head, and its spread over the head's seeds.
 
-    Both are written into the header of `bins`, and taken from there while the views are the same.
+    Both are stored in the header of `bins`, and read from there while the views are the same.
 
     Args:
         features: the set that was binned, with views beside it.
@@ -61,7 +62,7 @@ def diversity_behind(features: Features, bins: Bins, head: str, *, progress: boo
 
 
 def _known(bins: Bins, head: str, made_from: dict[str, str], size: NDArray[np.int64]) -> _Scores | None:
-    """What the header of `bins` has of a head behind the same views, if it can be used."""
+    """The scores of a head in the header of `bins`, if they are of the same views and usable."""
     try:
         entry = bins.header["heads"][head]
         if any(entry[name] != value for name, value in made_from.items()):

@@ -1,4 +1,5 @@
-"""Trains projection heads to which small changes of an image do not count, and scores bins through them."""
+"""Trains projection heads that ignore small changes of an image, and scores the diversity of bins in their
+output."""
 
 from __future__ import annotations
 
@@ -55,11 +56,11 @@ def new_head(width: int, *, seed: int) -> nn.Sequential:
 def contrastive(
     z: NDArray[np.float16], *, seed: int = 0, epochs: int = EPOCHS, progress: Progress | None = None
 ) -> nn.Sequential:
-    """Train a head to tell the views of an image from those of others: one head for the whole set.
+    """Train one head for the whole set to tell the views of an image from those of others.
 
     InfoNCE over the 2·B rows of a batch (NT-Xent, τ = 0.07), Adam at 1e-3, batches of 512 images in an order drawn for
-    each epoch, float32, on the CPU in one thread, so that equal views and an equal seed give an equal head on one
-    machine, whatever its cores. Fewer than two images leave the head as it was drawn.
+    each epoch, float32, on the CPU in one thread, so equal views and an equal seed give an equal head on one
+    machine. Fewer than two images leave the head untrained.
 
     Args:
         z: (M, 2, D) float16, two unit rows (or zero rows) for each of M images.
@@ -100,7 +101,7 @@ def contrastive(
 
 
 def info_nce(projected: torch.Tensor) -> torch.Tensor:
-    """Mean loss of finding, among all other rows of a batch, the other view of one's own image.
+    """Mean loss of picking the other view of the same image among all other rows of a batch.
 
     Args:
         projected: (B, 2, E) float32, two views of B images, of any length.
@@ -159,13 +160,13 @@ def head_diversity(
 
 
 def _generator(seed: int, use: str) -> torch.Generator:
-    """A generator of its own for each seed and use."""
+    """A separate generator for each seed and use."""
     return torch.Generator("cpu").manual_seed(draw(seed, 0, "", use, purpose="head"))
 
 
 @contextmanager
 def _plain_cpu() -> Iterator[None]:
-    """One intra-op thread, float32, on the CPU, whatever is set outside: sums in another order are other numbers."""
+    """Compute on the CPU in float32 with one intra-op thread, so that sums have one order."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -26,10 +26,11 @@ logger = logging.getLogger("adq_wds")
 
 
 def leave_out_doubted(samples: Samples, options: Options) -> None:
-    """The samples of the lowest margins in each class: a share of it that is given, or estimated with "auto".
+    """Leave out the samples of the lowest margins in each class: a given share, or with "auto" an estimated
+    one.
 
-    "auto" leaves out none where the encoder is too weak to tell wrong labels from hard samples. Margins are noted in
-    `samples.margin`, NaN for a sample that was left out before. One sample of a class stays.
+    "auto" leaves out none where the encoder is too weak to tell wrong labels from hard samples. Margins are
+    stored in `samples.margin`, NaN for samples left out earlier. One sample of a class stays.
 
     Raises:
         PlanError: there are no labels, or fewer than two classes.
@@ -63,7 +64,7 @@ def leave_out_doubted(samples: Samples, options: Options) -> None:
 
 
 def _earlier_margins(samples: Samples) -> tuple[NDArray[np.float32], MarginsSource] | None:
-    """Margins of the same samples that bins made before hold, if they do."""
+    """Margins of the same samples from earlier bins, if these hold them."""
     bins = samples.earlier
     if bins is None or bins.margin is None or bins.header["margins"].get("fit") != _fit_of(samples):
         return None
@@ -73,7 +74,7 @@ def _earlier_margins(samples: Samples) -> tuple[NDArray[np.float32], MarginsSour
 def _measure(
     samples: Samples, here: NDArray[np.int64], row: NDArray[np.int64]
 ) -> tuple[NDArray[np.float32], MarginsSource]:
-    """(N,) margins and what a header says of them.
+    """(N,) margins, and their summary for a header.
 
     Args:
         samples: N of them.
@@ -92,7 +93,7 @@ def _measure(
 
 
 def _fit_of(samples: Samples) -> str:
-    """A hash that says of which samples margins are."""
+    """A hash that identifies the samples that margins were measured on."""
     return sha256_text(canonical_json([samples.features.hash, digest_of(samples.reason == KEPT)]))
 
 
@@ -117,7 +118,8 @@ def _lowest(
 
 
 def _warn_of_weak_fit(accuracy: float, wrong: float, *, auto: bool) -> None:
-    """Warn that margins say little: the fit does not find right labels again, or too many labels seem wrong."""
+    """Warn that margins are unreliable: the fit does not predict right labels, or too many labels seem
+    wrong."""
     remedy = (
         "nothing is left out; embed with a better encoder, or give a share"
         if auto

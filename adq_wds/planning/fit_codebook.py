@@ -56,27 +56,29 @@ def fit_codebook(
     out: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
 ) -> Codebook:
-    """Learn from features in which bin any sample belongs, also one that is not among them, and how often to keep it.
+    """Fit rules that assign any sample, also a new one, to a bin, and the counts that its keep rate follows
+    from.
 
-    The exact greedy bins a pilot of every class, and one of all classes together, by the cosine of the embeddings; what
-    it ranks candidates by is kept at some checkpoints of every bin. New samples do not fall evenly: samples outside the
-    pilot are assigned, and their counts are what the rates are solved from, for whatever `keep` is asked of the
-    codebook later. Equal features, settings and seed give an equal codebook.
+    The exact greedy bins a pilot of every class, and one of all classes together, by the cosine of the
+    embeddings. Checkpoints of every bin store the vector that ranks candidates. New samples do not fill bins
+    evenly, so samples outside the pilot are assigned and counted; the rates for any later `keep` are solved
+    from these counts. Equal features, settings and seed give an equal codebook.
 
     Args:
         features: a folder that `embed_shards` wrote, or the `Features` it gave.
         bins: bins per class, K.
-        pilot: samples that each class's rule is fitted on, by keyed draw; 5,000 unless said. Half of a class, or 1,000
-            of its samples where that is less, are held out in any case. More make it closer to exact bins.
+        pilot: samples that each class's rule is fitted on, by keyed draw; 5,000 by default. Half of a class,
+            or 1,000 of its samples where that is less, are always held out. A larger pilot is closer to exact
+            bins.
         checkpoints: checkpoints kept for each bin, M; more are closer to exact bins and take more time to assign.
-        min_pilot: a class with a smaller pilot has no rule of its own and goes by the one over all classes.
-        keep: what an allocation of yours is told as its keep ratio; ours do not look at it.
+        min_pilot: a class with a smaller pilot has no rule and uses the one over all classes.
+        keep: keep ratio passed to an allocation function of yours; ours ignore it.
         seed: of the keyed draw.
         alpha: share of the importance in a bin's rate, in [0, 1]; 0 is uniform, which is DQ.
         allocation: rule for the rates of bins, "adaptive" (ADQ) or "uniform" (DQ). Or a function (size (K,),
             importance (K,), keep) → weights (K,), finite and >= 0, called for each class with its held-out counts.
-        scores: what adds up to a bin's importance, of "texture" (representativeness) and "diversity"; both unless
-            said, diversity alone where the features were made without images.
+        scores: what adds up to a bin's importance, of "texture" (representativeness) and "diversity"; both by
+            default, diversity alone where the features were made without images.
         normalise: how each score is scaled over the bins: "sum" or "minmax".
         memory_bytes: what one pilot's similarity matrix may take; larger pilots need none, and more time.
         out: file to write to, ending in .safetensors; a codebook without one stays in memory.
@@ -166,7 +168,7 @@ class _Fit:
         return min(self._pilot, n - min(n // 2, HELD_OUT))
 
     def classes_with_rules(self, min_pilot: int) -> list[int]:
-        """The classes that have pilots large enough; what becomes of the others is logged."""
+        """The classes with large enough pilots; the others are logged."""
         counts = dict(zip(*(a.tolist() for a in np.unique(self.label, return_counts=True)), strict=True))
         few = [c for c in self.classes if self.n_pilot(counts[c]) < min_pilot]
         if few:
@@ -209,7 +211,7 @@ class _Fit:
         return rule
 
     def _choose(self, where: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """(n,) bool: those with the smallest draws, the pilot."""
+        """(n,) bool: the pilot, the samples with the smallest draws."""
         chosen = np.zeros(len(where), dtype=bool)
         chosen[np.argsort(self._draw[where], kind="stable")[: self.n_pilot(len(where))]] = True
         return chosen
@@ -229,7 +231,7 @@ class _Fit:
 
 
 def _codebook(fit: _Fit, rules: list[_Rule], more: dict[str, int]) -> Codebook:
-    """The rules with their weights, and how they came about."""
+    """The codebook of these rules: their weights, and a header with settings and counts."""
     options, features = fit.options, fit.features
     scores = {kind: bin_scores(sums) for kind, sums in fit.sums.items() if sums.n.any()}
     for of_bins in scores.values():
@@ -271,7 +273,7 @@ def _codebook(fit: _Fit, rules: list[_Rule], more: dict[str, int]) -> Codebook:
 
 
 def _warn_of_crowds(codebook: Codebook) -> None:
-    """Say where the last bin takes far more than its share, which a small pilot brings."""
+    """Warn where the last bin takes far more than its share, as with a small pilot."""
     times = codebook.frequency()[:, -1] * codebook.n_bins
     crowded = np.flatnonzero(times > _CROWDED)
     if len(crowded):

@@ -42,7 +42,7 @@ def _cut(
 
 
 def _check_head(features: Features, label: NDArray[np.int32]) -> None:
-    """Raise `FeaturesError` unless the classes of the head are the labels: 0 … C − 1, each of them there."""
+    """Raise `FeaturesError` unless the classes of the head are the labels: 0 … C − 1, each present."""
     C = features.n_classes
     n = sum(file.header["shards"][0]["n"] for file in features)
     right = sum(int(file.header["head_right"]) for file in features) / max(1, n)

@@ -1,4 +1,4 @@
-"""Adds up what each bin is worth, from the scores that the plan asks for."""
+"""Adds the scores that a plan names up to the importance of each bin."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ Normalise = Literal["sum", "minmax"]
 
 
 def score_bins(samples: Samples, bins: Bins, options: Options) -> dict[str, NDArray[np.float64]]:
-    """All that is known of each bin, its importance last.
+    """All scores of each bin, with the importance last.
 
     Args:
-        samples: the set that was binned; what columns hold is noted in its `settings`.
-        bins: its bins; what a diversity head gives is noted in their header.
+        samples: the binned set; its `settings` record the hashes of columns.
+        bins: its bins; their header caches the scores of a diversity head.
         options: `scores`, `normalise`, `diversity_head` and `progress`: a bar while a head is trained.
 
     Returns:
-        (K,) float64 of each score, NaN for an empty bin, and of "importance", which the scores that the options name
-        add up to.
+        (K,) float64 of each score, NaN for an empty bin, and of "importance", the sum of the scores in
+        `options`.
 
     Raises:
         ValueError: a user's score has another revision than the features hold, or gives values that cannot be used.
@@ -67,7 +67,7 @@ def _difficulty(samples: Samples, bins: Bins) -> NDArray[np.float64]:
 
 
 def _measured(score: Score, features: Features) -> NDArray[np.float32]:
-    """(N,) what a score gave while the samples were embedded."""
+    """(N,) values of a score, measured while the samples were embedded."""
     made_with = features.files[0].scores.get(score.name)
     numbers = features.score(score.name)
     if made_with != score.revision:

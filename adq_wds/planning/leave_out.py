@@ -20,19 +20,19 @@ from adq_wds.planning.options import Options
 from adq_wds.planning.samples import Samples, digest_of, find_samples, name_samples
 from adq_wds.tables.plan_rows import DUPLICATE, EXCLUDED, KEPT
 
-_LEFT_OUT = -2  # stands for the class of a sample that is left out
+_LEFT_OUT = -2  # class of a sample that is left out
 
 
 def leave_out_classes(samples: Samples, options: Options) -> None:
-    """Samples of classes that are not planned."""
+    """Leave out samples of classes that are not planned."""
     samples.reason[~np.isin(samples.label, samples.classes)] = EXCLUDED
 
 
 def leave_out_named(samples: Samples, options: Options) -> None:
-    """Samples that the user excludes one by one.
+    """Leave out the samples that `exclude` names.
 
     Raises:
-        PlanError: a sample is not there, in several shards, or must-include too.
+        PlanError: a sample is missing, in several shards, or must-include too.
     """
     named = find_samples(samples.features, options.exclude, kind="exclude")
     both = [i for i in named if samples.must[i]]
@@ -47,7 +47,8 @@ def leave_out_named(samples: Samples, options: Options) -> None:
 
 
 def leave_out_copies(samples: Samples, options: Options) -> None:
-    """Samples whose contents an earlier one has, or, with a cosine as `dedup`, nearly has; the first stays."""
+    """Leave out copies of an earlier sample: equal contents or, with a cosine as `dedup`, a similar
+    embedding."""
     if options.dedup is not None and all(file.has_digest for file in samples.features):
         digests = [rows for file in samples.features if (rows := file.digest()) is not None]
         samples.stays = first_of(np.concatenate(digests), samples.reason == KEPT)
@@ -75,7 +76,7 @@ STAGES: tuple[Callable[[Samples, Options], None], ...] = (
 
 
 def leave_out(samples: Samples, options: Options) -> None:
-    """Run the stages in their order, then take must-includes back: of copies they stay, and the first one goes.
+    """Run the stages in order, then restore must-includes: of copies, they stay in place of the first.
 
     Raises:
         PlanError: a must-include sample is excluded.

@@ -1,4 +1,4 @@
-"""Checks the options of a plan. Each stands once: in the signature of `build_plan`, which is read here."""
+"""Checks the options of a plan against the signature of `build_plan`, their one definition."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from adq_wds.tables.features import Features
 
 # What no plan's header says among its settings: the bins and classes stand beside them, the others change no plan.
 _NO_SETTINGS = ("bins", "classes", "memory_bytes", "out", "progress")
-# Said only where they were asked for, so that plans without them are those of earlier versions.
+# In the header only where set, so that plans without them equal those of earlier versions.
 _LATER_SETTINGS = ("clean", "exclude")
 
 logger = logging.getLogger("adq_wds")
@@ -31,15 +31,15 @@ logger = logging.getLogger("adq_wds")
 class Options(SimpleNamespace):
     """The options of `build_plan` by name; a stage reads those that it needs.
 
-    Three more: `rule`, the function that `allocation` stands for; `own_scores`, the users' among `scores`. `scores`
-    are names, None while it depends on the features; `allocation` is a name.
+    Further: `rule`, the function that `allocation` names; `own_scores`, the users' `Score`s. `scores` holds
+        names, None while it depends on the features; `allocation` is a name.
     """
 
     def settled(self, features: Features) -> Options:
-        """The options as these features allow them: what they cannot give is left out, and said.
+        """The options as these features allow them: what they lack is left out, and logged.
 
         Raises:
-            FeaturesError: texture was asked for, and is not there.
+            FeaturesError: texture is an option, and the features lack it.
         """
         settled = Options(**vars(self))
         if self.dedup == "exact" and not all(file.has_digest for file in features):
@@ -61,7 +61,7 @@ class Options(SimpleNamespace):
         return settled
 
     def settings(self) -> dict[str, Any]:
-        """What a plan's header says of them, numbers as plain ones, so that 1 and 1.0 make one plan."""
+        """The options for a plan's header, as plain numbers, so that 1 and 1.0 make one plan."""
         values = {name: getattr(self, name) for name in options_of(PLAN) if name not in _NO_SETTINGS}
         values = {name: value for name, value in values.items() if value or name not in _LATER_SETTINGS}
         return {name: _plain(value, options_of(PLAN)[name].type) for name, value in values.items()}
@@ -71,8 +71,8 @@ def plan_options(**given: Any) -> Options:
     """The options of `build_plan`: those given, and the others as its signature has them.
 
     Raises:
-        ValueError: one is out of range, as far as they alone can tell, or a name is unknown.
-        TypeError: no option of `build_plan`.
+        ValueError: one is out of range for any features, or a name is unknown.
+        TypeError: a name is no option of `build_plan`.
     """
     known = options_of(PLAN)
     if surplus := sorted(given.keys() - known.keys()):
@@ -96,7 +96,8 @@ def plan_options(**given: Any) -> Options:
 
 
 def _check(option: Option, value: Any) -> None:
-    """Raise `ValueError` unless a value is one of the option's words, or a ratio where its type says so."""
+    """Raise `ValueError` unless a value is one of the option's choices, or a ratio where its type is
+    `Ratio`."""
     words = (*option.choices, *[None] * option.none)
     if any(value is word or (isinstance(value, str) and value == word) for word in words):
         return
@@ -108,7 +109,8 @@ def _check(option: Option, value: Any) -> None:
 
 
 def _settle_number(options: Options, name: str) -> None:
-    """Make a number that stands for a word Python's own; `ValueError` for those that would mean all or nothing."""
+    """A number in place of a word, as a Python number; `ValueError` for those that would mean all or
+    nothing."""
     value = getattr(options, name)
     if value is None or isinstance(value, str):
         return
@@ -119,7 +121,7 @@ def _settle_number(options: Options, name: str) -> None:
 
 
 def _plain(value: Any, kind: str) -> Any:
-    """A number as Python's own: 1 is 1.0 where ratios are meant."""
+    """A number as a Python number; 1 becomes 1.0 where ratios are meant."""
     if isinstance(value, (int, float, np.number)) and kind in ("int", "float", "Ratio"):
         return int(value) if kind == "int" else float(value)
     return value

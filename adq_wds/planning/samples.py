@@ -1,4 +1,4 @@
-"""Reads what features say of their samples: classes, keys, keyed draws. The stages of a plan note their answers here."""
+"""Reads classes, keys and keyed draws of the samples of a set, and holds the results of a plan's stages."""
 
 from __future__ import annotations
 
@@ -34,15 +34,17 @@ class Samples:
         names: of the classes, where labels are strings.
         classes: those that are planned, ascending.
         must: (N,) bool, must-includes.
-        reason: (N,) uint8, why a sample is left out, a position in `REASONS`; KEPT while it is not.
-        stays: (N,) int64, of a copy the sample that stays; of any other its own position.
-        binned: (N,) bool, whether the bins hold a sample: whatever plans must include, so that they share bins.
-        settings: what the plan's header says of an option in place of its value.
+        reason: (N,) uint8, why a sample is left out, a position in `REASONS`; else KEPT.
+        stays: (N,) int64, for a copy the position of the sample that stays, else the sample's own position.
+        binned: (N,) bool, whether the bins hold a sample; does not depend on must-includes, so that plans
+            share bins.
+        settings: entries of the plan's header that replace an option's value.
         bin, pick, rank, kept: (N,) each, as in `PlanShard`, once the seats are taken.
-        margin: (N,) float32, how well each label fits, NaN for samples left out before; None where nobody asked.
-        margins: what the bins' header says of them; None where nobody asked.
-        doubts: what the plan's header says of labels; None where nobody asked.
-        earlier: bins made before, whose margins are taken where they are of these samples.
+        margin: (N,) float32, how well each label fits, NaN for samples left out earlier; None where not
+            measured.
+        margins: their summary in the bins' header; None where not measured.
+        doubts: the summary of doubted labels in the plan's header; None where not measured.
+        earlier: earlier bins; their margins are reused where they are of these samples.
         scratch: folder for scratch files; the system's temporary folder when None.
     """
 
@@ -70,7 +72,8 @@ class Samples:
 
     @property
     def row(self) -> NDArray[np.int64]:
-        """(N,) int64: each sample's class as a position among those planned; meant for samples of these only."""
+        """(N,) int64: each sample's class as a position among those planned; valid for samples of these
+        only."""
         return np.searchsorted(self.classes, self.label)
 
     @property
@@ -112,10 +115,10 @@ def digest_of(mask: NDArray[np.bool_]) -> str | None:
 
 
 def find_samples(features: Features, ids: Iterable[SampleId], *, kind: str) -> list[int]:
-    """The positions of samples that are named one by one, by key or (shard, key); a pair may be a list, as JSON has it.
+    """The positions of samples named by key or (shard, key); a pair may be a list, as in JSON.
 
     Raises:
-        PlanError: a sample is not there, or in several shards; the error calls it a `kind` sample.
+        PlanError: a sample is missing, or in several shards; the error calls it a `kind` sample.
     """
     positions: dict[SampleId, list[int]] = {
         tuple(name) if isinstance(name, list) else name: [] for name in ids
@@ -183,7 +186,7 @@ def global_labels(features: Features) -> tuple[NDArray[np.int32], list[str] | No
 def _choose_classes(
     present: list[int], names: list[str] | None, classes: Iterable[int | str] | None
 ) -> list[int]:
-    """Those of the classes `present` that are asked for, ascending."""
+    """The classes `present` that are in `classes`, ascending."""
     if classes is None:
         return present
     by_name = {names[c] if names is not None else str(c): c for c in present}  # "7" is class 7 without names

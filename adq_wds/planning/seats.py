@@ -1,4 +1,4 @@
-"""Gives each class and bin its seats, by importance and size, and ranks the samples that are to take them."""
+"""Splits the budget over classes and bins by importance and size, and ranks the samples inside each."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _WEIGHT_STEP = 2.0**-20  # so that no last bit of a power moves a seat
 
 @dataclass(frozen=True)
 class Cells:
-    """What is drawn from: C classes of K bins.
+    """The cells that samples are drawn from: C classes of K bins.
 
     Attributes:
         size: (C, K) int64, samples that are neither left out nor must-includes.
@@ -62,7 +62,7 @@ class Cells:
 
     @property
     def share(self) -> _Counts:
-        """(C, K) int64: what the quotas are rounded from, in units of 1/ONE.
+        """(C, K) int64: the exact shares that quotas are rounded from, in units of 1/ONE.
 
         A cell that has samples and a weight has at least one unit, where the budget allows it.
         """
@@ -74,7 +74,7 @@ class Cells:
     def _share_out(self, split: Callable[..., _Counts], least: _Counts, unit: int = 1) -> _Counts:
         """(C, K) int64: the budget less must-includes, split over classes and then over the bins of each.
 
-        Counted in 1/unit samples, of which each cell gets `least`, (C, K) int64, in any case.
+        Counted in 1/unit samples; each cell gets at least `least`, (C, K) int64.
         """
         size, must, budget = self.size * unit, self.n_must * unit, self.budget * unit
         if self.balance == "none":
@@ -91,7 +91,7 @@ class Cells:
     def equal_to_alpha_0(self, options: Options) -> bool | None:
         """Whether importance made no difference: the quotas are those of weights by size.
 
-        None where nothing could differ: no importance was asked for, there is one bin, none or all are kept.
+        None where nothing could differ: no importance is used, there is one bin, or none or all are kept.
         """
         asked = options.allocation != "uniform" and (options.allocation != "adaptive" or options.alpha > 0)
         if not asked or self.size.shape[1] == 1 or self.budget in (0, self.n_class.sum()):
@@ -130,7 +130,7 @@ def make_cells(samples: Samples, bins: Bins, importance: NDArray[np.float64], op
 
 
 def weigh_classes(n: _Counts, balance: Balance | float) -> NDArray[np.float64]:
-    """(C,) float64: what each class weighs when classes share the budget, by how many samples it may keep.
+    """(C,) float64: the weight of each class in sharing the budget, from the number of its samples.
 
     >>> weigh_classes(np.array([0, 1, 100]), 0.5).tolist()
     [0.0, 1.0, 10.0]
@@ -153,7 +153,8 @@ def weigh_bins(options: Options, size: _Counts, importance: NDArray[np.float64])
 
 
 def take_seats(samples: Samples, bins: Bins, quota: _Counts, options: Options) -> None:
-    """Rank the free samples of each class and bin, by keyed draw or pick, ties by position; keep rank < (C, K) quota."""
+    """Rank the free samples of each cell by keyed draw or pick, ties by position; keep those with rank <
+    quota (C, K)."""
     left_out = samples.reason != KEPT
     samples.bin = np.where(left_out, np.int16(-1), bins.bin)
     samples.pick = np.where(left_out, np.int32(-1), bins.pick)

@@ -1,4 +1,4 @@
-"""Writes down a plan: the rows of each shard, and the header that says how they came about."""
+"""Makes the table of a plan: the rows of each shard, and the header with settings, counts and hashes."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ logger = logging.getLogger("adq_wds")
 def make_table(
     samples: Samples, cells: Cells, scores: Mapping[str, NDArray[np.float64]], options: Options
 ) -> Plan:
-    """The plan, in memory, over all samples, usable or not.
+    """The plan of all samples, usable or not, in memory.
 
     Args:
-        samples: N of them, and what becomes of each.
+        samples: N samples, with the results of all stages.
         cells: C classes of K bins.
         scores: (K,) float64 of each score, "importance" among them.
-        options: as asked.
+        options: of the plan.
     """
     features = samples.features
     reason = np.where(samples.kept, KEPT, np.where(samples.reason == KEPT, QUOTA, samples.reason))
@@ -53,7 +53,7 @@ def make_table(
 
 
 def _with_bad(file: FeaturesFile, columns: Sequence[NDArray[Any]], names: Mapping[int, str]) -> PlanShard:
-    """One shard's rows, with its unusable samples in their places, never kept."""
+    """One shard's rows, unusable samples included in their order and never kept."""
     spans = file.spans()
     if file.bad:
         bad = file.bad_spans()
@@ -139,7 +139,7 @@ def _mean_texture(texture: NDArray[np.float32], kept: NDArray[np.bool_]) -> dict
 
 
 def _count_other_labels(samples: Samples) -> int:
-    """How many copies have another label than the sample that stays; a warning names one."""
+    """Count copies whose label differs from the sample that stays; warn and name one."""
     label, stays = samples.label, samples.stays
     other = np.flatnonzero(label != label[stays])
     if len(other):

@@ -32,7 +32,7 @@ def path(kind: str, tmp_path: Path) -> Path:
     return tmp_path / "x.parquet"
 
 
-def test_equal_tables_are_equal_bytes_and_rewrites_are_no_damage(kind: str, path: Path) -> None:
+def test_equal_tables_are_equal_bytes_and_a_rewrite_no_damage(kind: str, path: Path) -> None:
     expected, data = KINDS[kind].read(path), path.read_bytes()
     KINDS[kind].make(path)
     assert path.read_bytes() == data

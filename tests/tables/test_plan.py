@@ -72,7 +72,7 @@ def test_fresh_draws_start_with_the_plan_and_see_every_sample(plan: adq.Plan) ->
     assert np.logical_or.reduce(epochs[5:8]).all()
 
 
-def test_fresh_draws_skip_binless_samples_and_cells_without_quota() -> None:
+def test_fresh_draws_skip_binless_samples_and_cells_of_no_quota() -> None:
     assert not one_cell([0, 1, 2], size=3, quota=0).kept_in("a.tar", 1).any()
     header = {**HEADER, "cells": {"size": [[3, 3], [3, 2]], "quota": [[3, 3], [3, 2]]}}
     shard = shard_of("a.tar")
