@@ -1,8 +1,7 @@
 """Adaptive Dataset Quantization for WebDataset and torchdata.
 
-Two movements: fit (shards → features → bins → scores → plan or codebook) and stream (shards and one of these → kept
-samples).
-Names are loaded when first used, so that importing the package costs nothing.
+Two stages: fit (shards → features → bins → scores → plan or codebook) and stream (shards and one of these →
+kept samples). Names are loaded when first used, so that importing the package costs nothing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Checks arguments where they enter: one text for each rule."""
+"""Checks arguments where they enter, with one error text per rule."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def check_memory(memory_bytes: float) -> None:
 
 
 def listed(name: str, values: Iterable[Any]) -> list[Any]:
-    """`values` as a list; a bare string, which would be read letter by letter, is refused."""
+    """`values` as a list; refuses a bare string, which would be read letter by letter."""
     if isinstance(values, str):
         raise ValueError(f"{name} must be a list, got the text {values!r}; write [{values!r}]")
     return list(values)

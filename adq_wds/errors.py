@@ -17,9 +17,9 @@ _CONTROL = re.compile(
 
 
 def printable(text: str) -> str:
-    r"""Text as a terminal or a log may show it: characters that steer it are escaped, as `repr` escapes them.
+    r"""Text that a terminal or a log may show: control characters are escaped, as by `repr`.
 
-    Newlines and tabs stay; so does all that is merely not ASCII.
+    Newlines, tabs and printable characters beyond ASCII stay.
 
     >>> print(printable("caf\u00e9 \x1b[31mred\u202e"))
     café \x1b[31mred\u202e
@@ -30,7 +30,7 @@ def printable(text: str) -> str:
 class AdqError(Exception):
     """Base of everything this package raises on purpose about data, files and state.
 
-    Wrong arguments raise `ValueError` or `TypeError` instead: they are the program's, not the data's. Its text is
+    Wrong arguments are errors of the program and raise `ValueError` or `TypeError` instead. Its text is
     `printable`: files, keys and names come from strangers.
     """
 
@@ -63,7 +63,7 @@ class StateError(AdqError):
 
 
 class LoaderClosed(AdqError):  # noqa: N818 - it says what is, as StopIteration does
-    """The stream has already ended with an error; it must be made anew."""
+    """The stream has already ended with an error; make a new one."""
 
 
 E = TypeVar("E", bound=AdqError)
@@ -84,13 +84,14 @@ def located(error: E, *, shard: str, key: str | None = None, field: str | None =
 
 
 def names_place(error: AdqError, shard: str) -> bool:
-    """Whether an error's text starts with its place in `shard` already, as `located` puts it there."""
+    """Whether an error's text already starts with its place in `shard`, as `located` writes it."""
     text = str(error)
     return text.startswith("shard ") and (shard in text or shorten(shard) in text)
 
 
 def retold(error: E, text: str) -> E:
-    """The same error with another text, caused by it: of whatever class, whose constructor is not called."""
+    """A copy of the error with another text, caused by the original; does not call the class's
+    constructor."""
     new = type(error).__new__(type(error))
     new.__dict__.update(error.__dict__)
     new.args = (text,)

@@ -22,7 +22,7 @@ _MAX_WRITERS = 8  # of one path at one time and machine; more wait
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A path to write to that becomes `path` when the block ends well, and vanishes when it does not.
+    """A path to write to: renamed to `path` when the block succeeds, removed when it fails.
 
     The bytes go to a hidden file beside `path`, are flushed to the disk, and take the name with one
     `os.replace`: a reader sees the old file or the new one, never a part. Every writer has a hidden file of its
@@ -61,7 +61,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 def _partials_of(path: Path) -> list[Path]:
     """The hidden files that writers of `path` on this machine may use, one each.
 
-    Other machines have others: not every shared file system tells one machine of another's locks.
+    Each machine has its own names, since not every shared file system shares locks between machines.
     """
     machine = sha256_text(socket.gethostname())[:6]
     name = os.fsdecode(os.fsencode(path.name)[:200])  # a file's name has at most 255 bytes
@@ -72,7 +72,7 @@ def _partials_of(path: Path) -> list[Path]:
 def _partial_of(path: Path) -> Iterator[tuple[Path, int]]:
     """An empty hidden file beside `path` and its descriptor, locked for as long as its writer lives.
 
-    The first one that nobody has locked is taken, be it a dead writer's; what other dead writers left is removed.
+    Takes the first unlocked one, even a dead writer's, and removes the files of other dead writers.
     When as many writers live as there are names, the next waits for one of them.
     """
     partials = _partials_of(path)
@@ -92,7 +92,8 @@ def _partial_of(path: Path) -> Iterator[tuple[Path, int]]:
 
 
 def _open_locked(path: Path, *, wait: bool) -> int | None:
-    """The descriptor of a file, made if need be, locked, and still the one of that name; None where others hold it."""
+    """The descriptor of a file, created if missing, locked and still of that name; None where another process
+    locks it."""
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
@@ -149,7 +150,7 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
 
 
 def canonical_json(value: Any) -> str:
-    """The one JSON text of a value: keys sorted, no spaces, UTF-8, no NaN.
+    """The canonical JSON text of a value: keys sorted, no spaces, UTF-8, no NaN.
 
     >>> canonical_json({"b": 1, "a": [1.5, None]})
     '{"a":[1.5,null],"b":1}'
@@ -164,13 +165,13 @@ def sha256_text(text: str) -> str:
 
 @contextlib.contextmanager
 def lock(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Hold `folder` for one job: a second one is refused, with the holder's name.
+    """Lock `folder` for one job; a second job is refused, with the holder's name.
 
-    The operating system drops the lock when its process ends, however it ends, so nothing is ever stale;
-    the text in ``.adq.lock`` only says who holds it. The file goes with the lock.
+    The operating system drops the lock when its process ends, however it ends, so no lock is ever stale; the
+    text in ``.adq.lock`` only names the holder. The file is removed with the lock.
 
     Raises:
-        AdqError: another process holds the folder; names its pid, host, command and start.
+        AdqError: another process has locked the folder; names its pid, host, command and start.
     """
     path = Path(folder) / ".adq.lock"
     try:
@@ -199,5 +200,5 @@ def lock(folder: str | os.PathLike[str]) -> Iterator[None]:
     finally:
         path.unlink(
             missing_ok=True
-        )  # while it is held: who waits with it open then sees another file of that name
+        )  # while it is locked: a waiting process that has it open then sees another file of that name
         os.close(handle)

@@ -1,4 +1,4 @@
-"""Defines what users may plug in: encoders, importances of patches, allocation rules."""
+"""Defines the protocols of plug-ins: encoders, importances of patches, allocation rules."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ Label = int | str | None
 
 
 class Encoder(Protocol):
-    """Images to embeddings. Its three names go into every file of features, so that two are never mixed."""
+    """Maps images to embeddings. Its three names are stored in every features file, so that encoders are
+    never mixed."""
 
     @property
     def name(self) -> str: ...
@@ -33,7 +34,8 @@ class Importance(Protocol):
     def __call__(
         self, images: Sequence[Image.Image], labels: Sequence[Label], seeds: Sequence[int]
     ) -> NDArray[np.float32]:
-        """(B, L): of each of L patches, row by row from the top left; B upright RGB images of one size."""
+        """(B, L) importances of L patches, row by row from the top left, of B upright RGB images of one
+        size."""
 
 
 Allocation = Callable[[NDArray[np.int64], NDArray[np.float64], float], NDArray[np.float64]]

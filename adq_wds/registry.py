@@ -1,6 +1,6 @@
 """Finds encoders, scores, importances and allocations by name; a new one is a function and a line here.
 
-The command reads its names from here before it knows what it will do: torch, Pillow and Arrow are imported in functions.
+The command reads the names before it runs anything, so torch, Pillow and Arrow are imported in functions.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ENTRY_POINTS = "adq_wds"  # groups adq_wds.encoders, .scores and .importances of
 
 
 def encoder(spec: str | Encoder | Callable[..., Any] = "builtin", **options: Any) -> Encoder:
-    """The encoder that a name, an object or a function stands for.
+    """The encoder for a name, an object or a function.
 
     Args:
         spec: ``builtin`` (a small network that comes with the package, trained with labels on CIFAR-10 train),
@@ -60,7 +60,7 @@ def encoder(spec: str | Encoder | Callable[..., Any] = "builtin", **options: Any
 
 
 def _shipped(name: str, options: dict[str, Any]) -> Encoder:
-    """An encoder that needs nothing from outside the package."""
+    """An encoder whose weights are in the package."""
     known = ["device"] if name == "thumbnail" else ["amp", "channels_last", "compile", "device"]
     _no_others(f"encoder {name!r} takes no options but {_as_arguments(known)}", options, known)
     if name == "thumbnail":
@@ -100,7 +100,7 @@ named_encoder = encoder  # where `encoder` is an argument
 
 
 def score(spec: str | Score) -> Score:
-    """The score of a user that an object or a name stands for.
+    """The user's score for an object or a name.
 
     Args:
         spec: a `Score`, "FILE.parquet:COLUMN" for a `Column`, or the name under which an installed package offers
@@ -137,17 +137,18 @@ def importance(
     use_labels: bool = True,
     **options: Any,
 ) -> Importance:
-    """What says how much each patch of an image matters: for a name, or an object as it is.
+    """The importance of patches for a name, a function or an object.
 
     Args:
         spec: ``gradcam++`` and ``gradcam`` (where a classifier looked), ``attention`` (where a vision transformer did),
             ``texture``, ``random``; the name of an installed package's entry point in ``adq_wds.importances``, a function
             of ``patch=`` and the options that makes one; or an `Importance`.
-        patch: side P of a patch in pixels; 16 unless said.
-        encoder: the network that looks: a timm name or an encoder, as `encoder` takes it. Without one, both CAMs ask ``builtin``, a
-            small classifier of the ten classes of CIFAR-10 that sees 32 × 32 pixels; for photographs name a better one,
-            such as ``resnet18.a1_in1k``. ``attention`` needs a timm ViT.
-        use_labels: explain the class of the label where `DropPatches` is told of one, not the predicted class.
+        patch: side P of a patch in pixels; 16 by default.
+        encoder: the network: a timm name or an encoder, as `encoder` takes it. Without one, both CAMs use
+            ``builtin``, a small classifier of the ten classes of CIFAR-10 that sees 32 × 32 pixels; for
+            photographs name a better one, such as ``resnet18.a1_in1k``. ``attention`` needs a timm ViT.
+        use_labels: explain the class of the label, where `DropPatches` reads one, instead of the predicted
+            class.
         options: of the encoder, where it is a name: checkpoint, device, image_size, ...
 
     Raises:
@@ -185,7 +186,7 @@ def importance(
 
 
 def check_importance(name: str) -> None:
-    """Raise `ValueError`, with close names, for an importance that neither we nor an installed package offer."""
+    """Raise `ValueError`, with close names, unless the package or an installed one offers this importance."""
     if name not in IMPORTANCES:
         look_up("importance", name, dict.fromkeys([*IMPORTANCES, *_installed_names("importances")]))
 
@@ -193,7 +194,7 @@ def check_importance(name: str) -> None:
 def _network_importance(
     name: str, *, patch: int, use_labels: bool = True, encoder: str | Encoder | None = None, **options: Any
 ) -> Importance:
-    """An importance by what a network looked at."""
+    """An importance computed from a network."""
     from adq_wds.models.network_encoder import NetworkEncoder
     from adq_wds.saliency.attention import attention_importance
     from adq_wds.saliency.cam import cam_importance
@@ -216,7 +217,7 @@ def _network_importance(
 
 
 def _made(kind: str, name: str, factory: Callable[..., Any], options: dict[str, Any] | None = None) -> Any:
-    """What an installed package's factory makes; its own errors become one line."""
+    """The object that an installed package's factory makes; its errors become one line."""
     try:
         return factory(**options or {})
     except (AdqError, ValueError):
@@ -231,7 +232,7 @@ def _installed_names(kind: str) -> list[str]:
 
 
 def _installed(kind: str, name: str) -> Any:
-    """What an installed package offers under this name, loaded now; None if nothing does.
+    """The object that an installed package offers under this name, loaded now; None without one.
 
     Raises:
         ValueError: two packages offer the name, or it cannot be loaded.
@@ -271,5 +272,5 @@ def look_up(kind: str, name: str, known: dict[str, Any]) -> Any:
 
 
 def unknown(kind: str, name: object, close: Iterable[str]) -> str:
-    """The text for a name nobody knows."""
+    """The error text for an unknown name."""
     return f"unknown {kind} {name!r}; did you mean {', '.join(close)}?"

@@ -14,7 +14,7 @@ from PIL import Image
 from adq_wds.errors import SampleError, shorten
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
-# columns of our tables and of `adq show`, which a score of another kind must not hide
+# columns of our tables and of `adq show`, which a user's score must not hide
 RESERVED = frozenset([
     "bin", "byte_offset", "crc32", "difficulty", "digest", "diversity", "diversity_spread", "embedding", "importance",
     "index", "kept", "key", "label", "logit_grad", "members", "n_bytes", "norm", "pick", "rank", "rate", "shard", "size",
@@ -23,7 +23,8 @@ RESERVED = frozenset([
 
 
 class Score(ABC):
-    """A score of your own: derive, name it, and say what a sample is worth; a bin is worth the mean of its samples.
+    """Base class of your own scores: set `name` and write `per_sample`; by default a bin's score is the mean
+    of its samples.
 
     ``embed_shards(..., scores=[MyScore()])`` calls `per_sample` and keeps its numbers in the features, in a column of
     the score's name; ``build_plan(..., scores=["texture", "diversity", MyScore()])`` calls `per_bin` on them.
@@ -31,8 +32,8 @@ class Score(ABC):
     Attributes:
         name: lower-case letters, digits and ``_``, at most 40; the column's name.
         revision: change it when `per_sample` changes, so that old and new numbers are never mixed.
-        needs_image: False for a score that looks at `h` alone: it is given None for the image, and samples without
-            one, such as text with embeddings of its own, can be scored too.
+        needs_image: False for a score of `h` alone: it gets None for the image, so samples without one, such
+            as text with stored embeddings, can be scored too.
 
     >>> class Brightness(Score):
     ...     name = "brightness"
@@ -48,7 +49,7 @@ class Score(ABC):
 
     @abstractmethod
     def per_sample(self, image: Any, h: NDArray[np.float32]) -> float:
-        """What one sample is worth: a finite number. Called from several threads.
+        """The score of one sample: a finite number. Called from several threads.
 
         Args:
             image: PIL, upright, RGB, of its own size; None for a score with ``needs_image = False``.
@@ -56,7 +57,7 @@ class Score(ABC):
         """
 
     def per_bin(self, values: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-        """What each bin is worth: the mean of its samples, unless you say otherwise.
+        """The score of each bin; by default the mean of its samples.
 
         Args:
             values: of each bin that holds samples, their numbers: (n,) float64, n >= 1.
@@ -68,11 +69,11 @@ class Score(ABC):
 
 
 def check_score(score: object) -> Score:
-    """`score`, if it is one that can be used.
+    """`score`, checked.
 
     Raises:
         TypeError: not a `Score`.
-        ValueError: its name cannot be that of a column, or is one of ours.
+        ValueError: its name is no valid column name, or reserved.
     """
     if not isinstance(score, Score):
         raise TypeError(f"a score must be a name or derive from adq_wds.Score, got {shorten(score)}")
@@ -97,7 +98,7 @@ def sample_value(score: Score, image: Image.Image | None, h: NDArray[np.float32]
     """`score.per_sample`, checked.
 
     Raises:
-        SampleError: it raised, or gave anything but a finite number (of float32's range).
+        SampleError: it raised, or did not return a finite float32.
     """
     try:
         given = score.per_sample(image if score.needs_image else None, h)

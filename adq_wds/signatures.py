@@ -1,7 +1,8 @@
 """Reads the options of a function from its source: names, types, defaults, and the help in its docstring's `Args:`.
 
-An option then stands in one place, the function's signature; the command makes its flag from it, and a run.json may
-set what it names. The source is read, not imported: jobs import torch and Arrow, which would make ``adq --help`` slow.
+So an option is defined once, in the function's signature: the command makes its flag from it, and a run.json
+may set it. The source is read, not imported: jobs import torch and Arrow, which would make ``adq --help``
+slow.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ class Option:
     Attributes:
         name: its name.
         type: "bool", "int", "float", "str", or one of `checks`: "Ratio", "Count".
-        default: what it is unless given.
-        help: the first sentence that the docstring says of it.
-        choices: the words that it may be, where its type is a `Literal`.
+        default: its default value.
+        help: its first sentence in the docstring.
+        choices: its allowed words, where its type is a `Literal`.
         many: whether it is a list.
         none: whether it may be None.
     """
@@ -95,7 +96,7 @@ def default_of(function: str, name: str) -> Any:
 
 @cache
 def _statements(module: str) -> list[str]:
-    """The source of each statement on a module's top level; to parse whole modules would take longer than to start."""
+    """The source of each top-level statement of a module; parsing whole modules would slow the start."""
     package, _, rest = module.partition(".")
     source = pkgutil.get_data(package, rest.replace(".", "/") + ".py") or b""
     return _STATEMENT.split(source.decode("utf-8"))
@@ -103,7 +104,8 @@ def _statements(module: str) -> list[str]:
 
 @cache
 def _find(module: str, name: str) -> tuple[str, ast.AST]:
-    """Where a name of a module is defined, imports followed: the module, and the definition (its head) or value.
+    """The module that defines a name, imports followed, and its definition (up to the docstring's end) or
+    value.
 
     Raises:
         LookupError: it is not defined in the package.
@@ -124,7 +126,7 @@ def _find(module: str, name: str) -> tuple[str, ast.AST]:
 
 
 def _value(module: str, node: ast.AST) -> Any:
-    """What a default stands for: a literal, the name of one, a sum or a shift of such."""
+    """The value of a default: a literal, the name of one, a sum or a shift of these."""
     if isinstance(node, ast.Name):
         return _value(*_find(module, node.id))
     if isinstance(node, ast.BinOp):
@@ -171,7 +173,7 @@ def _members(module: str, annotation: ast.AST | None) -> Iterator[ast.AST]:
 
 
 def _help_of_arguments(module: str, node: ast.FunctionDef | ast.ClassDef) -> dict[str, str]:
-    """The first sentence on each argument; where it is "as in `other`", what `other` says."""
+    """The first sentence on each argument; "as in `other`" is looked up in `other`."""
     text = inspect.cleandoc(ast.get_docstring(node) or "")
     section = re.search(r"^(?:Args|Attributes):\n((?: .*\n?|\n)*)", text, re.MULTILINE)
     sentences: dict[str, str] = {}

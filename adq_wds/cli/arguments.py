@@ -1,4 +1,4 @@
-"""Makes the parser of every command: flags from the signatures of the functions that commands call."""
+"""Builds the parser of every command from the signatures of the functions that the command calls."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ DEMO = "adq_wds.demo.run_demo.run_demo"
 def make_parser(earlier_run: dict[str, Any] | None = None) -> Parser:
     """The parser of all commands; `earlier_run` gives defaults to `adq run`, which flags override.
 
-    What a function takes is read from its signature. Below is what the command alone has; its help is the docstring.
+    Options of a function are read from its signature. Below are the flags that only a command has; a
+    command's help is its docstring.
     """
     parser = Parser(
         prog="adq",
@@ -136,7 +137,7 @@ def _index(command: Any) -> None:
 
 
 def _verify(command: Any) -> None:
-    """hold shards against a plan, to the end, and list all that differs"""
+    """compare shards with a plan, to the end, and list all differences"""
     command.add_argument(
         "plan", metavar="PLAN", help="a plan, the folder of a run, an index file, or a folder of features"
     )
@@ -159,7 +160,7 @@ def _add_output_flags(command: Any) -> None:
     quiet = "warnings only; what was asked for, of show, patches, verify, --json or --dry-run, is printed all the same"
     command.add_argument("--json", action="store_true", help="print JSON")
     command.add_argument("-q", "--quiet", action="store_true", help=quiet)
-    bars = "progress bars; only on a terminal unless said"
+    bars = "progress bars; by default only on a terminal"
     command.add_argument("--progress", action=argparse.BooleanOptionalAction, default=None, help=bars)
 
 

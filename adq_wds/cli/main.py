@@ -24,7 +24,7 @@ from adq_wds.signatures import EMBED, ENCODER, PLAN
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; gives the exit code."""
+    """Run one command and return its exit code."""
     logging.basicConfig(format="%(message)s", handlers=[_BesideBars()])
     command = "run"  # whose run.json is read while arguments are
     try:
@@ -53,7 +53,7 @@ class _BesideBars(logging.Handler):
 
 
 def _say(text: str) -> None:
-    """Write a line to standard error. Where it cannot be written, nobody can be told, and the job goes on."""
+    """Write a line to standard error; the job goes on where that fails."""
     from tqdm import tqdm
 
     try:
@@ -78,7 +78,7 @@ def _print_text(text: str) -> None:
 
 
 def _discard(stream: TextIO) -> None:
-    """Let what a stream still holds go nowhere: Python tries to write it once more at its end."""
+    """Discard what a stream still buffers; Python would try to write it again at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
@@ -99,7 +99,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _inside(folder: str, name: str, *, required: bool = True) -> str:
-    """The file of that name in a run's folder; `folder` itself where it is a file, or nothing yet.
+    """The file of that name in a run's folder; `folder` itself where it is a file or does not exist.
 
     Raises:
         ValueError: a folder without that file, which is required.
@@ -115,9 +115,9 @@ def _inside(folder: str, name: str, *, required: bool = True) -> str:
 
 
 def _print(a: argparse.Namespace, value: Any, text: str | None = None) -> None:
-    """Print a value as JSON or as its text; where it is a mapping without one, its entries.
+    """Print a value as JSON or as its text; a mapping without a text as its entries.
 
-    A command that makes something prints no text where it is to be quiet.
+    With ``--quiet`` a command that makes something prints no text.
     """
     if a.json:
         text = json.dumps(_as_json(value), indent=1)
@@ -153,7 +153,7 @@ def _fail(error: Exception, command: str, code: int) -> int:
 
 
 def _call(a: argparse.Namespace, function: str, *arguments: Any, **changed: Any) -> Any:
-    """What a function of ours gives for these arguments and the flags of its name; loaded now, with what it imports."""
+    """Import a function of the package and call it with these arguments and its own flags."""
     module, _, name = function.rpartition(".")
     return getattr(import_module(module), name)(*arguments, **{**given(a, function), **changed})
 
@@ -205,7 +205,7 @@ def _print_keys(a: argparse.Namespace, plan: adq_wds.Plan) -> None:
     """The kept samples, a line each as ``--must-include`` reads it, or as one JSON list.
 
     Raises:
-        ValueError: a key is no line that a terminal may show as it is, and an escaped one would be another key.
+        ValueError: a key is not printable on one line; escaped, it would be another key.
     """
     from adq_wds.report.text import kept_samples
 
@@ -303,7 +303,7 @@ def _demo(a: argparse.Namespace) -> None:
 
 
 def _encoder_options(a: argparse.Namespace) -> dict[str, Any]:
-    """What was given of the flags of an encoder, its name under "encoder"."""
+    """The flags of an encoder that the command line has, its name under "encoder"."""
     options = {"encoder": a.encoder, **given(a, ENCODER)}
     return {name: value for name, value in options.items() if value is not None}
 
@@ -315,12 +315,12 @@ def _encoder(a: argparse.Namespace) -> dict[str, Any]:
 
 
 def _source(a: argparse.Namespace) -> adq_wds.Encoder:
-    """The encoder asked for; one that costs nothing where embeddings are given, which go before it."""
+    """The encoder of the flags; with ``--embeddings``, which replace it, one that costs nothing."""
     return adq_wds.encoder("thumbnail") if a.embeddings is not None else adq_wds.encoder(**_encoder(a))
 
 
 def _importance(a: argparse.Namespace) -> str | adq_wds.Importance:
-    """The importance asked for: a name, or the object where something is said of its encoder."""
+    """The importance of the flags: a name, or the object where flags of its encoder are set."""
     options = _encoder_options(a)
     if options and a.patch_keep is None:
         name, value = next(iter(options.items()))

@@ -80,13 +80,13 @@ class Parser(argparse.ArgumentParser):
 def add_options(group: Any, function: str, *, without: Iterable[str] = (), **changed: dict[str, Any]) -> None:
     """A flag for each keyword-only argument of a function but ``out`` and ``progress``, which commands add themselves.
 
-    A word among `Literal` choices is a choice, and "none" where None is one more; a list takes several words.
+    A `Literal` gives choices, with "none" for None; a list takes several words.
 
     Args:
         group: the command, or a group of its flags.
         function: full name of the function; see `options_of`.
         without: arguments that have no flag.
-        changed: by argument, what `add_argument` is told otherwise.
+        changed: other arguments of `add_argument`, by name of the option.
     """
     for name, option in options_of(function).items():
         if name not in (*_OF_EVERY_COMMAND, *without):
@@ -95,7 +95,7 @@ def add_options(group: Any, function: str, *, without: Iterable[str] = (), **cha
 
 
 def _how(option: Option) -> dict[str, Any]:
-    """What `add_argument` is told about an option."""
+    """The arguments of `add_argument` for an option."""
     how: dict[str, Any] = {"default": option.default, "help": option.help.replace("%", "%%")}
     if option.type == "bool":
         return {**how, "action": argparse.BooleanOptionalAction}
@@ -111,7 +111,7 @@ def _how(option: Option) -> dict[str, Any]:
 
 
 def _word_or(words: Sequence[str], number: Callable[[str], Any]) -> Callable[[str], Any]:
-    """What reads one of some words, or else a number."""
+    """A type for argparse that reads one of some words, or a number."""
 
     def read(text: str) -> Any:
         try:
@@ -123,7 +123,7 @@ def _word_or(words: Sequence[str], number: Callable[[str], Any]) -> Callable[[st
 
 
 def given(arguments: argparse.Namespace, function: str, *, without: Iterable[str] = ()) -> dict[str, Any]:
-    """What a command was given for a function's keyword-only arguments, as far as the command has them."""
+    """The command's values for a function's keyword-only arguments, as far as the command has them."""
     values = {}
     for name, option in options_of(function).items():
         if hasattr(arguments, name) and name not in without:
@@ -144,7 +144,7 @@ def ratio(text: str) -> float:
 
 
 def count(text: str) -> int:
-    """An integer, which `check_values` wants to be at least 1."""
+    """An integer; `check_values` refuses numbers below 1."""
     return int(text)
 
 
@@ -172,7 +172,7 @@ _CHECKS: dict[str, Callable[[Any], object]] = {
 
 
 def check_values(command: Parser, arguments: argparse.Namespace) -> None:
-    """Find the values that are wrong whatever the data, before torch or Arrow are imported.
+    """Check the values that need no data, before torch or Arrow are imported.
 
     Raises:
         ValueError: a number is out of range, or nothing has that name.

@@ -21,8 +21,8 @@ def split_budget(
 
     The exact shares are clip(λ·weight, low, size), with the λ at which they sum to `budget`; a keyed tree rounds them
     (`core.seats.tree_seats`): the sum is `budget`, the seed decides which cells get the odd picks, each cell
-        with the probability of its fraction, and a larger budget never takes a pick away. Cells of weight 0
-        are filled last, by their sizes.
+    with the probability of its fraction, and a larger budget never takes a pick away. Cells of weight 0
+    are filled last, by their sizes.
 
     Args:
         size: (K,) int64, samples in each cell, >= 0.

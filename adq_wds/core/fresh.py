@@ -1,5 +1,4 @@
-"""Counts the samples that each epoch takes from each cell when every epoch continues where the last one
-ended.
+"""Counts the samples that each epoch takes from each cell; an epoch continues where the last one ended.
 
 Shares of cells lie end to end on a line. Epoch e takes one sample from a cell for each point k + u_e, k a
 whole number, on the cell's interval, where u_e = frac(u + e/φ) and φ is the golden ratio: every cell and

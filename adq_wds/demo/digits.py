@@ -19,7 +19,7 @@ SHARD_SAMPLES = 320
 
 
 def load_digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """1,797 grey images (N, 8, 8) uint8 and their digits (N,) int64; scikit-learn holds them, nothing is fetched.
+    """1,797 grey images (N, 8, 8) uint8 and their digits (N,) int64, from the files of scikit-learn.
 
     Raises:
         AdqError: scikit-learn is missing or cannot be imported.

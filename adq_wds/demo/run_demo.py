@@ -1,4 +1,4 @@
-"""Shows the main job at work: shards, plans, streams, trainings and a table, in two minutes."""
+"""Runs the main job in two minutes: shards, plans, streams, trainings and a table."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def run_demo(
         progress: show bars; only on a terminal by default.
 
     Returns:
-        what ``demo.json`` holds, without its store of trainings.
+        the content of ``demo.json``, without its store of trainings.
 
     Raises:
         ValueError: an argument is out of range.
@@ -70,7 +70,7 @@ def run_demo(
     plan_options(**options)
     positive("seeds", seeds)
     positive("epochs", epochs)
-    load_digits()  # says what is missing before anything is written
+    load_digits()  # raises for a missing package before anything is written
     quiet = None if progress is None else not progress
     folder = make_folder(out)
     with lock(folder):
@@ -158,7 +158,7 @@ def make_trainings(
 
 
 def demo_text(result: dict[str, Any], out: str | os.PathLike[str]) -> str:
-    """The table, what it says, where the files are, and what to try next."""
+    """The table, its conclusion, where the files are, and what to try next."""
     folder, encoder = shlex.quote(os.fspath(out)), result["arguments"]["encoder"]
     other = "builtin" if encoder == "thumbnail" else "thumbnail"
     flags = "" if encoder == "builtin" else f" --encoder {encoder}"
@@ -177,7 +177,7 @@ Next:
 
 
 def _stored(folder: Path) -> dict[str, Any]:
-    """What ``demo.json`` holds: the last result, and under "trainings" each accuracy so far by its id."""
+    """The content of ``demo.json``: the last result, and under "trainings" each accuracy so far by its id."""
     path = folder / "demo.json"
     if not path.exists():
         if any(not other.name.startswith(".") for other in folder.iterdir()):

@@ -1,4 +1,4 @@
-"""Says what the demo's accuracies show: a table, paired differences, and a paragraph that follows from them."""
+"""Summarises the demo's accuracies: a table, paired differences, and a paragraph of conclusions."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def difference(arm: str, against: str, accuracies: dict[str, list[float]]) -> di
     """One arm less another, seed by seed: mean, 95 % interval by Student's t, and verdict.
 
     The interval is None for fewer than `MIN_SEEDS` seeds. The verdict is "higher" or "lower" where the interval leaves
-    zero out, "equal" where all seeds agree to the last digit, "none" where nothing is shown.
+    zero out, "equal" where all seeds agree to the last digit, else "none".
     """
     from scipy.stats import t  # comes with scikit-learn, as the images do
 

@@ -1,4 +1,4 @@
-"""Trains the demo's small classifier, many times side by side; what was trained before is not trained again."""
+"""Trains the demo's small classifier in parallel, and reuses stored accuracies."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Training:
     epochs: Sequence[NDArray[np.int64]]  # rows (n,) of `images` for each epoch
 
     def id(self, test: Images) -> str:
-        """SHA-256 over all that the accuracy on `test` follows from: equal ids, equal accuracy."""
+        """SHA-256 over everything that determines the accuracy on `test`: equal ids, equal accuracy."""
         settings = [DEFINITION, torch.__version__, platform.machine(), self.seed, *map(len, self.epochs)]
         digest = hashlib.sha256(canonical_json(settings).encode())
         for images in (self.images, test):
@@ -112,8 +112,8 @@ def train_all(
 ) -> list[float]:
     """The accuracy of each training on `test`, in [0, 1].
 
-    Those in `known`, by `Training.id`, are taken from there; new ones are added, and `save` is called after each, so
-    that an interrupted run loses only those in work.
+    Those in `known`, by `Training.id`, are reused. New ones are added to it, and `save` is called after each,
+    so that an interrupted run loses only unfinished trainings.
     """
     ids = [training.id(test) for training in trainings]
     if n_known := sum(name in known for name in ids):

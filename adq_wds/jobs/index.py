@@ -53,19 +53,20 @@ def index_shards(
 ) -> IndexReport:
     """Scan shards and write where each sample lies to one file, whole or not at all.
 
-    Where `out` is an index already, shards whose size and date are those of then are not read again.
+    Where `out` is an index already, shards of unchanged size and date are not read again.
 
     Args:
         urls: shards, as `expand_urls` reads them; or one description of them (``_info.json`` or a wids JSON file),
-            whose counts are compared with what is found.
+            whose counts are compared with the shards.
         out: the index's file.
         split: one split of a description; all by default.
         progress: show a bar; only on a terminal by default.
 
     Raises:
         ValueError: no shards, or a split without a description.
-        ShardError: no shard holds a sample, one is damaged or missing, or holds another number of samples than its description says.
-        AdqError: `out` is another file than an index, or cannot be written.
+        ShardError: no shard holds a sample, one is damaged or missing, or its number of samples is not the
+            described one.
+        AdqError: `out` is a file but no index, or cannot be written.
     """
     paths, counts = _expand(urls, split)
     names = plain_shard_names(paths)
@@ -104,7 +105,7 @@ def _expand(urls: Urls, split: str | None) -> tuple[list[str], list[int | None]]
 def _scan_all(
     path_of: dict[str, str], earlier: dict[str, IndexedShard], progress: bool | None
 ) -> dict[str, IndexedShard]:
-    """What each shard holds, by name; shards of the same size and date as before are not read again."""
+    """The samples of each shard, by name; shards of unchanged size and date are not read again."""
     shards: dict[str, IndexedShard] = {}
     sources = {name: source_stamp(path) for name, path in path_of.items()}
     total = sum(source["bytes"] for source in sources.values())
@@ -125,7 +126,7 @@ def _scan_all(
 
 
 def _load_earlier(file: Path) -> dict[str, IndexedShard]:
-    """What an earlier run wrote; nothing but an index is ever written over."""
+    """The index of an earlier run; refuses to overwrite any other file."""
     try:
         return read_index(file) if file.exists() else {}
     except ShardError as error:

@@ -33,7 +33,7 @@ _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", 
 
 @dataclass(frozen=True)
 class PackReport:
-    """What became of the files of a folder: files = samples + bad + hidden + the sum of other.
+    """Counts of the files of a folder: files = samples + bad + hidden + the sum of other.
 
     Attributes:
         shards: new shards.
@@ -41,9 +41,9 @@ class PackReport:
         bytes: bytes of the shards on the disk.
         classes: names of the classes; the position of a name is its label. None without labels.
         renamed: keys that differ from the file's path without its extension.
-        bad: files that should be images and are not, and were left out (see the log).
-        hidden: files that are left out because their name, or that of a folder above, starts with a dot.
-        other: files that are left out because their extension is none of an image, by extension.
+        bad: files with an image's extension that are no image, left out (see the log).
+        hidden: files left out because their name, or a folder's name above, starts with a dot.
+        other: files left out because their extension is not that of an image, by extension.
     """
 
     shards: int
@@ -95,12 +95,12 @@ def pack_folder(
 
     A sample is one file, its bytes untouched: the field is named after its content (``jpg``, ``png``, ...), the key is
     its path below `folder` without the extension. Dots in the file's name become ``_``, for a key ends at the first
-    dot; so do control characters and what is not UTF-8. A key that another file has already gets ``-2``, ``-3``, ...
+    dot; so do control characters and bytes that are not UTF-8. A repeated key gets ``-2``, ``-3``, ...
 
     Files lie in the shards in an order drawn by `seed`: read one after another, shards in the order of their classes
     would give one class at a time. Equal files and seed give equal bytes. ``_info.json`` and ``index.parquet`` stand
-    beside the shards, as `write_shards` makes them. Links are followed. An image is known by its first bytes, it is
-    not decoded: ``adq verify --decode`` does that.
+    beside the shards, as `write_shards` makes them. Links are followed. An image is recognised by its first
+    bytes and not decoded; ``adq verify --decode`` decodes.
 
     Args:
         folder: one split of a data set, such as ``imagenet/train``.
@@ -169,7 +169,7 @@ class _Files:
     """The files below a folder; paths are relative, with `/`.
 
     Attributes:
-        images: files to be packed, sorted, and what cannot be looked at (an unreadable folder, a broken link).
+        images: files to be packed, and paths that cannot be read (a folder, a broken link), sorted.
         problems: why one of them cannot be packed, by path.
         hidden: number of hidden files.
         other: numbers of files with the extension of no image, by extension.
@@ -242,7 +242,7 @@ def _classes(paths: Sequence[str], root: str) -> list[str] | None:
 
 
 def _keys(paths: Sequence[str]) -> list[str]:
-    """A key for each path: unique, and read back as it is."""
+    """A key for each path: unique, and unchanged when read back."""
     used: set[str] = set()
     last: Counter[str] = Counter()
     keys = []
@@ -314,6 +314,6 @@ def _read(path: str) -> bytes:
 
 
 def _field_of(data: bytes) -> str:
-    """The field for an image by its first bytes; `SampleError` for what is no image."""
+    """The field for an image by its first bytes; `SampleError` if it is no image."""
     name = image_format(data)
     return _FIELDS.get(name, name.lower())

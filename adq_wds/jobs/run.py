@@ -1,4 +1,4 @@
-"""Makes shards into a plan in one command: embed, bin, plan, write, each only where something changed."""
+"""Runs embed, bin, plan and write in one command; repeats only the steps whose input changed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from adq_wds.tables.spans import source_stamp
 from adq_wds.writing.tars import ShardPattern
 
 VERSION = 1
-# What a run.json may set, which may come from a stranger.
+# The keys that a run.json may set; the file may come from a stranger.
 _KNOWN = {
     "encoder": {"spec", *options_of(ENCODER)},
     "embed": options_of(EMBED).keys() - {"progress"},
@@ -51,8 +51,8 @@ def run_job(
 ) -> dict[str, Any]:
     """Make ``OUT/features/``, ``OUT/bins.parquet``, ``OUT/plan.parquet``, with `write` ``OUT/shards/``, and ``OUT/run.json``.
 
-    A second run with equal arguments on the same shards does nothing; with others it reuses what still holds:
-    features while shards and encoder are the same, bins while features and number of bins are.
+    A second run with equal arguments on the same shards does nothing. With other arguments it reuses features
+    while shards and encoder are the same, and bins while features and number of bins are.
 
     Args:
         urls: tar shards: paths, URLs, patterns.
@@ -64,11 +64,11 @@ def run_job(
         progress: show bars; only on a terminal by default.
 
     Returns:
-        what ``run.json`` holds, and `nothing_to_do`.
+        the content of ``run.json``, and `nothing_to_do`.
 
     Raises:
         ValueError: an argument is out of range, a name unknown, or a source lies where shards are to be written.
-        AdqError: damaged data, another job in the folder, shards in ``OUT/shards/`` that no run here has made.
+        AdqError: damaged data, another job in the folder, shards in ``OUT/shards/`` from elsewhere.
     """
     paths = expand_urls(urls)
     if plan.get("scores"):
@@ -123,7 +123,7 @@ def run_job(
 
 
 def needed(embed: dict[str, Any], plan: dict[str, Any]) -> dict[str, Any]:
-    """What has to be embedded for such a plan, beyond what was asked for."""
+    """The options of `embed_shards` that this plan needs beyond the given ones."""
     more: dict[str, Any] = {}
     own = [
         score
@@ -140,7 +140,7 @@ def needed(embed: dict[str, Any], plan: dict[str, Any]) -> dict[str, Any]:
 
 
 def _settled(path: str) -> str:
-    """Where a shard is, for a file that others may read: no password or token of its URL."""
+    """The path of a shard without password or token, for a file that others may read."""
     return without_secrets(path) if is_url(path) else os.path.abspath(path)
 
 
@@ -162,7 +162,7 @@ def _plan(folder: Path, features: Features, options: Options) -> Plan:
 
 
 def _done(folder: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
-    """The result of an equal run before this one, if its plan and shards are still there."""
+    """The result of an earlier equal run, if its plan and shards still exist."""
     try:
         old = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -173,7 +173,7 @@ def _done(folder: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
         return None
     try:
         plan = load_plan(folder / "plan.parquet")
-        for _ in plan:  # every row is held against the header
+        for _ in plan:  # every row is compared with the header
             pass
         whole = plan.hash == old["plan"] and ("written" not in old or _is_written(folder, old["written"]))
     except (AdqError, AttributeError, KeyError, OSError, TypeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Draws what dropping patches does to a few images: the picture of `adq patches`."""
+"""Draws the effect of dropping patches on a few images: the picture of `adq patches`."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def show_patches(
     image: FieldSpec = IMAGE_FIELDS,
     samples: Count = SAMPLES,
 ) -> list[Shown]:
-    """Draw a few images, where they matter, what is kept, how it is stored, and what a network makes of it.
+    """Draw a few images, each with its importance, kept patches, stored form and reconstruction.
 
     Args:
         urls: shards, as `expand_urls` reads them; images from all over them are shown, the same every time.

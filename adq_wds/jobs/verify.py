@@ -1,4 +1,4 @@
-"""Compares shards with a plan, an index or features: every check that training would make, without training."""
+"""Compares shards with a plan, an index or features, by every check that training makes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SHOWN = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Report(Check):
-    """The same of all shards that a table lists; other shards stand at the end of `differences`.
+    """The sum of `Check` over all listed shards; unlisted shards are at the end of `differences`.
 
     Attributes:
         against: what the shards were compared with: "plan", "index" or "features".
@@ -67,17 +67,17 @@ def verify_shards(
     workers: Count | None = None,
     progress: bool | None = None,
 ) -> Report:
-    """Hold shards against a plan, an index or features, to the end, and tell all that differs.
+    """Compare shards with a plan, an index or features, to the end, and report all differences.
 
-    Shards are matched by name, wherever their folder is now. Of each, headers, keys, order, places, sizes and the
-    checksums of all payloads are compared; what stands behind a damaged header is found by its offset.
+    Shards are matched by name, wherever their folder is now. Headers, keys, order, offsets, sizes and payload
+    checksums are compared; samples behind a damaged header are read by offset.
 
     Args:
         plan: a plan, an index file or a folder of features, opened or by path.
         urls: the shards, as `expand_urls` reads them.
         root: folder that the names are relative to, where a path fits several.
-        decode: also decode the image of every sample that training reads; of one stored without some of its patches,
-            places and geometry too.
+        decode: also decode the image of every sample that training reads, and check the record of
+            patch-dropped ones.
         image: field with the image.
         label: also compare the labels in this field with those listed. None compares none.
         workers: threads that decode; as many as cores by default.

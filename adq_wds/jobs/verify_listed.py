@@ -1,4 +1,4 @@
-"""Reads what a plan, an index or features list of each shard into one form, to compare shards with."""
+"""Reads plans, indexes and features into one form for comparing shards."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from adq_wds.tables.spans import Spans
 
 @dataclass(frozen=True)
 class Expected:
-    """What a table lists of one shard.
+    """The entries of a table for one shard.
 
     Attributes:
         name: the shard's name.
         spans: its n samples.
         used: (n,) bool, those that training reads.
-        labels: of each of the n; None in a table without labels.
-        complete: are there no others in the shard?
+        labels: n labels; None in a table without labels.
+        complete: whether the table lists every sample of the shard.
     """
 
     name: str
@@ -41,14 +41,14 @@ class Expected:
 
 @dataclass(frozen=True)
 class Listed:
-    """A plan, an index or features, as shards to be looked for; iterating gives each, in order.
+    """A plan, an index or features as a sequence of expected shards.
 
     Attributes:
         kind: "plan", "index" or "features".
         names: of its shards.
         n_samples: samples in all of them.
-        labelled: are there labels?
-        shard: what is listed of one, by name.
+        labelled: whether there are labels.
+        shard: the entries of one shard, by name.
     """
 
     kind: str
@@ -85,7 +85,7 @@ def _is_index(path: str | os.PathLike[str]) -> bool:
     try:
         GroupFile(path, kind="index", version=INDEX_VERSION, error=ShardError)
     except ShardError:
-        return False  # a plan, or a file of which `load_plan` says what is wrong
+        return False  # a plan, or a file that `load_plan` refuses
     return True
 
 

@@ -1,4 +1,5 @@
-"""Compares one shard with what a table lists: key, offset, size, order and checksum of each sample; contents if asked."""
+"""Compares one shard with a table: key, offset, size, order, checksum of each sample; on request its
+contents."""
 
 from __future__ import annotations
 
@@ -37,8 +38,8 @@ class Difference:
         kind: of a sample "missing", "moved", "changed" (another payload), "damaged" (no sample there), "unusable", "label"
             or "extra"; of a shard "damaged", "unreadable", "missing shard", "extra shard", "second file" or "unmatched
             shard".
-        text: what was found, and what was listed.
-        n: samples of the table that are not as listed because of this alone: 0 or 1, or all of a missing shard.
+        text: the sample in the shard, and the one listed.
+        n: listed samples that fail because of this difference alone: 0 or 1, or all of a missing shard.
     """
 
     shard: str
@@ -54,10 +55,10 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """What became of listed samples. Every one of them is one of three: read = ok + differs + missing.
+    """Counts of listed samples, each one of three: read = ok + differs + missing.
 
     Attributes:
-        read: samples listed, each looked for.
+        read: samples listed.
         kept: those of `read` that training reads: kept by a plan, or usable.
         kept_ok: those of `kept` that are as listed.
         n_contents: samples that were decoded, or whose labels were compared.
@@ -72,7 +73,7 @@ class Check:
 
     @property
     def equal(self) -> bool:
-        """Is nothing different?"""
+        """Whether nothing differs."""
         return not self.differences
 
     @property
@@ -82,17 +83,17 @@ class Check:
 
     @property
     def differs(self) -> int:
-        """There, but not as listed."""
+        """Samples present, but not as listed."""
         return sum(difference.n for difference in self.differences) - self.missing
 
     @property
     def missing(self) -> int:
-        """Not there."""
+        """Listed samples that are absent."""
         return sum(each.n for each in self.differences if each.key is None or each.kind == MISSING)
 
     @property
     def extra(self) -> int:
-        """Samples of listed shards that are not listed."""
+        """Unlisted samples in listed shards."""
         return sum(difference.kind == EXTRA for difference in self.differences)
 
 
@@ -104,11 +105,11 @@ def check_shard(
     label: FieldSpec | None = None,
     workers: int = 1,
 ) -> Check:
-    """Compare a shard with what is listed, to its end: a fault in the middle hides nothing behind it.
+    """Compare a shard with its list to the end: a fault in the middle hides nothing behind it.
 
     Args:
         path: the shard.
-        expected: what is listed of it.
+        expected: the entries of a table for it.
         image: field whose image is decoded, of the samples that training reads; None decodes nothing.
         label: field whose label is compared, of the same; None compares nothing.
         workers: threads that decode.
@@ -123,7 +124,7 @@ def check_shard(
 
 
 def lost_shard(expected: Expected, kind: str, text: str) -> Check:
-    """The check of a shard of which no file can be read."""
+    """The check of a shard without a readable file."""
     n = len(expected.spans)
     difference = Difference(expected.name, None, kind, text, n)
     return Check(read=n, kept=int(expected.used.sum()), differences=(difference,))
@@ -134,11 +135,11 @@ _Sample = tuple[Buffer, Span]
 
 
 class _Walk:
-    """The samples that a shard holds, up to its first fault.
+    """The samples of a shard up to its first fault.
 
     Attributes:
         spans: in the shard's order.
-        fault: why the shard cannot be read on from there; None when it ends well.
+        fault: why reading stops there; None when the shard ends well.
         by_key: position and span of each.
         key_at: key by first byte.
     """
@@ -267,5 +268,5 @@ def _unusable(shard: str, key: str, text: str) -> Difference:
 
 
 def _without(place: str, text: str) -> str:
-    """An error's text without the place in front of it, which a difference names itself."""
+    """An error's text without its leading place; the difference has its own."""
     return text.removeprefix(place).lstrip(":, ")
