@@ -5,9 +5,8 @@ a row of it. Any position is computed without those before it, so a stream start
 
 1. Shards are permuted by (stream, seed, epoch): `shard_order`.
 2. The kept rows of each are permuted and joined end to end: a line of T places. Neighbouring rows of 2 MiB
-together are
-   a block; blocks are permuted, then rows inside each (`row_order`), so that what is fetched together is used together,
-   and the last tenth of an epoch needs little more than a tenth of its bytes.
+   together are a block. Blocks are permuted, then rows inside each (`row_order`). So rows that are fetched together
+   are used together, and the last tenth of an epoch needs little more than a tenth of its bytes.
 3. The line is cut into L contiguous lanes, the first T mod L of them one place longer.
 4. Position t is in lane t mod L, place t div L: `on_line`. Reading takes the lanes in turn, and that is the shuffle:
    what is read at one time comes from L places of the whole set, and at most L shards are open.

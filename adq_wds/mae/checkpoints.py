@@ -1,4 +1,4 @@
-"""Loads and saves masked autoencoders: ours, the authors' or the Hub's, told apart by their keys, fitted strictly."""
+"""Loads and saves masked autoencoders: ours, the authors' or the Hub's, recognised by their keys, loaded strictly."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ HEADS = {"heads": {768: 12, 1024: 16, 1280: 16}, "decoder_heads": {512: 16}}
 MAX_NUMBER = 2**63  # beside the tensors; an integer in JSON may have thousands of digits
 MAX_BLOCKS = 128  # huge has 32; all that a file names are made before they are compared
 _IN_SHAPES = ("width", "depth", "decoder_width", "decoder_depth", "patch")
-# What a file says beside its tensors: types by our name; and our names of what transformers' config.json says.
+# Settings beside the tensors: types by our name, and our names for entries of transformers' config.json.
 _TYPES: dict[str, tuple[type, ...]] = {
     "heads": (int,), "decoder_heads": (int,), "norm_pix": (bool,), "norm_eps": (int, float), "image_size": (int, list),
     "mean": (list,), "std": (list,), "fill": (bool,),
@@ -60,8 +60,8 @@ def load_mae(
             ViTMAEForPreTraining (`facebook/vit-mae-*`), with `config.json` beside them, or the folder of both.
         image_size: side, or (height, width), of the images to rebuild when not those it was trained for: position
             embeddings are interpolated.
-        heads: of encoder and decoder, where the file does not say and the widths are not those of base, large, huge.
-        norm_pix: whether it was trained on normalised pixels, where the file does not say (the authors' and the
+        heads: of encoder and decoder, where the file lacks them and the widths are not those of base, large, huge.
+        norm_pix: whether it was trained on normalised pixels, where the file lacks it (the authors' and the
             Hub's visualisation weights were not).
         device: `cpu`, `cuda`, `cuda:1`, ..., or `auto` (cuda when there is one, else cpu).
         allow_pickle: read PyTorch's pickle format too: tensors only, no code is run.
@@ -122,7 +122,8 @@ def load_mae(
 def save_mae(network: MaskedAutoencoder, path: str | os.PathLike[str], header: dict[str, str]) -> None:
     """Write a network as float16 safetensors, whole or not at all.
 
-    Parameters keep their names (the authors'); the entry `mae` of the header holds as JSON what shapes do not say.
+    Parameters keep their names (the authors'); the entry `mae` of the header holds as JSON the settings that shapes
+    do not show.
 
     Args:
         header: further entries of the file's header, for people.
@@ -145,7 +146,7 @@ def _weights_file(path: Path) -> Path:
 
 
 def _settings(path: Path, entry: str | None, is_hub: bool) -> dict[str, Any]:
-    """What is said beside the tensors, by our names: in our entry of the header, or in transformers' `config.json`."""
+    """The settings beside the tensors, under our names: from our header entry or transformers' `config.json`."""
     if entry is not None:
         return _checked(entry, f"checkpoint {path}: header entry {HEADER_ENTRY!r}", {n: n for n in _TYPES})
     config = path.with_name("config.json")
@@ -155,7 +156,7 @@ def _settings(path: Path, entry: str | None, is_hub: bool) -> dict[str, Any]:
 
 
 def _checked(text: str, source: str, names: dict[str, str]) -> dict[str, Any]:
-    """The entries of a JSON object that we know, each of its type, under our names."""
+    """The known entries of a JSON object, checked by type, under our names."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -220,7 +221,7 @@ def _authors_name(key: str) -> str:
 
 
 def _size_of(state: State, settings: dict[str, Any], path: Path) -> MaeSize:
-    """What the network is made of, by the shapes of its tensors and what the file says beside them."""
+    """The size of the network, from the shapes of its tensors and the settings beside them."""
     if "decoder_pred.weight" not in state:
         kind = "no masked autoencoder"
         if any("decoder" in key for key in state):

@@ -1,4 +1,4 @@
-"""Rebuilds images from their kept patches: a masked autoencoder, which never sees the dropped ones."""
+"""Rebuilds images from their kept patches with a masked autoencoder, which never sees the dropped ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MLP_RATIO = 4
 
 @dataclass(frozen=True)
 class MaeSize:
-    """What a masked autoencoder is made of, and what its numbers mean.
+    """The sizes of a masked autoencoder, and the scale of its pixels.
 
     Attributes:
         image_size: (H, W) in pixels.
@@ -32,8 +32,8 @@ class MaeSize:
             four and of their heads.
         mean, std: of the colours in [0, 1]; pixels enter and leave the network as (x - mean) / std.
         norm_pix: the decoder was trained to give each patch less its own mean, in units of its own deviation.
-        fill: the decoder was trained to give each pixel less its `smooth_fill`, which leaves it what an interpolation
-            cannot tell (ours).
+        fill: the decoder was trained to give each pixel less its `smooth_fill`, so only the error of an interpolation
+            (ours).
         norm_eps: added to variances in layer norms.
 
     Raises:
@@ -181,7 +181,7 @@ class MaskedAutoencoder(nn.Module):
         return (patches.float() / 255 - self.mean) / self.std
 
     def targets(self, patches: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """What the decoder is trained to give.
+        """The training targets of the decoder.
 
         Args:
             patches: (B, L, P, P, 3) grey levels of all patches.
@@ -200,11 +200,11 @@ class MaskedAutoencoder(nn.Module):
         return target
 
     def pixels(self, predicted: torch.Tensor, kept: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Grey levels of what `forward` gave.
+        """The output of `forward` as grey levels.
 
-        A network with `norm_pix` tells each patch but for its mean and deviation, and those of a dropped patch are
-        not known. They are taken from the kept patches, by the inverse square of the distance (ours: the authors'
-        demonstration takes them from the original, which is not there any more).
+        A network with `norm_pix` predicts each patch up to its mean and deviation. For dropped patches these come
+        from the kept patches, by the inverse square of the distance (ours: the authors' demonstration takes them from
+        the original, which is not there any more).
 
         Args:
             predicted: (B, L, P, P, 3).
@@ -241,7 +241,7 @@ class MaskedAutoencoder(nn.Module):
 
     @torch.inference_mode()
     def reconstruct(self, images: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-        """Images with their dropped patches predicted; what was there in those plays no part.
+        """Images with their dropped patches predicted; the pixels in these are ignored.
 
         Args:
             images: (B, H, W, 3) uint8 RGB, on the network's device.
@@ -291,7 +291,7 @@ class MaskedAutoencoder(nn.Module):
         return self.rebuilt(patches, positions)
 
     def check_kept(self, patches: torch.Tensor, positions: torch.Tensor) -> None:
-        """Raise `ValueError` unless these are kept patches as `reconstruct_patches` takes them, on any device."""
+        """Raise `ValueError` unless these are valid arguments of `reconstruct_patches`, on any device."""
         P, L = self.size.patch, self.size.n_patches
         if patches.ndim != 5 or patches.shape[2:] != (P, P, 3) or patches.dtype != torch.uint8:
             raise ValueError(f"patches are {_kind(patches)}; expected (B, K, {P}, {P}, 3) uint8")
@@ -307,7 +307,7 @@ class MaskedAutoencoder(nn.Module):
 
     @torch.inference_mode()
     def rebuilt(self, kept: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """As `reconstruct_patches`, of what `check_kept` has seen: on an accelerator each check is a wait."""
+        """As `reconstruct_patches`, without `check_kept`: on an accelerator each check waits for the device."""
         B, K, P = len(kept), kept.shape[1], self.size.patch
         if B == 0 or self.size.n_patches == K:  # nothing to predict
             predicted = kept.new_zeros(B, self.size.n_patches, P, P, 3)

@@ -61,10 +61,10 @@ def _convolved(image: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
 
 
 def _convolved_by_fft(image: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
-    """As `_convolved`, for kernels of many pixels, of which a plain convolution takes each for every pixel.
+    """As `_convolved`, by FFT, faster for large kernels.
 
-    In float64, since weights of the farthest pixels are 1e-9 of those of the nearest; what lies below the rounding of
-    the transform is 0, as where nothing is near.
+    In float64, since weights of the farthest pixels are 1e-9 of those of the nearest; values below the rounding of
+    the transform become 0, as where no pixel is near.
     """
     (H, W), k = image.shape[2:], len(kernel)
     size = (H + k - 1, W + k - 1)

@@ -44,19 +44,19 @@ def reconstruct_batches(
 
     Args:
         loader: gives batches: dicts or tuples of patches (B, K, P, P, 3) uint8, positions (B, K) int64, grid (B, 2), which
-            may be left out but is then not held against the network's, and other fields, as tensors or arrays; or,
+            is optional and compared with the network's, and other fields, as tensors or arrays; or,
             where images keep different numbers of patches, lists of such samples (``collate=list``).
         mae: for images of that many patches; moved to `device`.
         device: where images are rebuilt; by default where `mae` is.
-        fields: names of the items of tuples, such as ``("patches", "positions", "grid", "label")``. The loader's data set
-            is asked where nothing is said; if it does not tell, patches and positions are the first two.
+        fields: names of the items of tuples, such as ``("patches", "positions", "grid", "label")``. By default the
+            `fields` of the loader's data set; without these, patches and positions are the first two.
         mean, std: of the colours in [0, 1], which the trained network expects: (x - mean) / std.
-        amp: in bfloat16, on CUDA; unless said, where the device computes in it. On the CPU in float32, whatever this says.
+        amp: compute in bfloat16 on CUDA; by default where the device supports it. The CPU always computes in float32.
         compile: let torch compile the network, in place; pays when batches have one size. A mode of `torch.compile`
             may be named: "reduce-overhead" replays CUDA graphs, which pays for small batches.
 
     Yields:
-        what the loader gave, with images (B, 3, H, W) float32 on the device in place of patches, positions and grid:
+        the loader's batches, with images (B, 3, H, W) float32 on the device in place of patches, positions and grid:
         under ``image`` in a dict, first in a tuple. Other tensors go to the device; the samples of a list become a batch.
 
     Raises:
@@ -106,7 +106,7 @@ def _in_bfloat16(amp: bool | None, target: torch.device) -> bool:
 
 
 def _checked(batch: KeptBatch, mae: MaskedAutoencoder) -> KeptBatch:
-    """The batch, if it is for this network; before it is copied, since there a check would wait for the device."""
+    """The batch, checked for this network before the copy, since a check on the device would wait for it."""
     check_grid(batch.grid, mae.size.grid)
     for patches, positions, _ in batch.parts:
         mae.check_kept(patches, positions)
@@ -132,7 +132,7 @@ def _rebuilt(
 
 
 def _ahead(batches: Iterator[KeptBatch], target: torch.device) -> Iterator[KeptBatch]:
-    """Batches on the device; on CUDA the next one is on its way while this one is used."""
+    """Batches on the device; on CUDA the next one is copied while this one is used."""
     if target.type != "cuda":
         for batch in batches:
             yield _moved(batch, target)
@@ -174,9 +174,9 @@ class KeptBatch:
 
     Attributes:
         parts: images that keep equally many patches, together.
-        grid: (n, 2) rows and columns of patches of whole images; None where the batch does not say.
+        grid: (n, 2) rows and columns of patches of whole images; None where the batch lacks it.
         rest: the other fields, by name, or in their order where the batch was a tuple; arrays and numbers are tensors.
-        form: dict or tuple, what the batch or its samples were.
+        form: dict or tuple, the type of the batch or its samples.
     """
 
     parts: list[Part]
@@ -193,7 +193,7 @@ def read_batch(batch: Any, names: Sequence[str] | None = None) -> KeptBatch:
     """Take a batch apart.
 
     Args:
-        batch: a dict, a tuple, or a list of samples that are one or the other.
+        batch: a dict, a tuple, or a list of samples of one of these types.
         names: of the items of tuples; without them patches and positions come first.
 
     Raises:
@@ -225,7 +225,7 @@ def read_batch(batch: Any, names: Sequence[str] | None = None) -> KeptBatch:
 
 
 def check_grid(grid: Any, expected: tuple[int, int]) -> None:
-    """Raise `ValueError` unless all images have as many rows and columns of patches as expected, where that is known."""
+    """Raise `ValueError` unless all images have the expected rows and columns of patches, where these are known."""
     if grid is None:
         return
     grids = {tuple(row) for row in torch.as_tensor(grid).reshape(-1, 2).tolist()}
@@ -252,7 +252,7 @@ def _named(item: Any, names: Sequence[str] | None) -> dict[Any, Any]:
 
 
 def _by_count(samples: list[dict[Any, Any]]) -> list[Part]:
-    """Samples that keep different numbers of patches: those with equally many together."""
+    """Group samples by the number of patches they keep."""
     counts: dict[int, list[int]] = {}
     for i, sample in enumerate(samples):
         counts.setdefault(len(sample[POSITIONS]), []).append(i)
@@ -267,7 +267,7 @@ def _by_count(samples: list[dict[Any, Any]]) -> list[Part]:
 
 
 def _tensor(value: Any) -> Any:
-    """A tensor of an array of numbers; everything else as it is."""
+    """A tensor from an array of numbers; any other value unchanged."""
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         return torch.from_numpy(np.array(value))  # a copy: the array may be read-only
     return value

@@ -4,7 +4,7 @@ Two sets of weights, both trained by `examples/train_builtin.py`, each in its ow
 
 - `builtin`: trained with labels on CIFAR-10 train. Its embeddings of CIFAR-10 train know those labels, so numbers
   measured on that set with this encoder flatter it.
-- `builtin-free`: trained without labels on the same images; the one to take where that matters.
+- `builtin-free`: trained without labels on the same images; use it where that matters.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class SmallNet(nn.Module):
 
     Args:
         n_classes: C of the linear head, or None for no head.
-        norm: batch normalisation after each convolution, for training. Stored weights have a bias instead, into which
-            the training script folds what the normalisation has learnt.
+        norm: batch normalisation after each convolution, for training. Stored weights have a bias instead; the
+            training script folds the normalisation into it.
     """
 
     def __init__(self, n_classes: int | None = None, *, norm: bool = False) -> None:
@@ -107,8 +107,8 @@ def builtin_encoder(
 
     Raises:
         ValueError: an unknown name, no such device, or `amp` on a device without bfloat16.
-        AdqError: the weights' file is missing, damaged, or another network's: the installation is broken; at the first
-            batch, the network cannot be compiled.
+        AdqError: the weights' file is missing, damaged, or another network's, so the installation is broken; at the
+            first batch, the network cannot be compiled.
 
     Source: ours; see `examples/train_builtin.py`.
 

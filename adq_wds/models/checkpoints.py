@@ -1,4 +1,4 @@
-"""Reads weights from files of strangers: safetensors or, on request, pickles of tensors only; and checks their fit."""
+"""Reads weights from untrusted files (safetensors, or on request pickles of tensors only), and checks that they fit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import torch
 from adq_wds.errors import AdqError, shorten
 
 PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".pth.tar")
-# Where training scripts put the weights: averaged weights before the raw ones (DINO's teacher is an average).
+# Keys of the weights in training scripts' checkpoints: averaged weights before the raw ones (DINO's teacher is an average).
 NESTED_KEYS = (
     "state_dict_ema", "model_ema", "teacher", "state_dict", "model_state_dict", "model", "module", "student",
 )  # fmt: skip
@@ -34,11 +34,11 @@ Network = TypeVar("Network", bound=torch.nn.Module)
 
 @dataclass(frozen=True)
 class Weights:
-    """What a checkpoint holds, all from one opening of its file: another may be put in its place at any time.
+    """The content of a checkpoint, read in one opening of the file, which may be replaced at any time.
 
     Attributes:
         state: the tensors by name, on the CPU.
-        header: what a safetensors file says beside them; empty for a pickle.
+        header: the metadata of a safetensors file; empty for a pickle.
         sha256: of the file's bytes.
     """
 
@@ -50,7 +50,7 @@ class Weights:
 def load_weights(path: str | Path, *, allow_pickle: bool = False) -> Weights:
     """Read a checkpoint.
 
-    That of a training script is opened down to its weights (the first of `NESTED_KEYS`), and the prefixes of
+    In a training script's checkpoint the weights are the first of `NESTED_KEYS`, and the prefixes of
     DistributedDataParallel and torch.compile are taken off. Nothing a file contains is ever run: pickles are read with
     `weights_only=True`.
 
@@ -60,8 +60,8 @@ def load_weights(path: str | Path, *, allow_pickle: bool = False) -> Weights:
 
     Raises:
         ValueError: no such file, a pickle without `allow_pickle`, or an unknown suffix.
-        AdqError: the file is damaged, is not what its suffix says, holds no weights, or holds an object of another
-            type beside them; names the path.
+        AdqError: the file is damaged, does not match its suffix, holds no weights, or holds other objects beside
+            them; names the path.
     """
     path = Path(path)
     if not path.is_file():
@@ -90,7 +90,7 @@ def load_weights(path: str | Path, *, allow_pickle: bool = False) -> Weights:
 
 
 def load_shipped(path: Path) -> Weights:
-    """`load_weights` of a file of this package; raises `AdqError`: without it the installation is broken."""
+    """`load_weights` for a file of this package; an `AdqError` where the installation is broken."""
     try:
         return load_weights(path)
     except (ValueError, AdqError) as error:
@@ -134,7 +134,7 @@ def _cause(error: Exception, data: bytes) -> str:
 
 
 def _unwrap(content: object) -> State | None:
-    """The weights inside what a file held, or None."""
+    """The weights inside a file's content, or None."""
     if not isinstance(content, Mapping):
         return None
     nested = [content[key] for key in NESTED_KEYS if isinstance(content.get(key), Mapping)]
@@ -148,7 +148,7 @@ def _unwrap(content: object) -> State | None:
 
 
 def common_prefix(names: Iterable[str]) -> str:
-    """The longest prefix of whole parts that all names share.
+    """The longest common prefix of all names, in whole parts.
 
     >>> common_prefix(["net.backbone.conv1.weight", "net.backbone.conv2.weight"])
     'net.backbone.'

@@ -1,4 +1,4 @@
-"""Says how a network runs: on which device, in which number type and order in memory, compiled or as written."""
+"""Options of a network's forward pass: device, number type, memory order, compilation."""
 
 from __future__ import annotations
 
@@ -21,13 +21,12 @@ _compiling = threading.Lock()
 
 @dataclass(frozen=True)
 class ForwardOptions:
-    """How an encoder's network runs; part of the encoder's revision.
+    """Options of an encoder's forward pass; part of the encoder's revision.
 
     Attributes:
         amp: compute convolutions and matrix products in bfloat16 (torch's autocast); h and logits are float32 again.
-            Faster where the processor has instructions for it, slower elsewhere. float16 is not offered: its largest number
-            is 65,504, which activations of common networks exceed, and the embedding would be infinite; bfloat16
-            has float32's range.
+            Faster where the processor has instructions for it, slower elsewhere. float16 is not offered: activations
+            of common networks exceed its largest number, 65,504, while bfloat16 has float32's range.
         channels_last: keep the colours of a pixel side by side in memory: convolutions are up to twice as fast, and
             the numbers the same but for the last bits.
         compile: let `torch.compile` (inductor) make one program of the network. Takes seconds to minutes at the
@@ -73,11 +72,11 @@ class ForwardOptions:
 
 @dataclass(frozen=True, eq=False)
 class CompiledPass:
-    """A network's forward pass made one program. May be called from several threads at once.
+    """A network's compiled forward pass. May be called from several threads at once.
 
     It always sees batches of one size (`COMPILED_BATCH`): larger ones are cut, the rest is filled with
-    zeros. So the network is compiled once for each number of intra-op threads, whatever sizes come, and an image's
-    answer does not depend on how many others came with it. (With a size left open, `dynamic=True`, torch compiles
+    zeros. So the network is compiled once for each number of intra-op threads, whatever the batch sizes, and an
+    image's answer does not depend on the size of its batch. (With a size left open, `dynamic=True`, torch compiles
     again where its own choice of kernels changes with the size, and again for one image.) The first call compiles,
     not the construction, since the program depends on the calling thread's number of intra-op threads; other threads
     wait for it.
@@ -127,7 +126,8 @@ class CompiledPass:
         return torch.cat(h), torch.cat(logits) if logits else None
 
     def _make_ready(self, shape: tuple[int, ...]) -> None:
-        """Compile for the thread's number of intra-op threads, on zeros: what fails then is not the images' fault."""
+        """Compile for the thread's number of intra-op threads, on zeros, so that a failure is not caused by the
+        images."""
         n_threads = torch.get_num_threads()
         if n_threads in self._ready:
             return
@@ -154,7 +154,7 @@ class CompiledPass:
 
 
 def check_bfloat16(device: torch.device) -> None:
-    """Raise `ValueError` unless the device computes in bfloat16 itself: torch may fall back without an error."""
+    """Raise `ValueError` unless the device computes in bfloat16 natively; torch may fall back without an error."""
     why = ""
     if device.type == "cuda" and torch.version.hip is None:
         major, minor = torch.cuda.get_device_capability(device)
@@ -176,7 +176,7 @@ def check_bfloat16(device: torch.device) -> None:
 
 
 def pick_device(device: str) -> torch.device:
-    """The device a name stands for; `auto` is cuda when there is one, else cpu.
+    """The device of a name; `auto` is cuda when there is one, else cpu.
 
     Raises:
         ValueError: not a device, or one this machine does not have.

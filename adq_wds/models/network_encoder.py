@@ -28,7 +28,7 @@ class NetworkEncoder:
 
     May be called from several threads at once: on the CPU they run side by side, on an accelerator the forward
     passes queue while the next images are prepared. Pickles as the call that made it, not as its weights: another
-    process loads the same weights again, and fails when they have changed.
+    process loads the same weights again, and raises when they have changed.
 
     Attributes:
         name: as given when it was made.
@@ -41,9 +41,9 @@ class NetworkEncoder:
         device: where it is.
         options: how it runs.
         input_size: (H, W) of its input.
-        trained_on: the images that the weights have seen, in words, where that is known.
-        saw_labels: whether the weights are known to have seen those images' labels too; if so, embeddings of those
-            very images flatter.
+        trained_on: the images that the weights were trained on, in words, where known.
+        saw_labels: whether the weights were trained with those images' labels; if so, results on these images are too
+            good.
     """
 
     name: str
@@ -96,12 +96,13 @@ class NetworkEncoder:
             return _float32(h), None if z is None else _float32(z)
 
     def whole(self, images: Sequence[PIL.Image.Image]) -> torch.Tensor:
-        """The network's input (B, 3, H, W) of images each seen whole: embedding may cut their borders off."""
+        """The network's input (B, 3, H, W) from whole images, while embedding may crop their borders."""
         return self._input(self._prepare_whole(images))
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Run parts of the network as the encoder itself does: in its number type, alone on an accelerator."""
+        """Run parts of the network as the encoder does: in its number type, and one thread at a time on an
+        accelerator."""
         lock = self._lock if self.device.type != "cpu" else contextlib.nullcontext()
         with (
             lock,
@@ -121,7 +122,7 @@ class NetworkEncoder:
 def pooled_and_logits(model: Any, x: torch.Tensor, *, head: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Pooled features (B, D) and logits (B, C) of a network from one pass through its body.
 
-    Only the head runs twice: its own `forward_head` knows what lies between pooling and classifier (a hidden layer
+    Only the head runs twice: `forward_head` knows the layers between pooling and classifier (a hidden layer
     in MobileNetV3 and VGG, a norm in ConvNeXt, two classifiers in distilled networks).
     """
     features = model.forward_features(x)
@@ -146,7 +147,7 @@ def _float32(values: torch.Tensor) -> NDArray[np.float32]:
 
 
 def _remake(recipe: Callable[[], NetworkEncoder], revision: str) -> NetworkEncoder:
-    """Unpickle: load the weights anew, and insist on the same ones."""
+    """Unpickle: load the weights again, and raise if they have changed."""
     encoder = recipe()
     if encoder.revision != revision:
         raise AdqError(

@@ -1,4 +1,4 @@
-"""Finds timm networks by name and gives them weights: of a local checkpoint that must fit, or by timm's own loading."""
+"""Builds timm networks by name, with the weights of a local checkpoint, checked strictly, or of timm's own loading."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ HUB_PREFIXES = ("hf_hub:", "hf-hub:")
 def load_pretrained(
     name: str, *, pretrained: bool, image_size: int | None, cache_dir: str | Path | None
 ) -> torch.nn.Module:
-    """A timm network with the weights timm knows for it, or with random ones.
+    """A timm network with timm's pretrained weights, or with random ones.
 
     Raises:
-        AdqError: the weights cannot be fetched; says what was tried and what to do.
+        AdqError: the weights cannot be fetched; states the source and the remedy.
     """
     config = _config(name, cache_dir)
     if not pretrained:
@@ -76,7 +76,7 @@ def load_checkpoint(
 def _fitted(
     state: State, config: dict[str, Any], create: Callable[[int | None], torch.nn.Module], *, resize: bool
 ) -> tuple[torch.nn.Module, str]:
-    """A network with all the weights of a state, and nothing; or without them, and how it differs."""
+    """A network with all the weights of a state, and no misfit; or without them, and how the state differs."""
     n_classes = _count_classes(state, config)
     model = create(n_classes)
     if state.keys() != model.state_dict().keys() or (resize and misfit(model, state)):
@@ -92,10 +92,10 @@ def _fitted(
 
 
 def _inner_state(state: State, model: torch.nn.Module, config: dict[str, Any], path: Path) -> State | None:
-    """The part of a state that has the network's names behind a prefix (``model.``, ``backbone.``); None without one.
+    """The part of a state whose names are the network's behind a prefix (``model.``, ``backbone.``); None without one.
 
     Raises:
-        ValueError: several parts have them, such as a student and its teacher: which is meant?
+        ValueError: several parts fit, such as a student and its teacher.
     """
     classifier = config.get("classifier") or ()
     heads = tuple(f"{head}." for head in ([classifier] if isinstance(classifier, str) else classifier))
@@ -138,9 +138,9 @@ def _create(name: str, config: dict[str, Any], *, image_size: int | None, **opti
 
 
 def _config(name: str, cache_dir: str | Path | None) -> dict[str, Any]:
-    """What timm notes about a model's weights: input size, classes, classifier layer, where they come from.
+    """timm's configuration of a model's weights: input size, classes, classifier layer, source.
 
-    A name with a hub prefix asks the Hub, or its cache in `cache_dir`, for the model's `config.json`.
+    For a name with a hub prefix, the model's `config.json` is read from the Hub or its cache in `cache_dir`.
     """
     try:
         if name.startswith(HUB_PREFIXES):
@@ -172,7 +172,7 @@ def _count_classes(state: State, config: dict[str, Any]) -> int | None:
 
 
 def _convert(state: State, model: torch.nn.Module) -> State:
-    """A state in timm's layout, by the converter that timm keeps beside each family of networks."""
+    """A state in timm's layout, made by timm's converter for this family of networks."""
     converter = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if converter is None:
         return state
@@ -204,7 +204,7 @@ def check_timm_name(name: str) -> None:
 
 
 def close_timm_names(name: str, n: int = 5) -> list[str]:
-    """Up to `n` timm names that `name` may have meant, the likeliest first.
+    """Up to `n` timm names close to `name`, the closest first.
 
     >>> close_timm_names("resnet-18")[:2], close_timm_names("resnet18.tv")[:1]
     (['resnet18', 'resnetv2_18'], ['resnet18.tv_in1k'])

@@ -40,13 +40,13 @@ def timm_encoder(
     Args:
         name: a timm model (`resnet18`, `vit_small_patch14_dinov2.lvd142m`) or `hf_hub:OWNER/NAME`.
         checkpoint: a file with the weights, `.safetensors`; its classifier decides the number of classes.
-        pretrained: fetch, without `checkpoint`, the weights timm knows for the name (from its cache when they are
-            there). False gives random weights, the same ones each time, for trying things out.
+        pretrained: without `checkpoint`, fetch timm's weights for the name, or take them from its cache. False gives
+            random weights, the same ones each time, for trying things out.
         head: keep the classifier and give logits. False also takes weights that have none.
         device: `cpu`, `cuda`, `cuda:1`, ..., or `auto` (cuda when there is one, else cpu).
         image_size: side of the network's input in pixels, when not its own.
-        allow_pickle: read `.pth`, `.pt`, `.bin`, `.ckpt` checkpoints too: tensors only, no code is run. (What
-            timm fetches by name is read by timm: safetensors where offered, else tensors only in the same way.)
+        allow_pickle: read `.pth`, `.pt`, `.bin`, `.ckpt` checkpoints too: tensors only, no code is run. (Files that
+            timm fetches by name are read by timm: safetensors where offered, else tensors only in the same way.)
         cache_dir: where fetched weights are kept, when not in the usual place.
         amp, channels_last, compile: how the network runs, as in `ForwardOptions`.
 
@@ -128,7 +128,7 @@ def _normalised(
 
 
 def _probe_width(model: torch.nn.Module, name: str, input_size: tuple[int, ...], device: torch.device) -> int:
-    """D, from one black image: also meets a size the network refuses before the first real batch does."""
+    """D, from one black image; raises for an image size that the network refuses, before the first real batch."""
     try:
         with torch.inference_mode():
             black = torch.zeros(1, *input_size, device=device).to(memory_format=torch.channels_last)
@@ -154,7 +154,7 @@ def _grey_levels(values: Sequence[float], device: torch.device) -> torch.Tensor:
 def _preprocessing_hash(config: Mapping[str, Any], transform: Any) -> str:
     """SHA-256 of the resolved configuration and of each step's settings.
 
-    Not of the steps' `repr`: what that shows of a tensor hangs on torch's print options.
+    Not of the steps' `repr`, which shows tensors by torch's print options.
     """
     steps = [
         [type(step).__name__, {k: str(v) for k, v in vars(step).items() if not k.startswith("_")}]

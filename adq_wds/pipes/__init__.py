@@ -1,1 +1,1 @@
-"""Thin stages over the stream; each keeps the law of `adq_wds.pipes.base.Pipe`."""
+"""Stages of a stream; each keeps the law of `adq_wds.pipes.base.Pipe`."""

@@ -1,4 +1,4 @@
-"""Says what to do where torch refuses an accelerator to a forked process."""
+"""Turns torch's refusal of an accelerator in a forked process into an error with remedies."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def accelerator_of(pipe: str, what: str) -> Iterator[None]:
 
     Args:
         pipe: name of the pipe that runs.
-        what: what it runs, such as "the encoder 'builtin'".
+        what: the network, such as "the encoder 'builtin'".
     """
     try:
         yield

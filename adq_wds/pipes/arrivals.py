@@ -1,6 +1,6 @@
-"""Counts the samples that one pass of a stream brings of each shard, and lists the kept ones that never came.
+"""Counts the samples of each shard in one pass of a stream, and lists kept samples that are missing.
 
-Tar readers that read to the first bad header, such as WebDataset's, end there without an error.
+Some tar readers, such as WebDataset's, stop at the first bad header without an error.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _FULL = 255  # a row's count stays here
 
 
 class Lost(NamedTuple):
-    """Kept samples of one shard that never came."""
+    """Missing kept samples of one shard."""
 
     shard: str
     keys: list[str]
@@ -24,9 +24,9 @@ class Lost(NamedTuple):
 
 
 class Arrivals:
-    """How often each row of one shard came in a pass, a byte for each; and the epochs whose choice was asked for.
+    """How often each row of one shard arrived in a pass, one byte per row, and the epochs seen.
 
-    A shard may come several times, its visits overlapping, as in a pipeline that repeats and shuffles.
+    A shard may be read several times with overlap, as in a pipeline that repeats and shuffles.
     """
 
     def __init__(self, n_rows: int) -> None:
@@ -39,14 +39,14 @@ class Arrivals:
             self._counts[row] += 1
 
     def equally_often(self) -> bool:
-        """Whether every row came, and as often as every other: then nothing is missing, whatever is kept."""
+        """Whether all rows arrived equally often, at least once; then no kept row is missing."""
         levels = set(self._counts)
         return len(levels) <= 1 and 0 not in levels
 
     def missing(self, kept: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """Kept rows that never came, or less often than other kept ones.
+        """Kept rows that arrived never, or less often than other kept ones.
 
-        Others do not say how often: one that a foreign file between its members splits comes twice.
+        Only kept rows are compared: a sample that a foreign file splits arrives twice.
         """
         counts = np.frombuffer(self._counts, dtype=np.uint8)
         due = max(int(counts[kept].max(initial=0)), 1)
@@ -54,7 +54,7 @@ class Arrivals:
 
 
 def lost_text(lost: list[Lost]) -> str:
-    """What to say of kept samples that never came; the place of the first stands in front of it."""
+    """The error text for missing kept samples; the caller puts the first one's place in front."""
     first, *others = lost
     more = f", nor did {len(first.keys) - 1} more of its {first.n_kept} kept samples" * (len(first.keys) > 1)
     if others:

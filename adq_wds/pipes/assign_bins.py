@@ -27,11 +27,11 @@ logger = logging.getLogger("adq_wds")
 
 @dataclass(frozen=True, eq=False)
 class AssignBins(Pipe):
-    """Put every sample's bin into a new field, ``bin.cls``: an integer from 0, in the order that bins were filled.
+    """Put every sample's bin into a new field, ``bin.cls``: an integer from 0, in the order in which bins were filled.
 
-    The embedding is in ``emb.npy``, from `Embed` or from the shard itself (an npy file of one vector, or what a decoder
-    made of it). A class that the codebook has not seen, and a sample without a label, uses the rule over all
-    classes; the first such class is logged.
+    The embedding is in ``emb.npy``, from `Embed` or from the shard itself (an npy file of one vector, decoded or
+    not). A class that the codebook has not seen, and a sample without a label, uses the rule over all classes; the
+    first such class is logged.
 
     Args:
         codebook: a codebook, or its path.

@@ -1,4 +1,4 @@
-"""Defines a pipe: the law that it keeps, the call that makes it a stage anywhere, and what becomes of bad samples."""
+"""Defines `Pipe`, the base class of stages: its law, its use as a stage anywhere, and the handling of bad samples."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Tally:
     """Counts of one pass, and the bounds on skipping: read = kept + dropped + bad, always.
 
     Skipping ends in a `SampleError` when 100 samples in a row are bad, or more than `max_bad_fraction` of those
-    read: judged at each bad sample once 100 are read, and at the end of a pass of any length. There a single bad
-    sample is borne, however short the pass: one of five says nothing about a tenth, two of five do.
+    read: judged at each bad sample once 100 are read, and at the end of a pass of any length. At the end a single bad
+        sample is always allowed: one of five is no evidence of more than a tenth, two of five are.
 
     Attributes:
         on_error: "raise", "skip", or a function that gets the error and says whether to skip.
@@ -60,7 +60,7 @@ class Tally:
             self._in_a_row = 0
 
     def failed(self, error: AdqError) -> None:
-        """Count a bad sample, or raise: only a `SampleError` may be skipped, and not without end."""
+        """Count a bad sample, or raise: only a `SampleError` may be skipped, and only so many."""
         if not (isinstance(error, SampleError) and self._skips(error)):
             raise error
         self.read += 1
@@ -84,9 +84,9 @@ class Tally:
             raise retold(theirs, f"{error}; on_error raised {type(theirs).__name__}: {theirs}") from theirs
 
     def close(self, *, whole: bool = True) -> None:
-        """Say what was skipped, once, at the end of a pass; raise `SampleError` if it was too much of it.
+        """Log the skipped samples, once, at the end of a pass; raise `SampleError` if they are too many.
 
-        Fewer than 100 samples that are not the whole of a stream, but a worker's or a resumed one's, are not judged.
+        Fewer than 100 samples of a worker's or resumed stream, which is only a part, are not judged.
         """
         if self.bad:
             counts = (self.read, self.kept, self.dropped, self.bad)
@@ -122,7 +122,7 @@ def replayed(
 ) -> Iterator[list[R]]:
     """Run `work` over a chunk; if it raises, run it over each item alone, to find the bad ones.
 
-    Lazy: what the good items before a bad one gave is yielded before `failed` hears of that one.
+    Lazy: results of good items are yielded before `failed` is called for a later bad one.
 
     Args:
         chunk: the items.
@@ -158,7 +158,7 @@ def replayed(
 
 
 def before_error(stream: Iterator[T]) -> tuple[list[T], Exception | None]:
-    """All that an iterator gives, and the error that ended it, if one did: to be raised after what came before it."""
+    """All items of an iterator, and the error that ended it, if any, to be raised after they are processed."""
     items: list[T] = []
     try:
         for item in stream:
@@ -178,8 +178,8 @@ class Pipe(ABC):
 
     so how the stream is cut into chunks never changes the answer. Then one object is a WebDataset stage
     (``.compose(pipe)``), a torchdata ``Mapper`` between ``Batcher`` and ``Unbatcher`` (``pipe.apply``), and a plain
-    generator (``pipe(stream)``). Composed outside, a pipe cannot say where the stream stands, so such a
-    pipeline does not resume in mid-epoch. A subclass with a `__post_init__` of its own calls this one's.
+    generator (``pipe(stream)``). Composed outside, a pipe does not know the stream's position, so such a pipeline
+    does not resume in mid-epoch. A subclass with a `__post_init__` of its own calls this one's.
 
     Args:
         on_error: "raise" (default), "skip", or a function of the error that says whether to skip. Only
@@ -189,8 +189,8 @@ class Pipe(ABC):
             worker's stream is counted alone, each epoch anew.
 
     Raises (while streaming):
-        SampleError: a sample is bad, or too many are; whatever else `apply` raises becomes one, with its place.
-        TypeError: what failed is not a sample, or not a stream of them: the stage stands in the wrong place.
+        SampleError: a sample is bad, or too many are; any other error of `apply` becomes one, with its place.
+        TypeError: the input is not a sample, or not a stream of samples, so the stage is in the wrong place.
     """
 
     on_error: OnError = field(default="raise", kw_only=True)
@@ -205,10 +205,11 @@ class Pipe(ABC):
         check_on_error(self.on_error)
 
     def __call__(self, stream: Iterable[Sample]) -> Iterator[Sample]:
-        """Run over a stream; if a chunk raises, its samples are tried one by one to name the bad one.
+        """Run over a stream; if a chunk raises, its samples are run one by one to name the bad one.
 
         Raises:
-            TypeError: at once, given one sample, as `.map` and `.select` do: a generator would seem to say yes.
+            TypeError: at once, given one sample, as `.map` and `.select` do; they would take the generator for a true
+                value.
         """
         if isinstance(stream, dict) or (
             isinstance(stream, tuple) and not all(isinstance(sample, dict) for sample in stream)
@@ -245,11 +246,11 @@ class Pipe(ABC):
         tally.close()
 
     def _located(self, error: Exception, sample: Sample) -> AdqError:
-        """What `apply` raised for one sample, with its place.
+        """The error of `apply` for one sample, with its place.
 
         Raises:
             SpecError: `error` itself: the field spec is wrong, not the sample.
-            TypeError: what failed is not a sample.
+            TypeError: the input is not a sample.
         """
         if isinstance(error, SpecError):
             raise error
@@ -263,7 +264,7 @@ class Pipe(ABC):
         return place
 
     def _check_sample(self, sample: object, error: Exception) -> None:
-        """Raise `TypeError` if `error` comes of what is no sample."""
+        """Raise `TypeError` if `error` was caused by an input that is no sample."""
         what = f"a {type(sample).__name__}"
         if isinstance(sample, dict):
             if all(isinstance(sample.get(name), str) for name in ("__key__", "__url__")):

@@ -37,23 +37,23 @@ class Decode(Pipe):
     """Decode a sample's image, upright and RGB, and read its label; other fields pass as bytes.
 
     The fields ``image`` and ``label`` are new; the fields they came from are dropped, and so are `__adq_*` fields
-    that a tar brought. Unlike ``WebDataset.decode()``, nothing else is ever decoded, so nothing in a shard can run
-    code. To be put before `.decode()`, or in its place.
+    that a tar brought. Unlike ``WebDataset.decode()``, it decodes nothing else, so nothing in a shard can run code.
+    Put it before `.decode()`, or in its place.
 
     An image that was stored without some of its patches (``patches.jpg``, from `EncodePatches`)
-    becomes a whole one again, of one colour where patches are missing, and ``__adq_filled__`` is True beside it; with
-    ``to="patches"`` it is what was kept, in the fields that `DropPatches` makes: ``patches`` (k, P, P, 3) uint8,
-    ``positions`` (k,) and ``grid`` (2,) int64.
+    becomes a whole one again, of one colour where patches are missing, and ``__adq_filled__`` is True beside it. With
+    ``to="patches"`` it becomes the fields that `DropPatches` makes: ``patches`` (k, P, P, 3) uint8, ``positions``
+    (k,) and ``grid`` (2,) int64.
 
     Args:
         image: field with the image, alternatives separated by ``;``, or a function giving its bytes.
         label: field with the label (``cls``, ``txt``, ``json:label``), a function, or None for no label. A word there
-            is a name, unless `classes` says its number.
+            is a name, unless `classes` gives its number.
         to: "pil" (RGB image), "numpy" ((H, W, 3) uint8), "torch" ((3, H, W) uint8 tensor) or "patches", which takes
             only images stored so.
         max_pixels: a larger image is an error before a pixel is decoded.
-        background: what transparency is laid on, RGB, each 0 ... 255.
-        fill: what missing patches are, RGB, each 0 ... 255.
+        background: colour behind transparency, RGB, each 0 ... 255.
+        fill: colour of missing patches, RGB, each 0 ... 255.
         classes: names of the classes: a label that is a word becomes its position among them, as training needs
             it. ``plan.header["names"]`` are those of a plan, so that numbers agree with its classes; None, as there
             for labels that are numbers, leaves labels as they are.
@@ -124,7 +124,7 @@ class Decode(Pipe):
         return number
 
     def _pictured(self, sample: Sample) -> tuple[str | None, Sample]:
-        """The field that was read, None where a function gave it, and the new fields."""
+        """The image's field, None for a function, and the new fields."""
         if self.to == "patches":
             field, kept = read_patches(sample, self.image, self.max_pixels)
             return None if callable(self.image) else field, _kept(kept)

@@ -47,7 +47,7 @@ _DROPPED = (
 
 @dataclass(frozen=True, eq=False)
 class DropPatches(Pipe):
-    """Keep the most important patches of every image, and where they were; the image's own field goes.
+    """Keep the most important patches of every image, and their positions; the image's own field is removed.
 
     New fields, as a masked autoencoder or a vision transformer takes them:
 
@@ -59,17 +59,17 @@ class DropPatches(Pipe):
     (``fields=("patches", "positions", "grid", "label")``). With `tolerance` each image has a k of its own, and batches
     stay lists (``collate=list``), which `reconstruct_batches` takes.
 
-    The answer does not depend on the cut into batches, but for importances and encoders that are networks: these add
-    in another order for another batch, so of two patches whose importance differs by less than 1e-5 of the image's
-    largest, either may be kept.
+    The answer does not depend on the cut into batches, except with networks as importance or encoder: they add in
+    another order for another batch. Then either of two patches may be kept whose importance differs by less than 1e-5
+    of the image's largest.
 
     Args:
-        importance: what says how much each patch matters, such as ``adq_wds.importance("gradcam++")`` gives.
-        keep: ratio of patches kept, in [0, 1]: ⌊L·keep⌋ of L, and of equal ones the first. 0.75 unless said.
+        importance: an `Importance` of patches, such as ``adq_wds.importance("gradcam++")``.
+        keep: ratio of patches kept, in [0, 1]: ⌊L·keep⌋ of L, and of equal ones the first. 0.75 by default.
         tolerance: in place of `keep`: the fewest patches (of 0.9, 0.8, … 0.1 of them) down to which the feature of
             `encoder` shifts by no more than this; `choose_tolerance` finds it for a budget.
         encoder: with `tolerance`: an `Encoder`.
-        patch: side P of a patch in pixels: the importance's own, which need not be said again; 16 where it has none.
+        patch: side P of a patch in pixels; by default the importance's, or 16 where it has none.
         size: draw the largest square in the middle to size × size pixels first. None takes images as they are; P must
             divide their sides.
         image: field with the image, as bytes or decoded, as `Embed` takes it; or a function giving one of these. One
@@ -184,10 +184,10 @@ class DropPatches(Pipe):
         return cleaned
 
     def look(self, samples: list[Sample]) -> list[Look]:
-        """The images of some samples at their size, those of one size together, with the importance of their patches.
+        """The resized images of some samples, grouped by size, with the importance of their patches.
 
         Raises:
-            SampleError: as the class says.
+            SampleError: see the class.
         """
         by_size: dict[Grid, list[int]] = {}
         images: list[Image.Image] = []

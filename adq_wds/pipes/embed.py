@@ -121,7 +121,7 @@ class Embed(Pipe):
     def _embedded(self, images: list[Image.Image]) -> NDArray[np.float32]:
         with accelerator_of("Embed", f"the encoder {self.encoder.name!r}"):
             answer: Any = self.encoder(images)
-        with np.errstate(over="ignore"):  # as `embed_shards` reads it: beyond float32 is infinity
+        with np.errstate(over="ignore"):  # as in `embed_shards`: beyond float32 is infinity
             rows = np.asarray(answer[0], dtype=np.float32)
         if rows.ndim != 2 or len(rows) != len(images) or rows.shape[1] == 0:
             raise ValueError(

@@ -75,10 +75,10 @@ class EncodePatches(Pipe):
 
 
 def _kept_patches(sample: Sample) -> PatchImage:
-    """What `DropPatches` put into a sample.
+    """The kept patches that `DropPatches` put into a sample.
 
     Raises:
-        SampleError: it is not there, or not as it was.
+        SampleError: it is missing, or was changed.
     """
     missing = [name for name in KEPT_FIELDS if name not in sample]
     if missing:

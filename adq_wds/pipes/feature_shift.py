@@ -1,4 +1,4 @@
-"""Measures how far an encoder's feature moves when an image loses patches, and how few patches keep it in place."""
+"""Measures the shift of an encoder's feature as an image loses patches, and the fewest patches within a tolerance."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Applies a user's own function to each sample of a stream, with randomness that can be repeated."""
+"""Applies a user's function to each sample of a stream, with repeatable randomness."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from adq_wds.shards.names import base_name
 class Map(Pipe):
     """Apply a function to every sample.
 
-    A function that takes a parameter named ``rng`` is given a numpy generator of the sample's own, keyed by
-    seed, epoch, shard and key: what it draws is the same on any worker, and another one in every epoch.
+    A function with a parameter named ``rng`` gets a numpy generator keyed by seed, epoch, shard and key: its draws
+    are the same on any worker, and differ between epochs.
 
     Args:
         function: gets a shallow copy of the sample, without `__adq_*` fields that a tar brought, and gives a
@@ -47,7 +47,7 @@ class Map(Pipe):
         object.__setattr__(self, "_takes_rng", _takes_rng(self.function))
 
     def apply(self, samples: list[Sample]) -> list[Sample]:
-        """What the function makes of each sample."""
+        """The function's result for each sample."""
         return [self._mapped(sample) for sample in samples]
 
     def _mapped(self, sample: Sample) -> Sample:

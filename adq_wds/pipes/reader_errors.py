@@ -1,4 +1,4 @@
-"""Names the shard in the errors that WebDataset's tar reader raises in front of a pipe."""
+"""Adds the shard's name to errors of WebDataset's tar reader."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _DUPLICATE = "duplicate file name in tar file"
 
 
 def has_place(sample: object) -> bool:
-    """Whether this is a sample that says its shard and key."""
+    """Whether this is a sample with its shard and key."""
     return (
         isinstance(sample, dict)
         and isinstance(sample.get("__url__"), str)
@@ -27,7 +27,7 @@ def has_place(sample: object) -> bool:
 
 
 def reader_errors_named(stream: Iterable[Any], shard_at: Callable[[str], str]) -> Iterator[Any]:
-    """The stream; an error of the reader becomes a `ShardError`, any other is raised as it is.
+    """The stream; errors of the reader become a `ShardError`, others are raised unchanged.
 
     Args:
         stream: samples.
@@ -60,7 +60,7 @@ def reader_errors_named(stream: Iterable[Any], shard_at: Callable[[str], str]) -
 def _marked_url(error: Exception) -> str | None:
     """The URL that WebDataset appends to an error's arguments, or the file that could not be opened.
 
-    What other stages' errors end with may look like one: then the plan has no such shard.
+    The last argument of another stage's error may look like a URL; then the plan has no such shard.
     """
     last = error.args[-1] if len(error.args) > 1 else None
     named = error.filename if isinstance(error, OSError) and error.filename is not None else last
@@ -68,12 +68,12 @@ def _marked_url(error: Exception) -> str | None:
 
 
 def _is_damage(error: Exception) -> bool:
-    """Whether an error that names no shard comes of a damaged tar."""
+    """Whether an error without a shard is one of a damaged tar."""
     return isinstance(error, tarfile.TarError) or (isinstance(error, ValueError) and _DUPLICATE in str(error))
 
 
 def _reason(error: Exception) -> str:
-    """What may be repeated of an error's text: nothing that holds a URL or a command."""
+    """The part of an error's text that may be shown: nothing with a URL or a command."""
     if isinstance(error, OSError):
         status = re.search(r"exit -?\d+", str(error))  # of a command, which may hold secrets
         return error.strerror or (status.group() if status else "")

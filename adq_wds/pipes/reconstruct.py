@@ -1,4 +1,4 @@
-"""Rebuilds whole images from kept patches, sample by sample: dropped ones are predicted, kept ones are as stored."""
+"""Rebuilds whole images from kept patches, sample by sample: predicts the dropped ones, leaves kept ones as stored."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Reconstruct(Pipe):
     """Put the whole image, (H, W, 3) uint8, into a field ``image``, in place of ``patches``, ``positions`` and ``grid``.
 
     In a stream this costs a network's pass for every chunk, in the process it runs in; where there is an accelerator,
-    `reconstruct_batches` behind the loader is the faster way. The answer does not depend on the cut into batches, but
-    for the last bits of a network's sums: pixels may differ by 1.
+    `reconstruct_batches` behind the loader is the faster way. The cut into batches changes only the last bits of a
+    network's sums: pixels may differ by 1.
 
     Args:
         mae: a `MaskedAutoencoder` for images of that many patches, on any device.

@@ -1,4 +1,4 @@
-"""Lets through the samples of a stream that a plan keeps, or that a codebook's rates draw."""
+"""Filters a stream: passes the samples that a plan keeps, or that are drawn by a codebook's rates."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ logger = logging.getLogger("adq_wds")
 
 @dataclass(frozen=True, eq=False)
 class Subsample(Pipe):
-    """Let through the samples that a plan keeps, or that a codebook's rates draw; bytes untouched.
+    """Pass the samples that a plan keeps, or that are drawn by a codebook's rates; bytes untouched.
 
-    With a plan, put it before decoding, so that what is dropped is never decoded:
+    With a plan, put it before decoding, so that dropped samples are never decoded:
     ``wds.WebDataset(urls).compose(adq.Subsample(plan)).decode("pil")``. It works after decoding too. Workers may
     be forked or spawned. The stream is still read whole; to read less in every epoch, write the kept samples to
     shards of their own with ``adq write``.
 
     With a codebook, put it after `Embed` and `AssignBins`: a sample is kept when its draw, keyed by seed, epoch, shard
-    and key, lies below the rate of its class and bin. `keep` is then what is kept on average, of shards that no fit has
-    seen too; a smaller `keep` keeps a part of what a larger one does. What those two pipes put is taken off again.
-    ``__adq_*`` fields from a tar are dropped in any case.
+    and key, lies below the rate of its class and bin. `keep` is the ratio kept on average, also of new shards; a
+    smaller `keep` keeps a subset of a larger one. The fields of those two pipes are removed again. ``__adq_*`` fields
+    from a tar are dropped in any case.
 
     Args:
         plan: a plan or a codebook, or the path of one; a codebook's ends in .safetensors.
@@ -55,7 +55,7 @@ class Subsample(Pipe):
             several of them.
         verify: compare the kept samples' bytes with the plan's checksum, while they are still bytes. Turn it
             off when a stage before this one changes or selects fields.
-        keep: with a codebook, ratio of samples kept, in [0, 1]; 0.3 unless said.
+        keep: with a codebook, ratio of samples kept, in [0, 1]; 0.3 by default.
         seed: with a codebook, of the draws.
         epoch: None keeps the same samples in every epoch. Else fresh draws: with a plan each epoch takes the next
             samples of every class and bin (epoch 0 is the plan), with a codebook each draws anew. The number of the
@@ -65,10 +65,10 @@ class Subsample(Pipe):
         missing: with a plan, what to do at the end of a pass that began a shard and did not bring all its kept
             samples: "raise" or "warn", for pipelines that leave samples out before this stage.
 
-    A tar reader such as WebDataset's ends without an error at a damaged header. So each pass counts what it is given of
+    A tar reader such as WebDataset's ends without an error at a damaged header. So each pass counts the samples of
     every shard, in any order, and compares the counts with the plan when it is read to its end; a pass that is left
-    early is not compared. Of a shard that gives no sample at all nothing is known here, since a pipeline may read a part
-    of the plan: where one process reads everything, one warning names such shards.
+    early is not compared. A shard without any sample may be one that the pipeline does not read; where one process
+    reads everything, one warning names such shards.
 
     Raises:
         TypeError: `plan` is no plan, no codebook and no path, as when the class itself is made a stage.
@@ -77,8 +77,8 @@ class Subsample(Pipe):
 
     Raises (while streaming):
         PlanError: a shard or key is not in the plan, or a `__url__` fits several shards.
-        ShardError: a kept sample's bytes are not those that were planned; kept samples of a shard never came; or the
-            reader failed. Names the shard.
+        ShardError: a kept sample's bytes are not the planned ones; kept samples of a shard are missing; or the reader
+            failed. Names the shard.
         CodebookError: a sample's bin is missing, or is by another codebook.
         ValueError: the epoch is not an integer >= 0.
     """
@@ -115,7 +115,7 @@ class Subsample(Pipe):
         return self._choose(samples, self._epoch_now())
 
     def counted(self, stream: Iterable[Sample]) -> Iterable[Sample]:
-        """The stream; at its end, what came is compared with the plan."""
+        """The stream; at its end, its counts are compared with the plan."""
         if isinstance(self._choose, _ByPlan):
             return self._choose.counted(stream, self._epoch_now, self.missing)
         return stream
@@ -141,7 +141,7 @@ class Subsample(Pipe):
         return _ByCodebook(self.plan.hash, limits, check_seed(self.seed), self.keep_fields)
 
     def _refuse(self, *, of: str, **defaults: Any) -> None:
-        """Raise `ValueError` for an option that is not at its default: it goes with the other of plan and codebook."""
+        """Raise `ValueError` for an option that belongs to the other of plan and codebook and is not at its default."""
         for name, default in defaults.items():
             value = getattr(self, name)
             if value != default:
@@ -160,7 +160,7 @@ def _epoch_of(sample: Sample) -> int:
 def _runs(
     samples: list[Sample], epoch: int | str | None
 ) -> Iterator[tuple[str, int | None, Iterator[Sample]]]:
-    """URL, epoch and samples of neighbours that share both: mostly those of one shard."""
+    """Runs of neighbours with one URL and epoch, mostly those of one shard."""
     if isinstance(epoch, str):  # each sample says its own
         by_both = groupby(samples, lambda sample: (sample["__url__"], _epoch_of(sample)))
         return ((url, number, run) for (url, number), run in by_both)
@@ -168,7 +168,7 @@ def _runs(
 
 
 class _ByPlan:
-    """Lets through what a plan keeps: its own choice, or that of an epoch."""
+    """Passes the samples that a plan keeps: its own choice, or that of an epoch."""
 
     def __init__(self, plan: Plan, names: ShardNames, verify: bool) -> None:
         self._plan, self._names, self._verify = plan, names, verify
@@ -214,7 +214,8 @@ class _ByPlan:
     def counted(
         self, stream: Iterable[Sample], epoch_now: Callable[[], int | str | None], missing: str
     ) -> Iterator[Sample]:
-        """The samples of one pass over whole shards; at its end, a `ShardError` or a warning if kept ones never came."""
+        """The samples of one pass over whole shards; at its end, a `ShardError` or a warning if kept ones are
+        missing."""
         arrivals: dict[str, Arrivals] = {}
         url = None
         for sample in reader_errors_named(stream, self._shard_at):
@@ -253,7 +254,7 @@ class _ByPlan:
             logger.warning("Subsample: %s", error)
 
     def _warn_of_silent(self, begun: Iterable[str]) -> None:
-        """Warn, once, of shards with kept samples that gave none, where no other process may have read them."""
+        """Warn, once, of shards with kept samples of which none arrived, unless another process may have read them."""
         entries = self._plan.header["shards"]
         silent = [entry["name"] for entry in entries if entry["kept"] and entry["name"] not in begun]
         if silent and not self._silent_told and _reads_alone():
@@ -268,7 +269,7 @@ class _ByPlan:
 
 
 def _reads_alone() -> bool:
-    """Whether this process is no worker, and no rank of several."""
+    """Whether this process reads alone: no worker, and the only rank."""
     import torch.distributed as dist
     from torch.utils.data import get_worker_info
 
@@ -279,7 +280,7 @@ def _reads_alone() -> bool:
 def _check_bytes(sample: Sample, crc32: int, *, shard: str) -> None:
     """Compare a raw sample's payloads, in tar order, with the plan's checksum; a decoded one passes.
 
-    Forged `__adq_*` fields count: they are members of the tar, so the plan's checksum is over them too.
+    Forged `__adq_*` fields count: they are members of the tar, so the plan's checksum includes them.
     """
     crc = 0
     for name, value in sample.items():
@@ -303,7 +304,7 @@ def _check_bytes(sample: Sample, crc32: int, *, shard: str) -> None:
 
 @dataclass(frozen=True)
 class _ByCodebook:
-    """Lets through the samples whose draws lie below the rates of their bins."""
+    """Passes the samples whose draws lie below the rates of their bins."""
 
     codebook: str  # its hash
     limits: list[list[int]]  # (R, K) rates, times 2^64

@@ -1,4 +1,4 @@
-"""Tabulates how features shift as patches go, and chooses the tolerance that meets a budget of patches or bytes."""
+"""Tabulates the shift of features as patches are dropped, and chooses the tolerance that meets a budget."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from adq_wds.samples.patch_file import encode as encode_file
 
 @dataclass(frozen=True, eq=False)
 class Drops:
-    """What images lose when they lose patches.
+    """Shift and bytes of images at each number of kept patches.
 
     Attributes:
         n_kept: (R,) int64, numbers of patches kept, descending from all L.
         shift: (N, R) float32, how far the encoder's feature is from the whole image's: 1 − cos, the first column 0.
-        n_bytes: (N, R) int64, bytes of the patches' file; None where they were not measured.
+        n_bytes: (N, R) int64, bytes of the patches' file; None where not measured.
     """
 
     n_kept: NDArray[np.int64]
@@ -41,7 +41,7 @@ class Drops:
         return kept
 
     def so_far(self) -> NDArray[np.float32]:
-        """(N, R) the largest shift down to each column: one that comes back by luck is not trusted."""
+        """(N, R) the largest shift down to each column, since a later, smaller one is chance."""
         largest: NDArray[np.float32] = np.maximum.accumulate(self.shift, axis=1)
         return largest
 
@@ -102,7 +102,7 @@ def measure_drops(
 def choose_tolerance(shifts: Drops, budget: float, *, of: Literal["patches", "bytes"] = "patches") -> float:
     """The least tolerance with which `DropPatches` stays within a budget on the images of a table.
 
-    A larger tolerance drops more from each image; one tolerance for all takes most from the images that bear it best.
+    A larger tolerance drops more from each image; one tolerance for all drops most where features shift least.
 
     Args:
         shifts: from `measure_drops`.
@@ -110,7 +110,7 @@ def choose_tolerance(shifts: Drops, budget: float, *, of: Literal["patches", "by
         of: "patches" or "bytes".
 
     Returns:
-        the tolerance, half-way to where the next patches would go, so that a rounding error changes nothing.
+        the tolerance, half-way to the next shift in the table, so that a rounding error changes nothing.
 
     Raises:
         ValueError: the budget is out of range or cannot be met, or bytes were not measured.

@@ -1,1 +1,1 @@
-"""Bytes that are not in a plain local file: URLs, commands, packed shards, and a cache for them."""
+"""Fetches shards from URLs, commands and packed files, and caches them."""

@@ -1,8 +1,8 @@
-"""Defines what a library that reads URLs must offer (`Backend`), and checks its answers.
+"""Defines `Backend`, the interface to a library that reads URLs, and checks servers' responses.
 
-Servers are not trusted: an answer holds what was asked for and no byte more, comes at `LEAST_RATE` at least, is of one
-version of the file (size, ETag), and is not packed (Content-Encoding). A redirect is followed to http and https URLs only;
-another host is asked without the password of the URL.
+Servers are not trusted: a response must hold the requested bytes and no more, arrive at `LEAST_RATE` at least, be of
+one version of the file (size, ETag), and not be packed (Content-Encoding). A redirect is followed to http and https
+URLs only, and to another host without the password of the URL.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ Range = tuple[int, int]
 
 @dataclass(frozen=True)
 class Access:
-    """How servers are asked.
+    """Options for requests to servers.
 
     Attributes:
-        timeout: seconds without an answer after which a request has failed, > 0; an answer that comes at less than
-            `LEAST_RATE` bytes a second from then on has failed too.
+        timeout: seconds without a response after which a request fails, > 0; from then on a response slower than
+            `LEAST_RATE` bytes a second fails too.
         storage_options: for the library that reads the URL: obstore's store configuration (``endpoint``,
-            ``access_key_id``, ``skip_signature``, …) or fsspec's options; by default what it finds in the environment.
+            ``access_key_id``, ``skip_signature``, …) or fsspec's options; by default those of the environment.
     """
 
     timeout: float = TIMEOUT
@@ -52,11 +52,11 @@ class Access:
 
 
 class NoRanges(Exception):  # noqa: N818 - it says what is
-    """The server gives a file as a whole only."""
+    """The server does not serve ranges."""
 
 
 class Trouble(Exception):  # noqa: N818
-    """Why a request failed, in words that hold nothing of the URL; `again` where another try may help."""
+    """A failed request; the text holds nothing of the URL. `again`: a retry may help."""
 
     def __init__(self, text: str, *, again: bool = False) -> None:
         super().__init__(text)
@@ -66,7 +66,7 @@ class Trouble(Exception):  # noqa: N818
 def explain(
     error: BaseException, status: int | None = None, *, late: bool, unconnected: bool, broken: bool
 ) -> Trouble:
-    """A library's error in our words: its own may quote the URL. `broken`: the answer broke off."""
+    """A library's error without its text, which may quote the URL. `broken`: the response broke off."""
     kind = type(error).__name__
     if isinstance(error, FileNotFoundError) or kind == "NotFoundError" or status == 404:
         return Trouble("not found (404): check its URL")
@@ -87,7 +87,7 @@ def explain(
 
 
 class Answer:
-    """Collects the bytes of one range, and refuses more of them than were asked for."""
+    """Collects the bytes of one range, and refuses more than were requested."""
 
     def __init__(self, asked: Range) -> None:
         self._n_asked = asked[1] - asked[0]
@@ -95,26 +95,27 @@ class Answer:
         self.n_bytes = 0
 
     def add(self, chunk: bytes) -> None:
-        """Take in the next bytes. Raises `Trouble`: more than asked for."""
+        """Add the next bytes. Raises `Trouble`: more than requested."""
         self.n_bytes += len(chunk)
         if self.n_bytes > self._n_asked:
             raise Trouble(f"the server sends more than the {self._n_asked:,} bytes asked for")
         self._chunks.append(chunk)
 
     def all(self) -> bytes:
-        """The bytes that came, perhaps too few."""
+        """The received bytes, perhaps too few."""
         return b"".join(self._chunks)
 
 
 class Checks:
-    """Holds a server's answers for one URL to one version of the file, and to a least rate after `timeout` seconds."""
+    """Checks that a server's responses for one URL are of one version of the file, and fast enough after `timeout`
+    seconds."""
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
-        self._version: tuple[int | None, str | None] | None = None  # the first answer's
+        self._version: tuple[int | None, str | None] | None = None  # of the first response
 
     def version(self, size: int | None, tag: str | None) -> None:
-        """Raise `Trouble` if the size of the whole file, or its strong ETag, is not the first answer's."""
+        """Raise `Trouble` if the size of the whole file, or its strong ETag, differs from the first response."""
         tag = None if tag is None or tag.startswith("W/") else tag
         self._version = self._version or (size, tag)
         for now, then in zip((size, tag), self._version, strict=True):
@@ -125,11 +126,11 @@ class Checks:
                 )
 
     def limit(self, n_bytes: int) -> float:
-        """Seconds in which so many bytes must have come."""
+        """Seconds within which so many bytes must arrive."""
         return self._timeout + n_bytes / LEAST_RATE
 
     def timed(self, chunks: Iterator[Any]) -> Iterator[bytes]:
-        """The chunks as they come; only waiting for them counts. Raises `Trouble`: too slow."""
+        """The chunks as they arrive; only time spent waiting counts. Raises `Trouble`: too slow."""
         waited, n_bytes = 0.0, 0
         while True:
             start = time.monotonic()
@@ -143,7 +144,7 @@ class Checks:
             yield bytes(chunk)
 
     def too_slow(self, n_bytes: int) -> Trouble:
-        """The error of an answer of which so many bytes came in time."""
+        """The error of a response with so many bytes in time."""
         return Trouble(
             f"too slow: {n_bytes:,} bytes came in time (timeout= {self._timeout:g} s and {LEAST_RATE:,} bytes/s): "
             "the server stalls"
@@ -151,14 +152,14 @@ class Checks:
 
 
 class Backend(Protocol):
-    """One URL as a library reads it. Any method may raise `Trouble`."""
+    """One URL, read by a library. Any method may raise `Trouble`."""
 
     def stamp(self) -> Stamp:
         """Size, and date where it is known (else 0)."""
         ...
 
     def ranges(self, ranges: Sequence[Range]) -> list[bytes]:
-        """The bytes of some ranges, asked for together. May raise `NoRanges`."""
+        """The bytes of some ranges, requested together. May raise `NoRanges`."""
         ...
 
     def chunks(self) -> Iterator[bytes]:

@@ -1,10 +1,10 @@
-"""Keeps fetched bytes in one folder, up to a size, each fetched once for all workers and ranks of a machine.
+"""Caches fetched bytes in one folder, up to a size, shared by all workers and ranks of a machine.
 
-A file per entry, named by the SHA-256 of its key (the whole URL and what was asked of it, so that two URLs with one base
-name never meet). It is written under a hidden name, locked while somebody fetches it, and takes its name when it is
-whole: a process that is killed leaves nothing that is ever read, and one that needs what another fetches waits for it.
-When the folder would grow beyond its bound, what was used longest ago goes first; who has it open keeps it. Files of
-other names are not the cache's, and stay.
+Each entry is a file, named by the SHA-256 of its key (the whole URL and the requested part, so that URLs with one
+base name stay apart). It is written under a hidden name, locked meanwhile, and renamed when it is complete: a killed
+process leaves nothing that is ever read, and a process that needs an entry in progress waits for it. When the folder
+would grow beyond its bound, the least recently used entries are removed; a process that has one open keeps it. Files
+of other names are left alone.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _ENTRY = re.compile("[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Cache:
-    """A folder for what is fetched, shared by the processes of a machine.
+    """A folder for fetched bytes, shared by the processes of a machine.
 
     Args:
-        folder: made when first used, readable by its owner only. On a local disk: it is locked.
-        max_bytes: what its entries hold at most; should be a few times what is read at one time (see `ShardDataset`).
-            What is larger is given out, and not kept.
+        folder: made when first used, readable by its owner only. It must be on a local disk, for file locks.
+        max_bytes: most bytes of all entries; should be a few times the bytes read at one time (see `ShardDataset`). A
+            larger entry is used, and not kept.
 
     Raises:
         ValueError: `folder` is no path, or `max_bytes` not a positive integer.
@@ -63,7 +63,7 @@ class Cache:
 
         Raises:
             AdqError: the folder cannot be written, or its disk is full.
-            and what `fill` raises.
+            Errors of `fill` pass through.
         """
         final = self.path / _name(key)
         with self._our_errors():
@@ -85,15 +85,15 @@ class Cache:
             return entry
 
     def drop(self, key: str) -> None:
-        """Forget an entry: its bytes were not what they should be."""
+        """Remove an entry whose bytes are wrong."""
         with self._our_errors():
             (self.path / _name(key)).unlink(missing_ok=True)
 
     def _take_in(self, unnamed: Path, final: Path, added: int) -> None:
-        """Give an entry its name, when there is room; the bytes in the folder are counted, for all processes.
+        """Rename a complete entry when there is room, and add its bytes to the count that all processes share.
 
-        The count goes first: a process that is killed in between leaves it too high, which is found when the bound
-        is met, not too low.
+        The count is written first, so a process killed in between leaves it too high, never too low; it is corrected
+        when the bound is reached.
         """
         if added > self.max_bytes:
             reason = f"{added:,} bytes are not kept: more than max_bytes, {self.max_bytes:,}"
@@ -111,7 +111,8 @@ class Cache:
             os.replace(unnamed, final)
 
     def _make_room(self, added: int) -> int:
-        """Remove what was used longest ago, and what killed processes left; returns the bytes there and added."""
+        """Remove least recently used entries and files of killed processes; return the bytes in the folder with those
+        added."""
         entries, total = [], added
         for entry in os.scandir(self.path):
             if entry.name.startswith(_PARTIAL):
@@ -148,7 +149,7 @@ def _name(key: str) -> str:
 
 
 def _open_entry(path: Path) -> BinaryIO | None:
-    """An entry that is there, marked as used now."""
+    """An existing entry, marked as used now."""
     with contextlib.suppress(FileNotFoundError):
         entry = path.open("rb")
         if os.fstat(entry.fileno()).st_size:
@@ -161,7 +162,7 @@ def _open_entry(path: Path) -> BinaryIO | None:
 
 @contextlib.contextmanager
 def _locked(file: BinaryIO) -> Iterator[None]:
-    """A lock, released at the end and not when `file` is closed: a process forked meanwhile has that open too."""
+    """A lock, released explicitly: closing `file` would not do, since a process forked meanwhile has it open too."""
     fcntl.flock(file, fcntl.LOCK_EX)
     try:
         yield
@@ -171,7 +172,7 @@ def _locked(file: BinaryIO) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _claimed(partial: Path) -> Iterator[BinaryIO]:
-    """A hidden file, empty and locked, that only this process writes; gone afterwards unless it took its name."""
+    """A hidden, empty, locked file that only this process writes; removed afterwards unless renamed."""
     while True:
         handle = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         with os.fdopen(handle, "r+b") as file, _locked(file):
@@ -195,7 +196,7 @@ def _is(path: Path, file: BinaryIO) -> bool:
 
 
 def _remove_orphan(partial: Path) -> None:
-    """Remove what a killed process was fetching; a living one holds its lock."""
+    """Remove the partial entry of a killed process; a living one holds its lock."""
     with contextlib.suppress(OSError), partial.open("r+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if _is(partial, file):  # else it took its name meanwhile, and the next one is somebody's
@@ -203,7 +204,7 @@ def _remove_orphan(partial: Path) -> None:
 
 
 def as_cache(value: Cache | str | os.PathLike[str] | None) -> Cache | None:
-    """A cache, from its folder too.
+    """The cache, or the cache in a folder.
 
     Raises:
         ValueError: neither.

@@ -1,8 +1,8 @@
-"""Writes a tar that comes as a stream to a file, unpacked: from a packed file, a command, or a server.
+"""Writes a streamed tar (a packed file, a command's output, a server's response) to a file, unpacked.
 
-The stream is unpacked as it comes, and its tar headers are checked as they pass, with the limits of `tar_headers`: what
-they declare is refused before it is written, and so is a stream that goes on behind the end of its archive, or that
-unpacks to a thousand times its size. All else that a tar can be wrong in is found when the file is read.
+Tar headers are checked on the fly, with the limits of `tar_headers`: a declared size beyond them is refused before a
+byte is written. So is a stream that goes on behind the end of its archive, or that unpacks to a thousand times its
+size. Other damage is detected when the file is read.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _RATIO = 200  # beyond these, for each byte that was packed
 
 
 def expand(chunks: Iterable[bytes], out: BinaryIO, *, shard: str, limits: Limits = DEFAULT_LIMITS) -> None:
-    """Write a tar that comes in chunks, packed with gzip or not, to a file; a `ShardError` if it is not one, or a bomb."""
+    """Write the chunks of a tar, packed with gzip or not, to a file; a `ShardError` if it is no tar, or a bomb."""
     watch = TarWatch(shard=shard, limits=limits)
     for data in _unpacked(iter(chunks), shard):
         watch.see(data)
@@ -40,7 +40,7 @@ def expand(chunks: Iterable[bytes], out: BinaryIO, *, shard: str, limits: Limits
 
 
 def _unpacked(stream: Iterator[bytes], shard: str) -> Iterator[bytes]:
-    """The stream itself; what gzip packed, unpacked, piece by piece."""
+    """The stream in chunks, unpacked where it is gzip."""
     first = b""
     while len(first) < len(GZIP) and (more := next(stream, None)) is not None:
         first += more
@@ -52,7 +52,7 @@ def _unpacked(stream: Iterator[bytes], shard: str) -> Iterator[bytes]:
 
 
 def _gunzipped(stream: Iterable[bytes], shard: str) -> Iterator[bytes]:
-    """What a gzip stream holds, of one member or several; zeros may follow a member."""
+    """The content of a gzip stream of one or more members; zeros may follow a member."""
     n_in = n_out = n_idle = 0  # bytes; idle: in, since the last that came out
     member = None  # between members
     for piece in (data[i : i + _PIECE] for data in stream for i in range(0, len(data), _PIECE)):
@@ -84,15 +84,15 @@ def _error(text: str, shard: str) -> ShardError:
 
 
 def chunks_of(file: BinaryIO) -> Generator[bytes, None, None]:
-    """A file from where it stands."""
+    """The chunks of a file from its position on."""
     while chunk := file.read(_CHUNK):
         yield chunk
 
 
 def run_command(url: str, *, shard: str, timeout: float) -> Generator[bytes, None, None]:
-    """What the command of a ``pipe:`` URL writes; a `ShardError` if it fails, or writes nothing for `timeout` seconds.
+    """The output of a ``pipe:`` URL's command; a `ShardError` if it fails, or is silent for `timeout` seconds.
 
-    No error says the command: it may hold a token.
+    No error names the command, which may hold a token.
     """
     command = url.lstrip()[len("pipe:") :]
     # a shell, as WebDataset's users write these; only the program itself may name one (allow_pipe=True)

@@ -1,4 +1,4 @@
-"""Gets shards that are no plain local tars: `Fetch` holds what the program allows, and where the bytes go."""
+"""Fetches shards that are no plain local tars; `Fetch` holds the cache and the permissions of the program."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from adq_wds.shards.names import is_pipe, is_url, path_of
 
 @dataclass(frozen=True)
 class Fetch:
-    """What may be fetched, and how.
+    """Options of fetching: cache, permissions, servers.
 
     Attributes:
         cache: where fetched bytes stay; None keeps nothing.
         allow_pipe: whether ``pipe:`` URLs run their command in a shell.
-        access: how servers are asked.
+        access: options for requests to servers.
     """
 
     cache: Cache | None = None
@@ -37,7 +37,7 @@ class Fetch:
         return Remote(url, shard=shard, access=self.access)
 
     def stamp(self, url: str, *, shard: str) -> Stamp:
-        """Size and date of the file of a URL. Raises `ShardError`: it cannot be asked for, as of a command."""
+        """Size and date of a URL's file. Raises `ShardError`: they are unknown, as for a command."""
         self.check(url, shard=shard)
         if is_pipe(url):
             raise located(ShardError("a command's output has no size or date"), shard=shard)
@@ -52,7 +52,7 @@ class Fetch:
     def whole(self, url: str, *, shard: str) -> BinaryIO:
         """The tar at a URL or of a command, unpacked if it was packed, as an open local file.
 
-        With a cache it is fetched once for all processes; else into a temporary file that goes when it is closed.
+        With a cache it is fetched once for all processes; else into a temporary file, deleted when closed.
         """
         self.check(url, shard=shard)
         if is_pipe(url):
@@ -63,11 +63,11 @@ class Fetch:
         return self._expanded(_url_key(url, remote), remote.chunks, shard)
 
     def unpacked(self, packed: BinaryIO, path: str, *, shard: str) -> BinaryIO:
-        """As `whole`, of a packed local file that is open."""
+        """As `whole`, for an open packed local file."""
         return self._expanded(_file_key(path, os.fstat(packed.fileno())), lambda: chunks_of(packed), shard)
 
     def forget(self, url: str, *, shard: str) -> None:
-        """Let the next `whole` fetch it again."""
+        """Remove it from the cache, so that the next `whole` fetches it again."""
         if self.cache is not None:
             key = url
             if not is_url(url):
@@ -77,7 +77,7 @@ class Fetch:
             self.cache.drop(f"whole\n{key}")
 
     def _expanded(self, key: str, chunks: Callable[[], Generator[bytes, None, None]], shard: str) -> BinaryIO:
-        """An open file of what comes in chunks: the cache's entry of a key, or a temporary one."""
+        """Write chunks to an open file: the cache's entry of a key, or a temporary one."""
 
         def fill(out: BinaryIO) -> None:
             with closing(chunks()) as stream:  # a command ends now, not when the last traceback of it goes
@@ -98,7 +98,7 @@ class Fetch:
 
 
 def _url_key(url: str, remote: Remote) -> str:
-    """A URL with its file's size and date: what changes on the server is fetched again."""
+    """The cache key of a URL with its file's size and date, so that a changed file is fetched again."""
     try:
         return f"{url}\n{canonical_json(remote.stamp())}"
     except ShardError:  # the fetch itself will say why
@@ -110,7 +110,7 @@ def _file_key(path: str, status: os.stat_result) -> str:
 
 
 def comes_whole(url: str) -> bool:
-    """Whether a URL can only be read from end to end: a command's, or a packed file's, by its name.
+    """Whether a URL can only be fetched whole: a command, or a packed file by its name.
 
     >>> [comes_whole(url) for url in ("s3://b/a.tar", "s3://b/a.tar.gz?x=1", "pipe:cat a.tar")]
     [False, True, True]

@@ -1,4 +1,4 @@
-"""Opens a shard for reading by offset: a local tar, or what is fetched whole and unpacked first."""
+"""Opens a shard for reading by offset; remote and packed ones are fetched whole and unpacked first."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def open_shard(
     fetch: Fetch | None = None,
     sparse: bool = False,
 ) -> Iterator[ShardFile]:
-    """The bytes of a shard, read by offset until the block ends.
+    """Open a shard for reading by offset; closed when the block ends.
 
     A shard at a URL, or packed with gzip, is fetched whole and unpacked first, into `fetch`'s cache or a temporary file.
-    A file that another process shortens meanwhile is a `ShardError` where its bytes are missing.
+    Missing bytes in a file that another process shortens meanwhile raise `ShardError`.
 
     Args:
         path: a local path, a URL, or a command (``pipe:``), if `fetch` allows it.
         shard: its name, for messages.
-        fetch: how what is not a plain local tar is got.
+        fetch: fetches shards that are no plain local tars.
         sparse: a small part will be read; see `ShardFile`.
 
     Raises:

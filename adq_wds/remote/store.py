@@ -1,7 +1,7 @@
-"""Gets bytes of a URL: ranges, the whole, and its size, through obstore or fsspec; no error says the URL.
+"""Reads a URL through obstore or fsspec: ranges, the whole, its size. No error contains the URL.
 
-What these libraries raise often quotes the URL, which may hold a token or a password. So their texts are read for what
-went wrong, and neither passed on nor chained.
+Errors of these libraries often quote the URL, which may hold a token or a password. So their texts are classified,
+and neither shown nor chained.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class Remote:
             self._backend = _backend(url, access)
 
     def stamp(self) -> Stamp:
-        """Size and date of the file. Raises `ShardError`: it cannot be asked for."""
+        """Size and date of the file. Raises `ShardError`: the request fails."""
         with self._shard_errors():
             return self._backend.stamp()
 
     def read_ranges(self, ranges: Sequence[Range]) -> list[bytes]:
-        """The bytes of several ranges, all of them, or an error: `ShardError`, or `NoRanges` of a server without ranges."""
+        """All bytes of several ranges. Raises `ShardError`, or `NoRanges` for a server without ranges."""
         with self._shard_errors():
             for _ in range(TRIES - 1):
                 try:
@@ -53,7 +53,7 @@ class Remote:
         return answers
 
     def chunks(self) -> Generator[bytes, None, None]:
-        """The whole, in order. Raises `ShardError`: it breaks off."""
+        """The whole file, in order. Raises `ShardError`: the response breaks off."""
         with self._shard_errors():
             yield from self._backend.chunks()
 

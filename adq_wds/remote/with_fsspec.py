@@ -15,7 +15,7 @@ _CHUNK = 4 << 20
 
 
 def installed(scheme: str) -> bool:
-    """Whether fsspec has a file system for such URLs, with what that needs."""
+    """Whether fsspec's file system for such URLs and its dependencies are installed."""
     import fsspec
 
     try:
@@ -64,7 +64,7 @@ class Fsspec:
             return list(map(bytes, self._fs.cat_ranges(paths, starts, ends, on_error="raise")))
 
     async def _all_by_http(self, ranges: Sequence[Range]) -> list[bytes]:
-        """Our own requests: fsspec's take all that a server sends into memory, however slowly it comes."""
+        """Send the requests ourselves: fsspec reads any amount into memory, at any speed."""
         turns = asyncio.Semaphore(N_AT_ONCE)
 
         async def one(asked: Range) -> bytes:
@@ -113,7 +113,7 @@ class Fsspec:
 
 
 def _date(info: dict[str, Any]) -> int:
-    """When a file was changed last, in nanoseconds, as the file systems say it; 0 where they do not."""
+    """A file's modification time in nanoseconds; 0 where the file system gives none."""
     for name in ("mtime", "LastModified", "last_modified", "updated", "created", "Last-Modified"):
         value = info.get(name)
         if name == "Last-Modified" and isinstance(value, str):
@@ -128,7 +128,7 @@ def _date(info: dict[str, Any]) -> int:
 
 @contextmanager
 def _our_errors() -> Iterator[None]:
-    """Errors of any file system in our words."""
+    """Turn errors of any file system into `Trouble`."""
     try:
         yield
     except (NoRanges, Trouble, GeneratorExit):

@@ -20,12 +20,12 @@ _first_process: list[int] = []  # obstore's threads are its own: in a fork of it
 
 
 def usable() -> bool:
-    """Whether this process may use obstore: not when it was forked from one that did."""
+    """Whether this process may use obstore; not if it was forked from one that did."""
     return not _first_process or _first_process[0] == os.getpid()
 
 
 class Obstore:
-    """One URL through obstore, which tries again on busy servers (5xx, 429) for `timeout` seconds."""
+    """One URL through obstore, which retries on busy servers (5xx, 429) for `timeout` seconds."""
 
     def __init__(self, url: str, access: Access) -> None:
         import obstore
@@ -97,9 +97,9 @@ class Obstore:
 
 
 def _plain_http(url: str, options: Mapping[str, Any]) -> bool:
-    """Whether the user says, in one of these places, that requests go unencrypted.
+    """Whether the user's options or the environment allow unencrypted requests.
 
-    obstore looks into the environment for that itself, but not once it is given any client options.
+    obstore reads the environment for that itself, but not when it gets client options.
     """
     names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
     endpoints = [url, str(options.get("endpoint", "")), *(os.environ.get(name, "") for name in names)]
@@ -132,7 +132,7 @@ def _trouble(error: BaseException) -> Trouble:
 
 
 def _without_user(url: str) -> tuple[str, dict[str, str]]:
-    """An http URL without user and password, and the header that says them instead."""
+    """An http URL without user and password, and the header that holds them instead."""
     scheme, _, rest = url.partition("://")
     host, slash, path = rest.partition("/")
     user, at, host = host.rpartition("@")

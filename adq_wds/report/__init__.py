@@ -1,1 +1,1 @@
-"""What plans and codebooks say, for people."""
+"""Reports on plans, codebooks and patches, for people."""

@@ -1,4 +1,4 @@
-"""Draws what dropping patches does to images: a row per image, a column per step, numbers beneath."""
+"""Draws a sheet of pictures: a row per image, a column per step of dropping patches, numbers beneath."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Panel:
 
     Attributes:
         pixels: (h, w, 3) uint8; enlarged by whole factors to fit its cell, or made smaller.
-        lines: what stands beneath.
+        lines: the text beneath.
     """
 
     pixels: Pixels
@@ -36,7 +36,7 @@ def draw_sheet(rows: Sequence[Sequence[Panel]], titles: Sequence[str]) -> Image.
     """All panels on white, a title above each column.
 
     Args:
-        rows: of each image its panels, as many in each row as there are titles.
+        rows: the panels of each image, one per title.
         titles: of the columns.
 
     Raises:
@@ -75,7 +75,7 @@ def _fitted(pixels: Pixels) -> Image.Image:
 
 
 def heat(importance: NDArray[np.floating], grid: Grid, patch: int, image: Pixels) -> Pixels:
-    """Importance as colour, laid over the image in grey.
+    """Importance as colour over the image in grey.
 
     Args:
         importance: (L,) of each patch; from its least to its largest value, dark to bright.

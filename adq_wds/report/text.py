@@ -12,13 +12,13 @@ from adq_wds.tables.plan import Plan
 
 _SHOWN_CLASSES = 20
 _SHOWN_NAMES = 5
-_UNEQUAL = 3  # times: classes whose sizes differ by more are said
+_UNEQUAL = 3  # times: classes whose sizes differ by more are reported
 
 
 def describe_plan(plan: Plan) -> dict[str, Any]:
-    """Everything `adq show` prints, as JSON values: settings, bins, classes, bytes, texture, hash.
+    """All that `adq show` prints, as JSON values: settings, bins, classes, bytes, texture, hash.
 
-    Of a plan with bins also what a user must know: `reasons` (samples by why they are kept or not), `empty_classes`
+    For a plan with bins also warnings and counts: `reasons` (samples by why they are kept or not), `empty_classes`
     (labels of classes that get nothing), `never_kept` (samples that no epoch keeps, not even with fresh draws),
     `class_ratio` (size of the largest class over the smallest), `equal_to_alpha_0`, `copies_of_other_label`.
     """
@@ -46,7 +46,7 @@ def describe_plan(plan: Plan) -> dict[str, Any]:
 
 @contextmanager
 def _damage_named(error: type[AdqError], kind: str, path: object) -> Iterator[None]:
-    """Raise `error` where a header lacks what every one of ours says."""
+    """Raise `error` where a header lacks an entry that all of ours have."""
     try:
         yield
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as cause:
@@ -57,7 +57,7 @@ def show_plan(plan: Plan) -> str:
     """The same as a text for people.
 
     Raises:
-        PlanError: the header lacks what every plan of ours says.
+        PlanError: the header lacks an entry that all our plans have.
     """
     with _damage_named(PlanError, "plan", plan.path):
         return _plan_text(describe_plan(plan))
@@ -91,7 +91,7 @@ def _settings(settings: dict[str, Any]) -> str:
 
 
 def _notes(about: dict[str, Any]) -> list[str]:
-    """A line for each thing that a user must know of this plan; none where there is nothing to say."""
+    """A line for each notable fact about this plan; maybe none."""
     if not about["classes"] or not about["n_kept"]:
         return []
     lines, classes = [], [c for c in about["classes"] if c["n"]]
@@ -145,7 +145,7 @@ def _class_name(entry: dict[str, Any]) -> str:
 def kept_samples(plan: Plan) -> Iterator[tuple[str | None, str]]:
     """Shard and key of every kept sample, in the plan's order; no shard where the key alone names the sample.
 
-    A key with a tab goes with its shard too, since a tab parts the two in a line.
+    A key with a tab also gets its shard, since a tab separates the two in a line.
     """
     seen: set[str] = set()
     several: set[str] = set()  # keys that stand in several shards, kept or not
@@ -159,7 +159,7 @@ def kept_samples(plan: Plan) -> Iterator[tuple[str | None, str]]:
 
 
 def describe_codebook(codebook: Codebook, keep: float) -> dict[str, Any]:
-    """The same of a codebook, with the rates that `keep` asks for: a row over all classes, then the classes' own."""
+    """As `describe_plan`, for a codebook with its rates at `keep`: the rule over all classes, then those of classes."""
     frequency, rates = codebook.frequency(), codebook.rates(keep)
     names = codebook.header["names"]
     rows = [
@@ -189,7 +189,7 @@ def show_codebook(codebook: Codebook, keep: float) -> str:
 
     Raises:
         ValueError: `keep` is not a number in [0, 1].
-        CodebookError: the header lacks what every codebook of ours says.
+        CodebookError: the header lacks an entry that all our codebooks have.
     """
     about = describe_codebook(codebook, keep)
     with _damage_named(CodebookError, "codebook", codebook.path):
@@ -256,7 +256,7 @@ def _plain(value: object) -> str:
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:
-    """Columns to the right, headers above; a column without any value is left out."""
+    """A text table, aligned to the right under its headers; a column without any value is left out."""
     columns = [column for column in zip(*rows, strict=True) if any(cell for cell in column[1:])]
     widths = [max(len(cell) for cell in column) for column in columns]
     return [

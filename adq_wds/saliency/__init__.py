@@ -1,1 +1,1 @@
-"""How much each patch of an image matters."""
+"""Importances of the patches of an image."""

@@ -1,4 +1,4 @@
-"""Scores patches by what a vision transformer's last block attends to."""
+"""Scores patches by the attention of a vision transformer's last block."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class AttentionImportance:
     """How much a vision transformer's last block attends to each patch; made by `attention_importance`.
 
     Attributes:
-        encoder: whose attention.
+        encoder: the vision transformer.
         patch: side P in pixels of the images' patches; the network's own patches may have another size.
     """
 
@@ -40,11 +40,11 @@ class AttentionImportance:
     def __call__(
         self, images: Sequence[PIL.Image.Image], labels: Sequence[Label], seeds: Sequence[int]
     ) -> NDArray[np.float32]:
-        """Importance of each patch; see `CamImportance`. Labels and seeds play no part.
+        """Importance of each patch; see `CamImportance`. Labels and seeds are ignored.
 
         Returns:
             (B, L) float32, >= 0: the class token's attention, or without one the mean over all patches', averaged
-            over heads. Where the network's grid is another one, drawn out bilinearly and averaged over each patch.
+            over heads. Where the network's grid differs, it is interpolated bilinearly and averaged over each patch.
         """
         if not len(images):
             return np.empty((0, 0), np.float32)
@@ -87,7 +87,7 @@ class AttentionImportance:
 
 
 class _Record(nn.Module):
-    """Records the attention weights that pass."""
+    """Records the attention weights of a forward pass."""
 
     def __init__(self, weights: list[torch.Tensor]) -> None:
         super().__init__()

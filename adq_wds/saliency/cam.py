@@ -31,10 +31,10 @@ class CamImportance:
     """Grad-CAM or Grad-CAM++ of each patch; made by `cam_importance`. Pickles as its arguments.
 
     Attributes:
-        encoder: whose classifier is asked.
+        encoder: the network with the classifier.
         method: `gradcam` or `gradcam++`.
         patch: side P in pixels of the images' patches.
-        use_labels: whether an image's label says which class is meant.
+        use_labels: whether to explain the class of an image's label.
     """
 
     encoder: NetworkEncoder
@@ -59,7 +59,7 @@ class CamImportance:
             images: B upright RGB images of one size, whose sides P divides; the classifier sees each whole, at its
                 own input size.
             labels: of each image, its class's number, or None for the class that is predicted.
-            seeds: play no part.
+            seeds: ignored.
 
         Returns:
             (B, L) float32, >= 0.
@@ -85,7 +85,7 @@ class CamImportance:
         return closed_form(maps.cpu().contiguous().numpy(), weight, classes)
 
     def _classes(self, labels: Sequence[Label], maps: torch.Tensor) -> NDArray[np.int64]:
-        """(B,): the label where there is one and it is wanted, else the prediction."""
+        """(B,): the label, with `use_labels` and where there is one, else the prediction."""
         n_classes = self.encoder.n_classes
         assert n_classes is not None
         asked = list(labels) if self.use_labels else [None] * len(maps)
@@ -117,7 +117,7 @@ def cam_importance(
     """The importance of patches by a classifier's class activation map.
 
     Where the logits are a linear map of the mean of the last feature map and nothing stands between (ResNet, RegNet,
-    EfficientNet, DenseNet), one forward pass is enough; whether it is so is tried once, here. Elsewhere (ConvNeXt,
+    EfficientNet, DenseNet), one forward pass is enough; this is tested once, here. Elsewhere (ConvNeXt,
     MobileNetV3, VGG) the classifier's head is run backwards.
 
     Args:
@@ -158,7 +158,7 @@ def cam_importance(
     return CamImportance(encoder, method, patch, use_labels, maps, logits, last if closed else None)
 
 
-@torch.inference_mode(False)  # which its caller may be in
+@torch.inference_mode(False)  # the caller may be in inference mode
 def cam_by_gradient(
     logits: Maps, maps: torch.Tensor, classes: NDArray[np.int64], *, method: str
 ) -> NDArray[np.float32]:
@@ -184,10 +184,10 @@ def cam_by_gradient(
 
 @torch.inference_mode(False)
 def is_closed(logits: Maps, maps: torch.Tensor, last: nn.Linear | None) -> bool:
-    """Whether every logit's gradient by the maps is its row of `last`'s weights / Z everywhere, tried on some maps.
+    """Whether every logit's gradient by the maps is its row of `last`'s weights / Z everywhere, tested on some maps.
 
     Args:
-        maps: (B, D, h, w) of a few images that have nothing to do with each other.
+        maps: (B, D, h, w) of a few unrelated images.
     """
     if last is None or last.in_features != maps.shape[1]:
         return False
@@ -202,7 +202,7 @@ def is_closed(logits: Maps, maps: torch.Tensor, last: nn.Linear | None) -> bool:
 
 
 def _gradient(function: Maps, maps: torch.Tensor) -> torch.Tensor:
-    """Of a function of feature maps that gives one number."""
+    """The gradient of a scalar function of feature maps."""
     with torch.enable_grad():
         leaf = maps.detach().clone().requires_grad_()
         return torch.autograd.grad(function(leaf), leaf)[0]

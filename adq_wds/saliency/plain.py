@@ -1,4 +1,4 @@
-"""Scores patches without a network: by their texture, or by chance. Holds the rule for a batch of images, too."""
+"""Scores patches without a network, by texture or at random, and checks batches of images for all importances."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def grid_of(images: Sequence[PIL.Image.Image], patch: int) -> Grid:
 
 @dataclass(frozen=True)
 class _OfPatches:
-    """An importance that is known by the side of its patches alone.
+    """An importance whose only setting is the side of its patches.
 
     Attributes:
         patch: side P in pixels of the images' patches.
@@ -47,7 +47,7 @@ class _OfPatches:
 
 @dataclass(frozen=True)
 class TextureImportance(_OfPatches):
-    """The texture level of each patch; see `core.importance.texture_importance`. Labels and seeds play no part."""
+    """The texture level of each patch; see `core.importance.texture_importance`. Labels and seeds are ignored."""
 
     def __call__(
         self, images: Sequence[PIL.Image.Image], labels: Sequence[Label], seeds: Sequence[int]
@@ -62,7 +62,7 @@ class TextureImportance(_OfPatches):
 
 @dataclass(frozen=True)
 class RandomImportance(_OfPatches):
-    """Uniform draws by each image's seed; see `core.importance.random_importance`. Pixels and labels play no part."""
+    """Uniform draws by each image's seed; see `core.importance.random_importance`. Pixels and labels are ignored."""
 
     def __call__(
         self, images: Sequence[PIL.Image.Image], labels: Sequence[Label], seeds: Sequence[int]

@@ -1,1 +1,1 @@
-"""What one sample holds: fields, labels, images, stored patches."""
+"""The contents of a sample: fields, labels, images, stored patches."""

@@ -1,4 +1,4 @@
-"""Defines a sample, and finds the one field of it that a spec names."""
+"""Defines a sample, and selects its field by a spec."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ KEPT_FIELDS = ("patches", "positions", "grid")
 """What `DropPatches` makes of an image, and `Decode` of a stored one."""
 JSON_FIELDS = frozenset({"json", "jsn"})
 PICKLE_FIELDS = frozenset({"pickle", "pkl", "pyd", "pth", "pt"})
-BYTES = (bytes, bytearray, memoryview)  # a tuple: `bytes | bytearray` would be built anew at each look
+BYTES = (bytes, bytearray, memoryview)  # a tuple: `bytes | bytearray` would be built at each call
 _IN_TARS = (bytes, str)
 
 
 class SpecError(ValueError):
-    """A field spec is malformed: the program's error, which no pipe may skip as a sample's."""
+    """A field spec is malformed: an error of the program, never skipped as a bad sample."""
 
 
 def image_bytes(sample: Sample, spec: FieldSpec = IMAGE_FIELDS) -> tuple[str, bytes]:
     """Name and content of the one field of `sample` that `spec` names.
 
     Raises:
-        SampleError: none of the alternatives is there, or several are, or the field does not hold bytes.
+        SampleError: none or several of the alternatives exist, or the field does not hold bytes.
         SpecError: `spec` is malformed.
 
     >>> image_bytes({"__key__": "a", "png": b"...", "cls": b"3"})
@@ -57,13 +57,13 @@ def image_bytes(sample: Sample, spec: FieldSpec = IMAGE_FIELDS) -> tuple[str, by
 
 
 def image_value(sample: Sample, spec: FieldSpec = IMAGE_FIELDS) -> tuple[str, Any]:
-    """As `image_bytes`, whatever the field holds: an image that is decoded already, too."""
+    """As `image_bytes`, for a value of any type, such as a decoded image."""
     field, _, value = field_value(sample, spec, "image")
     return field, value
 
 
 def field_value(sample: Sample, spec: FieldSpec, what: str) -> tuple[str, str, Any]:
-    """Name, path and value of the one field that `spec` names; or a function's name, no path, and what it gives.
+    """Name, path and value of the field that `spec` names; for a function its name, no path, and its result.
 
     Args:
         sample: fields, decoded or not.
@@ -131,7 +131,7 @@ def check_spec(spec: FieldSpec | None, what: str) -> None:
 
 
 def clean_fields(sample: Sample) -> Sample:
-    """A new dict without `__adq_*` fields that hold bytes or text: those were brought by a tar, none is ours.
+    """A new dict without `__adq_*` fields that hold bytes or text: these come from a tar, never from us.
 
     Text too, since `WebDataset.decode()` turns the bytes of every ``__*`` field into text.
 
@@ -157,10 +157,10 @@ def place_error(error: SampleError, sample: Sample, field: str | None = None) ->
 
 
 def check_absent(sample: Sample, names: Iterable[str], stage: str) -> None:
-    """Refuse to write over fields that the sample brings: what stood there would be lost without a word.
+    """Refuse to overwrite fields of the sample.
 
     Raises:
-        SampleError: one is there. Located.
+        SampleError: one exists. Located.
     """
     for name in names:
         if name in sample:
@@ -191,7 +191,7 @@ def _alternatives(spec: str) -> tuple[tuple[str, str], ...]:
 
 
 def _wanted(spec: object, what: str) -> tuple[tuple[str, str], ...]:
-    """`_alternatives` of what may be no spec at all, and which for an image may hold no path."""
+    """`_alternatives` of a checked spec; an image's spec must have no path."""
     if not isinstance(spec, str):
         raise SpecError(
             f"{what}={shorten(spec)} names no field; expected a string like 'jpg;png', or a function"
@@ -226,7 +226,7 @@ def _none(sample: Sample, spec: object, what: str) -> str:
 
 
 def _like(wanted: tuple[tuple[str, str], ...], sample: Sample) -> str | None:
-    """A spec of a field that `sample` has and that ends as a wanted one, such as "left.jpg" for "jpg"."""
+    """A spec of a field in `sample` with the ending of a wanted one, such as "left.jpg" for "jpg"."""
     for name in sorted(sample):
         for field, path in wanted:
             spec = f"{name}:{path}" if path else name

@@ -1,8 +1,8 @@
 """Decodes the bytes of an image file into an upright RGB image.
 
-Eight formats, recognised by their first bytes and handed to Pillow's own reader classes by name. `Image.open`
-would also ask whatever plug-ins a program has registered, and would warn about a decompression bomb where
-an error is wanted; `warnings` and Pillow's limits are globals, so neither can be steered from a thread.
+Eight formats, recognised by their first bytes and handed to Pillow's own reader classes by name. `Image.open` would
+also try plug-ins that a program has registered, and would warn about a decompression bomb instead of raising;
+`warnings` and Pillow's limits are globals, so a thread cannot set them.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ WHITE = (255, 255, 255)
 
 
 class _Jpeg(JpegImagePlugin.JpegImageFile):
-    """Pillow's JPEG reader, which does not parse EXIF while opening: for a DPI nobody asks for, it would
-    warn about each damaged EXIF block. A camera's file of several pictures (MPO) is its first picture."""
+    """Pillow's JPEG reader without its parsing of EXIF, which would warn about damaged blocks for an unused DPI. A
+    camera's file of several pictures (MPO) is its first picture."""
 
     def _read_dpi_from_exif(self) -> None:
         return
@@ -82,22 +82,22 @@ def decode_image(
 ) -> Image.Image:
     """The image in `data`: mode RGB, upright by its EXIF orientation, loaded, and free of `data`.
 
-    Transparency is laid on `background`. Greys of 16 bits (also 32-bit integers in 0 ... 65535) become
+    Transparency shows `background`. Greys of 16 bits (also 32-bit integers in 0 ... 65535) become
     (x + 128) // 257; floats must lie in 0 ... 1 and become floor(255 x + 1/2). `info` keeps an RGB colour
     profile, so that writing the image again does not change its colours, and nothing else: no EXIF
     that would turn it twice. May be called from several threads at once.
 
     Args:
-        data: one whole file in one of `IMAGE_FORMATS`; its name plays no part.
-        max_pixels: more than this, >= 1, by the header and before a pixel is decoded, is an error.
+        data: one whole file in one of `IMAGE_FORMATS`.
+        max_pixels: >= 1; an image whose header states more is an error before a pixel is decoded.
         background: red, green, blue, each 0 ... 255.
 
     Raises:
         SampleError: empty; none of the formats; truncated or damaged; too large; several frames; a value
             out of range. Whatever Pillow raised is its cause. Where the program has set
-            `PIL.ImageFile.LOAD_TRUNCATED_IMAGES`, truncation is still found, other damage may pass. Not found is
-            what a format has no checksum for: changed bytes (zeros too) inside the scan of a JPEG that still
-            decode to as many blocks, and the end of a progressive JPEG that is missing in front of an end marker.
+            `PIL.ImageFile.LOAD_TRUNCATED_IMAGES`, truncation is still detected, other damage may pass. Damage without
+            a checksum is not detected: changed bytes (zeros too) inside the scan of a JPEG that still decode to as
+            many blocks, and a missing end of a progressive JPEG before its end marker.
         ValueError: `max_pixels` or `background` out of range.
 
     >>> decode_image(b"P6 1 1 255 abc").getpixel((0, 0))
@@ -116,7 +116,7 @@ def decode_image(
 
 
 def _decode_any(data: bytes, max_pixels: int, background: tuple[int, int, int]) -> Image.Image:
-    """`decode_image` of every file, by Pillow's reader of its format."""
+    """`decode_image` by Pillow's reader of the format."""
     name = image_format(data)
     try:
         image = _open(name, data, max_pixels)
@@ -138,7 +138,7 @@ def _decode_any(data: bytes, max_pixels: int, background: tuple[int, int, int]) 
 def exif_orientation(exif: bytes) -> int:
     """The orientation, 1 ... 8, that an EXIF block states; 1 when it states none or is damaged.
 
-    Ours, not Pillow's, which parses every tag (slower than decoding a small image) and warns of damage.
+    Pillow's own parser reads every tag, slower than decoding a small image, and warns of damage.
 
     >>> exif_orientation(b"MM\\0*\\0\\0\\0\\x08" + b"\\0\\1" + b"\\1\\x12\\0\\3\\0\\0\\0\\1\\0\\6\\0\\0")
     6
@@ -176,7 +176,7 @@ def image_format(data: bytes) -> str:
 
 
 class _WholeFile(io.BytesIO):
-    """Bytes whose end is an error, for programs that tell Pillow to fill up what is missing with grey."""
+    """A file that raises at its end, for programs that let Pillow fill missing pixels with grey."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         got = super().read(size)
@@ -186,7 +186,7 @@ class _WholeFile(io.BytesIO):
 
 
 def _open(name: str, data: bytes, max_pixels: int) -> ImageFile.ImageFile:
-    """The image with its header read, none of its pixels decoded, and known to be one frame of fair size."""
+    """The image with its header read and no pixel decoded; checked to be one frame of at most `max_pixels`."""
     if name == "WEBP":  # its reader makes room for the canvas at once
         _refuse_large(_webp_size(data), max_pixels)
     elif name == "JPEG":
@@ -215,7 +215,7 @@ def _refuse_large(size: tuple[int, int], max_pixels: int) -> None:
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
-    """Width and height from a WebP's first chunk, (0, 0) where it has none that the reader would take."""
+    """Width and height from a WebP's first chunk, (0, 0) where the reader would refuse it."""
     head = data[:30].ljust(30, b"\0")
     if head[12:16] == b"VP8X":
         return 1 + int.from_bytes(head[24:27], "little"), 1 + int.from_bytes(head[27:30], "little")
@@ -228,7 +228,7 @@ def _webp_size(data: bytes) -> tuple[int, int]:
 
 
 def _png_key(image: ImageFile.ImageFile, *, depth: int) -> int | bytes | tuple[int, ...]:
-    """The transparent colour in the scale of the decoded pixels; Pillow leaves it in the file's own."""
+    """The transparent colour in the scale of the decoded pixels; Pillow gives it in the file's scale."""
     key = cast("int | bytes | tuple[int, ...]", image.info["transparency"])
     top = (1 << depth) - 1
     if image.mode in ("1", "L") and isinstance(key, int):
@@ -279,7 +279,7 @@ def _scale_rows(values: NDArray[np.generic], block: int = 1 << 20) -> NDArray[np
 
 
 def check_rgb(images: Sequence[Image.Image]) -> None:
-    """Refuse images that are not RGB: decoding decides how grey, CMYK or alpha become colours, not an encoder.
+    """Refuse images that are not RGB; decoding, not the encoder, converts grey, CMYK and alpha.
 
     Raises:
         ValueError: names the image's position in the batch and its mode.

@@ -46,7 +46,7 @@ def read_label(sample: Sample, spec: FieldSpec | None) -> Label:
 
 
 def find_label(sample: Sample, spec: FieldSpec | None) -> tuple[str | None, Label]:
-    """The field that the label is in, None where no field was named, and what `read_label` gives.
+    """The label's field, None without a spec, and the result of `read_label`.
 
     >>> find_label({"json": b'{"label": 7}'}, ".JSON:label; txt")
     ('json', 7)
@@ -68,7 +68,7 @@ def _by_extension(value: Any, field: str, path: str) -> Label:
         return _class(value)
     if kind in JSON_FIELDS:
         return _typed(_json_entry(value, path))
-    if field == "label" and not isinstance(value, BYTES):  # what `Decode` read from another field
+    if field == "label" and not isinstance(value, BYTES):  # set by `Decode` from another field
         return _typed(value)
     return _name(value)
 
@@ -115,7 +115,7 @@ def _is_number(text: str) -> bool:
 
 
 def _remedy(text: str) -> str:
-    """What to do about a label of another kind. "3.0" is 3 after all: some tools keep labels as floats."""
+    """The remedy for a label of another kind; some tools store 3 as "3.0"."""
     whole = re.fullmatch(r"\+?([0-9]{1,10})(?:\.0*)?", text)
     write = f"write {int(whole[1])}, or in a program read it by a function of your own; " if whole else ""
     return write + "for several labels, a regression or none, use label=None"
@@ -144,7 +144,7 @@ def _name(value: Any) -> str:
 
 
 def _json_entry(value: Any, path: str) -> Any:
-    """What stands at `path` ("a.b") of a JSON document, given as bytes, as text or already parsed."""
+    """The value at `path` ("a.b") of a JSON document, given as bytes, as text or parsed."""
     if isinstance(value, _TEXT):
         if len(value) > MAX_JSON_BYTES:
             raise SampleError(f"{len(value)} bytes of JSON, at most {MAX_JSON_BYTES} are read")

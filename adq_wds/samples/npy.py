@@ -24,18 +24,18 @@ _VERSIONS: dict[tuple[int, int], tuple[int, Any]] = {
 
 
 class NpyError(ValueError):
-    """No npy file, or a header that is damaged or claims too much; the caller adds the place."""
+    """No npy file, or its header is damaged or declares too much; the caller adds the place."""
 
 
 @dataclass(frozen=True)
 class NpyHeader:
-    """What an npy file says of itself.
+    """The header of an npy file.
 
     Attributes:
-        shape: as declared; anything that a tuple may hold.
+        shape: as declared, unchecked.
         fortran_order: whether the first axis is the fastest.
-        dtype: as declared; anything that NumPy knows.
-        start: where the numbers begin, in bytes.
+        dtype: as declared, any type of NumPy.
+        start: offset of the numbers, in bytes.
     """
 
     shape: tuple[Any, ...]
@@ -45,13 +45,13 @@ class NpyHeader:
 
     @property
     def has_lengths(self) -> bool:
-        """Whether its shape is one that an array may have."""
+        """Whether the shape is valid for an array."""
         # True is an int; and a number of thousands of digits is one that Python refuses to show
         return all(type(length) is int and 0 <= length < 2**63 for length in self.shape)
 
     @property
     def is_floats(self) -> bool:
-        """Whether it declares float16, float32 or float64 of some shape."""
+        """Whether it declares float16, float32 or float64."""
         return self.has_lengths and self.dtype.kind == "f" and self.dtype.itemsize in (2, 4, 8)
 
     @property
@@ -105,11 +105,11 @@ def checked_header(start: bytes, size: int, fits: Callable[[NpyHeader], bool], e
     Args:
         start: the file's first bytes, as `read_header` takes them.
         size: bytes in the whole file.
-        fits: whether its shape is a right one.
+        fits: whether a shape is right.
         expected: the right shape, in words.
 
     Raises:
-        NpyError: the header is damaged or no such one, or the file has fewer or more bytes than it declares.
+        NpyError: the header is damaged, of another shape or type, or the file has fewer or more bytes than it declares.
     """
     header = read_header(start, size)
     if not header.is_floats or not fits(header):
@@ -127,7 +127,7 @@ def checked_header(start: bytes, size: int, fits: Callable[[NpyHeader], bool], e
 
 
 def read_vector(data: bytes) -> NDArray[np.floating[Any]]:
-    """(D,) the one vector, stored as (D,) or (1, D), in the bytes of an npy file; D >= 1.
+    """The vector (D,), D >= 1, in the bytes of an npy file of shape (D,) or (1, D).
 
     Raises:
         NpyError: as `checked_header`.

@@ -3,7 +3,7 @@
 Version 1. The kept patches, in the order they have in the image, are tiled row by row into one image, stored as one
 JPEG (baseline, optimised Huffman tables). As many columns as leave the fewest cells blank: up to 65,500 pixels, one row
 of all patches. Cells that stay blank, at the end, mean nothing. The patch side P is a multiple of JPEG's coding unit, 16
-(4:2:0) or 8 (4:4:4), so no unit holds pixels of two patches. A record, all numbers big-endian, says what was kept:
+(4:2:0) or 8 (4:4:4), so no unit holds pixels of two patches. A record, all numbers big-endian, lists the kept patches:
 
     bytes  5  identifier "ADQP\\0"
            1  version, 1
@@ -15,10 +15,10 @@ of all patches. Cells that stay blank, at the end, mean nothing. The patch side 
 
 It is the content of an APP9 segment before the first scan, right behind JFIF's, so L <= 524,120. Readers find it there
 by its identifier. All metadata besides it is ignored, an EXIF orientation too. A program that strips metadata makes an
-ordinary picture of the file; reading it is then an error, as the place of a patch is nowhere else.
+ordinary picture of the file; reading it is then an error, as the places of patches are stored nowhere else.
 
-Each patch decodes as it would from the whole image's JPEG, but for the halved chroma of 4:2:0, which decoders smooth
-across borders: tiled in one row patches meet but two others. Sizes and losses: benchmarks/patch_jpeg.py.
+Each patch decodes as from the whole image's JPEG, except the halved chroma of 4:2:0, which decoders smooth across
+borders; tiled in one row, a patch touches only two others. Sizes and losses: benchmarks/patch_jpeg.py.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ GREY = (128, 128, 128)
 
 @dataclass(frozen=True, eq=False)
 class PatchImage:
-    """The kept patches of an image, and where they were.
+    """The kept patches of an image, and their positions.
 
     Attributes:
         patches: (k, P, P, 3) uint8, k >= 1.
@@ -186,7 +186,7 @@ def encode_patches(image: PatchImage, *, quality: int = 90, subsampling: Subsamp
 
 
 def encode_whole(image: NDArray[np.uint8], *, quality: int = 90, subsampling: Subsampling = "4:2:0") -> bytes:
-    """The JPEG of a whole image (H, W, 3), with the same settings and optimised tables: what to compare with.
+    """The JPEG of a whole image (H, W, 3) with the same settings and optimised tables, for comparison.
 
     Noise that takes more than a byte a pixel (two from quality 95 on) has the standard's tables.
 
@@ -209,14 +209,14 @@ def encode_whole(image: NDArray[np.uint8], *, quality: int = 90, subsampling: Su
 def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> PatchImage:
     """The kept patches in a file that `encode` or `encode_patches` wrote.
 
-    Everything stated is checked, against the file's bytes and its own header, before pixels are decoded.
+    All entries are checked against the file's bytes and its header before pixels are decoded.
 
     Args:
         data: one whole file.
         max_pixels: pixels of the image, with those of dropped patches, above which it is refused.
 
     Returns:
-        the patches as they lie in the decoded image, read-only and mostly not contiguous: a copy comes with the batch.
+        the patches as views of the decoded image, read-only and mostly not contiguous; batching copies them.
 
     Raises:
         SampleError: not a JPEG; no record, several, a damaged one, or of another version; sizes that

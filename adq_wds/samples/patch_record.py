@@ -1,6 +1,6 @@
 """Writes mask and geometry of a patch-dropped image, and checks them when they are read.
 
-The layout is stated in `patch_file`. Here are its bytes, and where they lie in a JPEG.
+The layout is stated in `patch_file`; this module reads and writes its bytes in a JPEG.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _REMEDY = "write it again from the original image"
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """What is stored beside the pixels.
+    """The geometry and mask stored beside the pixels.
 
     Attributes:
         patch: P, side of a patch in pixels.
@@ -75,7 +75,7 @@ class Record:
 
 
 def parse_record(data: bytes) -> Record:
-    """The record that `data` is, to its last byte.
+    """The record in all bytes of `data`.
 
     Raises:
         SampleError: truncated, another version, damaged, or it contradicts itself.
@@ -120,7 +120,7 @@ def put_into_jpeg(data: bytes, record: bytes) -> bytes:
 
 
 def split_as_written(data: bytes) -> tuple[bytes, bytes, tuple[int, int]] | None:
-    """As `split_jpeg`, of a JPEG as `put_into_jpeg` makes it, and plain besides: one walk for both. None of every other."""
+    """As `split_jpeg`, for an unchanged, plain JPEG of `put_into_jpeg`, in one walk; None for every other."""
     if (data[2:6], data[20:22], data[24:29]) != (b"\xff\xe0\0\x10", b"\xff\xe9", IDENTIFIER):
         return None
     end = 22 + (data[22] << 8 | data[23])
@@ -130,10 +130,10 @@ def split_as_written(data: bytes) -> tuple[bytes, bytes, tuple[int, int]] | None
 
 
 def split_jpeg(data: bytes) -> tuple[bytes, bytes, tuple[int, int]]:
-    """The record in a JPEG; the JPEG without all that might turn or colour its pixels; its width and height.
+    """The record in a JPEG; the JPEG without metadata that might turn or recolour its pixels; its width and height.
 
-    Of the application's segments only JFIF and Adobe's are left, which say how colours are stored: an EXIF
-    orientation, put in by some program, would turn the tiled image before it is cut.
+    Of the application segments only JFIF's and Adobe's stay, which define the colours. An EXIF orientation, added by
+    some program, would turn the tiled image before it is cut.
 
     Raises:
         SampleError: no record, several, or a broken chain of segments before the first scan.

@@ -1,4 +1,4 @@
-"""Finds JPEGs so plain that Pillow's decoder can have their bytes at once, and decodes them.
+"""Decodes plain JPEGs fast, by passing their bytes directly to Pillow's decoder.
 
 For a small picture, `Image.open` and `load` take as long in Python as the decoder takes in C: they copy each segment,
 unpack the quantization tables, and build an object that can do much more. Most JPEGs in shards need none of this.
@@ -51,9 +51,9 @@ def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
 
 
 def decode_plain_jpeg(data: bytes, size: tuple[int, int]) -> Image.Image | None:
-    """The RGB image of a JPEG that `plain_jpeg_size` knows; None when the decoder is not content with it.
+    """The RGB image of a JPEG that `plain_jpeg_size` accepts; None when the decoder reports a problem.
 
-    Then, and where the program has set `LOAD_TRUNCATED_IMAGES`, the long way decodes it or says what is wrong.
+    Then, and where the program has set `LOAD_TRUNCATED_IMAGES`, the general reader decodes it or raises.
     """
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         return None
@@ -64,11 +64,11 @@ def decode_plain_jpeg(data: bytes, size: tuple[int, int]) -> Image.Image | None:
 
 
 def without_end(data: bytes) -> bytes:
-    """The same JPEG with padding in place of its end marker, so that its decoder finds a scan that ends early.
+    """The same JPEG with padding in place of its end marker, so that its decoder detects a scan that ends early.
 
-    libjpeg fills up with grey what a scan lacks before a marker, and counts a warning that Pillow does not tell.
-    Without the marker it asks for more bytes, which Pillow reports as truncated. A whole scan gives the same pixels.
-    What lies behind the first picture goes. A JPEG of several scans (progressive ones are) comes back unchanged: its
+    Where a scan ends before a marker, libjpeg fills with grey and counts a warning that Pillow does not report.
+    Without the marker it requests more bytes, which Pillow reports as truncated. A whole scan gives the same pixels.
+    Bytes behind the first picture are cut. A JPEG of several scans (progressive ones are) comes back unchanged: its
     decoder gives no pixel before it has seen the end marker.
 
     A part of the last two blocks of 8 × 8 may still be missing: the padding is enough for them.

@@ -1,4 +1,4 @@
-"""Reads the image of a sample, whole: where some of its patches were not stored, they are filled with a colour."""
+"""Reads the whole image of a sample; patches that were not stored are filled with a colour."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ def whole_image(
     background: tuple[int, int, int] = WHITE,
     fill: tuple[int, int, int] = GREY,
 ) -> tuple[str | None, Image.Image]:
-    """The field that the image is in, None where a function gave its bytes, and the image, RGB.
+    """The image's field, None where a function gave its bytes, and the image, RGB.
 
     Args:
         sample: fields as bytes.
         spec: field with the image.
         max_pixels, background: as for `image.decode_image`.
-        fill: what missing patches are, RGB, each 0 ... 255.
+        fill: colour of missing patches, RGB, each 0 ... 255.
 
     Raises:
-        SampleError: no such field, several, or a damaged image; and the places of patches are damaged, not there, or
-            contradict the pixels. Located.
+        SampleError: no such field, several, or a damaged image; the record of patches is damaged, missing, or
+            contradicts the pixels. Located.
         SpecError: `spec` is malformed.
     """
     stored = stored_patches(sample, spec, max_pixels=max_pixels)
@@ -60,12 +60,12 @@ def whole_image(
 def stored_patches(
     sample: Sample, spec: FieldSpec = IMAGE_FIELDS, *, max_pixels: int = MAX_PIXELS
 ) -> tuple[str, PatchImage] | None:
-    """The field and the kept patches of an image that was stored without the others; None for every other image.
+    """The field and the kept patches of a patch-dropped image; None for every other image.
 
     Known by the names that `EncodePatches` gives; the bytes that a function gives are a picture like any other.
 
     Raises:
-        SampleError: several fields of `spec` are there, or the one that is does not hold such bytes. Located.
+        SampleError: several fields of `spec` exist, or the field does not hold such bytes. Located.
     """
     if callable(spec) or sample.keys().isdisjoint(STORED_FIELDS):  # most samples: no second look
         return None
@@ -74,10 +74,10 @@ def stored_patches(
 
 
 def read_patches(sample: Sample, spec: FieldSpec, max_pixels: int) -> tuple[str, PatchImage]:
-    """As `stored_patches`, of a field of any name, or what a function gives.
+    """As `stored_patches`, from a field of any name or a function.
 
     Raises:
-        SampleError: as there; and the image is a whole one.
+        SampleError: as there, or the image is a whole one.
     """
     field, data = image_bytes(sample, spec)
     try:

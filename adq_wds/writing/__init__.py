@@ -1,1 +1,1 @@
-"""Samples to new shards: whole, or with fewer patches and at another size."""
+"""Writes samples to new shards: unchanged, or with fewer patches or at another size."""

@@ -1,4 +1,4 @@
-"""Writes images anew, smaller: at another size or quality, or without some of their patches."""
+"""Re-encodes images smaller: at another size or quality, or without some of their patches."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from adq_wds.samples.patch_file import encode_whole
 from adq_wds.samples.whole_image import whole_image
 from adq_wds.writing.tars import member_bytes
 
-SIZE, QUALITY = 224, 90  # of patch-dropped images, unless said
+SIZE, QUALITY = 224, 90  # defaults for patch-dropped images
 MEASURED = 64  # first samples, on which it is seen whether files become smaller at all
 _DROPPED = (
     "some of its patches are dropped already, and writing it anew would lose more; take the shards with whole images, or "
@@ -41,16 +41,17 @@ logger = logging.getLogger("adq_wds")
 
 @dataclass(frozen=True, eq=False)
 class WriteAnew(Pipe):
-    """Puts a new image in the old one's place: JPEG, 4:2:0, optimised tables; without a colour profile, as trainings do.
+    """Replaces an image by a new JPEG, 4:2:0, with optimised tables and without a colour profile, which trainings
+    ignore.
 
-    All that happens to an image is one stage, so that a bad sample is counted once, wherever it fails.
+    One stage does all steps, so that a bad sample is counted once, wherever it fails.
 
     Args:
         size: short side to this, then the centre; None for the image's own.
         quality: 1 … 100.
         image: field with the image.
         patch_keep: ratio of patches of 16 that are kept, as ``patches.jpg``; None for whole images, as ``jpg``.
-        importance: what says which.
+        importance: of patches; selects those kept.
         seed: of a random importance.
         size_asked: the size was named; else images that grow at it are refused.
 
@@ -79,7 +80,7 @@ class WriteAnew(Pipe):
 
     @property
     def new_field(self) -> str:
-        """Where the new image is."""
+        """The field of the new image."""
         return "jpg" if self.importance is None else JPEG_FIELD
 
     def apply(self, samples: list[Sample]) -> list[Sample]:
@@ -90,7 +91,8 @@ class WriteAnew(Pipe):
         return samples
 
     def _redrawn(self, sample: Sample) -> Sample:
-        """With the image at its new size: as a JPEG, or, for its patches, as pixels and as what its JPEG would take."""
+        """The sample with its image resized: as a JPEG, or for patches as pixels and the bytes that its JPEG would
+        take."""
         sample = clean_fields(sample)
         name, data = image_bytes(sample, self.image)
         if name in STORED_FIELDS:
@@ -118,7 +120,7 @@ def new_images(
     image: str,
     seed: int,
 ) -> WriteAnew | None:
-    """What the arguments of `write_kept` ask for; None for nothing: bytes stay untouched.
+    """The stage for these arguments of `write_kept`; None where bytes stay untouched.
 
     Raises:
         ValueError: one is out of range, or has no effect.
@@ -161,7 +163,7 @@ def _check_patches(patch_keep: float, size: int) -> None:
 
 
 def check_patch_keep(patch_keep: object) -> None:
-    """Raise `ValueError` unless this is a ratio of patches, by the name that it has where it is given."""
+    """Raise `ValueError` unless this is a ratio of patches; `name` is the argument's name."""
     try:
         n_kept(1, patch_keep)  # type: ignore[arg-type]
     except ValueError as error:
@@ -180,12 +182,12 @@ def log_classifier(importance: Importance) -> None:
 class Counted:
     """Bytes of the samples that were written, by part and by stage.
 
-    The container is what tars add to each field: headers, and padding to whole blocks; without the blocks that end
-    a tar, of which there are as many as there are shards. So every number is a sum over samples.
+    The container is the headers and padding that tars add to each field, without the blocks at the end of a tar,
+    whose number depends on the shards. So every number is a sum over samples.
 
     Attributes:
-        parts: of images, other fields and container: ``before``, in the source; ``whole``, what the same images take at
-            the same size and quality with all their patches; and ``after``, as they were written: ``whole`` where no
+        parts: bytes of images, other fields and container: ``before``, in the source; ``whole``, the same images at
+            the same size and quality with all their patches; and ``after``, as written, equal to ``whole`` where no
             patches were dropped.
         samples: how many.
     """
@@ -217,7 +219,7 @@ class Counted:
 
 
 def totals(parts: Parts) -> dict[str, float]:
-    """Sums of `Counted.parts`, and what ``after`` is of the two others: ``of_whole`` and ``of_before``."""
+    """Sums of `Counted.parts`, and the ratios of ``after`` to the two others: ``of_whole`` and ``of_before``."""
     sums = {stage: sum(part[stage] for part in parts.values()) for stage in ("before", "whole", "after")}
     return {
         **sums,
@@ -229,19 +231,19 @@ def totals(parts: Parts) -> dict[str, float]:
 def written_anew(
     samples: Iterable[Sample], new: WriteAnew, counted: Counted, tally: Tally
 ) -> Iterator[Sample]:
-    """The samples with new images, counted as they pass.
+    """The samples with new images, counted in `counted`.
 
-    The first are made at once, so that what would become larger is refused before anything is written.
+    The first are made at once, so that growing files are refused before anything is written.
 
     Args:
-        samples: with what they take in their source in `CELL_FIELD`.
+        samples: with their bytes in the source in `CELL_FIELD`.
         new: how images are stored.
         counted: gets the bytes.
         tally: of bad samples.
 
     Raises:
-        ValueError: without their patches the images would take as many bytes as whole or more, or, at a size that was
-            not asked for, more than they took; has the numbers.
+        ValueError: patch-dropped images would take at least the bytes of whole ones, or, at the default size, more
+            than in the source; has the numbers.
         SampleError: a bad image, or too many.
     """
 

@@ -67,7 +67,7 @@ class ShardPattern:
         return self.folder / (self._name % i)
 
     def existing(self) -> list[Path]:
-        """Files that this pattern could have made, sorted."""
+        """Existing files that match the pattern, sorted."""
         same = re.compile(r"\d+".join(map(re.escape, _NUMBER.split(self._name))))
         return sorted(path for path in self.folder.glob("*.tar") if same.fullmatch(path.name))
 
@@ -75,13 +75,13 @@ class ShardPattern:
 def write_tars(
     samples: Iterable[Sample], pattern: ShardPattern, *, max_samples: int, max_bytes: int
 ) -> Iterator[WrittenShard]:
-    """Write samples to one shard after another, each given out once it stands under its final name.
+    """Write samples to one shard after another; yields each shard once it has its final name.
 
     A shard ends before it would exceed `max_samples` or `max_bytes` of payload, and before a key that it holds
     already (the same key in two source shards is normal): keys are never changed.
 
     Raises:
-        SampleError: a sample has no key, holds something else than bytes, or would not be read back as it is.
+        SampleError: a sample has no key, holds a value that is not bytes, or would be read back differently.
         AdqError: the disk is full or the folder read-only.
     """
     stream = iter(samples)
@@ -107,7 +107,7 @@ def write_tars(
 
 
 def _next(stream: Iterator[Sample]) -> Sample | None:
-    """The next sample; an `OSError` of the stream is told from one of the disk that is written to."""
+    """The next sample; marks an `OSError` of the stream, to distinguish it from one of writing."""
     try:
         return next(stream, None)
     except OSError as error:
@@ -118,7 +118,7 @@ def _members(sample: Sample) -> list[tuple[str, bytes]]:
     """A sample's own fields, in their order.
 
     Raises:
-        SampleError: it would not be read back as it is.
+        SampleError: it would be read back differently.
     """
     key = sample.get("__key__")
     if not isinstance(key, str):

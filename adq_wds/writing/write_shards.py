@@ -29,7 +29,7 @@ MAX_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class WriteReport:
-    """What was written.
+    """Counts of the shards written.
 
     Attributes:
         shards: new shards.
@@ -40,7 +40,7 @@ class WriteReport:
         parts: where images were written anew: bytes of images, other fields and container (tar headers and padding,
             without the blocks that end a tar), each ``before`` (these samples alone, in their source), ``whole`` (the
             same images at the new size and quality, with all their patches) and ``after``.
-        bad: samples whose image could not be written anew, and which were left out.
+        bad: samples left out because their image could not be written anew.
     """
 
     shards: int
@@ -53,12 +53,12 @@ class WriteReport:
 
     @property
     def read(self) -> int:
-        """Samples that came in: those written and the bad ones."""
+        """Samples read: those written and the bad ones."""
         return self.samples + self.bad
 
     @property
     def totals(self) -> dict[str, float] | None:
-        """Sums of `parts`, and what ``after`` is of the two others: ``of_whole`` and ``of_before``."""
+        """Sums of `parts`, and the ratios of ``after`` to the two others: ``of_whole`` and ``of_before``."""
         return None if self.parts is None else totals(self.parts)
 
     def __str__(self) -> str:
@@ -165,16 +165,16 @@ def write_kept(
     Only kept samples are read, and each is compared with the plan's key and checksum.
 
     Bytes stay untouched unless one of `patch_keep`, `size` and `quality` is given; then images are written anew, as
-    JPEGs with 4:2:0 and optimised tables, and the report says what each part took and takes.
+    JPEGs with 4:2:0 and optimised tables, and the report has the bytes of each part before and after.
 
     Args:
-        urls, plan, pattern: sources, what is kept of them, and where it goes.
+        urls, plan, pattern: sources, the plan of what is kept, and the new shards.
         patch_keep: ratio of each image's patches of 16 × 16 pixels that are kept. They go to ``patches.jpg`` in
             the image's place.
         importance: which patches are kept: gradcam++, gradcam, attention, texture, random, or another that
-            `adq_wds.importance` takes. Both CAMs look through ``builtin`` unless another encoder is named.
-        size: the images' new side: the largest square in the middle, drawn to it; 224 with `patch_keep` unless said.
-        quality: quality of the new JPEGs, 1 to 100; 90 unless said.
+            `adq_wds.importance` takes. Both CAMs use ``builtin`` unless another encoder is named.
+        size: the images' new side: the largest square in the middle, resized to it; 224 by default with `patch_keep`.
+        quality: quality of the new JPEGs, 1 to 100; 90 by default.
         image: field with the image.
         seed: seed of a random importance.
         on_error: what to do with a sample whose image cannot be written anew: "raise" or "skip". Or a function of
@@ -228,7 +228,7 @@ def write_kept(
 
 
 def _tally(on_error: OnError, max_bad_fraction: float, *, idle: bool) -> Tally:
-    """Counts of bad samples; `idle`: no image is written anew, so there can be none.
+    """A tally of bad samples; `idle`: no image is written anew, so the options have no effect.
 
     Raises:
         ValueError: an argument is out of range, or has no effect.
@@ -244,14 +244,14 @@ def _tally(on_error: OnError, max_bad_fraction: float, *, idle: bool) -> Tally:
 
 
 def _with_cells(stream: Iterable[Sample], plan: Plan) -> Iterator[Sample]:
-    """The plan's samples as they are read, in its order, with what each takes in its source."""
+    """The plan's samples in its order, each with its bytes in the source."""
     cells = (int(n) for shard in map(plan.shard, plan.shards) for n in shard.spans.n_bytes[shard.kept])
     for sample, n_bytes in zip(stream, cells, strict=True):
         yield {**sample, CELL_FIELD: n_bytes}
 
 
 def refuse_sources(paths: list[str], shards: ShardPattern) -> None:
-    """Raise `ValueError` when a source could be written over: overwriting begins by removing."""
+    """Raise `ValueError` when a source could be overwritten: `overwrite` begins by removing files."""
     targets = {os.path.realpath(path) for path in shards.existing()}
     for path in paths:
         if os.path.realpath(path) in targets:
@@ -262,7 +262,7 @@ def refuse_sources(paths: list[str], shards: ShardPattern) -> None:
 
 
 def _clear(shards: ShardPattern, overwrite: bool, *, keep_plan: bool) -> None:
-    """Refuse, or remove, what an earlier run left; `keep_plan`: its plan will be replaced, and may be in use."""
+    """Refuse, or remove, the files of an earlier run; `keep_plan`: its plan will be replaced, and may be in use."""
     old = [path for path in (shards.folder / "_info.json", *shards.existing()) if path.exists()]
     if old and not overwrite:
         raise AdqError(
