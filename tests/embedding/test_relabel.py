@@ -4,6 +4,7 @@ import json
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -147,12 +148,12 @@ def test_logit_gradients_depend_on_the_labels(
 
 
 def older(folder: Path) -> None:
-    """The files as they were before there were digests."""
+    """The files as they were before there were digests and members."""
     for path in folder.glob("*.parquet"):
         file = FeaturesFile(path)
         ours = ("format", "version", "n_classes", "width", "columns", "label_names", "shards", "bad")
         ShardFeatures(
-            file.shard, file.spans(), file.read(["label"])["label"].to_numpy(), file.embedding(), file.norm(),
+            file.shard, replace(file.spans(), members=None), file.read(["label"])["label"].to_numpy(), file.embedding(), file.norm(),
             file.texture(), {name: value for name, value in file.header.items() if name not in ours}, file.names,
             file.bad_spans(), [row[5] for row in file.bad], None if file.n_classes is None else file.logit_grad(),
             {name: file.score(name) for name in file.scores},
