@@ -23,15 +23,8 @@ def encoder_answer(
 ) -> Answer:
     """Embeddings and logits of images; where the encoder fails on all at once, of each good one alone.
 
-    Args:
-        encoder: the encoder.
-        images: B images.
-        failed: called with the number of each image that it fails on alone, and the error; these have no row.
-        shard: the images' shard, for errors.
-
-    Raises:
-        AdqError: it fails on all at once and on none alone; or an `AdqError` of its own that is no `SampleError`.
-        FeaturesError: embeddings of single images differ in width.
+    `failed` is called with the number of each image that it fails on alone, and the error; these have no row. An encoder
+    that fails on all at once and on none alone is an `AdqError`.
     """
     errors: list[Exception] = []  # of all at once, then of each alone
 
@@ -59,11 +52,7 @@ def encoder_answer(
 
 
 def joined(shard: str, parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    """Rows of several parts of a shard, one after another; (0, 0) where there is none.
-
-    Raises:
-        FeaturesError: they differ in width.
-    """
+    """Rows of several parts of a shard, of one width, one after another; (0, 0) where there is none."""
     for part in parts:
         if part.shape[1:] != parts[0].shape[1:]:
             raise FeaturesError(

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from adq_wds.core.texture import SHORT_SIDE, texture
-from adq_wds.embedding.answers import Answer, encoder_answer, joined, one_line
+from adq_wds.embedding.answers import Answer, encoder_answer, one_line
 from adq_wds.embedding.logit_grad import gradient_columns, no_logits
 from adq_wds.embedding.shard import Batch, ShardJob, joined_columns
 from adq_wds.embedding.source import StoredEmbeddings
@@ -28,8 +27,7 @@ PART_PIXELS = 1 << 25  # decoded at once by one thread: 128 MiB, as Pillow takes
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class _Decoded:
+class _Decoded(NamedTuple):
     """A sample to be embedded."""
 
     i: int  # its position in the shard
@@ -56,11 +54,7 @@ def embed_batch(job: ShardJob, rows: range) -> Batch:
 
 
 def in_parts(sized: Iterable[tuple[int, T]]) -> Iterator[list[T]]:
-    """Cut a stream into parts of at most `PART_PIXELS`, or of one item; each is given before more is decoded.
-
-    Args:
-        sized: pixels of each item, and the item.
-    """
+    """Cut a stream of (pixels, item) into parts of at most `PART_PIXELS`, or of one item, before more is decoded."""
     part: list[T] = []
     total = 0
     for n_pixels, item in sized:
@@ -168,7 +162,7 @@ def _embed_images(job: ShardJob, part: list[_Decoded], bad: dict[int, AdqError])
     """Embeddings and logits of samples; of those that the encoder fails on, an error goes to `bad`."""
     source = job.source
     if isinstance(source, StoredEmbeddings):
-        return joined(job.name, [sample.h[None] for sample in part if sample.h is not None]), None
+        return np.stack([sample.h for sample in part if sample.h is not None]), None
 
     def failed(k: int, error: Exception) -> None:
         text = f"encoder {source.name!r} fails on it: {type(error).__name__}: {one_line(error)}"

@@ -76,21 +76,13 @@ def estimate(
 
 
 class _Trial:
-    """Embeds the first samples of some shards, at most `_TRIED` of them, for the time it takes.
-
-    Attributes:
-        n: samples so far.
-        seconds: that they took.
-        labels: theirs.
-        width: D.
-        n_classes: C where logit gradients are asked for, else 0.
-    """
+    """Embeds the first samples of some shards, at most `_TRIED` of them, for the time it takes."""
 
     def __init__(self, asked: Request) -> None:
         self._asked = asked
         self._tally = Tally("embed", asked.settings.on_error, 1.0)
         self.n, self.seconds, self.labels = 0, 0.0, set[Label]()
-        self.width = self.n_classes = 0
+        self.width = self.n_classes = 0  # D; C where logit gradients are asked for
 
     def walk(self, path: str, name: str, first: int) -> int:
         """The number of a shard's samples, some of which are embedded; `first` is the position of its first."""

@@ -23,13 +23,7 @@ def gradient_columns(
 ) -> dict[str, NDArray[np.float32]]:
     """The columns of some samples: "logit_grad" (n, C) unit rows, and "head_right" (n,), 1 where the head is right.
 
-    Args:
-        shard, encoder: names, for errors.
-        logits: (n, C) float32, finite.
-        labels: of the samples, which must be classes of the head.
-
-    Raises:
-        FeaturesError: one class only, or a label that the head does not know.
+    A head of one class, or a label that is no class of the head, is a `FeaturesError`.
     """
     C = logits.shape[1]
     if C < 2:
@@ -51,11 +45,9 @@ def gradient_columns(
 def gradients_of_shard(
     columns: dict[str, NDArray[Any]], old: FeaturesFile | None
 ) -> tuple[NDArray[np.float16] | None, dict[str, Any]]:
-    """A shard's logit gradients and what its header says of them; None and nothing where there are none.
+    """A shard's logit gradients, made now or kept from earlier features of the same samples and labels, and their header.
 
-    Args:
-        columns: of all its samples, made now; with those of `gradient_columns` where they were asked for.
-        old: earlier features of the same samples and labels, whose gradients are kept; None without any.
+    None and nothing where there are none.
     """
     if "logit_grad" in columns:
         return columns["logit_grad"].astype(np.float16), {"head_right": int(columns["head_right"].sum())}

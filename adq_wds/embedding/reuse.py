@@ -19,10 +19,8 @@ logger = logging.getLogger("adq_wds")
 def earlier_features(path: str, file: Path, header: dict[str, Any], limit: int | None) -> FeaturesFile | None:
     """The features of a shard, or of its first `limit` samples, made by the same encoder from the same bytes; or None.
 
-    They may lack columns that are asked for now (see `lacking`), or have labels by another field (`is_stale`).
-
-    Raises:
-        FeaturesError: they were made with other settings.
+    They may lack columns that are asked for now (see `lacking`), or have labels by another field (`is_stale`). Those of
+    other settings are a `FeaturesError`.
     """
     if not file.exists():
         return None

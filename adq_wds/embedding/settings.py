@@ -92,11 +92,7 @@ class EmbedSettings:
 def settings_of(
     *, image: Any, workers: Any, limit: Any, batch_size: Any, scores: Any, views: Any, **others: Any
 ) -> EmbedSettings:
-    """The keyword arguments of `embed_shards` but `progress`, checked.
-
-    Raises:
-        ValueError: one is out of range, or two exclude each other.
-    """
+    """The keyword arguments of `embed_shards` but `progress`, checked."""
     return EmbedSettings(
         image=None if image == "none" else image,
         batch_size=positive("batch_size", batch_size),
@@ -144,14 +140,8 @@ def request(
 ) -> Request:
     """The arguments of `embed_shards`, checked; no folder is made.
 
-    With stored embeddings, and no image named, the first shard that holds samples tells whether there are images.
-
-    Args:
-        urls, encoder, options: those of `embed_shards` but `progress`.
-        out: its folder, where features of the first shard tell, if there are some.
-
-    Raises:
-        ValueError, PlanError, FeaturesError, ShardError: as `embed_shards`.
+    With stored embeddings, and no image named, the first shard's features tell whether there are images; where there are
+    none in `out` yet, the first shard that holds samples.
     """
     settings = settings_of(**options)
     paths = expand_urls(urls)
@@ -188,12 +178,7 @@ def _has_images(paths: Sequence[str], shards: Sequence[str], made: Path | None) 
 
 
 def names_of_features(paths: list[str]) -> list[str]:
-    """The shards' names, which their features go by.
-
-    Raises:
-        ValueError: two shards would have one file (`a/b.tar` and `a--b.tar`), or a name is too long for one.
-        PlanError: a name that no table may hold.
-    """
+    """The shards' names, none too long for a file of features, and no two for the same (`a/b.tar` and `a--b.tar`)."""
     names = plain_shard_names(paths)
     shard_of: dict[str, str] = {}
     for name in names:

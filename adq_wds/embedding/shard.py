@@ -23,13 +23,8 @@ from adq_wds.remote.open_shard import open_shard
 from adq_wds.samples.fields import Sample, place_error
 from adq_wds.samples.label import read_label
 from adq_wds.shards.samples_in_tar import Buffer, Span, payload_crc32, read_sample
-from adq_wds.tables.features_file import (
-    DIGEST_BYTES,
-    FeaturesFile,
-    ShardFeatures,
-    numbered,
-    unit_and_norm,
-)
+from adq_wds.tables.arrays import numbered, unit_and_norm
+from adq_wds.tables.features_file import DIGEST_BYTES, FeaturesFile, ShardFeatures
 from adq_wds.tables.spans import Spans, source_stamp, walk_shard
 
 T = TypeVar("T")
@@ -104,24 +99,16 @@ def open_job(asked: Request, path: str, name: str, first: int, limit: int | None
 
 @dataclass
 class Batch:
-    """What one batch brought: rows for the good samples, an error for each bad one. Samples go by position.
+    """What one batch brought: rows for the good samples, an error for each bad one. Samples go by position."""
 
-    Attributes:
-        good: samples that were embedded.
-        labels: of these and of those whose embedding is known.
-        digests: likewise.
-        columns: a row of each of `good`: "embedding" (n, D), "texture" (n,) of images, "logit_grad" (n, C), and scores
-            (n,) by name.
-        bad: an error for each other sample, save those that were bad before and are not tried again.
-        has_gaps: some of the images were stored without some of their patches, and seen grey there.
-    """
-
-    good: list[int] = field(default_factory=list)
-    labels: dict[int, Label] = field(default_factory=dict)
-    digests: dict[int, bytes] = field(default_factory=dict)
-    columns: dict[str, NDArray[np.float32]] = field(default_factory=dict)
-    bad: dict[int, AdqError] = field(default_factory=dict)
-    has_gaps: bool = False
+    good: list[int] = field(default_factory=list)  # those that were embedded
+    labels: dict[int, Label] = field(default_factory=dict)  # of these and of those whose embedding is known
+    digests: dict[int, bytes] = field(default_factory=dict)  # likewise
+    columns: dict[str, NDArray[np.float32]] = field(
+        default_factory=dict
+    )  # of `good`; embedding (n, D), texture, ...
+    bad: dict[int, AdqError] = field(default_factory=dict)  # each other one, save those that stay bad
+    has_gaps: bool = False  # some images were stored without some of their patches
 
 
 def joined_columns(shard: str, parts: list[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:

@@ -33,14 +33,8 @@ class StoredEmbeddings(ABC):
     def row(self, sample: Sample, *, shard: str, position: int) -> NDArray[np.float32]:
         """The embedding of a sample: (D,) float32. Not checked for NaN; float64 beyond float32 is infinite.
 
-        Args:
-            sample: with its key, and its own embedding where it holds one.
-            shard: the shard's name.
-            position: the sample's place among all samples, in the order of the shards.
-
-        Raises:
-            SampleError: the sample's own embedding is missing or damaged.
-            FeaturesError: the file has no row for it, or cannot be read.
+        `position` is the sample's place among all samples, in the order of the shards. A sample's own embedding that is
+        missing or damaged is a `SampleError`, a file that has no row for it a `FeaturesError`.
         """
 
 

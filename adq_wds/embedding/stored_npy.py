@@ -25,10 +25,6 @@ class NpyEmbeddings(StoredEmbeddings):
 
     A folder is as clip-retrieval writes it: ``img_emb/img_emb_0.npy``, ``img_emb_1.npy``, ... (with zeros in front of
     the number, or without), no number missing. May be called from several threads.
-
-    Raises:
-        FeaturesError: a file is damaged, declares more than it holds, or has another shape, type or width; names in
-            the folder have no number, a gap, or two beginnings.
     """
 
     by_position = True
@@ -112,11 +108,7 @@ class _NpyFile:
             raise FeaturesError(f"embeddings {path}: {error}") from error
 
     def row(self, i: int) -> NDArray[np.floating[Any]]:
-        """Row i, which must lie in the file: (D,), of the file's own type.
-
-        Raises:
-            FeaturesError: the file was cut short, or cannot be read.
-        """
+        """Row i, which must lie in the file: (D,), of the file's own type."""
         n_rows, width = self.header.shape
         try:
             with self.path.open("rb") as handle:

@@ -27,9 +27,6 @@ class ParquetEmbeddings(StoredEmbeddings):
 
     Keys are held in memory, embeddings a few row groups at a time: files with row groups of about 10,000 rows in the
     order of the shards are read once and stay small. May be called from several threads.
-
-    Raises:
-        FeaturesError: not a Parquet file, other columns or types, empty entries, or a key that stands twice.
     """
 
     def __init__(self, path: Path) -> None:

@@ -63,12 +63,9 @@ def _viewed(
 
 
 def make_view(image: Image.Image, number: int, *, seed: int, shard: str, key: str) -> Image.Image:
-    """A cropped and perhaps mirrored image, resized (bilinear) to a square of the whole image's short side.
+    """View 0 or 1: an RGB image cropped, perhaps mirrored, and resized (bilinear) to a square of its short side.
 
-    Args:
-        image: RGB, of any size.
-        number: 0 or 1: the first or the second view.
-        seed, shard, key: what its randomness depends on, besides the number; of the shard its base name.
+    Its randomness depends on number, seed, the shard's base name and key alone.
 
     Source: see `crop_box`; the square of the short side is ours, so that the encoder's own preprocessing follows.
     """

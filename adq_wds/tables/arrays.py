@@ -9,17 +9,41 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from adq_wds.core.unit_rows import unit_rows
 from adq_wds.errors import FeaturesError, shorten
 from adq_wds.protocols import Label
 from adq_wds.remote.open_shard import open_shard
 from adq_wds.samples.fields import content_digest
 from adq_wds.shards.names import base_name
 from adq_wds.shards.samples_in_tar import payload_crc32, read_sample
-from adq_wds.tables.features_file import DIGEST_BYTES, FeaturesSource, ShardFeatures, numbered, unit_and_norm
+from adq_wds.tables.features_file import DIGEST_BYTES, NO_LABEL, FeaturesSource, ShardFeatures
 from adq_wds.tables.spans import Spans, source_stamp, walk_shard
 
 SampleId = str | tuple[str, str]
 ENCODER = "arrays"
+
+
+def numbered(labels: Sequence[int | str | None]) -> tuple[NDArray[np.int32], list[str] | None]:
+    """Labels of one kind as int32, and the names they stand for, sorted, when they are words.
+
+    >>> numbered(["dog", "cat", "dog"])
+    (array([1, 0, 1], dtype=int32), ['cat', 'dog'])
+    """
+    if labels and isinstance(labels[0], str):
+        names = sorted({str(label) for label in labels})
+        number = {name: i for i, name in enumerate(names)}
+        return np.array([number[str(label)] for label in labels], dtype=np.int32), names
+    return np.array([NO_LABEL if label is None else label for label in labels], dtype=np.int32), None
+
+
+def unit_and_norm(rows: NDArray[np.float32]) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
+    """(n, D) float16 rows of length 1, zero rows left zero, and the (n,) float32 norms they had.
+
+    >>> unit_and_norm(np.array([[3.0, 4.0]], np.float32))
+    (array([[0.6, 0.8]], dtype=float16), array([5.], dtype=float32))
+    """
+    unit, norm = unit_rows(rows)
+    return unit.astype(np.float16), np.minimum(norm, np.finfo(np.float32).max).astype(np.float32)
 
 
 def features_of_arrays(
@@ -96,11 +120,7 @@ def _scanned(path: str, name: str) -> tuple[Spans, NDArray[np.uint8]]:
 
 
 def _matched(keys_of: dict[str, list[str]], keys: Sequence[SampleId]) -> list[NDArray[np.int64]]:
-    """For each shard the row of each of its samples.
-
-    Raises:
-        FeaturesError: a key stands twice, names no sample or several, or a sample has no row.
-    """
+    """For each shard the row of each of its samples; every key names one sample, and every sample has a row."""
     row_of: dict[SampleId, int] = {}
     for i, key in enumerate(keys):
         key = key if isinstance(key, str) else (str(key[0]), str(key[1]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -81,56 +81,45 @@ class Codebook:
     path: Path | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        where = "codebook" if self.path is None else str(self.path)
-        for trouble in (self._wrong_shape, self._wrong_numbers, self._wrong_header):
-            if text := trouble():
-                raise CodebookError(f"{where}: {text}")
+        for fault in self._faults():
+            raise CodebookError(f"{self.path or 'codebook'}: {fault}")
 
-    def _wrong_shape(self) -> str:
+    def _faults(self) -> Iterator[str]:
+        """What is wrong with it: each rests on those before."""
         for name, kind in _TENSORS.items():
             if getattr(self, name).dtype != _NUMPY[kind]:
-                return f"{name} is {getattr(self, name).dtype}, expected {np.dtype(_NUMPY[kind])}"
-        if (
-            self.query.ndim != 4
-            or 0 in (len(self.query), *self.query.shape[2:])
-            or self.query.shape[1] >= 2**15
-        ):
-            return f"queries of shape {self.query.shape}, expected (R, K-1, M, D)"
-        R, others, M, _ = self.query.shape
+                yield f"{name} is {getattr(self, name).dtype}, expected {np.dtype(_NUMPY[kind])}"
+        shape = self.query.shape
+        if len(shape) != 4 or 0 in (shape[0], *shape[2:]) or shape[1] >= 2**15:
+            yield f"queries of shape {shape}, expected (R, K-1, M, D)"
+        R, others, M, _ = shape
         expected = {"threshold": (R, others, M), "label": (R,)}
         expected |= dict.fromkeys(("held_out", "weight"), (R, others + 1))
         for name, shape in expected.items():
             if getattr(self, name).shape != shape:
-                return f"{name} has shape {getattr(self, name).shape}, expected {shape}"
-        return ""
-
-    def _wrong_numbers(self) -> str:
+                yield f"{name} has shape {getattr(self, name).shape}, expected {shape}"
         for query in self.query:  # row by row: the temporary arrays stay small; no NaN passes a comparison
             if not (np.abs(query) < 2).all() or (np.rint(query / QUERY_STEP) * QUERY_STEP != query).any():
-                return "a query is not a multiple of 2^-23 below 2"
+                yield "a query is not a multiple of 2^-23 below 2"
         if not np.isfinite(self.threshold).all():
-            return "a threshold is not finite"
+            yield "a threshold is not finite"
         if not (np.isfinite(self.weight) & (self.weight >= 0)).all():
-            return "a weight is negative or not finite"
+            yield "a weight is negative or not finite"
         if self.held_out.min() < 0 or (self.held_out.astype(np.float64).sum(axis=1) < 1).any():
-            return "a row's counts of held-out samples are negative or all 0"
+            yield "a row's counts of held-out samples are negative or all 0"
         if self.label[0] != NO_LABEL or (np.diff(self.label.astype(np.int64)) <= 0).any():
-            return "the labels of the rows are not -1 and then ascending"
-        return ""
-
-    def _wrong_header(self) -> str:
+            yield "the labels of the rows are not -1 and then ascending"
         try:
             checked(self.header, CodebookSource)
         except ValueError as error:
-            return str(error)
+            yield str(error)
         classes, names = self.header["classes"], self.header["names"]
         if not set(self.label[1:].tolist()) <= set(classes):
-            return "a class with a row is not among the classes"
-        if names is None:
-            return ""
-        if len(set(names)) != len(names) or max(classes, default=0) >= max(1, len(names)):
-            return "a name stands for two classes, or a class has no name"
-        return ""
+            yield "a class with a row is not among the classes"
+        if names is not None and (
+            len(set(names)) != len(names) or max(classes, default=0) >= max(1, len(names))
+        ):
+            yield "a name stands for two classes, or a class has no name"
 
     # ---- What it says
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, NotRequired, cast
 
@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from adq_wds.core.unit_rows import unit_rows
 from adq_wds.errors import FeaturesError, shorten
 from adq_wds.score import check_score_name
 from adq_wds.shards.names import check_shard_name
@@ -98,30 +97,18 @@ class ShardFeatures:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file, whole or not at all, its rows checked first."""
         self.check()
-        columns: dict[str, Any] = {
-            **self.spans.columns(self.shard),
-            "label": self.label,
-            "embedding": embedding_array(self.embedding),
-            "norm": self.norm,
-            **self.scores,
-        }
-        if self.texture is not None:
-            columns["texture"] = self.texture
-        if self.digest is not None:
-            columns["digest"] = _digest_array(self.digest)
-        n_classes = None
-        if self.logit_grad is not None:
-            columns["logit_grad"], n_classes = embedding_array(self.logit_grad), self.logit_grad.shape[1]
-        schema = _schema(self.embedding.shape[1], n_classes, self.scores, columns)
-        table = pa.table(columns, schema=schema)
+        columns = {name: _arrow(values) for name, values in self._columns().items()}
+        schema = self._schema()
+        table = pa.table({**self.spans.columns(self.shard), **columns}, schema=schema)
         bad = [] if self.bad is None else self.bad.rows()
+        n_classes = {} if self.logit_grad is None else {"n_classes": self.logit_grad.shape[1]}
         is_old = self.digest is None and self.texture is not None
         newest = 3 if self.spans.members is None else VERSION
         header = {
             **self.header,
+            **n_classes,
             "format": "adq_wds.features",
             "version": newest if newest > 3 or not is_old else 2 if self.scores or n_classes else 1,
-            **({"n_classes": n_classes} if n_classes else {}),
             "width": self.embedding.shape[1],
             "columns": table.column_names,
             "label_names": self.names,
@@ -129,37 +116,37 @@ class ShardFeatures:
             "bad": [[*row, why] for row, why in zip(bad, self.bad_reasons, strict=True)],
         }
         # random mantissas do not compress, so the zstd pass would only cost time
-        write_groups(path, table.schema, [table], header, compression="none")
+        write_groups(path, schema, [table], header, compression="none")
+
+    def _columns(self) -> dict[str, NDArray[Any]]:
+        """Those that are there, beside where samples lie."""
+        columns = {
+            "label": self.label,
+            "embedding": self.embedding,
+            "norm": self.norm,
+            "texture": self.texture,
+            "logit_grad": self.logit_grad,
+            **self.scores,
+            "digest": self.digest,
+        }
+        return {name: values for name, values in columns.items() if values is not None}
+
+    def _schema(self) -> pa.Schema:
+        width, n_classes = (
+            None if rows is None else rows.shape[1] if rows.ndim == 2 else 1
+            for rows in (self.embedding, self.logit_grad)
+        )
+        members = [] if self.spans.members is None else [MEMBERS.name]
+        return _schema(width or 1, n_classes, self.scores, [*self._columns(), *members])
 
     def check(self) -> None:
         """Raise `FeaturesError` unless the columns fit together and every number is finite."""
-        n = len(self.spans)
-        columns: dict[
-            str, tuple[Any, type, int | None]
-        ] = {  # values, type, width: None for one number a row, 0 for any
-            "label": (self.label, np.int32, None),
-            "embedding": (self.embedding, np.float16, 0),
-            "norm": (self.norm, np.float32, None),
-            "texture": (self.texture, np.float32, None),
-            "logit_grad": (self.logit_grad, np.float16, 0),
-            "digest": (self.digest, np.uint8, DIGEST_BYTES),
-            **{name: (values, np.float32, None) for name, values in self.scores.items()},
-        }
-        for name, (values, kind, width) in columns.items():
-            if values is None:
-                continue
-            widths = values.shape[1:]
-            fits = (
-                widths == ()
-                if width is None
-                else len(widths) == 1 and widths[0] == (width or max(1, widths[0]))
-            )
-            if len(values) != n or not fits or values.dtype != kind:
-                shape = f"({n},)" if width is None else f"({n}, {width or 'D'})"
-                raise self._error(
-                    f"{name} is {values.shape} {values.dtype}, expected {shape} {np.dtype(kind)}"
-                )
-            if np.issubdtype(kind, np.floating):
+        n, schema = len(self.spans), self._schema()
+        for name, values in self._columns().items():
+            expected = schema.field(name).type
+            if len(values) != n or _arrow_type(values) != expected:
+                raise self._error(f"{name} is {values.shape} {values.dtype}, expected {n} rows of {expected}")
+            if values.dtype.kind == "f":
                 _check_finite(self.shard, name, values, lambda: self.spans.keys)
         if set(self.header.get("scores", {})) != set(self.scores):
             raise self._error(f"scores {sorted(self.scores)}, its header says others")
@@ -173,29 +160,6 @@ class ShardFeatures:
 
     def _error(self, text: str) -> FeaturesError:
         return FeaturesError(f"shard {self.shard}: {text}")
-
-
-def numbered(labels: Sequence[int | str | None]) -> tuple[NDArray[np.int32], list[str] | None]:
-    """Labels of one kind as int32, and the names they stand for, sorted, when they are words.
-
-    >>> numbered(["dog", "cat", "dog"])
-    (array([1, 0, 1], dtype=int32), ['cat', 'dog'])
-    """
-    if labels and isinstance(labels[0], str):
-        names = sorted({str(label) for label in labels})
-        number = {name: i for i, name in enumerate(names)}
-        return np.array([number[str(label)] for label in labels], dtype=np.int32), names
-    return np.array([NO_LABEL if label is None else label for label in labels], dtype=np.int32), None
-
-
-def unit_and_norm(rows: NDArray[np.float32]) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
-    """(n, D) float16 rows of length 1, zero rows left zero, and the (n,) float32 norms they had.
-
-    >>> unit_and_norm(np.array([[3.0, 4.0]], np.float32))
-    (array([[0.6, 0.8]], dtype=float16), array([5.], dtype=float32))
-    """
-    unit, norm = unit_rows(rows)
-    return unit.astype(np.float16), np.minimum(norm, np.finfo(np.float32).max).astype(np.float32)
 
 
 def _check_finite(shard: str, name: str, values: NDArray[Any], keys: Callable[[], list[str]]) -> None:
@@ -228,10 +192,22 @@ def _schema(
     return pa.schema([*SPAN_FIELDS, *(pa.field(name, kind, nullable=False) for name, kind in kinds.items())])
 
 
-def _digest_array(rows: NDArray[np.uint8]) -> pa.FixedSizeBinaryArray:
-    """(n, 16) uint8 as an Arrow column of fixed-size binary values."""
-    values = pa.py_buffer(np.ascontiguousarray(rows).tobytes())
-    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(DIGEST_BYTES), len(rows), [None, values])
+def _arrow_type(values: NDArray[Any]) -> pa.DataType | None:
+    """The Arrow type of a column: of numbers, of embeddings (float16) or of digests (uint8); None where there is none."""
+    if values.ndim == 1:
+        return pa.from_numpy_dtype(values.dtype)
+    if values.ndim == 2 and values.dtype in (np.float16, np.uint8) and values.shape[1]:
+        width = values.shape[1]
+        return embedding_type(width) if values.dtype == np.float16 else pa.binary(width)
+    return None
+
+
+def _arrow(values: NDArray[Any]) -> pa.Array:
+    """The Arrow column of values that have an `_arrow_type`."""
+    if values.dtype == np.uint8:
+        raw = pa.py_buffer(np.ascontiguousarray(values).tobytes())
+        return pa.FixedSizeBinaryArray.from_buffers(_arrow_type(values), len(values), [None, raw])
+    return embedding_array(values) if values.ndim == 2 else pa.array(values)
 
 
 class FeaturesFile:
@@ -294,11 +270,7 @@ class FeaturesFile:
         return self._numbers("embedding", self.width)
 
     def logit_grad(self) -> NDArray[np.float16]:
-        """(n, C) float16 unit rows, all finite.
-
-        Raises:
-            FeaturesError: the file has none, or is damaged.
-        """
+        """(n, C) float16 unit rows, all finite; a `FeaturesError` where there are none."""
         if self.n_classes is None:
             raise FeaturesError(
                 f"{self.path}: no logit gradients here; embed with logit_grad=True (--logit-grad)"
@@ -321,11 +293,7 @@ class FeaturesFile:
         return "texture" in self._schema.names
 
     def texture(self) -> NDArray[np.float32]:
-        """(n,) float32 texture levels, all finite.
-
-        Raises:
-            FeaturesError: the file has none, since it was made without images; or is damaged.
-        """
+        """(n,) float32 texture levels, all finite; a `FeaturesError` where no image was looked at."""
         if not self.has_texture:
             raise FeaturesError(
                 f"{self.path}: no texture here, as no image was looked at; plan with scores=['diversity'] "
@@ -349,11 +317,7 @@ class FeaturesFile:
         return values[: len(column) * DIGEST_BYTES].reshape(-1, DIGEST_BYTES)
 
     def score(self, name: str) -> NDArray[np.float32]:
-        """(n,) float32 numbers of a score of users, all finite.
-
-        Raises:
-            FeaturesError: the file has no such score, or is damaged.
-        """
+        """(n,) float32 numbers of a score of users, all finite; a `FeaturesError` where there are none."""
         if name not in self.scores:
             raise FeaturesError(
                 f"{self.path}: no score {name!r} here, only {sorted(self.scores) or 'texture'}; embed with it in scores="

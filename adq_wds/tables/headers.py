@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from types import UnionType
 from typing import (
@@ -76,69 +76,91 @@ def checked(value: Any, kind: type[T], what: str = "header") -> T:
     Traceback (most recent call last):
     ValueError: shards[0].n is 0, expected int in range(1, 2147483648)
     """
-    fault = _fault(value, kind, what)
-    if fault:
-        raise ValueError(fault)
+    if fault := _fault_of(kind)(value):  # type: ignore[arg-type]
+        raise ValueError(what + fault)
     result: T = value
     return result
 
 
-def _fault(value: Any, kind: Any, what: str) -> str:
-    """What is wrong with a value; nothing where it is of the type."""
+@cache  # headers list many shards: a type is taken apart once, and a place named only where something is wrong
+def _fault_of(kind: Any) -> Callable[[Any], str]:
+    """A function that says of a value, after its name, what is wrong with it; nothing where it is of the type."""
     origin, args = get_origin(kind), get_args(kind)
-    if origin in (Union, UnionType):
-        faults = [_fault(value, each, what) for each in args]
-        return "" if "" in faults else faults[0]
     if origin is Annotated:
-        inside = f"{what} is {shorten(value)}, expected {args[0].__name__} in {args[1]}"
-        return "" if type(value) is args[0] and value in args[1] else inside
-    if is_typeddict(kind) and type(value) is dict:
-        entries = []
-        for name, (inner, required) in _entries(kind).items():
-            if name in value:
-                entries.append((value[name], inner, f"{what}.{name}"))
-            elif required:
-                return f"{what} has no {name!r}"
-    elif origin is dict and type(value) is dict:
-        entries = [(each, args[1], f"{what}.{shorten(name)[1:-1]}") for name, each in value.items()]
-    elif origin is list and type(value) is list:
-        entries = [(each, args[0], f"{what}[{i}]") for i, each in enumerate(value)]
-    elif origin is tuple and type(value) is list and len(value) == len(args):
-        entries = [
-            (each, inner, f"{what}[{i}]") for i, (each, inner) in enumerate(zip(value, args, strict=True))
-        ]
-    else:
-        is_one = kind is Any or type(value) is kind or (kind is float and type(value) is int)
-        name = (
-            "object"
-            if is_typeddict(kind)
-            else getattr(kind, "__name__", str(kind)).replace("NoneType", "null")
+        base, within = args
+        return lambda value: (
+            ""
+            if type(value) is base and value in within
+            else _mismatch(value, f"{base.__name__} in {within}")
         )
-        return "" if is_one else f"{what} is {shorten(value)}, expected {name}"
-    return next(filter(None, (_fault(*entry) for entry in entries)), "")
+    if origin in (Union, UnionType):
+        faults = [_fault_of(each) for each in args]
+        return lambda value: "" if "" in (each := [fault(value) for fault in faults]) else each[0]
+    if origin is tuple:
+        inner = [_fault_of(each) for each in args]
+        return lambda value: (
+            _first((f"[{i}]", fault(each)) for i, (fault, each) in enumerate(zip(inner, value, strict=True)))
+            if type(value) is list and len(value) == len(inner)
+            else _mismatch(value, f"list of {len(inner)}")
+        )
+    if origin is list:
+        item = _fault_of(args[0])
+        return lambda value: (
+            _first((f"[{i}]", item(each)) for i, each in enumerate(value))
+            if type(value) is list
+            else _mismatch(value, "list")
+        )
+    if origin is dict:
+        item = _fault_of(args[1])
+
+        def of_entries(value: Any) -> str:
+            if type(value) is not dict:
+                return _mismatch(value, "dict")
+            if set(map(type, value.values())) == {args[1]}:  # as hashes are, by column
+                return ""
+            return _first((f".{shorten(name)[1:-1]}", item(each)) for name, each in value.items())
+
+        return of_entries
+    if is_typeddict(kind):
+        return _entries_fault(kind)
+    types = {float: (float, int)}.get(kind, (kind,))
+    name = getattr(kind, "__name__", str(kind)).replace("NoneType", "null")
+    return lambda value: "" if kind is Any or type(value) in types else _mismatch(value, name)
 
 
-@cache
-def _entries(kind: Any) -> dict[str, tuple[Any, bool]]:
-    """The type of each entry of a `TypedDict`, and whether it must be there."""
-    hints = get_type_hints(kind, include_extras=True)
-    return {
-        name: (get_args(hint)[0], False) if get_origin(hint) is NotRequired else (hint, True)
-        for name, hint in hints.items()
-    }
+def _entries_fault(kind: Any) -> Callable[[Any], str]:
+    """As `_fault_of`, for a `TypedDict`."""
+    entries = []
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        required = get_origin(hint) is not NotRequired
+        entries.append((name, _fault_of(hint if required else get_args(hint)[0]), required))
+
+    def fault(value: Any) -> str:
+        if type(value) is not dict:
+            return _mismatch(value, "object")
+        for name, inner, required in entries:
+            if name in value:
+                if text := inner(value[name]):
+                    return f".{name}{text}"
+            elif required:
+                return f" has no {name!r}"
+        return ""
+
+    return fault
+
+
+def _first(faults: Iterable[tuple[str, str]]) -> str:
+    return next((place + fault for place, fault in faults if fault), "")
+
+
+def _mismatch(value: Any, expected: str) -> str:
+    return f" is {shorten(value)}, expected {expected}"
 
 
 def parse_header(raw: bytes, digest: str, *, kind: str, version: int, header: type[T]) -> T:
-    """The JSON header of a file of ours.
+    """The JSON header of a file of ours: of the SHA-256 that the file says, of a format, a known version and a type.
 
-    Args:
-        raw: its text; of a size that `bounds` has checked.
-        digest: its SHA-256, as the file says.
-        kind, version: the format that it must be of, and the newest version that is known.
-        header: its type.
-
-    Raises:
-        ValueError: it is damaged, of another format, of a newer version, or of another type.
+    `raw` is of a size that `bounds` has checked. Anything else is a `ValueError` that says which of these is wrong.
     """
     if hashlib.sha256(raw).hexdigest() != digest:
         raise ValueError("damaged: the header does not match its hash; make it again")

@@ -77,8 +77,7 @@ def write_groups(
 ) -> None:
     """Write tables of one schema as the row groups of one file, whole or not at all.
 
-    Raises:
-        AdqError: the file cannot be written, or is larger than can be read back; the old one, if any, is intact.
+    What cannot be written, or is larger than can be read back, is an `AdqError`, and the old file intact.
     """
     text = canonical_json(header)
     raw = text.encode("utf-8")

@@ -122,11 +122,7 @@ class ShardViews:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ShardViews:
-        """Read the file back.
-
-        Raises:
-            FeaturesError: missing, damaged, or of another kind.
-        """
+        """Read the file back; one that is missing, damaged or of another kind is a `FeaturesError`."""
         file = GroupFile(path, kind="views", version=VERSION, error=FeaturesError, header=ViewsHeader)
         with file.reading_header():
             (entry,) = file.header["shards"]
@@ -158,9 +154,6 @@ class Views:
     Args:
         folder: where `embed_views` wrote one file per shard: `views` in the folder of the features.
         shards: use only these; every one must be there. All by default.
-
-    Attributes:
-        files: one `ShardViews` per shard, sorted by shard name.
 
     Raises:
         FeaturesError: no views, a shard's missing, a damaged file, or files of different encoders or settings.

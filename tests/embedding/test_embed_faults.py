@@ -4,6 +4,7 @@ import bz2
 import json
 import logging
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import adq_wds as adq
 from adq_wds.files import lock
 from adq_wds.tables.features_file import FeaturesFile
 from tests.conftest import write_tar
-from tests.embedded import Fields, png, shard_of
+from tests.embedded import Fields, files, png, shard_of
 from tests.programs import run
 
 # ---- Samples
@@ -33,36 +34,25 @@ BAD_SAMPLES: list[tuple[Fields, str]] = [
 
 
 @pytest.mark.parametrize(("fields", "text"), BAD_SAMPLES)
-@pytest.mark.parametrize("workers", [1, 3])
-def test_a_bad_sample_ends_a_strict_run_by_name(
-    tmp_path: Path, fields: Fields, text: str, workers: int
-) -> None:
-    path = shard_of(tmp_path / "a.tar", 10, {4: fields, 8: {"png": b"later"}})
-    with pytest.raises(adq.SampleError, match=text):
-        adq.embed_shards(path, out=tmp_path / "f", workers=workers, batch_size=3)
-    assert not list((tmp_path / "f").glob("*.parquet"))
-
-
-@pytest.mark.parametrize(("fields", "text"), BAD_SAMPLES)
-def test_a_skipped_sample_is_logged_listed_and_never_planned(
+def test_a_bad_sample_ends_a_strict_run_or_is_listed(
     tmp_path: Path, fields: Fields, text: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    path = shard_of(tmp_path / "a.tar", 10, {4: fields, 8: {"png": b"later"}})
+    for workers in (1, 3):
+        with pytest.raises(adq.SampleError, match=text):
+            adq.embed_shards(path, out=tmp_path / "f", workers=workers, batch_size=3)
+    assert not files(tmp_path / "f")
     path = shard_of(tmp_path / "a.tar", 10, {4: fields})
     features = adq.embed_shards(path, out=tmp_path / "f", on_error="skip", batch_size=3)
     (file,) = features
     assert (len(features), file.n_read, len(file.bad)) == (9, 10, 1)
     (line,) = [r.message for r in caplog.records if r.message.startswith("{")]
     said = json.loads(line)
-    assert said["skipped_by"] == "embed"
-    assert file.bad[0][:2] == (4, "k4")
-    assert file.bad[0][5] == said["error"]
-    with pytest.raises(adq.SampleError, match=text):
-        raise adq.SampleError(said["error"])
+    assert (said["skipped_by"], *file.bad[0][:2], file.bad[0][5]) == ("embed", 4, "k4", said["error"])
+    assert re.search(text, said["error"])
     assert "read 10 = kept 9 + dropped 0 + bad 1" in caplog.text
-    plan = adq.build_plan(features, bins=2, keep=1.0)
-    (rows,) = plan
-    assert rows.spans.keys == [f"k{i}" for i in range(10)]
-    assert rows.kept.tolist() == [i != 4 for i in range(10)]
+    (rows,) = adq.build_plan(features, bins=2, keep=1.0)
+    assert rows.kept.tolist() == [key != "k4" for key in rows.spans.keys]
 
 
 def test_a_function_decides_what_is_skipped(tmp_path: Path) -> None:
@@ -78,17 +68,6 @@ def test_a_function_decides_what_is_skipped(tmp_path: Path) -> None:
     with pytest.raises(adq.SampleError, match=r"b.tar, key 'k9'"):
         adq.embed_shards(path, out=tmp_path / "f", on_error=skip_images)
     assert len(seen) == 4
-
-
-def test_too_many_bad_samples_are_an_error_even_so(tmp_path: Path) -> None:
-    bad: dict[int, Fields] = {i: {"png": b"x"} for i in range(0, 120, 7)}
-    path = shard_of(tmp_path / "a.tar", 120, bad)
-    with pytest.raises(
-        adq.SampleError,
-        match=r"16 of 106 samples are bad, more than max_bad_fraction=0.1; the last: .*key 'k105'",
-    ):
-        adq.embed_shards(path, out=tmp_path / "f", on_error="skip")
-    assert len(adq.embed_shards(path, out=tmp_path / "f", on_error="skip", max_bad_fraction=0.2)) == 120 - 18
 
 
 def test_a_strict_job_does_not_take_over_what_another_skipped(tmp_path: Path) -> None:
@@ -118,13 +97,6 @@ def test_shards_with_equal_base_names_are_told_apart(tmp_path: Path) -> None:
         adq.embed_shards([tmp_path / "a" / "t.tar", tmp_path / "b" / "t.tar"], "thumbnail", tmp_path / "f")
 
 
-def test_a_hundred_bad_samples_in_a_row_are_an_error_even_so(tmp_path: Path) -> None:
-    bad: dict[int, Fields] = {i: {"png": b"x"} for i in range(10, 115)}
-    path = shard_of(tmp_path / "a.tar", 120, bad)
-    with pytest.raises(adq.SampleError, match=r"100 bad samples in a row; the last: .*key 'k109'"):
-        adq.embed_shards(path, out=tmp_path / "f", on_error="skip", max_bad_fraction=1.0)
-
-
 def test_a_shard_without_one_usable_sample_is_an_error_even_so(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", [("k0.txt", b"x"), ("k1.txt", b"y")])
     with pytest.raises(adq.ShardError, match=r"shard a.tar: none of its 2 samples can be used; the .*'k0'"):
@@ -141,43 +113,22 @@ def test_labels_of_two_kinds_in_a_shard_are_refused(tmp_path: Path) -> None:
 # ---- Shards
 
 
-def packed(path: Path) -> None:
-    path.write_bytes(bz2.compress(path.read_bytes()))
-
-
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:5000])
-
-
-def emptied(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def twice(path: Path) -> None:
-    write_tar(path, [("k0.png", png(0)), ("k0.cls", b"0"), ("k1.png", png(1)), ("k0.txt", b"")])
-
-
-def garbage(path: Path) -> None:
-    path.write_bytes(b"x" * 10240)
-
-
-def gone(path: Path) -> None:
-    path.unlink()
+TWICE = [("k0.png", png(0)), ("k0.cls", b"0"), ("k1.png", png(1)), ("k0.txt", b"")]
 
 
 @pytest.mark.parametrize(
     ("damage", "text"),
     [
-        (packed, r"b.tar: bzip2: unpack it"),
-        (cut, r"shard b.tar"),
-        (emptied, r"b.tar: empty file"),
-        (twice, r"shard b.tar, key 'k0': key twice"),
-        (garbage, r"shard b.tar"),
-        (gone, r"b.tar: cannot be opened: No such file"),
+        (lambda p: p.write_bytes(bz2.compress(p.read_bytes())), r"b.tar: bzip2: unpack it"),
+        (lambda p: p.write_bytes(p.read_bytes()[:5000]), r"shard b.tar"),
+        (lambda p: p.write_bytes(b""), r"b.tar: empty file"),
+        (lambda p: write_tar(p, TWICE), r"shard b.tar, key 'k0': key twice"),
+        (lambda p: p.write_bytes(b"x" * 10240), r"shard b.tar"),
+        (Path.unlink, r"b.tar: cannot be opened: No such file"),
     ],
 )
 def test_a_damaged_shard_is_named_and_the_others_are_kept(
-    tmp_path: Path, damage: Callable[[Path], None], text: str
+    tmp_path: Path, damage: Callable[[Path], object], text: str
 ) -> None:
     paths = [shard_of(tmp_path / f"{name}.tar", 20) for name in "abc"]
     damage(paths[1])
@@ -212,10 +163,7 @@ def test_shards_that_cannot_be_named_are_refused(
     ("options", "text"),
     [
         ({"batch_size": 0}, r"batch_size must be an integer >= 1, got 0"),
-        ({"batch_size": 2.5}, r"batch_size must be an integer >= 1, got 2.5"),
         ({"workers": 0}, r"workers must be an integer >= 1, got 0"),
-        ({"workers": True}, r"workers must be an integer >= 1, got True"),
-        ({"limit": 0}, r"limit must be an integer >= 1, got 0"),
         ({"limit": -5}, r"limit must be an integer >= 1, got -5"),
         ({"max_bad_fraction": 1.5}, r"max_bad_fraction must lie in \[0, 1\], got 1.5"),
         ({"max_bad_fraction": float("nan")}, r"max_bad_fraction must lie in \[0, 1\], got nan"),

@@ -3,8 +3,6 @@
 import hashlib
 import json
 import logging
-import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +15,8 @@ from numpy.typing import NDArray
 
 import adq_wds as adq
 from adq_wds.cli.main import main
-from adq_wds.embedding.batch import embed_batch
 from adq_wds.embedding.estimate import estimate
-from adq_wds.embedding.settings import request
-from adq_wds.embedding.shard import open_job
 from adq_wds.registry import encoder
-from adq_wds.signatures import EMBED, options_of
 from adq_wds.tables.spans import scan_spans
 from tests.conftest import jpeg, write_tar
 from tests.embedded import npy, png, unit
@@ -51,9 +45,7 @@ def embed(path: Path | list[Path], out: Path, **options: Any) -> adq.Features:
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("two_axes", [False, True])
-def test_what_webdatasets_writer_stores_becomes_the_features(
-    tmp_path: Path, dtype: Any, two_axes: bool
-) -> None:
+def test_what_webdataset_writes_becomes_the_features(tmp_path: Path, dtype: Any, two_axes: bool) -> None:
     h = vectors(9).astype(dtype)
     (file,) = embed(write(tmp_path / "a.tar", h[:, None] if two_axes else h), tmp_path / "f", batch_size=4)
     np.testing.assert_array_equal(file.embedding(), unit(h))
@@ -85,9 +77,7 @@ BAD = [
 
 @pytest.mark.parametrize(("row", "message"), BAD)
 @pytest.mark.parametrize("batch_size", [1, 5, 64])
-def test_a_bad_embedding_is_a_bad_sample_named_or_skipped(
-    tmp_path: Path, row: Any, message: str, batch_size: int
-) -> None:
+def test_a_bad_embedding_is_named_or_skipped(tmp_path: Path, row: Any, message: str, batch_size: int) -> None:
     h = vectors(12)
     path = write(tmp_path / "a.tar", [*h[:7], row, *h[8:]])
     place = r"shard a\.tar, key 's007'(, field 'emb\.npy')?: "
@@ -100,9 +90,7 @@ def test_a_bad_embedding_is_a_bad_sample_named_or_skipped(
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
-def test_the_first_that_can_be_read_sets_the_width_whatever_comes_before(
-    tmp_path: Path, batch_size: int
-) -> None:
+def test_the_first_that_can_be_read_sets_the_width(tmp_path: Path, batch_size: int) -> None:
     h = vectors(8)
     path = write(tmp_path / "a.tar", [None, b"no npy", *h[2:], np.ones(D - 1)])
     for workers in (1, 4):
@@ -112,16 +100,6 @@ def test_the_first_that_can_be_read_sets_the_width_whatever_comes_before(
         )  # fmt: skip
         np.testing.assert_array_equal(file.embedding(), unit(h[2:]))
         assert [entry[1] for entry in file.bad] == ["s000", "s001", "s008"]
-
-
-def test_a_batch_that_comes_first_is_judged_by_the_first_sample(tmp_path: Path) -> None:
-    path = str(write(tmp_path / "a.tar", [*vectors(4), *np.ones((4, D - 1))]))
-    usual = {name: option.default for name, option in options_of(EMBED).items() if name != "progress"}
-    job = open_job(request(path, "", **usual | {"embeddings": "field:emb.npy"}), path, "a.tar", 0, None)
-    with job.close:
-        batches = [embed_batch(job, rows) for rows in (range(4, 8), range(4))]
-    assert [batch.good for batch in batches] == [[], [0, 1, 2, 3]]
-    assert [list(batch.bad) for batch in batches] == [[4, 5, 6, 7], []]
 
 
 def test_a_shard_without_the_field_ends_the_job_and_is_named(tmp_path: Path) -> None:
@@ -136,17 +114,6 @@ def test_shards_of_two_widths_are_refused(tmp_path: Path) -> None:
         embed(shards, tmp_path / "f")
 
 
-def test_changed_embeddings_are_embedded_again_and_equal_ones_are_not(tmp_path: Path) -> None:
-    path, out = write(tmp_path / "a.tar", vectors(5)), tmp_path / "f"
-    first = embed(path, out).hash
-    made = os.stat(next(out.glob("*.parquet"))).st_mtime_ns
-    os.utime(path, ns=(time.time_ns(), time.time_ns() + 10**9))
-    assert embed(path, out).hash == first
-    assert os.stat(next(out.glob("*.parquet"))).st_mtime_ns == made
-    write(path, vectors(5, seed=1))  # as many bytes, another date
-    assert embed(path, out).hash != first
-
-
 def test_another_field_or_an_encoder_needs_another_folder(tmp_path: Path) -> None:
     path, out = write(tmp_path / "a.tar", vectors(5)), tmp_path / "f"
     embed(path, out)
@@ -156,9 +123,7 @@ def test_another_field_or_an_encoder_needs_another_folder(tmp_path: Path) -> Non
         adq.embed_shards(path, "thumbnail", out)
 
 
-def test_adq_run_plans_from_them_and_repeats_from_its_own_record(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_adq_run_repeats_from_its_own_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, out = str(write(tmp_path / "a.tar", vectors(12))), str(tmp_path / "out")
     run = ["run", path, "-o", out, "--embeddings", "field:emb.npy", "--bins", "2", "--keep", "0.5", "--json"]
     assert main(run) == 0
@@ -225,9 +190,7 @@ def test_a_file_may_hold_more_keys_and_not_fewer(
 @pytest.mark.parametrize(
     ("n", "text"), [(122, "holds 122 embeddings|122 rows for 123"), (124, "124 rows for 123 samples")]
 )
-def test_an_npy_file_of_another_length_is_refused(
-    shards: list[Path], tmp_path: Path, n: int, text: str
-) -> None:
+def test_an_npy_of_another_length_is_refused(shards: list[Path], tmp_path: Path, n: int, text: str) -> None:
     np.save(tmp_path / "e.npy", np.ones((n, 4), np.float32))
     with pytest.raises(adq.FeaturesError, match=text):
         adq.embed_shards(shards, out=tmp_path / "f", embeddings=tmp_path / "e.npy")
@@ -391,7 +354,7 @@ def test_what_needs_images_refuses_to_go_without(text_shards: list[Path], tmp_pa
         adq.embed_shards(text_shards, out=tmp_path / "f", label=None, embeddings="field:emb.npy", views=3)
 
 
-def test_the_command_plans_text_and_its_dry_run_tells_so(
+def test_the_command_plans_text(
     text_shards: list[Path],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

@@ -51,11 +51,7 @@ def shards(tmp_path: Path) -> list[Path]:
     return [write_tar(tmp_path / f"{name}.tar", members(20 * i)) for i, name in enumerate("abc")]
 
 
-def said(caplog: pytest.LogCaptureFixture) -> str:
-    return "\n".join(record.getMessage() for record in caplog.records)
-
-
-def test_another_label_gives_the_features_of_a_fresh_job_without_an_encoder(
+def test_another_label_gives_the_features_of_a_fresh_job(
     shards: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "adq_wds")
@@ -70,7 +66,7 @@ def test_another_label_gives_the_features_of_a_fresh_job_without_an_encoder(
         adq.embed_shards(shards, Watching(with_head), out, label=label, scores=[Red()])
         assert files(tmp_path / "f") == files(out)
         if label not in (None, "none"):
-            assert "shard a.tar: labels are read again, by" in said(caplog)
+            assert "shard a.tar: labels are read again, by" in caplog.text
 
 
 def test_scores_that_are_not_asked_for_now_stay(shards: list[Path], tmp_path: Path) -> None:
@@ -80,9 +76,7 @@ def test_scores_that_are_not_asked_for_now_stay(shards: list[Path], tmp_path: Pa
     assert features.score("red").tobytes() == before.tobytes()
 
 
-def test_samples_that_were_bad_are_tried_again_and_they_alone(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_only_bad_samples_are_tried_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """One has no cls, one no json, one no whole image."""
     caplog.set_level(logging.INFO, "adq_wds")
     every = members(0)
@@ -104,9 +98,7 @@ def test_samples_that_were_bad_are_tried_again_and_they_alone(
     assert files(tmp_path / "f") == files(tmp_path / "fresh")
 
 
-def test_a_job_that_is_stopped_leaves_each_shard_old_or_new_and_the_next_one_finishes(
-    shards: list[Path], tmp_path: Path
-) -> None:
+def test_a_stopped_job_leaves_each_shard_old_or_new(shards: list[Path], tmp_path: Path) -> None:
     encoder, stop = Watching(with_head), True
 
     def label(sample: dict[str, Any]) -> int:
@@ -138,7 +130,7 @@ def test_logit_gradients_depend_on_the_labels(
     adq.embed_shards(shards, encoder, tmp_path / "f", logit_grad=True)
     adq.embed_shards(shards, encoder, tmp_path / "f", logit_grad=True, label="json:y")
     assert encoder.n == 2 * 3 * N
-    assert "has no logit_grad by label 'json:y'; embedding the shard again" in said(caplog)
+    assert "has no logit_grad by label 'json:y'; embedding the shard again" in caplog.text
     adq.embed_shards(shards, encoder, tmp_path / "fresh", logit_grad=True, label="json:y")
     assert files(tmp_path / "f") == files(tmp_path / "fresh")
     n = encoder.n
@@ -173,10 +165,10 @@ def test_older_features_get_digests_without_an_encoder(
     assert {FeaturesFile(path).header["version"] for path in (tmp_path / "f").glob("*")} == {2}
     adq.embed_shards(shards, encoder, tmp_path / "f", **options)
     assert (encoder.n, files(tmp_path / "f")) == (n, whole)
-    assert "shard a.tar: digests are added to older features, without embedding" in said(caplog)
+    assert "shard a.tar: digests are added to older features, without embedding" in caplog.text
     caplog.clear()
     adq.embed_shards(shards, encoder, tmp_path / "f", **options)
-    assert "digests" not in said(caplog)
+    assert "digests" not in caplog.text
 
 
 def test_a_shard_that_changed_is_embedded_again_not_read(shards: list[Path], tmp_path: Path) -> None:
@@ -237,7 +229,7 @@ def labelled(path: Path, labels: list[bytes]) -> Path:
         ([b"?", b"a", b"0", b"b"], r"key 'k0', field 'cls': '\?' is neither", [1, 3]),
     ],
 )  # fmt: skip
-def test_the_first_label_of_a_shard_says_whether_classes_are_numbers_or_words(
+def test_the_first_label_sets_the_kind_of_a_shard(
     tmp_path: Path, labels: list[bytes], text: str, kept: list[int]
 ) -> None:
     shard = labelled(tmp_path / "a.tar", labels)
@@ -255,7 +247,7 @@ def test_the_first_label_of_a_shard_says_whether_classes_are_numbers_or_words(
 
 
 @pytest.mark.parametrize("words_first", [True, False])
-def test_shards_of_numbers_and_shards_of_words_are_refused_by_name(tmp_path: Path, words_first: bool) -> None:
+def test_shards_of_numbers_and_of_words_are_refused(tmp_path: Path, words_first: bool) -> None:
     words, numbers = [b"cat", b"dog"], [b"0", b"1"]
     first, second = (words, numbers) if words_first else (numbers, words)
     shards = [labelled(tmp_path / "a.tar", first), labelled(tmp_path / "b.tar", second)]

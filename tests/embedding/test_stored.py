@@ -361,7 +361,7 @@ LIES = [  # of a field, and of a file where they are wrong there too
 
 
 @pytest.mark.parametrize(("data", "text"), LIES)
-def test_an_npy_that_lies_is_refused_before_it_is_allocated(
+def test_a_lying_npy_is_refused_unallocated(
     data: bytes, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -417,9 +417,7 @@ def test_a_missing_or_decoded_field_is_a_bad_sample() -> None:
             FIELD.row({"__key__": "k7", "__url__": "/data/a.tar", **sample}, shard="a.tar", position=0)
 
 
-def test_a_field_is_opened_by_name_and_a_path_stays_a_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_field_is_opened_by_name_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert FieldEmbeddings("emb.npy") == FIELD
     assert (FIELD.name, FIELD.revision, FIELD.preprocessing_hash) == ("field:emb.npy", "field=emb.npy", "")
     monkeypatch.chdir(tmp_path)

@@ -61,9 +61,7 @@ def test_shard_lists_of_wids_are_read_in_order(tmp_path: Path) -> None:
     assert read_info(put(tmp_path, older)) == read_info(put(tmp_path, WIDS))
 
 
-def test_a_path_without_a_folder_and_a_byte_order_mark_are_fine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bare_path_and_a_byte_order_mark_are_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path, b"\xef\xbb\xbf" + json.dumps(timm(("a.tar", 1))).encode())
     monkeypatch.chdir(tmp_path)
     assert read_info("_info.json") == [("a.tar", 1)]
@@ -170,7 +168,7 @@ def test_what_is_no_description_is_a_shard_error(value: Any, text: str, tmp_path
     assert len(str(error.value)) < 400 + len(str(tmp_path))
 
 
-def test_a_file_that_is_too_large_is_refused_before_it_is_read(tmp_path: Path) -> None:
+def test_a_file_that_is_too_large_is_refused_unread(tmp_path: Path) -> None:
     path = put(tmp_path, b"{}")
     os.truncate(path, 1 << 40)  # sparse
     with pytest.raises(adq.ShardError, match="header of 67,108,865 bytes, at most 67,108,864"):

@@ -1,6 +1,5 @@
 """Files of a later version, with more columns, and of an earlier one, with fewer, are read; other columns are not."""
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -77,15 +76,6 @@ def test_a_column_that_pyarrow_would_read_along_with_another_is_refused(name: st
     file = GroupFile(path, kind="t", version=1, error=PlanError)
     with pytest.raises(PlanError, match="columns named twice or with a dot"):
         file.group(0, pa.schema([KEY]))
-
-
-def test_a_hash_of_fixed_size_bytes_is_over_the_bytes_whatever_the_chunks(tmp_path: Path) -> None:
-    whole = pa.array(VALUES["digest"], pa.binary(4))
-    expected = hashlib.sha256(b"fixed_size_binary[4]\n3\n" + b"aaaabbbbcccc").hexdigest()
-    assert column_hash(whole) == expected
-    assert column_hash(pa.chunked_array([whole[:1], whole[1:]])) == expected
-    assert column_hash(pa.array([b"zzzz", *VALUES["digest"], b"zzzz"], pa.binary(4))[1:4]) == expected
-    assert column_hash(whole[:0]) != expected
 
 
 def test_more_fixed_size_bytes_than_the_file_has_are_not_read(tmp_path: Path) -> None:

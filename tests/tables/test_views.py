@@ -96,7 +96,7 @@ def test_what_is_no_views_is_refused_when_made(name: str) -> None:
 # ---- A folder of them
 
 
-def test_rows_are_those_with_the_smallest_draws_in_the_order_of_the_features(features: Features) -> None:
+def test_rows_are_those_with_the_smallest_draws(features: Features) -> None:
     position, z = make_views(features, 25).rows(features)
     drawn = []
     for file in features:
@@ -107,18 +107,14 @@ def test_rows_are_those_with_the_smallest_draws_in_the_order_of_the_features(fea
     assert np.array_equal(z, np.concatenate([file.z for file in Views.of(features).files]))
 
 
-def test_a_larger_choice_contains_a_smaller_and_all_are_chosen_when_there_are_fewer(
-    features: Features,
-) -> None:
+def test_a_larger_choice_contains_a_smaller(features: Features) -> None:
     chosen = [set(choose_rows(features, n, seed=3).tolist()) for n in (0, 1, 20, 69, 70, 20_000)]
     assert [len(rows) for rows in chosen] == [0, 1, 20, 69, 70, 70]
     assert all(a <= b for a, b in itertools.pairwise(chosen))
     assert chosen[2] != set(choose_rows(features, 20, seed=4).tolist())
 
 
-def test_a_choice_does_not_depend_on_the_folders_of_shards(
-    make_features: MakeFeatures, tmp_path: Path
-) -> None:
+def test_a_choice_does_not_depend_on_folders(make_features: MakeFeatures, tmp_path: Path) -> None:
     for name in ("a.tar", "x/a.tar"):
         make_features(name, [0] * 30, folder=tmp_path / name.replace("/", "-"))
     plain, moved = Features(tmp_path / "a.tar"), Features(tmp_path / "x-a.tar")
@@ -176,9 +172,7 @@ def test_views_of_another_encoder_are_refused(features: Features, name: str) -> 
         views.rows(features)
 
 
-def test_a_sample_that_is_another_in_the_features_is_named(
-    features: Features, make_features: MakeFeatures
-) -> None:
+def test_a_sample_that_is_another_is_named(features: Features, make_features: MakeFeatures) -> None:
     views = make_views(features, 70)
     make_features("c.tar", [1] * 40, bad=[5], first=500)  # sample 3 is usable now, and 5 is not
     with pytest.raises(adq.FeaturesError, match=r"shard c\.tar, key 'k0505': has views, but is .* or none"):
