@@ -66,11 +66,11 @@ def test_every_tensor_and_header_key_of_codebooks_is_named(path: Path) -> None:
 
 def test_every_version_is_told_apart() -> None:
     """A later version of a table names, in FORMAT.md, what it has that the one before lacks."""
-    from adq_wds.tables import bins, codebook, features_file, plan, spans, views
+    from adq_wds.tables import bins, codebook, features_file, index, plan, views
 
     assert f"{plan.VERSION} |\n" in section("Plan")
     assert f"{features_file.VERSION} |\n" in section("Features")
-    for module, title in ((bins, "Bins"), (codebook, "Codebook"), (spans, "Index"), (views, "Views")):
+    for module, title in ((bins, "Bins"), (codebook, "Codebook"), (index, "Index"), (views, "Views")):
         assert f"ersion {module.VERSION}" in section(title), title
 
 
