@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from adq_wds.score import Score
 
 ALLOCATIONS: dict[str, Allocation] = {"adaptive": adaptive, "uniform": uniform}
-SCORES = ("texture", "diversity")  # both in every plan's bins; others are `Score`s of users
+SCORES = ("texture", "diversity")  # both in every plan's bins
+BUILT_IN_SCORES = (*SCORES, "difficulty")  # others are `Score`s of users
 IMPORTANCES = ("gradcam++", "gradcam", "attention", "texture", "random")
 Kernel = Literal["features", "gradient"]
 HEADS = ("none", "contrastive")
@@ -120,7 +121,7 @@ def score(spec: str | Score) -> Score:
         return check_score(Column(path, column))
     offered = _installed("scores", spec)
     if offered is None:
-        known = [*SCORES, *_installed_names("scores")]
+        known = [*BUILT_IN_SCORES, *_installed_names("scores")]
         raise ValueError(unknown("score", spec, difflib.get_close_matches(spec, known) or known))
     made = check_score(_made("score", spec, offered) if isinstance(offered, type) else offered)
     if made.name != spec:

@@ -16,8 +16,9 @@ from adq_wds.errors import SampleError, shorten
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 # columns of our tables and of `adq show`, which a score of another kind must not hide
 RESERVED = frozenset([
-    "bin", "byte_offset", "crc32", "digest", "diversity", "diversity_spread", "embedding", "importance", "index",
-    "kept", "key", "label", "logit_grad", "members", "n_bytes", "norm", "pick", "rank", "rate", "shard", "size", "texture", "views",
+    "bin", "byte_offset", "crc32", "difficulty", "digest", "diversity", "diversity_spread", "embedding", "importance",
+    "index", "kept", "key", "label", "logit_grad", "members", "n_bytes", "norm", "pick", "rank", "rate", "shard", "size",
+    "texture", "views",
 ])  # fmt: skip
 
 

@@ -47,7 +47,7 @@ def random_weights(seed: int = 0) -> NetworkEncoder:
     for parameter in network.parameters():
         torch.nn.init.zeros_(parameter) if parameter.ndim == 1 else torch.nn.init.kaiming_normal_(parameter)
     made = builtin_encoder("builtin-free")
-    made.options.place(network, made.device)
+    made.options.freeze(network, made.device)
     return replace(made, name="random weights", revision=f"seed={seed}", model=network, trained_on="nothing")
 
 

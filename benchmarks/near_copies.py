@@ -12,7 +12,6 @@ the clock), 616 MiB.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 
 import numpy as np
@@ -52,4 +51,4 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -131,7 +131,7 @@ class Program:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
 
-    def communicate(self, text: str = "", timeout: float = 120) -> tuple[str, str]:
+    def communicate(self, text: str = "", timeout: float = 300) -> tuple[str, str]:
         """All that it writes until it ends; it is killed after so many seconds."""
         late = threading.Timer(timeout, self.kill)
         late.start()
@@ -148,7 +148,7 @@ class Program:
 def run(
     source: str, *arguments: str, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program to its end, for at most two minutes, as `subprocess.run(..., capture_output=True, text=True)`."""
+    """Run a program to its end, for at most five minutes, as `subprocess.run(..., capture_output=True, text=True)`."""
     program = Program(source, *arguments, env=env)
     out, errors = program.communicate()
     return subprocess.CompletedProcess(["-c", *arguments], program.wait(), out, errors)

@@ -21,6 +21,7 @@ PAGE = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
 # Named as the other way, which a local, plain and correct set does not go; or a form of data, without functions.
 OTHER_WAYS = {
     "models/builtin.py",
+    "models/network_encoder.py",
     "models/timm_encoder.py",
     "reading/ranged.py",
     "reading/whole.py",

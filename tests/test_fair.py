@@ -94,9 +94,7 @@ def test_fresh_draws_reach_every_sample(
     assert plan.kept_in("a.tar", 0).tolist() == plan.shard("a.tar").kept.tolist()
 
 
-def test_must_includes_are_in_every_epoch_and_the_rest_takes_turns(
-    make_features: MakeFeatures, tmp_path: Path
-) -> None:
+def test_must_includes_are_in_every_epoch(make_features: MakeFeatures, tmp_path: Path) -> None:
     make_features("a.tar", [0, 1] * 20)
     must = ["k0003", "k0005", "k0007", "k0009"]  # as many as their class would keep
     plan = adq.build_plan(tmp_path / "features", bins=2, keep=0.2, must_include=must)
@@ -126,7 +124,7 @@ def reasons(plan: adq.Plan) -> dict[str, tuple[str, str]]:
     return {row["key"]: (row["reason"], row["duplicate_of"]) for row in rows}
 
 
-def test_the_first_of_equal_samples_stays_and_the_others_name_it(
+def test_the_first_of_equal_samples_stays_and_is_named(
     copied: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     plan = adq.build_plan(copied, bins=2, keep=0.5)

@@ -18,8 +18,8 @@ import adq_wds as adq
 from adq_wds.cli.main import main
 from adq_wds.files import lock
 from tests.conftest import jpeg, write_tar
+from tests.folders import contents
 
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
 Filling = Callable[..., tuple[int, str]]
 
 
@@ -50,17 +50,29 @@ def here(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 JOBS = {  # by name: the command, and what it writes to
-    "embed": ["embed", "in", "--encoder", "thumbnail", "-o", "{}"],
-    "plan": ["plan", "features", "--bins", "3", "-o", "{}/plan.parquet"],
-    "codebook": ["codebook", "features", "--bins", "3", "--min-pilot", "5", "-o", "{}/codebook.safetensors"],
-    "index": ["index", "in", "-o", "{}/index.parquet"],
-    "write": ["write", "in", "--max-samples", "20", "-o", "{}/%06d.tar"],
-    "run": ["run", "in", "--encoder", "thumbnail", "--bins", "3", "-o", "{}"],
+    "embed": "embed in --encoder thumbnail -o {}",
+    "plan": "plan features --bins 3 -o {}/plan.parquet",
+    "codebook": "codebook features --bins 3 --min-pilot 5 -o {}/codebook.safetensors",
+    "index": "index in -o {}/index.parquet",
+    "write": "write in --max-samples 20 -o {}/%06d.tar",
+    "run": "run in --encoder thumbnail --bins 3 -o {}",
+}
+WRITERS = {  # every command that writes, with all that it can write
+    **JOBS,
+    "run": f"{JOBS['run']} --write",
+    "embed": f"{JOBS['embed']} --views 10",
+    "write-patches": "write in --patch-keep 0.5 --importance random --size 64 -o {}/%06d.tar",
+    "patches": "patches in -o {}/sheet.png --importance random --size 64",
+    "pack": "pack photos -o {}/%06d.tar",
+    "demo": "demo -o {} --encoder thumbnail --seeds 1 --epochs 1",
 }
 
 
-def command(job: str, folder: str) -> list[str]:
-    return [word.format(folder) for word in JOBS[job]]
+def command(job: str, folder: object, *, jobs: dict[str, str] = JOBS, home: Path | None = None) -> list[str]:
+    """The words of a command that writes to a folder; it reads below `home`, or where it runs."""
+    words = jobs[job].format(folder).split()
+    inputs = ("in", "features", "photos")
+    return [str(home / word) if home is not None and word in inputs else word for word in words]
 
 
 # ---- F27: a full disk
@@ -119,7 +131,7 @@ def filling() -> Iterator[Filling]:
     yield call
     process.stdin.close()
     process.stdout.close()
-    process.wait(timeout=60)
+    process.wait(timeout=300)
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -127,7 +139,7 @@ def test_a_disk_that_fills_up_costs_no_file_and_is_named(name: str, here: Path, 
     """F27. Shards that `--overwrite` replaces, and a run.json of another plan, go first; none is ever torn."""
     job, changed, stays = TARGETS[name]
     target = here / "out" / name
-    first = [str(here / word) if word in ("in", "features") else word for word in command(job, f"{here}/out")]
+    first = command(job, here / "out", home=here)
     second = [*first, *changed]
     assert main(first) == 0
     old = {path.name: path.read_bytes() for path in target.parent.iterdir() if path.is_file()}
@@ -151,17 +163,6 @@ def test_a_disk_that_fills_up_costs_no_file_and_is_named(name: str, here: Path, 
     assert target.read_bytes() == new
 
 
-WRITERS = {  # every command that writes, as `JOBS`, with all that it can write
-    **JOBS,
-    "run": [*JOBS["run"], "--write"],
-    "embed": [*JOBS["embed"], "--views", "10"],
-    "write-patches": ["write", "in", "--patch-keep", "0.5", "--importance", "random", "--size", "64", "-o", "{}/%06d.tar"],
-    "patches": ["patches", "in", "-o", "{}/sheet.png", "--importance", "random", "--size", "64"],
-    "pack": ["pack", "photos", "-o", "{}/%06d.tar"],
-    "demo": ["demo", "-o", "{}", "--encoder", "thumbnail", "--seeds", "1", "--epochs", "1"],
-}  # fmt: skip
-
-
 @pytest.mark.parametrize("limit", [0, 10, 100, 4_000, 20_000])
 @pytest.mark.parametrize("job", WRITERS)
 def test_a_full_disk_at_any_write_is_named_and_leaves_nothing(
@@ -171,9 +172,7 @@ def test_a_full_disk_at_any_write_is_named_and_leaves_nothing(
     for folder in ("out", "photos"):
         (here / folder).mkdir()
     (here / "photos" / "a.jpg").write_bytes(jpeg(0))
-    words = [word.format(here / "out") for word in WRITERS[job]]
-    words = [str(here / word) if word in ("in", "features", "photos") else word for word in words]
-    code, said = filling(None, limit, *words)
+    code, said = filling(None, limit, *command(job, here / "out", jobs=WRITERS, home=here))
     assert_full(code, said, here / "out")
     if limit < 100:
         assert code == 1
@@ -301,9 +300,7 @@ def test_a_read_only_folder_is_named_by_every_job(home: Path) -> None:
 
 # ---- F28: what already stands in the file's place
 
-FILES = {
-    job: words[-1].removeprefix("{}/") for job, words in JOBS.items() if job in ("plan", "codebook", "index")
-}
+FILES = {job: JOBS[job].rpartition("/")[2] for job in ("plan", "codebook", "index")}
 
 
 @pytest.mark.parametrize("job", FILES)
@@ -360,10 +357,6 @@ def test_the_second_job_in_a_folder_hears_who_works_there(
         assert "; wait for it, or choose another folder" in said
         assert os.listdir("out") == [".adq.lock"]
     assert main(command(job, "out")) == 0
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 @pytest.mark.parametrize("job", JOBS)

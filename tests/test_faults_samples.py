@@ -2,7 +2,6 @@
 
 import gzip
 import hashlib
-import io
 import json
 import logging
 import operator
@@ -21,17 +20,12 @@ from PIL import Image
 
 import adq_wds as adq
 from tests.conftest import jpeg, write_tar
+from tests.pipes.streams import npy
 from tests.programs import run
-from tests.samples.image_files import NOT_IMAGES, REASONS, black_png, bombs
+from tests.samples.image_files import NOT_IMAGES, REASONS, black_png, bombs, encode
 from tests.tables.test_codebook import made
 
 CODEBOOK = made()
-
-
-def npy(array: Any) -> bytes:
-    file = io.BytesIO()
-    np.save(file, np.asarray(array, np.float32))
-    return file.getvalue()
 
 
 def fields_of(i: int) -> dict[str, bytes]:
@@ -39,16 +33,11 @@ def fields_of(i: int) -> dict[str, bytes]:
     return {
         "jpg": jpeg(i),
         "cls": b"%d" % (1 + 2 * (i % 2)),
-        "emb.npy": npy(np.random.default_rng(i).normal(size=5)),
+        "emb.npy": npy(np.random.default_rng(i).normal(size=5).astype(np.float32)),
     }
 
 
-def image(mode: str, form: str) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)).convert(mode).save(
-        file, form
-    )
-    return file.getvalue()
+PIXELS = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8))
 
 
 class Trap:
@@ -68,15 +57,7 @@ class Kind(NamedTuple):
     by: str = "Decode"
 
 
-PNG = image("RGB", "PNG")
 GREY16 = np.arange(63, dtype=np.uint16).reshape(9, 7) * 1000
-TIFF = {"16": Image.fromarray(GREY16), "F": Image.fromarray(GREY16.astype(np.float32) / 65535)}
-
-
-def tiff(which: str) -> bytes:
-    file = io.BytesIO()
-    TIFF[which].save(file, "TIFF")
-    return file.getvalue()
 
 
 def not_image(name: str, field: str = "jpg") -> Kind:
@@ -98,14 +79,14 @@ KINDS: dict[str, Kind] = {
     "no class": Kind({"cls": b"3.5"}, ", field 'cls': '3.5' is neither a class number"),
     "out of range": Kind({"cls": b"2147483647"}, ", field 'cls': label 2147483647 is out of range; expected 0 to"),
     "missing image": Kind({"jpg": None}, ": no image field: looked for jpg, .*the sample has 'cls', 'emb.npy'"),
-    "two images": Kind({"png": PNG}, ": fields 'jpg' and 'png' are both there; name one"),
+    "two images": Kind({"png": encode(PIXELS, "PNG")}, ": fields 'jpg' and 'png' are both there; name one"),
     "__bad__": Kind({"__bad__": b"1"}, ", field '__bad__': reserved", "ShardDataset"),
     "NaN embedding": Kind(
-        {"emb.npy": npy([1, 2, np.nan, 4, 5])}, ", field 'emb.npy': the embedding holds NaN or infinity", "AssignBins"
+        {"emb.npy": npy(np.array([1, 2, np.nan, 4, 5]))}, ", field 'emb.npy': the embedding holds NaN or infinity", "AssignBins"
     ),
-    "CMYK": Kind({"jpg": image("CMYK", "JPEG")}, None),
-    "16 bits": Kind({"jpg": None, "tiff": tiff("16")}, None),
-    "floats": Kind({"jpg": None, "tiff": tiff("F")}, None),
+    "CMYK": Kind({"jpg": encode(PIXELS.convert("CMYK"), "JPEG")}, None),
+    "16 bits": Kind({"jpg": None, "tiff": encode(GREY16, "TIFF")}, None),
+    "floats": Kind({"jpg": None, "tiff": encode(GREY16.astype(np.float32) / 65535, "TIFF")}, None),
     "pickle member": Kind({"pickle": pickle.dumps(Trap())}, None),
     "packed pickle": Kind({"pyd.gz": gzip.compress(pickle.dumps(Trap()))}, None),
     "forged field": Kind({"__adq_keep__": b"1"}, None),
@@ -114,16 +95,22 @@ KEYS = {kind: f"x-{i:02d}" for i, kind in enumerate(KINDS)}
 BAD = [kind for kind, (_, said, _) in KINDS.items() if said is not None]
 
 
-def write_shard(path: Path, kinds: list[str], *, between: int) -> str:
-    """A shard with so many good samples in front of each kind, and behind the last."""
-    members = []
+def samples_of(kinds: list[str], between: int) -> dict[str, dict[str, bytes]]:
+    """Fields by key: so many good samples in front of each kind, and behind the last."""
+    samples = {}
     for i, kind in enumerate([*kinds, None]):
-        samples = {f"g-{n:04d}": fields_of(n) for n in range(i * between, (i + 1) * between)}
+        samples |= {f"g-{n:04d}": fields_of(n) for n in range(i * between, (i + 1) * between)}
         if kind is not None:
-            samples[KEYS[kind]] = {**fields_of(5000 + i), **KINDS[kind].fields}
-        for key, fields in samples.items():
-            members += [(f"{key}.{field}", data) for field, data in fields.items() if data is not None]
-    return str(write_tar(path, members))
+            fields = {**fields_of(5000 + i), **KINDS[kind].fields}
+            samples[KEYS[kind]] = {name: data for name, data in fields.items() if data is not None}
+    return samples
+
+
+def write_shard(path: Path, kinds: list[str], *, between: int) -> str:
+    samples = samples_of(kinds, between)
+    return str(
+        write_tar(path, [(f"{k}.{name}", data) for k, s in samples.items() for name, data in s.items()])
+    )
 
 
 def pipes(**options: Any) -> list[adq.Pipe]:
@@ -154,23 +141,14 @@ def digest(samples: Any) -> list[tuple[Any, ...]]:
 
 def good_alone(kinds: list[str], between: int) -> list[tuple[Any, ...]]:
     """What the stream must give: each good sample on its own, through the same pipes."""
+    bad = {KEYS[kind] for kind in BAD}
     out = []
-    for i, kind in enumerate([*kinds, None]):
-        samples = {f"g-{n:04d}": fields_of(n) for n in range(i * between, (i + 1) * between)}
-        if kind is not None and KINDS[kind].said is None:
-            samples[KEYS[kind]] = {**fields_of(5000 + i), **KINDS[kind].fields}
-        for key, fields in samples.items():
-            sample = {
-                "__key__": key,
-                "__url__": "t.tar",
-                **{f: d for f, d in fields.items() if d is not None},
-            }
+    for key, fields in samples_of(kinds, between).items():
+        if key not in bad:
+            samples = [{"__key__": key, "__url__": "t.tar", **fields}]
             for pipe in pipes():
-                (sample,) = pipe.apply([sample]) or [{}]
-                if not sample:
-                    break
-            else:
-                out.append(sample)
+                samples = pipe.apply(samples)
+            out += samples
     return digest(out)
 
 
@@ -189,10 +167,8 @@ def log(tmp_path: Path) -> Iterator[Callable[[], list[str]]]:
 
 def check_counts(lines: list[str], n_read: int, n_kept: int, n_bad: int) -> None:
     """read = kept + dropped + bad, over all workers."""
-    found = [
-        re.fullmatch(r"ShardDataset: read (\d+) = kept (\d+) \+ dropped (\d+) \+ bad (\d+)", x) for x in lines
-    ]
-    counts = np.array([[int(n) for n in match.groups()] for match in found if match])
+    told = re.compile(r"ShardDataset: read (\d+) = kept (\d+) \+ dropped (\d+) \+ bad (\d+)")
+    counts = np.array([[int(n) for n in match.groups()] for match in map(told.fullmatch, lines) if match])
     assert (counts[:, 0] == counts[:, 1:].sum(axis=1)).all()
     assert counts.sum(axis=0).tolist() == [n_read, n_kept, n_read - n_kept - n_bad, n_bad]
     assert n_read - n_kept - n_bad > 0

@@ -3,10 +3,8 @@
 import errno
 import fcntl
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -70,27 +68,6 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
     write_text(tmp_path / "link", "new")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "real").read_text() == "new"
-
-
-def test_a_killed_writer_leaves_no_torn_file(tmp_path: Path) -> None:
-    path = tmp_path / "a.txt"
-    path.write_text("0" * 200_000)
-    code = (
-        "from adq_wds.files import write_text\n"
-        "for i in range(10**9):\n"
-        f"    write_text({str(path)!r}, str(i % 10) * 200_000)\n"
-        "    print(i, flush=True)\n"
-    )
-    for delay in (0.0, 0.003, 0.007):
-        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(delay)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-        text = path.read_text()
-        assert text == text[0] * 200_000
 
 
 def test_a_second_job_is_told_who_holds_the_folder(tmp_path: Path) -> None:

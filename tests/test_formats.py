@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 import adq_wds as adq
+from adq_wds.tables.bins import Bins
 from adq_wds.tables.index import load_index
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -109,6 +110,23 @@ def test_codebooks_are_read_to_the_last_value(folder: Path) -> None:
     assert np.allclose(codebook.rates(0.3), expected["rates"], rtol=0, atol=1e-15)
     again = adq.fit_codebook(folder.parent / "features", bins=2, min_pilot=2)
     assert np.allclose(again.query, codebook.query, rtol=0, atol=1e-6)
+
+
+def test_plans_with_margins_are_read_and_made_again() -> None:
+    folder = GOLDEN / "v3"
+    expected = json.loads((folder / "cleaned.json").read_text(encoding="utf-8"))
+    plan, bins = adq.load_plan(folder / "cleaned.parquet"), Bins.load(folder / "cleaned_bins.parquet")
+    assert (plan.hash, plan.header["clean"]) == (expected["hash"], expected["clean"])
+    rows = plan.table().to_pydict()
+    rows["margin"] = [None if margin != margin else margin for margin in rows["margin"]]
+    assert rows == expected["plan"]
+    asked: dict[str, Any] = {"clean": 0.2, "dedup": 0.99, "exclude": [("a-000000.tar", "k001")]}
+    for made in (bins, 2):
+        again = adq.build_plan(folder / "features", bins=made, keep=0.5, seed=3, balance=0.5, **asked)
+        assert again.table()["margin"].to_pylist() == pytest.approx(
+            plan.table()["margin"].to_pylist(), nan_ok=True
+        )
+        assert again.hash == plan.hash
 
 
 def test_the_same_features_still_give_the_same_plan() -> None:

@@ -18,6 +18,7 @@ from adq_wds.saliency.attention import AttentionImportance
 from adq_wds.saliency.cam import CamImportance
 from adq_wds.saliency.plain import RandomImportance, TextureImportance
 
+VIT = "vit_tiny_patch16_224"
 SMALL: dict[str, Any] = {"pretrained": False, "image_size": 64}
 
 
@@ -63,7 +64,7 @@ def offer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_name_gives_an_importance_of_its_patches() -> None:
     for name in IMPORTANCES:
-        options = {"encoder": "vit_tiny_patch16_224", **SMALL} if name == "attention" else {}
+        options = {"encoder": VIT, **SMALL} if name == "attention" else {}
         importance = adq.importance(name, patch=8, **options)
         scores = importance(pictures(), [None, None], [1, 2])
         assert (scores.shape, scores.dtype) == ((2, 16), np.float32)
@@ -91,7 +92,7 @@ def test_options_reach_encoder_and_map(tmp_path: Path) -> None:
     ready = adq.encoder("resnet10t", **SMALL)
     made = adq.importance("gradcam", encoder=ready)
     assert made.encoder is ready
-    vit: Any = adq.importance("attention", encoder="vit_tiny_patch16_224", **SMALL)
+    vit: Any = adq.importance("attention", encoder=VIT, **SMALL)
     assert isinstance(vit, AttentionImportance)
 
 
@@ -121,13 +122,9 @@ def test_installed_packages_offer_importances(offer: None) -> None:
     assert (made.patch, made.power) == (16, 2)
     with pytest.raises(adq.AdqError, match="importance 'broken' cannot be made: RuntimeError: no such thing"):
         adq.importance("broken")
-    with pytest.raises(
-        ValueError, match=r"entry point 'nothing' of adq_wds.importances gives 7, which is no importance"
-    ):
+    with pytest.raises(ValueError, match=r"entry point 'nothing' .*gives 7"):
         adq.importance("nothing")
-    with pytest.raises(
-        ValueError, match=r"importance 'gone' \(no_such_module:x\) cannot be loaded: ModuleNotFoundError"
-    ):
+    with pytest.raises(ValueError, match=r"'gone' \(no_such_module:x\) .*ModuleNotFoundError"):
         adq.importance("gone")
     with pytest.raises(ValueError, match="unknown importance 'mime'; did you mean mine"):
         adq.importance("mime")
@@ -136,44 +133,27 @@ def test_installed_packages_offer_importances(offer: None) -> None:
 # ---- What is wrong
 
 
+VIT = "vit_tiny_patch16_224"
+
+
 @pytest.mark.parametrize(
     ("name", "options", "text"),
     [
         ("gradcam+", {}, r"unknown importance 'gradcam\+'; did you mean gradcam\+\+, gradcam\?"),
         ("zzz", {}, r"did you mean gradcam\+\+, gradcam, attention, texture, random\?"),
-        (
-            "texture",
-            {"encoder": "builtin"},
-            r"importance 'texture' looks through no network, got encoder=; leave",
-        ),
+        ("texture", {"encoder": "builtin"}, r"looks through no network, got encoder=; leave"),
         ("random", {"use_labels": False}, r"got use_labels="),
         ("texture", {"patch": 0}, "patch must be a positive integer"),
         ("gradcam", {"patch": 0}, "patch must be an integer >= 1, got 0"),
         ("gradcam", {"encoder": "resnet81"}, "unknown encoder 'resnet81'; did you mean"),
-        (
-            "gradcam",
-            {"encoder": "builtin-free"},
-            "gives no logits, and gradcam explains them; take one with a head",
-        ),
-        (
-            "gradcam",
-            {"encoder": "thumbnail"},
-            "cannot look into the encoder 'thumbnail'; take builtin, or a timm network",
-        ),
-        ("gradcam", {"encoder": "vit_tiny_patch16_224", **SMALL}, "for a ViT take attention_importance"),
+        ("gradcam", {"encoder": "builtin-free"}, "gives no logits, .*take one with a head"),
+        ("gradcam", {"encoder": "thumbnail"}, "encoder 'thumbnail'; take builtin, or a timm network"),
+        ("gradcam", {"encoder": VIT, **SMALL}, "for a ViT take attention_importance"),
         ("gradcam", {"power": 2}, r"takes no options but .*, got power="),
         ("attention", {}, "needs a vision transformer: give encoder=, such as 'vit_small_patch16_224'"),
         ("attention", {"encoder": "builtin"}, "encoder 'builtin' has no attention over all patches"),
-        (
-            "attention",
-            {"encoder": "thumbnail"},
-            "cannot look into the encoder 'thumbnail'; take a ViT of timm",
-        ),
-        (
-            "attention",
-            {"encoder": "vit_tiny_patch16_224", "use_labels": False},
-            "explains no class; leave use_labels out",
-        ),
+        ("attention", {"encoder": "thumbnail"}, "encoder 'thumbnail'; take a ViT of timm"),
+        ("attention", {"encoder": VIT, "use_labels": False}, "explains no class; leave use_labels out"),
     ],
 )
 def test_what_cannot_be_made_is_refused(name: str, options: dict[str, Any], text: str) -> None:

@@ -28,7 +28,7 @@ def shards(tmp_path: Path) -> list[str]:
     return [str(tmp_path / "in" / name) for name in NAMES]
 
 
-def test_ordinary_characters_work_in_every_command_and_in_the_stream(
+def test_ordinary_characters_work_everywhere(
     shards: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = str(tmp_path / "R&D's [run] 1:2")
@@ -75,7 +75,7 @@ def test_a_name_that_cannot_be_is_said_before_any_work(
     assert not Path(out).exists()
 
 
-def test_two_shards_of_one_features_file_are_named_in_a_dry_run_too(
+def test_two_shards_of_one_features_file_are_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = ["a/b.tar", "c/b.tar", "a--b.tar"]
@@ -98,7 +98,7 @@ def test_two_shards_of_one_features_file_are_named_in_a_dry_run_too(
 
 
 @pytest.mark.parametrize("name", ["part: %d.tar", "a*%d.tar", "-%d.tar", "$x%d.tar"])
-def test_new_shards_get_no_name_that_their_own_index_could_not_hold(name: str, tmp_path: Path) -> None:
+def test_new_shards_get_no_name_that_an_index_cannot_hold(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"pattern .*is refused: it "):
         adq.write_shards([], tmp_path / "out" / name)
     assert not (tmp_path / "out").exists()

@@ -1,8 +1,5 @@
 """Which names are public? This list; a name leaves it only with a line in the changelog."""
 
-import subprocess
-import sys
-
 import pytest
 
 import adq_wds
@@ -30,14 +27,3 @@ def test_every_public_name_loads_and_is_documented(name: str) -> None:
 def test_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = adq_wds.nothing
-
-
-@pytest.mark.parametrize("command", ["", "run", "embed", "plan", "codebook", "show", "patches", "write"])
-def test_every_command_has_help(command: str) -> None:
-    out = subprocess.run(
-        [sys.executable, "-m", "adq_wds", *command.split(), "--help"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert "usage: adq" in out.stdout

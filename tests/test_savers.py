@@ -86,9 +86,7 @@ def begin_to_write(path: Path, text: str) -> tuple[Program, Path]:
 
 
 @pytest.mark.parametrize("name", ["a.txt", "é" * 125 + ".json"])
-def test_the_next_writer_removes_what_a_killed_one_left_and_never_what_a_living_one_writes(
-    name: str, tmp_path: Path
-) -> None:
+def test_the_next_writer_removes_only_a_dead_ones_file(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     dead, left_over = begin_to_write(path, "dead")
     living, written = begin_to_write(path, "living")

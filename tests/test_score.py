@@ -66,7 +66,7 @@ def test_a_bin_is_worth_the_mean_of_its_samples() -> None:
     assert np.isnan(found[[1, 3]]).all()
 
 
-def test_the_second_hook_sees_the_numbers_of_each_bin_that_holds_samples() -> None:
+def test_the_second_hook_sees_each_bin_that_holds_samples() -> None:
     seen: list[list[float]] = []
 
     class Largest(Given):

@@ -192,5 +192,7 @@ def _add_embed(command: Any, without: tuple[str, ...] = ()) -> None:
 
 def _add_plan(command: Any) -> None:
     keys = "keys that are kept in any case, one a line: KEY, or SHARD<TAB>KEY where a key stands in several shards"
-    must_include = {"nargs": None, "default": None, "type": keys_in, "metavar": "FILE", "help": keys}
-    add_options(command.add_argument_group("plan"), PLAN, must_include=must_include)
+    file = {"nargs": None, "default": None, "type": keys_in, "metavar": "FILE"}
+    must_include = {**file, "help": keys}
+    exclude = {**file, "help": "keys that are never kept, as a file of the same form"}
+    add_options(command.add_argument_group("plan"), PLAN, must_include=must_include, exclude=exclude)

@@ -175,9 +175,7 @@ def _embed(a: argparse.Namespace) -> None:
 
 
 def _plan(a: argparse.Namespace) -> None:
-    _show_plan(
-        a, _call(a, PLAN, _inside(a.features, "features", required=False), must_include=a.must_include or [])
-    )
+    _show_plan(a, _call(a, PLAN, _inside(a.features, "features", required=False)))
 
 
 def _codebook(a: argparse.Namespace) -> None:
@@ -271,7 +269,7 @@ def _run(a: argparse.Namespace) -> None:
     from adq_wds.planning.options import plan_options as check_plan_options
     from adq_wds.report.text import show_plan
 
-    plan_options = given(a, PLAN, without=("out", "progress")) | {"must_include": a.must_include or []}
+    plan_options = given(a, PLAN, without=("out", "progress"))
     embed_options = given(a, EMBED, without=("scores", "progress"))  # scores follow from the plan's
     if a.dry_run:
         from adq_wds.embedding.estimate import estimate

@@ -16,7 +16,7 @@ from adq_wds.checks import positive
 from adq_wds.core.allocation import check_ratio
 from adq_wds.core.rng import check_seed
 from adq_wds.errors import printable
-from adq_wds.registry import GONE, HEADS, SCORES
+from adq_wds.registry import BUILT_IN_SCORES, GONE, HEADS
 from adq_wds.signatures import Option, options_of
 
 NONE = "none"  # the word for None
@@ -51,9 +51,13 @@ class Parser(argparse.ArgumentParser):
                 if word not in self.commands:
                     self._fail("command", word, self.commands)
                 break  # the flags behind it are the command's
-            flag = word.partition("=")[0]
-            if self._is_flag(word) and not self._knows(flag):
-                self._fail("flag", flag, self._option_string_actions)
+            flag, known = word.partition("=")[0], self._option_string_actions
+            is_flag = len(word) > 1 and word[0] == "-" and " " not in word and not _NUMBER.fullmatch(word)
+            is_known = any(name.startswith(flag) for name in known) or (
+                flag[1:2] != "-" and flag[:2] in known
+            )
+            if is_flag and not is_known:
+                self._fail("flag", flag, known)
         return super().parse_known_args(words, namespace)
 
     def format_help(self) -> str:
@@ -64,13 +68,6 @@ class Parser(argparse.ArgumentParser):
 
     def _print_message(self, message: str, file: Any = None) -> None:
         super()._print_message(printable(message), file)
-
-    def _is_flag(self, word: str) -> bool:
-        return len(word) > 1 and word[0] == "-" and " " not in word and not _NUMBER.fullmatch(word)
-
-    def _knows(self, flag: str) -> bool:
-        flags = self._option_string_actions
-        return any(known.startswith(flag) for known in flags) or (flag[1] != "-" and flag[:2] in flags)
 
     def _fail(self, kind: str, name: str, known: Any) -> NoReturn:
         close = difflib.get_close_matches(name, known, n=1)
@@ -104,10 +101,25 @@ def _how(option: Option) -> dict[str, Any]:
         return {**how, "action": argparse.BooleanOptionalAction}
     if option.many:
         return {**how, "nargs": "+"}
+    if option.choices and option.type in _TYPES:
+        words = (*option.choices, *[NONE] * (option.none and NONE not in option.choices))
+        return {**how, "type": _word_or(words, _TYPES[option.type]), "metavar": "|".join((*words, "NUMBER"))}
     if option.choices:
         none = [NONE] if option.none and NONE not in option.choices else []
         return {**how, "choices": (*option.choices, *none)}
     return {**how, "type": _TYPES[option.type]} if option.type in _TYPES else how
+
+
+def _word_or(words: Sequence[str], number: Callable[[str], Any]) -> Callable[[str], Any]:
+    """What reads one of some words, or else a number."""
+
+    def read(text: str) -> Any:
+        try:
+            return text if text in words else number(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is neither {', '.join(words)} nor a number") from None
+
+    return read
 
 
 def given(arguments: argparse.Namespace, function: str, *, without: Iterable[str] = ()) -> dict[str, Any]:
@@ -116,8 +128,9 @@ def given(arguments: argparse.Namespace, function: str, *, without: Iterable[str
     for name, option in options_of(function).items():
         if hasattr(arguments, name) and name not in without:
             value = getattr(arguments, name)
-            is_none = value == NONE and option.choices and option.none
-            values[name] = None if is_none else value
+            if value == NONE and option.choices and option.none:
+                value = None
+            values[name] = [] if value is None and option.many and not option.none else value
     return values
 
 
@@ -137,7 +150,12 @@ def count(text: str) -> int:
 
 def keys_in(path: str) -> list[str | tuple[str, ...]]:
     """Keys from a file: one a line, or shard and key with a tab between."""
-    lines = Path(path).read_text(encoding="utf-8-sig").split("\n")  # not `splitlines`: a key may hold U+2028
+    try:
+        lines = (
+            Path(path).read_text(encoding="utf-8-sig").split("\n")
+        )  # not `splitlines`: a key may hold U+2028
+    except UnicodeDecodeError as error:
+        raise argparse.ArgumentTypeError(f"{path}: not UTF-8 text: {error.reason}") from None
     return [tuple(line.split("\t", 1)) if "\t" in line else line for line in lines if line]
 
 
@@ -149,7 +167,7 @@ _CHECKS: dict[str, Callable[[Any], object]] = {
     "allocation": registry.allocation,
     "diversity_head": lambda head: registry.look_up("diversity head", head, dict.fromkeys(HEADS)),
     "importance": registry.check_importance,
-    "scores": lambda scores: [registry.score(score) for score in scores if score not in SCORES],
+    "scores": lambda scores: [registry.score(score) for score in scores if score not in BUILT_IN_SCORES],
 }
 
 

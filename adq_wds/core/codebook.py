@@ -61,11 +61,11 @@ def bin_checkpoints(
     for k, members in enumerate(np.split(order, np.cumsum(sizes)[:-1])[:-1]):
         taken, done = np.zeros(width), 0
         for j in range(checkpoints):
-            at = -(-(j + 1) * len(members) // checkpoints) - 1
-            taken += rows[members[done:at]].sum(axis=0)
-            done = at
+            last = -(-(j + 1) * len(members) // checkpoints) - 1
+            taken += rows[members[done:last]].sum(axis=0)
+            done = last
             query[k, j] = np.rint((left - 2.0 * taken) / (n * QUERY_STEP)) * QUERY_STEP
-            threshold[k, j] = rows[members[at]] @ query[k, j].astype(np.float64)
+            threshold[k, j] = rows[members[last]] @ query[k, j].astype(np.float64)
         left -= taken + rows[members[done:]].sum(axis=0)
     return query, threshold
 
@@ -107,8 +107,8 @@ class Checkpoints:
         n_queries, width = self.threshold[0].size, self.query.shape[-1]
         step = max(1, _BLOCK_BYTES // (4 * (width + 2 * n_queries)))
         for start in range(0, len(order), step):
-            at = order[start : start + step]
-            bins[at] = self._block(embedding[at], row[at], at)
+            block = order[start : start + step]
+            bins[block] = self._block(embedding[block], row[block], block)
         return bins
 
     def _check(self, embedding: NDArray[np.float16], row: NDArray[np.integer]) -> None:

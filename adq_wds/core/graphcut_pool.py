@@ -28,7 +28,7 @@ WHOLE_POOL = 2048  # so few rows left go into the pool together, and no refresh 
 FEW_PICKS = 2  # a pool that gave no more picks than this cost more than rows on demand
 # Picks by rows on demand before the pool is tried again; doubles each time.
 FIRST_BREAK, LONGEST_BREAK = 8, 4096
-TOLD_BREAK, TOLD_SECONDS = 256, 10.0  # from both of these on, falling back is worth a line in the log
+WARN_BREAK, WARN_SECONDS = 256, 10.0  # from both of these on, falling back is worth a line in the log
 _COPY_ROWS = 4096
 
 
@@ -83,7 +83,7 @@ class Outside:
         return max(0.0, 1.0 - 2.0 * (along + beside * edge / math.sqrt(width)) / self.length)
 
 
-class _Held:
+class _FreeRows:
     """The rows no bin has taken yet: moved together as samples leave, so that later bins cost less."""
 
     def __init__(self, rows: F64) -> None:
@@ -94,7 +94,7 @@ class _Held:
         self.position = np.arange(len(rows))  # (m,) where each row stands in the caller's, ascending
         self.left = np.ones(len(rows), dtype=bool)
         self.n_left = len(rows)
-        self._own = False  # the first move copies: the caller's rows are never written
+        self._is_copy = False  # the first move copies: the caller's rows are never written
 
     def take(self, row: int) -> int:
         self.left[row] = False
@@ -102,7 +102,7 @@ class _Held:
         return int(self.position[row])
 
     def gains(self, query: F64) -> F64:
-        """(m,) x . query of the held rows, -inf for those already taken."""
+        """(m,) x . query of the free rows, -inf for those already taken."""
         if self.n_left * 8 <= len(self.rows) * 7:
             self._move()
         gain: F64 = self.rows @ query
@@ -111,11 +111,11 @@ class _Held:
 
     def _move(self) -> None:
         keep = np.flatnonzero(self.left)
-        target = self.rows[: len(keep)] if self._own else np.empty((len(keep), self.rows.shape[1]))
+        target = self.rows[: len(keep)] if self._is_copy else np.empty((len(keep), self.rows.shape[1]))
         for start in range(0, len(keep), _COPY_ROWS):  # in place: a row only ever moves towards the front
             part = keep[start : start + _COPY_ROWS]
             target[start : start + len(part)] = self.rows[part]
-        self.rows, self._own = target, True
+        self.rows, self._is_copy = target, True
         self.position = self.position[keep]
         self.left = np.ones(len(keep), dtype=bool)
 
@@ -128,7 +128,7 @@ class _Pace:
         self._break = FIRST_BREAK
         self._wait = 0
         self._on_demand_s: list[float] = []  # what each pick of the last break took
-        self._said = False
+        self._warned = False
 
     def pool_size(self, n_left: int) -> int:
         """Rows to hold in the next pool; 0 for a pick by rows on demand."""
@@ -152,8 +152,8 @@ class _Pace:
         # A pick costs less as rows leave: half of today's on average.
         seconds = statistics.median(self._on_demand_s or [0.0]) * n_left / 2
         self._on_demand_s.clear()
-        if self._wait >= TOLD_BREAK and seconds >= TOLD_SECONDS and not self._said:
-            self._said = True
+        if self._wait >= WARN_BREAK and seconds >= WARN_SECONDS and not self._warned:
+            self._warned = True
             logger.warning(
                 "GraphCut: gains lie too close together for a pool (%d picks from the last one), so rows are taken "
                 "on demand: %s samples are left, about %.0f s. Bins per class take far less",
@@ -186,14 +186,14 @@ def pool_order(
     """
     if len(rows) == 0:
         return np.empty(0, dtype=np.int64)
-    held = _Held(rows)
+    free = _FreeRows(rows)
     pace = _Pace(largest=math.isqrt(memory_bytes // 32))
     order: list[int] = []
     total: F64 = rows.sum(axis=0)  # sum of V, exact
     for size in sizes.tolist():
         query, end = total.copy(), len(order) + size
         while len(order) < end:
-            n_picks, picked = _refresh(held, query, pace, order, end)
+            n_picks, picked = _refresh(free, query, pace, order, end)
             query -= 2.0 * picked
             if progress is not None:
                 progress(n_picks)
@@ -201,35 +201,35 @@ def pool_order(
     return np.array(order, dtype=np.int64)
 
 
-def _refresh(held: _Held, query: F64, pace: _Pace, order: list[int], end: int) -> tuple[int, F64]:
+def _refresh(free: _FreeRows, query: F64, pace: _Pace, order: list[int], end: int) -> tuple[int, F64]:
     """Append the best of all rows to `order`, then what a pool gives; how many picks, and the (D,) sum of them."""
     began, before = time.perf_counter(), len(order)
-    gain = held.gains(query)
+    gain = free.gains(query)
     first = int(gain.argmax())  # over all rows: needs no bound, and ties go to the lowest position
-    picked: F64 = held.rows[first].copy()
+    picked: F64 = free.rows[first].copy()
     gain[first] = -np.inf
-    order.append(held.take(first))
-    size = pace.pool_size(held.n_left) if len(order) < end else 0
+    order.append(free.take(first))
+    size = pace.pool_size(free.n_left) if len(order) < end else 0
     if size == 0:
         pace.on_demand(time.perf_counter() - began)
     else:
-        _pick_in_pool(held, query, picked, gain, size, order, end)
+        _pick_in_pool(free, query, picked, gain, size, order, end)
         if len(order) < end:  # else the bin's end cut it short, which says nothing about the pool
-            pace.pooled(len(order) - before, held.n_left)
+            pace.pooled(len(order) - before, free.n_left)
     return len(order) - before, picked
 
 
 def _pick_in_pool(
-    held: _Held, query: F64, picked: F64, gain: F64, size: int, order: list[int], end: int
+    free: _FreeRows, query: F64, picked: F64, gain: F64, size: int, order: list[int], end: int
 ) -> None:
     """Append picks to `order`, and add their rows to `picked`, while nothing outside the pool can be as good."""
     cut = len(gain) - size
     by_gain = np.argpartition(gain, cut)
     pool = np.sort(by_gain[cut:])  # (P,) ascending, so that argmax gives ties to the lowest position
     outside = None
-    if size < held.n_left:
-        outside = Outside(query, float(gain[by_gain[:cut]].max()), held.radius, held.nonnegative)
-    rows = held.rows[pool]
+    if size < free.n_left:
+        outside = Outside(query, float(gain[by_gain[:cut]].max()), free.radius, free.nonnegative)
+    rows = free.rows[pool]
     gram = rows @ rows.T
     gram *= 2.0
     inside = gain[pool] - 2.0 * (rows @ picked)
@@ -240,4 +240,4 @@ def _pick_in_pool(
         picked += rows[u]
         inside -= gram[u]
         inside[u] = -np.inf
-        order.append(held.take(int(pool[u])))
+        order.append(free.take(int(pool[u])))

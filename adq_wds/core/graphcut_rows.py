@@ -55,20 +55,20 @@ def graphcut_bins_rows(
     >>> graphcut_bins_rows(kernel, 2)
     Binning(bin=array([0, 0, 1], dtype=int16), pick=array([0, 1, 0], dtype=int32))
     """
-    sizes, held, n = bin_sizes(len(similarity), bins), similarity, len(similarity)
-    position = np.arange(n)  # (m,) where each held sample stands in the caller's, ascending
-    start: F64 = 0.5 * held.sums()  # sums over V, halved as with a matrix
+    sizes, free, n = bin_sizes(len(similarity), bins), similarity, len(similarity)
+    position = np.arange(n)  # (m,) where each free sample stands in the caller's, ascending
+    start: F64 = 0.5 * free.sums()  # sums over V, halved as with a matrix
     order: list[int] = []
     for size in sizes.tolist():
         gain = start.copy()
         for _ in range(size):
             u = int(gain.argmax())
             order.append(int(position[u]))
-            gain -= held.row(u)
+            gain -= free.row(u)
             gain[u] = -np.inf
             if 0 < (n - len(order)) * 8 <= len(gain) * 7:
                 keep = np.flatnonzero(gain > -np.inf)
-                held, position = held.take(keep), position[keep]
+                free, position = free.take(keep), position[keep]
                 start, gain = start[keep], gain[keep]
             if progress is not None:
                 progress(1)

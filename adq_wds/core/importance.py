@@ -148,9 +148,9 @@ def _weighted(features: F32, weight: NDArray[np.float64]) -> F32:
 def _mean_of_bilinear(n_in: int, n_out: int, patch: int) -> NDArray[np.float64]:
     """(n_out, n_in): draw n_in values out to n_out·P pixels, then take the mean of every P."""
     n_pixels = n_out * patch
-    place = np.clip((np.arange(n_pixels) + 0.5) * n_in / n_pixels - 0.5, 0, n_in - 1)
-    low = np.minimum(place.astype(np.int64), n_in - 1)
-    high, share = np.minimum(low + 1, n_in - 1), place - low
+    position = np.clip((np.arange(n_pixels) + 0.5) * n_in / n_pixels - 0.5, 0, n_in - 1)
+    low = np.minimum(position.astype(np.int64), n_in - 1)
+    high, share = np.minimum(low + 1, n_in - 1), position - low
     matrix = np.zeros((n_pixels, n_in))
     np.add.at(matrix, (np.arange(n_pixels), low), 1 - share)
     np.add.at(matrix, (np.arange(n_pixels), high), share)

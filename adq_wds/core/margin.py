@@ -271,6 +271,6 @@ def _temperature(
 
 
 def _softmax(logits: F64) -> F64:
-    e = np.exp(logits - logits.max(axis=1, keepdims=True))
+    e: F64 = np.exp(logits - logits.max(axis=1, keepdims=True))
     e /= e.sum(axis=1, keepdims=True)
     return e

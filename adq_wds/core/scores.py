@@ -161,9 +161,8 @@ def importance(scores: list[NDArray[np.float64]], *, normalise: Normalise = "sum
     for score in scores:
         filled = ~np.isnan(score)
         total += _normalised(np.where(filled, score, 0.0), filled, normalise)
-    if total.sum() > 0.0:
-        total = np.round(total / total.sum(), DECIMALS)
-    return total
+    value: NDArray[np.float64] = np.round(total / total.sum(), DECIMALS)
+    return value
 
 
 def _normalised(
@@ -171,8 +170,6 @@ def _normalised(
 ) -> NDArray[np.float64]:
     """One score over the bins that hold samples; uniform where it does not tell them apart."""
     share: NDArray[np.float64] = np.zeros_like(value)
-    if not filled.any():
-        return share
     low, high = value[filled].min(), value[filled].max()
     if high == low:
         share[filled] = 1.0 / filled.sum()

@@ -18,7 +18,7 @@ from adq_wds.errors import AdqError
 from adq_wds.files import canonical_json, lock, make_folder, write_text
 from adq_wds.planning.build_plan import make_plan
 from adq_wds.planning.options import Options, plan_options
-from adq_wds.registry import GONE, SCORES
+from adq_wds.registry import BUILT_IN_SCORES, GONE
 from adq_wds.registry import encoder as named_encoder
 from adq_wds.registry import score as named_score
 from adq_wds.shards.names import expand_urls, is_url, without_secrets
@@ -128,7 +128,7 @@ def needed(embed: dict[str, Any], plan: dict[str, Any]) -> dict[str, Any]:
     own = [
         score
         for score in plan.get("scores") or ()
-        if score not in SCORES and not isinstance(named_score(score), Column)
+        if score not in BUILT_IN_SCORES and not isinstance(named_score(score), Column)
     ]
     if own:
         more["scores"] = sorted({*embed.get("scores", ()), *own})
@@ -206,8 +206,9 @@ def load_run(path: str | os.PathLike[str]) -> dict[str, Any]:
         for part, known in _KNOWN.items():
             if unknown := sorted(set(arguments[part]) - known):
                 raise ValueError(f"unknown arguments {unknown} under {part!r}")
-        if not isinstance(arguments["plan"].get("must_include", []), list):
-            raise ValueError("must_include is not a list")
+        for name in ("must_include", "exclude"):
+            if not isinstance(arguments["plan"].get(name, []), list):
+                raise ValueError(f"{name} is not a list")
         urls = [str(shard["path"]) for shard in old["shards"]]
         return {"urls": urls, "write": bool(arguments["write"]), **{part: arguments[part] for part in _KNOWN}}
     except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,7 +16,6 @@ from adq_wds.checks import Count, Ratio, positive
 from adq_wds.core.patches import KEEP, PATCH, tile, tile_columns
 from adq_wds.errors import AdqError, shorten
 from adq_wds.files import atomic_path
-from adq_wds.mae.network import MaskedAutoencoder
 from adq_wds.pipes.drop_patches import DropPatches
 from adq_wds.pipes.feature_shift import Look
 from adq_wds.protocols import Importance
@@ -32,6 +31,9 @@ from adq_wds.samples.patch_file import (
 )
 from adq_wds.stream.dataset import ShardDataset
 from adq_wds.writing.smaller import check_patch_keep, log_classifier
+
+if TYPE_CHECKING:
+    from adq_wds.mae.network import MaskedAutoencoder  # which imports timm: seconds
 
 SAMPLES = 4
 TITLES = ("original", "importance", "kept", "stored")

@@ -210,10 +210,10 @@ def _compare(
     extra = [
         Difference(name, span.key, EXTRA, f"sample {i} at byte {span.byte_offset} is not listed", 0)
         for i, span in enumerate(walk.spans)
-        if span.key not in keys and (expected.complete or i < len(keys))
+        if span.key not in keys and (expected.complete or i < len(expected.spans))
     ]
     return Check(
-        read=len(keys),
+        read=len(expected.spans),
         kept=int(expected.used.sum()),
         kept_ok=sum(i not in faults for i in used),
         n_contents=0 if image is None and label is None else len(used),

@@ -87,23 +87,16 @@ def load_mae(
     if norm_pix is not None and type(norm_pix) is not bool:
         raise ValueError(f"norm_pix={norm_pix!r}: expected True or False")
     new_size = None if image_size is None else _pair(image_size)
-    place = pick_device(device)
+    torch_device = pick_device(device)
     path = BUILTIN_MAE if shipped else _weights_file(Path(path))
     weights = load_shipped(path) if shipped else load_weights(path, allow_pickle=allow_pickle)
-    state, entry, settings = weights.state, weights.header.get(HEADER_ENTRY), {}
+    state, entry = weights.state, weights.header.get(HEADER_ENTRY)
     is_hub = entry is None and any(key.startswith("vit.") for key in state)
-    if entry is not None:
-        settings = _checked(
-            entry, f"checkpoint {path}: header entry {HEADER_ENTRY!r}", {n: n for n in _TYPES}
-        )
-    elif is_hub:
-        state, config = from_hub(state), path.with_name("config.json")
-        if config.is_file():
-            settings = _checked(
-                config.read_text(encoding="utf-8", errors="replace"), str(config), _HUB_CONFIG
-            )
+    if is_hub:
+        state = from_hub(state)
     if "decoder_pred.weight" not in state and (prefix := common_prefix(state)):
         state = {key.removeprefix(prefix): value for key, value in state.items()}
+    settings = _settings(path, entry, is_hub)
     if heads is not None:
         settings |= {"heads": heads[0], "decoder_heads": heads[1]}
     if norm_pix is not None:
@@ -123,7 +116,7 @@ def load_mae(
         network = _at_size(network, new_size)
     H, W = network.size.image_size
     network.revision = f"file-sha256={weights.sha256};image_size={H}x{W};norm_pix={network.size.norm_pix}"
-    return network.eval().requires_grad_(False).to(place)
+    return network.eval().requires_grad_(False).to(torch_device)
 
 
 def save_mae(network: MaskedAutoencoder, path: str | os.PathLike[str], header: dict[str, str]) -> None:
@@ -149,6 +142,16 @@ def _weights_file(path: Path) -> Path:
         if (path / name).is_file():
             return path / name
     raise ValueError(f"checkpoint {path}: the folder holds neither model.safetensors nor pytorch_model.bin")
+
+
+def _settings(path: Path, entry: str | None, is_hub: bool) -> dict[str, Any]:
+    """What is said beside the tensors, by our names: in our entry of the header, or in transformers' `config.json`."""
+    if entry is not None:
+        return _checked(entry, f"checkpoint {path}: header entry {HEADER_ENTRY!r}", {n: n for n in _TYPES})
+    config = path.with_name("config.json")
+    if not is_hub or not config.is_file():
+        return {}
+    return _checked(config.read_text(encoding="utf-8", errors="replace"), str(config), _HUB_CONFIG)
 
 
 def _checked(text: str, source: str, names: dict[str, str]) -> dict[str, Any]:

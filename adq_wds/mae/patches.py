@@ -82,7 +82,7 @@ def sine_positions(grid: tuple[int, int], width: int) -> torch.Tensor:
     frequency = 1 / 10_000 ** (torch.arange(width // 4, dtype=torch.float64) / (width / 4))
     across = torch.arange(columns, dtype=torch.float64).repeat(rows)
     down = torch.arange(rows, dtype=torch.float64).repeat_interleave(columns)
-    angles = [place[:, None] * frequency for place in (across, down)]  # each (L, D / 4)
+    angles = [axis[:, None] * frequency for axis in (across, down)]  # each (L, D / 4)
     return torch.cat([f(a) for a in angles for f in (torch.sin, torch.cos)], dim=1).float()
 
 

@@ -79,9 +79,9 @@ def reconstruct_batches(
             raise ValueError(
                 f"{name}={shorten(values)}: expected three numbers{', each above 0' if name == 'std' else ''}"
             )
-    place = pick_device(str(device)) if device is not None else next(mae.parameters()).device
-    half = _in_bfloat16(amp, place)
-    mae = mae.to(place).eval()
+    target = pick_device(str(device)) if device is not None else next(mae.parameters()).device
+    half = _in_bfloat16(amp, target)
+    mae = mae.to(target).eval()
     if compile:
         mae.compile(mode=compile if isinstance(compile, str) else None)
     levels = torch.tensor(colours, dtype=torch.float32)
@@ -89,14 +89,14 @@ def reconstruct_batches(
         names = getattr(getattr(loader, "dataset", loader), "fields", None)
         fields = names if isinstance(names, tuple) else None
     batches = (_checked(read_batch(batch, fields), mae) for batch in loader)
-    return _rebuilt(batches, mae, place, half, *(255 * levels.to(place)[:, :, None, None]).unbind())
+    return _rebuilt(batches, mae, target, half, *(255 * levels.to(target)[:, :, None, None]).unbind())
 
 
-def _in_bfloat16(amp: bool | None, place: torch.device) -> bool:
-    if amp is False or place.type != "cuda":
+def _in_bfloat16(amp: bool | None, target: torch.device) -> bool:
+    if amp is False or target.type != "cuda":
         return False
     try:
-        check_bfloat16(place)
+        check_bfloat16(target)
     except ValueError as error:
         if amp:
             raise
@@ -116,56 +116,56 @@ def _checked(batch: KeptBatch, mae: MaskedAutoencoder) -> KeptBatch:
 def _rebuilt(
     batches: Iterator[KeptBatch],
     mae: MaskedAutoencoder,
-    place: torch.device,
+    target: torch.device,
     amp: bool,
     shift: torch.Tensor,
     scale: torch.Tensor,
 ) -> Iterator[Any]:
-    for batch in _ahead(batches, place):
+    for batch in _ahead(batches, target):
         with torch.autocast("cuda", torch.bfloat16) if amp else nullcontext():
             images = torch.cat([mae.rebuilt(patches, positions) for patches, positions, _ in batch.parts])
         if len(batch.parts) > 1:  # back into the order of the samples
             order = torch.cat([rows for _, _, rows in batch.parts])
-            images = images[torch.argsort(order).to(place)]
+            images = images[torch.argsort(order).to(target)]
         whole = (images.permute(0, 3, 1, 2).float() - shift) / scale  # (B, 3, H, W)
         yield batch.with_images(whole)
 
 
-def _ahead(batches: Iterator[KeptBatch], place: torch.device) -> Iterator[KeptBatch]:
+def _ahead(batches: Iterator[KeptBatch], target: torch.device) -> Iterator[KeptBatch]:
     """Batches on the device; on CUDA the next one is on its way while this one is used."""
-    if place.type != "cuda":
+    if target.type != "cuda":
         for batch in batches:
-            yield _moved(batch, place)
+            yield _moved(batch, target)
         return
-    copies: Any = torch.cuda.Stream(place)  # type: ignore[no-untyped-call,unused-ignore]
+    copies: Any = torch.cuda.Stream(target)  # type: ignore[no-untyped-call,unused-ignore]
     waiting: KeptBatch | None = None
     for batch in batches:
         with torch.cuda.stream(copies):
-            sent = _moved(batch, place)
+            sent = _moved(batch, target)
         if waiting is not None:
             yield waiting
-        torch.cuda.current_stream(place).wait_stream(copies)
+        torch.cuda.current_stream(target).wait_stream(copies)
         for tensor in (*(x for part in sent.parts for x in part[:2]), *sent.rest.values()):
             if isinstance(tensor, torch.Tensor):  # not given away while it is used
-                tensor.record_stream(torch.cuda.current_stream(place))
+                tensor.record_stream(torch.cuda.current_stream(target))
         waiting = sent
     if waiting is not None:
         yield waiting
 
 
-def _moved(batch: KeptBatch, place: torch.device) -> KeptBatch:
+def _moved(batch: KeptBatch, target: torch.device) -> KeptBatch:
     """The batch with its tensors on the device."""
     parts = [
-        (_sent(patches, place), _sent(positions, place), rows) for patches, positions, rows in batch.parts
+        (_sent(patches, target), _sent(positions, target), rows) for patches, positions, rows in batch.parts
     ]
-    rest = {name: _sent(x, place) if isinstance(x, torch.Tensor) else x for name, x in batch.rest.items()}
+    rest = {name: _sent(x, target) if isinstance(x, torch.Tensor) else x for name, x in batch.rest.items()}
     return replace(batch, parts=parts, rest=rest)
 
 
-def _sent(tensor: torch.Tensor, place: torch.device) -> torch.Tensor:
-    if place.type != "cuda" or tensor.device.type != "cpu":
-        return tensor.to(place)
-    return (tensor if tensor.is_pinned() else tensor.pin_memory()).to(place, non_blocking=True)
+def _sent(tensor: torch.Tensor, target: torch.device) -> torch.Tensor:
+    if target.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(target)
+    return (tensor if tensor.is_pinned() else tensor.pin_memory()).to(target, non_blocking=True)
 
 
 @dataclass(frozen=True)

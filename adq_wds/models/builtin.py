@@ -117,7 +117,7 @@ def builtin_encoder(
     ((1, 256), (1, 10))
     """
     options = ForwardOptions(amp=amp, channels_last=channels_last, compile=compile)
-    place = pick_device(device)
+    torch_device = pick_device(device)
     path = weights_path(name)
     weights = load_shipped(path)
     head = weights.state.get("head.bias")
@@ -128,7 +128,7 @@ def builtin_encoder(
         raise AdqError(
             f"weights {path} do not fit encoder {name!r}: {error}; install the package again"
         ) from error
-    options.place(network, place)
+    options.freeze(network, torch_device)
     return NetworkEncoder(
         name=name,
         revision=f"file-sha256={weights.sha256};definition={DEFINITION};{options.revision}",
@@ -136,7 +136,7 @@ def builtin_encoder(
         width=WIDTH,
         n_classes=n_classes,
         model=network,
-        device=place,
+        device=torch_device,
         options=options,
         input_size=(SIDE, SIDE),
         _prepare=resized,

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -155,22 +155,6 @@ def common_prefix(names: Iterable[str]) -> str:
     """
     shared = os.path.commonprefix(list(names))  # noqa: RUF071 - by characters, then cut at a dot
     return shared[: shared.rfind(".") + 1]
-
-
-def inner_states(state: State, names: Collection[str]) -> dict[str, State]:
-    """The parts of a state that hold all of some names behind a prefix of theirs ("" is one too), by that prefix.
-
-    >>> state = {"backbone.w": torch.zeros(1), "backbone.b": torch.zeros(1), "head.w": torch.zeros(1)}
-    >>> {prefix: list(part) for prefix, part in inner_states(state, ["w", "b"]).items()}
-    {'backbone.': ['w', 'b']}
-    """
-    first = next(iter(names), None)
-    prefixes = {key.removesuffix(first) for key in state if first and f".{key}".endswith(f".{first}")}
-    return {
-        prefix: {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        for prefix in sorted(prefixes)
-        if all(prefix + name in state for name in names)
-    }
 
 
 def with_weights(make: Callable[[], Network], state: State) -> Network:

@@ -60,7 +60,7 @@ class ForwardOptions:
         """The order in memory as torch names it."""
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
-    def place(self, network: torch.nn.Module, device: torch.device) -> None:
+    def freeze(self, network: torch.nn.Module, device: torch.device) -> None:
         """Freeze a network in evaluation mode, on the device, in this order in memory.
 
         Raises:
@@ -184,11 +184,11 @@ def pick_device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        place = torch.device(device)
+        made = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"device={device!r}: expected 'cpu', 'cuda', 'cuda:N' or 'auto'") from error
-    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+    if made.type == "cuda" and (made.index or 0) >= torch.cuda.device_count():
         raise ValueError(
             f"device={device!r}: torch sees {torch.cuda.device_count()} CUDA devices; use 'auto' or 'cpu'"
         )
-    return place
+    return made

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from adq_wds.samples.image import check_rgb
 
+BOX = PIL.Image.Resampling.BOX
 SIDE = 8
-CHUNK_BYTES = (
-    1 << 19
-)  # images of one size averaged together: enough to share the overhead, small enough for the cache
+CHUNK_BYTES = 1 << 19
+"""Images of one size averaged together: enough to share the overhead, small enough for the cache."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,8 @@ class Thumbnail:
             chunk = max(1, CHUNK_BYTES // (3 * width * height)) if exact else len(members)
             for start in range(0, len(members), chunk):
                 rows = members[start : start + chunk]
-                h[rows] = _means([images[i] if exact else _shrink(images[i]) for i in rows])
+                h[rows] = _means([images[i] if exact else images[i].resize((SIDE, SIDE), BOX) for i in rows])
         return h, None
-
-
-def _shrink(image: PIL.Image.Image) -> PIL.Image.Image:
-    return image.resize((SIDE, SIDE), PIL.Image.Resampling.BOX)
 
 
 def _means(images: Sequence[PIL.Image.Image]) -> NDArray[np.float64]:

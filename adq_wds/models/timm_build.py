@@ -15,7 +15,7 @@ import torch
 
 from adq_wds.errors import AdqError, shorten
 from adq_wds.models import SHIPPED_ENCODERS
-from adq_wds.models.checkpoints import State, common_prefix, inner_states, load_weights, misfit
+from adq_wds.models.checkpoints import State, common_prefix, load_weights, misfit
 
 log = logging.getLogger("adq_wds")
 
@@ -104,7 +104,12 @@ def _inner_state(state: State, model: torch.nn.Module, config: dict[str, Any], p
         for name in model.state_dict()
         if not name.startswith(heads) and not name.endswith("num_batches_tracked")
     ]
-    parts = inner_states(state, names)
+    prefixes = {key.removesuffix(names[0]) for key in state if f".{key}".endswith(f".{names[0]}")}
+    parts = {
+        prefix: {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        for prefix in sorted(prefixes)
+        if all(prefix + name in state for name in names)
+    }
     if len(parts) > 1:
         raise ValueError(
             f"checkpoint {path}: holds several such networks, behind {shorten(list(parts))}; save the weights of one"

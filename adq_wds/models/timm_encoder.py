@@ -61,7 +61,7 @@ def timm_encoder(
     check_timm_name(name)
     if image_size is not None:
         image_size = positive("image_size", image_size)
-    place = pick_device(device)
+    torch_device = pick_device(device)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)  # fixed initial weights
         if checkpoint is not None:
@@ -77,7 +77,7 @@ def timm_encoder(
     if head and n_classes is None:
         source = f"checkpoint {checkpoint}" if checkpoint else f"timm model {name!r}"
         raise ValueError(f"{source} has no classifier, so there are no logits; pass head=False")
-    options.place(model, place)
+    options.freeze(model, torch_device)
     timm_data: Any = timm.data
     config = timm_data.resolve_model_data_config(model, args={"img_size": image_size})
     # "prefetcher" is timm's word for: end with whole grey levels, they are scaled on the device
@@ -87,18 +87,18 @@ def timm_encoder(
         name=name,
         revision=f"{weights};timm={timm.__version__};{options.revision}",
         preprocessing_hash=_preprocessing_hash(config, transform),
-        width=_probe_width(model, name, config["input_size"], place),
+        width=_probe_width(model, name, config["input_size"], torch_device),
         n_classes=n_classes if head else None,
         model=model,
-        device=place,
+        device=torch_device,
         options=options,
         input_size=input_size,
         _prepare=partial(_transformed, transform=transform),
         _prepare_whole=partial(stretched, size=input_size, resample=PIL.Image.Resampling.BICUBIC),
         _normalise=partial(
             _normalised,
-            mean=_grey_levels(config["mean"], place),
-            std=_grey_levels(config["std"], place),
+            mean=_grey_levels(config["mean"], torch_device),
+            std=_grey_levels(config["std"], torch_device),
             order=options.memory_format,
         ),
         _recipe=partial(

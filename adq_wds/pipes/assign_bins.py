@@ -30,7 +30,7 @@ class AssignBins(Pipe):
     """Put every sample's bin into a new field, ``bin.cls``: an integer from 0, in the order that bins were filled.
 
     The embedding is in ``emb.npy``, from `Embed` or from the shard itself (an npy file of one vector, or what a decoder
-    made of it). A class that the codebook has not seen, and a sample without a label, goes by the rule over all
+    made of it). A class that the codebook has not seen, and a sample without a label, uses the rule over all
     classes; the first such class is logged.
 
     Args:

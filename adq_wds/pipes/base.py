@@ -228,7 +228,7 @@ class Pipe(ABC):
         return chain.from_iterable(replayed(chunk, self.apply, failed, good=tally.good))
 
     def counted(self, stream: Iterable[Sample]) -> Iterable[Sample]:
-        """The stream, held against what only a whole pass can show; as it is, for a pipe that knows of nothing."""
+        """The stream, checked for what only a whole pass can show; by default the stream itself."""
         return stream
 
     def _stream(self, stream: Iterable[Sample]) -> Iterator[Sample]:

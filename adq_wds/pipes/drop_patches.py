@@ -28,6 +28,7 @@ from adq_wds.samples.fields import (
     STORED_FIELDS,
     FieldSpec,
     Sample,
+    check_absent,
     check_spec,
     clean_fields,
     image_value,
@@ -171,7 +172,7 @@ class DropPatches(Pipe):
         """Each sample with ``patches``, ``positions`` and ``grid`` in place of its image."""
         cleaned = [clean_fields(sample) for sample in samples]
         for sample in cleaned:
-            _check_free(sample)
+            check_absent(sample, KEPT_FIELDS, "DropPatches")
         for look in self.look(cleaned):
             cells = cut_patches(look.pixels, self._patch)  # (B, L, P, P, 3)
             for i, patches, kept in zip(look.positions, cells, self.choose(look), strict=True):
@@ -236,12 +237,3 @@ class DropPatches(Pipe):
         with accelerator_of("DropPatches", "the encoder"):
             counts = fewest_patches(self.encoder, look, self.tolerance)
         return [top_patches(row[None], k)[0] for row, k in zip(look.scores, counts.tolist(), strict=True)]
-
-
-def _check_free(sample: Sample) -> None:
-    """Refuse to write over a field that the sample brings: what stood there would be lost without a word."""
-    for name in (PATCHES_FIELD, POSITIONS_FIELD, GRID_FIELD):
-        if name in sample:
-            raise place_error(
-                SampleError("is there already; rename or drop it before DropPatches"), sample, name
-            )

@@ -10,7 +10,15 @@ import numpy as np
 from adq_wds.checks import integer, positive
 from adq_wds.errors import SampleError, shorten
 from adq_wds.pipes.base import Pipe
-from adq_wds.samples.fields import KEPT_FIELDS, STORED_FIELDS, Sample, SpecError, clean_fields, place_error
+from adq_wds.samples.fields import (
+    KEPT_FIELDS,
+    STORED_FIELDS,
+    Sample,
+    SpecError,
+    check_absent,
+    clean_fields,
+    place_error,
+)
 from adq_wds.samples.patch_file import CODING_UNIT, PatchImage, Subsampling, encode_patches
 
 JPEG_FIELD = STORED_FIELDS[0]
@@ -53,9 +61,7 @@ class EncodePatches(Pipe):
 
     def _encoded(self, sample: Sample) -> Sample:
         out = clean_fields(sample)
-        if JPEG_FIELD in out:
-            trouble = SampleError("is there already; rename or drop it before EncodePatches")
-            raise place_error(trouble, out, JPEG_FIELD)
+        check_absent(out, (JPEG_FIELD,), "EncodePatches")
         image = _kept_patches(out)
         for name in KEPT_FIELDS:
             del out[name]

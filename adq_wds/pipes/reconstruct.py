@@ -12,7 +12,7 @@ from adq_wds.errors import SampleError, shorten
 from adq_wds.pipes.accelerator import accelerator_of
 from adq_wds.pipes.base import Pipe
 from adq_wds.pipes.drop_patches import GRID_FIELD, PATCHES_FIELD, POSITIONS_FIELD
-from adq_wds.samples.fields import Sample, clean_fields, place_error
+from adq_wds.samples.fields import Sample, check_absent, clean_fields, place_error
 
 if TYPE_CHECKING:
     from adq_wds.mae.network import MaskedAutoencoder
@@ -62,13 +62,13 @@ class Reconstruct(Pipe):
             _check(sample, self.mae.size.grid)
             by_count.setdefault(len(sample[POSITIONS_FIELD]), []).append(i)
         device = next(iter(self.mae.parameters())).device
-        for at in by_count.values():
-            kept = np.stack([cleaned[i][PATCHES_FIELD] for i in at])
-            places = np.stack([cleaned[i][POSITIONS_FIELD] for i in at])
+        for indices in by_count.values():
+            kept = np.stack([cleaned[i][PATCHES_FIELD] for i in indices])
+            places = np.stack([cleaned[i][POSITIONS_FIELD] for i in indices])
             with accelerator_of("Reconstruct", "the masked autoencoder"):
                 patches, positions = (torch.from_numpy(x).to(device) for x in (kept, places))
                 images = self.mae.reconstruct_patches(patches, positions).cpu().numpy()
-            for i, image in zip(at, images, strict=True):
+            for i, image in zip(indices, images, strict=True):
                 for name in (PATCHES_FIELD, POSITIONS_FIELD, GRID_FIELD):
                     cleaned[i].pop(name, None)
                 cleaned[i][IMAGE_FIELD] = image.copy()  # a view would keep the batch alive
@@ -77,8 +77,7 @@ class Reconstruct(Pipe):
 
 def _check(sample: Sample, grid: Grid) -> None:
     """Raise `SampleError` where patches are missing or of another image; the network checks their shapes."""
-    if IMAGE_FIELD in sample:
-        raise place_error(SampleError("is there already; rename or drop it"), sample, IMAGE_FIELD)
+    check_absent(sample, (IMAGE_FIELD,), "Reconstruct")
     for name in (PATCHES_FIELD, POSITIONS_FIELD):
         if not isinstance(sample.get(name), np.ndarray):
             kind = type(sample[name]).__name__ if name in sample else "nothing"

@@ -65,10 +65,10 @@ class Subsample(Pipe):
         missing: with a plan, what to do at the end of a pass that began a shard and did not bring all its kept
             samples: "raise" or "warn", for pipelines that leave samples out before this stage.
 
-    A tar reader such as WebDataset's ends without an error at a damaged header, so a pass over a stream counts what it
-    is given of every shard, in any order, and a pass read to its end is held against the plan; one that is left early
-    is not. Of a shard that gives no sample at all nothing is known here, since a pipeline may read a part of the plan:
-    where one process reads everything such shards are named in one warning.
+    A tar reader such as WebDataset's ends without an error at a damaged header. So each pass counts what it is given of
+    every shard, in any order, and compares the counts with the plan when it is read to its end; a pass that is left
+    early is not compared. Of a shard that gives no sample at all nothing is known here, since a pipeline may read a part
+    of the plan: where one process reads everything, one warning names such shards.
 
     Raises:
         TypeError: `plan` is no plan, no codebook and no path, as when the class itself is made a stage.
@@ -115,7 +115,7 @@ class Subsample(Pipe):
         return self._choose(samples, self._epoch_now())
 
     def counted(self, stream: Iterable[Sample]) -> Iterable[Sample]:
-        """The stream; at its end, held against the plan."""
+        """The stream; at its end, what came is compared with the plan."""
         if isinstance(self._choose, _ByPlan):
             return self._choose.counted(stream, self._epoch_now, self.missing)
         return stream
@@ -281,17 +281,17 @@ def _check_bytes(sample: Sample, crc32: int, *, shard: str) -> None:
 
     Forged `__adq_*` fields count: they are members of the tar, so the plan's checksum is over them too.
     """
-    found = 0
+    crc = 0
     for name, value in sample.items():
         if name[:2] == "__" and not (name.startswith("__adq_") and isinstance(value, bytes)):
             continue  # put there by the reader, not by the tar
         if not isinstance(value, bytes):
             return
-        found = zlib.crc32(value, found)
-    if found != crc32:
+        crc = zlib.crc32(value, crc)
+    if crc != crc32:
         raise located(
             ShardError(
-                f"bytes differ from the plan's (crc32 {found:08x}, planned {crc32:08x}). `adq verify PLAN SHARDS` tells "
+                f"bytes differ from the plan's (crc32 {crc:08x}, planned {crc32:08x}). `adq verify PLAN SHARDS` tells "
                 "whether the shard changed: then fetch it again, or plan again. If not, a stage before this one changed the "
                 f"fields {shorten(sorted(k for k in sample if k[:2] != '__'))}: pass verify=False; or a hidden file lies "
                 "between the members of this sample: write the shard again without it, or read with ShardDataset"

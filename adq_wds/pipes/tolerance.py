@@ -92,8 +92,8 @@ def measure_drops(
             if encode is not None:
                 n_bytes.append(_bytes_table(look, encode))
     if len(grids) != 1:
-        found = f"images of {len(grids)} sizes" if grids else "no sample"
-        raise ValueError(f"{found} to measure; expected some of one size: give size= where they differ")
+        measured = f"images of {len(grids)} sizes" if grids else "no sample"
+        raise ValueError(f"{measured} to measure; expected some of one size: give size= where they differ")
     ((rows, columns),) = grids
     whole = None if encode is None else np.concatenate(n_bytes)
     return Drops(kept_counts(rows * columns), np.concatenate(shifts), whole)

@@ -25,16 +25,12 @@ logger = logging.getLogger("adq_wds")
 
 
 def bin_samples(samples: Samples, options: Options, *, scratch: str | os.PathLike[str] | None = None) -> Bins:
-    """Bin every class by exact GraphCut and score the bins.
+    """Bins of all N samples, with the mean texture (of images) and the diversity of each bin over all classes.
 
     Args:
-        samples: N samples of width D, of which `samples.binned` are binned.
-        options: `bins`, `kernel`, `memory_bytes` and `progress`: a bar, half of it reading, half picking. A class with
-            fewer samples than bins gets fewer, said in a warning.
+        samples: of which `samples.binned` are binned.
+        options: `bins`, `kernel`, `memory_bytes` and `progress`: a bar, half of it reading, half picking.
         scratch: folder for a scratch file of N·D·2 bytes, N·(2·D + 2·C + 4) with kernel "gradient".
-
-    Returns:
-        Bins of all N samples, with the mean texture (of images) and the diversity of each bin over all classes.
 
     Raises:
         FeaturesError: damaged features, a NaN, or kernel "gradient" without logit gradients or with a head whose
@@ -73,7 +69,10 @@ def bin_samples(samples: Samples, options: Options, *, scratch: str | os.PathLik
         "names": samples.names,
         "scores": {name: rounded(score) for name, score in bin_scores(sums).items()},
     }
-    return Bins([(file.shard, file.n) for file in features], samples.label, bin, pick, header)
+    if samples.margins is not None:
+        header["margins"] = samples.margins
+    shards = [(file.shard, file.n) for file in features]
+    return Bins(shards, samples.label, bin, pick, header, samples.margin)
 
 
 def check_fit(bins: Bins, samples: Samples, options: Options) -> None:

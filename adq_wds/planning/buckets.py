@@ -53,14 +53,14 @@ BY_EMBEDDINGS = ClassBinner(graphcut_bins, (), without_matrix="up to {:.2f} GiB 
 class ClassBuckets:
     """Columns of a set, class by class; at most one shard or one class is in memory.
 
-    One pass over the features writes each row to its class's place in a scratch file, N·D·2 bytes for the
-    embeddings, which has no name on the disk and vanishes with the process.
+    One pass over the features writes each row to its class's place in a scratch file, which has no name on the disk and
+    vanishes with the process.
 
     Args:
         features: the set.
         label: (N,) int32, class of each row over the whole set, rows in the order of `features`.
-        classes: the classes wanted; other rows are skipped.
-        columns: sorted too, beside the embeddings, and as large as their rows.
+        classes: those wanted; other rows are skipped.
+        columns: sorted too, beside the embeddings.
         scratch: folder for the scratch file; the system's temporary folder when None.
         progress: called with the number of rows read since its last call; they sum to N.
 
@@ -102,9 +102,9 @@ class ClassBuckets:
         filled = dict(self._start)
         first = 0
         for file in features:
-            mine = label[first : first + file.n]
-            order = np.argsort(mine, kind="stable")
-            present, starts, counts = np.unique(mine[order], return_index=True, return_counts=True)
+            of_file = label[first : first + file.n]
+            order = np.argsort(of_file, kind="stable")
+            present, starts, counts = np.unique(of_file[order], return_index=True, return_counts=True)
             parts = list(zip(present.tolist(), starts.tolist(), counts.tolist(), strict=True))
             for column, base in zip(self._columns, self._bases, strict=True):
                 rows = column.read(file)[order]

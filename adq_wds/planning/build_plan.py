@@ -38,24 +38,26 @@ def build_plan(
     seed: int = 0,
     alpha: Ratio = 0.65,
     allocation: str | Allocation = "adaptive",
-    balance: Balance = "class",
+    balance: Balance | Ratio = "class",
     draw: Draw = "random",
     scores: Iterable[str | Score] | None = None,
     diversity_head: str = "none",
     normalise: Normalise = "sum",
     must_include: Iterable[SampleId] = (),
+    exclude: Iterable[SampleId] = (),
     classes: Iterable[int | str] | None = None,
-    dedup: Literal["exact"] | None = "exact",
+    dedup: Literal["exact"] | Ratio | None = "exact",
+    clean: Literal["auto"] | Ratio | None = None,
     memory_bytes: int = 1 << 30,
     out: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
 ) -> Plan:
     """Decide for every sample whether it is kept.
 
-    Copies are left out; the rest is cut into bins, class by class (exact GraphCut); the bins are scored; the budget of
-    keep · N samples is split over classes and bins, odd ones by the seed; inside a bin a keyed draw ranks the samples.
-    Equal features, settings and seed give an equal plan, and a plan of a smaller `keep` lies inside one of a larger
-    (unless a function of yours as `allocation` looks at `keep`).
+    Copies are left out, and doubted labels where asked; the rest is cut into bins, class by class (exact GraphCut); the
+    bins are scored; the budget of keep · N samples is split over classes and bins, odd ones by the seed; inside a bin a
+    keyed draw ranks the samples. Equal features, settings and seed give an equal plan, and a plan of a smaller `keep`
+    lies inside one of a larger (unless a function of yours as `allocation` looks at `keep`).
 
     Args:
         features: a folder that `embed_shards` wrote, or the `Features` it gave.
@@ -68,19 +70,26 @@ def build_plan(
         alpha: share of the importance in a bin's rate, in [0, 1]; 0 is uniform, which is DQ.
         allocation: rule for the rates of bins, "adaptive" (ADQ) or "uniform" (DQ). Or a function (size (K,),
             importance (K,), keep) → weights (K,), finite and >= 0, called for each class.
-        balance: "class" keeps the classes' proportions; "none" lets all cells compete.
+        balance: "class" keeps the classes' proportions, "equal" gives each class as many seats while it has samples,
+            "none" lets all cells compete. A number g in [0, 1] lies between: a class of n samples weighs n to the
+            power of g, so 1 is "class" and 0 is "equal".
         draw: how samples of a bin are ranked: "random" (keyed draw) or "ordered" (GraphCut's pick order).
-        scores: what adds up to a bin's importance: "texture" (representativeness), "diversity", scores of yours
-            (`Score`, or the name of an installed one) that the features were made with, and numbers from elsewhere
-            (`Column`, or "FILE.parquet:COLUMN"). Texture and diversity unless said; diversity alone, which is logged,
-            where the features were made without images.
+        scores: what adds up to a bin's importance: "texture" (representativeness), "diversity", "difficulty" (how
+            badly labels fit, by the margins of `clean`), scores of yours (`Score`, or the name of an installed one)
+            that the features were made with, and numbers from elsewhere (`Column`, or "FILE.parquet:COLUMN"). Texture
+            and diversity unless said; diversity alone, which is logged, where the features were made without images.
         diversity_head: what the diversity is measured behind: "none" (the embeddings of all samples) or
             "contrastive" (small heads trained on two views of some images; features made with ``views=``).
         normalise: how each score is scaled over the bins: "sum" or "minmax".
         must_include: keys kept in any case; (shard, key) where a key stands in several shards.
+        exclude: keys never kept; (shard, key) where a key stands in several shards. None may be must-include too.
         classes: plan these only; other samples are not kept.
         dedup: "exact" leaves out samples whose contents an earlier sample has (by shard name and position; the
-            features' digests say so), must-include samples before others; None keeps copies.
+            features' digests say so), must-include samples before others; None keeps copies. A cosine in (0, 1],
+            such as 0.995, also leaves out samples whose embedding is that near to an earlier one's of their class.
+        clean: leaves out samples whose label is doubted, as a fit on the embeddings of all other samples prefers
+            another class. "auto" estimates for each class which share is wrong, next to none where labels are right;
+            a number in (0, 1) is the share of every class. One sample of a class stays, and must-includes do.
         memory_bytes: what one class's similarity matrix may take; larger classes need none, and more time.
         out: file to write the plan to; a plan without one stays in memory.
         progress: show a bar; only on a terminal by default.
@@ -95,9 +104,11 @@ def build_plan(
         AdqError: `out` cannot be written, or another job works in its folder.
 
     Source: Zhou et al. 2023 (arXiv 2308.10524) for bins, Li et al. 2024 (arXiv 2412.16895) for scores and rates;
-    budget, nesting and balance are ours.
+    budget, nesting, balance and cleaning are ours (`core.margin`, `core.label_noise`).
     """
-    options = plan_options(**{name: value for name, value in locals().items() if name != "features"})
+    given = dict(locals())
+    del given["features"]
+    options = plan_options(**given)
     if out is not None and Path(out).is_dir():
         raise PlanError(f"{out}: a folder; give the plan a file name, such as {Path(out) / 'plan.parquet'}")
     if not isinstance(features, Features):
@@ -129,6 +140,7 @@ def make_plan(
     """
     options = options.settled(features)
     samples = read_samples(features, options)
+    samples.scratch, samples.earlier = scratch, _earlier_bins(options, bins_file)
     leave_out(samples, options)
     bins = _bins(samples, options, scratch, bins_file)
     before = canonical_json(bins.header)
@@ -147,8 +159,21 @@ def find_bins(features: Features, *, scratch: Path | None = None, **options: Any
     """The bins of a plan with these options of `build_plan`, to be given to several plans as its `bins`."""
     asked = plan_options(**options).settled(features)
     samples = read_samples(features, asked)
+    samples.scratch = scratch
     leave_out(samples, asked)
     return bin_samples(samples, asked, scratch=scratch)
+
+
+def _earlier_bins(options: Options, bins_file: Path | None) -> Bins | None:
+    """Bins that were made before: given, or kept in a file."""
+    if isinstance(options.bins, Bins):
+        return options.bins
+    if bins_file is not None and bins_file.exists():
+        try:
+            return Bins.load(bins_file)
+        except PlanError as error:
+            logger.warning("%s; binning again", error)
+    return None
 
 
 def _bins(samples: Samples, options: Options, scratch: Path | None, bins_file: Path | None) -> Bins:
@@ -156,15 +181,10 @@ def _bins(samples: Samples, options: Options, scratch: Path | None, bins_file: P
     if isinstance(options.bins, Bins):
         check_fit(options.bins, samples, options)
         return options.bins
-    if bins_file is not None and bins_file.exists():
-        try:
-            bins = Bins.load(bins_file)
-        except PlanError as error:
-            logger.warning("%s; binning again", error)
-        else:
-            with suppress(PlanError, ValueError):
-                check_fit(bins, samples, options)
-                return bins
+    if samples.earlier is not None:
+        with suppress(PlanError, ValueError):
+            check_fit(samples.earlier, samples, options)
+            return samples.earlier
     bins = bin_samples(samples, options, scratch=scratch)
     if bins_file is not None:
         bins.header["asked_classes"] = options.classes

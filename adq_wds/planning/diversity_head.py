@@ -59,17 +59,13 @@ def contrastive(
 
     InfoNCE over the 2·B rows of a batch (NT-Xent, τ = 0.07), Adam at 1e-3, batches of 512 images in an order drawn for
     each epoch, float32, on the CPU in one thread, so that equal views and an equal seed give an equal head on one
-    machine, whatever its cores. What it finds similar depends on how long it is trained. Fewer than two images leave
-    nothing to tell apart, and the head as it was drawn.
+    machine, whatever its cores. Fewer than two images leave the head as it was drawn.
 
     Args:
         z: (M, 2, D) float16, two unit rows (or zero rows) for each of M images.
         seed: of first weights and order; the global random state is neither used nor changed.
         epochs: passes over the images, >= 0.
-        progress: called with 1 after each epoch.
-
-    Returns:
-        the head, without gradients.
+        progress: called with numbers that add up to `epochs`.
 
     Raises:
         ValueError: views of another shape, or not finite.
@@ -144,7 +140,7 @@ def head_diversity(
     epochs: int = EPOCHS,
     progress: Progress | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Diversity of each bin seen through contrastive heads: mean and spread over three of them.
+    """Mean and standard deviation (n − 1) of each bin's diversity seen through three heads: (K,) float64, NaN where empty.
 
     Args:
         z: (M, 2, D) float16, views of M images; all of them train the head, in a bin or not.
@@ -155,18 +151,11 @@ def head_diversity(
         epochs: of training.
         progress: called with numbers that add up to 3 · epochs.
 
-    Returns:
-        value (K,) float64, the mean over the heads, NaN where a bin is empty; and spread (K,) float64, the standard
-        deviation over them (n − 1 in the denominator).
-
-    Raises:
-        ValueError: views of another shape, or not finite.
-
     Source: the score as `diversity_of_views`; three heads and their spread are ours.
     """
     heads = (contrastive(z, seed=s, epochs=epochs, progress=progress) for s in range(seed, seed + N_SEEDS))
-    found = [diversity_of_views(project(head, z), bin, n_bins, size=size) for head in heads]
-    return np.mean(found, axis=0), np.std(found, axis=0, ddof=1)
+    scores = [diversity_of_views(project(head, z), bin, n_bins, size=size) for head in heads]
+    return np.mean(scores, axis=0), np.std(scores, axis=0, ddof=1)
 
 
 def _generator(seed: int, use: str) -> torch.Generator:

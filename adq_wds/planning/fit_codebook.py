@@ -202,10 +202,10 @@ class _Fit:
         chosen = self._choose(np.arange(len(self.label)))
         parts = np.split(chosen, np.cumsum([file.n for file in self.features])[:-1])
         pairs = list(zip(self.features, parts, strict=True))
-        pilot = np.concatenate([file.embedding()[mine] for file, mine in pairs if mine.any()])
+        pilot = np.concatenate([file.embedding()[in_pilot] for file, in_pilot in pairs if in_pilot.any()])
         rule = self._rule(NO_LABEL, "pooled", pilot, np.flatnonzero(chosen))
-        for file, mine in pairs:
-            self._count(rule, file.embedding()[~mine])
+        for file, in_pilot in pairs:
+            self._count(rule, file.embedding()[~in_pilot])
         return rule
 
     def _choose(self, where: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -236,14 +236,12 @@ def _codebook(fit: _Fit, rules: list[_Rule], more: dict[str, int]) -> Codebook:
         chosen = [of_bins[name] for name in options.scores]
         of_bins["importance"] = importance(chosen, normalise=options.normalise)
     kinds = ["pooled", *["classes"] * (len(rules) - 1)]
-    counts = [
-        np.maximum(rule.held_out, 1) for rule in rules
-    ]  # a bin that nothing fell into would have no rate
-    weight = [
-        weigh_bins(options, n, scores[kind]["importance"]) / n for n, kind in zip(counts, kinds, strict=True)
-    ]
-    settings = options.settings()
-    by = features.header
+    weight = []
+    for rule, kind in zip(rules, kinds, strict=True):
+        n = np.maximum(rule.held_out, 1)  # a bin that nothing fell into would have no rate
+        weight.append(weigh_bins(options, n, scores[kind]["importance"]) / n)
+    settings, by = options.settings(), features.header
+    named = ("allocation", "alpha", "keep", "normalise", "scores", "seed")
     header: CodebookSource = {
         "encoder": by["encoder"],
         "revision": by["revision"],
@@ -253,10 +251,7 @@ def _codebook(fit: _Fit, rules: list[_Rule], more: dict[str, int]) -> Codebook:
         "classes": fit.classes,
         "names": fit.names,
         "settings": {
-            **{
-                name: settings[name]
-                for name in ("allocation", "alpha", "keep", "normalise", "scores", "seed")
-            },
+            **{name: settings[name] for name in named},
             "pilot": [rule.pilot for rule in rules],
             **more,
         },

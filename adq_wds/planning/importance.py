@@ -37,6 +37,8 @@ def score_bins(samples: Samples, bins: Bins, options: Options) -> dict[str, NDAr
         FeaturesError: the features lack a score, or the views that a head needs; a column does not fit.
     """
     features, scores = samples.features, bins.scores()
+    if "difficulty" in options.scores:
+        scores["difficulty"] = _difficulty(samples, bins)
     for score in options.own_scores:
         if isinstance(score, Column):
             numbers = score.values(features)
@@ -51,6 +53,17 @@ def score_bins(samples: Samples, bins: Bins, options: Options) -> dict[str, NDAr
         scores |= {"diversity": value, "diversity_spread": spread}
     value = importance([scores[name] for name in options.scores], normalise=options.normalise)
     return {**scores, "importance": value}
+
+
+def _difficulty(samples: Samples, bins: Bins) -> NDArray[np.float64]:
+    """(K,) how badly the labels of each bin's samples fit: the mean of 1 − margin, at least 0; NaN for an empty bin."""
+    assert samples.margin is not None
+    binned = bins.bin >= 0
+    n = np.bincount(bins.bin[binned], minlength=bins.n_bins)
+    value = np.maximum(1.0 - samples.margin[binned].astype(np.float64), 0.0)
+    total = np.bincount(bins.bin[binned], weights=value, minlength=bins.n_bins)
+    mean: NDArray[np.float64] = np.divide(total, n, out=np.full(bins.n_bins, np.nan), where=n > 0)
+    return mean
 
 
 def _measured(score: Score, features: Features) -> NDArray[np.float32]:

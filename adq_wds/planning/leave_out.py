@@ -11,10 +11,16 @@ from collections.abc import Callable
 import numpy as np
 
 from adq_wds.core.copies import first_of, who_stays
+from adq_wds.core.kernel import unit_rows
+from adq_wds.core.near_copies import near_copies
 from adq_wds.errors import PlanError, shorten
+from adq_wds.planning.buckets import ClassBuckets
+from adq_wds.planning.doubts import leave_out_doubted
 from adq_wds.planning.options import Options
-from adq_wds.planning.samples import Samples, name_samples
+from adq_wds.planning.samples import Samples, digest_of, find_samples, name_samples
 from adq_wds.tables.plan_rows import DUPLICATE, EXCLUDED, KEPT
+
+_LEFT_OUT = -2  # stands for the class of a sample that is left out
 
 
 def leave_out_classes(samples: Samples, options: Options) -> None:
@@ -22,15 +28,50 @@ def leave_out_classes(samples: Samples, options: Options) -> None:
     samples.reason[~np.isin(samples.label, samples.classes)] = EXCLUDED
 
 
+def leave_out_named(samples: Samples, options: Options) -> None:
+    """Samples that the user excludes one by one.
+
+    Raises:
+        PlanError: a sample is not there, in several shards, or must-include too.
+    """
+    named = find_samples(samples.features, options.exclude, kind="exclude")
+    both = [i for i in named if samples.must[i]]
+    if both:
+        name = name_samples(samples.features, both[:1])[both[0]]
+        raise PlanError(f"sample {shorten(name)} is both must-include and exclude; take it off one list")
+    samples.reason[named] = EXCLUDED
+    if named:
+        excluded = np.zeros(len(samples), dtype=bool)
+        excluded[named] = True
+        samples.settings["exclude"] = digest_of(excluded)
+
+
 def leave_out_copies(samples: Samples, options: Options) -> None:
-    """Samples whose contents an earlier one has; the first stays."""
-    if options.dedup == "exact":
+    """Samples whose contents an earlier one has, or, with a cosine as `dedup`, nearly has; the first stays."""
+    if options.dedup is not None and all(file.has_digest for file in samples.features):
         digests = [rows for file in samples.features if (rows := file.digest()) is not None]
         samples.stays = first_of(np.concatenate(digests), samples.reason == KEPT)
         samples.reason[samples.stays != np.arange(len(samples))] = DUPLICATE
+    if isinstance(options.dedup, float):
+        _leave_out_near_copies(samples, options)
 
 
-STAGES: tuple[Callable[[Samples, Options], None], ...] = (leave_out_classes, leave_out_copies)
+def _leave_out_near_copies(samples: Samples, options: Options) -> None:
+    label = np.where(samples.reason == KEPT, samples.label, _LEFT_OUT)
+    buckets = ClassBuckets(samples.features, label, samples.classes, scratch=samples.scratch)
+    try:
+        for c in samples.classes:
+            where, (embedding,) = buckets.read(c)
+            samples.stays[where] = where[near_copies(unit_rows(embedding), options.dedup)]
+    finally:
+        buckets.close()
+    samples.stays = samples.stays[samples.stays]  # of a copy of a near copy
+    samples.reason[samples.stays != np.arange(len(samples))] = DUPLICATE
+
+
+STAGES: tuple[Callable[[Samples, Options], None], ...] = (
+    leave_out_classes, leave_out_named, leave_out_copies, leave_out_doubted,
+)  # fmt: skip
 
 
 def leave_out(samples: Samples, options: Options) -> None:

@@ -13,7 +13,7 @@ from adq_wds.checks import check_memory, integer, listed
 from adq_wds.core.allocation import adaptive, check_ratio
 from adq_wds.core.graphcut import MAX_BINS
 from adq_wds.core.rng import check_seed
-from adq_wds.registry import HEADS, SCORES, look_up
+from adq_wds.registry import BUILT_IN_SCORES, HEADS, SCORES, look_up
 from adq_wds.registry import allocation as named_allocation
 from adq_wds.registry import score as named_score
 from adq_wds.signatures import PLAN, Option, options_of
@@ -22,6 +22,8 @@ from adq_wds.tables.features import Features
 
 # What no plan's header says among its settings: the bins and classes stand beside them, the others change no plan.
 _NO_SETTINGS = ("bins", "classes", "memory_bytes", "out", "progress")
+# Said only where they were asked for, so that plans without them are those of earlier versions.
+_LATER_SETTINGS = ("clean", "exclude")
 
 logger = logging.getLogger("adq_wds")
 
@@ -60,8 +62,9 @@ class Options(SimpleNamespace):
 
     def settings(self) -> dict[str, Any]:
         """What a plan's header says of them, numbers as plain ones, so that 1 and 1.0 make one plan."""
-        said = {name: getattr(self, name) for name in options_of(PLAN) if name not in _NO_SETTINGS}
-        return {name: _plain(value, options_of(PLAN)[name].type) for name, value in said.items()}
+        values = {name: getattr(self, name) for name in options_of(PLAN) if name not in _NO_SETTINGS}
+        values = {name: value for name, value in values.items() if value or name not in _LATER_SETTINGS}
+        return {name: _plain(value, options_of(PLAN)[name].type) for name, value in values.items()}
 
 
 def plan_options(**given: Any) -> Options:
@@ -84,6 +87,9 @@ def plan_options(**given: Any) -> Options:
     check_seed(options.seed)
     check_memory(options.memory_bytes)
     options.must_include = listed("must_include", options.must_include)
+    options.exclude = listed("exclude", options.exclude)
+    for name in ("balance", "dedup", "clean"):
+        _settle_number(options, name)
     _resolve_allocation(options)
     _resolve_scores(options)
     return options
@@ -94,10 +100,22 @@ def _check(option: Option, value: Any) -> None:
     words = (*option.choices, *[None] * option.none)
     if any(value is word or (isinstance(value, str) and value == word) for word in words):
         return
-    if option.type == "Ratio":
+    if option.type == "Ratio" and not (option.choices and isinstance(value, str)):
         check_ratio(option.name, value)
     elif option.choices:
-        raise ValueError(f"{option.name} must be one of {words}, got {value!r}")
+        number = " or a number in [0, 1]" if option.type == "Ratio" else ""
+        raise ValueError(f"{option.name} must be one of {words}{number}, got {value!r}")
+
+
+def _settle_number(options: Options, name: str) -> None:
+    """Make a number that stands for a word Python's own; `ValueError` for those that would mean all or nothing."""
+    value = getattr(options, name)
+    if value is None or isinstance(value, str):
+        return
+    if (name == "dedup" and value == 0) or (name == "clean" and value in (0, 1)):
+        bounds = "above 0" if name == "dedup" else "above 0 and below 1"
+        raise ValueError(f"{name} must be {bounds}, got {value!r}")
+    setattr(options, name, float(value))
 
 
 def _plain(value: Any, kind: str) -> Any:
@@ -119,8 +137,9 @@ def _resolve_allocation(options: Options) -> None:
 
 def _resolve_scores(options: Options) -> None:
     chosen = listed("scores", SCORES if options.scores is None else options.scores)
-    options.own_scores = [named_score(score) for score in chosen if score not in SCORES]
-    names = (*(score for score in chosen if score in SCORES), *(score.name for score in options.own_scores))
+    options.own_scores = [named_score(score) for score in chosen if score not in BUILT_IN_SCORES]
+    built_in = [score for score in chosen if score in BUILT_IN_SCORES]
+    names = (*built_in, *(score.name for score in options.own_scores))
     if not names or len(set(names)) != len(names):
         raise ValueError(f"scores must name one or more, each once, got {names}")
     look_up("diversity head", options.diversity_head, dict.fromkeys(HEADS))

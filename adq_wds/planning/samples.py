@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from adq_wds.errors import FeaturesError, PlanError, shorten
 from adq_wds.files import canonical_json, sha256_text
 from adq_wds.planning.options import Options
 from adq_wds.shards.names import base_name
-from adq_wds.tables.bins import Bins
+from adq_wds.tables.bins import Bins, MarginsSource
 from adq_wds.tables.features import Features
 from adq_wds.tables.features_file import NO_LABEL
 from adq_wds.tables.plan_rows import KEPT
@@ -38,6 +39,11 @@ class Samples:
         binned: (N,) bool, whether the bins hold a sample: whatever plans must include, so that they share bins.
         settings: what the plan's header says of an option in place of its value.
         bin, pick, rank, kept: (N,) each, as in `PlanShard`, once the seats are taken.
+        margin: (N,) float32, how well each label fits, NaN for samples left out before; None where nobody asked.
+        margins: what the bins' header says of them; None where nobody asked.
+        doubts: what the plan's header says of labels; None where nobody asked.
+        earlier: bins made before, whose margins are taken where they are of these samples.
+        scratch: folder for scratch files; the system's temporary folder when None.
     """
 
     features: Features
@@ -49,6 +55,11 @@ class Samples:
     stays: NDArray[np.int64]
     binned: NDArray[np.bool_]
     settings: dict[str, Any] = field(default_factory=dict)
+    margin: NDArray[np.float32] | None = None
+    margins: MarginsSource | None = None
+    doubts: dict[str, Any] | None = None
+    earlier: Bins | None = None
+    scratch: Path | None = None
     bin: NDArray[np.int16] = field(init=False)
     pick: NDArray[np.int32] = field(init=False)
     rank: NDArray[np.int32] = field(init=False)
@@ -61,6 +72,12 @@ class Samples:
     def row(self) -> NDArray[np.int64]:
         """(N,) int64: each sample's class as a position among those planned; meant for samples of these only."""
         return np.searchsorted(self.classes, self.label)
+
+    @property
+    def free(self) -> NDArray[np.bool_]:
+        """(N,) bool: in a bin, and to be drawn from it."""
+        free: NDArray[np.bool_] = (self.reason == KEPT) & ~self.must
+        return free
 
 
 def read_samples(features: Features, options: Options) -> Samples:
@@ -95,15 +112,10 @@ def digest_of(mask: NDArray[np.bool_]) -> str | None:
 
 
 def find_samples(features: Features, ids: Iterable[SampleId], *, kind: str) -> list[int]:
-    """The positions of samples that are named one by one.
-
-    Args:
-        features: the set.
-        ids: keys, or (shard, key) pairs; a pair may be a list, as JSON has it.
-        kind: what the samples are, for errors.
+    """The positions of samples that are named one by one, by key or (shard, key); a pair may be a list, as JSON has it.
 
     Raises:
-        PlanError: a sample is not there, or in several shards.
+        PlanError: a sample is not there, or in several shards; the error calls it a `kind` sample.
     """
     positions: dict[SampleId, list[int]] = {
         tuple(name) if isinstance(name, list) else name: [] for name in ids
@@ -141,12 +153,8 @@ def name_samples(features: Features, positions: Iterable[int]) -> dict[int, str]
 
 def keyed_draws(features: Features, seed: int, *, purpose: str = "rank") -> NDArray[np.uint64]:
     """(N,) uint64: a draw for each sample."""
-    return np.concatenate(
-        [
-            draws(seed, 0, base_name(file.shard), file.read(["key"])["key"].to_pylist(), purpose=purpose)
-            for file in features
-        ]
-    )
+    keys = ((base_name(file.shard), file.read(["key"])["key"].to_pylist()) for file in features)
+    return np.concatenate([draws(seed, 0, shard, of_shard, purpose=purpose) for shard, of_shard in keys])
 
 
 def global_labels(features: Features) -> tuple[NDArray[np.int32], list[str] | None]:

@@ -20,16 +20,14 @@ from adq_wds.protocols import Allocation
 from adq_wds.tables.bins import Bins
 from adq_wds.tables.plan_rows import ALWAYS, KEPT, NEVER
 
-Balance = Literal["class", "none"]
+Balance = Literal["class", "equal", "none"]
 Draw = Literal["random", "ordered"]
 _Counts = NDArray[np.int64]
 
 logger = logging.getLogger("adq_wds")
 
-# What a class weighs when classes share the budget, by how many of its (C,) samples may be kept; "none" asks no class.
-_CLASS_WEIGHT: dict[str, Callable[[_Counts], NDArray[np.float64]]] = {
-    "class": lambda n: n.astype(np.float64),
-}
+_POWER = {"class": 1.0, "equal": 0.0}
+_WEIGHT_STEP = 2.0**-20  # so that no last bit of a power moves a seat
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class Cells:
     n_must: _Counts
     weight: NDArray[np.float64]
     budget: int
-    balance: Balance
+    balance: Balance | float
     seed: int
 
     @property
@@ -76,17 +74,14 @@ class Cells:
     def _share_out(self, split: Callable[..., _Counts], least: _Counts, unit: int = 1) -> _Counts:
         """(C, K) int64: the budget less must-includes, split over classes and then over the bins of each.
 
-        Args:
-            split: `split_budget` or `exact_shares`.
-            least: (C, K) int64, what each cell gets in any case.
-            unit: parts that a sample is counted in.
+        Counted in 1/unit samples, of which each cell gets `least`, (C, K) int64, in any case.
         """
         size, must, budget = self.size * unit, self.n_must * unit, self.budget * unit
         if self.balance == "none":
             left = budget - int(must.sum())
             flat = split(size.ravel(), self.weight.ravel(), left, name="", low=least.ravel())
             return flat.reshape(size.shape)
-        low, weight = must + least.sum(axis=1), _CLASS_WEIGHT[self.balance](self.n_class)
+        low, weight = must + least.sum(axis=1), weigh_classes(self.n_class, self.balance)
         of_class = split(self.n_class * unit, weight, budget, name="classes", low=low) - must
         cells = zip(size, self.weight, of_class.tolist(), least, strict=True)
         return np.stack(
@@ -112,7 +107,7 @@ def make_cells(samples: Samples, bins: Bins, importance: NDArray[np.float64], op
         PlanError: more must-includes than the budget.
         ValueError: the allocation gives weights that cannot be used.
     """
-    free = _free(samples)
+    free = samples.free
     n_classes, n_bins = len(samples.classes), bins.n_bins
     cell = samples.row[free] * n_bins + bins.bin[free]
     size = np.bincount(cell, minlength=n_classes * n_bins).reshape(n_classes, n_bins)
@@ -128,18 +123,28 @@ def make_cells(samples: Samples, bins: Bins, importance: NDArray[np.float64], op
         )
     if budget > n_left:
         logger.warning(
-            "keep=%s of %d samples is %d, but %d are left without copies: all of them are kept",
+            "keep=%s of %d samples is %d, but %d are left without copies and other samples left out: all of them are kept",
             options.keep, n_chosen, budget, n_left,
         )  # fmt: skip
     return Cells(size, n_must, weight, min(budget, n_left), options.balance, int(options.seed))
 
 
+def weigh_classes(n: _Counts, balance: Balance | float) -> NDArray[np.float64]:
+    """(C,) float64: what each class weighs when classes share the budget, by how many samples it may keep.
+
+    >>> weigh_classes(np.array([0, 1, 100]), 0.5).tolist()
+    [0.0, 1.0, 10.0]
+    """
+    power = balance if isinstance(balance, float) else _POWER[balance]
+    weight = np.rint(n.astype(np.float64) ** power / _WEIGHT_STEP) * _WEIGHT_STEP
+    return np.where(n > 0, weight, 0.0)
+
+
 def weigh_bins(options: Options, size: _Counts, importance: NDArray[np.float64]) -> NDArray[np.float64]:
     """(K,) float64: the weights that the allocation gives bins of (K,) sizes."""
     rule: Allocation = options.rule
-    weight = np.asarray(
-        rule(size.copy(), importance.copy(), options.keep), dtype=np.float64
-    )  # it may work in place
+    given = rule(size.copy(), importance.copy(), options.keep)  # it may work in place
+    weight = np.asarray(given, dtype=np.float64)
     if weight.shape != size.shape or not np.isfinite(weight).all() or (weight < 0).any():
         raise ValueError(
             f"allocation {options.allocation!r} must give {size.shape} weights, finite and >= 0, got {shorten(weight)}"
@@ -148,20 +153,13 @@ def weigh_bins(options: Options, size: _Counts, importance: NDArray[np.float64])
 
 
 def take_seats(samples: Samples, bins: Bins, quota: _Counts, options: Options) -> None:
-    """Rank the free samples of each class and bin, by keyed draw or pick, ties by position; keep rank < quota.
-
-    Args:
-        samples: where bin, pick, rank and kept are noted.
-        bins: theirs.
-        quota: (C, K) int64.
-        options: `draw` and `seed`.
-    """
+    """Rank the free samples of each class and bin, by keyed draw or pick, ties by position; keep rank < (C, K) quota."""
     left_out = samples.reason != KEPT
     samples.bin = np.where(left_out, np.int16(-1), bins.bin)
     samples.pick = np.where(left_out, np.int32(-1), bins.pick)
     keyed = options.draw == "random"
     order: NDArray[Any] = keyed_draws(samples.features, options.seed) if keyed else samples.pick
-    rows = np.flatnonzero(_free(samples))
+    rows = np.flatnonzero(samples.free)
     cell = samples.row[rows] * bins.n_bins + samples.bin[rows]
     by_cell = np.lexsort((order[rows], cell))  # stable, so ties keep their position
     _, starts, counts = np.unique(cell[by_cell], return_index=True, return_counts=True)
@@ -169,9 +167,3 @@ def take_seats(samples: Samples, bins: Bins, quota: _Counts, options: Options) -
     samples.rank[rows[by_cell]] = np.arange(len(rows)) - np.repeat(starts, counts)
     samples.kept = samples.must.copy()
     samples.kept[rows] = samples.rank[rows] < quota.ravel()[cell]
-
-
-def _free(samples: Samples) -> NDArray[np.bool_]:
-    """(N,) bool: in a bin and to be drawn from it."""
-    free: NDArray[np.bool_] = (samples.reason == KEPT) & ~samples.must
-    return free

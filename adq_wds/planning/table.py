@@ -39,7 +39,7 @@ def make_table(
     stays = np.where(samples.reason == DUPLICATE, samples.stays, -1)
     names = name_samples(features, stays[stays >= 0].tolist())
     columns: list[NDArray[Any]] = [samples.label, samples.bin, samples.pick, samples.rank, samples.kept]
-    columns += [reason.astype(np.uint8), stays]
+    columns += [reason.astype(np.uint8), stays, *([] if samples.margin is None else [samples.margin])]
     ends = np.cumsum([file.n for file in features])[:-1]
     parts = zip(*(np.split(column, ends) for column in columns), strict=True)
     shards = [_with_bad(file, part, names) for file, part in zip(features, parts, strict=True)]
@@ -59,14 +59,14 @@ def _with_bad(file: FeaturesFile, columns: Sequence[NDArray[Any]], names: Mappin
         bad = file.bad_spans()
         order = np.argsort(np.concatenate([spans.index, bad.index]), kind="stable")
         spans = Spans.joined([spans, bad]).take(order)
-        fills = (NO_LABEL, -1, -1, NEVER, False, BAD, -1)
+        fills = (NO_LABEL, -1, -1, NEVER, False, BAD, -1, np.nan)
         columns = [
             np.concatenate([column, np.full(len(bad), fill, dtype=column.dtype)])[order]
-            for column, fill in zip(columns, fills, strict=True)
+            for column, fill in zip(columns, fills, strict=False)  # margins are not always there
         ]
-    label, bin, pick, rank, kept, reason, stays = columns
+    label, bin, pick, rank, kept, reason, stays, *margin = columns
     copies = {row: names[int(stays[row])] for row in np.flatnonzero(stays >= 0).tolist()}
-    return PlanShard(file.shard, spans, label, bin, pick, rank, kept, reason, copies)
+    return PlanShard(file.shard, spans, label, bin, pick, rank, kept, reason, copies, *margin)
 
 
 def _header_of_set(samples: Samples, shards: list[PlanShard], options: Options) -> dict[str, Any]:
@@ -88,6 +88,7 @@ def _header_of_set(samples: Samples, shards: list[PlanShard], options: Options) 
         "bad": sum(len(file.bad) for file in features),
         "reasons": dict(zip(REASONS, np.bincount(reasons, minlength=len(REASONS)).tolist(), strict=True)),
         "copies_of_other_label": _count_other_labels(samples),
+        **({} if samples.doubts is None else {"clean": samples.doubts}),
     }
 
 

@@ -30,7 +30,7 @@ def describe_plan(plan: Plan) -> dict[str, Any]:
         "n_samples": plan.n_samples,
         "n_kept": plan.n_kept,
     }
-    names = "settings features bins classes bytes texture bad reasons equal_to_alpha_0 copies_of_other_label"
+    names = "settings features bins classes bytes texture bad reasons equal_to_alpha_0 copies_of_other_label clean"
     about |= {name: header[name] for name in names.split() if name in header}
     if not header["classes"]:
         return about
@@ -80,7 +80,8 @@ def _plan_text(about: dict[str, Any]) -> str:
     lines += [*_notes(about), f"settings: {_settings(about['settings'])}"]
     if about.get("features"):
         lines.append(f"features: {_plain(about['features']['encoder'])}, D = {about['features']['width']:d}")
-    lines += [f"hash {about['hash']}", "", *_bin_table(about["bins"]), "", *_class_table(about["classes"])]
+    classes = _class_table(about["classes"], about.get("clean"))
+    lines += [f"hash {about['hash']}", "", *_bin_table(about["bins"]), "", *classes]
     return "\n".join(lines).rstrip()
 
 
@@ -99,7 +100,9 @@ def _notes(about: dict[str, Any]) -> list[str]:
         more = f", {other:,} of them with another label than the sample that stays" if other else ""
         lines.append(f"{copies:,} copies are left out{more}")
     if excluded := about.get("reasons", {}).get("excluded", 0):
-        lines.append(f"{excluded:,} samples of other classes are left out")
+        lines.append(f"{excluded:,} samples {_excluded(about)} are left out")
+    if clean := about.get("clean"):
+        lines.append(_doubted(clean))
     if about["empty_classes"]:
         names = [_class_name(c) for c in about["classes"] if not c["kept"]][:_SHOWN_NAMES]
         n = len(about["empty_classes"])
@@ -115,6 +118,24 @@ def _notes(about: dict[str, Any]) -> list[str]:
             f"classes are unequal: {most['n']:,} samples in {_class_name(most)}, {least['n']:,} in {_class_name(least)}"
         )
     return lines
+
+
+def _excluded(about: dict[str, Any]) -> str:
+    return (
+        "on the exclude list, or of other classes,"
+        if about["settings"].get("exclude")
+        else "of other classes"
+    )
+
+
+def _doubted(clean: dict[str, Any]) -> str:
+    """How many labels are doubted, and in which classes most and least."""
+    out, of = sum(clean["left_out"]), sum(clean["of"])
+    shares = [a / n for a, n in zip(clean["left_out"], clean["of"], strict=True) if n]
+    line = f"{out:,} samples are left out whose labels are doubted ({100 * out / max(1, of):.1f} %"
+    if out:
+        line += f"; by class {100 * min(shares):.1f} to {100 * max(shares):.1f} %"
+    return f"{line}); the leave-one-out fit predicts {100 * clean['accuracy']:.0f} % of the labels"
 
 
 def _class_name(entry: dict[str, Any]) -> str:
@@ -210,14 +231,15 @@ def _bin_table(bins: list[dict[str, Any]]) -> list[str]:
     return _aligned(table)
 
 
-def _class_table(classes: list[dict[str, Any]]) -> list[str]:
+def _class_table(classes: list[dict[str, Any]], clean: dict[str, Any] | None) -> list[str]:
     if not classes:
         return []
-    table = [["class", "name", "samples", "kept", "must include"]]
-    for c in classes[:_SHOWN_CLASSES]:
+    table = [["class", "name", "samples", "kept", "must include", "doubted"]]
+    for i, c in enumerate(classes[:_SHOWN_CLASSES]):
         label = "all" if c["label"] < 0 else str(c["label"])
         must = f"{c['must_include']:,}" if c["must_include"] else ""
-        table.append([label, _plain(c["name"] or ""), f"{c['n']:,}", f"{c['kept']:,}", must])
+        doubted = f"{clean['left_out'][i]:,}" if clean is not None else ""
+        table.append([label, _plain(c["name"] or ""), f"{c['n']:,}", f"{c['kept']:,}", must, doubted])
     hidden = len(classes) - _SHOWN_CLASSES
     more = [f"… and {hidden} more classes (--json lists them)"] if hidden > 0 else []
     return _aligned(table) + more

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any
@@ -76,11 +76,11 @@ def field_value(sample: Sample, spec: FieldSpec, what: str) -> tuple[str, str, A
     """
     if callable(spec):
         return _name_of(spec), "", _call(spec, sample, what)
-    found = _among(spec, what, tuple(sample)) if isinstance(spec, str) else _wanted(spec, what)
-    if len(found) != 1:
-        trouble = _several(found, what) if found else _none(sample, spec, what)
+    matches = _among(spec, what, tuple(sample)) if isinstance(spec, str) else _wanted(spec, what)
+    if len(matches) != 1:
+        trouble = _several(matches, what) if matches else _none(sample, spec, what)
         raise place_error(SampleError(trouble), sample)
-    ((field, path),) = found
+    ((field, path),) = matches
     return field, path, sample[field]
 
 
@@ -92,7 +92,7 @@ def _as_bytes(sample: Sample, field: str, data: Any) -> bytes:
 
 
 def content_digest(sample: Sample, image: FieldSpec | None = None) -> bytes:
-    """16 bytes of blake2b by which copies are known: of the image's bytes, or else of all fields.
+    """16 bytes of blake2b that identify copies: of the image's bytes, or else of all fields.
 
     Args:
         sample: fields as bytes, in the order of the shard.
@@ -121,7 +121,7 @@ def content_digest(sample: Sample, image: FieldSpec | None = None) -> bytes:
 
 
 def check_spec(spec: FieldSpec | None, what: str) -> None:
-    """Say at once what would be said of every sample; `what` is "image" or "label".
+    """Check a spec before the first sample; `what` is "image" or "label".
 
     Raises:
         SpecError: `spec` is malformed.
@@ -154,6 +154,19 @@ def place_error(error: SampleError, sample: Sample, field: str | None = None) ->
     """The same error with the sample's shard and key, and the field, put in front."""
     shard = base_name(str(sample.get("__url__", "?")))
     return located(error, shard=shard, key=sample.get("__key__"), field=field)
+
+
+def check_absent(sample: Sample, names: Iterable[str], stage: str) -> None:
+    """Refuse to write over fields that the sample brings: what stood there would be lost without a word.
+
+    Raises:
+        SampleError: one is there. Located.
+    """
+    for name in names:
+        if name in sample:
+            raise place_error(
+                SampleError(f"is there already; rename or drop it before {stage}"), sample, name
+            )
 
 
 @lru_cache(maxsize=256)
@@ -196,8 +209,8 @@ def _among(spec: str, what: str, names: tuple[str, ...]) -> tuple[tuple[str, str
     return tuple(pair for pair in _wanted(spec, what) if pair[0] in names)
 
 
-def _several(found: tuple[tuple[str, str], ...], what: str) -> str:
-    first, second = found[0][0], found[1][0]
+def _several(matches: tuple[tuple[str, str], ...], what: str) -> str:
+    first, second = matches[0][0], matches[1][0]
     return f"fields {first!r} and {second!r} are both there; name one, such as {what}={first!r}"
 
 

@@ -1,4 +1,4 @@
-"""Reads npy files of floats: headers with NumPy's own reader, before anything is allocated on their word."""
+"""Reads npy files of floats; a header is checked before anything is allocated."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _VERSIONS: dict[tuple[int, int], tuple[int, Any]] = {
 
 
 class NpyError(ValueError):
-    """Bytes that are no npy file, or a header that cannot be believed; whoever read them knows the place."""
+    """No npy file, or a header that is damaged or claims too much; the caller adds the place."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def _parsed(version: tuple[int, int], header: bytes, end: int) -> NpyHeader:
 
 
 def checked_header(start: bytes, size: int, fits: Callable[[NpyHeader], bool], expected: str) -> NpyHeader:
-    """The header of an npy file of floats, held against its size: nothing is allocated on its word.
+    """The header of an npy file of floats, compared with its size before anything is allocated.
 
     Args:
         start: the file's first bytes, as `read_header` takes them.

@@ -99,9 +99,9 @@ def parse_record(data: bytes) -> Record:
         raise SampleError(
             f"damaged patch mask: {len(data)} bytes, {end + 4} expected for {rows} x {columns} patches; {_REMEDY}"
         )
-    stated, found = int.from_bytes(data[end:], "big"), zlib.crc32(data[:end])
-    if stated != found:
-        raise SampleError(f"damaged patch mask: crc32 {found:08x}, it states {stated:08x}; {_REMEDY}")
+    stated, computed = int.from_bytes(data[end:], "big"), zlib.crc32(data[:end])
+    if stated != computed:
+        raise SampleError(f"damaged patch mask: crc32 {computed:08x}, it states {stated:08x}; {_REMEDY}")
     bits = np.unpackbits(np.frombuffer(data, np.uint8, end - _HEAD.size, _HEAD.size))
     kept = np.flatnonzero(bits)
     possible = patch >= 1 and len(kept) >= 1 and kept[-1] < n_patches and 1 <= stored_columns <= len(kept)

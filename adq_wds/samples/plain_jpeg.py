@@ -9,9 +9,7 @@ from __future__ import annotations
 from PIL import Image, ImageFile
 
 _SOF, _SOS, _APP0, _DQT = frozenset({0xC0, 0xC2}), 0xDA, 0xE0, 0xDB  # baseline or progressive frame
-_MEANINGLESS = frozenset(
-    {0xC4, 0xDD, 0xFE}
-)  # to Pillow: it leaves DHT, DRI and COM to the decoder, or to nobody
+_MEANINGLESS = frozenset({0xC4, 0xDD, 0xFE})  # to Pillow: DHT, DRI and COM
 _END = b"\xff\xd9"
 _ONE_SCAN = frozenset({0xC0, 0xC1})  # baseline, extended sequential: no other scan must follow
 _PADDING = b"\xff\x00" * 8  # 64 bits of ones: as many as the decoder looks ahead, and no Huffman code
@@ -29,26 +27,26 @@ def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
     """
     if not data.endswith(_END) or not data.startswith(b"\xff\xd8"):
         return None
-    at, last, size = 2, len(data) - 4, None
-    while at < last:
-        if data[at] != 0xFF:
+    offset, last, size = 2, len(data) - 4, None
+    while offset < last:
+        if data[offset] != 0xFF:
             return None
-        marker, stop = data[at + 1], at + 2 + (data[at + 2] << 8 | data[at + 3])
+        marker, stop = data[offset + 1], offset + 2 + (data[offset + 2] << 8 | data[offset + 3])
         if marker == _DQT:
-            if (stop - at - 4) % 65 or max(data[at + 4 : stop : 65], default=16) > 3:
+            if (stop - offset - 4) % 65 or max(data[offset + 4 : stop : 65], default=16) > 3:
                 return None  # not whole tables of bytes
         elif marker in _SOF:
-            if stop - at != 19 or size is not None or data[at + 4] != 8 or data[at + 9] != 3:
+            if stop - offset != 19 or size is not None or data[offset + 4] != 8 or data[offset + 9] != 3:
                 return None
-            size = data[at + 7] << 8 | data[at + 8], data[at + 5] << 8 | data[at + 6]
+            size = data[offset + 7] << 8 | data[offset + 8], data[offset + 5] << 8 | data[offset + 6]
         elif marker == _SOS:
-            return size if size is not None and 0 not in size and at + 4 <= stop < len(data) else None
+            return size if size is not None and 0 not in size and offset + 4 <= stop < len(data) else None
         elif marker == _APP0:
-            if stop - at != 18:  # JFIF's own, with no thumbnail
+            if stop - offset != 18:  # JFIF's own, with no thumbnail
                 return None
         elif marker not in _MEANINGLESS:
             return None
-        at = stop
+        offset = stop
     return None
 
 
@@ -75,18 +73,18 @@ def without_end(data: bytes) -> bytes:
 
     A part of the last two blocks of 8 × 8 may still be missing: the padding is enough for them.
     """
-    at, frame = 2, 0
-    while data[at : at + 1] == b"\xff" and at + 4 <= len(data):
-        marker = data[at + 1]
+    offset, frame = 2, 0
+    while data[offset : offset + 1] == b"\xff" and offset + 4 <= len(data):
+        marker = data[offset + 1]
         if marker == 0xFF:  # a byte of filling
-            at += 1
+            offset += 1
             continue
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # DHT, JPG, DAC
             frame = marker
-        at += 2 + (data[at + 2] << 8 | data[at + 3])
+        offset += 2 + (data[offset + 2] << 8 | data[offset + 3])
         if marker == _SOS:
-            end = data.find(_END, at)  # inside a scan, 0xff is always followed by 0
-            if frame not in _ONE_SCAN or end < 0 or data.find(b"\xff\xda", at, end) >= 0:
+            end = data.find(_END, offset)  # inside a scan, 0xff is always followed by 0
+            if frame not in _ONE_SCAN or end < 0 or data.find(b"\xff\xda", offset, end) >= 0:
                 return data
             return data[:end] + _PADDING
     return data

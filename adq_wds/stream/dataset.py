@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from torch.utils.data import IterableDataset, default_collate, get_worker_info
 
 from adq_wds.checks import integer, positive
-from adq_wds.core.order import UNEVEN, Uneven, n_for_rank
+from adq_wds.core.order import UNEVEN, Uneven
 from adq_wds.core.rng import check_seed
 from adq_wds.errors import ShardError, shorten
 from adq_wds.pipes.base import OnError, Pipe, check_on_error
@@ -147,7 +147,7 @@ class ShardDataset(IterableDataset[Any]):
         self._clock = Clock()
         self._tagged = False
         self._own_epoch: int | None = None  # resumed at a position that is this rank's own, not all ranks'
-        self._n_samples(Start(0))  # uneven="error" speaks now
+        self._recipe.n_samples(*self._ranks.current())  # uneven="error" speaks now
 
     def __repr__(self) -> str:
         listing = self._recipe.listing
@@ -220,7 +220,8 @@ class ShardDataset(IterableDataset[Any]):
     def n_batches_from(self, start: Start) -> int | None:
         """Batches after which all ranks are through with an epoch; None where pipes may drop some, so that only the end
         itself says it."""
-        return None if self._recipe.drops else self._recipe.n_batches(self._n_samples(start, rank=0))
+        recipe, (_, world) = self._recipe, self._ranks.current()
+        return None if recipe.drops else recipe.n_batches(recipe.n_samples(0, world, start.position))
 
     def advance_past(self, epoch: int) -> None:
         """Let the next iteration read the epoch after `epoch`, of which a batch was handed on, unless another was set."""
@@ -257,13 +258,7 @@ class ShardDataset(IterableDataset[Any]):
         if names:
             text = f"{', '.join(names)} may drop samples, and how many shows only in reading"
             raise TypeError(f"no length: {text}")
-        return self._recipe.n_batches(self._n_samples(Start(0)))
-
-    def _n_samples(self, start: Start, rank: int | None = None) -> int:
-        """Samples that a rank, by default this one, reads of an epoch from `start` on."""
-        own, world = self._ranks.current()
-        rank, total = own if rank is None else rank, self._recipe.listing.n_total
-        return n_for_rank(total, start=start.position, rank=rank, world=world, uneven=self._recipe.uneven)
+        return self._recipe.n_batches(self._recipe.n_samples(*self._ranks.current()))
 
     def __getitem__(self, index: Any) -> NoReturn:
         """A stream is read in its order: `as_map` gives samples by number."""

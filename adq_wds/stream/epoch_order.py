@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from adq_wds.core.order import LANES, Uneven, in_shards, on_line, row_order, shard_order
+from adq_wds.core.order import LANES, Uneven, in_shards, n_for_rank, on_line, row_order, shard_order
 from adq_wds.files import sha256_text
 from adq_wds.pipes.base import OnError, Pipe
 from adq_wds.reading.listing import Listing
@@ -48,6 +48,10 @@ class Recipe:
     def lanes(self) -> int:
         """L, the shuffle's lanes."""
         return LANES if self.shuffle else 1
+
+    def n_samples(self, rank: int, world: int, start: int = 0) -> int:
+        """Samples that a rank reads of an epoch from position `start` on."""
+        return n_for_rank(self.listing.n_total, start=start, rank=rank, world=world, uneven=self.uneven)
 
     def n_batches(self, n_samples: int) -> int:
         """Batches of so many samples; samples, without `batch_size`."""

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from torch.utils.data import get_worker_info
 
-from adq_wds.core.order import n_for_rank, rank_positions
+from adq_wds.core.order import rank_positions
 from adq_wds.errors import AdqError, LoaderClosed, SampleError, names_place, placed, retold, shorten
 from adq_wds.pipes.base import OnError, Pipe, Tally, replayed
 from adq_wds.reading.open_shards import Readers
@@ -65,13 +65,11 @@ class Stream(Iterator[Any]):
         self._start, self._after_served = start, next_batch
         self._order = EpochOrder(recipe, start.epoch, start.lanes)
         self._stages = Stages(recipe, start.epoch)
-        rank, world, *_ = share
-        total, uneven = self._order.n_total, recipe.uneven
-        self._n = n_for_rank(total, start=start.position, rank=rank, world=world, uneven=uneven)
+        self._n = recipe.n_samples(share.rank, share.world, start.position)
         self._size = recipe.batch_size or 1
         self._n_batches = recipe.n_batches(self._n)
         self._whole = share[1:] == (1, 0, 1) and start.position == next_batch == 0
-        self._batches = self._read(range(next_batch, self._n_batches, share.n_workers))
+        self._batches = self._batches_of(range(next_batch, self._n_batches, share.n_workers))
         self._served: Iterator[Any] = iter(())  # samples that went through the pipes with the one given last
         self._ended = self._left_out = False
         self._advanced = not self._advance
@@ -84,9 +82,8 @@ class Stream(Iterator[Any]):
             if total == 0:
                 text = "no sample is kept, so the stream is empty"
             elif self._n:
-                text += (
-                    f" in {self._n_batches} batches, so some of its {share.n_workers} workers have nothing"
-                )
+                workers = f"some of its {share.n_workers} workers have nothing"
+                text += f" in {self._n_batches} batches, so {workers}"
             logger.warning("ShardDataset: %s", text)
 
     @property
@@ -138,14 +135,13 @@ class Stream(Iterator[Any]):
             self._advanced = True
             self._clock.advance_past(self._start.epoch)
 
-    def _read(self, numbers: range) -> Iterator[Any]:
+    def _batches_of(self, numbers: range) -> Iterator[Any]:
         """The batches of these numbers; `_after_served` is counted up just before each."""
         step = max(1, _BLOCK // self._size)
         blocks = (numbers[i : i + step] for i in range(0, len(numbers), step))
         places = self._stages.readers.each(map(self._places, blocks))
-        return (self._read_singles if self._recipe.batch_size is None else self._read_batches)(
-            numbers, places
-        )
+        single = self._recipe.batch_size is None
+        return self._read_singles(numbers, places) if single else self._read_batches(numbers, places)
 
     def _places(self, numbers: range) -> Iterator[Place]:
         """Where the samples of some batches lie."""
@@ -270,7 +266,7 @@ class Stages:
     def run(self, places: list[Place]) -> list[Any]:
         """What becomes of some samples, in order; bad ones are skipped or raised, as the policies say."""
         n_bad, n_bad_in_pipes = self.tally.bad, sum(tally.bad for tally in self._tallies)
-        samples = self._each_alone_if_bad(places, self._read)
+        samples = self._each_alone_if_bad(places, self._read_samples)
         for pipe, tally in zip(self._recipe.pipes, self._tallies, strict=True):
             samples = list(pipe.run(samples, tally))
         out = self._each_alone_if_bad(samples, self._choose_fields)
@@ -282,7 +278,7 @@ class Stages:
     def run_one_to_one(self, places: list[Place]) -> list[Any] | None:
         """What becomes of some samples, one of each; None where `run` must find out which was dropped or bad."""
         try:
-            samples = self._read(places)
+            samples = self._read_samples(places)
             for pipe in self._recipe.pipes:
                 samples = pipe.apply(samples)
             out = self._choose_fields(samples)
@@ -313,7 +309,7 @@ class Stages:
 
         return [result for some in replayed(items, work, failed, may_replay=is_of_sample) for result in some]
 
-    def _read(self, places: Sequence[Place]) -> list[Sample]:
+    def _read_samples(self, places: Sequence[Place]) -> list[Sample]:
         samples = self.readers.read(places)
         if self._recipe.pipes:
             for sample in samples:

@@ -108,7 +108,7 @@ class _Pass(Iterator[Any]):
         self._one_each = False  # whether the open chunk's n-th output came of its n-th sample
         self._lossy = not all(pipe.one_to_one and pipe.on_error == "raise" for pipe in pipes)
         self._tallies = [Tally(type(pipe).__name__, pipe.on_error) for pipe in pipes]
-        self._outputs: Iterator[Any] = iter(()) if self._ended else self._read()
+        self._outputs: Iterator[Any] = iter(()) if self._ended else self._outputs_left()
 
     def __next__(self) -> Any:
         try:
@@ -128,7 +128,7 @@ class _Pass(Iterator[Any]):
         n_given = self._n_given - n + n_left
         return sealed({"version": VERSION, "source": source, "n_given": n_given, "ended": self._ended})
 
-    def _read(self) -> Iterator[Any]:
+    def _outputs_left(self) -> Iterator[Any]:
         """The outputs that are not given out yet, each counted just before it is."""
         size = max((pipe.chunk for pipe in self._pipes), default=1)
         more = True

@@ -24,6 +24,16 @@ _SCHEMA = pa.schema(
         pa.field("pick", pa.int32(), nullable=False),
     ]
 )
+_MARGIN = pa.field("margin", pa.float32(), nullable=False)
+_MARGIN_SCHEMA = pa.schema([*_SCHEMA, _MARGIN])
+
+
+class MarginsSource(TypedDict):
+    """What bins say of the margins of labels."""
+
+    fit: str
+    accuracy: float
+    wrong: list[float]
 
 
 class BinsSource(TypedDict):
@@ -35,9 +45,10 @@ class BinsSource(TypedDict):
     classes: list[Annotated[int, range(NO_LABEL, 2**31)]]
     names: list[str] | None
     scores: dict[str, list[float | None]]
-    dedup: NotRequired[str | None]
+    dedup: NotRequired[str | float | None]
     asked_classes: NotRequired[Any]
     heads: NotRequired[dict[str, Any]]
+    margins: NotRequired[MarginsSource]
 
 
 class BinsHeader(TableHeader, BinsSource):
@@ -54,7 +65,10 @@ class Bins:
         bin: (N,) int16, 0 … K−1 in the order filled; -1 for a sample left out.
         pick: (N,) int32, position in which its bin took it, from 0; -1 for a sample left out.
         header: what was binned and how; `scores` holds one list of K values per score, None for an empty bin; `heads`,
-            where a diversity head was asked for, what it gave, and from what.
+            where a diversity head was asked for, what it gave, and from what; `margins`, where labels were doubted, of
+            which samples margins are, and what they say of the classes.
+        margin: (N,) float32, how well each label fits, NaN for samples that were not in the fit; None where nobody
+            asked.
     """
 
     shards: list[tuple[str, int]]
@@ -62,6 +76,7 @@ class Bins:
     bin: NDArray[np.int16]
     pick: NDArray[np.int32]
     header: BinsSource
+    margin: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         n = sum(rows for _, rows in self.shards)
@@ -72,6 +87,7 @@ class Bins:
             lengths = {len(values) for values in self.scores().values()}
         except (ValueError, OverflowError) as error:
             raise PlanError(f"bins: {error}") from error
+        self._check_margins(n)
         classes = self.header["classes"]
         if classes != sorted(set(classes)) or not lengths <= {self.n_bins}:
             raise PlanError("bins: the header's classes or scores contradict it")
@@ -83,6 +99,15 @@ class Bins:
             raise PlanError(
                 "bins: a binned sample has no pick, or is of a class that the header does not list"
             )
+
+    def _check_margins(self, n: int) -> None:
+        margins = self.header.get("margins")
+        if (self.margin is None) != (margins is None) or (self.margin is not None and len(self.margin) != n):
+            raise PlanError("bins: the margins and the header contradict each other")
+        if margins is not None:
+            shares = [margins["accuracy"], *margins["wrong"]]
+            if len(shares) != 1 + len(self.header["classes"]) or not all(0 <= share <= 1 for share in shares):
+                raise PlanError("bins: the header says of margins what cannot be")
 
     @property
     def n_bins(self) -> int:
@@ -104,14 +129,17 @@ class Bins:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to one Parquet file, whole or not at all."""
         groups, entries, start = [], [], 0
+        schema = _SCHEMA if self.margin is None else _MARGIN_SCHEMA
         for name, rows in self.shards:
             part = slice(start, start + rows)
             columns = {"label": self.label[part], "bin": self.bin[part], "pick": self.pick[part]}
-            groups.append(pa.table(columns, schema=_SCHEMA))
+            if self.margin is not None:
+                columns["margin"] = self.margin[part]
+            groups.append(pa.table(columns, schema=schema))
             entries.append({"name": name, "n": rows, "columns": column_hashes(groups[-1])})
             start += rows
         header = {**self.header, "format": "adq_wds.bins", "version": VERSION, "shards": entries}
-        write_groups(path, _SCHEMA, groups, header)
+        write_groups(path, schema, groups, header)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Bins:
@@ -122,12 +150,12 @@ class Bins:
         """
         file = GroupFile(path, kind="bins", version=VERSION, error=PlanError, header=BinsHeader)
         shards = [(entry["name"], entry["n"]) for entry in file.header["shards"]]
-        table = pa.concat_tables(
-            [_SCHEMA.empty_table(), *(file.group(i, _SCHEMA) for i in range(len(shards)))]
-        )
+        groups = [file.group(i, _MARGIN_SCHEMA, optional=[_MARGIN.name]) for i in range(len(shards))]
+        table = pa.concat_tables(groups) if groups else _SCHEMA.empty_table()
         header: Any = {name: file.header[name] for name in BinsSource.__annotations__ if name in file.header}
         try:
             label, bin, pick = (table[name].to_numpy() for name in _SCHEMA.names)
-            return cls(shards, label, bin, pick, header)
+            margin = table["margin"].to_numpy() if "margin" in table.column_names else None
+            return cls(shards, label, bin, pick, header, margin)
         except PlanError as cause:
             raise PlanError(f"{Path(path)}: damaged: {cause}") from cause

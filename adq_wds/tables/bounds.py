@@ -11,7 +11,7 @@ import os
 import pyarrow as pa
 
 MAX_HEADER_BYTES = 1 << 26
-"""Bytes of the JSON header: plans of about 59,000 shards. Parquet readers give up somewhat above it."""
+"""Bytes of the JSON header: plans of about 55,000 shards. Parquet readers give up somewhat above it."""
 MAX_HEADER_WEIGHT = 1 << 28
 """Bytes that a header may take as Python values, by `header_weight`."""
 MAX_FOOTER_BYTES = 1 << 28

@@ -24,6 +24,7 @@ from adq_wds.tables.plan_rows import (
     ALWAYS,
     EXCLUDED,
     KEPT,
+    MARGIN,
     NEVER,
     OPTIONAL,
     REASON_COLUMNS,
@@ -33,11 +34,12 @@ from adq_wds.tables.plan_rows import (
 from adq_wds.tables.spans import Spans, no_samples, scan_spans
 
 VERSION = 2
-"""1: no reasons, no shares; fresh draws by whole rounds. 2: `reason`, `duplicate_of` and the header's `cells.share`."""
+"""1: no reasons, no shares; fresh draws by whole rounds. 2: `reason`, `duplicate_of` and the header's `cells.share`;
+where labels were doubted also `margin`."""
 HELD_SHARDS = LANES + 8
 """Shards whose rows are held: those that a stream reads in turn, and a few that it has just left."""
 _HELD_EPOCHS = 4  # epochs whose places in all cells are held: workers of one stream may be in two
-_ROWS = [name for name in SCHEMA.names if name not in REASON_COLUMNS]
+_ROWS = [name for name in SCHEMA.names if name not in (*REASON_COLUMNS, MARGIN.name)]
 
 
 class Plan:
@@ -240,11 +242,11 @@ class Plan:
         return (self._with_reasons(i, self.shard(name)) for i, name in enumerate(self.shards))
 
     def _with_reasons(self, i: int, shard: PlanShard) -> PlanShard:
-        """A shard's rows with their reasons, where the plan has them: two columns that streams do not need."""
+        """A shard's rows with their reasons, where the plan has them: columns that streams do not need."""
         if not set(REASON_COLUMNS) <= set(self._schema.names):
             return shard
         try:
-            return shard.with_reasons(self._read(i, REASON_COLUMNS))
+            return shard.with_reasons(self._read(i, (*REASON_COLUMNS, MARGIN.name)))
         except PlanError as error:
             raise PlanError(f"{self._where}: {error}") from None
 
@@ -257,7 +259,7 @@ class Plan:
 
         Plans of version 2 also have `reason` (kept, quota, duplicate, label, bad, excluded), `duplicate_of`
         ("SHARD/KEY" of the sample that a copy is one of, else "") and, if made since there is one, `members` ("jpg/cls/2345/1":
-        field and size in bytes of each member).
+        field and size in bytes of each member); where labels were doubted also `margin`.
         """
         if not self.shards:
             return self._schema.empty_table()

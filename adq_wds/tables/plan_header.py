@@ -50,6 +50,7 @@ class PlanHeader(TableHeader):
     reasons: NotRequired[dict[str, int]]
     copies_of_other_label: NotRequired[int]
     equal_to_alpha_0: NotRequired[bool | None]
+    clean: NotRequired[dict[str, Any]]
 
 
 def fresh_draws(header: PlanHeader, size: NDArray[np.int64], quota: NDArray[np.int64]) -> FreshDraws | None:

@@ -20,7 +20,8 @@ NEVER = 2**31 - 1  # rank of a sample outside all bins: damaged, a copy, or of a
 REASONS = ("kept", "quota", "duplicate", "label", "bad", "excluded")
 KEPT, QUOTA, DUPLICATE, LABEL, BAD, EXCLUDED = range(len(REASONS))
 REASON_COLUMNS = ("reason", "duplicate_of")
-OPTIONAL = (*REASON_COLUMNS, MEMBERS.name)
+MARGIN = pa.field("margin", pa.float32(), nullable=False)
+OPTIONAL = (*REASON_COLUMNS, MEMBERS.name, MARGIN.name)
 SCHEMA = pa.schema(
     [
         *SPAN_FIELDS,
@@ -32,6 +33,7 @@ SCHEMA = pa.schema(
         pa.field("reason", pa.string(), nullable=False),
         pa.field("duplicate_of", pa.string(), nullable=False),
         MEMBERS,
+        MARGIN,
     ]
 )
 
@@ -51,6 +53,7 @@ class PlanShard:
         reason: (n,) uint8, why each is kept or not, a position in `REASONS`; None where it was not read, or the plan is
             of version 1.
         duplicate_of: "SHARD/KEY" of the sample that stays, by row, for each row whose reason is "duplicate".
+        margin: (n,) float32, how well each label fits, NaN where that was not asked; None where it was asked of none.
     """
 
     name: str
@@ -62,6 +65,7 @@ class PlanShard:
     kept: NDArray[np.bool_]
     reason: NDArray[np.uint8] | None = None
     duplicate_of: Mapping[int, str] | None = None
+    margin: NDArray[np.float32] | None = None
 
     @cached_property
     def by_key(self) -> dict[str, tuple[bool, int, int]]:
@@ -78,6 +82,8 @@ class PlanShard:
             copies = self.duplicate_of or {}
             columns["reason"] = pa.array(REASONS).take(pa.array(self.reason))
             columns["duplicate_of"] = [copies.get(row, "") for row in range(len(self.reason))]
+        if self.margin is not None:
+            columns["margin"] = self.margin
         return pa.table(columns, schema=pa.schema([field for field in SCHEMA if field.name in columns]))
 
     @classmethod
@@ -87,7 +93,7 @@ class PlanShard:
         return cls(name, Spans.from_table(table), *columns)
 
     def with_reasons(self, table: pa.Table) -> PlanShard:
-        """The same rows with the reasons in a table's columns `reason` and `duplicate_of`.
+        """The same rows with the reasons in a table's columns `reason` and `duplicate_of`, and its `margin` if any.
 
         Raises:
             PlanError: the reasons contradict the rows.
@@ -107,7 +113,8 @@ class PlanShard:
             raise PlanError(f"{place}: a reason contradicts what is kept, or in which bin")
         if not np.array_equal(rows, np.flatnonzero(reason == DUPLICATE)):
             raise PlanError(f"{place}: a copy names no sample that stays, or another sample names one")
-        return replace(self, reason=reason, duplicate_of=copies)
+        margin = table["margin"].to_numpy() if "margin" in table.column_names else None
+        return replace(self, reason=reason, duplicate_of=copies, margin=margin)
 
     def check(self, n_kept: int, classes: Sequence[int], quota: NDArray[np.int64]) -> None:
         """Raise `PlanError` unless the rows make sense together and agree with the quotas.

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -66,13 +66,14 @@ class WriteAnew(Pipe):
     importance: Importance | None
     seed: int
     size_asked: bool
+    _stages: list[Pipe] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         stages: list[Pipe] = []
         if self.importance is not None:
-            options = {"keep": self.patch_keep, "size": self.size, "seed": self.seed}
-            drop = DropPatches(self.importance, patch=PATCH, image=_PICTURE, **options)  # type: ignore[arg-type]
+            options: dict[str, Any] = {"keep": self.patch_keep, "size": self.size, "seed": self.seed}
+            drop = DropPatches(self.importance, patch=PATCH, image=_PICTURE, **options)
             stages = [drop, EncodePatches(quality=self.quality)]
         object.__setattr__(self, "_stages", stages)
 
@@ -84,7 +85,7 @@ class WriteAnew(Pipe):
     def apply(self, samples: list[Sample]) -> list[Sample]:
         """Each sample with its new image."""
         samples = [self._redrawn(sample) for sample in samples]
-        for stage in self._stages:  # type: ignore[attr-defined]
+        for stage in self._stages:
             samples = stage.apply(samples)
         return samples
 

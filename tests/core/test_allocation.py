@@ -89,9 +89,7 @@ cells = st.lists(
 
 @settings(max_examples=150, deadline=None)
 @given(cells, st.integers(0, 5))
-def test_the_split_is_the_slow_one_sums_up_and_is_nested_for_every_budget(
-    cells: list[tuple[int, float, int]], seed: int
-) -> None:
+def test_splits_are_the_slow_ones_exact_and_nested(cells: list[tuple[int, float, int]], seed: int) -> None:
     size, weight, low = (np.array(column) for column in zip(*cells, strict=True))
     low = np.minimum(low, size)
     before = low
@@ -104,7 +102,7 @@ def test_the_split_is_the_slow_one_sums_up_and_is_nested_for_every_budget(
         before = quota
 
 
-def test_large_splits_equal_the_slow_ones_where_nothing_is_full_and_where_much_is() -> None:
+def test_large_splits_equal_the_slow_ones() -> None:
     rng = np.random.default_rng(0)
     size = rng.integers(0, 200, 60)
     for weight in (rng.uniform(0.9, 1.1, 60) * size, rng.random(60) * size, rng.random(60) + 0.01):
@@ -161,7 +159,7 @@ def test_splits_of_other_names_are_rounded_independently() -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(cells, st.data())
-def test_exact_shares_sum_up_keep_the_bounds_and_lie_within_a_unit_of_the_fractions(
+def test_exact_shares_lie_within_a_unit_of_the_fractions(
     cells: list[tuple[int, float, int]], data: st.DataObject
 ) -> None:
     size, weight, low = (np.array(column) for column in zip(*cells, strict=True))
@@ -193,9 +191,7 @@ def test_the_budget_rounds_half_to_even() -> None:
 
 
 @given(st.integers(1, 40), st.data())
-def test_fresh_draws_keep_the_quota_in_every_epoch_and_all_within_a_round(
-    n: int, data: st.DataObject
-) -> None:
+def test_old_fresh_draws_keep_all_within_a_round(n: int, data: st.DataObject) -> None:
     quota = data.draw(st.integers(1, n))
     first = data.draw(st.integers(0, 10**12))
     rank, size, quotas = np.arange(n, dtype=np.int32), np.full(n, n), np.full(n, quota)

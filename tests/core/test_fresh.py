@@ -66,9 +66,7 @@ def test_draws_are_those_of_the_slow_replay_and_keep_every_law(data: st.DataObje
 
 
 @pytest.mark.parametrize("epoch", [1, 2, 977])
-def test_far_epochs_are_counted_without_a_list_of_all_before_them(
-    epoch: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_far_epochs_are_counted_without_a_list(epoch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     size = np.array([1, 7, 0, 30, 2])
     draws = FreshDraws(size, np.array([0, 2, 0, 6, 1]), exact_shares(size * ONE, size * 1.0, 9 * ONE), 12345)
     sorted_ones = draws.seats(epoch)

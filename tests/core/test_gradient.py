@@ -50,19 +50,9 @@ def test_directions_equal_the_definition_in_many_digits(C, gap, few, seed):
     assert np.abs(got - np.array(expected)).max() <= 2e-7  # float32's last bit
 
 
-def test_directions_equal_autograd_on_mild_logits():
-    rng = np.random.default_rng(0)
-    z = rng.normal(size=(200, 10)) * 3
-    labels = rng.integers(0, 10, size=200)
-    leaf = torch.tensor(z, requires_grad=True)
-    torch.nn.functional.cross_entropy(leaf, torch.tensor(labels), reduction="sum").backward()
-    expected = torch.nn.functional.normalize(leaf.grad, dim=1).numpy()
-    assert np.abs(logit_gradients(z, labels) - expected).max() < 1e-7
-
-
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("gap", [1e3, 1e4, 6e4])
-def test_no_row_is_zero_and_rows_sum_to_zero_however_sure_the_network_is(dtype, gap):
+def test_rows_of_a_sure_network_are_defined(dtype, gap):
     z = np.array([[gap, 0, 0, 1], [gap, gap, 0, 0], [0, 0, 0, 0], [-gap, gap, 1, 0]], dtype=dtype)
     z = np.repeat(z, 4, axis=0)
     labels = np.tile(np.arange(4), 4)
@@ -81,7 +71,7 @@ def test_the_widest_float64_logits_are_still_defined():
     assert b == pytest.approx(np.array([[1, -1], [1, -1]]) / math.sqrt(2))
 
 
-def test_directions_do_not_depend_on_the_rows_around_and_the_input_is_not_written():
+def test_directions_do_not_depend_on_the_rows_around():
     rng = np.random.default_rng(3)
     z, labels = rng.normal(size=(50, 7)) * 20, rng.integers(0, 7, size=50)
     before = z.copy()
@@ -185,7 +175,7 @@ def test_stored_factors_keep_the_cosines_of_real_gradients():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_matrix_blocks_and_rows_are_the_same_bits_wherever_they_are_cut(kind, monkeypatch):
+def test_matrix_and_rows_are_the_same_bits(kind, monkeypatch):
     kernel = kernel_of(kind, n=203)
     whole = kernel.matrix()
     assert np.array_equal(whole, whole.T)
@@ -202,7 +192,7 @@ def test_matrix_blocks_and_rows_are_the_same_bits_wherever_they_are_cut(kind, mo
         assert np.array_equal(kernel.sums(), whole.sum(axis=1))
 
 
-def test_matrix_and_rows_are_the_same_bits_even_before_they_are_rounded(monkeypatch):
+def test_matrix_and_rows_are_the_same_bits_unrounded(monkeypatch):
     monkeypatch.setattr(gradient, "_TO_STEPS", 0.0)  # rounding hides a last bit nearly always, not always
     kernel = kernel_of("signed")
     whole = kernel.matrix()
@@ -210,16 +200,7 @@ def test_matrix_and_rows_are_the_same_bits_even_before_they_are_rounded(monkeypa
     assert np.array_equal(whole, whole.T)
 
 
-def test_a_sample_without_gradient_has_cosine_zero_with_everything():
-    b, norm, h = stored("relu", n=10)
-    b[4] = 0
-    whole = kernel_from(b, norm, h).matrix()
-    assert not whole[4].any()
-    assert not np.signbit(whole[4]).any()
-    assert np.flatnonzero(~whole.any(axis=0)).tolist() == [4]
-
-
-def test_norms_from_zero_to_the_largest_float32_neither_overflow_nor_vanish():
+def test_no_norm_overflows_or_vanishes():
     norm = np.array([0, 1e-45, 1e-20, 1e-3, 1, 1e3, 1e20, 1e38, np.finfo(np.float32).max], dtype=np.float32)
     b = np.tile(np.array([[1, -1]], dtype=np.float16), (9, 1))
     h = np.tile(np.array([[1, 0]], dtype=np.float16), (9, 1))
@@ -232,7 +213,7 @@ def test_norms_from_zero_to_the_largest_float32_neither_overflow_nor_vanish():
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("bins", [1, 4, 7])
-def test_bins_and_pick_order_equal_the_naive_greedy_on_both_sides_of_the_budget(kind, bins):
+def test_bins_equal_the_naive_greedys_for_any_memory(kind, bins):
     kernel = kernel_of(kind)
     expected = naive_bins(kernel.matrix(), bin_sizes(150, bins).tolist())
     for memory_bytes in (GRAM, 0):
@@ -255,18 +236,6 @@ def test_any_small_class_is_exact_on_both_sides(n, C, D, bins, seed):
     expected = naive_bins(kernel.matrix(), bin_sizes(n, bins).tolist())
     for memory_bytes in (GRAM, 0):
         assert lists(gradient_bins(kernel, bins, memory_bytes=memory_bytes)) == expected
-
-
-def test_the_budget_chooses_the_evaluator_at_its_exact_edge(monkeypatch):
-    def no_matrix(*_: object) -> None:
-        raise AssertionError("a matrix was made")
-
-    kernel = kernel_of("relu", n=30)
-    gradient_bins(kernel, 3, memory_bytes=30 * 30 * 8)
-    monkeypatch.setattr(GradientKernel, "matrix", no_matrix)
-    gradient_bins(kernel, 3, memory_bytes=30 * 30 * 8 - 1)
-    with pytest.raises(AssertionError, match="a matrix was made"):
-        gradient_bins(kernel, 3, memory_bytes=30 * 30 * 8)
 
 
 @pytest.mark.parametrize("memory_bytes", [GRAM, 0])

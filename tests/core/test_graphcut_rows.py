@@ -52,7 +52,7 @@ def test_any_symmetric_matrix_gives_the_bins_of_the_matrix(n, bins, values, seed
 
 
 @pytest.mark.parametrize("bins", [1, 7, 300])
-def test_each_pick_asks_for_one_row_and_rows_shorten_as_samples_leave(bins):
+def test_each_pick_asks_for_one_ever_shorter_row(bins):
     similarity = table(300)
     before = similarity.matrix.copy()
     graphcut_bins_rows(similarity, bins)

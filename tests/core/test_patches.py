@@ -26,9 +26,7 @@ def noise(*shape: int, seed: int = 0) -> NDArray[np.uint8]:
 
 @settings(deadline=None)
 @given(B=st.integers(0, 3), rows=sides, columns=sides, P=sides)
-def test_cut_patches_are_the_slices_and_joining_gives_the_image_back(
-    B: int, rows: int, columns: int, P: int
-) -> None:
+def test_joining_cut_patches_gives_the_image_back(B: int, rows: int, columns: int, P: int) -> None:
     images = noise(B, rows * P, columns * P, 3)
     patches = cut_patches(images, P)
     assert patches.shape == (B, rows * columns, P, P, 3)
@@ -47,7 +45,7 @@ def test_patches_are_copies() -> None:
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (4, 3), (6, 4), (3, 4)])
-def test_a_patch_that_does_not_divide_the_image_or_is_larger_is_refused(shape: tuple[int, int]) -> None:
+def test_a_patch_that_does_not_divide_the_image_is_refused(shape: tuple[int, int]) -> None:
     with pytest.raises(
         ValueError, match=rf"image of {shape[0]} x {shape[1]} pixels .* patches of 4 x 4; resize or crop"
     ):
@@ -101,9 +99,7 @@ def test_importances_that_overflowed_are_refused_by_their_place() -> None:
 
 
 @given(k=st.integers(1, 300), P=st.sampled_from([1, 8, 16]), cells=st.integers(1, 40), odd=st.integers(0, 7))
-def test_columns_leave_the_fewest_cells_blank_and_of_those_are_the_most(
-    k: int, P: int, cells: int, odd: int
-) -> None:
+def test_columns_leave_the_fewest_cells_blank(k: int, P: int, cells: int, odd: int) -> None:
     max_side = cells * P + min(odd, P - 1)
     fits = [c for c in range(1, k + 1) if c * P <= max_side and -(-k // c) * P <= max_side]
     if not fits:
@@ -116,7 +112,7 @@ def test_columns_leave_the_fewest_cells_blank_and_of_those_are_the_most(
     assert tile_columns(k, P, max_side=max_side) == expected
 
 
-def test_nothing_to_tile_and_patches_larger_than_the_image_are_refused() -> None:
+def test_nothing_to_tile_and_large_patches_are_refused() -> None:
     for k, P in ((0, 16), (1, 200)):
         with pytest.raises(ValueError, match=f"{k} patches of {P} x {P} pixels do not tile"):
             tile_columns(k, P, max_side=100)
@@ -131,11 +127,6 @@ def test_tiled_patches_come_back_and_lie_row_by_row(k: int, columns: int, P: int
     assert (untile(image, k, P) == patches).all()
     y, x = divmod(k - 1, columns)
     assert (image[y * P : (y + 1) * P, x * P : (x + 1) * P] == patches[-1]).all()
-
-
-def test_patches_of_one_row_are_a_view() -> None:
-    image = noise(4, 12, 3)
-    assert np.shares_memory(untile(image, 2, 4), image)
 
 
 def test_blank_cells_have_the_mean_colour_of_the_last_patch() -> None:

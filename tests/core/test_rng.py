@@ -24,7 +24,7 @@ def test_draws_never_change() -> None:
     assert found == GOLDEN
 
 
-def test_every_field_matters_and_fields_do_not_run_into_each_other() -> None:
+def test_every_field_of_a_draw_matters() -> None:
     asked = [
         draw(0, 0, "ab", "c"),
         draw(1, 0, "ab", "c"),

@@ -78,9 +78,7 @@ def test_diversity_is_one_over_the_mean_over_pairs(kind: str, score: Score, n_vi
 
 
 @both
-def test_a_bin_without_a_value_takes_the_mean_of_the_others_and_an_empty_one_has_none(
-    score: Score, n_views: int
-) -> None:
+def test_a_bin_without_a_value_takes_the_mean_of_the_others(score: Score, n_views: int) -> None:
     """Of one image, or of opposite ones: their mean similarity is 0, so 1 over it is not defined."""
     z = np.abs(np.random.default_rng(2).normal(size=(23, 2, 5)))
     z[21:] = np.eye(5)[0]
@@ -145,7 +143,7 @@ def test_importance_adds_normalised_scores() -> None:
 
 
 @pytest.mark.parametrize("normalise", ["sum", "minmax"])
-def test_a_score_that_is_equal_in_all_bins_is_uniform_and_an_empty_bin_gets_nothing(normalise: str) -> None:
+def test_an_equal_score_is_uniform_over_filled_bins(normalise: str) -> None:
     found = importance([np.array([0.3, np.nan, 0.3]), np.array([7.0, np.nan, 7.0])], normalise=normalise)
     assert found.tolist() == [0.5, 0.0, 0.5]
 

@@ -20,9 +20,7 @@ def test_a_crop_lies_in_its_image_and_has_pixels(width: int, height: int, seed: 
 
 
 @given(width=SIDES, height=SIDES, seed=st.integers(0, 2**32))
-def test_area_and_aspect_are_in_range_up_to_half_a_pixel_of_each_side(
-    width: int, height: int, seed: int
-) -> None:
+def test_area_and_aspect_are_in_range_up_to_half_a_pixel(width: int, height: int, seed: int) -> None:
     (left, top, right, bottom), _ = crop_box(width, height, np.random.default_rng(seed))
     w, h = right - left, bottom - top
     assert (w - 0.5) / (h + 0.5) <= 4 / 3 + 1e-9
@@ -48,13 +46,7 @@ def test_area_and_aspect_of_a_large_image_fill_their_ranges() -> None:
     assert boxes.max(axis=0)[2:].tolist() == [900, 900]
 
 
-def test_half_of_the_views_are_mirrored() -> None:
-    rng = np.random.default_rng(1)
-    flips = [crop_box(32, 32, rng)[1] for _ in range(4000)]
-    assert 0.47 < np.mean(flips) < 0.53
-
-
-def test_one_pixel_is_its_own_crop_and_a_line_is_cropped_along_itself() -> None:
+def test_a_pixel_and_a_line_are_cropped() -> None:
     rng = np.random.default_rng(2)
     assert {crop_box(1, 1, rng)[0] for _ in range(50)} == {(0, 0, 1, 1)}
     lines = [crop_box(1, 1000, rng)[0] for _ in range(500)]
@@ -62,7 +54,7 @@ def test_one_pixel_is_its_own_crop_and_a_line_is_cropped_along_itself() -> None:
     assert len({top for _, top, _, _ in lines}) > 300
 
 
-def test_of_a_very_long_image_the_largest_allowed_box_is_taken_somewhere() -> None:
+def test_a_very_long_image_is_cropped_to_the_largest_box() -> None:
     boxes = [crop_box(3000, 30, np.random.default_rng(seed))[0] for seed in range(100)]
     assert {(right - left, bottom - top) for left, top, right, bottom in boxes} == {(40, 30)}
     assert len({left for left, *_ in boxes}) > 50
@@ -80,7 +72,7 @@ def test_an_image_without_pixels_is_refused(size: tuple[int, int]) -> None:
         crop_box(*size, np.random.default_rng(0))
 
 
-def test_the_smallest_draws_are_chosen_and_a_larger_choice_contains_a_smaller() -> None:
+def test_larger_choices_contain_smaller_ones() -> None:
     draw = np.random.default_rng(3).integers(0, 50, 200).astype(np.uint64)  # with ties
     before: set[int] = set()
     for n in (0, 1, 7, 100, 199, 200, 10_000):

@@ -4,10 +4,10 @@ import io
 import json
 import re
 import sys
-import tarfile
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from adq_wds.demo.digits import load_digits, write_digits
 from adq_wds.demo.run_demo import demo_text, make_trainings, run_demo, stream_images
 from adq_wds.demo.table import MIN_SEEDS, PAIRS, difference, findings, table_text
 from adq_wds.demo.train import Images, Training, accuracy_of
+from tests.folders import dates, members
 
 TINY: dict[str, Any] = {"seeds": 2, "epochs": 2, "progress": False}
 SELECTED = ("random", "DQ", "ADQ", "fresh random", "fresh ADQ")
@@ -45,17 +46,11 @@ def plans(folder: Path) -> dict[tuple[str, int], adq.Plan]:
     return {(kind, s): adq.load_plan(folder / "plans" / f"{kind}-{s}.parquet") for kind, s in names}
 
 
-def members(paths: list[str]) -> dict[str, bytes]:
+def payloads(paths: list[str]) -> dict[str, bytes]:
     """Every member of some tars, read without any of our code."""
-    found: dict[str, bytes] = {}
-    for path in paths:
-        with tarfile.open(path) as tar:
-            for member in tar:
-                file = tar.extractfile(member)
-                assert file is not None
-                assert member.name not in found
-                found[member.name] = file.read()
-    return found
+    pairs = [pair for path in paths for pair in members(Path(path))]
+    assert len({name for name, _ in pairs}) == len(pairs)
+    return dict(pairs)
 
 
 # ---- Images, plans, streams
@@ -66,11 +61,11 @@ def test_the_shards_hold_every_digit_once_as_it_is(demo: Demo) -> None:
 
     pixels, labels = load_digits()
     assert pixels.tolist() == np.clip(16 * bundled().images, 0, 255).tolist()
-    held = members(shards(demo[0], "train") + shards(demo[0], "test"))
-    assert len(held) == 2 * 1797
+    stored = payloads(shards(demo[0], "train") + shards(demo[0], "test"))
+    assert len(stored) == 2 * 1797
     for i in range(1797):
-        assert held[f"digit-{i:04d}.cls"] == str(labels[i]).encode()
-        image = Image.open(io.BytesIO(held[f"digit-{i:04d}.png"]))
+        assert stored[f"digit-{i:04d}.cls"] == str(labels[i]).encode()
+        image = Image.open(io.BytesIO(stored[f"digit-{i:04d}.png"]))
         assert image.mode == "L"
         assert np.array_equal(np.asarray(image), pixels[i])
     test = stream_images(shards(demo[0], "test"))[1].labels
@@ -85,7 +80,7 @@ def test_shards_that_are_missing_are_written(demo: Demo, tmp_path: Path, last: s
         (tmp_path / name).write_bytes((demo[0] / name).read_bytes())
     assert len(write_digits(tmp_path)["train"]) == 4
     for split in ("train", "test"):
-        assert members(shards(tmp_path, split)) == members(shards(demo[0], split))
+        assert payloads(shards(tmp_path, split)) == payloads(shards(demo[0], split))
 
 
 def test_without_scikit_learn_no_folder_is_made(
@@ -117,12 +112,12 @@ def test_the_plans_are_those_of_the_flags_and_equal_in_size(demo: Demo) -> None:
 
 def test_each_arm_sees_what_its_plan_says(demo: Demo) -> None:
     paths, chosen = shards(demo[0], "train"), plans(demo[0])
-    held, (keys, everything) = members(paths), stream_images(paths)
+    stored, (keys, everything) = payloads(paths), stream_images(paths)
     streams = {name: stream_images(paths, plan) for name, plan in chosen.items()}
     for name, (streamed, images) in streams.items():
         assert streamed == chosen[name].keys()
-        assert images.labels.tolist() == [int(held[f"{key}.cls"]) for key in streamed]
-        assert np.array_equal(images.pixels[0], Image.open(io.BytesIO(held[f"{streamed[0]}.png"])))
+        assert images.labels.tolist() == [int(stored[f"{key}.cls"]) for key in streamed]
+        assert np.array_equal(images.pixels[0], Image.open(io.BytesIO(stored[f"{streamed[0]}.png"])))
     kept = {name: images for name, (_, images) in streams.items()}
     trainings = {(t.arm, t.seed): t for t in make_trainings(everything, kept, chosen, 2, 10)}
     assert len(trainings) == 12
@@ -186,17 +181,16 @@ def test_a_training_depends_on_its_arguments_alone() -> None:
 
 def test_an_id_changes_with_all_that_decides_an_accuracy() -> None:
     train, test, rows = striped(8, 0), striped(8, 1), [np.arange(4), np.arange(4)]
-    ids = [
-        Training("a", 0, train, rows).id(test),
-        Training("a", 1, train, rows).id(test),
-        Training("a", 0, striped(8, 2), rows).id(test),
-        Training("a", 0, Images(train.pixels, 1 - train.labels), rows).id(test),
-        Training("a", 0, train, [rows[0], rows[0][::-1]]).id(test),
-        Training("a", 0, train, [np.arange(3), np.array([3, 0, 1, 2, 3])]).id(test),
-        Training("a", 0, train, rows).id(striped(8, 3)),
+    first = Training("a", 0, train, rows)
+    others = [
+        replace(first, seed=1),
+        replace(first, images=striped(8, 2)),
+        replace(first, images=Images(train.pixels, 1 - train.labels)),
+        replace(first, epochs=[rows[0], rows[0][::-1]]),
+        replace(first, epochs=[np.arange(3), np.array([3, 0, 1, 2, 3])]),
     ]
-    assert len(set(ids)) == 7
-    assert Training("b", 0, train, rows).id(test) == ids[0]
+    assert len({first.id(test), first.id(striped(8, 3)), *(other.id(test) for other in others)}) == 7
+    assert replace(first, arm="b").id(test) == first.id(test)
 
 
 # ---- The whole
@@ -228,14 +222,13 @@ def test_run_again_nothing_is_made_or_trained_again(
 ) -> None:
     folder, result = demo
     monkeypatch.setattr(demo_train, "accuracy_of", None)
-    parts = ("train", "test", "run")
-    before = {p: p.stat().st_mtime_ns for part in parts for p in (folder / part).rglob("*.*")}
-    assert len(before) > 10
+    before = [dates(folder / part) for part in ("train", "test", "run")]
+    assert sum(map(len, before)) > 10
     assert main(["demo", "-o", str(folder), "--seeds", "2", "--epochs", "2"]) == 0
     assert capsys.readouterr().out == demo_text(result, folder) + "\n"
     assert main(["demo", "-o", str(folder), "--seeds", "2", "--epochs", "2", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(result))
-    assert {p: p.stat().st_mtime_ns for part in parts for p in (folder / part).rglob("*.*")} == before
+    assert [dates(folder / part) for part in ("train", "test", "run")] == before
 
 
 def test_interrupted_it_goes_on_with_what_is_missing(
@@ -263,23 +256,22 @@ def test_interrupted_it_goes_on_with_what_is_missing(
     assert len(done) == 100 + n_trainings - 4
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "said"),
-    [
-        ("thesis.tex", "x", r"is not empty and holds no demo\.json: give another folder with -o"),
-        ("demo.json", "[]", "not a demo.json of this adq_wds"),
-        ("demo.json", "{", "not a demo.json of this adq_wds"),
-        ("demo.json", '{"format": "mine", "version": 1, "trainings": {}}', "format 'mine'"),
-        ("demo.json", '{"format": "adq_wds.demo", "version": 2, "trainings": {}}', "version 2"),
-        ("demo.json", '{"format": "adq_wds.demo", "version": 1, "trainings": {"x": NaN}}', "out of range"),
-        ("demo.json", '{"format": "adq_wds.demo", "version": 1, "trainings": []}', "not a demo.json"),
-    ],
-)
-def test_a_folder_that_is_not_the_demos_is_refused_and_left(
-    tmp_path: Path, name: str, text: str, said: str
-) -> None:
+NOT_OURS = {  # contents of a demo.json, and what is said of it
+    "[]": "not a demo.json of this adq_wds",
+    "{": "not a demo.json of this adq_wds",
+    '{"format": "mine", "version": 1, "trainings": {}}': "format 'mine'",
+    '{"format": "adq_wds.demo", "version": 2, "trainings": {}}': "version 2",
+    '{"format": "adq_wds.demo", "version": 1, "trainings": {"x": NaN}}': "out of range",
+    '{"format": "adq_wds.demo", "version": 1, "trainings": []}': "not a demo.json",
+}
+
+
+@pytest.mark.parametrize("text", ["x", *NOT_OURS])
+def test_a_folder_that_is_not_the_demos_is_refused_and_left(tmp_path: Path, text: str) -> None:
+    name = "demo.json" if text in NOT_OURS else "thesis.tex"
     (tmp_path / name).write_text(text)
-    with pytest.raises(adq.AdqError, match=said):
+    said = r"is not empty and holds no demo\.json: give another folder with -o"
+    with pytest.raises(adq.AdqError, match=NOT_OURS.get(text, said)):
         run_demo(tmp_path, **TINY)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {name: text}
 

@@ -8,6 +8,7 @@ v1, v2 and v3 were made by the same script before later versions added columns.
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -107,6 +108,22 @@ def main(folder: Path) -> None:
     }
     (folder / "expected.json").write_text(json.dumps(expected, indent=1) + "\n", encoding="utf-8")
     codebook(folder)
+    cleaned(folder)
+
+
+def cleaned(folder: Path) -> None:
+    """A plan and bins with margins, of the features in `folder`, and the plan's hash and rows."""
+    features = Features(folder / "features")
+    asked: dict[str, Any] = {"clean": 0.2, "dedup": 0.99, "exclude": [("a-000000.tar", "k001")]}
+    bins = find_bins(features, bins=2, **asked)
+    bins.save(folder / "cleaned_bins.parquet")
+    plan = build_plan(
+        features, bins=bins, keep=0.5, seed=3, balance=0.5, out=folder / "cleaned.parquet", **asked
+    )
+    rows = plan.table().to_pydict()
+    rows["margin"] = [None if margin != margin else margin for margin in rows["margin"]]  # NaN is no JSON
+    values = {"hash": plan.hash, "clean": plan.header["clean"], "plan": rows}
+    (folder / "cleaned.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
 def codebook(folder: Path) -> None:

@@ -112,7 +112,7 @@ def test_ours_comes_back_whole_without_being_told_anything(tmp_path: Path, size:
     [(768, 12, 512, 16, None), (1024, 16, 512, 16, None), (1280, 16, 512, 16, None), (16, 4, 12, 3, 16),
      (512, 8, 512, 16, 512)],  # of the last, a width of the published decoders says nothing about an encoder
 )  # fmt: skip
-def test_the_authors_layout_needs_heads_where_widths_are_not_theirs(
+def test_unknown_widths_need_heads(
     tmp_path: Path, width: int, heads: int, decoder_width: int, decoder_heads: int, missing: int | None
 ) -> None:
     size = MaeSize((16, 16), 8, width, 1, heads, decoder_width, 1, decoder_heads)
@@ -187,9 +187,7 @@ def test_the_hubs_layout_without_config_as_a_pickle(tmp_path: Path) -> None:
     assert_same(load_mae(tmp_path, heads=(4, 3), allow_pickle=True), made)
 
 
-def test_the_licence_of_metas_weights_is_said_and_ours_has_no_such_notice(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_licence_of_metas_weights_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     made = network()
     save_mae(made, tmp_path / "ours.safetensors", {})
     save_file(hub_layout(made.state_dict()), tmp_path / "hub.safetensors")
@@ -214,7 +212,7 @@ def test_norm_pix_is_as_the_file_says_or_as_told(tmp_path: Path) -> None:
 # Another image size
 
 
-def test_at_another_size_position_embeddings_are_interpolated_and_all_else_is_kept(tmp_path: Path) -> None:
+def test_at_another_size_only_positions_are_interpolated(tmp_path: Path) -> None:
     made = network()
     with torch.no_grad():  # of a slope, so that interpolation is seen to follow it
         made.pos_embed[0, 1:] = torch.arange(3.0).repeat(3)[:, None]
@@ -236,9 +234,7 @@ def test_at_its_own_size_nothing_changes(tmp_path: Path) -> None:
     made = network()
     save_mae(made, tmp_path / "a.safetensors", {})
     assert_same(load_mae(tmp_path / "a.safetensors", image_size=24), made)
-    with pytest.raises(
-        ValueError, match=r"image_size=\(20, 20\): expected height and width in multiples of patch=8"
-    ):
+    with pytest.raises(ValueError, match=r"image_size=\(20, 20\): .*multiples of patch=8"):
         load_mae(tmp_path / "a.safetensors", image_size=20)
 
 
@@ -312,7 +308,7 @@ def test_an_autoencoder_behind_a_prefix_is_the_one_without_it(tmp_path: Path, pr
     assert_same(load_mae(path, heads=(4, 3)), made)
 
 
-def test_a_folder_without_weights_and_a_missing_file_are_refused(tmp_path: Path) -> None:
+def test_missing_weights_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds neither model\.safetensors nor pytorch_model\.bin"):
         load_mae(tmp_path)
     with pytest.raises(ValueError, match=r"b\.safetensors: no such file"):
@@ -394,7 +390,7 @@ def test_the_built_in_one_is_small_and_says_how_it_was_made() -> None:
     assert (mae.size.image_size, mae.size.patch) == ((32, 32), 4)
 
 
-def test_the_built_in_one_is_nearer_to_photographs_than_its_own_fill(cifar10: Path) -> None:
+def test_the_built_in_one_is_better_than_its_own_fill(cifar10: Path) -> None:
     shard = str(next(cifar10.glob("*test-000000.tar")))
     with open_shard(shard) as buffer:
         spans = itertools.islice(iter_spans(buffer, shard=shard), 100)

@@ -167,7 +167,7 @@ def test_equal_to_transformers(tmp_path: Any, layout: str, mask_ratio: float) ->
 # Grey levels
 
 
-def test_patches_are_cut_and_joined_as_everywhere_in_the_package() -> None:
+def test_patches_are_cut_and_joined_as_core_does() -> None:
     images = pictures(2)
     patches = cut(images, 8)
     assert patches.numpy().tolist() == cut_patches(images.numpy(), 8).tolist()
@@ -193,7 +193,7 @@ def test_normalised_targets_have_no_mean_and_unit_deviation() -> None:
     torch.testing.assert_close(targets.std(2), torch.ones(2, L), atol=1e-3, rtol=0)
 
 
-def test_where_nothing_is_kept_a_patch_has_the_data_sets_mean_and_deviation() -> None:
+def test_where_nothing_is_kept_the_data_sets_statistics_hold() -> None:
     net, predicted = network(NORM_PIX), torch.randn(2, L, 8, 8, 3)
     nothing = torch.zeros(2, 0, 8, 8, 3, dtype=torch.uint8)
     expected = (predicted * torch.tensor(NORM_PIX.std) + torch.tensor(NORM_PIX.mean)) * 255
@@ -203,7 +203,7 @@ def test_where_nothing_is_kept_a_patch_has_the_data_sets_mean_and_deviation() ->
 @pytest.mark.parametrize(
     ("grid", "P", "places"), [((6, 3), 2, [0, 5, 7]), ((5, 2), 5, [0, 3]), ((6, 1), 5, [0])]
 )
-def test_a_smooth_fill_weighs_kept_pixels_by_the_fifth_power_of_the_distance_up_to_two_patches_away(
+def test_a_fill_weighs_near_pixels_by_the_fifth_power(
     grid: tuple[int, int], P: int, places: list[int]
 ) -> None:
     """By a plain convolution, and for larger patches by a Fourier transform."""
@@ -235,7 +235,7 @@ def test_the_fill_is_float32_under_autocast() -> None:
         assert torch.equal(smooth_fill(kept.float(), positions, SIZE.grid), expected)
 
 
-def test_a_dropped_patch_borrows_mean_and_deviation_from_kept_ones_by_the_square_of_the_distance() -> None:
+def test_a_dropped_patch_borrows_statistics_from_near_ones() -> None:
     net, images, keep = network(NORM_PIX), pictures(1), same_number(1, 4)
     kept, positions = kept_of(images, keep)
     predicted = torch.randn(1, L, 8, 8, 3, generator=torch.Generator().manual_seed(0))
@@ -260,7 +260,7 @@ def test_a_dropped_patch_borrows_mean_and_deviation_from_kept_ones_by_the_square
 
 
 @each
-def test_kept_pixels_come_back_as_they_were_and_dropped_ones_do_not(size: MaeSize) -> None:
+def test_only_dropped_pixels_change(size: MaeSize) -> None:
     net, images, keep = network(size), pictures(12), masks(12)
     rebuilt = net.reconstruct(images, keep)
     assert (rebuilt.shape, rebuilt.dtype) == (images.shape, torch.uint8)
@@ -318,7 +318,7 @@ def test_no_image_is_a_batch_too() -> None:
     assert net.reconstruct_patches(nothing, torch.zeros(0, 4, dtype=torch.int64)).shape == (0, 24, 40, 3)
 
 
-def test_bfloat16_leaves_kept_pixels_alone_and_moves_others_little() -> None:
+def test_bfloat16_moves_dropped_pixels_little() -> None:
     net, images, keep = network(), pictures(6), masks(6)
     with torch.autocast("cpu", torch.bfloat16):
         found = net.reconstruct(images, keep)
@@ -331,9 +331,7 @@ def test_bfloat16_leaves_kept_pixels_alone_and_moves_others_little() -> None:
 def test_a_reconstruction_that_is_not_finite_is_an_error(value: float) -> None:
     net = network()
     net.decoder_pred.bias.fill_(value)
-    with pytest.raises(
-        AdqError, match="not finite: the weights are damaged, or the number type is too small"
-    ):
+    with pytest.raises(AdqError, match=r"not finite: .*run it in float32"):
         net.reconstruct(pictures(2), same_number(2, 3))
     assert torch.equal(net.reconstruct(pictures(1), masks(1)), pictures(1))  # all kept: nothing is predicted
 
@@ -399,7 +397,7 @@ def test_images_masks_and_patches_of_another_kind_are_refused(
         getattr(network(), method)(first, torch.as_tensor(second))
 
 
-def test_first_weights_are_the_authors_and_training_lowers_the_loss() -> None:
+def test_first_weights_are_the_authors_and_learn() -> None:
     torch.manual_seed(0)
     net = MaskedAutoencoder(SIZE)
     assert torch.equal(net.pos_embed[0, 0], torch.zeros(16))

@@ -7,10 +7,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
-import PIL.Image
 import pytest
 import safetensors
 import torch
@@ -107,7 +105,7 @@ def n_neighbours(positions: torch.Tensor, grid: tuple[int, int]) -> float:
     return float(pairs) / len(positions)
 
 
-def test_kept_places_are_each_named_once_and_clumped_drops_lie_together(script: ModuleType) -> None:
+def test_kept_places_differ_and_clumped_drops_lie_together(script: ModuleType) -> None:
     generator = torch.Generator().manual_seed(0)
     drawn = {share: script.draw_positions(200, (8, 8), 48, share, generator) for share in (0.0, 1.0)}
     for positions in drawn.values():
@@ -118,7 +116,7 @@ def test_kept_places_are_each_named_once_and_clumped_drops_lie_together(script: 
     assert (kept - 0.75).abs().max() < 0.15  # five standard deviations
 
 
-def test_most_steps_drop_the_usual_share_and_others_stay_in_range(script: ModuleType) -> None:
+def test_most_steps_drop_the_usual_share(script: ModuleType) -> None:
     a = argparse.Namespace(drop=0.25, usual=0.6, drop_range=(0.15, 0.6))
     generator = torch.Generator().manual_seed(0)
     drawn = np.array([script.draw_n_kept(64, a, generator) for _ in range(500)])
@@ -144,37 +142,3 @@ def test_the_loss_is_of_dropped_patches_only(script: ModuleType) -> None:
             difference = predicted[0, place] - network.normalised(patches[i, place])
             total, n = total + float(difference.square().sum()), n + 48
     assert loss == pytest.approx(total / n, rel=1e-5)
-
-
-def test_a_view_is_the_whole_short_side_mirrored_or_not(script: ModuleType) -> None:
-    wide = PIL.Image.fromarray(np.arange(40 * 20 * 3, dtype=np.uint32).reshape(20, 40, 3).astype(np.uint8))
-    rng = np.random.default_rng(0)
-    views = [script.view({"image": wide}, rng, side=20)["image"] for _ in range(30)]
-    windows = [np.asarray(wide)[:, left : left + 20] for left in range(21)]
-    allowed = {w.tobytes() for w in windows} | {np.ascontiguousarray(w[:, ::-1]).tobytes() for w in windows}
-    assert {v.tobytes() for v in views} <= allowed
-    assert len({v.tobytes() for v in views}) > 15
-    assert script.view({"image": wide}, rng, side=8)["image"].shape == (8, 8, 3)
-
-
-def test_with_first_weights_each_head_looks_at_one_neighbour(script: ModuleType) -> None:
-    torch.manual_seed(0)
-    network = MaskedAutoencoder(MaeSize((32, 32), 4, 128, 2, 4, 96, 2, 4, fill=True)).requires_grad_(False)
-    script.look_around(network)
-    assert not network.decoder_pred.weight.any()  # the fill is the first guess
-    patches, positions = torch.rand(1, 64, 48) * 4 - 2, torch.arange(64)
-    x = torch.nn.functional.linear(patches, network.patch_embed.proj.weight.flatten(1))
-    x = x + network.pos_embed[:, 1:]
-    places = torch.stack([positions // 8, positions % 8], 1)
-    for block, steps in zip(network.blocks, (script.AXIAL, script.DIAGONAL), strict=True):
-        attention: Any = block.attn
-        q, k, _ = (
-            part.view(64, 4, -1).transpose(0, 1) for part in attention.qkv(block.norm1(x))[0].chunk(3, 1)
-        )
-        weights = torch.softmax(q @ k.transpose(1, 2) * attention.scale, dim=2)  # (heads, 64, 64)
-        for head, step in enumerate(steps):
-            aim = places + torch.tensor(step)
-            inside = ((aim >= 0) & (aim < 8)).all(1)
-            miss = (weights[head].double() @ places.double() - aim)[inside].norm(dim=1).mean()
-            assert miss < 2, (head, step)  # over 4 patches for a look at everything
-        x = block(x)

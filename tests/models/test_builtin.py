@@ -78,7 +78,7 @@ def test_shapes_are_those_announced_and_h_is_not_negative(name: str) -> None:
             assert (logits.shape, logits.dtype) == ((len(batch), encoder.n_classes), np.float32)
 
 
-def test_only_the_one_trained_with_labels_has_a_head_and_says_so() -> None:
+def test_only_the_one_trained_with_labels_has_a_head() -> None:
     with_labels, without = (builtin_encoder(name) for name in ("builtin", "builtin-free"))
     assert (with_labels.n_classes, without.n_classes) == (10, None)
     assert (with_labels.saw_labels, without.saw_labels) == (True, False)
@@ -111,7 +111,7 @@ def test_importing_brings_no_timm() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_an_image_of_the_right_size_is_not_touched_and_a_larger_one_is_averaged() -> None:
+def test_a_larger_image_is_averaged() -> None:
     (image,) = pictures(1, (32, 32))
     assert np.array_equal(resized([image])[0].permute(1, 2, 0), np.asarray(image))
     stripes = np.zeros((320, 640, 3), dtype=np.uint8)
@@ -122,9 +122,7 @@ def test_an_image_of_the_right_size_is_not_touched_and_a_larger_one_is_averaged(
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(
-        ValueError, match=r"built-in encoder 'buildin'; expected one of builtin, builtin-free"
-    ):
+    with pytest.raises(ValueError, match=r"encoder 'buildin'; .* builtin, builtin-free"):
         builtin_encoder("buildin")
 
 
@@ -253,7 +251,7 @@ def test_every_epoch_draws_anew(script: ModuleType, make_shard: Any, tmp_path: P
     assert first["loss"] != second["loss"]
 
 
-def test_what_the_script_stores_can_be_loaded_and_tells_how_it_was_made(
+def test_stored_weights_load_and_tell_how_they_were_made(
     script: ModuleType, make_shard: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(script, "builtin", make_shard("a.tar", 20, classes=3), tmp_path)
@@ -279,34 +277,3 @@ def test_folding_the_normalisation_changes_no_answer(script: ModuleType) -> None
         x = torch.randn(3, 3, 32, 32)
         for folded, plain in zip(script.folded(net)(x), net.eval()(x), strict=True):
             torch.testing.assert_close(folded, plain, rtol=1e-4, atol=1e-4)
-
-
-def test_a_shifted_image_is_a_window_of_the_mirrored_surroundings(script: ModuleType) -> None:
-    x = torch.rand(6, 3, 32, 32)
-    out = script.flip_and_shift(x, torch.Generator().manual_seed(0))
-    drawn = set()
-    for before, after in zip(x, out, strict=True):
-        found = []
-        for mirrored in (False, True):
-            around = F.pad((before.flip(2) if mirrored else before)[None], (4, 4, 4, 4), mode="reflect")[0]
-            found += [
-                (mirrored, top, left)
-                for top in range(9)
-                for left in range(9)
-                if torch.equal(around[:, top : top + 32, left : left + 32], after)
-            ]
-        assert len(found) == 1
-        drawn.add(found[0])
-    assert len({(top, left) for _, top, left in drawn}) > 1
-    assert {mirrored for mirrored, _, _ in drawn} == {False, True}
-
-
-def test_views_differ_and_keep_to_colours(script: ModuleType) -> None:
-    (image,) = pictures(1, (32, 32))
-    x = torch.tensor(np.asarray(image)).permute(2, 0, 1).float().div(255).expand(64, -1, -1, -1)
-    views = script.crop_and_colour(x, torch.Generator().manual_seed(0))
-    assert views.shape == x.shape
-    assert 0 <= views.min() < views.max() <= 1
-    assert len({view.numpy().tobytes() for view in views}) == 64
-    n_grey = sum(bool((view.amax(0) - view.amin(0) < 1e-4).all()) for view in views)
-    assert 4 <= n_grey <= 25  # 20 % of 64

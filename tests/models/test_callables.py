@@ -48,7 +48,7 @@ def test_a_function_gets_the_images_and_may_give_logits() -> None:
     assert logits.dtype == np.float32
 
 
-def test_a_network_gets_its_transformed_images_without_gradients() -> None:
+def test_a_network_gets_its_transformed_images() -> None:
     network = torch.nn.Linear(3, 5).eval()
     h, logits = CallableEncoder(network, name="n", transform=first_pixel)(IMAGES)
     expected = network(torch.stack([first_pixel(image) for image in IMAGES])).detach().numpy()
@@ -78,7 +78,7 @@ def test_numbers_beyond_float32_become_inf_without_a_warning() -> None:
     assert np.isinf(h).all()
 
 
-def test_a_network_in_training_mode_is_refused_when_made_and_when_called() -> None:
+def test_a_network_in_training_mode_is_refused() -> None:
     network = torch.nn.Linear(3, 5)
     with pytest.raises(ValueError, match=r"encoder 'n': the network is in training mode; call \.eval\(\)"):
         CallableEncoder(network, name="n", transform=first_pixel)
@@ -88,7 +88,7 @@ def test_a_network_in_training_mode_is_refused_when_made_and_when_called() -> No
         encoder(IMAGES)
 
 
-def test_a_network_without_transform_a_nameless_and_an_uncallable_one_are_refused() -> None:
+def test_no_transform_no_name_and_no_function_are_refused() -> None:
     with pytest.raises(ValueError, match="a network needs transform="):
         CallableEncoder(torch.nn.Linear(3, 5).eval(), name="n")
     with pytest.raises(ValueError, match="name=''"):

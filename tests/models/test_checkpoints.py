@@ -48,9 +48,7 @@ def test_prefixes_of_wrappers_are_taken_off(tmp_path: Path, prefix: str) -> None
     ],
 )
 @pytest.mark.parametrize("suffix", [".pth", ".pth.tar"])
-def test_a_pickle_is_opened_down_to_its_weights_averaged_ones_first(
-    tmp_path: Path, content: Any, suffix: str
-) -> None:
+def test_a_pickle_is_opened_down_to_its_averaged_weights(tmp_path: Path, content: Any, suffix: str) -> None:
     torch.save(content, tmp_path / f"a{suffix}")
     assert_same(load_weights(tmp_path / f"a{suffix}", allow_pickle=True).state, STATE)
 
@@ -71,9 +69,7 @@ def test_a_hostile_pickle_is_refused_and_not_run(tmp_path: Path, zipped: bool) -
     torch.save(
         {"state_dict": STATE, "x": Hostile(trace)}, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped
     )
-    with pytest.raises(
-        AdqError, match=r"a\.pth: holds 'posix\.mkdir' beside tensors, which is never unpickled"
-    ):
+    with pytest.raises(AdqError, match=r"a\.pth: holds 'posix\.mkdir' .*never unpickled"):
         load_weights(tmp_path / "a.pth", allow_pickle=True)
     assert not trace.exists()
     torch.load(tmp_path / "a.pth", weights_only=False)  # the trap works
@@ -90,7 +86,7 @@ def test_a_hostile_pickle_is_refused_and_not_run(tmp_path: Path, zipped: bool) -
     ],
 )
 @pytest.mark.parametrize("zipped", [True, False])
-def test_what_stands_beside_the_weights_and_is_refused_is_named_with_the_remedy(
+def test_an_object_beside_the_weights_is_named_with_the_remedy(
     tmp_path: Path, beside: object, kind: str, zipped: bool
 ) -> None:
     content = {"state_dict": STATE, "metric": beside}
@@ -144,7 +140,7 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("what", DAMAGED)
-def test_a_damaged_safetensors_file_is_refused_before_allocation(tmp_path: Path, what: str) -> None:
+def test_a_damaged_safetensors_file_allocates_nothing(tmp_path: Path, what: str) -> None:
     path = tmp_path / "a.safetensors"
     path.write_bytes(DAMAGED[what])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -173,7 +169,7 @@ def test_a_truncated_pickle_is_refused(tmp_path: Path, n_bytes: int) -> None:
         load_weights(path, allow_pickle=True)
 
 
-def test_misfit_counts_what_is_missing_unexpected_and_reshaped_and_names_the_first() -> None:
+def test_misfit_counts_differences_and_names_the_first() -> None:
     model = torch.nn.Sequential(*[torch.nn.Linear(2, 2) for _ in range(5)])
     assert misfit(model, model.state_dict()) == ""
     state = {k: v for k, v in model.state_dict().items() if not k.endswith("bias")}
@@ -213,7 +209,7 @@ def test_all_that_is_known_of_a_file_comes_from_one_opening(
     assert (weights.header, weights.sha256, opened) == ({"made": "today"}, digest, [path])
 
 
-def test_the_hash_of_a_state_follows_its_names_types_shapes_and_values() -> None:
+def test_the_hash_of_a_state_is_of_all_that_it_holds() -> None:
     variants = [
         {"a": torch.zeros(2)},
         {"b": torch.zeros(2)},

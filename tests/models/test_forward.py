@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import pickle
 import re
@@ -61,7 +60,7 @@ def worst_cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
 # What the options are called
 
 
-def test_without_options_the_revision_is_the_one_of_features_made_before_there_were_any() -> None:
+def test_without_options_the_revision_is_the_old_one() -> None:
     expected = f"file-sha256={load_weights(weights_path('builtin')).sha256};definition=1;dtype=float32"
     assert builtin_encoder().revision == expected
     encoder = tiny_resnet()
@@ -69,7 +68,7 @@ def test_without_options_the_revision_is_the_one_of_features_made_before_there_w
     assert encoder.revision == f"weights-sha256={weights};timm={timm.__version__};dtype=float32"
 
 
-def test_without_options_the_answer_is_the_networks_own_to_the_last_bit() -> None:
+def test_without_options_the_answer_is_the_networks_own() -> None:
     images = noise(5, 32)
     pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).float()
     cifar_mean, cifar_std = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.2470, 0.2435, 0.2616])
@@ -88,19 +87,6 @@ def test_without_options_the_answer_is_the_networks_own_to_the_last_bit() -> Non
         np.testing.assert_array_equal(encoder(images)[1], logits.numpy())
 
 
-@makers
-def test_every_choice_of_options_has_a_revision_of_its_own_and_one_name(
-    make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch, "compile", lambda network, **_: network)
-    names = ("amp", "channels_last", "compile")
-    made = [
-        make(**dict(zip(names, values, strict=True))) for values in itertools.product([False, True], repeat=3)
-    ]
-    assert len({encoder.revision for encoder in made}) == 8
-    assert len({(encoder.name, encoder.preprocessing_hash) for encoder in made}) == 1
-
-
 @pytest.mark.parametrize("name", ["amp", "channels_last", "compile"])
 @pytest.mark.parametrize("value", ["bf16", 1, None, "inductor"])
 def test_an_option_that_is_not_true_or_false_is_refused(name: str, value: object) -> None:
@@ -115,9 +101,7 @@ def test_the_names_of_encoders_take_them_and_thumbnail_none() -> None:
     for name in ("amp", "channels_last", "compile"):
         with pytest.raises(ValueError, match=rf"'thumbnail' takes no options but device=, got {name}="):
             adq.encoder("thumbnail", **{name: True})
-    with pytest.raises(
-        ValueError, match=r"'builtin' takes no options but amp=, channels_last=, compile=, device=, got check"
-    ):
+    with pytest.raises(ValueError, match=r"'builtin' takes .*compile=, device=, got checkpoint="):
         adq.encoder("builtin", checkpoint="x", amp=True)
 
 
@@ -133,7 +117,7 @@ def test_a_pickle_carries_the_options(make: Make, monkeypatch: pytest.MonkeyPatc
 
 
 @makers
-def test_the_network_is_frozen_and_the_callers_random_state_stays(make: Make) -> None:
+def test_networks_are_frozen_and_random_state_stays(make: Make) -> None:
     before = torch.get_rng_state()
     encoder = make()
     encoder(noise(2))
@@ -187,12 +171,12 @@ def test_amp_on_a_device_without_bfloat16_is_refused(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla T4")
     with pytest.raises(ValueError, match=r"amp=True: Tesla T4 \(compute capability 7\.5\) has no bfloat16"):
-        options.place(network, torch.device("cuda"))
+        options.freeze(network, torch.device("cuda"))
     with pytest.raises(ValueError, match=r"does not compute in bfloat16 on meta \(.*\); leave amp off"):
-        options.place(network, torch.device("meta"))
+        options.freeze(network, torch.device("meta"))
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
     with pytest.raises(ValueError, match=r"computes in torch\.float32 on cpu, not in bfloat16"):
-        options.place(network, torch.device("cpu"))
+        options.freeze(network, torch.device("cpu"))
 
 
 # Compiling
@@ -271,7 +255,7 @@ def test_a_compiled_answer_does_not_depend_on_the_batch(make: Make, compiler: Fa
     np.testing.assert_allclose(whole, make()(images)[0], rtol=1e-4, atol=1e-5)
 
 
-def test_threads_wait_for_the_one_that_compiles_and_then_run_side_by_side(
+def test_threads_wait_for_the_one_that_compiles(
     compiler: FakeCompiler,
 ) -> None:
     compiler.seconds = 0.2
@@ -304,7 +288,7 @@ FAILS = (
 )
 
 
-def test_a_network_that_cannot_be_compiled_is_one_line_with_the_remedy(
+def test_a_failed_compilation_is_one_line_with_the_remedy(
     compiler: FakeCompiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiler.broken = 1
@@ -322,7 +306,7 @@ def test_a_network_that_cannot_be_compiled_is_one_line_with_the_remedy(
         builtin_encoder(compile=True)
 
 
-def test_a_job_ends_where_the_network_cannot_be_compiled_even_when_it_skips(
+def test_a_job_that_skips_ends_where_compiling_fails(
     compiler: FakeCompiler, make_shard: Any, tmp_path: Path
 ) -> None:
     compiler.broken = 100
@@ -344,7 +328,7 @@ def can_compile() -> None:
 @pytest.mark.usefixtures("can_compile")
 @makers
 @pytest.mark.parametrize("amp", [False, True])
-def test_torchs_own_compiler_compiles_once_and_gives_the_networks_answers(make: Make, amp: bool) -> None:
+def test_torchs_own_compiler_compiles_once(make: Make, amp: bool) -> None:
     from torch._dynamo.utils import counters
 
     images = noise(2 * SIZE + 5)

@@ -24,11 +24,13 @@ from safetensors.torch import load_file, save_file
 from adq_wds.errors import AdqError
 from adq_wds.models.callables import CallableEncoder
 from adq_wds.models.forward import pick_device
+from adq_wds.models.network_encoder import NetworkEncoder
 from adq_wds.models.timm_build import check_timm_name
 from adq_wds.models.timm_encoder import timm_encoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 COMMIT = "0" * 40
+NETWORKS = ["resnet18", "vit_tiny_patch16_224", "convnext_atto", "mobilenetv3_small_050"]
 
 
 def noise(width: int, height: int, seed: int) -> PIL.Image.Image:
@@ -54,10 +56,14 @@ def random_state(name: str, **options: Any) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoints NAME.safetensors."""
-    made = tmp_path_factory.mktemp("checkpoints")
-    for name in ("resnet18", "vit_tiny_patch16_224", "convnext_atto", "mobilenetv3_small_050"):
-        save_file(random_state(name), made / f"{name}.safetensors")
-    return made
+    checkpoints = tmp_path_factory.mktemp("checkpoints")
+    for name in NETWORKS:
+        save_file(random_state(name), checkpoints / f"{name}.safetensors")
+    return checkpoints
+
+
+def made(folder: Path, name: str, **options: Any) -> NetworkEncoder:
+    return timm_encoder(name, checkpoint=folder / f"{name}.safetensors", **options)
 
 
 def timms_own(
@@ -74,14 +80,11 @@ def timms_own(
     return answer
 
 
-@pytest.mark.parametrize(
-    "name", ["resnet18", "vit_tiny_patch16_224", "convnext_atto", "mobilenetv3_small_050"]
-)
-def test_embeddings_and_logits_are_timms_own_from_one_checkpoint(folder: Path, name: str) -> None:
-    checkpoint = folder / f"{name}.safetensors"
-    encoder = timm_encoder(name, checkpoint=checkpoint)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_embeddings_and_logits_are_timms_own(folder: Path, name: str) -> None:
+    encoder = made(folder, name)
     h, logits = encoder(IMAGES)
-    state = load_file(checkpoint)
+    state = load_file(folder / f"{name}.safetensors")
     want_h, want_logits = timms_own(name, state, 0), timms_own(name, state, 1000)
     assert logits is not None
     assert h.dtype == logits.dtype == np.float32
@@ -93,10 +96,8 @@ def test_embeddings_and_logits_are_timms_own_from_one_checkpoint(folder: Path, n
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=min(1e-3, 1e-2 * differs))
 
 
-def test_without_head_the_embeddings_are_the_same_and_there_are_no_logits(folder: Path) -> None:
-    checkpoint = folder / "mobilenetv3_small_050.safetensors"
-    with_head = timm_encoder("mobilenetv3_small_050", checkpoint=checkpoint)
-    without = timm_encoder("mobilenetv3_small_050", checkpoint=checkpoint, head=False)
+def test_without_head_only_the_logits_are_missing(folder: Path) -> None:
+    with_head, without = (made(folder, "mobilenetv3_small_050", head=head) for head in (True, False))
     h, logits = without(IMAGES)
     np.testing.assert_array_equal(h, with_head(IMAGES)[0])
     assert logits is None
@@ -138,7 +139,7 @@ def test_weights_in_the_authors_own_layout_are_converted(folder: Path, tmp_path:
     state = load_file(folder / "convnext_atto.safetensors")
     torch.save({"model": {as_published(k): v for k, v in state.items()}}, tmp_path / "published.pth")
     encoder = timm_encoder("convnext_atto", checkpoint=tmp_path / "published.pth", allow_pickle=True)
-    plain = timm_encoder("convnext_atto", checkpoint=folder / "convnext_atto.safetensors")
+    plain = made(folder, "convnext_atto")
     np.testing.assert_array_equal(encoder(IMAGES)[0], plain(IMAGES)[0])
     assert encoder.n_classes == 1000
 
@@ -155,12 +156,10 @@ def test_weights_in_the_authors_own_layout_are_converted(folder: Path, tmp_path:
         ),
     ],
 )
-def test_a_checkpoint_of_another_network_is_refused_with_the_differences(
+def test_a_checkpoint_of_another_network_is_refused(
     folder: Path, name: str, checkpoint: str, differences: str
 ) -> None:
-    with pytest.raises(
-        ValueError, match=rf"{checkpoint}\.safetensors does not fit '{name}': .*{differences}"
-    ):
+    with pytest.raises(ValueError, match=rf"{checkpoint}\.safetensors .*'{name}': .*{differences}"):
         timm_encoder(name, checkpoint=folder / f"{checkpoint}.safetensors")
 
 
@@ -174,7 +173,7 @@ def test_weights_behind_a_prefix_are_those_without_it(
     folder: Path, tmp_path: Path, name: str, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     state = load_file(folder / f"{name}.safetensors")
-    plain = timm_encoder(name, checkpoint=folder / f"{name}.safetensors")
+    plain = made(folder, name)
     save_file(behind(prefix, state), tmp_path / "whole.safetensors")
     whole = timm_encoder(name, checkpoint=tmp_path / "whole.safetensors")
     assert whole.n_classes == plain.n_classes == 1000
@@ -192,21 +191,15 @@ def test_published_names_behind_a_prefix_are_converted_too(folder: Path, tmp_pat
     state = load_file(folder / "vit_tiny_patch16_224.safetensors")
     save_file(behind("model.", state), tmp_path / "a.safetensors")
     at_96 = timm_encoder("vit_tiny_patch16_224", checkpoint=tmp_path / "a.safetensors", image_size=96)
-    plain = timm_encoder(
-        "vit_tiny_patch16_224", checkpoint=folder / "vit_tiny_patch16_224.safetensors", image_size=96
-    )
+    plain = made(folder, "vit_tiny_patch16_224", image_size=96)
     np.testing.assert_array_equal(at_96(IMAGES)[0], plain(IMAGES)[0])
 
 
-def test_half_of_the_weights_or_two_networks_behind_prefixes_are_refused(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_half_a_network_and_two_networks_are_refused(folder: Path, tmp_path: Path) -> None:
     state = load_file(folder / "resnet18.safetensors")
     half = dict(list(behind("model.", state).items())[::2])
     save_file(half, tmp_path / "half.safetensors")
-    with pytest.raises(
-        ValueError, match=r"half\.safetensors does not fit .* missing .*all names start with 'model\.'"
-    ):
+    with pytest.raises(ValueError, match=r"half\.safetensors .* missing .*start with 'model\.'"):
         timm_encoder("resnet18", checkpoint=tmp_path / "half.safetensors")
     for two in (("student.", "teacher."), ("", "ema.")):
         both = {**behind(two[0], state), **{k: v.clone() for k, v in behind(two[1], state).items()}}
@@ -239,9 +232,7 @@ def test_a_size_the_network_cannot_take_is_refused() -> None:
     for size in (0, -64, True, 64.0, "64"):
         with pytest.raises(ValueError, match=rf"image_size must be an integer >= 1, got {size!r}"):
             timm_encoder("resnet18", pretrained=False, image_size=size)  # type: ignore[arg-type]
-    with pytest.raises(
-        ValueError, match=r"'levit_128s' gives no pooled features for an input of \(3, 250, 250\)"
-    ):
+    with pytest.raises(ValueError, match=r"'levit_128s' gives no .* input of \(3, 250, 250\)"):
         timm_encoder("levit_128s", pretrained=False, image_size=250)
 
 
@@ -283,12 +274,8 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("name", "tried"), [("resnet18", "timm/resnet18.a1_in1k"), ("hf_hub:owner/net", "owner/net")]
 )
-def test_weights_that_cannot_be_fetched_say_what_was_tried_and_the_remedy(
-    offline: Path, name: str, tried: str
-) -> None:
-    with pytest.raises(
-        AdqError, match=rf"'{name}'.*tried {tried} and the local cache .*give checkpoint=FILE"
-    ) as info:
+def test_weights_that_cannot_be_fetched_name_source_and_remedy(offline: Path, name: str, tried: str) -> None:
+    with pytest.raises(AdqError, match=rf"'{name}'.*{tried} .*give checkpoint=FILE") as info:
         timm_encoder(name, cache_dir=offline)
     assert "\n" not in str(info.value)
 
@@ -325,31 +312,31 @@ def test_fetched_weights_come_through_timms_own_loading(offline: Path, folder: P
     np.testing.assert_array_equal(again(IMAGES)[0], hub(IMAGES)[0])
 
 
-def test_revision_is_of_weights_and_preprocessing_hash_of_preprocessing(folder: Path, tmp_path: Path) -> None:
-    def made(checkpoint: Path, **options: Any) -> tuple[str, str]:
+def test_revision_follows_weights_and_hash_preprocessing(folder: Path, tmp_path: Path) -> None:
+    def hashes(checkpoint: Path, **options: Any) -> tuple[str, str]:
         encoder = timm_encoder("convnext_atto", checkpoint=checkpoint, **options)
         return encoder.revision, encoder.preprocessing_hash
 
     checkpoint = folder / "convnext_atto.safetensors"
-    revision, preprocessing = made(checkpoint)
+    revision, preprocessing = hashes(checkpoint)
     assert f"timm={timm.__version__}" in revision
     torch.set_printoptions(precision=1)
     try:
-        assert made(shutil.copy(checkpoint, tmp_path / "moved.safetensors")) == (revision, preprocessing)
+        assert hashes(shutil.copy(checkpoint, tmp_path / "moved.safetensors")) == (revision, preprocessing)
     finally:
         torch.set_printoptions(profile="default")
-    smaller = made(checkpoint, image_size=64)
+    smaller = hashes(checkpoint, image_size=64)
     assert smaller[0] == revision
     assert smaller[1] != preprocessing
     state = load_file(checkpoint)
     state["head.fc.bias"][0] += 1
     save_file(state, tmp_path / "other.safetensors")
-    other = made(tmp_path / "other.safetensors")
+    other = hashes(tmp_path / "other.safetensors")
     assert other[0] != revision
     assert other[1] == preprocessing
 
 
-def test_random_weights_are_said_to_be_random_and_the_same_each_time(
+def test_random_weights_are_logged_and_the_same_each_time(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     torch.manual_seed(1)
@@ -360,7 +347,7 @@ def test_random_weights_are_said_to_be_random_and_the_same_each_time(
     assert timm_encoder("convnext_atto", pretrained=False, image_size=64).revision == first.revision
 
 
-def test_an_image_that_is_not_rgb_is_refused_with_its_position_and_mode() -> None:
+def test_an_image_that_is_not_rgb_is_named() -> None:
     encoder = timm_encoder("resnet18", pretrained=False, image_size=32)
     with pytest.raises(ValueError, match=r"image 1 of the batch has mode 'RGBA', not 'RGB'"):
         encoder([IMAGES[0], IMAGES[1].convert("RGBA")])
@@ -368,7 +355,7 @@ def test_an_image_that_is_not_rgb_is_refused_with_its_position_and_mode() -> Non
 
 @pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])
 def test_threads_get_the_answers_they_would_get_alone(folder: Path, name: str) -> None:
-    encoder = timm_encoder(name, checkpoint=folder / f"{name}.safetensors", image_size=64)
+    encoder = made(folder, name, image_size=64)
     batches = [[noise(40 + i, 50, i), noise(50, 40 + i, 100 + i)] for i in range(24)]
     alone = [encoder(batch)[0] for batch in batches]
     barrier = threading.Barrier(4)
@@ -392,8 +379,8 @@ def call(encoder: Any) -> NDArray[np.float32]:
     return answer
 
 
-def test_encoders_reach_a_spawned_process_as_arguments_not_as_weights(folder: Path) -> None:
-    encoder = timm_encoder("convnext_atto", checkpoint=folder / "convnext_atto.safetensors", image_size=64)
+def test_encoders_reach_another_process_as_arguments(folder: Path) -> None:
+    encoder = made(folder, "convnext_atto", image_size=64)
     data = pickle.dumps(encoder)
     assert len(data) < 1000
     again = pickle.loads(data)  # noqa: S301 - our own bytes
@@ -409,9 +396,7 @@ def test_a_checkpoint_that_changed_underway_is_refused(folder: Path, tmp_path: P
     data = pickle.dumps(timm_encoder("convnext_atto", checkpoint=checkpoint, image_size=64))
     state = load_file(checkpoint)
     save_file({k: v * 2 for k, v in state.items()}, checkpoint)
-    with pytest.raises(
-        AdqError, match="encoder 'convnext_atto' changed while it was handed to another process"
-    ):
+    with pytest.raises(AdqError, match="encoder 'convnext_atto' changed while"):
         pickle.loads(data)  # noqa: S301
 
 
@@ -424,23 +409,24 @@ def test_a_relative_checkpoint_is_found_from_another_folder(
     assert call(pickle.loads(data)).shape == (3, 320)  # noqa: S301
 
 
-def test_auto_takes_cuda_when_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    for available, device in ((True, "cuda"), (False, "cpu")):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
-        assert pick_device("auto") == torch.device(device)
-
-
 @pytest.mark.parametrize(
-    ("device", "message"),
+    ("device", "n_devices", "picked"),
     [
-        ("gpu", r"device='gpu': expected 'cpu', 'cuda', 'cuda:N' or 'auto'"),
-        ("cuda", r"device='cuda': torch sees 0 CUDA devices; use 'auto' or 'cpu'"),
-        ("cuda:3", r"device='cuda:3': torch sees 0 CUDA devices"),
+        ("auto", 1, "cuda"),
+        ("auto", 0, "cpu"),
+        ("cuda:1", 2, "cuda:1"),
+        ("gpu", 0, r"device='gpu': expected 'cpu', 'cuda', 'cuda:N' or 'auto'"),
+        ("cuda", 0, r"device='cuda': torch sees 0 CUDA devices; use 'auto' or 'cpu'"),
+        ("cuda:3", 1, r"device='cuda:3': torch sees 1 CUDA devices"),
     ],
 )
-def test_a_device_that_is_not_there_is_refused(
-    device: str, message: str, monkeypatch: pytest.MonkeyPatch
+def test_a_device_is_one_that_is_there(
+    device: str, n_devices: int, picked: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    with pytest.raises(ValueError, match=message):
-        timm_encoder("resnet18", pretrained=False, device=device)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: n_devices)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: n_devices > 0)
+    if picked.startswith("device="):
+        with pytest.raises(ValueError, match=picked):
+            pick_device(device)
+    else:
+        assert pick_device(device) == torch.device(picked)

@@ -101,45 +101,43 @@ def test_another_encoder_is_refused_by_name(urls: list[str], codebook: adq.Codeb
         list(raw(urls).compose(stage, adq.AssignBins(codebook, on_error="skip")))
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (None, "no embedding: put adq_wds.Embed.encoder. before AssignBins"),
-        (npy(np.zeros(191, np.float32)), "an embedding of 191 numbers, the codebook's have 192"),
-        (np.full(192, np.nan), "the embedding holds NaN or infinity"),
-        (np.full(192, 1e300), "the embedding holds NaN or infinity"),
-        (npy(np.full(192, np.inf, np.float16)), "the embedding holds NaN or infinity"),
-        (np.zeros(192, int), "holds int64, expected float16, float32 or float64"),
-        (np.zeros(192, complex), "holds complex128, expected"),
-        (np.zeros(192, object), "holds object, expected"),
-        (npy(np.zeros(192, np.uint8)), "uint8 of shape .192,.; expected one vector"),
-        ([0.0] * 192, "holds list, expected"),
-        (np.zeros((2, 192)), r"numbers of shape \(2, 192\), expected one vector"),
-        (np.zeros(0), r"numbers of shape \(0,\), expected one vector"),
-        (np.float32(3), "holds float32, expected"),
-        (b"", "not an npy file"),
-        (b"<html>", "not an npy file"),
-        (npy(np.zeros(192))[:-1], "declares 1536 bytes of numbers, shape .192,., and holds 1535"),
-        (npy(np.zeros(192)) + b"0", "declares 1536 bytes of numbers, shape .192,., and holds 1537"),
-        (npy(np.zeros(192)).replace(b"<f8", b"|O8"), "object of shape"),
-        (npy(np.zeros(192)).replace(b"(192,)", b"(2**9)"), "damaged npy header"),
-        (npy(np.zeros(192)).replace(b"(192,), }           ", b"(8589934592,), }    "), "declares 68719476736 bytes"),
-        (b"\x93NUMPY\x02\x00" + struct.pack("<I", 2**31) + b"{}", "declares a header of 2147483660 bytes"),
-        (b"\x93NUMPY\x09\x00" + b"\x00" * 100, "not an npy file of version 1 or 2"),
-    ],
-)  # fmt: skip
-def test_an_embedding_that_cannot_be_used_is_a_bad_sample(
-    urls: list[str], codebook: adq.Codebook, value: Any, text: str
-) -> None:
+BAD_EMBEDDINGS: list[tuple[Any, str]] = [
+    (None, "no embedding: put adq_wds.Embed.encoder. before AssignBins"),
+    (npy(np.zeros(191, np.float32)), "an embedding of 191 numbers, the codebook's have 192"),
+    (np.full(192, np.nan), "the embedding holds NaN or infinity"),
+    (np.full(192, 1e300), "the embedding holds NaN or infinity"),
+    (npy(np.full(192, np.inf, np.float16)), "the embedding holds NaN or infinity"),
+    (np.zeros(192, int), "holds int64, expected float16, float32 or float64"),
+    (np.zeros(192, complex), "holds complex128, expected"),
+    (np.zeros(192, object), "holds object, expected"),
+    (npy(np.zeros(192, np.uint8)), "uint8 of shape .192,.; expected one vector"),
+    ([0.0] * 192, "holds list, expected"),
+    (np.zeros((2, 192)), r"numbers of shape \(2, 192\), expected one vector"),
+    (np.zeros(0), r"numbers of shape \(0,\), expected one vector"),
+    (np.float32(3), "holds float32, expected"),
+    (b"", "not an npy file"),
+    (b"<html>", "not an npy file"),
+    (npy(np.zeros(192))[:-1], "declares 1536 bytes of numbers, shape .192,., and holds 1535"),
+    (npy(np.zeros(192)) + b"0", "declares 1536 bytes of numbers, shape .192,., and holds 1537"),
+    (npy(np.zeros(192)).replace(b"<f8", b"|O8"), "object of shape"),
+    (npy(np.zeros(192)).replace(b"(192,)", b"(2**9)"), "damaged npy header"),
+    (npy(np.zeros(192)).replace(b"(192,), }           ", b"(8589934592,), }    "), "declares 68719476736 bytes"),
+    (b"\x93NUMPY\x02\x00" + struct.pack("<I", 2**31) + b"{}", "declares a header of 2147483660 bytes"),
+    (b"\x93NUMPY\x09\x00" + b"\x00" * 100, "not an npy file of version 1 or 2"),
+]  # fmt: skip
+
+
+def test_an_embedding_that_cannot_be_used_is_a_bad_sample(urls: list[str], codebook: adq.Codebook) -> None:
     """S5 among them: an npy file that declares 64 GiB is refused before anything is allocated."""
-    samples = [{**sample, "emb.npy": npy(np.ones(192, np.float32))} for sample in raw(urls)]
-    if value is None:
-        del samples[7]["emb.npy"]
-    else:
-        samples[7]["emb.npy"] = value
-    with pytest.raises(adq.SampleError, match=f"^shard t-0.tar, key 's00007', field 'emb.npy': .*{text}"):
-        list(adq.AssignBins(codebook)(samples))
-    assert len(list(adq.AssignBins(codebook, on_error="skip")(samples))) == 99
+    good = [{**sample, "emb.npy": npy(np.ones(192, np.float32))} for sample in raw(urls)]
+    for value, text in BAD_EMBEDDINGS:
+        bad = {k: v for k, v in good[7].items() if k != "emb.npy"} | (
+            {} if value is None else {"emb.npy": value}
+        )
+        samples = [*good[:7], bad, *good[8:]]
+        with pytest.raises(adq.SampleError, match=f"^shard t-0.tar, key 's00007', field 'emb.npy': .*{text}"):
+            list(adq.AssignBins(codebook)(samples))
+        assert len(list(adq.AssignBins(codebook, on_error="skip")(samples))) == 99
 
 
 def test_labels_of_another_kind_end_the_stream(urls: list[str], codebook: adq.Codebook) -> None:

@@ -39,7 +39,7 @@ def folder(make_features: MakeFeatures, tmp_path: Path) -> Path:
 # ---- Repeatable (F26)
 
 
-def test_order_place_and_dates_of_the_files_change_no_byte_of_the_plan(
+def test_order_place_and_dates_of_files_change_no_byte(
     make_features: MakeFeatures, folder: Path, tmp_path: Path
 ) -> None:
     other = fill(make_features, tmp_path / "elsewhere" / "f", list(SHARDS)[::-1])
@@ -126,7 +126,7 @@ def test_the_plan_is_opened_from_its_file(folder: Path, tmp_path: Path) -> None:
         ("read-only/plan.parquet", r"cannot write into the folder .*: permission denied"),
     ],
 )
-def test_a_place_where_no_plan_can_lie_is_refused_before_any_work(
+def test_a_place_where_no_plan_can_lie_is_refused(
     out: str, text: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plan_job, "bin_samples", lambda *a, **k: pytest.fail("worked for nothing"))
@@ -205,7 +205,7 @@ def test_a_bar_is_shown_only_when_asked(folder: Path, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize("change", ["added", "removed", "renamed", "regrown", "label", "byte", "encoder"])
-def test_a_plan_of_changed_features_has_another_hash_and_old_bins_are_refused(
+def test_changed_features_have_another_plan_and_no_old_bins(
     change: str, make_features: MakeFeatures, folder: Path
 ) -> None:
     old_hash = adq.build_plan(folder, keep=1).hash

@@ -73,9 +73,7 @@ def test_the_heads_diversity_makes_the_importance(features: adq.Features) -> Non
     assert plain.table()["bin"].to_pylist() == table["bin"]
 
 
-def test_the_same_views_give_the_same_plan_and_are_trained_on_once(
-    features: adq.Features, trained: list[str], tmp_path: Path
-) -> None:
+def test_views_are_trained_on_once(features: adq.Features, trained: list[str], tmp_path: Path) -> None:
     bins = find_bins(features, bins=3)
     first = adq.build_plan(features, bins=bins, keep=0.4, diversity_head="contrastive")
     bins.save(tmp_path / "bins.parquet")
@@ -102,9 +100,7 @@ def test_other_views_are_another_diversity(
     assert trained == ["contrastive"] * 2
 
 
-def test_what_bins_claim_to_know_of_a_head_is_not_taken_when_it_cannot_be(
-    features: adq.Features, trained: list[str]
-) -> None:
+def test_a_heads_entry_that_cannot_be_is_not_taken(features: adq.Features, trained: list[str]) -> None:
     bins = find_bins(features, bins=3)
     good = adq.build_plan(features, bins=bins, diversity_head="contrastive")
     values: list[Any] = [[1.0], None, "abc", [1.0, "x", 2.0], [10**400, 1.0, 1.0], [None, 1.0, 1.0]]

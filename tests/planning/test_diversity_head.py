@@ -81,7 +81,7 @@ def test_training_lowers_the_loss_on_images_never_seen() -> None:
     assert loss(contrastive(train, seed=3, epochs=40)) < loss(new_head(train.shape[2], seed=3)) - 0.5
 
 
-def test_no_epochs_leave_the_untrained_head_and_one_changes_every_layer(
+def test_no_epochs_or_one_image_leave_the_head_untrained(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     z = views(40)
@@ -93,7 +93,7 @@ def test_no_epochs_leave_the_untrained_head_and_one_changes_every_layer(
     assert "views of 1 images: no two to tell apart" in caplog.text
 
 
-def test_equal_seeds_give_equal_heads_whatever_the_threads_and_others_do_not() -> None:
+def test_equal_seeds_give_equal_heads_for_any_threads() -> None:
     z = views(700, 32)
     before = torch.get_num_threads()
     made = []
@@ -111,7 +111,7 @@ def test_equal_seeds_give_equal_heads_whatever_the_threads_and_others_do_not() -
     assert not same(new_head(z.shape[2], seed=1), new_head(z.shape[2], seed=2))
 
 
-def test_the_callers_random_state_and_modes_are_neither_used_nor_changed() -> None:
+def test_the_callers_random_state_and_modes_are_left_alone() -> None:
     z = views(30)
     expected = contrastive(z, epochs=2)
     torch.manual_seed(7)
@@ -193,7 +193,7 @@ def test_progress_adds_up_to_three_trainings(n: int) -> None:
         (np.full((4, 2, 6), np.nan, np.float16), np.zeros(4, int), {}, "views of image 0 hold NaN"),
     ],
 )  # fmt: skip
-def test_arguments_that_do_not_fit_are_refused_before_any_training(
+def test_views_that_do_not_fit_are_refused_before_training(
     z: Rows, bin: Rows, options: dict[str, Any], text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.optim, "Adam", None)

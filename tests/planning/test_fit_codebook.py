@@ -124,7 +124,7 @@ def test_the_order_of_files_and_a_saved_file_change_nothing(
     assert len({first.hash, *others}) == 4
 
 
-def test_classes_with_small_pilots_go_by_the_pooled_rule_and_it_is_said(
+def test_classes_with_small_pilots_go_by_the_pooled_rule(
     features: adq.Features, caplog: pytest.LogCaptureFixture
 ) -> None:
     found = fit(features, min_pilot=6)

@@ -16,6 +16,7 @@ import adq_wds as adq
 from adq_wds.cli.main import main
 from adq_wds.core.gradient import GradientKernel, gradient_bins, logit_gradients
 from adq_wds.core.kernel import unit_rows
+from adq_wds.planning.build_plan import find_bins
 
 MakeShard = Callable[..., Path]
 MakeFeatures = Callable[..., Any]
@@ -59,6 +60,10 @@ def _two(sample: adq.Sample) -> int:
     return 2
 
 
+def _named(sample: adq.Sample) -> str:
+    return "two"
+
+
 @pytest.fixture
 def shards(make_shard: MakeShard) -> list[Path]:
     return [make_shard("a.tar", 30), make_shard("b.tar", 25, first=30)]
@@ -95,17 +100,17 @@ def test_bins_are_graphcut_bins_of_the_heads_gradients(shards: list[Path], tmp_p
         assert np.array(table["bin"])[mine].tolist() == expected.bin.tolist()
         assert np.array(table["pick"])[mine].tolist() == expected.pick.tolist()
     assert plan.header["settings"]["kernel"] == "gradient"
+    answers = logits.argmax(axis=1) == label
+    assert [file.header["head_right"] for file in features] == [answers[:30].sum(), answers[30:].sum()]
+    bins = find_bins(features, bins=4, kernel="gradient")
+    assert adq.build_plan(features, bins=bins, keep=0.5, kernel="gradient").hash == plan.hash
+    with pytest.raises(ValueError, match="the bins were made with kernel='gradient', not 'features'"):
+        adq.build_plan(features, bins=bins)
     other = adq.build_plan(features, bins=4, keep=0.5)
     assert other.table()["bin"].to_pylist() != table["bin"]
 
 
-def test_the_memory_given_changes_nothing(shards: list[Path], tmp_path: Path) -> None:
-    features = adq.embed_shards(shards, Head(), tmp_path / "f", logit_grad=True)
-    plans = [adq.build_plan(features, bins=4, kernel="gradient", memory_bytes=m) for m in (0, 1 << 30)]
-    assert plans[0].hash == plans[1].hash
-
-
-def test_features_through_two_softmaxes_are_read_and_never_mixed(
+def test_gradients_of_two_softmaxes_are_read_and_never_mixed(
     shards: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Earlier versions could make them."""
@@ -123,20 +128,35 @@ def test_features_through_two_softmaxes_are_read_and_never_mixed(
 
 def test_a_head_of_other_classes_is_refused_with_both_counts(shards: list[Path], tmp_path: Path) -> None:
     features = adq.embed_shards(shards, Head(5), tmp_path / "five", logit_grad=True)
-    with pytest.raises(
-        adq.FeaturesError,
-        match=r"head has 5 classes, the data 2 labels \(0 … 1\): kernel 'gradient' needs a head trained",
-    ):
+    text = r"head has 5 classes, the data 2 labels \(0 … 1\): kernel 'gradient' needs a head trained"
+    with pytest.raises(adq.FeaturesError, match=text):
         adq.build_plan(features, kernel="gradient")
     adq.build_plan(features)  # the embeddings are as good as any
-    with pytest.raises(
-        adq.FeaturesError, match=r"shard a\.tar: label 2, but the encoder's head has 2 classes, 0 to 1"
-    ):
-        adq.embed_shards(shards, Head(2), tmp_path / "two", label=_two, logit_grad=True)
-    with pytest.raises(
-        adq.FeaturesError, match=r"shard a\.tar: the head of encoder 'head' has 1 class, whose loss"
-    ):
-        adq.embed_shards(shards, Head(1), tmp_path / "one", logit_grad=True)
+    plain = adq.embed_shards(shards, Head(), tmp_path / "plain")
+    with pytest.raises(adq.FeaturesError, match="no logit gradients here, which kernel 'gradient' needs"):
+        adq.build_plan(plain, kernel="gradient")
+
+
+@pytest.mark.parametrize(
+    ("head", "options", "text"),
+    [
+        (Head(2), {"label": _two}, r"shard a\.tar: label 2, but the encoder's head has 2 classes, 0 to 1"),
+        (Head(2), {"label": _named}, r"shard a\.tar: label 'two', .*a function as label= may map names"),
+        (Head(1), {}, r"shard a\.tar: the head of encoder 'head' has 1 class, whose loss"),
+        (Head(None), {}, "encoder 'head' gives no logits, which logit gradients need"),
+        (None, {"embeddings": "e.npy"}, "gives no logits, which logit gradients need"),
+        (Head(2), {"label": None}, "logit_grad=True and label=None exclude each other"),
+    ],
+)
+def test_heads_and_labels_that_give_no_gradients_are_refused(
+    head: Head | None, options: dict[str, Any], text: str, shards: list[Path], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    np.save("e.npy", np.ones((55, 4), np.float32))
+    given = {} if head is None else {"encoder": head}
+    with pytest.raises((adq.AdqError, ValueError), match=text):
+        adq.embed_shards(shards, out=tmp_path / "f", logit_grad=True, **given, **options)
 
 
 def test_a_head_may_have_classes_that_the_first_samples_lack(
@@ -163,16 +183,6 @@ def test_a_head_that_knows_nothing_of_the_labels_is_told(
         assert ("was it trained on these labels" in caplog.text) == told
 
 
-def test_how_often_the_head_is_right_is_counted(shards: list[Path], tmp_path: Path) -> None:
-    features = adq.embed_shards(shards, Head(), tmp_path / "f", logit_grad=True, batch_size=7)
-    logits = Head()([image for path in shards for image in images_of(path)])[1]
-    assert logits is not None
-    right = [
-        int((part.argmax(axis=1) == np.arange(len(part)) % 2).sum()) for part in (logits[:30], logits[30:])
-    ]
-    assert [file.header["head_right"] for file in features] == right
-
-
 def test_a_norm_below_0_is_refused_by_key(make_features: MakeFeatures, tmp_path: Path) -> None:
     made = make_features("a.tar", [0, 1] * 4, n_classes=2)
     made.norm[5] = -1
@@ -190,27 +200,6 @@ def test_gradients_stay_when_other_columns_are_asked_for(shards: list[Path], tmp
     assert again.hash == both.hash
 
 
-def test_labels_that_are_no_classes_of_a_head_are_refused(make_shard: MakeShard, tmp_path: Path) -> None:
-    named = make_shard("n.tar", 6, label="txt")
-    with pytest.raises(
-        adq.FeaturesError, match=r"shard n\.tar: label '\d', but .*\(a function as label= may map names"
-    ):
-        adq.embed_shards(named, Head(), tmp_path / "f", label="txt", logit_grad=True)
-    with pytest.raises(ValueError, match="logit_grad=True and label=None exclude each other"):
-        adq.embed_shards(named, Head(), tmp_path / "f", label=None, logit_grad=True)
-
-
-def test_what_has_no_logits_is_refused(shards: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(adq.AdqError, match="encoder 'head' gives no logits, which logit gradients need"):
-        adq.embed_shards(shards, Head(None), tmp_path / "f", logit_grad=True)
-    np.save(tmp_path / "e.npy", np.ones((55, 4), np.float32))
-    with pytest.raises(adq.AdqError, match="gives no logits, which logit gradients need"):
-        adq.embed_shards(shards, out=tmp_path / "g", embeddings=tmp_path / "e.npy", logit_grad=True)
-    plain = adq.embed_shards(shards, Head(), tmp_path / "h")
-    with pytest.raises(adq.FeaturesError, match="no logit gradients here, which kernel 'gradient' needs"):
-        adq.build_plan(plain, kernel="gradient")
-
-
 def test_logits_that_are_not_finite_name_the_sample(shards: list[Path], tmp_path: Path) -> None:
     with pytest.raises(adq.SampleError, match=r"shard a\.tar, key 's\d+': its logits hold NaN or infinity"):
         adq.embed_shards(shards, Head(spoilt=True), tmp_path / "f", logit_grad=True)
@@ -220,16 +209,6 @@ def test_logits_that_are_not_finite_name_the_sample(shards: list[Path], tmp_path
     assert 0 < sum(len(file.bad) for file in features) < 55
     assert np.isfinite(np.concatenate([file.logit_grad() for file in features])).all()
     assert len(adq.embed_shards(shards, Head(spoilt=True), tmp_path / "g")) == 55  # logits that nobody reads
-
-
-def test_bins_of_one_kernel_are_not_taken_for_the_other(shards: list[Path], tmp_path: Path) -> None:
-    from adq_wds.planning.build_plan import find_bins
-
-    features = adq.embed_shards(shards, Head(), tmp_path / "f", logit_grad=True)
-    bins = find_bins(features, bins=3, kernel="gradient")
-    assert adq.build_plan(features, bins=bins, kernel="gradient").n_kept == 16
-    with pytest.raises(ValueError, match="the bins were made with kernel='gradient', not 'features'"):
-        adq.build_plan(features, bins=bins)
 
 
 def test_the_command_embeds_what_the_kernel_needs(

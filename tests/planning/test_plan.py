@@ -35,9 +35,7 @@ def name_of(settings: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=name_of)
-def test_the_kept_count_is_the_rounded_share_and_smaller_plans_lie_inside_larger(
-    settings: dict[str, Any], mixed: Path
-) -> None:
+def test_counts_are_exact_and_plans_nested(settings: dict[str, Any], mixed: Path) -> None:
     features = Features(mixed)
     bins = find_bins(features, bins=7)
     for must in ([], ["k0003", "k1001", "k1009"]):
@@ -96,9 +94,7 @@ def test_another_seed_draws_other_samples_of_the_same_bins(mixed: Path) -> None:
     assert ordered[0].header["cells"]["quota"] != ordered[1].header["cells"]["quota"]  # odd seats are drawn
 
 
-def test_draws_use_the_base_name_so_a_new_folder_moves_no_sample(
-    make_features: MakeFeatures, tmp_path: Path
-) -> None:
+def test_a_new_folder_moves_no_sample(make_features: MakeFeatures, tmp_path: Path) -> None:
     for root, prefix in (("here", ""), ("there", "data/train/")):
         for shard in ("x.tar", "y.tar"):
             rows = np.random.default_rng(len(shard)).random((40, 4)) + 0.1
@@ -122,7 +118,7 @@ def test_draws_use_the_base_name_so_a_new_folder_moves_no_sample(
         (["k0002"], r"must-include sample 'k0002' is not among the usable samples"),
     ],
 )
-def test_must_include_samples_that_are_not_one_usable_sample_are_refused(
+def test_must_includes_that_are_no_usable_sample_are_refused(
     must: list[Any], text: str, make_features: MakeFeatures, tmp_path: Path
 ) -> None:
     make_features("x.tar", mixed_labels(70), bad=[2])
@@ -131,7 +127,7 @@ def test_must_include_samples_that_are_not_one_usable_sample_are_refused(
         adq.build_plan(tmp_path / "features", keep=0.5, must_include=must)
 
 
-def test_must_includes_may_come_as_json_gives_them_and_count_in_the_hash(mixed: Path) -> None:
+def test_must_includes_may_be_json_and_count_in_the_hash(mixed: Path) -> None:
     plan = adq.build_plan(mixed, keep=0.1, must_include=[["x.tar", "k0004"], ("x.tar", "k0004"), "k0004"])
     assert "k0004" in set(plan.keys())
     assert plan.header["classes"][mixed_labels(70)[4]]["must_include"] == 1
@@ -146,7 +142,7 @@ def test_a_must_include_sample_of_a_class_left_out_is_refused(mixed: Path) -> No
 
 
 @pytest.mark.parametrize("balance", ["class", "none"])
-def test_more_must_includes_than_the_budget_are_refused_with_the_numbers(balance: str, mixed: Path) -> None:
+def test_more_must_includes_than_the_budget_are_refused(balance: str, mixed: Path) -> None:
     sevens = [f"k{i:04d}" for i, c in enumerate(mixed_labels(70)) if c == 7]
     assert len(sevens) > 1
     # more than the class's share of 0.3: the budget has room for them
@@ -163,7 +159,7 @@ def test_more_must_includes_than_the_budget_are_refused_with_the_numbers(balance
 # ---- Classes and labels
 
 
-def test_only_chosen_classes_are_planned_and_the_others_are_in_no_bin(mixed: Path) -> None:
+def test_classes_that_are_not_chosen_are_in_no_bin(mixed: Path) -> None:
     by_number = adq.build_plan(mixed, keep=0.4, classes=[7, 1])
     rows = by_number.table().to_pylist()
     chosen = sum(r["label"] in (1, 7) for r in rows)

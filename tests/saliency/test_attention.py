@@ -145,11 +145,9 @@ def test_weights_that_change_are_seen() -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet10t", "swin_tiny_patch4_window7_224", "builtin"])
-def test_a_network_without_attention_over_all_patches_is_refused(name: str) -> None:
+def test_a_network_without_global_attention_is_refused(name: str) -> None:
     encoder = builtin_encoder() if name == "builtin" else timm_encoder(name, pretrained=False)
-    with pytest.raises(
-        ValueError, match=f"encoder '{name}' has no attention over all patches in its last block; take a ViT"
-    ):
+    with pytest.raises(ValueError, match=f"encoder '{name}' has no attention .*take a ViT"):
         attention_importance(encoder, patch=16)
     with pytest.raises(ValueError, match="patch must be an integer >= 1, got -1"):
         attention_importance(encoder, patch=-1)

@@ -82,7 +82,7 @@ def test_the_closed_form_is_the_gradient_of_the_whole_network(name: str, method:
     assert relative(importance(images, classes, [0, 0]), expected) < 1e-5
 
 
-def test_maps_with_channels_last_are_closed_too_where_nothing_follows_their_mean() -> None:
+def test_maps_with_channels_last_are_closed_too() -> None:
     encoder = random_encoder("swin_tiny_patch4_window7_224")
     importance = cam_importance(encoder, method="gradcam", patch=32)
     assert importance.closed  # its norm comes before the mean
@@ -98,7 +98,7 @@ def test_maps_with_channels_last_are_closed_too_where_nothing_follows_their_mean
 
 
 @pytest.mark.parametrize("name", BY_GRADIENT)
-def test_a_head_that_is_more_than_a_linear_map_of_means_is_run_backwards(name: str) -> None:
+def test_a_head_that_is_not_plain_is_run_backwards(name: str) -> None:
     encoder = random_encoder(name)
     importance = cam_importance(encoder, patch=16)
     assert not importance.closed
@@ -169,7 +169,7 @@ def test_a_label_that_is_no_class_is_refused(label: Any) -> None:
     importance = cam_importance(builtin_encoder(), patch=4)
     with pytest.raises(
         ValueError,
-        match=f"image 1 of the batch has label {label!r}, and 'builtin' has the classes 0 to 9; .*use_labels=False",
+        match=f"image 1 .*label {label!r}, .*0 to 9; .*use_labels=False",
     ):
         importance(pictures(2, (32, 32)), [3, label], [0, 0])
     with pytest.raises(ValueError, match="1 labels for 2 images"):
@@ -217,7 +217,7 @@ def test_bfloat16_moves_a_map_little() -> None:
     assert relative(found, expected) < 0.1
 
 
-def test_it_is_an_importance_that_pickles_and_leaves_the_encoder_as_it_was() -> None:
+def test_it_pickles_and_leaves_the_encoder_as_it_was() -> None:
     encoder, images = random_encoder("resnet10t"), pictures(2)
     before = encoder(images)
     importance: Importance = cam_importance(encoder, method="gradcam", patch=8, use_labels=False)
@@ -247,7 +247,7 @@ def test_what_cannot_be_explained_is_refused() -> None:
         cam_importance(builtin_encoder("builtin-free"), method="gradcam", patch=4)
     with pytest.raises(
         ValueError,
-        match=r"'vit_tiny_patch16_224' ends with features of shape \(2, 17, 192\).*attention_importance",
+        match=r"'vit_tiny_patch16_224' .*\(2, 17, 192\).*attention_importance",
     ):
         cam_importance(random_encoder("vit_tiny_patch16_224"), patch=4)
     for patch in (0, 4.0, True):

@@ -110,67 +110,50 @@ def palette_with_alpha() -> bytes:
     return encode(image, "TIFF")
 
 
+def palette_png(*extra: tuple[bytes, bytes]) -> bytes:
+    return png(INDEX, width=W, depth=8, colour=3, extra=(PLTE, *extra))
+
+
+def raw_tiff(mode: str, pixels: NDArray[np.uint8], **options: Any) -> bytes:
+    return encode(Image.frombytes(mode, (W, H), pixels.tobytes()), "TIFF", **options)
+
+
+def without(colour: NDArray[Any], clear: NDArray[np.bool_]) -> NDArray[np.float64]:
+    return over(colour, np.where(clear, 0, 255))
+
+
+WIDE = RGB16.astype(">u2").reshape(H, -1).view(np.uint8)
+KEY = (b"tRNS", RGB[3, 4].astype(">u2").tobytes())
+LA = Image.merge("LA", (Image.fromarray(GREY), Image.fromarray(ALPHA)))
 MODES: dict[str, tuple[bytes, NDArray[np.float64]]] = {
     "1": (grey_png(BITS, 1), three(BITS * 255.0)),
     "L": (encode(GREY, "PNG"), three(GREY)),
     "L of 4 bits": (grey_png(FOUR, 4), three(FOUR * 17.0)),
-    "P": (png(INDEX, width=W, depth=8, colour=3, extra=(PLTE,)), PALETTE[INDEX].astype(float)),
+    "P": (palette_png(), PALETTE[INDEX].astype(float)),
     "RGB": (encode(RGB, "PNG"), RGB.astype(float)),
-    "RGB of 16 bits": (
-        png(RGB16.astype(">u2").reshape(H, -1).view(np.uint8), width=W, depth=16, colour=2),
-        RGB16 / 257.0,
-    ),
+    "RGB of 16 bits": (png(WIDE, width=W, depth=16, colour=2), RGB16 / 257.0),
     "RGBA": (encode(np.dstack([RGB, ALPHA]), "PNG"), over(RGB, ALPHA)),
-    "LA": (
-        encode(Image.merge("LA", (Image.fromarray(GREY), Image.fromarray(ALPHA))), "PNG"),
-        over(three(GREY), ALPHA),
-    ),
+    "LA": (encode(LA, "PNG"), over(three(GREY), ALPHA)),
     "PA": (palette_with_alpha(), over(PALETTE[INDEX], ALPHA)),
-    "P with alphas": (
-        png(INDEX, width=W, depth=8, colour=3, extra=(PLTE, (b"tRNS", PALETTE_ALPHA.tobytes()))),
-        over(PALETTE[INDEX], PALETTE_ALPHA[INDEX]),
-    ),
-    "P with one clear colour": (
-        png(INDEX, width=W, depth=8, colour=3, extra=(PLTE, (b"tRNS", b"\xff\xff\0"))),
-        over(PALETTE[INDEX], np.where(INDEX == 2, 0, 255)),
-    ),
+    "P with alphas": (palette_png((b"tRNS", PALETTE_ALPHA.tobytes())), over(PALETTE[INDEX], PALETTE_ALPHA[INDEX])),
+    "P with a clear colour": (palette_png((b"tRNS", b"\xff\xff\0")), without(PALETTE[INDEX], INDEX == 2)),
     "RGB with a key": (
-        png(
-            RGB.reshape(H, -1),
-            width=W,
-            depth=8,
-            colour=2,
-            extra=((b"tRNS", RGB[3, 4].astype(">u2").tobytes()),),
-        ),
-        over(RGB, np.where((RGB[3, 4] == RGB).all(2), 0, 255)),
+        png(RGB.reshape(H, -1), width=W, depth=8, colour=2, extra=(KEY,)), without(RGB, (RGB[3, 4] == RGB).all(2))
     ),
-    "1 with a key": (grey_png(BITS, 1, key=1), over(three(BITS * 255.0), 255 - BITS * 255.0)),
-    "L with a key": (
-        grey_png(GREY, 8, key=int(GREY[0, 0])),
-        over(three(GREY), np.where(GREY[0, 0] == GREY, 0, 255)),
-    ),
-    "L of 4 bits with a key": (
-        grey_png(FOUR, 4, key=15),
-        over(three(FOUR * 17.0), np.where(FOUR == 15, 0, 255)),
-    ),
+    "1 with a key": (grey_png(BITS, 1, key=1), without(three(BITS * 255.0), BITS == 1)),
+    "L with a key": (grey_png(GREY, 8, key=int(GREY[0, 0])), without(three(GREY), GREY[0, 0] == GREY)),
+    "L of 4 bits with a key": (grey_png(FOUR, 4, key=15), without(three(FOUR * 17.0), FOUR == 15)),
     "I;16": (grey_png(GREY16, 16), three(GREY16 / 257.0)),
     "I;16 with a key": (
-        grey_png(GREY16, 16, key=int(GREY16[0, 0])),
-        over(three(GREY16 / 257.0), np.where(GREY16[0, 0] == GREY16, 0, 255)),
+        grey_png(GREY16, 16, key=int(GREY16[0, 0])), without(three(GREY16 / 257.0), GREY16[0, 0] == GREY16)
     ),
     "I": (encode(GREY16.astype(np.int32), "TIFF"), three(GREY16 / 257.0)),
     "I of a PGM": (b"P5 40 24 65535\n" + GREY16.astype(">u2").tobytes(), three(GREY16 / 257.0)),
     "F": (encode(UNIT, "TIFF"), three(UNIT * 255.0)),
-    "CMYK": (encode(Image.frombytes("CMYK", (W, H), CMYK.tobytes()), "TIFF"), from_cmyk(CMYK)),
-    "YCbCr": (
-        encode(Image.frombytes("YCbCr", (W, H), YCC.tobytes()), "TIFF", compression="tiff_lzw"),
-        from_ycbcr(YCC),
-    ),
-    "LAB": (
-        encode(Image.frombytes("LAB", (W, H), (LAB ^ np.uint8([0, 128, 128])).tobytes()), "TIFF"),
-        from_lab(LAB),
-    ),
-}
+    "CMYK": (raw_tiff("CMYK", CMYK), from_cmyk(CMYK)),
+    "YCbCr": (raw_tiff("YCbCr", YCC, compression="tiff_lzw"), from_ycbcr(YCC)),
+    "LAB": (raw_tiff("LAB", LAB ^ np.uint8([0, 128, 128])), from_lab(LAB)),
+}  # fmt: skip
 needs_avif = pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
 
 

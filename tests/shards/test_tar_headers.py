@@ -70,13 +70,13 @@ def spans_of(data: bytes, **limits: int) -> list[Span]:
 
 @contextmanager
 def quick_and_small() -> Iterator[None]:
-    """Less than a second and 64 MiB."""
+    """Less than a second of the processor, and 64 MiB."""
     tracemalloc.start()
-    begin = time.perf_counter()
+    begin = time.process_time()
     try:
         yield
         assert tracemalloc.get_traced_memory()[1] < 64 << 20
-        assert time.perf_counter() - begin < 1
+        assert time.process_time() - begin < 1
     finally:
         tracemalloc.stop()
 

@@ -89,6 +89,11 @@ LOADERS: dict[str, Any] = {
 }
 
 
+def slow(*values: Any) -> Any:
+    """A parameter set that takes long."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 def epochs_of(dataset: Any, n: int) -> list[Names]:
     """The samples of the next epochs."""
     return [ids(dataset) for _ in range(n)]

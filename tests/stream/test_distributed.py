@@ -112,7 +112,7 @@ def rows(folder: Path, world: int) -> list[dict[str, Any]]:
 
 def wait_for(folder: Path, running: list[Any], place: tuple[int, int]) -> None:
     """Until every rank has logged the step `place`, of (epoch, step)."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     world = len(running)
     while sum((row["epoch"], row["step"]) == place for row in rows(folder, world)) < world:
         assert all(process.poll() is None for process in running), "a rank has ended early"
@@ -129,7 +129,7 @@ def check_killed_and_resumed(
     for world, place in zip(worlds, [*at, None], strict=True):
         running = start(tar_set, folder, world, workers, how, place or NEVER)
         if place is None:
-            errors = [process.communicate(timeout=200)[1] for process in running]
+            errors = [process.communicate(timeout=400)[1] for process in running]
             assert [process.returncode for process in running] == [0] * world, errors
             n_counted = 10**9
         else:

@@ -27,6 +27,7 @@ from tests.stream.conftest import (
     noisy,
     number,
     played,
+    slow,
     worker_streams,
     write_set,
 )
@@ -63,37 +64,25 @@ def test_a_loader_resumes_at_every_step(tar_set: TarSet, kind: str, batch_size: 
 
 
 @pytest.mark.parametrize("kind", ["adq", "torchdata"])
-@pytest.mark.parametrize(("n_workers", "persistent"), [(2, True), (3, False)])
-def test_a_loader_with_workers_resumes(tar_set: TarSet, kind: str, n_workers: int, persistent: bool) -> None:
-    check_steps(tar_set, kind, (0, 3, 10), num_workers=n_workers, persistent_workers=persistent)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["adq", "torchdata"])
-@pytest.mark.parametrize("persistent", [True, False])
-@pytest.mark.parametrize("n_workers", [1, 2, 3])
-def test_a_loader_with_workers_resumes_at_every_step(
-    tar_set: TarSet, kind: str, n_workers: int, persistent: bool
+@pytest.mark.parametrize(
+    ("n_workers", "persistent", "start", "steps"),
+    [
+        (2, True, "fork", (0, 3, 10)),
+        (3, False, "fork", (0, 3, 10)),
+        *(slow(n, kept, "fork", "every") for n in (1, 2, 3) for kept in (True, False)),
+        *(slow(2, kept, start, (10,)) for start in ("spawn", "forkserver") for kept in (True, False)),
+    ],
+)
+def test_a_loader_with_workers_resumes(
+    tar_set: TarSet, kind: str, n_workers: int, persistent: bool, start: str, steps: Any
 ) -> None:
     """F19."""
-    check_steps(tar_set, kind, "every", num_workers=n_workers, persistent_workers=persistent)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["adq", "torchdata"])
-@pytest.mark.parametrize("start", ["spawn", "forkserver"])
-@pytest.mark.parametrize("persistent", [True, False])
-def test_a_loader_resumes_however_workers_start(
-    tar_set: TarSet, kind: str, persistent: bool, start: str
-) -> None:
     options = {"persistent_workers": persistent, "multiprocessing_context": start}
-    check_steps(tar_set, kind, (10,), num_workers=2, **options)
+    check_steps(tar_set, kind, steps, num_workers=n_workers, **options)
 
 
 @pytest.mark.parametrize("persistent", [True, False])
-@pytest.mark.parametrize(
-    "start", ["fork", *(pytest.param(start, marks=pytest.mark.slow) for start in ("spawn", "forkserver"))]
-)
+@pytest.mark.parametrize("start", ["fork", slow("spawn"), slow("forkserver")])
 def test_webdatasets_loader_reads_our_epochs(tar_set: TarSet, start: str, persistent: bool) -> None:
     """With a stage of its own behind it."""
     options = {"persistent_workers": persistent, "multiprocessing_context": start}
@@ -142,22 +131,6 @@ def test_a_state_resumes_on_any_other_layout(tar_set: TarSet, before: Any, uneve
                 assert dataset.epoch == (n_workers == 0)
             assert kept - seen == Counter()
             assert (seen - kept).total() == (-(len(line) - t) % world if uneven == "pad" else 0)
-
-
-def test_real_loaders_hand_over_between_layouts(tar_set: TarSet) -> None:
-    line = ids(made(tar_set))
-    head: Names = []
-    for rank in range(2):
-        loader = adq.Loader(made(tar_set, rank=rank, world=2, batch_size=3), num_workers=1)
-        batches = iter(loader)
-        head += ids([next(batches) for _ in range(2)])
-        state = loader.state_dict()
-    assert Counter(head) == Counter(line[:12])
-    other = adq.Loader(made(tar_set, batch_size=3), num_workers=2)
-    other.load_state_dict(state)
-    assert ids(other) == line[12:]
-    after = other.state_dict()
-    assert after == {**state, "epoch": 1, "t": 0, "checksum": after["checksum"]}
 
 
 def test_a_start_holds_for_its_epoch_only(tar_set: TarSet) -> None:

@@ -28,10 +28,11 @@ from tests.stream.conftest import (
     epochs_of,
     ids,
     made,
+    slow,
     write_set,
 )
 
-SLOW_STARTS = [pytest.param(start, marks=pytest.mark.slow) for start in ("spawn", "forkserver")]
+STARTS = ["fork", slow("spawn"), slow("forkserver")]
 
 
 def stand(loader: adq.Loader) -> tuple[int, int]:
@@ -46,7 +47,7 @@ def take(batches: Any, n: int) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("kind", sorted(LOADERS))
 @pytest.mark.parametrize("persistent", [True, False])
-@pytest.mark.parametrize("start", ["fork", *SLOW_STARTS])
+@pytest.mark.parametrize("start", STARTS)
 def test_epochs_follow_each_other_in_any_loader(
     tar_set: TarSet, kind: str, persistent: bool, start: str
 ) -> None:
@@ -322,9 +323,9 @@ if __name__ == "__main__":
 @pytest.mark.parametrize(
     ("start", "how"),
     [
-        pytest.param(start, how, marks=[] if (start, how) == ("fork", "unset") else [pytest.mark.slow])
-        for start in ("fork", "spawn", "forkserver")
-        for how in ("unset", "set")
+        ("fork", "unset"),
+        slow("fork", "set"),
+        *(slow(s, h) for s in ("spawn", "forkserver") for h in ("unset", "set")),
     ],
 )
 def test_two_ranks_share_out(tar_set: TarSet, tmp_path: Path, start: str, how: str) -> None:
@@ -408,7 +409,7 @@ def read_in_turn(worker: int, ready: list[Any], out: Any, dataset: adq.ShardData
     ready[worker + 1].set()
 
 
-@pytest.mark.parametrize("start", ["fork", *SLOW_STARTS])
+@pytest.mark.parametrize("start", STARTS)
 def test_a_worker_that_begins_late_reads_the_same_epoch(tar_set: TarSet, start: str) -> None:
     """Both are started; one has read its whole share before the other begins."""
     dataset = made(tar_set)

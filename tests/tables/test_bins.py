@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,3 +55,31 @@ def test_an_empty_bin_has_no_score_there_and_back(make_features: MakeFeatures, t
 def test_columns_of_unequal_length_are_refused(bins: Bins) -> None:
     with pytest.raises(adq.PlanError, match="bins of 12 rows for 13 samples"):
         Bins(bins.shards, bins.label, bins.bin[:12], bins.pick, bins.header)
+
+
+@pytest.mark.parametrize(
+    ("margins", "n", "match"),
+    [
+        (None, 13, "the margins and the header contradict each other"),
+        (
+            {"fit": "0", "accuracy": 0.9, "wrong": [0.0, 0.0]},
+            None,
+            "the margins and the header contradict each other",
+        ),
+        (
+            {"fit": "0", "accuracy": 0.9, "wrong": [0.0, 0.0]},
+            12,
+            "the margins and the header contradict each other",
+        ),
+        ({"fit": "0", "accuracy": 0.9, "wrong": [0.0]}, 13, "says of margins what cannot be"),
+        ({"fit": "0", "accuracy": 1.5, "wrong": [0.0, 0.0]}, 13, "says of margins what cannot be"),
+        ({"fit": "0", "accuracy": 0.9, "wrong": "no"}, 13, "margins.wrong"),
+    ],
+)
+def test_margins_that_contradict_the_header_are_refused(
+    margins: Any, n: int | None, match: str, bins: Bins
+) -> None:
+    header: Any = bins.header if margins is None else {**bins.header, "margins": margins}
+    margin = None if n is None else np.zeros(n, dtype=np.float32)
+    with pytest.raises(adq.PlanError, match=match):
+        Bins(bins.shards, bins.label, bins.bin, bins.pick, header, margin)

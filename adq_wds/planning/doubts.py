@@ -1,0 +1,130 @@
+"""Leaves out samples whose labels are doubted: a fit on the embeddings of all others prefers another class."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adq_wds.core.label_noise import wrong_shares
+from adq_wds.core.margin import ridge_margins
+from adq_wds.errors import PlanError
+from adq_wds.files import canonical_json, sha256_text
+from adq_wds.planning.options import Options
+from adq_wds.planning.samples import Samples, digest_of
+from adq_wds.tables.bins import MarginsSource
+from adq_wds.tables.features_file import NO_LABEL
+from adq_wds.tables.plan_rows import KEPT, LABEL
+
+DECIMALS = 4
+_WEAK = 0.6  # share of right labels that the fit must predict
+_TOO_MANY = 0.45  # above this share of wrong labels, the encoder is more likely to be wrong
+
+logger = logging.getLogger("adq_wds")
+
+
+def leave_out_doubted(samples: Samples, options: Options) -> None:
+    """The samples of the lowest margins in each class: a share of it that is given, or estimated with "auto".
+
+    "auto" leaves out none where the encoder is too weak to tell wrong labels from hard samples. Margins are noted in
+    `samples.margin`, NaN for a sample that was left out before. One sample of a class stays.
+
+    Raises:
+        PlanError: there are no labels, or fewer than two classes.
+    """
+    if options.clean is None and "difficulty" not in options.scores:
+        return
+    here = np.flatnonzero(samples.reason == KEPT)
+    row = samples.row[here]
+    if NO_LABEL in samples.classes:
+        raise PlanError("clean and difficulty need labels, and these features have none; leave them out")
+    if len(np.unique(row)) < 2:
+        raise PlanError("clean and difficulty need samples of two or more classes; leave them out")
+    margin, found = _earlier_margins(samples) or _measure(samples, here, row)
+    samples.margin, samples.margins = margin, found
+    if options.clean is None:
+        return
+    n, estimate = np.bincount(row, minlength=len(samples.classes)), np.array(found["wrong"])
+    wrong = float((estimate * n).sum() / n.sum())
+    weak = wrong > _TOO_MANY or found["accuracy"] < _WEAK * (1.0 - wrong)
+    if weak:
+        _warn_of_weak_fit(found["accuracy"], wrong, auto=options.clean == "auto")
+    share = np.full(len(n), options.clean) if options.clean != "auto" else estimate * (not weak)
+    out = _lowest(margin[here], row, share)
+    samples.reason[here[out]] = LABEL
+    samples.doubts = {
+        "accuracy": found["accuracy"],
+        "wrong": found["wrong"],
+        "left_out": np.bincount(row[out], minlength=len(n)).tolist(),
+        "of": n.tolist(),
+    }
+
+
+def _earlier_margins(samples: Samples) -> tuple[NDArray[np.float32], MarginsSource] | None:
+    """Margins of the same samples that bins made before hold, if they do."""
+    bins = samples.earlier
+    if bins is None or bins.margin is None or bins.header["margins"].get("fit") != _fit_of(samples):
+        return None
+    return bins.margin, bins.header["margins"]
+
+
+def _measure(
+    samples: Samples, here: NDArray[np.int64], row: NDArray[np.int64]
+) -> tuple[NDArray[np.float32], MarginsSource]:
+    """(N,) margins and what a header says of them.
+
+    Args:
+        samples: N of them.
+        here: positions of those that are not left out.
+        row: the class of each of those, as a position among `samples.classes`.
+    """
+    logger.info("checking %d labels by a fit on the embeddings", len(here))
+    margins = ridge_margins(lambda: _embeddings(samples), row)
+    margin = np.full(len(samples), np.nan, dtype=np.float32)
+    margin[here] = margins.margin
+    wrong = np.zeros(len(samples.classes))
+    estimate = wrong_shares(margins, row)
+    wrong[: len(estimate)] = np.round(estimate, DECIMALS)
+    accuracy = round(margins.accuracy, DECIMALS)
+    return margin, {"fit": _fit_of(samples), "accuracy": accuracy, "wrong": wrong.tolist()}
+
+
+def _fit_of(samples: Samples) -> str:
+    """A hash that says of which samples margins are."""
+    return sha256_text(canonical_json([samples.features.hash, digest_of(samples.reason == KEPT)]))
+
+
+def _embeddings(samples: Samples) -> Iterator[NDArray[np.float16]]:
+    """The embeddings of samples that are not left out yet, shard by shard."""
+    first = 0
+    for file in samples.features:
+        yield file.embedding()[samples.reason[first : first + file.n] == KEPT]
+        first += file.n
+
+
+def _lowest(
+    margin: NDArray[np.float32], row: NDArray[np.int64], share: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """Positions of the lowest margins of each class, ties by position."""
+    order = np.lexsort((margin, row))  # stable
+    n = np.bincount(row, minlength=len(share))
+    n_out = np.minimum(np.rint(share * n).astype(np.int64), np.maximum(n - 1, 0))
+    place = np.arange(len(row)) - np.repeat(np.cumsum(n) - n, n)  # of each in its class
+    lowest: NDArray[np.int64] = order[place < np.repeat(n_out, n)]
+    return lowest
+
+
+def _warn_of_weak_fit(accuracy: float, wrong: float, *, auto: bool) -> None:
+    """Warn that margins say little: the fit does not find right labels again, or too many labels seem wrong."""
+    remedy = (
+        "nothing is left out; embed with a better encoder, or give a share"
+        if auto
+        else "embed with a better encoder"
+    )
+    logger.warning(
+        "the leave-one-out fit predicts only %.0f %% of the labels, and %.0f %% of the labels seem wrong: this encoder "
+        "tells these classes badly apart, so margins say little of labels: %s",
+        100 * accuracy, 100 * wrong, remedy,
+    )  # fmt: skip
