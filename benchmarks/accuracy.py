@@ -29,7 +29,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,13 +50,17 @@ from benchmarks.sets import SETS, make_set
 from benchmarks.training import NETS, Images, Recipe, native_precision, read_images, recipe_for, train
 
 # One bin, copies and all: a keyed draw. Embeddings play no part, so the cheapest encoder does.
-ONE_BIN = {"encoder": "thumbnail", "bins": 1, "allocation": "uniform", "scores": ("texture",), "dedup": None}
+ONE_BIN = {"bins": 1, "allocation": "uniform", "scores": ("texture",), "dedup": None}
+RANDOM = {**ONE_BIN, "encoder": "thumbnail"}
+EQUAL = {**RANDOM, "balance": "equal"}
 DQ = {"allocation": "uniform", "dedup": None}
 ADQ = {"dedup": None}
+CHOSEN = {"dedup": "exact", "clean": "auto", "balance": "equal"}  # what `adq run` is asked for on dirty sets
 
 ARMS: dict[str, tuple[dict[str, Any], bool]] = {
-    "full": ({**ONE_BIN, "keep": 1.0}, False),
-    "random": (ONE_BIN, False),  # each class in its proportion
+    "full": ({**RANDOM, "keep": 1.0}, False),
+    "random": (RANDOM, False),  # each class in its proportion
+    "equal": (EQUAL, False),  # as many of each class
     "k-centre": ({"pick": "k-centre"}, False),
     "dq": (DQ, False),
     "adq": (ADQ, False),  # as published
@@ -64,12 +68,27 @@ ARMS: dict[str, tuple[dict[str, Any], bool]] = {
     "adq-contrastive": ({**ADQ, "diversity_head": "contrastive", "views": 20_000}, False),
     "adq-builtin": ({**ADQ, "encoder": "builtin"}, False),  # what adq-gradient is to be compared with
     "adq-gradient": ({**ADQ, "encoder": "builtin", "kernel": "gradient", "logit_grad": True}, False),
-    "fresh-random": (ONE_BIN, True),
+    "dedup": ({**RANDOM, "dedup": "exact"}, False),
+    "clean": ({**ONE_BIN, "clean": "auto"}, False),
+    "clean-20": ({**ONE_BIN, "clean": 0.2}, False),
+    "clean-30": ({**ONE_BIN, "clean": 0.3}, False),
+    "chosen-one-bin": ({**ONE_BIN, **CHOSEN}, False),
+    "chosen": (CHOSEN, False),
+    "fresh-random": (RANDOM, True),
+    "fresh-equal": (EQUAL, True),
     "fresh-dq": (DQ, True),
     "fresh-adq": (ADQ, True),
+    "fresh-clean": ({**ONE_BIN, "clean": "auto"}, True),
+    "fresh-chosen-one-bin": ({**ONE_BIN, **CHOSEN}, True),
+    "fresh-chosen": (CHOSEN, True),
+    "full-chosen": (
+        {**CHOSEN, "keep": 0.1, "times": 10},
+        True,
+    ),  # the compute of `full`, cleaned and balanced
 }
 """Name → (options of `build_plan` and `embed_shards`, whether every epoch draws anew). `encoder` or `keep` among the
-options is the arm's own, in place of what the command asks for; `pick` names a rule that is no plan's."""
+options is the arm's own, in place of what the command asks for; `pick` names a rule that is no plan's; `times`
+multiplies the epochs."""
 
 T_95 = (12.71, 4.30, 3.18, 2.78, 2.57)  # Student's t for 95 %, of 2 to 6 pairs
 
@@ -366,13 +385,18 @@ def run_all(
     Raises:
         AdqError: the file's records were made with another recipe, encoder or plan.
     """
+
+    def of(task: Task) -> Recipe:
+        of_keep, times = recipe(task.keep), ARMS[task.arm][0].get("times", 1)
+        return replace(of_keep, epochs=times * of_keep.epochs)
+
     for task in todo:
-        results.expect("recipes", f"{task.keep:g}", asdict(recipe(task.keep)))
+        results.expect("recipes", f"{task.keep:g}, {of(task).epochs} epochs", asdict(of(task)))
         results.expect("encoders", task.encoder, plans.features(task).header["revision"])
     left = [task for task in todo if not results.done(task, lambda: plans.plan(task))]
 
     def work(task: Task) -> dict[str, Any]:
-        record = trained(task, plans.plan(task), recipe(task.keep), data, test)
+        record = trained(task, plans.plan(task), of(task), data, test)
         results.add(record)
         return record
 

@@ -133,7 +133,8 @@ def test_weights_do_not_depend_on_what_runs_beside_them(
 def test_arms_of_a_ratio_get_equal_compute_and_fresh_see_more(bench: Bench) -> None:
     arms = [arm for arm in ARMS if arm != "adq-gradient"]  # builtin's ten classes are not these two
     runs = {run["arm"]: run for run in bench.run(tasks(arms, ["thumbnail"], [0.2], [0]))["runs"]}
-    full = runs.pop("full")
+    full, chosen = runs.pop("full"), runs.pop("full-chosen")
+    assert (chosen["kept"], chosen["steps"]) == (12, 10 * 3 * (12 // 8))
     assert {(run["kept"], run["steps"]) for run in runs.values()} == {(24, 3 * (24 // 8))}
     assert (full["kept"], full["steps"], full["seen"]) == (120, 3 * (120 // 8), 120)
     for arm in ("random", "dq", "adq"):
@@ -191,7 +192,9 @@ def test_results_of_other_settings_are_refused(bench: Bench, monkeypatch: pytest
     bench.run(todo)
     with pytest.raises(AdqError, match=r"made with other settings: \{'name': 'a'\}, now \{'name': 'b'\}"):
         bench.run(todo, settings="b")
-    with pytest.raises(AdqError, match=r"made with other recipes of 0\.2: .*'lr': 0\.1.*'lr': 0\.2.*--out"):
+    with pytest.raises(
+        AdqError, match=r"made with other recipes of 0\.2, 3 epochs: .*'lr': 0\.1.*'lr': 0\.2.*--out"
+    ):
         bench.run(todo, recipe=replace(LEAST, lr=0.2))
     monkeypatch.setitem(ARMS, "adq", ({"bins": 3}, False))
     with pytest.raises(AdqError, match=r"made with other selection for Task\(arm='adq'"):

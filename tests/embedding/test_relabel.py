@@ -140,7 +140,7 @@ def test_logit_gradients_depend_on_the_labels(
 
 
 def older(folder: Path) -> None:
-    """The files as they were before there were digests."""
+    """The files as they were before there were digests and members."""
     for path in folder.glob("*.parquet"):
         file = FeaturesFile(path)
         ours = ("format", "version", "n_classes", "width", "columns", "label_names", "shards", "bad")
