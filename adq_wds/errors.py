@@ -90,8 +90,7 @@ def names_place(error: AdqError, shard: str) -> bool:
 
 
 def retold(error: E, text: str) -> E:
-    """A copy of the error with another text, caused by the original; does not call the class's
-    constructor."""
+    """A copy of the error with another text, caused by the original; does not call the class's constructor."""
     new = type(error).__new__(type(error))
     new.__dict__.update(error.__dict__)
     new.args = (text,)

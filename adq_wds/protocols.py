@@ -34,8 +34,7 @@ class Importance(Protocol):
     def __call__(
         self, images: Sequence[Image.Image], labels: Sequence[Label], seeds: Sequence[int]
     ) -> NDArray[np.float32]:
-        """(B, L) importances of L patches, row by row from the top left, of B upright RGB images of one
-        size."""
+        """(B, L) importances of L patches, row by row from the top left, of B upright RGB images of one size."""
 
 
 Allocation = Callable[[NDArray[np.int64], NDArray[np.float64], float], NDArray[np.float64]]

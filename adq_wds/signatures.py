@@ -104,8 +104,7 @@ def _statements(module: str) -> list[str]:
 
 @cache
 def _find(module: str, name: str) -> tuple[str, ast.AST]:
-    """The module that defines a name, imports followed, and its definition (up to the docstring's end) or
-    value.
+    """The module that defines a name, imports followed, and its definition (up to the docstring's end) or value.
 
     Raises:
         LookupError: it is not defined in the package.

@@ -33,8 +33,7 @@ def first_of(digest: NDArray[np.uint8], among: NDArray[np.bool_]) -> NDArray[np.
 
 
 def who_stays(first: NDArray[np.int64], must: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """For each sample the copy that stays. Samples that must stay all do; one of them then replaces the first
-    copy.
+    """For each sample the copy that stays. Samples that must stay all do; one of them then replaces the first copy.
 
     Args:
         first: (N,) int64, as `first_of` gives.

@@ -121,8 +121,7 @@ class _FreeRows:
 
 
 class _Pace:
-    """Decides whether a pool pays: after a pool with few picks, rows come on demand for a while before the
-    next try."""
+    """Decides whether a pool pays: after a pool with few picks, rows come on demand for a while before the next try."""
 
     def __init__(self, largest: int) -> None:
         self.largest = largest

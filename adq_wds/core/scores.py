@@ -94,8 +94,7 @@ def diversity(sums: BinSums) -> NDArray[np.float64]:
 def diversity_of_views(
     z: NDArray[np.float64], bin: NDArray[np.integer], n_bins: int, *, size: NDArray[np.int64] | None = None
 ) -> NDArray[np.float64]:
-    """Diversity of each bin from views: 1 over the mean similarity 0.5 + 0.5·cos of views of different
-    images.
+    """Diversity of each bin from views: 1 over the mean similarity 0.5 + 0.5·cos of views of different images.
 
     With M = 2 · images rows in a bin, the sum of cos over ordered pairs, without a row and itself and without the two
     views of one image, is ‖Σz‖² − Σ‖z‖² − 2·Σᵢ⟨zᵢ₁, zᵢ₂⟩, and there are M·(M − 2) of them. A zero row has similarity

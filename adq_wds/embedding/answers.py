@@ -1,4 +1,4 @@
-"""Asks an encoder for the embeddings and logits of images, and names the images that it fails on."""
+"""Runs an encoder on images, and names the images that it fails on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Answer = tuple[NDArray[np.float32], NDArray[np.float32] | None]
 def encoder_answer(
     encoder: Encoder, images: list[Image.Image], failed: Callable[[int, Exception], None], *, shard: str
 ) -> Answer:
-    """Embeddings and logits of images; where the encoder fails on all at once, of each good one alone.
+    """Embeddings and logits of images; if the encoder fails on the batch, each image is run alone.
 
     `failed` is called with the number of each image that it fails on alone, and the error; these have no row. An encoder
     that fails on all at once and on none alone is an `AdqError`.
@@ -62,7 +62,7 @@ def joined(shard: str, parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
 
 
 def one_line(error: Exception) -> str:
-    """The text of somebody else's error, on one line."""
+    """The text of a foreign error on one line."""
     return " ".join(str(error).split())[:500]
 
 

@@ -31,7 +31,7 @@ class _Decoded(NamedTuple):
     """A sample to be embedded."""
 
     i: int  # its position in the shard
-    image: Image.Image | None  # None where no image is looked at
+    image: Image.Image | None  # None where images are not read
     h: NDArray[np.float32] | None  # its embedding, where that was made elsewhere
 
 
@@ -68,7 +68,7 @@ def in_parts(sized: Iterable[tuple[int, T]]) -> Iterator[list[T]]:
 
 
 def _decoded(job: ShardJob, rows: range, batch: Batch) -> Iterator[tuple[int, _Decoded]]:
-    """The samples of a batch that are to be embedded and can be, and their pixels; what else there is goes to `batch`."""
+    """The samples of a batch to embed, decoded, with their pixels; results of the others go to `batch`."""
     for i in rows:
         if i in job.settled:
             continue
@@ -90,7 +90,7 @@ def _decoded(job: ShardJob, rows: range, batch: Batch) -> Iterator[tuple[int, _D
 
 
 def _label(job: ShardJob, sample: Sample) -> Label:
-    """The label of a sample, of the kind (number, word, none) that the first readable one of its shard has."""
+    """The label of a sample, checked to be of the kind (number, word, none) of its shard's first readable one."""
     label = read_label(sample, job.settings.label)
     if type(label) is not type(job.first_label):
         text = (
@@ -102,7 +102,7 @@ def _label(job: ShardJob, sample: Sample) -> Label:
 
 
 def _stored(job: ShardJob, sample: Sample, position: int) -> NDArray[np.float32] | None:
-    """(D,) float32, the embedding of a sample that was made elsewhere; None where an encoder makes it."""
+    """(D,) float32, the stored embedding of a sample; None where an encoder makes it."""
     if not isinstance(job.source, StoredEmbeddings):
         return None
     h = job.source.row(sample, shard=job.name, position=position)
@@ -113,7 +113,7 @@ def _stored(job: ShardJob, sample: Sample, position: int) -> NDArray[np.float32]
 
 
 def _image(job: ShardJob, sample: Sample) -> tuple[str | None, Image.Image | None]:
-    """As `whole_image`; nothing where no image is looked at."""
+    """As `whole_image`; None where images are not read."""
     if job.settings.image is None:
         return None, None
     try:
@@ -126,7 +126,7 @@ def _image(job: ShardJob, sample: Sample) -> tuple[str | None, Image.Image | Non
 
 
 def _with_whole_name(job: ShardJob, error: SampleError) -> SampleError:
-    """The error with the shard's name as the plan has it: its folder too, where base names are alike."""
+    """The error with the shard's name as in the plan, with its folder where base names are equal."""
     text = str(error).replace(f"shard {base_name(job.path)}", f"shard {job.name}", 1)
     renamed = SampleError(text)
     renamed.__cause__ = error.__cause__
@@ -134,7 +134,7 @@ def _with_whole_name(job: ShardJob, error: SampleError) -> SampleError:
 
 
 def _embed_part(job: ShardJob, part: list[_Decoded], batch: Batch) -> dict[str, NDArray[np.float32]]:
-    """A row of each column for each sample of a part that can be used; errors of the others go to `batch`."""
+    """A row of each column for each usable sample of a part; errors of the others go to `batch`."""
     settings, name, bad = job.settings, job.source.name, batch.bad
     h, logits = _embed_images(job, part, bad)
     part = [sample for sample in part if sample.i not in bad]  # those that have a row
@@ -159,7 +159,7 @@ def _embed_part(job: ShardJob, part: list[_Decoded], batch: Batch) -> dict[str, 
 
 
 def _embed_images(job: ShardJob, part: list[_Decoded], bad: dict[int, AdqError]) -> Answer:
-    """Embeddings and logits of samples; of those that the encoder fails on, an error goes to `bad`."""
+    """Embeddings and logits of samples; errors of those that the encoder fails on go to `bad`."""
     source = job.source
     if isinstance(source, StoredEmbeddings):
         return np.stack([sample.h for sample in part if sample.h is not None]), None
@@ -182,7 +182,7 @@ def _refuse_not_finite(
 
 
 def _scores(job: ShardJob, sample: _Decoded, h: NDArray[np.float32], bad: dict[int, AdqError]) -> list[float]:
-    """The numbers of the scores of users for one sample; none where one fails."""
+    """The values of users' scores for one sample; None where one fails."""
     image = sample.image
     try:
         # copies, so that a score that works in place changes nothing for the others

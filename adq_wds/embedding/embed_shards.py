@@ -1,4 +1,4 @@
-"""Embeds shards in threads: one file of features per shard, whole or not at all; nothing is embedded twice."""
+"""Embeds shards in threads: one complete file of features per shard, reused by later jobs."""
 
 from __future__ import annotations
 
@@ -50,25 +50,25 @@ def embed_shards(
     views: int = 0,
     progress: bool | None = None,
 ) -> Features:
-    """Embed every sample of some shards: one Parquet file per shard, with labels, texture and where samples lie.
+    """Embed every sample of some shards: one Parquet file per shard, with labels, texture and the samples' offsets.
 
-    Shards whose file is there, complete and made with the same settings are not embedded again, so a job that was
-    killed goes on where it was, and loses at most the shards it was working on (one per worker). Where only `label`
-    is another one, labels are read again from the shards' bytes and nothing is embedded, save samples that were bad
-    before, and all where `logit_grad` is asked for: logit gradients depend on the labels.
+    A shard with a complete file of the same settings is not embedded again, so a killed job resumes, and loses at
+    most the shards in progress (one per worker). Where only `label` differs, labels are read again from the shards'
+    bytes. Then only samples that were bad before are embedded, or all with `logit_grad`, since logit gradients depend
+    on the labels.
 
     Args:
         urls: tar shards, local ones or URLs (these are fetched whole): a pattern (braces, ``::``, stars), a folder, or several of them.
         encoder: a name (``builtin``, ``thumbnail``, any timm name) or an `Encoder`; see `encoder`.
         out: folder for the features; made if missing.
-        image: field with the image, alternatives separated by ``;``. Or a function of the sample, which is
-            known by its name only: give it another name, or another `out`, when it changes. An image that was stored
-            without some of its patches is seen grey there, which is logged once. None or "none" beside `embeddings`
-            for samples without images, such as text, of which there is no texture then; unless said, so it is where
-            the first shard has no image field and no score needs one.
-        label: field with the label (``cls``, ``txt``, ``json:label``); none for unlabelled data. Or a function, or None.
-            Classes are all numbers or all words: the first label of a shard decides, and a sample of the other kind
-            is a bad one; two shards of two kinds are an error.
+        image: field with the image, alternatives separated by ``;``. Or a function of the sample, identified by its
+            name only: when it changes, give it another name, or another `out`. An image that was stored without some
+            of its patches is grey there, which is logged once. None or "none" beside `embeddings` for samples without
+            images, such as text, which then have no texture; the default where the first shard has no image field and
+            no score needs one.
+        label: field with the label (``cls``, ``txt``, ``json:label``); "none" for unlabelled data. Or a function, or
+            None. Classes are all numbers or all words: the first label of a shard decides, and a sample of the other
+            kind is a bad one; two shards of two kinds are an error.
         embeddings: embeddings made elsewhere, instead of an encoder: a Parquet file (columns key, embedding), an
             .npy file or a folder of numbered ones, or ``field:emb.npy`` for a field of the samples themselves.
         batch_size: images per call of the encoder; batches are cut inside a shard.
@@ -80,7 +80,7 @@ def embed_shards(
             at the end; so are 100 bad ones in a row.
         limit: only the first samples, this many, over all shards.
         scores: scores of yours (a `Score`, or the name of an installed one), a column each. Texture is always there.
-        logit_grad: also keep the direction of the loss's gradient by the logits, for ``kernel="gradient"`` of a plan:
+        logit_grad: also store the direction of the loss's gradient by the logits, for ``kernel="gradient"`` of a plan:
             the encoder must have a head trained on these labels.
         views: also embed two augmented views of so many images, for `diversity_head` of a plan; the same images
             whatever the shards' order (`adq_wds.embedding.views`).
@@ -123,7 +123,7 @@ def embed_shards(
 
 
 def _warn_of_seen_labels(asked: Request) -> None:
-    """An encoder that has seen the labels of these very images flatters what is measured on them."""
+    """Warn of an encoder that was trained with the labels of these images, since results on them are too good."""
     source: Any = asked.source
     if getattr(source, "saw_labels", False) and any("cifar" in name.lower() for name in asked.names):
         logger.warning(
@@ -148,7 +148,7 @@ class _Run:
         self.empty: list[str] = []
 
     def features(self) -> Iterator[ShardFeatures]:
-        """Embed in threads, and give each shard's features when its last batch is in; at the end judge the bad ones."""
+        """Embed in threads, and yield each shard's features after its last batch; check the bad samples at the end."""
         settings = self._asked.settings
         batches = in_order(
             self._jobs(), lambda job: len(job.samples), embed_batch,
@@ -172,7 +172,7 @@ class _Run:
         self._tally.close()
 
     def _jobs(self) -> Iterator[ShardJob]:
-        """The shards that have no usable file yet, each opened and scanned when its turn comes."""
+        """The shards without a usable file, each opened and scanned in turn."""
         settings, source = self._asked.settings, self._asked.source
         first, left = 0, settings.limit
         for path, name in zip(self._asked.paths, self._asked.names, strict=True):
@@ -206,7 +206,7 @@ class _Run:
             )
 
     def _pass_over(self, old: FeaturesFile) -> int:
-        """Count the samples of features that stay, so that a strict job does not take over what another skipped."""
+        """Count the samples of reused features, so that a strict job refuses samples that an earlier one skipped."""
         self._check_label_kind(old.shard, old.names, old.n)
         self._tally.good(old.n, old.n)
         for row in old.bad:

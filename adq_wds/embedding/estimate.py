@@ -1,4 +1,4 @@
-"""Says what a job will take, before it starts: samples, bytes, memory and time."""
+"""Estimates the samples, bytes, memory and time of a job before it starts."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def estimate(
 
 
 class _Trial:
-    """Embeds the first samples of some shards, at most `_TRIED` of them, for the time it takes."""
+    """Times the embedding of the first samples of some shards, at most `_TRIED`."""
 
     def __init__(self, asked: Request) -> None:
         self._asked = asked
@@ -85,7 +85,7 @@ class _Trial:
         self.width = self.n_classes = 0  # D; C where logit gradients are asked for
 
     def walk(self, path: str, name: str, first: int) -> int:
-        """The number of a shard's samples, some of which are embedded; `first` is the position of its first."""
+        """Count a shard's samples and embed some; `first` is the position of its first one."""
         job = open_job(self._asked, path, name, first, _TRIED - self.n)
         n, size = len(job.samples), self._asked.settings.batch_size
         with job.close:

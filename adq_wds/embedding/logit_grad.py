@@ -1,4 +1,4 @@
-"""Makes the columns of kernel "gradient": what a classifier head's logits say of a shard's samples."""
+"""Computes the columns of kernel "gradient" from the logits of a classifier head."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adq_wds.tables.features_file import FeaturesFile
 
 
 def no_logits(encoder: str) -> str:
-    """The text for an encoder without a head where its logits are needed."""
+    """The error text for an encoder without a head where logits are needed."""
     return f"encoder {encoder!r} gives no logits, which logit gradients need; take one with a classifier head"
 
 
@@ -45,9 +45,8 @@ def gradient_columns(
 def gradients_of_shard(
     columns: dict[str, NDArray[Any]], old: FeaturesFile | None
 ) -> tuple[NDArray[np.float16] | None, dict[str, Any]]:
-    """A shard's logit gradients, made now or kept from earlier features of the same samples and labels, and their header.
-
-    None and nothing where there are none.
+    """A shard's logit gradients, new or from earlier features of the same samples and labels, and their header. None
+    and an empty header without any.
     """
     if "logit_grad" in columns:
         return columns["logit_grad"].astype(np.float16), {"head_right": int(columns["head_right"].sum())}

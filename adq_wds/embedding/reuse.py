@@ -1,4 +1,4 @@
-"""Decides what earlier features of a shard still hold: all, all but some columns, or nothing."""
+"""Decides which columns of a shard's earlier features can be reused: all, some, or none."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ logger = logging.getLogger("adq_wds")
 def earlier_features(path: str, file: Path, header: dict[str, Any], limit: int | None) -> FeaturesFile | None:
     """The features of a shard, or of its first `limit` samples, made by the same encoder from the same bytes; or None.
 
-    They may lack columns that are asked for now (see `lacking`), or have labels by another field (`is_stale`). Those of
-    other settings are a `FeaturesError`.
+    They may lack requested columns (see `lacking`), or have labels by another field (`is_stale`). Features of other
+    settings raise `FeaturesError`.
     """
     if not file.exists():
         return None
     try:
         old = FeaturesFile(file)
-        old.read(old.header["columns"])  # every column is held against its hash
+        old.read(old.header["columns"])  # every column is compared with its hash
     except FeaturesError as error:
         logger.warning("%s; embedding the shard again", error)
         return None
@@ -43,7 +43,7 @@ def earlier_features(path: str, file: Path, header: dict[str, Any], limit: int |
     stamp = source_stamp(path)
     if not is_enough or old.header["source"]["bytes"] != stamp["bytes"]:
         return None
-    if old.header["source"] != stamp:  # do the checksums say that it still holds what was embedded?
+    if old.header["source"] != stamp:  # do the checksums match what was embedded?
         rows, now = _spans_of(old).rows(), scan_spans(path, shard=old.shard).rows()
         if (now if old.header["complete"] else now[: len(rows)]) != rows:
             return None
@@ -53,12 +53,12 @@ def earlier_features(path: str, file: Path, header: dict[str, Any], limit: int |
 
 
 def n_wanted(old: FeaturesFile, limit: int | None) -> int | None:
-    """How many samples of a shard are embedded again for a further column: all that there were, at least."""
+    """Number of samples of a shard to embed again for a further column: at least those embedded before."""
     return None if old.header["complete"] else max(old.n_read, limit or 0)
 
 
 def lacking(old: FeaturesFile, header: dict[str, Any]) -> list[str]:
-    """Columns that are asked for and not there, or there in another revision."""
+    """Requested columns that are missing, or have another revision."""
     scores = header.get("scores", {})
     columns = [name for name, revision in scores.items() if old.scores.get(name) != revision]
     if "logit_grad" in header:
@@ -70,14 +70,15 @@ def lacking(old: FeaturesFile, header: dict[str, Any]) -> list[str]:
 
 
 def is_stale(old: FeaturesFile, header: dict[str, Any]) -> bool:
-    """Whether a column has to be read from the samples' bytes, without an encoder: other labels, or no digests yet."""
+    """Whether a column must be read again from the samples' bytes, without an encoder: other labels, or no digests
+    yet."""
     return bool(old.header["label"] != header["label"] or not old.has_digest)
 
 
 def take_known(job: ShardJob, old: FeaturesFile, header: dict[str, Any]) -> str:
-    """Take the embeddings of old features, so that a job reads only labels and digests; says for a log what it reads.
+    """Reuse the embeddings of old features, so that a job reads only labels and digests; returns text for the log.
 
-    Bad samples are tried again where the label is another one, which may have been what was wrong with them.
+    Bad samples are retried where the label differs, which may have been their fault.
     """
     if job.spans.rows() != _spans_of(old).rows():
         logger.warning("shard %s changed since %s was made; embedding it again", job.name, old.path)
@@ -91,6 +92,6 @@ def take_known(job: ShardJob, old: FeaturesFile, header: dict[str, Any]) -> str:
 
 
 def _spans_of(old: FeaturesFile) -> Spans:
-    """Where all samples lay, usable or not, and their checksums."""
+    """The spans and checksums of all samples, usable or not."""
     spans = Spans.joined([old.spans(), old.bad_spans()])
     return spans.take(np.argsort(spans.index, kind="stable"))

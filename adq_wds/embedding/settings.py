@@ -1,4 +1,4 @@
-"""Checks what `embed_shards` is asked for, before any sample is read."""
+"""Checks the arguments of `embed_shards` before any sample is read."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _MAX_NAME_BYTES = 255  # of a file, on the usual file systems
 class EmbedSettings:
     """The options of `embed_shards`, as its signature names them; made by `settings_of`."""
 
-    image: FieldSpec | None  # None where no image is looked at
+    image: FieldSpec | None  # None where images are not read
     label: FieldSpec | None
     embeddings: str | os.PathLike[str] | None
     batch_size: int
@@ -78,7 +78,7 @@ class EmbedSettings:
                 raise ValueError(f"score {score.name!r} looks at images, and image=None leaves them out")
 
     def header(self, source: Source, first: int) -> dict[str, Any]:
-        """What a file must agree in to be used again; `first` is its first sample's position in the set."""
+        """The entries that must agree for a file to be reused; `first` is its first sample's position in the set."""
         by_position = isinstance(source, StoredEmbeddings) and source.by_position
         return {
             **({"first_row": first} if by_position else {}),
@@ -105,7 +105,7 @@ def settings_of(
 
 
 def encoder_header(source: Source, image: FieldSpec | None) -> EmbeddedBy:
-    """Who made embeddings, and of which field."""
+    """The header's entries on encoder and field."""
     return {
         "encoder": source.name,
         "revision": source.revision,
@@ -124,7 +124,7 @@ def _spec_name(spec: FieldSpec | None) -> str:
 
 @dataclass(frozen=True)
 class Request:
-    """What to embed, and with what: one name for each path."""
+    """The shards to embed, with their names, and the encoder."""
 
     paths: list[str]
     names: list[str]
@@ -140,8 +140,8 @@ def request(
 ) -> Request:
     """The arguments of `embed_shards`, checked; no folder is made.
 
-    With stored embeddings, and no image named, the first shard's features tell whether there are images; where there are
-    none in `out` yet, the first shard that holds samples.
+    With stored embeddings and the default image, the first shard's features in `out` decide whether there are images,
+    or without these the first shard that holds samples.
     """
     settings = settings_of(**options)
     paths = expand_urls(urls)
@@ -157,7 +157,7 @@ def request(
 
 
 def _has_images(paths: Sequence[str], shards: Sequence[str], made: Path | None) -> bool:
-    """Whether features that are `made` looked at images; else whether the first shard that holds samples has some."""
+    """Whether `made` features used images; without features, whether the first shard that holds samples has images."""
     if made is not None and made.exists():
         with suppress(FeaturesError):
             return bool(FeaturesFile(made).header["image"] != "none")

@@ -1,4 +1,4 @@
-"""Holds what is known of a shard while it is embedded, and makes its features at the end."""
+"""Collects the results of a shard while it is embedded, and makes its features at the end."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 @dataclass
 class ShardJob:
-    """A shard being embedded: its samples, and what the batches have brought so far. Samples go by position."""
+    """A shard being embedded: its samples, and the results of its batches so far. Samples are numbered by position."""
 
     path: str
     name: str
@@ -47,9 +47,7 @@ class ShardJob:
     stamp: dict[str, int]
     old: FeaturesFile | None = None  # features of the same samples, whose further columns are kept
     known: frozenset[int] = frozenset()  # samples whose embeddings are taken from `old`: only read
-    settled: dict[int, str] = field(
-        default_factory=dict
-    )  # bad ones of `old` that are not tried again, and why
+    settled: dict[int, str] = field(default_factory=dict)  # bad ones of `old` that are not retried, and why
     good: list[int] = field(default_factory=list)  # those that were embedded
     labels: dict[int, Label] = field(default_factory=dict)  # of all usable samples
     digests: dict[int, bytes] = field(default_factory=dict)
@@ -59,14 +57,14 @@ class ShardJob:
     stored_width: int | None = None  # of the first embedding that its samples hold and that can be read
 
     def read(self, i: int) -> Sample:
-        """A sample; one that cannot be used is a `SampleError`."""
+        """Read a sample; an unusable one raises `SampleError`."""
         try:
             return read_sample(self.buffer, self.samples[i], url=self.path)
         except SampleError as error:
             raise place_error(error, {"__url__": self.path, "__key__": self.samples[i].key}) from None
 
     def first_of(self, get: Callable[[Sample], T]) -> T | None:
-        """What `get` gives of the first sample that it can use."""
+        """The result of `get` for the first sample that it accepts."""
         for i in range(len(self.samples)):
             try:
                 return get(self.read(i))
@@ -99,7 +97,7 @@ def open_job(asked: Request, path: str, name: str, first: int, limit: int | None
 
 @dataclass
 class Batch:
-    """What one batch brought: rows for the good samples, an error for each bad one. Samples go by position."""
+    """Results of one batch: rows of the good samples, an error for each bad one. Samples are numbered by position."""
 
     good: list[int] = field(default_factory=list)  # those that were embedded
     labels: dict[int, Label] = field(default_factory=dict)  # of these and of those whose embedding is known
@@ -133,13 +131,13 @@ def take_batch(job: ShardJob, rows: range, batch: Batch, tally: Tally) -> None:
 
 
 def skipped_before(why: str, old: FeaturesFile | None) -> SampleError:
-    """The error of a sample that was bad when features were made, and is not tried again."""
+    """The error of a sample that was bad in earlier features, and is not retried."""
     assert old is not None
     return SampleError(f"{why} (skipped when {old.path} was made)")
 
 
 def finished(job: ShardJob) -> ShardFeatures:
-    """The shard's features, from all its batches and, where their embeddings are known, from the old ones."""
+    """The shard's features, from all its batches and the reused embeddings."""
     if not job.labels:
         raise ShardError(
             f"shard {job.name}: none of its {len(job.samples)} samples can be used; the first: {job.bad[0][1]}"
@@ -181,7 +179,7 @@ def finished(job: ShardJob) -> ShardFeatures:
 
 
 def _columns(job: ShardJob, good: list[int]) -> dict[str, NDArray[Any]]:
-    """A row of each usable sample: those that were embedded, and those of the old features."""
+    """A row of each usable sample: those embedded now, and those of the old features."""
     made = joined_columns(job.name, job.parts)
     if made:
         made["embedding"], made["norm"] = unit_and_norm(made["embedding"])

@@ -1,4 +1,4 @@
-"""Defines what gives a sample its embedding: an encoder, or numbers that were made elsewhere."""
+"""Defines the sources of embeddings: an encoder, or stored embeddings."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ class StoredEmbeddings(ABC):
     Attributes:
         name: `stored:` and the name of the file or folder; `field:` and the field's name.
         revision: SHA-256 of the file, or over those of the folder's files; `field=` and the field's name.
-        width: D; None where only the samples say.
+        width: D; None where only the samples hold it.
         n_rows: rows in all; None where each sample holds its own.
-        by_position: whether a row is found by its sample's position in the set (npy): then there must be `n_rows` samples.
+        by_position: whether rows are indexed by the sample's position in the set (npy); then there must be `n_rows`
+            samples.
     """
 
     name: str
@@ -33,8 +34,8 @@ class StoredEmbeddings(ABC):
     def row(self, sample: Sample, *, shard: str, position: int) -> NDArray[np.float32]:
         """The embedding of a sample: (D,) float32. Not checked for NaN; float64 beyond float32 is infinite.
 
-        `position` is the sample's place among all samples, in the order of the shards. A sample's own embedding that is
-        missing or damaged is a `SampleError`, a file that has no row for it a `FeaturesError`.
+        `position` is the sample's place among all samples, in the order of the shards. A missing or damaged embedding
+        in a sample raises `SampleError`, a file without its row `FeaturesError`.
         """
 
 

@@ -18,7 +18,7 @@ def open_embeddings(path: str | os.PathLike[str]) -> StoredEmbeddings:
     stands in two shards), optional `norm` (then h = embedding · norm). npy (`.npy`): (N, D) float16, float32 or
     float64, one row for every sample in the order of the shards, read from the disk as needed. A folder of numbered
     npy files, as clip-retrieval writes it (``img_emb/img_emb_0.npy``, ...), is read as one, in the order of the numbers.
-    A text ``field:emb.npy`` is no file: every sample's embedding is in that field of the shards.
+    The text ``field:emb.npy`` names a field: every sample's embedding is in that field of the shards.
 
     Raises:
         ValueError: no such file or folder, another suffix, or not the name of an npy field.

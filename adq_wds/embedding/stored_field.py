@@ -1,4 +1,4 @@
-"""Reads the embedding that each sample brings along, as an npy field."""
+"""Reads the embedding in an npy field of each sample."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class FieldEmbeddings(StoredEmbeddings):
     """Embeddings in a field of every sample, such as ``emb.npy``.
 
     The field is an npy file of one vector, (D,) or (1, D) of float16, float32 or float64, as `np.save` and WebDataset's
-    `TarWriter` write it. The revision holds the field's name alone: the checksums of the shards' samples, which are
-    in every features file, vouch for the bytes.
+    `TarWriter` write it. The revision holds the field's name alone, since the samples' checksums in every features
+    file cover the bytes.
 
     Raises:
         ValueError: not the name of an npy field.

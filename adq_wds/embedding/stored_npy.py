@@ -1,4 +1,4 @@
-"""Reads embeddings by position from one npy file or a folder of numbered ones; nothing is held in memory."""
+"""Reads embeddings by position from one npy file or a folder of numbered ones, without loading them into memory."""
 
 from __future__ import annotations
 
@@ -92,7 +92,8 @@ def _numbered_files(folder: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class _NpyFile:
-    """An npy file of shape (N, D) whose rows are read, not mapped: one cut short meanwhile is an error, not a crash."""
+    """An npy file of shape (N, D); rows are read, not mapped, so that a file cut short meanwhile is an error, not a
+    crash."""
 
     path: Path
     header: NpyHeader

@@ -25,7 +25,7 @@ MAX_GROUPS = 4  # row groups in memory: samples of a shard stand together in mos
 class ParquetEmbeddings(StoredEmbeddings):
     """The embeddings of a Parquet file, by key, or by shard and key when it has a `shard` column.
 
-    Keys are held in memory, embeddings a few row groups at a time: files with row groups of about 10,000 rows in the
+    Keys are kept in memory, embeddings a few row groups at a time: files with row groups of about 10,000 rows in the
     order of the shards are read once and stay small. May be called from several threads.
     """
 
@@ -99,7 +99,7 @@ class ParquetEmbeddings(StoredEmbeddings):
         self._last: tuple[str, dict[str, int]] = (
             "\0",
             {},
-        )  # the shard that was asked last, and row by key in it
+        )  # the shard requested last, and row by key in it
 
     def _strings(self, names: pa.Table, name: str) -> Any:
         try:
@@ -152,7 +152,7 @@ class ParquetEmbeddings(StoredEmbeddings):
         return self._groups[group]
 
     def _first_width(self) -> int:
-        """Numbers in row 0; every other row is held against it when its row group is read."""
+        """The length of row 0; other rows are compared with it when their row group is read."""
         group = int(np.searchsorted(self._starts, 0, side="right")) - 1  # the first that is not empty
         return len(self._read("embedding", group)[0].as_py() or ())
 

@@ -1,4 +1,4 @@
-"""Makes the views of a set: reads a keyed sample of its images again, crops each twice, and embeds the crops."""
+"""Makes the views of a set: reads a keyed sample of its images, crops each twice, and embeds the crops."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def embed_views(
     """Embed two augmented views of some samples, into the folder ``views`` of the features: one file per shard.
 
     The samples are those with the smallest draws keyed by seed, shard and key, so a larger number contains a smaller
-    one; only they are read again. Shards whose file is there and holds what is asked are not done again, so a job
-    that was killed goes on where it was, and loses at most the shards it was working on (one per worker). Locks
-    ``views`` and nothing else: a caller may hold the folder of the features.
+    one; only they are read. Shards with a file of these views are skipped, so a killed job resumes, and loses at most
+    the shards in progress (one per worker). Locks ``views`` and nothing else: a caller may hold the folder of the
+    features.
 
     Args:
         features: of the samples; with a `limit`, its samples alone are chosen from.
@@ -61,7 +61,7 @@ def embed_views(
         encoder: the one that embedded them.
         views: how many samples; all when there are fewer.
         seed: of the choice, of crops and flips.
-        image: field with the image, as it was when the features were made; needed only where it was a function.
+        image: field with the image, as for the features; needed only where it was a function.
         batch_size: images per call of the encoder; batches are cut inside a shard.
         workers: threads; results do not depend on their number. As many as cores by default.
         progress: show a bar; only on a terminal by default.
@@ -124,7 +124,7 @@ def _refuse_stored(features: Features) -> None:
 
 
 def _image_spec(features: Features, image: FieldSpec | None) -> FieldSpec:
-    """The field that held the images when they were embedded."""
+    """The image field of the features."""
     if image is not None:
         check_spec(image, "image")
     spec = image if image is not None else features.header["image"]
@@ -132,11 +132,11 @@ def _image_spec(features: Features, image: FieldSpec | None) -> FieldSpec:
         raise ValueError(
             f"the images were found by {shorten(spec)} when they were embedded; give it as image="
         )
-    return IMAGE_FIELDS if spec == WHOLE_FIELDS else spec  # the default goes by its first name in headers
+    return IMAGE_FIELDS if spec == WHOLE_FIELDS else spec  # headers hold the default's first name
 
 
 def _checked_header(features: Features, source: Encoder, image: FieldSpec, seed: int) -> ViewsSource:
-    """The views' header, which agrees with that of their features: else the two could not be compared."""
+    """The views' header, checked to agree with the features', so that the two are comparable."""
     new, old = encoder_header(source, image), features.header
     if unlike := first_unlike([new, old], list(new)):
         was, now = (shorten(header.get(unlike[1])) for header in (old, new))
@@ -176,7 +176,7 @@ def _jobs_to_do(
     header: ViewsSource,
     done: Callable[[int], object],
 ) -> Iterator[ViewJob]:
-    """The shards that have no usable file yet, each opened when its turn comes."""
+    """The shards without a usable file, each opened in turn."""
     for file, mine in zip(features, rows, strict=True):
         spans = file.spans().take(mine)
         if _already_done(views_folder(features) / file_name(file.shard), file, spans, header):
@@ -189,7 +189,7 @@ def _jobs_to_do(
 
 
 def _already_done(path: Path, file: FeaturesFile, spans: Spans, header: ViewsSource) -> bool:
-    """Does a file hold the views of these samples, made in the same way?"""
+    """Whether a file holds the views of these samples with the same settings."""
     if not path.exists():
         return False
     try:

@@ -26,7 +26,7 @@ from adq_wds.tables.spans import Spans
 
 @dataclass
 class ViewJob:
-    """A shard whose views are being made: the chosen samples, and what the batches have brought so far."""
+    """A shard whose views are being made: the chosen samples, and the results of its batches so far."""
 
     path: str
     name: str
@@ -54,7 +54,7 @@ def embed_view_batch(
 def _viewed(
     job: ViewJob, rows: range, image: FieldSpec, seed: int
 ) -> Iterator[tuple[int, tuple[int, list[Image.Image]]]]:
-    """Pixels of the views of each sample of a batch; and the sample, and its two views."""
+    """The pixels of the views of each sample, with the sample and its two views."""
     for i in rows:
         _, whole = whole_image(_read(job, i), image)
         key = job.spans.keys[i]
@@ -65,7 +65,7 @@ def _viewed(
 def make_view(image: Image.Image, number: int, *, seed: int, shard: str, key: str) -> Image.Image:
     """View 0 or 1: an RGB image cropped, perhaps mirrored, and resized (bilinear) to a square of its short side.
 
-    Its randomness depends on number, seed, the shard's base name and key alone.
+    Its randomness depends only on number, seed, the shard's base name and key.
 
     Source: see `crop_box`; the square of the short side is ours, so that the encoder's own preprocessing follows.
     """

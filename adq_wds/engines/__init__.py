@@ -1,1 +1,1 @@
-"""Who does one task a shard: threads."""
+"""Runs one task a shard, in threads."""

@@ -69,7 +69,7 @@ def in_order(
 def pool_of_threads(workers: int, name: str) -> Iterator[ThreadPoolExecutor]:
     """A pool whose threads use one intra-op thread each, so that results do not depend on their number.
 
-    What was not begun is given up when the pool is left, also by an error.
+    Leaving the pool, also by an error, cancels tasks that have not started.
     """
     before = _torch_threads()
     pool = ThreadPoolExecutor(workers, thread_name_prefix=name, initializer=_torch_threads, initargs=(1,))
@@ -82,7 +82,7 @@ def pool_of_threads(workers: int, name: str) -> Iterator[ThreadPoolExecutor]:
 
 
 def _torch_threads(n: int | None = None) -> int | None:
-    """Torch's intra-op threads, set to `n` when given; None while nobody has imported torch."""
+    """Torch's intra-op threads, set to `n` when given; None while torch is not imported."""
     torch: Any = sys.modules.get("torch")
     if torch is None:
         return None

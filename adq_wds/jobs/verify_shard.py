@@ -1,5 +1,4 @@
-"""Compares one shard with a table: key, offset, size, order, checksum of each sample; on request its
-contents."""
+"""Compares one shard with a table: key, offset, size, order, checksum of each sample; on request its contents."""
 
 from __future__ import annotations
 

@@ -96,8 +96,7 @@ def check_fit(bins: Bins, samples: Samples, options: Options) -> None:
 
 
 def _say_what_it_takes(samples: Samples, counts: list[int], options: Options, binner: ClassBinner) -> None:
-    """Log the memory and disk that binning takes, and the options that it cannot follow, for classes of these
-    sizes."""
+    """Log the memory and disk that binning takes, and the options that it cannot follow, for classes of these sizes."""
     largest = max(counts, default=0)
     width = samples.features.width + sum(column.row_bytes for column in binner.columns) // 2  # in float16s
     rows = largest * width * 10  # float16 as read, float64 as used

@@ -1,5 +1,4 @@
-"""Scores the diversity of bins by trained heads, from the views beside the features, and caches it in the
-bins."""
+"""Scores the diversity of bins by trained heads, from the views beside the features, and caches it in the bins."""
 
 from __future__ import annotations
 

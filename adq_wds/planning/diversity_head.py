@@ -1,5 +1,4 @@
-"""Trains projection heads that ignore small changes of an image, and scores the diversity of bins in their
-output."""
+"""Trains projection heads that ignore small changes of an image, and scores the diversity of bins in their output."""
 
 from __future__ import annotations
 

@@ -26,8 +26,7 @@ logger = logging.getLogger("adq_wds")
 
 
 def leave_out_doubted(samples: Samples, options: Options) -> None:
-    """Leave out the samples of the lowest margins in each class: a given share, or with "auto" an estimated
-    one.
+    """Leave out the samples of the lowest margins in each class: a given share, or with "auto" an estimated one.
 
     "auto" leaves out none where the encoder is too weak to tell wrong labels from hard samples. Margins are
     stored in `samples.margin`, NaN for samples left out earlier. One sample of a class stays.
@@ -118,8 +117,7 @@ def _lowest(
 
 
 def _warn_of_weak_fit(accuracy: float, wrong: float, *, auto: bool) -> None:
-    """Warn that margins are unreliable: the fit does not predict right labels, or too many labels seem
-    wrong."""
+    """Warn that margins are unreliable: the fit does not predict right labels, or too many labels seem wrong."""
     remedy = (
         "nothing is left out; embed with a better encoder, or give a share"
         if auto

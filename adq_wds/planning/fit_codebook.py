@@ -56,8 +56,7 @@ def fit_codebook(
     out: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
 ) -> Codebook:
-    """Fit rules that assign any sample, also a new one, to a bin, and the counts that its keep rate follows
-    from.
+    """Fit rules that assign any sample, also a new one, to a bin, and the counts that its keep rate follows from.
 
     The exact greedy bins a pilot of every class, and one of all classes together, by the cosine of the
     embeddings. Checkpoints of every bin store the vector that ranks candidates. New samples do not fill bins

@@ -47,8 +47,7 @@ def leave_out_named(samples: Samples, options: Options) -> None:
 
 
 def leave_out_copies(samples: Samples, options: Options) -> None:
-    """Leave out copies of an earlier sample: equal contents or, with a cosine as `dedup`, a similar
-    embedding."""
+    """Leave out copies of an earlier sample: equal contents or, with a cosine as `dedup`, a similar embedding."""
     if options.dedup is not None and all(file.has_digest for file in samples.features):
         digests = [rows for file in samples.features if (rows := file.digest()) is not None]
         samples.stays = first_of(np.concatenate(digests), samples.reason == KEPT)

@@ -96,8 +96,7 @@ def plan_options(**given: Any) -> Options:
 
 
 def _check(option: Option, value: Any) -> None:
-    """Raise `ValueError` unless a value is one of the option's choices, or a ratio where its type is
-    `Ratio`."""
+    """Raise `ValueError` unless a value is one of the option's choices, or a ratio where its type is `Ratio`."""
     words = (*option.choices, *[None] * option.none)
     if any(value is word or (isinstance(value, str) and value == word) for word in words):
         return
@@ -109,8 +108,7 @@ def _check(option: Option, value: Any) -> None:
 
 
 def _settle_number(options: Options, name: str) -> None:
-    """A number in place of a word, as a Python number; `ValueError` for those that would mean all or
-    nothing."""
+    """A number in place of a word, as a Python number; `ValueError` for those that would mean all or nothing."""
     value = getattr(options, name)
     if value is None or isinstance(value, str):
         return

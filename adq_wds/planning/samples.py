@@ -72,8 +72,7 @@ class Samples:
 
     @property
     def row(self) -> NDArray[np.int64]:
-        """(N,) int64: each sample's class as a position among those planned; valid for samples of these
-        only."""
+        """(N,) int64: each sample's class as a position among those planned; valid for samples of these only."""
         return np.searchsorted(self.classes, self.label)
 
     @property

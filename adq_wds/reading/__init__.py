@@ -1,1 +1,1 @@
-"""Kept samples out of shards, local or remote, and nothing else."""
+"""Reads kept samples from shards, local or remote, and nothing else."""

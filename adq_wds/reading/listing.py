@@ -1,4 +1,4 @@
-"""Lists the samples that an epoch may read: as a plan says, or all that the shards hold."""
+"""Lists the samples that an epoch may read: those of a plan, or all in the shards."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ logger = logging.getLogger("adq_wds")
 
 
 class Listing(ABC):
-    """The shards of a stream, and what an epoch keeps of each. Pickled, it forgets the places it holds.
+    """The shards of a stream, and the samples that an epoch keeps of each. Its cache is not pickled.
 
     Attributes:
         hash: changes with anything that changes the order.
@@ -67,7 +67,7 @@ class Listing(ABC):
         """The samples of a shard that an epoch keeps, in the shard's order."""
 
     def places(self, shard: int, epoch: int) -> ShardPlaces:
-        """Where the samples of a shard lie that an epoch keeps; the last `HELD_SHARDS` are held."""
+        """The places of the samples that an epoch keeps of a shard; the last `HELD_SHARDS` are cached."""
         which = shard, epoch if self.fresh else 0
         if which not in self._held:
             self._held[which] = ShardPlaces.from_spans(self.spans(shard, epoch))
@@ -80,7 +80,7 @@ class Listing(ABC):
 
 
 class Planned(Listing):
-    """What a plan keeps; with `fresh`, the next samples of each bin in every epoch."""
+    """The samples of a plan; with `fresh`, the next samples of each bin in every epoch."""
 
     def __init__(self, plan: Plan, urls: list[str], *, fresh: bool) -> None:
         super().__init__(plan.hash, plan.shards, urls, fresh=fresh)
@@ -107,7 +107,7 @@ class Planned(Listing):
 
 
 class Everything(Listing):
-    """All samples, from an index or a scan: S spans."""
+    """All samples, from an index or a scan: spans of S shards."""
 
     def __init__(
         self, names: list[str], urls: list[str], spans: list[Spans], *, checked: bool, scanned: bool
@@ -132,7 +132,7 @@ def planned(paths: Sequence[str], plan: Plan, *, root: str | None, fresh: bool, 
     """The plan's samples in the shards at `paths`.
 
     Raises:
-        PlanError: a shard of the plan is not among the paths, or one with samples not in the plan.
+        PlanError: a shard of the plan is not among the paths, or a path with samples is not in the plan.
     """
     path_of = _by_name(paths, plan.names(root=root), fetch)
     missing = [name for name in plan.shards if name not in path_of]
@@ -149,7 +149,7 @@ def everything(
 ) -> Everything:
     """All samples of the shards at `paths`, from an index, else by walking the tars' headers now.
 
-    Remote shards are held against an index as their samples are read, not here.
+    Remote shards are compared with an index when their samples are read, not here.
 
     Raises:
         ShardError: a shard is damaged, not in the index, or changed since; or the index is damaged.
@@ -185,7 +185,7 @@ def everything(
 
 
 def _by_name(paths: Sequence[str], names: ShardNames, fetch: Fetch) -> dict[str, str]:
-    """The path of each shard; one that is not listed and holds no sample is left out."""
+    """The path of each shard; unlisted shards without samples are left out."""
     path_of: dict[str, str] = {}
     for path in paths:
         try:
@@ -204,7 +204,7 @@ def _by_name(paths: Sequence[str], names: ShardNames, fetch: Fetch) -> dict[str,
 
 
 def _scan_fetched(path: str, *, shard: str, fetch: Fetch) -> Spans:
-    """Where a shard's samples lie, with their crc32; what is damaged in the cache is fetched once more."""
+    """The spans of a shard's samples with crc32; a damaged copy in the cache is fetched once more."""
     try:
         return scan_spans(path, shard=shard, fetch=fetch)
     except ShardError:
@@ -215,7 +215,7 @@ def _scan_fetched(path: str, *, shard: str, fetch: Fetch) -> Spans:
 
 
 def _hash(names: Sequence[str], spans: Sequence[Spans]) -> str:
-    """Over what the order and the reading depend on."""
+    """A hash of all that order and reading depend on."""
     digest = hashlib.sha256(b"adq_wds.index\n")
     for name, rows in zip(names, spans, strict=True):
         for part in (name.encode(), "\n".join(rows.keys).encode()):

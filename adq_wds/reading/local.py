@@ -1,6 +1,6 @@
-"""Reads one sample out of the bytes of its span, and believes nothing that is not verified.
+"""Reads one sample from the bytes of its span, verified by headers or crc32.
 
-There are three ways, and the last one's answer, or error, is the one given wherever an earlier one does not fit.
+Three methods are tried in turn; where one does not apply, the next decides, and the last gives the result or error.
 
 1. A table that lists each member's field and size says where the payloads lie. They are cut out, and their crc32 is compared
    with the table's. Headers are not looked at: one whose size or order lies moves the payloads, which the crc32 shows;
@@ -27,7 +27,7 @@ from adq_wds.shards.tar_headers import BLOCK
 
 
 class WrongBytes(ShardError):  # noqa: N818 - it says what is
-    """The bytes at a place are not the sample that should be there."""
+    """The bytes at a place are not the expected sample."""
 
 
 class SpanReader:
@@ -45,12 +45,12 @@ class SpanReader:
         """The sample in its span: `__key__`, `__url__`, and each field's bytes.
 
         Args:
-            data: the span's bytes, fewer where the shard ends before it does.
-            place: where they lie, and what they must be.
+            data: the span's bytes, fewer where the shard ends early.
+            place: their offset, and the expected sample.
 
         Raises:
             ShardError: the bytes there are not one whole sample with that key and crc32.
-            SampleError: a member is named as WebDataset's own fields are.
+            SampleError: a member has the name of one of WebDataset's own fields.
         """
         _, offset, n_bytes, key, crc, *_ = place
         if len(data) != n_bytes:
@@ -59,7 +59,7 @@ class SpanReader:
         return self._read_headers(data, key, crc) or self._read_strictly(data, key, crc)
 
     def _read_headers(self, data: bytes, key: str, crc: int | None) -> Sample | None:
-        """The sample, where all headers are plain ones of this key and the payloads have the crc32."""
+        """The sample, if all headers are plain and of this key, and the payloads have the crc32."""
         sample: Sample = {"__key__": key, "__url__": self._url}
         prefix = key.encode() + b"."
         n_prefix, n_bytes = len(prefix), len(data)
@@ -101,7 +101,7 @@ class SpanReader:
 
 @lru_cache(maxsize=1000)
 def _plain_field(raw: bytes) -> str | None:
-    """The field that stands behind the key and its dot in a header; None for one that needs a strict look."""
+    """The field behind the key and its dot in a header; None for a header that only the strict reader can judge."""
     try:
         field = raw.decode().lower()
     except UnicodeDecodeError:
@@ -127,7 +127,7 @@ class LocalShard(SpanReader):
     Args:
         url: see `SpanReader`; a path, or what `fetch` gets.
         name: see `SpanReader`.
-        fetch: how a shard is got that is not a plain local tar.
+        fetch: fetches shards that are no plain local tars.
         sparse: a small part will be read; see `ShardFile`.
 
     Raises:
@@ -145,10 +145,10 @@ class LocalShard(SpanReader):
         self._opened.close()
 
     def expect(self, offset: int) -> None:
-        """Nothing: the file is here."""
+        """Does nothing: the file is local."""
 
     def read(self, place: Place) -> Sample:
-        """The sample at a place, cut out where its payloads are known to lie; else see `SpanReader.parse`."""
+        """The sample at a place, cut out by its known payload offsets; else see `SpanReader.parse`."""
         _, offset, n_bytes, key, crc, fields, cuts = place
         if fields is not None and offset + n_bytes <= self._file.n_bytes:
             try:

@@ -1,4 +1,4 @@
-"""Opens shards, each by the reader that fits it, keeps few open, and has remote samples fetched ahead."""
+"""Opens each shard with the reader for its kind, keeps few open, and fetches remote samples ahead."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ logger = logging.getLogger("adq_wds")
 
 _SPARSE = 0.5  # below, reading around a sample fetches more that is dropped than kept
 _THREADS = 32  # requests at one time; a block's ranges are several more
-_AHEAD = 64  # samples fetched before they are asked for, each on its own
+_AHEAD = 64  # samples fetched ahead, each on its own
 _AHEAD_CACHED = 512  # samples whose blocks are: in steady state few of them are new
 _HELD_BLOCKS = 3 * LANES  # a block for each lane, what is on its way, and what was just left
 
@@ -49,8 +49,8 @@ class Readers:
     """The open shards of one pass over an epoch.
 
     Args:
-        listing: what the shards hold, and where they are.
-        fetch: how what is not a plain local tar is got.
+        listing: the shards, and their samples.
+        fetch: fetches shards that are no plain local tars.
         epoch: >= 0.
     """
 
@@ -64,14 +64,14 @@ class Readers:
         self._logged = False
 
     def _open(self, shard: int) -> Reader:
-        """One more; the one opened first is closed when they are many."""
+        """Open a shard; close the one opened first when there are too many."""
         if len(self._readers) == HELD_SHARDS:
             self._readers.pop(next(iter(self._readers))).close()
         self._readers[shard] = reader = self._made(shard)
         return reader
 
     def each(self, blocks: Iterator[Iterator[Place]]) -> Iterator[Place]:
-        """The places in some blocks, each announced to its reader some time before it is given out."""
+        """The places in some blocks; each is announced to its reader some samples ahead."""
         places = chain.from_iterable(blocks)
         return self._announced(places) if any(self._distant) else places
 

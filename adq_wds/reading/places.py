@@ -1,4 +1,4 @@
-"""Says where kept samples lie: those of one shard as columns, and each as the `Place` that a reader is given."""
+"""Defines the places of kept samples: as columns of one shard, and as single `Place`s for readers."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from adq_wds.tables.spans import Spans
 
 
 class Place(NamedTuple):
-    """Where a sample lies and what it must be.
+    """A sample's offset and what to verify.
 
     Attributes:
         shard: its shard's number.
         byte_offset: of its first byte in the shard.
         n_bytes: headers and padding included.
         key: the key it must have.
-        crc32: what its payloads must have; None takes them as they are.
-        fields: names of its fields, in tar order; None where its headers must tell.
-        cuts: start and stop of each field's payload in the sample's bytes; there may be more, which mean nothing.
+        crc32: of its payloads; None verifies nothing.
+        fields: names of its fields, in tar order; None where its headers must be read.
+        cuts: start and stop of each field's payload in the sample's bytes; further numbers are ignored.
     """
 
     shard: int
@@ -38,12 +38,12 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class ShardPlaces:
-    """Where the k kept samples of a shard lie, in the shard's order.
+    """The places of the k kept samples of a shard, in the shard's order.
 
     Attributes:
         numbers: (3 + 2F, k) int64: byte_offset, n_bytes, crc32, and start and stop of F payloads.
         keys: (k,) str.
-        fields: (k,) tuples of field names; None for a sample whose headers must tell.
+        fields: (k,) tuples of field names; None for a sample whose headers must be read.
     """
 
     numbers: NDArray[np.int64]
@@ -52,7 +52,7 @@ class ShardPlaces:
 
     @classmethod
     def from_spans(cls, spans: Spans) -> ShardPlaces:
-        """Of all samples in `spans`."""
+        """The places of all samples in `spans`."""
         columns = np.stack([spans.byte_offset, spans.n_bytes, spans.crc32]).astype(np.int64, copy=False)
         keys = np.array(spans.keys, dtype=object)
         if spans.members is None:
@@ -67,9 +67,9 @@ def each_place(
     """The places of n samples.
 
     Args:
-        parts: shard by shard, its number, its places, and which of them.
-        order: (n,) where, among all of the parts, each sample stands.
-        verify: compare payloads with their crc32. Else headers are read, since they are all that can be verified.
+        parts: for each shard its number, its places, and the selected rows.
+        order: (n,) position of each sample among all parts.
+        verify: compare payloads with their crc32. Else headers are read, since only they can be verified.
     """
     n, height = len(order), max([len(places.numbers) for _, places, _ in parts], default=3)
     shard, numbers = np.empty(n, np.int64), np.zeros((height, n), np.int64)

@@ -1,9 +1,9 @@
-"""How are only the kept bytes of a remote shard read? By range, ahead of their use, through the cache if there is one.
+"""Reads only the kept bytes of a remote shard: by range, ahead of use, through the cache if there is one.
 
-Without a cache each sample is one request of its own. With one, neighbouring kept samples make a block: its samples'
-ranges, those with small gaps merged, are asked for together and stored as one file, which all workers and ranks of the
-machine share. The order of an epoch takes block after block (`core.order.row_order`), so few are in use at a time. A
-server that gives whole files only is found out by its first answer, and its shards are fetched whole.
+Without a cache each sample is one request. With one, neighbouring kept samples form a block: its ranges, merged
+across small gaps, are requested together and stored as one file, which all workers and ranks of the machine share.
+The order of an epoch takes block after block (`core.order.row_order`), so few are in use at a time. A server without
+ranges shows that in its first response, and its shards are fetched whole.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _Block = bytes | ShardFile
 
 
 class Kept:
-    """Where a shard's kept samples lie, and the ranges that are asked for.
+    """The offsets of a shard's kept samples, and the ranges to request.
 
     Args:
         byte_offset: (n,) int64, ascending.
@@ -66,35 +66,35 @@ class Kept:
 
     @property
     def n_requests(self) -> int:
-        """Ranges asked for, were all read."""
+        """Requests needed to read everything."""
         return len(self._starts)
 
     @property
     def n_asked(self) -> int:
-        """Bytes asked for, were all read."""
+        """Bytes requested to read everything."""
         return int((self._ends - self._starts).sum())
 
     def find(self, offset: int) -> tuple[int, int]:
-        """The block of a sample, and where in the block's bytes it begins."""
+        """The block of a sample, and its offset in the block's bytes."""
         found: tuple[int, int] = self._place[offset]
         return found
 
     def ranges(self, block: int) -> list[Range]:
-        """What a block consists of."""
+        """The ranges of a block."""
         part = slice(*self._first_range[block : block + 2].tolist())
         return list(zip(self._starts[part].tolist(), self._ends[part].tolist(), strict=True))
 
 
 class RangedShard(SpanReader):
-    """One remote shard of which only kept samples are read.
+    """A remote shard, read by ranges of its kept samples.
 
     Args:
         url: see `SpanReader`.
         name: see `SpanReader`.
-        kept: where the samples lie that this epoch keeps.
-        fetch: how it is read, and where bytes stay.
-        pool: threads that ask ahead.
-        blocks: those in use, of all shards of a stream, the last used last; filled here.
+        kept: the offsets of the samples that this epoch keeps.
+        fetch: options of fetching, and the cache.
+        pool: threads that fetch ahead.
+        blocks: the blocks in use of all shards of a stream; filled here.
     """
 
     def __init__(
@@ -113,20 +113,20 @@ class RangedShard(SpanReader):
         self._whole: FetchedShard | None = None
 
     def close(self) -> None:
-        """Forget its blocks."""
+        """Remove its blocks."""
         self._blocks.forget(self._url)
         if self._whole is not None:
             self._whole.close()
 
     def expect(self, offset: int) -> None:
-        """Begin to fetch the sample at an offset, which will be read soon."""
+        """Start fetching the sample at an offset, which will be read soon."""
         if self._whole is None:
             block, _ = self._kept.find(offset)
             if not self._blocks.has((self._url, block)):
                 self._blocks.put((self._url, block), self._pool.submit(self._get, block))
 
     def read(self, place: Place) -> Sample:
-        """The sample at a place; see `SpanReader.parse`. Bytes that are not right are fetched once more."""
+        """The sample at a place; see `SpanReader.parse`. Wrong bytes are fetched once more."""
         for left in (1, 0):
             if self._whole is not None:
                 break
@@ -189,7 +189,7 @@ class Blocks:
     """Blocks being fetched or in use.
 
     Args:
-        most: how many; the one used longest ago goes first.
+        most: how many; the least recently used is dropped.
     """
 
     def __init__(self, most: int) -> None:
@@ -197,26 +197,26 @@ class Blocks:
         self._blocks: OrderedDict[BlockId, Future[_Block]] = OrderedDict()
 
     def has(self, block_id: BlockId) -> bool:
-        """Whether it is here, or on its way."""
+        """Whether the block is fetched or being fetched."""
         return block_id in self._blocks
 
     def put(self, block_id: BlockId, block: Future[_Block]) -> None:
-        """Hold one more."""
+        """Add a block."""
         self._blocks[block_id] = block
         while len(self._blocks) > self._most:
             self._blocks.popitem(last=False)[1].cancel()
 
     def get(self, block_id: BlockId) -> _Block:
-        """The bytes of one that `has` says is here; waits for them."""
+        """The bytes of a block in use; waits for its fetch."""
         self._blocks.move_to_end(block_id)
         return self._blocks[block_id].result()
 
     def drop(self, block_id: BlockId) -> None:
-        """Forget one."""
+        """Remove a block."""
         if block_id in self._blocks:
             self._blocks.pop(block_id).cancel()
 
     def forget(self, url: str) -> None:
-        """Forget all of a shard."""
+        """Remove all blocks of a shard."""
         for block_id in [block_id for block_id in self._blocks if block_id[0] == url]:
             self.drop(block_id)

@@ -1,4 +1,4 @@
-"""Reads shards that must be fetched whole: fetches and unpacks one ahead of its use, then reads it like a local one."""
+"""Fetches and unpacks a whole shard ahead of use, then reads it like a local one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ logger = logging.getLogger("adq_wds")
 
 
 class FetchedShard:
-    """One packed shard, command's output, or shard of a server that knows no ranges; begun to be fetched when made.
+    """A packed shard, a command's output, or a shard of a server without ranges; the fetch starts at construction.
 
     Args:
         url: see `LocalShard`.
@@ -37,7 +37,7 @@ class FetchedShard:
         self._local.add_done_callback(_close)
 
     def expect(self, offset: int) -> None:
-        """Nothing: all of it is on its way."""
+        """Does nothing: the whole shard is being fetched."""
 
     def read(self, place: Place) -> Sample:
         """The sample at a place; see `SpanReader.parse`."""

@@ -1,1 +1,1 @@
-"""What a tar of samples is, and what shards are called."""
+"""The format of tars of samples, and the names of shards."""

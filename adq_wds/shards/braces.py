@@ -1,4 +1,4 @@
-"""Counts the names that a pattern with braces stands for, without writing them out.
+"""Counts the expansions of a pattern with braces, without expanding it.
 
 The grammar is that of the package `braceexpand`, which expands them: ``{a,b}``, ``{000..146}``, ``{a..e}``, steps,
 one within another, ``\\`` before a character that is meant as it is.
@@ -15,10 +15,10 @@ _ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 
 def count_braces(pattern: str) -> int:
-    """The names that `braceexpand` would give.
+    """The number of names that `braceexpand` would give.
 
     Raises:
-        ValueError: a brace without its other half.
+        ValueError: an unbalanced brace.
 
     >>> count_braces("{yfcc/{00000..01481},cc12m/{00000..02175}}.tar")
     3658
@@ -40,7 +40,7 @@ def count_braces(pattern: str) -> int:
 
 
 def _count_one(inside: str) -> int:
-    """The names that stand in one pair of braces."""
+    """The number of names in one pair of braces."""
     if numbers := _NUMBERS.match(inside):
         first, last, step = numbers.groups()
         return _count_range(int(first), int(last), step)
@@ -56,7 +56,7 @@ def _count_range(first: int, last: int, step: str | None) -> int:
 
 
 def _alternatives(inside: str) -> list[str]:
-    """The parts between commas that stand in no further braces; empty where there are no such commas."""
+    """The parts between commas outside inner braces; empty without such commas."""
     commas, depth = [], 0
     for i, character in _unescaped(inside):
         depth += (character == "{") - (character == "}")
@@ -68,7 +68,7 @@ def _alternatives(inside: str) -> list[str]:
 
 
 def _unescaped(text: str) -> Iterator[tuple[int, str]]:
-    """The characters that no backslash stands before, each with its position."""
+    """The unescaped characters, each with its position."""
     i = 0
     while i < len(text):
         if text[i] == "\\":

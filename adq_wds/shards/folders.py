@@ -1,4 +1,4 @@
-"""Lists the shards in a folder, and says what else in it looks like data."""
+"""Lists the shards in a folder, and warns of other files that look like data."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _PACKED = re.compile(  # archives that are not read, and tars of which a part is
 
 
 def shards_in(folder: str) -> list[str]:
-    """The shards that lie in a folder, sorted; a warning says what else in it looks like data.
+    """The shards in a folder, sorted; warns of other files that look like data.
 
     Raises:
-        ValueError: there are none; says what is there instead.
+        ValueError: there are none; lists what is there instead.
     """
     with os.scandir(folder) as entries:
         is_folder = {entry.name: entry.is_dir() for entry in entries if not entry.name.startswith(".")}
@@ -59,7 +59,7 @@ def shards_in(folder: str) -> list[str]:
 
 
 def _listed(path: str) -> list[str]:
-    """The names in a folder; none where it may not be read."""
+    """The names in a folder; empty where it is unreadable."""
     try:
         return os.listdir(path)
     except OSError:

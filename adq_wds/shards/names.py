@@ -1,4 +1,4 @@
-"""Expands patterns into shards, gives each a short unique name, and finds the name again for a URL."""
+"""Expands patterns into shards, gives each a short unique name, and maps URLs to these names."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _TAR_IN_COMMAND = re.compile(r"[^/\s'\"|<>?#&=:@]+\.(?:tar|tgz)[.\w]*")
 def expand_urls(
     urls: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], *, commands: bool = False
 ) -> list[str]:
-    """The shards that a pattern, or several, stand for, in the order written.
+    """The shards of one or more patterns, in the order written.
 
     Braces (``train-{000000..000146}.tar``) and ``::`` are read as WebDataset reads them; ``*`` and ``?`` match
     local files, sorted; a folder means the ``.tar``, ``.tar.gz`` and ``.tgz`` files in it, sorted, and a warning says
-    which other files in it look like data; ``file:`` URLs become paths. A command (``pipe:``) is refused, unless
-    `commands` lets it pass.
+    which other files in it look like data; ``file:`` URLs become paths. A command (``pipe:``) is refused unless
+    `commands` is True.
 
     Raises:
         ValueError: nothing is named, a local pattern or folder has no shards, a URL is a folder or has ``*``, a shard
@@ -121,12 +121,12 @@ def _without_file_scheme(url: str) -> str:
 
 
 def is_pipe(url: str) -> bool:
-    """Whether it is a command whose output is the shard."""
+    """Whether a URL is a command whose output is the shard."""
     return url.lstrip().lower().startswith("pipe:")
 
 
 def is_url(url: str) -> bool:
-    """Whether it is not a path of a local file: a URL or a command.
+    """Whether it is a URL or a command, not a local path.
 
     >>> [is_url(url) for url in ("s3://bucket/a.tar", "pipe:cat a.tar", "data/a.tar")]
     [True, True, False]
@@ -135,7 +135,7 @@ def is_url(url: str) -> bool:
 
 
 def shown_url(url: str) -> str:
-    """What may be said of a shard: a path as it is; of a URL the file's name, for all else may hold a secret.
+    """A shard's name for messages: a path unchanged, for a URL only the file's name, since the rest may hold a secret.
 
     >>> shown_url("https://user:s3cret@host/data/a.tar?token=s3cret"), shown_url("s3cret@host://a.tar")
     ("'a.tar'", 'a URL')
@@ -149,7 +149,7 @@ def shown_url(url: str) -> str:
 
 
 def without_secrets(url: str) -> str:
-    """A URL without user, password, query and fragment; a command's name only; a path as it is.
+    """A URL without user, password, query and fragment; only the file's name for a command; a path unchanged.
 
     >>> without_secrets("https://user:s3cret@host/data/a.tar?token=s3cret")
     'https://host/data/a.tar'
@@ -213,7 +213,7 @@ def shard_names(urls: Sequence[str]) -> list[str]:
 
 
 def plain_shard_names(urls: Sequence[str]) -> list[str]:
-    """`shard_names`, if a plan or index may list them: said before any work, not after it.
+    """`shard_names`, checked before any work for use in a plan or index.
 
     Raises:
         ValueError: two of the URLs are the same file.
@@ -223,7 +223,7 @@ def plain_shard_names(urls: Sequence[str]) -> list[str]:
 
 
 class ShardNames:
-    """The way back from a sample's `__url__` to the shard's name in a plan.
+    """Maps a sample's `__url__` to the shard's name in a plan.
 
     A URL belongs to the name that shares its longest path suffix, so data may move as a whole. A tie is an
     error, and `root` settles it: then the name is the path below `root`.
@@ -272,10 +272,10 @@ def _shared_suffix(a: list[str], b: list[str]) -> int:
 
 
 def check_shard_name(name: object) -> str:
-    """`name`, if it is a plain relative file name: a plan comes from a stranger and must not name more.
+    """`name`, checked to be a plain relative file name, since plans may come from a stranger.
 
-    Names are only ever matched with the shards that a user gives, so any character of ordinary names is allowed.
-    What some program would read as more than a name is refused: plans are also read by others.
+    Names are only matched with the user's shards, so any character of ordinary names is allowed. Names with a special
+    meaning to some program are refused, since other programs read plans too.
 
     Raises:
         PlanError: empty, absolute, ``..``, a scheme, a command, or a character that a pattern or a shell expands.
@@ -292,7 +292,7 @@ def check_shard_name(name: object) -> str:
 
 
 def _reads_as_more(name: str) -> bool:
-    """Whether a name reads as a URL, another machine's file or an option, which a folder before it would settle."""
+    """Whether a name reads as a URL, a remote file or an option; a folder in front prevents that."""
     return bool(_SCHEME.match(name) or _LIKE_SCP.match(name)) or name[:1] in ("-", "~")
 
 

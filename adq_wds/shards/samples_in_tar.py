@@ -1,11 +1,11 @@
-"""Which samples do the bytes of a tar file hold, and where?
+"""Locates the samples in the bytes of a tar file and reads them.
 
-Samples are grouped as webdataset 1.0.2 groups them; what it loses or mixes without a word is refused here.
+Samples are grouped as by webdataset 1.0.2; names that it silently loses or mixes are refused.
 Sizes are checked from headers before anything is read or skipped, and every header's checksum is verified
 before its sample is given out. No file is opened here.
 
 The key is the member's name up to the first dot of its base name, folders kept; the field is the rest in
-lower case. What becomes of each kind of name:
+lower case. Outcome for each kind of name:
 
 | names in one shard | outcome |
 |---|---|
@@ -26,13 +26,14 @@ lower case. What becomes of each kind of name:
 | `a.__bad__`, `a.__key__` (reserved) | `Span.problem`: `read_sample` raises `SampleError`, the shard goes on |
 | `a.__adq_keep__` | a member of its span, dropped by `read_sample` |
 
-Headers are `tar_headers.py`'s matter: all common forms are read; links, devices, fifos, sparse files and unknown
+`tar_headers.py` reads the headers in all common forms; links, devices, fifos, sparse files and unknown
 types are refused. An archive ends with one block of 512 zeros or more (POSIX writes
 two) and only zeros after it, at most `Limits.padding_bytes`: data behind the marker are samples that other
 readers lose, and a long tail of zeros is a file that was never filled.
 
-What a tar alone cannot tell: payloads and long names carry no checksum (hold `payload_crc32` and the key against
-an index), and an empty last member whose header is zeroed looks like the end (hold the count against an index).
+A tar alone does not reveal damage in payloads and long names, which have no checksum (compare `payload_crc32` and the
+key with an index), nor a zeroed header of an empty last member, which looks like the end (compare the count with an
+index).
 """
 
 from __future__ import annotations
@@ -72,8 +73,8 @@ class Member:
 class Span:
     """One sample: `buffer[byte_offset : byte_offset + n_bytes]` holds all its headers and padded payloads.
 
-    `byte_offset` is the first header block of its first member, long-name blocks included. `problem` says why
-    the sample cannot be used (the text of the `SampleError` that `read_sample` raises), None when it can.
+    `byte_offset` is the first header block of its first member, long-name blocks included. `problem` is the reason
+    why the sample is unusable (the text of the `SampleError` that `read_sample` raises), or None.
     """
 
     key: str
@@ -110,7 +111,7 @@ class Ignored:
 def iter_spans(
     buffer: Buffer, *, shard: str, limits: Limits = DEFAULT_LIMITS, ignored: Ignored | None = None
 ) -> Iterator[Span]:
-    """Every sample of a whole shard, in order; whole samples in front of a fault come before its error.
+    """Every sample of a whole shard, in order; complete samples before damage are given before its error.
 
     Args:
         buffer: the bytes of the tar file.
@@ -161,10 +162,10 @@ def span_at(data: Buffer, *, shard: str, limits: Limits = DEFAULT_LIMITS) -> Spa
 
 
 class WrongSample(ShardError):  # noqa: N818 - it says what is
-    """Bytes that are not the sample that should be there. The text names neither the shard nor a remedy.
+    """Bytes that are not the expected sample. The text names neither the shard nor a remedy.
 
     Attributes:
-        span: the sample that is there; None where the bytes are none.
+        span: the sample in the bytes; None without one.
         crc32: of its payloads; None where none was expected.
     """
 
@@ -179,7 +180,7 @@ def expected_span(data: Buffer, *, shard: str, key: str, crc32: int | None) -> S
         data: the bytes of the span.
         shard: its name, for messages.
         key: the key it must have.
-        crc32: what its payloads must have; None takes them as they are.
+        crc32: of its payloads; None verifies nothing.
 
     Raises:
         WrongSample: it is another sample, or none.
@@ -247,14 +248,14 @@ def _check_inside(buffer: Buffer, member: Member) -> None:
 
 
 def _bytes_of(buffer: Buffer, start: int, stop: int, key: str) -> bytes:
-    """Part of a sample's bytes."""
+    """The bytes of a member."""
     if isinstance(buffer, ShardFile):
         return buffer.read(start, stop, key=key)
     return bytes(buffer[start:stop])
 
 
 def split_name(name: str) -> tuple[str, str] | None:
-    """(key, field) of a member's name, None when it belongs to no sample.
+    """(key, field) of a member's name; None when it belongs to no sample.
 
     >>> split_name("train/n01.v1.JPG"), split_name("train/README"), split_name("._a.jpg"), split_name("__x__/a.b")
     (('train/n01', 'v1.jpg'), None, None, None)
@@ -267,7 +268,7 @@ def split_name(name: str) -> tuple[str, str] | None:
 
 
 def _group(entries: Iterable[Entry], *, shard: str, limits: Limits, ignored: Ignored) -> Iterator[Span]:
-    """Neighbours with one key become one sample; the last one only when the entries end well."""
+    """Group neighbours with one key into samples; the last sample only when the entries end without an error."""
     seen: set[str] = set()
     key: str | None = None
     start = end = 0

@@ -12,15 +12,15 @@ _ONE_READ = 1 << 30  # Linux reads 2 GiB at most at one time
 
 
 class ShardFile:
-    """The bytes of an open file: its length and its slices, each read when it is asked for.
+    """The bytes of an open file: its length and its slices, read on demand.
 
-    It is not mapped into memory. Who touches a mapping behind the end of a file that another process cut short is killed
-    by the kernel (SIGBUS); `pread` gives fewer bytes instead. Threads may share one.
+    It is not mapped into memory: when another process shortens a mapped file, access behind its end kills the process
+    (SIGBUS), while `pread` returns fewer bytes. Threads may share one.
 
     Args:
         file: open for reading, and open as long as this is used; only its descriptor is used.
         name: the shard's name, for messages.
-        sparse: a small part will be read: the kernel is told to fetch what is read and nothing around it.
+        sparse: a small part will be read; the kernel is advised not to read ahead.
 
     Attributes:
         fd: the file's descriptor.

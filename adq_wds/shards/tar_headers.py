@@ -1,8 +1,8 @@
-"""Which members do the headers of a tar file list, and can they be trusted?
+"""Walks the headers of a tar file, verifies them, and gives its members.
 
 v7, ustar, GNU and PAX headers, with long names, PAX sizes and base-256 sizes. Sizes are checked before anything
 is read or skipped; every header's checksum is verified before its member is given out. Links, devices, fifos,
-sparse files and unknown types are refused. What the members mean as samples is `tar.py`'s matter.
+sparse files and unknown types are refused. `samples_in_tar.py` groups the members into samples.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _GLOBAL = "(global PAX header)"  # no dot: ignored and counted like any name wit
 
 @dataclass(frozen=True)
 class Limits:
-    """What a tar from a stranger may ask for. All are checked before memory is taken or bytes are skipped.
+    """Limits for an untrusted tar. All are checked before memory is allocated or bytes are skipped.
 
     Attributes:
         member_bytes: one payload; 4 GiB, so that one read of one field cannot take the machine's memory.
@@ -80,8 +80,8 @@ class Entry(NamedTuple):
 def iter_entries(view: View, *, shard: str, limits: Limits, marked: bool) -> Iterator[Entry]:
     """Every entry in tar order, each given out only when the checksums of its headers have been verified.
 
-    Checksums are verified a batch at a time, for speed. A size changed by damage can lead the walk astray
-    meanwhile, but only inside the view, and then the bad checksum in front of it is what gets reported.
+    Checksums are verified a batch at a time, for speed. A damaged size can misdirect the walk meanwhile, but only
+    inside the view, and the earlier bad checksum is then reported.
 
     Args:
         view: the bytes.
@@ -144,7 +144,7 @@ def sum_fits(head: bytes) -> bool:
 def _walk(
     view: View, heads: list[tuple[int, bytes]], *, shard: str, limits: Limits, marked: bool
 ) -> Iterator[Entry]:
-    """Every entry in tar order; each header goes to `heads` before it is looked at, for the caller to verify."""
+    """Every entry in tar order; each header is appended to `heads` before it is parsed, for the caller to verify."""
     total, position, limit = len(view), 0, limits.member_bytes
     prefix: _Prefix | None = None
     ahead, start, size = b"", 0, 0  # bytes read ahead, where they start, and the size of the last payload
@@ -197,7 +197,7 @@ def _walk(
 
 @dataclass(slots=True)
 class _Prefix:
-    """What the long-name and PAX headers in front of a member say about it."""
+    """The long-name and PAX headers in front of a member."""
 
     start: int
     name: str | None = None
@@ -205,7 +205,7 @@ class _Prefix:
     kinds: bytes = b""
 
     def read(self, view: View, head: bytes, payload: int, limits: Limits) -> int:
-        """Take one prefix header in; returns where the next header starts. Raises ValueError."""
+        """Parse one prefix header; returns where the next header starts. Raises ValueError."""
         kind = head[156:157]
         if kind in self.kinds or (kind == b"g" and self.kinds):
             raise ValueError(f"prefix headers {(self.kinds + kind)!r} in front of one member: write it again")
@@ -295,7 +295,7 @@ def _decoded(name: bytes) -> str:
 
 
 def _check_directory(kind: bytes, name: str) -> None:
-    """Anything that is neither a plain file nor a directory is refused by its kind and name."""
+    """Refuse anything but plain files and directories, by kind and name."""
     if kind != b"5":
         letter = kind.decode("latin-1")
         what = _KINDS.get(letter, f"member of unknown type {letter!r}")

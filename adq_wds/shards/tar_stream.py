@@ -1,4 +1,4 @@
-"""Are the headers of a tar that passes by in pieces within the limits? Asked before a byte of it is stored."""
+"""Checks the headers of a streamed tar against the limits, before a byte is stored."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _ZEROS = bytes(BLOCK)
 class TarWatch:
     """Follows a tar's headers by their sizes; `see` takes its bytes in order, cut anywhere.
 
-    It refuses what must not be waited for or stored: no tar, a bad checksum, a size beyond the limits, data or too many
-    zeros behind the end. What members are, and whether the tar is whole, is for `tar.iter_spans` to say.
+    It refuses streams that must not be stored: no tar, a bad checksum, a size beyond the limits, data or too many
+    zeros behind the end. `iter_spans` later checks members and completeness.
 
     Args:
         shard: its name, for messages.
@@ -42,10 +42,10 @@ class TarWatch:
         self._end: int | None = None  # where the end-of-archive marker begins
 
     def see(self, data: bytes) -> None:
-        """Look at the next bytes.
+        """Check the next bytes.
 
         Raises:
-            ShardError: what the class says, with the byte where.
+            ShardError: see the class; with the offset.
         """
         start = self.n_bytes
         self.n_bytes += len(data)
@@ -67,7 +67,7 @@ class TarWatch:
             self._see_tail(data[at:])
 
     def _skip(self, held: bytes, position: int) -> int:
-        """Bytes from here to what is to be looked at next. Raises ValueError."""
+        """Bytes from here to the next header. Raises ValueError."""
         padding = -len(held) % BLOCK
         if self._pax:
             self._pax, self._want = False, BLOCK

@@ -1,1 +1,1 @@
-"""The data set, its order and state, and its hosts."""
+"""The data set, its order and state, and its loaders and nodes."""

@@ -20,8 +20,8 @@ from adq_wds.stream.iterator import Stages
 class MapView(Dataset[Any]):
     """All kept samples of all ranks, numbered by shard name and place in the shard; made by `ShardDataset.as_map`.
 
-    ``DataLoader(view, batch_size=64, sampler=DistributedSampler(view))``: batches, order and ranks are the
-    sampler's and the loader's matter. `set_epoch` of the data set it came from sets the epoch that `Map` draws by.
+    ``DataLoader(view, batch_size=64, sampler=DistributedSampler(view))``: sampler and loader decide batches, order
+    and ranks. `set_epoch` of the data set sets the epoch of `Map`'s draws.
     """
 
     def __init__(self, recipe: Recipe, clock: Clock) -> None:
@@ -42,7 +42,7 @@ class MapView(Dataset[Any]):
         return self.__getitems__([i])[0]
 
     def __getitems__(self, numbers: Sequence[SupportsIndex]) -> list[Any]:
-        """Several, as torch's loaders ask for a batch.
+        """Several samples, as torch's loaders request a batch.
 
         Raises:
             IndexError: a number is not one of these.
@@ -62,7 +62,7 @@ class MapView(Dataset[Any]):
         """The plan's label of each sample, for a WeightedRandomSampler: (n,) int32, -1 for unlabelled data.
 
         Raises:
-            TypeError: without a plan nothing says the labels.
+            TypeError: there is no plan, so no labels.
         """
         listing = self._recipe.listing
         if not isinstance(listing, Planned):

@@ -1,8 +1,8 @@
-"""Holds the epoch to read next, and where in it reading starts, in memory that a data set shares with its workers.
+"""Holds the next epoch and its start position in memory that a data set shares with its workers.
 
-The first batch of an epoch that is handed on advances the clock: the next iteration reads the next epoch. `set_epoch`
+The first batch handed on in an epoch advances the clock, so the next iteration reads the next epoch. `set_epoch`
 reaches running workers too. All workers of one iteration must agree on its epoch, though one may start the next iteration
-before another has. `adq.Loader` announces the epoch to them; with other loaders they take what the first of them took.
+before another has. `adq.Loader` announces the epoch to them; with other loaders they use the epoch of the first worker.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Clock:
             self.epoch = epoch + 1
 
     def announce(self, epoch: int) -> None:
-        """Let the workers of the iteration that starts now read `epoch`, whenever they start."""
+        """Make the workers of the iteration that starts now read `epoch`, whenever they start."""
         self._part()
         self._announced = epoch  # for workers started now
         self._values[_ANNOUNCED] = epoch  # for those that run already
@@ -78,7 +78,7 @@ class Clock:
         return Start(epoch, values[_START], values[_LANES]) if values[_START_EPOCH] == epoch else Start(epoch)
 
     def next_start(self, *, announced: bool = False) -> Start:
-        """Where the iteration that starts now does; in a worker, of the epoch `announced` or agreed on."""
+        """The start of the iteration that begins now; in a worker, in the epoch `announced` or agreed on."""
         worker = get_worker_info()
         if worker is None:
             return self.start_of(self.epoch)
@@ -110,7 +110,7 @@ class Clock:
         self._epoch_when_copied = int(self._values[_EPOCH])
 
     def _part(self) -> None:
-        """Share no more in a process that is no worker of the one it was made in: another rank's, perhaps."""
+        """Stop sharing in a process that is no worker of the creating one, such as another rank."""
         if self._pid != os.getpid() and get_worker_info() is None:
             self._values = _shared(self._values.clone())
             self._settle()
@@ -124,7 +124,7 @@ class Clock:
 
 
 def _shared(values: torch.Tensor) -> torch.Tensor:
-    """The same values where forked and spawned workers see them too."""
+    """The same values in memory shared with forked and spawned workers."""
     try:
         return values.share_memory_()  # type: ignore[no-any-return,no-untyped-call,unused-ignore]
     except RuntimeError as error:
@@ -133,7 +133,7 @@ def _shared(values: torch.Tensor) -> torch.Tensor:
 
 @functools.cache
 def _noted_at_fork() -> weakref.WeakSet[Clock]:
-    """Every clock of this process: before it forks, each notes its epoch."""
+    """Every clock of this process; each notes its epoch before a fork."""
     clocks: weakref.WeakSet[Clock] = weakref.WeakSet()
 
     def note() -> None:

@@ -1,4 +1,4 @@
-"""`ShardDataset` reads the kept samples of tar shards by offset, in one order for any number of ranks and workers."""
+"""Defines `ShardDataset`: reads the kept samples of tar shards by offset, in one order for any ranks and workers."""
 
 from __future__ import annotations
 
@@ -51,32 +51,32 @@ class ShardDataset(IterableDataset[Any]):
     Args:
         urls: tar files: paths, URLs, a pattern with braces (and stars, for local files), a folder, or a list of these.
         plan: a plan or its path; it must be of just these shards.
-        pipes: stages of its own, `Decode`, `Map` or any `Pipe`, in order. With these it resumes exactly; with
-            stages composed outside it could not. A saved state knows which plans and codebooks they chose by.
+        pipes: stages inside the data set, `Decode`, `Map` or any `Pipe`, in order. With these it resumes exactly,
+            unlike with stages outside. A saved state records the plans and codebooks that they use.
         batch_size: samples in a batch. Batches are cut before the pipes and never filled up again: a sample that is
             skipped makes its batch smaller, so that ranks stay in step, and a batch that loses all is left out. None
             gives single samples.
         shuffle: draw the order anew in every epoch. Else shards go by name, samples as they lie.
         seed: of the shuffle.
-        fields: give tuples of these fields instead of dicts.
+        fields: yield tuples of these fields instead of dicts.
         collate: makes a batch of a list of samples. By default torch's `default_collate` of the tuples, with
             `fields`; the list itself without.
-        rank: this process's rank, with `world`; by default as torch.distributed or RANK and WORLD_SIZE say, when the
-            data set is made, or, if they say nothing then, when it is first used or sent to a worker.
+        rank: this process's rank, with `world`; by default from torch.distributed or RANK and WORLD_SIZE, when the
+            data set is made or, if they are not set then, when it is first used or sent to a worker.
         world: number of ranks.
         uneven: where ranks would be unequal, "pad" reads some samples twice (fewer than `world`), "drop" leaves the
             last ones out, "ragged" gives some ranks one more, "error" refuses.
-        fresh: keep other samples in every epoch, as `Plan.kept_in` says.
+        fresh: keep other samples in every epoch; see `Plan.kept_in`.
         on_error: "raise", "skip", or a function of the error that says whether to skip, for bad samples here and in
             all `pipes`. Each skip is one JSON line in the log, and too many are an error; see `Pipe`. Damaged shards
             and plans that do not fit are always errors.
-        cache: a folder, or a `Cache` with a bound of its own, for what is fetched: each byte once for all workers, ranks
-            and epochs of a machine that need it, while the bound holds. Shuffled reading works in 64 places at a time:
-            128 MiB, or 64 whole shards where these must be fetched whole. Without it each sample is one request.
+        cache: a folder, or a `Cache` with a bound, for fetched bytes: each byte is fetched once for all workers,
+            ranks and epochs of a machine, while the bound holds. Shuffled reading works in 64 places at a time: 128
+            MiB, or 64 whole shards where these must be fetched whole. Without it each sample is one request.
         root: the folder that the plan's shard names are relative to, where a path fits several of them.
         index: without a plan, the shards' index file (of ``adq index`` or ``adq write``); else the headers of all
             shards are walked when the data set is made.
-        verify: compare samples with the crc32 in the plan or index. Without it whatever the cache holds is believed.
+        verify: compare samples with the crc32 in the plan or index. Without it bytes from the cache are trusted.
         allow_pipe: run the commands of ``pipe:`` URLs, in a shell. Only for URLs that the program itself wrote; ``::``
             ends a command.
         timeout: seconds without an answer from a server, or without output of a command, that are an error.
@@ -146,8 +146,8 @@ class ShardDataset(IterableDataset[Any]):
         )
         self._clock = Clock()
         self._tagged = False
-        self._own_epoch: int | None = None  # resumed at a position that is this rank's own, not all ranks'
-        self._recipe.n_samples(*self._ranks.current())  # uneven="error" speaks now
+        self._own_epoch: int | None = None  # resumed at a position of this rank alone
+        self._recipe.n_samples(*self._ranks.current())  # uneven="error" raises now
 
     def __repr__(self) -> str:
         listing = self._recipe.listing
@@ -166,7 +166,7 @@ class ShardDataset(IterableDataset[Any]):
         return self._clock.epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Let the next iteration read this epoch, in running workers too; not needed for epochs that follow each other.
+        """Make the next iteration read this epoch, in running workers too; not needed for consecutive epochs.
 
         Raises:
             ValueError: not an integer >= 0.
@@ -174,13 +174,13 @@ class ShardDataset(IterableDataset[Any]):
         self._clock.epoch = integer("epoch", epoch, least=0, most=_MAX_EPOCH)
 
     def start_from(self, state: dict[str, Any]) -> None:
-        """Let the next iteration go on where a saved state stands; later epochs begin at their beginning.
+        """Make the next iteration resume at a saved state; later epochs start at their beginning.
 
-        Any number of ranks and workers may follow, whatever saved it. Only where pipes dropped samples must each rank
+        The number of ranks and workers may differ from the saved one's. Only where pipes dropped samples must each rank
         load its own state, on the same number of ranks.
 
         Args:
-            state: what `adq.Loader`'s `state_dict` gave, or an iterator's of a stream without workers.
+            state: from `state_dict` of `adq.Loader`, or of an iterator of a stream without workers.
 
         Raises:
             StateError: damaged, or of another stream; names the field, the saved and the present value.
@@ -203,7 +203,7 @@ class ShardDataset(IterableDataset[Any]):
         return self._clock.start_of(self._clock.epoch)
 
     def state_at(self, start: Start, n_batches: int, *, dropped: bool = False) -> dict[str, Any]:
-        """The state of an iteration after some batches; `adq.Loader` asks.
+        """The state of an iteration after some batches, for `adq.Loader`.
 
         Args:
             start: where all ranks started.
@@ -224,14 +224,15 @@ class ShardDataset(IterableDataset[Any]):
         return None if recipe.drops else recipe.n_batches(recipe.n_samples(0, world, start.position))
 
     def advance_past(self, epoch: int) -> None:
-        """Let the next iteration read the epoch after `epoch`, of which a batch was handed on, unless another was set."""
+        """Make the next iteration read the epoch after `epoch`, of which a batch was handed on, unless another was
+        set."""
         self._clock.advance_past(epoch)
 
     @contextmanager
     def tagging(self) -> Iterator[None]:
-        """While this holds, iterators, and those of copies sent to workers, give `Item`s and leave the epoch alone.
+        """In this block, iterators, also in workers, yield `Item`s and do not advance the epoch.
 
-        Who asks for them advances it by `advance_past`. Workers read the epoch that is the next one now.
+        The caller advances it by `advance_past`. Workers read the epoch that is next now.
         """
         self._clock.announce(self._clock.epoch)
         self._tagged = True
@@ -261,7 +262,7 @@ class ShardDataset(IterableDataset[Any]):
         return self._recipe.n_batches(self._recipe.n_samples(*self._ranks.current()))
 
     def __getitem__(self, index: Any) -> NoReturn:
-        """A stream is read in its order: `as_map` gives samples by number."""
+        """Raise: a stream has no access by number; use `as_map`."""
         raise TypeError(f"a ShardDataset is a stream and takes no [{index!r}]; write .as_map()[{index!r}]")
 
     def as_map(self) -> MapView:
@@ -282,7 +283,7 @@ def _listing(
     fresh: bool,
     fetch: Fetch,
 ) -> Listing:
-    """What the shards at `urls` hold for us."""
+    """The samples to read in the shards at `urls`."""
     paths = expand_urls(urls, commands=fetch.allow_pipe)
     for path in paths:
         if not is_url(path) and not os.path.exists(path):
@@ -294,7 +295,7 @@ def _listing(
 
 
 def _drawn_by(pipes: Sequence[Pipe]) -> tuple[str, ...]:
-    """What the pipes choose samples by: each plan's or codebook's hash, with the pipe's keep and seed."""
+    """The plans and codebooks that pipes select by: hash, keep and seed of each."""
     sources = {
         value.hash: f"{value.hash} {getattr(pipe, 'keep', None)} {getattr(pipe, 'seed', None)}"
         for pipe in pipes
@@ -319,7 +320,7 @@ def _check(pipes: object, batch_size: object, fields: object, collate: object, u
 
 
 def _stacked(samples: list[Any]) -> Any:
-    """Torch's default, and what to do where it cannot."""
+    """Torch's default collate, with a remedy in its error."""
     try:
         return default_collate(samples)
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""Says which samples an epoch reads, in which order: a function from position to place, for all ranks and workers."""
+"""Maps the positions of an epoch to the places of samples, for all ranks and workers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from adq_wds.tables.plan import HELD_SHARDS
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is read and what becomes of it; see `ShardDataset`."""
+    """The options of a stream; see `ShardDataset`."""
 
     listing: Listing
     pipes: tuple[Pipe, ...]
@@ -37,7 +37,7 @@ class Recipe:
     on_error: OnError
     verify: bool
     fetch: Fetch
-    drawn_by: tuple[str, ...] = ()  # what pipes choose samples by: hash, keep and seed
+    drawn_by: tuple[str, ...] = ()  # the plans and codebooks of pipes: hash, keep and seed
 
     @property
     def drops(self) -> bool:
@@ -67,7 +67,7 @@ class Recipe:
 
 
 class Share(NamedTuple):
-    """Whose share of the epoch is read: a worker's of a rank's."""
+    """The rank and worker whose share of the epoch is read."""
 
     rank: int = 0
     world: int = 1
@@ -76,7 +76,7 @@ class Share(NamedTuple):
 
 
 class EpochOrder:
-    """Where each position of an epoch lies: the shards' order at once, their rows when first needed.
+    """The place of each position of an epoch. The order of shards is computed at once, of their rows when first needed.
 
     Attributes:
         n_total: T, positions in the epoch.
@@ -109,7 +109,7 @@ class EpochOrder:
 
 
 def _rows(recipe: Recipe, epoch: int, shard: int) -> tuple[ShardPlaces, NDArray[np.int64]]:
-    """Where the kept samples of a shard lie, and their order on the line."""
+    """The places of the kept samples of a shard, and their order on the line."""
     listing = recipe.listing
     places = listing.places(shard, epoch)
     if not recipe.shuffle:

@@ -1,4 +1,4 @@
-"""Reads one worker's batches of one epoch, from any of them on: positions, places, samples, pipes, batches."""
+"""Reads one worker's batches of an epoch from any batch on: positions, places, samples, pipes, batches."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ logger = logging.getLogger("adq_wds")
 
 
 class Item(NamedTuple):
-    """A batch with its number among its rank's, or the error met there."""
+    """A batch with its number in its rank, or the error in its place."""
 
     number: int
     batch: Any
@@ -42,11 +42,11 @@ class Item(NamedTuple):
 
 
 class Stream(Iterator[Any]):
-    """The iterator of one worker: batch after batch (samples, without `batch_size`), and where it stands.
+    """The iterator of one worker: yields batches (samples, without `batch_size`), and gives its state.
 
     Args:
-        recipe: what is read.
-        clock: advanced to the next epoch by the first batch, where `advance` says so.
+        recipe: options of the stream.
+        clock: advanced to the next epoch by the first batch, if `advance`.
         start: the epoch and position at which all ranks started; its `own`, if samples were dropped before.
         share: whose batches are read.
     """
@@ -60,7 +60,7 @@ class Stream(Iterator[Any]):
         self._warn_of_little()
 
     def _seek(self, start: Start, next_batch: int) -> None:
-        """Stand before a batch of an epoch."""
+        """Go to the start of a batch of an epoch."""
         recipe, share = self._recipe, self._share
         self._start, self._after_served = start, next_batch
         self._order = EpochOrder(recipe, start.epoch, start.lanes)
@@ -75,7 +75,7 @@ class Stream(Iterator[Any]):
         self._advanced = not self._advance
 
     def _warn_of_little(self) -> None:
-        """Say before the first sample that a rank or a worker has nothing."""
+        """Warn before the first sample that a rank or a worker has nothing to read."""
         share, total = self._share, self._order.n_total
         if share.worker == 0 and self._n_batches < share.n_workers:
             text = f"rank {share.rank} of {share.world} has {self._n} of {total} samples"
@@ -105,7 +105,7 @@ class Stream(Iterator[Any]):
         return self._after_served - operator.length_hint(self._served) * self._share.n_workers
 
     def next_item(self) -> Item:
-        """The next batch with its number; one that lost all its samples too, so that workers stay in step."""
+        """The next batch with its number, even if it lost all its samples, so that workers stay in step."""
         batch = next(self._served, _EMPTY) if operator.length_hint(self._served) else self._take()
         number = self._next_batch - self._share.n_workers
         return Item(number, None, empty=True) if batch is _EMPTY else Item(number, batch)
@@ -117,7 +117,7 @@ class Stream(Iterator[Any]):
             raise self._end(error)  # noqa: B904 - mostly the same error
 
     def _end(self, error: BaseException) -> BaseException:
-        """What to raise when reading ended with `error`; from now on the end, or `LoaderClosed`."""
+        """The error to raise after `error` ended reading; later calls end, or raise `LoaderClosed`."""
         if isinstance(error, StopIteration) and not self._ended:
             self._ended = True
             self._advance_clock()  # past an epoch without a batch
@@ -144,7 +144,7 @@ class Stream(Iterator[Any]):
         return self._read_singles(numbers, places) if single else self._read_batches(numbers, places)
 
     def _places(self, numbers: range) -> Iterator[Place]:
-        """Where the samples of some batches lie."""
+        """The places of the samples of some batches."""
         k = (
             np.arange(numbers.start, numbers.stop, numbers.step)[:, None] * self._size + np.arange(self._size)
         ).ravel()
@@ -171,7 +171,7 @@ class Stream(Iterator[Any]):
             yield batch
 
     def _placed(self, error: AdqError, places: list[Place]) -> AdqError:
-        """An error of the user's `collate`, which is given no places, with the place of the batch's first sample."""
+        """An error of the user's `collate`, with the place of the batch's first sample added."""
         names = [self._recipe.listing.names[place.shard] for place in places]
         if any(names_place(error, name) for name in names):
             return error
@@ -196,7 +196,8 @@ class Stream(Iterator[Any]):
                 yield out[0] if out else _EMPTY
 
     def state_dict(self) -> dict[str, Any]:
-        """Where this iterator stands, for one at the same place of the same layout; `start_from` takes an only worker's."""
+        """The state of this iterator, for one of the same worker and layout; an only worker's also suits
+        `start_from`."""
         start, share = self._start, self._share
         t = start.position + self._next_batch * self._size * share.world
         state = self._recipe.state(start.epoch, min(t, self._order.n_total), start.lanes)
@@ -207,7 +208,7 @@ class Stream(Iterator[Any]):
         return sealed({**asdict(state), "iterator": own})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to where another iterator, at the same place of the same layout, stood; `StateError` if it was another."""
+        """Resume at the state of an iterator of the same worker and layout; else `StateError`."""
         of_stream, own = split_iterator_state(state)
         share = self._share
         now = replace(self._recipe.state(), rank=share.rank, world=share.world)
@@ -224,7 +225,7 @@ class Stream(Iterator[Any]):
 
 
 class TaggedStream(Iterator[Item]):
-    """A stream that gives each batch with its number; in a worker an error too, so that its text stays as it is."""
+    """A stream that yields each batch with its number; in a worker also errors, so that their texts stay unchanged."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
@@ -240,7 +241,7 @@ class TaggedStream(Iterator[Item]):
 
 
 class Closed(Iterator[Any]):
-    """What is left of a stream after an error: it never just ends."""
+    """A stream after an error: raises `LoaderClosed` every time instead of ending."""
 
     def __init__(self, error: BaseException) -> None:
         self._text = f"{type(error).__name__}: {error}"
@@ -264,7 +265,7 @@ class Stages:
         self._tallies = [Tally(type(p).__name__, _either(p.on_error, recipe.on_error)) for p in recipe.pipes]
 
     def run(self, places: list[Place]) -> list[Any]:
-        """What becomes of some samples, in order; bad ones are skipped or raised, as the policies say."""
+        """The outputs for some samples, in order; bad ones are skipped or raised, by the policies."""
         n_bad, n_bad_in_pipes = self.tally.bad, sum(tally.bad for tally in self._tallies)
         samples = self._each_alone_if_bad(places, self._read_samples)
         for pipe, tally in zip(self._recipe.pipes, self._tallies, strict=True):
@@ -276,7 +277,7 @@ class Stages:
         return out
 
     def run_one_to_one(self, places: list[Place]) -> list[Any] | None:
-        """What becomes of some samples, one of each; None where `run` must find out which was dropped or bad."""
+        """The outputs for some samples, one each; None where one was dropped or bad, which `run` then identifies."""
         try:
             samples = self._read_samples(places)
             for pipe in self._recipe.pipes:
@@ -291,13 +292,13 @@ class Stages:
         return out
 
     def finish(self, *, whole: bool) -> None:
-        """Say what was skipped; raise `SampleError` if it was too much."""
+        """Log the skipped samples; raise `SampleError` if they are too many."""
         self.readers.close()
         for tally in (*self._tallies, self.tally):
             tally.close(whole=whole)
 
     def _each_alone_if_bad(self, items: list[T], work: Callable[[list[T]], list[R]]) -> list[R]:
-        """What `work` gives; bad samples are skipped or raised, all other errors raised."""
+        """The results of `work`; bad samples are skipped or raised, all other errors raised."""
 
         def failed(_: T, error: Exception) -> None:
             if not isinstance(error, AdqError):
@@ -317,7 +318,7 @@ class Stages:
         return samples
 
     def _choose_fields(self, samples: list[Sample]) -> list[Any]:
-        """The fields asked for, as tuples; or whole samples."""
+        """Tuples of the chosen fields, or whole samples."""
         fields = self._recipe.fields
         if fields is None:
             if self._recipe.pipes:
@@ -334,7 +335,7 @@ class Stages:
 
 
 def _either(first: OnError, second: OnError) -> OnError:
-    """The policy that skips what one of two skips."""
+    """The policy that skips an error if one of two does."""
     if "skip" in (first, second):
         return "skip"
     functions = [policy for policy in (first, second) if callable(policy)]

@@ -1,4 +1,4 @@
-"""`Loader` reads a data set with workers that read ahead, while one small state says where the whole stream stands."""
+"""Defines `Loader`: reads a data set with workers that read ahead, and gives one small state for the whole stream."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _FIXED = ("in_order", "snapshot_every_n_steps")
 class Loader(StatefulDataLoader[Any]):  # type: ignore[misc]
     """Reads a `ShardDataset`, with or without workers, in one order whatever their number.
 
-    `state_dict()` may be asked for after any batch: under 400 bytes of JSON, it counts the batches given out, not
-    those that workers have read ahead, and any number of workers and ranks may load it.
+    `state_dict()` may be called after any batch. It is under 400 bytes of JSON, counts the batches given out, not
+    those that workers have read ahead, and may be loaded with any number of workers and ranks.
 
-    An epoch is begun with its first batch given out: the next iteration reads the next epoch, whether this one is read to
-    its end or broken off, as by Lightning's ``limit_train_batches``. A state names the epoch in progress, and the iteration
-    that follows its loading goes on with that one. An epoch is over with its last batch (not all programs ask for one
+    An epoch starts with its first batch: the next iteration then reads the next epoch, whether this one is read to
+    its end or broken off, as by Lightning's ``limit_train_batches``. A state names the epoch in progress, and the
+    iteration after loading it continues that epoch. An epoch ends with its last batch (not all programs request one
     more): a state saved from there on is the next epoch's.
 
     Args:
-        dataset: batches, order, ranks and pipes are its matter.
+        dataset: decides batches, order, ranks and pipes.
         num_workers: processes that read ahead.
         options: as torch's DataLoader takes them: pin_memory, prefetch_factor, persistent_workers, timeout,
             multiprocessing_context, worker_init_fn, generator, pin_memory_device.
@@ -57,7 +57,7 @@ class Loader(StatefulDataLoader[Any]):  # type: ignore[misc]
             batch_size=None,
             num_workers=num_workers,
             collate_fn=_as_is,
-            snapshot_every_n_steps=0,  # each batch brings its number along instead
+            snapshot_every_n_steps=0,  # each batch has its number instead
             **options,
         )
 
@@ -66,14 +66,14 @@ class Loader(StatefulDataLoader[Any]):  # type: ignore[misc]
         return self._iteration
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream stands, for `load_state_dict` of any Loader or `start_from` of any data set like this."""
+        """The position of the stream, for `load_state_dict` of any Loader or `start_from` of any data set like this."""
         if self._iteration is None or self._iteration.over:
             state: dict[str, Any] = self.dataset.state_at(self.dataset.next_start, 0)
             return state
         return self._iteration.state_at(self._iteration.n_batches)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Let the next iteration go on where the state stands.
+        """Make the next iteration resume at the state.
 
         Raises:
             StateError: damaged, or of another stream; names the field, the saved and the present value.

@@ -1,4 +1,4 @@
-"""Reads what a node is made of, and says where that stands: a data set, other nodes, loaders, and what is only iterable."""
+"""Reads the source of a node and tracks its state: a data set, another node, a loader, or any iterable."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from adq_wds.stream.progress import Progress
 
 
 class Source(Iterator[Any]):
-    """What a node reads: samples, and where they stand."""
+    """The source of a node: samples, and their state."""
 
     @abstractmethod
     def reset(self, state: Any, *, ended: bool) -> None:
-        """Read from the beginning, or from a state on; one of an `ended` pass is followed by nothing."""
+        """Read from the beginning, or from a state on; nothing follows the state of an `ended` pass."""
 
     @abstractmethod
     def mark(self) -> Any:
-        """Where it stands now: its state, unless it has a `state_after`."""
+        """Mark the current position: its state, unless it has a `state_after`."""
 
     def state_after(self, mark: Any, n: int, *, lossy: bool) -> tuple[Any, int]:
-        """The state n samples after the last mark, and 0; or, where it cannot be said, the mark's and n.
+        """The state n samples after the last mark, and 0; or, where that is unknown, the mark's state and n.
 
-        With `lossy` another rank may have given out as many samples and stand elsewhere.
+        With `lossy`, another rank may be elsewhere after as many samples.
         """
         return mark, n
 
@@ -46,7 +46,7 @@ class Source(Iterator[Any]):
 
 
 def source_of(source: Any, pipes: Sequence[Pipe]) -> Source:
-    """The source that `as_node` was given, for pipes: these make a data set's samples bear the epoch's number."""
+    """The source of a node; with `pipes`, a data set's samples get the epoch's number."""
     if isinstance(source, ShardDataset):
         return _Shards(source, with_epoch=bool(pipes))
     if isinstance(source, BaseNode):
@@ -61,7 +61,7 @@ def source_of(source: Any, pipes: Sequence[Pipe]) -> Source:
 
 
 class _Shards(Source):
-    """A `ShardDataset`: its own small state, at any sample."""
+    """A `ShardDataset`: its small state, at any sample."""
 
     def __init__(self, dataset: ShardDataset, *, with_epoch: bool) -> None:
         self._dataset, self._with_epoch = dataset, with_epoch
@@ -118,7 +118,7 @@ class _Nested(Source):
 
 
 class _Loaded(Source):
-    """An iterable that can say where it stands."""
+    """An iterable with `state_dict` and `load_state_dict`."""
 
     def __init__(self, loader: Any) -> None:
         self._loader = loader
@@ -136,9 +136,9 @@ class _Loaded(Source):
 
 
 class _Replayed(Source):
-    """An iterable that can be read from its beginning only; its state is what had been read.
+    """An iterable that can only be read from its beginning; its state counts and checksums the samples read.
 
-    Each pass reads all of it, a resumed one too, so that pipes which know their set hold it against that.
+    Each pass reads all of it, a resumed one too, so that pipes can check the whole set.
     """
 
     def __init__(self, samples: Iterable[Any], pipes: Sequence[Pipe]) -> None:

@@ -1,4 +1,4 @@
-"""`as_node` makes a stream a node of `torchdata.nodes`, in which pipes run and which resumes where it stood."""
+"""Makes a node of `torchdata.nodes` from a stream and pipes, which resumes at any sample."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from adq_wds.stream.state import VERSION, sealed, unsealed
 def as_node(source: ShardDataset | Iterable[Any], *pipes: Pipe) -> Node:
     """A torchdata node that reads `source` through `pipes`.
 
-    It may be read by itself, by `torchdata.nodes.Loader`, or stand under any other node; its state says after how many
-    of its outputs it stands, whatever the chunks that the pipes work in. How exactly it resumes is the source's matter:
+    It may be read by itself, by `torchdata.nodes.Loader`, or under any other node. Its state counts its outputs,
+    whatever the chunks that the pipes work in. How exactly it resumes depends on the source:
 
-    - `ShardDataset`: exactly. What is left of the epoch follows, and nothing that came before is read again. Where every
-      sample that is read is given out, the state is the same on all ranks and fits any number of them. Pipes may stand here
-      or in the data set, with equal results; here they take single samples, so leave its `batch_size` and `fields` out.
+    - `ShardDataset`: exactly. What is left of the epoch follows, and nothing that came before is read again. Where no
+    sample is dropped, the state is the same on all ranks and fits any number of them. Pipes may be here or in the
+    data set, with equal results; here they take single samples, so leave its `batch_size` and `fields` out.
     - a node, or an iterable that has `state_dict` and `load_state_dict`, such as `adq.Loader`: as exactly as these do.
-    - any other iterable that can be read anew, such as a WebDataset pipeline: it is read from its beginning again, and
-      what had been given out is left out. Shards and keys of that part must be what they were (a checksum is kept):
-      a pipeline that shuffles anew each time is refused, not resumed somewhere else.
+    - any other iterable that can be read again, such as a WebDataset pipeline: it is read from its beginning, and
+    samples already given out are skipped. A checksum verifies that their shards and keys are unchanged: a pipeline
+    with a new shuffle each time is refused.
 
-    An epoch is begun with the first sample given out, as torchdata's samplers have it: the next `reset` without a state
-    makes a `ShardDataset` read the next one. (What a `Prefetcher` has read ahead counts as given out.) Pipes right here
-    on a data set know its epoch, as its own do, and draw anew in each; with another node between they do not. A
-    `Subsample` right here on an iterable that is read anew counts what came of each shard, in a resumed pass too.
+    An epoch starts with its first sample, as in torchdata's samplers: the next `reset` without a state makes a
+    `ShardDataset` read the next one. (Samples that a `Prefetcher` has read ahead count as given out.) Pipes directly
+    on a data set know its epoch, as its own pipes do, and draw anew in each; with another node between they do not. A
+    `Subsample` directly on an iterable that is read again counts the samples of each shard, in a resumed pass too.
 
     Args:
         source: what to read.
@@ -47,8 +47,8 @@ def as_node(source: ShardDataset | Iterable[Any], *pipes: Pipe) -> Node:
     Raises (while streaming):
         SampleError: a sample is bad, or too many are; the good ones before it come first.
         LoaderClosed: `next` after an error, until `reset`. A `Prefetcher` or `ParallelMapper` above just ends then.
-        StateError: in `reset`: not a state of this, or the source is not what it was.
-        RuntimeError: a `ShardDataset` is read in a DataLoader's worker, whose place a node does not know.
+        StateError: in `reset`: the state is of another node, or the source has changed.
+        RuntimeError: a `ShardDataset` is read in a DataLoader's worker, whose share a node does not know.
 
     >>> from adq_wds import Map
     >>> samples = [{"__key__": key, "__url__": "a.tar", "n": n} for n, key in enumerate("abcd")]
@@ -75,7 +75,7 @@ class Node(BaseNode[Any]):  # type: ignore[misc]
         self._pass: _Pass | None = None
 
     def reset(self, initial_state: dict[str, Any] | None = None) -> None:
-        """Begin the source's epoch, or go on where `initial_state` stands."""
+        """Start the source's epoch, or resume at `initial_state`."""
         super().reset(initial_state)
         self._pass = None
         self._pass = _Pass(self._source, self._pipes, initial_state)
@@ -85,7 +85,7 @@ class Node(BaseNode[Any]):  # type: ignore[misc]
         return next(self._current())
 
     def get_state(self) -> dict[str, Any]:
-        """Where it stands: small, of plain numbers and text if the source's own is."""
+        """The state: small, of plain numbers and text if the source's is."""
         return self._current().state()
 
     def _current(self) -> _Pass:
@@ -97,7 +97,7 @@ class Node(BaseNode[Any]):  # type: ignore[misc]
 class _Pass(Iterator[Any]):
     """One pass; a new one for each reset, as a thread may still be waiting in an old one.
 
-    Where it stands: `_n_given` outputs of the open chunk, which begins at the source's mark `_mark`, are given out.
+    Its position: `_n_given` outputs of the open chunk, which starts at the source's mark `_mark`, are given out.
     """
 
     def __init__(self, source: Source, pipes: tuple[Pipe, ...], saved: object) -> None:
@@ -157,7 +157,7 @@ class _Pass(Iterator[Any]):
             tally.close(whole=self._whole)
 
     def _applied(self, chunk: list[Any]) -> tuple[list[Any], Exception | None]:
-        """What the pipes make of samples; of those before the first that may not be skipped, and its error."""
+        """The outputs of the pipes up to the first sample that may not be skipped, and its error."""
         error: Exception | None = None
         for pipe, tally in zip(self._pipes, self._tallies, strict=True):
             chunk, failed = before_error(pipe.run(chunk, tally))

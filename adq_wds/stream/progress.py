@@ -1,4 +1,4 @@
-"""Counts the batches that an iteration over a data set has handed on, and says its state after any of them."""
+"""Counts the batches that an iteration over a data set has handed on, and gives its state after any of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from adq_wds.stream.iterator import Item
 
 
 class Progress(Iterator[Any]):
-    """One iteration: its batches, and how far it is; `read` starts it, or is None where nothing is left of it."""
+    """One iteration: its batches and its progress; `read` starts it, or is None where nothing is left."""
 
     def __init__(self, dataset: ShardDataset, read: Callable[[], Iterator[Item]] | None) -> None:
         self._dataset, self.start = dataset, dataset.next_start
@@ -32,11 +32,11 @@ class Progress(Iterator[Any]):
             self.dropped = True
 
     def advance(self) -> None:
-        """Let the next iteration read the next epoch; called again, nothing."""
+        """Make the next iteration read the next epoch; later calls do nothing."""
         if not self._advanced:
             self._advanced = True
             self._dataset.advance_past(self.start.epoch)
 
     def state_at(self, n_batches: int, *, dropped: bool = False) -> dict[str, Any]:
-        """The state after some batches; `dropped` if another rank may stand elsewhere after as many."""
+        """The state after some batches; `dropped` if another rank may be elsewhere after as many."""
         return self._dataset.state_at(self.start, n_batches, dropped=dropped or self.dropped)

@@ -1,4 +1,4 @@
-"""Says which rank of how many this process is, and raises where that changes."""
+"""Determines this process's rank and world size, and raises where these change."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from adq_wds.errors import StateError
 
 
 class Ranks:
-    """This process's rank, as first learnt; a worker gets it with its copy, where nothing else might say it.
+    """This process's rank, determined once; a worker gets it with its copy, since it may have no other source.
 
-    Without `rank` and `world`, torch.distributed and the environment are asked.
+    Without `rank` and `world`, they are read from torch.distributed or the environment.
     """
 
     def __init__(self, rank: int | None, world: int | None) -> None:
@@ -21,7 +21,7 @@ class Ranks:
         self.current()
 
     def current(self) -> tuple[int, int]:
-        """(rank, world), asked for again: the process group may have come after the data set."""
+        """(rank, world), read again, since the process group may have been made after the data set."""
         if not self._given:
             now = _rank_of_process()
             self._known = self._known or now
@@ -34,12 +34,12 @@ class Ranks:
         return self._known or (0, 1)
 
     def __getstate__(self) -> dict[str, object]:
-        self.current()  # a spawned worker could not ask: the process group stays behind
+        self.current()  # a spawned worker has no process group to read it from
         return self.__dict__
 
 
 def _rank_of_process() -> tuple[int, int] | None:
-    """(rank, world), from torch.distributed where it runs, else from RANK and WORLD_SIZE; None where nothing says."""
+    """(rank, world), from torch.distributed where it runs, else from RANK and WORLD_SIZE; None where neither is set."""
     import torch.distributed as dist
 
     if dist.is_available() and dist.is_initialized():

@@ -1,7 +1,7 @@
-"""Writes and checks where a stream stands: a few fields within 400 bytes of JSON, compared one by one when loaded.
+"""Writes and checks a stream's state: a few fields within 400 bytes of JSON, compared one by one when loaded.
 
-Version 2 has a checksum of all fields, since most values of `t`, `lanes` and `epoch` would be believed. Version 1, which
-has exactly its own fields, is still read.
+Version 2 has a checksum of all fields, since most values of `t`, `lanes` and `epoch` are plausible. Version 1 is
+still read.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _REMEDY = {
 
 @dataclass(frozen=True)
 class State:
-    """A stream's place, the same on all ranks, for any number of ranks and workers; FORMAT.md says what fields mean."""
+    """A stream's position, the same on all ranks, for any number of ranks and workers; FORMAT.md defines the fields."""
 
     plan: str  # its hash; of the shards' index where there is no plan
     seed: int
@@ -41,7 +41,7 @@ class State:
     version: int = VERSION
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain numbers and text, for any kind of file, with their checksum."""
+        """A dict of plain numbers and text with their checksum, for any kind of file."""
         return sealed(asdict(self))
 
 
@@ -49,7 +49,7 @@ _KINDS = {field.name: str(field.type).split(" | ") for field in fields(State)}
 
 
 def read_state(saved: object, now: State, n_total: int) -> State:
-    """The saved state; a `StateError` unless it is of the stream that `now` is a state of, with T = `n_total` positions."""
+    """The saved state; a `StateError` unless it is of the stream of `now`, with T = `n_total` positions."""
     values = unsealed(saved, tuple(_KINDS))
     for name, kinds in _KINDS.items():
         if str(type(values[name]).__name__).replace("NoneType", "None") not in kinds:
@@ -77,12 +77,12 @@ def _differs(name: str, old: object, new: object) -> StateError:
 
 
 def sealed(state: dict[str, Any]) -> dict[str, Any]:
-    """A state with the checksum of all its fields; of values that JSON does not know, only that they are there."""
+    """A state with the checksum of all its fields; for values unknown to JSON only their presence counts."""
     return {**state, "checksum": _checksum(state)}
 
 
 def unsealed(saved: object, names: Sequence[str]) -> dict[str, Any]:
-    """The fields of what `sealed` gave; a `StateError` unless they have these names and fit their checksum."""
+    """The fields of a `sealed` state; a `StateError` unless they have these names and match their checksum."""
     if not isinstance(saved, dict):
         raise StateError(f"state {shorten(saved)} is not one of ours: expected what state_dict() gave")
     version = saved.get("version")
@@ -102,13 +102,13 @@ def unsealed(saved: object, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _checksum(state: dict[str, Any]) -> str:
-    """64 bits of SHA-256, in hexadecimal, of the state as JSON gives it back."""
+    """64 bits of SHA-256, in hexadecimal, of the state after a round trip through JSON."""
     plain = json.loads(json.dumps(state, default=lambda value: type(value).__name__, skipkeys=True))
     return sha256_text(json.dumps(plain, sort_keys=True))[:16]
 
 
 def split_iterator_state(state: object) -> tuple[dict[str, Any], dict[str, Any]]:
-    """An iterator's state in two: the stream's, and what its worker's place adds. Raises `StateError`: not one."""
+    """Split an iterator's state into the stream's and the worker's part. Raises `StateError`: not a state."""
     whole = unsealed(state, (*_KINDS, "iterator"))
     own = whole.pop("iterator")
     if not (

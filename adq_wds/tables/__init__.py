@@ -1,1 +1,1 @@
-"""Features, Bins, Plan: checked when made, when loaded, when saved."""
+"""Tables of features, bins and plans: checked when made, loaded and saved."""

@@ -53,7 +53,8 @@ def features_of_arrays(
     embeddings: Any,
     labels: Sequence[Label] | None,
 ) -> Iterator[ShardFeatures]:
-    """The features of each shard, in the order given; see `Features.from_arrays`. All is checked before the first."""
+    """The features of each shard, in the order given; see `Features.from_arrays`. Everything is checked before the
+    first."""
     h = _checked_embeddings(embeddings, keys)
     y = _checked_labels(labels, len(h))
     stamps = [
@@ -109,7 +110,7 @@ def _checked_labels(labels: Sequence[Label] | None, n: int) -> list[Label]:
 
 
 def _scanned(path: str, name: str) -> tuple[Spans, NDArray[np.uint8]]:
-    """Where the samples of a shard lie, and (n, 16) digests of their contents."""
+    """The spans of a shard's samples, and (n, 16) digests of their contents."""
     places, digests = [], []
     with open_shard(path) as buffer:
         for span in walk_shard(buffer, shard=name):

@@ -1,4 +1,4 @@
-"""Holds the bin of each sample of a set, and what the bins are worth; made once, used by plans of every ratio."""
+"""Holds the bin of each sample of a set and the scores of the bins, for plans of every ratio."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _MARGIN_SCHEMA = pa.schema([*_SCHEMA, _MARGIN])
 
 
 class MarginsSource(TypedDict):
-    """What bins say of the margins of labels."""
+    """The header's summary of the margins of labels."""
 
     fit: str
     accuracy: float
@@ -37,7 +37,7 @@ class MarginsSource(TypedDict):
 
 
 class BinsSource(TypedDict):
-    """What bins say of themselves, as FORMAT.md describes it: the entries of their header that whoever makes them gives."""
+    """The entries of the header that the maker of bins fills in; see FORMAT.md."""
 
     n_bins: int
     kernel: str
@@ -65,10 +65,10 @@ class Bins:
         bin: (N,) int16, 0 … K−1 in the order filled; -1 for a sample left out.
         pick: (N,) int32, position in which its bin took it, from 0; -1 for a sample left out.
         header: what was binned and how; `scores` holds one list of K values per score, None for an empty bin; `heads`,
-            where a diversity head was asked for, what it gave, and from what; `margins`, where labels were doubted, of
-            which samples margins are, and what they say of the classes.
-        margin: (N,) float32, how well each label fits, NaN for samples that were not in the fit; None where nobody
-            asked.
+            with a diversity head, its scores and their source; `margins`, with cleaning, the samples that margins are
+            of, and their summary.
+        margin: (N,) float32, how well each label fits, NaN for samples that were not in the fit; None where not
+            measured.
     """
 
     shards: list[tuple[str, int]]

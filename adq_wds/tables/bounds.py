@@ -1,7 +1,7 @@
-"""How much may a table's file claim? Held against its size and our format before anything is allocated for it.
+"""Bounds what a table's file may declare, by its size and our format, before anything is allocated for it.
 
-A Parquet file of some kB can unfold to GB: by dictionaries, by compression, by rows or lists of nothing. What we
-write has rows that cost some bytes each, embeddings as they are, and names no longer than those in a tar.
+A Parquet file of some kB can unfold to GB: by dictionaries, by compression, by rows or lists of nothing. Our files
+have rows of some bytes each, uncompressed embeddings, and names no longer than those in a tar.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _FREE_TEXT_BYTES, _TEXT_BYTES_PER_ROW = 1 << 26, 64
 
 
 class TooLargeError(ValueError):
-    """A file claims more than a file of ours may hold."""
+    """A file declares more than a file of ours may hold."""
 
 
 def check_footer(path: str | os.PathLike[str]) -> int:
     """The size of a Parquet file in bytes, whose footer is not larger than ours are.
 
-    Parquet readers copy a footer several times before anyone sees the header in it, so it is weighed first.
+    Parquet readers copy a footer several times before its header can be read, so its size is checked first.
 
     Raises:
         OSError: it cannot be read.
@@ -82,7 +82,7 @@ def check_header(raw: bytes, n_groups: int) -> None:
 
 
 def check_rows(rows: list[int], size: int) -> None:
-    """Raise `TooLargeError` for more rows, in a row group or in all, than a file of `size` bytes can hold of ours."""
+    """Raise `TooLargeError` for more rows, in a row group or in all, than our format fits into `size` bytes."""
     most = min(MAX_ROWS, _FREE_ROWS + size)
     if rows and max(rows) > most:
         raise TooLargeError(f"{max(rows):,} rows in one shard, at most {most:,} in a file of {size:,} bytes")

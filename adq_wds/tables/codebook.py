@@ -1,4 +1,4 @@
-"""Holds rules that give any sample its bin and its rate, one embedding at a time; reads and writes their file."""
+"""Defines `Codebook`, rules for the bin and rate of any sample; reads and writes its file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _NUMPY = {"I64": np.int64, "I32": np.int32, "F32": np.float32, "F64": np.float64
 
 
 class CodebookSource(TypedDict):
-    """The entries of a codebook's header that whoever fits it gives."""
+    """The entries of a codebook's header that the fit fills in."""
 
     encoder: str
     revision: str
@@ -57,18 +57,17 @@ class CodebookHeader(CodebookSource):
 class Codebook:
     """Rules for samples that no fit has seen; made by `fit_codebook`, opened by `load_codebook`.
 
-    A row is a class, or all classes together: row 0, which unlabelled samples and unseen classes go by. It pickles as its
-    path and hash when it has a file, so that workers read the same file instead of copying it.
+    A row is the rule of one class. Row 0 is that of all classes together, for unlabelled samples and unseen classes.
+    It pickles as its path and hash when it has a file, so that workers read the same file instead of copying it.
 
     Attributes:
         query: (R, K-1, M, D) float32; see `core.codebook.Checkpoints`.
         threshold: (R, K-1, M) float64.
         label: (R,) int32, class of each row; -1 for row 0, then ascending.
         held_out: (R, K) int64, samples outside the pilot that fell into each bin.
-        weight: (R, K) float64, what the allocation gives a sample of each bin, in proportion.
-        header: encoder, revision and preprocessing_hash that the embeddings must be of, label (the specification),
-            features (their hash), classes that were there, with or without a row of their own, names of all classes or
-            None, settings, scores per bin.
+        weight: (R, K) float64, relative weight of a sample of each bin, by the allocation.
+        header: encoder, revision and preprocessing_hash of the embeddings, label (the specification), features (their
+            hash), all classes of the fit, with or without a row, their names or None, settings, scores per bin.
         path: its file, or None while it is only in memory.
     """
 
@@ -85,7 +84,7 @@ class Codebook:
             raise CodebookError(f"{self.path or 'codebook'}: {fault}")
 
     def _faults(self) -> Iterator[str]:
-        """What is wrong with it: each rests on those before."""
+        """The faults of the codebook, in an order where each check relies on earlier ones."""
         for name, kind in _TENSORS.items():
             if getattr(self, name).dtype != _NUMPY[kind]:
                 yield f"{name} is {getattr(self, name).dtype}, expected {np.dtype(_NUMPY[kind])}"
@@ -147,9 +146,9 @@ class Codebook:
         return f"<Codebook {self.n_bins} bins, {len(self.label) - 1} classes, {self.header['encoder']}, D = {self.width}>"
 
     def row(self, label: int | str | None) -> int | None:
-        """The row that samples of a class go by; None for a class that was not there when it was fitted.
+        """The row for samples of a class; None for a class that was not in the fit.
 
-        A class that was there, with too few samples for a row of its own, and no label at all, go by row 0.
+        Row 0 for a class of the fit with too few samples for its own row, and for no label.
 
         Raises:
             CodebookError: a name where classes are numbers, or a number where they have names.
@@ -182,7 +181,7 @@ class Codebook:
         return share
 
     def rates(self, keep: float) -> NDArray[np.float64]:
-        """With which probability a sample of each row and bin is kept, so that `keep` of each row is: (R, K) float64.
+        """The probability of keeping a sample of each row and bin, so that `keep` of each row is kept: (R, K) float64.
 
         Raises:
             ValueError: `keep` is not a number in [0, 1].

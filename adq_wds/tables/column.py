@@ -1,4 +1,4 @@
-"""Reads numbers of samples, made elsewhere, from a Parquet file, and joins them to features by key."""
+"""Reads numbers per sample from a user's Parquet file, and joins them to features by key."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Column(Score):
     """A score made elsewhere: a loss, a margin, a count of forgetting events, from a Parquet file, joined by key.
 
     ``build_plan(..., scores=["texture", adq.Column("scores.parquet", "loss")])`` uses it, and so does the command by
-    ``--scores texture scores.parquet:loss``. A bin is worth the mean of its samples; where a number is below 0, all
-    are counted from the least one.
+    ``--scores texture scores.parquet:loss``. A bin's score is the mean of its samples; where a number is negative,
+    the least one is subtracted from all.
 
     Attributes:
         path: the file. Its column ``key`` holds the samples' keys, as text; its column ``shard``, which may be
@@ -58,7 +58,7 @@ class Column(Score):
             ) from cause
 
     def per_sample(self, image: Any, h: NDArray[np.float32]) -> float:
-        """Nothing is measured while embedding.
+        """Raises: a column is not measured while embedding.
 
         Raises:
             TypeError: always.
@@ -70,7 +70,7 @@ class Column(Score):
     def values(self, features: Features) -> NDArray[np.float32]:
         """(N,) float32, the number of each usable sample, in the order of the features.
 
-        Rows of samples that the features do not hold are passed over.
+        Rows of samples that are not in the features are ignored.
 
         Raises:
             FeaturesError: the file is not readable or lacks a column; a sample has no row, two rows, or a number

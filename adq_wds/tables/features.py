@@ -1,4 +1,4 @@
-"""Opens a folder of features, one file per shard, and holds the files against each other."""
+"""Opens a folder of features, one file per shard, and checks that the files agree."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from adq_wds.tables.headers import EmbeddedBy, first_unlike
 
 
 class FeaturesCommon(EmbeddedBy):
-    """What must be equal in all files of a folder for their rows to be comparable."""
+    """The header entries that must be equal in all files of a folder for their rows to be comparable."""
 
     width: int
     label: str
@@ -85,7 +85,7 @@ class Features:
     ) -> Features:
         """Features of shards on disk from embeddings in memory, for `build_plan`; no image is looked at.
 
-        Every shard is read once, for the places, checksums and digests of its samples. The features are written to
+        Every shard is read once, for the offsets, checksums and digests of its samples. The features are written to
         `out`, one file per shard, as plans are made from a folder.
 
         Args:
@@ -96,7 +96,7 @@ class Features:
             out: folder for the features; made if missing.
 
         Returns:
-            the features, opened; they have no texture, so that plans go by diversity.
+            the features, opened; they have no texture, so plans score by diversity.
 
         Raises:
             ValueError: other shapes or types, or nothing matches `shards`.
@@ -161,7 +161,7 @@ class Features:
 
     @property
     def header(self) -> FeaturesCommon:
-        """What all files have in common."""
+        """The header entries that all files share."""
         header: Any = self.files[0].header
         common: Any = {name: header[name] for name in ALIKE}
         return cast(FeaturesCommon, common)

@@ -40,7 +40,7 @@ BadRow = tuple[Natural31, str, Natural, Natural, Natural32, str]
 
 
 class FeaturesSource(EmbeddedBy):
-    """What features were made from, and how: the entries of their header that whoever makes them gives."""
+    """The entries of a features header that the maker fills in: sources and settings."""
 
     label: str
     complete: bool
@@ -72,7 +72,7 @@ class ShardFeatures:
         embedding: (n, D) float16 unit rows; a zero row stays zero.
         norm: (n,) float32, the norms before that.
         texture: (n,) float32; None where there are no images.
-        header: what they were made from.
+        header: sources and settings.
         names: the string labels in this shard, sorted; None for integer labels or none.
         bad: samples that could not be used; `bad_reasons` says why.
         logit_grad: (n, C) float16, the directions of the loss's gradients by the logits, unit rows; or None.
@@ -119,7 +119,7 @@ class ShardFeatures:
         write_groups(path, schema, [table], header, compression="none")
 
     def _columns(self) -> dict[str, NDArray[Any]]:
-        """Those that are there, beside where samples lie."""
+        """The columns that exist, besides those of spans."""
         columns = {
             "label": self.label,
             "embedding": self.embedding,
@@ -211,7 +211,7 @@ def _arrow(values: NDArray[Any]) -> pa.Array:
 
 
 class FeaturesFile:
-    """One shard's file, opened: the header at once, columns when asked for.
+    """One shard's file, opened: reads the header at once, columns on demand.
 
     Args:
         path: the file.
@@ -258,11 +258,11 @@ class FeaturesFile:
         return self._file.group(0, self._schema, columns).slice(0, self.n)
 
     def spans(self) -> Spans:
-        """Where the usable samples lie."""
+        """The spans of the usable samples."""
         return Spans.from_table(self.read(["index", "key", "byte_offset", "n_bytes", "crc32", MEMBERS.name]))
 
     def bad_spans(self) -> Spans:
-        """Where the unusable samples lie."""
+        """The spans of the unusable samples."""
         return Spans.from_rows([row[:5] for row in self.bad])
 
     def embedding(self) -> NDArray[np.float16]:
@@ -289,11 +289,11 @@ class FeaturesFile:
 
     @property
     def has_texture(self) -> bool:
-        """Whether texture was measured: not where no image was looked at."""
+        """Whether texture was measured, as for features with images."""
         return "texture" in self._schema.names
 
     def texture(self) -> NDArray[np.float32]:
-        """(n,) float32 texture levels, all finite; a `FeaturesError` where no image was looked at."""
+        """(n,) float32 texture levels, all finite; a `FeaturesError` for features without images."""
         if not self.has_texture:
             raise FeaturesError(
                 f"{self.path}: no texture here, as no image was looked at; plan with scores=['diversity'] "

@@ -1,4 +1,4 @@
-"""Reads the headers of our files, and checks JSON against the type that describes it, which FORMAT.md says in words."""
+"""Reads the headers of our files, and checks their JSON against a type."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 class ShardEntry(TypedDict):
-    """What a header says of one row group, which is a shard."""
+    """A header's entry for one row group, which is a shard."""
 
     name: str
     n: Natural31
@@ -42,7 +42,7 @@ class ShardEntry(TypedDict):
 
 
 class TableHeader(TypedDict):
-    """What every header holds."""
+    """The entries of every header."""
 
     format: str
     version: int
@@ -50,7 +50,7 @@ class TableHeader(TypedDict):
 
 
 class EmbeddedBy(TypedDict):
-    """Who made embeddings, and of what: only equal ones can be compared."""
+    """Encoder and image field of embeddings; only equal ones can be compared."""
 
     encoder: str
     revision: str
@@ -82,9 +82,9 @@ def checked(value: Any, kind: type[T], what: str = "header") -> T:
     return result
 
 
-@cache  # headers list many shards: a type is taken apart once, and a place named only where something is wrong
+@cache  # headers list many shards: a type is analysed once, and a place named only for a fault
 def _fault_of(kind: Any) -> Callable[[Any], str]:
-    """A function that says of a value, after its name, what is wrong with it; nothing where it is of the type."""
+    """A function that yields the faults of a value, as text to follow its name; none where it is of the type."""
     origin, args = get_origin(kind), get_args(kind)
     if origin is Annotated:
         base, within = args
@@ -158,9 +158,9 @@ def _mismatch(value: Any, expected: str) -> str:
 
 
 def parse_header(raw: bytes, digest: str, *, kind: str, version: int, header: type[T]) -> T:
-    """The JSON header of a file of ours: of the SHA-256 that the file says, of a format, a known version and a type.
+    """The JSON header of a file of ours, checked for its SHA-256, format, version and type.
 
-    `raw` is of a size that `bounds` has checked. Anything else is a `ValueError` that says which of these is wrong.
+    `bounds` has checked the size of `raw`. Raises `ValueError` that names the failed check.
     """
     if hashlib.sha256(raw).hexdigest() != digest:
         raise ValueError("damaged: the header does not match its hash; make it again")
@@ -196,18 +196,18 @@ def _finite(text: str) -> float:
 
 
 def _is_flat(value: Any, levels: int = 32) -> bool:
-    """Whether lists and objects lie in each other at most so deep: to compare or to show them is to recurse."""
+    """Whether lists and objects are nested at most so deep, since comparing and showing them recurses."""
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return levels > 0 and all(_is_flat(each, levels - 1) for each in inner if isinstance(each, (dict, list)))
 
 
 def _shown(value: object) -> str:
-    """A text or number of the header; of a list, which may be deep, its type only."""
+    """A text or number of the header; for a list, which may be deep, only its type."""
     return shorten(value) if isinstance(value, (str, int, float)) else type(value).__name__
 
 
 def first_unlike(headers: Sequence[Mapping[str, Any]], names: Sequence[str]) -> tuple[int, str] | None:
-    """The number of the first header that differs from the first one, and the name of the entry; None if none does."""
+    """The position of the first header that differs from the first one, and the entry's name; None if all agree."""
     return next(
         ((i, name) for i, each in enumerate(headers) for name in names if each[name] != headers[0][name]),
         None,

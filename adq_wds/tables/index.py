@@ -1,4 +1,4 @@
-"""Reads and writes the index: where every sample of some shards lies."""
+"""Reads and writes the index: the spans of every sample of some shards."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class SourceStamp(TypedDict):
 
 
 class IndexEntry(ShardEntry):
-    """What the header says of one shard."""
+    """The header's entry for one shard."""
 
     source: NotRequired[SourceStamp]
 
@@ -48,11 +48,11 @@ class IndexHeader(TableHeader):
 
 @dataclass(frozen=True)
 class IndexedShard:
-    """What an index knows of one shard.
+    """The content of an index for one shard.
 
     Attributes:
-        spans: where its samples lie.
-        source: size and date of its file when it was scanned; None in an index that does not say.
+        spans: of its samples.
+        source: size and date of its file when it was scanned; None in an index without it.
     """
 
     spans: Spans
@@ -65,7 +65,7 @@ def save_index(
     *,
     sources: Mapping[str, Stamp] | None = None,
 ) -> None:
-    """Write where every sample of some shards lies: one Parquet file, a row group per shard.
+    """Write the spans of every sample of some shards: one Parquet file, a row group per shard.
 
     `sources` are the stamps of their files, by shard name, taken before they were scanned.
     """
@@ -89,8 +89,8 @@ def load_index(
 
     Args:
         path: the index.
-        files: where the shards to be read are now, by shard name; only these are given, each held against what was
-            indexed: by size, and where the date is another one, by its headers. Payloads are not read.
+        files: the paths of the shards to read, by shard name; only these are returned. Each is compared with the
+            index by size and, where the date differs, by its headers. Payloads are not read.
 
     Raises:
         ShardError: the file is damaged or of another kind; a shard of `files` is not in it, or changed since.
@@ -108,7 +108,7 @@ def load_index(
 
 
 def read_index(path: str | os.PathLike[str]) -> dict[str, IndexedShard]:
-    """All that an index knows, by shard name.
+    """The whole content of an index, by shard name.
 
     Raises:
         ShardError: the file is damaged or of another kind.

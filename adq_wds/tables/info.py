@@ -1,4 +1,4 @@
-"""Reads which shards a description lists, and how many samples in each: timm's `_info.json`, the JSON of wids."""
+"""Reads the shards and sample counts of a description: timm's `_info.json`, or the JSON of wids."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Listed = tuple[str, int]
 
 
 def read_info(path: str | os.PathLike[str], *, split: str | None = None) -> list[Listed]:
-    """The shards that a description lists, as (path, n_samples), in its order.
+    """The shards of a description as (path, n_samples), in its order.
 
     Two forms are read: ``{"splits": {NAME: {"name", "num_samples", "filenames", "shard_lengths"}}}``, which timm and
     ``adq write`` make, and ``{"shardlist": [{"url", "nsamples"}], "datasets": [{"name", "shardlist"}]}`` of wids.
@@ -32,7 +32,7 @@ def read_info(path: str | os.PathLike[str], *, split: str | None = None) -> list
 
     Raises:
         ValueError: there is no such split.
-        ShardError: missing, no JSON, too large, of another form, or it names what is not a file below its folder.
+        ShardError: missing, no JSON, too large, of another form, or a name is no file below its folder.
     """
     file = Path(path)
     info = _parsed(file)
@@ -62,7 +62,7 @@ def _errors_of(file: Path) -> Iterator[None]:
 
 
 def _parsed(file: Path) -> Any:
-    """The JSON document, weighed before it is unfolded."""
+    """The JSON document, its size checked before it is parsed."""
     try:
         if not file.is_file():
             raise ShardError(f"{file}: no such file; expected a JSON description of shards")
@@ -125,7 +125,7 @@ def _wids_parts(info: dict[str, Any]) -> dict[str, list[Listed]]:
 
 
 def _name(value: Any) -> str:
-    """The name of a shard, if it is a plain relative file name."""
+    """The name of a shard, checked to be a plain relative file name."""
     try:
         return check_shard_name(value.removeprefix("./") if isinstance(value, str) else value)
     except PlanError as error:
@@ -136,7 +136,7 @@ def _name(value: Any) -> str:
 
 
 def _inside(folder: Path, name: str) -> str:
-    """The path of a shard, no link on it leading out of the folder."""
+    """The path of a shard; refuses links out of the folder."""
     path, home = folder / name, os.path.realpath(folder)
     if os.path.commonpath([home, os.path.realpath(path)]) != home:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Notes how sure a network is of each sample while it trains, and writes that as a file that `Column` reads."""
+"""Records the margin of each sample during a training, and writes a file that `Column` reads."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SCHEMA = pa.schema(
 
 
 class MarginRecorder:
-    """Notes the margin of each sample over a training: the logit of its label less the largest other logit.
+    """Records the margin of each sample over a training: the logit of its label less the largest other logit.
 
     The mean over the epochs (``aum``) is low for wrong labels, and high for samples that are learnt early. Three
     lines in any training loop::
@@ -39,16 +39,16 @@ class MarginRecorder:
             recorder.note(batch["__url__"], batch["__key__"], logits, label)  # in each step
         recorder.save()  # after each epoch, where the checkpoint is saved
 
-    and then ``adq.Column("margins.parquet", "aum")``. What the file holds already goes on, so a training that is
-    resumed from its checkpoint resumes its margins too. Each rank of a distributed training writes a file of its own;
-    `merge` makes one of them.
+    and then ``adq.Column("margins.parquet", "aum")``. An existing file is continued, so a training that resumes from
+    its checkpoint resumes its margins too. Each rank of a distributed training writes a separate file; `merge` joins
+    them.
 
     Args:
         path: the Parquet file: columns ``shard, key, aum`` (float64, the mean margin), ``last`` (float32, the latest)
             and ``n`` (int32, how often it was noted).
 
     Raises:
-        AdqError: the file is there and is not one of a `MarginRecorder`.
+        AdqError: the file exists and is not one of a `MarginRecorder`.
 
     Source: Pleiss et al. 2020 (arXiv 2001.10528).
     """

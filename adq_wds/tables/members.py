@@ -1,7 +1,7 @@
-"""The column `members`: the field and size of each member of a sample, and where its payloads lie by them.
+"""Reads and writes the column `members`: field and size of each member of a sample, which give payload offsets.
 
-A field never holds a slash, so a text holds the fields in tar order and then their sizes: ``jpg/cls/2345/1``. It is empty
-where that is not known, or too long to be worth its place.
+A field never holds a slash, so a text holds the fields in tar order and then their sizes: ``jpg/cls/2345/1``. It is
+empty where they are unknown, or too long to store.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ def members_text(members: Sequence[Member]) -> str:
 def payload_places(
     members: pa.Array, n_bytes: NDArray[np.int64]
 ) -> tuple[NDArray[np.object_], NDArray[np.int64]]:
-    """Where the payloads of n samples lie in their spans.
+    """The payload offsets of n samples in their spans.
 
-    Known are the samples whose members, each behind one plain header, are just their span. Not known are those with long
-    names or other members between their own, with reserved fields, and those whose text is empty or makes no sense.
+    They are known for samples whose members, each behind one plain header, fill the span exactly. They are unknown
+    for samples with long names, foreign members between their own, reserved fields, or an empty or invalid text.
 
     Args:
         members: n texts.
         n_bytes: (n,) of each span.
 
     Returns:
-        (n,) a tuple of field names, None where not known; and (2F, n) start and stop of each payload, F the most fields
+        (n,) tuples of field names, None where unknown; and (2F, n) start and stop of each payload, F the most fields
         of any sample.
 
     >>> fields, cuts = payload_places(pa.array(["jpg/cls/2345/1", "cls/7"]), np.array([4096, 1024]))

@@ -1,9 +1,9 @@
-"""Stores checked tables as Parquet: one row group per shard, and a header that vouches for every column.
+"""Stores checked tables as Parquet: one row group per shard, and a header with a hash of every column.
 
 The header is a JSON text under the key ``adq_wds`` of the file's metadata, its SHA-256 under
 ``adq_wds.sha256``. It names the format, the version, and for every row group the shard, the number of rows and
-one SHA-256 per column, over values and not over file bytes: another pyarrow may pack the same table
-otherwise, and the header's hash stays. A row group is compared with the header when it is read.
+one SHA-256 per column, over values and not over file bytes, so that the header's hash does not depend on the version
+of pyarrow. A row group is compared with the header when it is read.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def write_groups(
 ) -> None:
     """Write tables of one schema as the row groups of one file, whole or not at all.
 
-    What cannot be written, or is larger than can be read back, is an `AdqError`, and the old file intact.
+    Tables that cannot be written, or are too large to be read back, raise `AdqError`, and the old file stays intact.
     """
     text = canonical_json(header)
     raw = text.encode("utf-8")
@@ -100,7 +100,7 @@ def write_groups(
 
 
 class GroupFile:
-    """A file that `write_groups` made: its header at once, its row groups when asked for.
+    """A file of `write_groups`: reads its header at once, its row groups on demand.
 
     Reads by position (no shared file offset), so it may be used from threads and forked workers.
 
@@ -159,7 +159,7 @@ class GroupFile:
 
     @contextmanager
     def reading_header(self) -> Iterator[None]:
-        """What goes wrong meanwhile is a damaged header."""
+        """Turn errors in this block into those of a damaged header."""
         try:
             yield
         except (AdqError, KeyError, TypeError, ValueError, OverflowError) as cause:
@@ -204,7 +204,7 @@ class GroupFile:
         return table
 
     def _present(self, schema: pa.Schema, optional: Collection[str]) -> pa.Schema:
-        """Those of a format's columns that the file has, each once and of the format's type."""
+        """The format's columns that the file has, checked to be unique and of the format's type."""
         names = self._schema.names
         # pyarrow reads "key.x" along with "key", as if it were a part of it
         if len(set(names)) != len(names) or any("." in name for name in names):
@@ -235,7 +235,7 @@ class GroupFile:
         return table
 
     def _names(self, i: int, n: int, name: str) -> pa.ChunkedArray:
-        """A column of text, some rows at a time: a page of some bytes may unfold to any length of text."""
+        """A column of text, read some rows at a time, since a page of some bytes may unfold to any length of text."""
         chunks, n_bytes = [], 0
         for batch in self._file.iter_batches(
             _NAMES_AT_ONCE, row_groups=[i], columns=[name], use_threads=False

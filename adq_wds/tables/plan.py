@@ -1,4 +1,4 @@
-"""Which samples are kept? A plan: one exact decision for every sample of a set of shards."""
+"""Defines `Plan`: whether each sample of a set of shards is kept."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ VERSION = 2
 """1: no reasons, no shares; fresh draws by whole rounds. 2: `reason`, `duplicate_of` and the header's `cells.share`;
 where labels were doubted also `margin`."""
 HELD_SHARDS = LANES + 8
-"""Shards whose rows are held: those that a stream reads in turn, and a few that it has just left."""
-_HELD_EPOCHS = 4  # epochs whose places in all cells are held: workers of one stream may be in two
+"""Shards whose rows are cached: those that a stream reads in turn, and a few that it has just left."""
+_HELD_EPOCHS = 4  # epochs whose seats in all cells are cached: workers of one stream may be in two
 _ROWS = [name for name in SCHEMA.names if name not in (*REASON_COLUMNS, MARGIN.name)]
 
 
@@ -51,7 +51,7 @@ class Plan:
 
     Attributes:
         header: settings, counts per shard, class and bin, scores; see `adq show`.
-        hash: SHA-256 of the header, which vouches for every column: equal hashes, equal plans.
+        hash: SHA-256 of the header, which has a hash of every column: equal hashes, equal plans.
         path: its file, or None while it is only in memory.
         shards: names of the shards, sorted: the order of the plan's rows.
     """
@@ -198,7 +198,7 @@ class Plan:
         return shard
 
     def _read(self, i: int, columns: Sequence[str]) -> pa.Table:
-        """Some columns of a shard, of which those that not all plans have may be missing."""
+        """Some columns of a shard; columns that not every plan has may be missing."""
         if isinstance(self._groups, GroupFile):
             return self._groups.group(i, SCHEMA, columns, optional=OPTIONAL)
         return self._groups[i]
@@ -229,7 +229,7 @@ class Plan:
         return kept
 
     def _seats(self, draws: FreshDraws, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """`FreshDraws.seats`, held for the last few epochs: every shard asks for them."""
+        """`FreshDraws.seats`, cached for the last few epochs, since every shard uses them."""
         held = self._epochs.get(epoch)
         if held is None:
             held = self._epochs[epoch] = draws.seats(epoch)
@@ -242,7 +242,7 @@ class Plan:
         return (self._with_reasons(i, self.shard(name)) for i, name in enumerate(self.shards))
 
     def _with_reasons(self, i: int, shard: PlanShard) -> PlanShard:
-        """A shard's rows with their reasons, where the plan has them: columns that streams do not need."""
+        """A shard's rows with their reasons, where the plan has these columns; streams do not need them."""
         if not set(REASON_COLUMNS) <= set(self._schema.names):
             return shard
         try:
@@ -251,7 +251,7 @@ class Plan:
             raise PlanError(f"{self._where}: {error}") from None
 
     def names(self, *, root: str | None = None) -> ShardNames:
-        """The way from a sample's `__url__` to a shard of this plan."""
+        """Maps a sample's `__url__` to a shard of this plan."""
         return ShardNames(self.shards, root=root)
 
     def table(self) -> pa.Table:
@@ -313,7 +313,7 @@ def _reopen(path: str, expected: str) -> Plan:
 
 
 def _find_keys(spans: dict[str, Spans], keys: Iterable[str | tuple[str, str]]) -> set[tuple[str, str]]:
-    """The (shard, key) of every key asked for."""
+    """The (shard, key) of every requested key."""
     holders: dict[str, list[str]] = {}
     for name, found in spans.items():
         for key in found.keys:

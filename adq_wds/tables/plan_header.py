@@ -1,4 +1,4 @@
-"""Says what a plan's header holds, and what fresh draws follow from it."""
+"""Defines a plan's header, and the fresh draws that follow from it."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from adq_wds.tables.headers import Natural, ShardEntry, TableHeader
 
 
 class PlanEntry(ShardEntry):
-    """What the header says of one shard, and how many of its samples are kept."""
+    """The header's entry for one shard, with the number of its kept samples."""
 
     kept: Natural
 
 
 class ClassEntry(TypedDict):
-    """What the header says of one class; plans of features say more."""
+    """The header's entry for one class; plans of features have more."""
 
     label: int
 
 
 class Cells(TypedDict):
-    """For each class and bin: its samples, those kept, and since version 2 what these are rounded from."""
+    """For each class and bin: its samples, those kept, and since version 2 the exact shares."""
 
     size: list[list[Natural]]
     quota: list[list[Natural]]
@@ -33,7 +33,7 @@ class Cells(TypedDict):
 
 
 class PlanHeader(TableHeader):
-    """The header of a plan, as FORMAT.md says it; plans from keys lack what comes of features."""
+    """The header of a plan, see FORMAT.md; plans from keys lack the entries on features."""
 
     shards: list[PlanEntry]  # type: ignore[misc]  # each says more
     n_samples: Natural
@@ -54,7 +54,7 @@ class PlanHeader(TableHeader):
 
 
 def fresh_draws(header: PlanHeader, size: NDArray[np.int64], quota: NDArray[np.int64]) -> FreshDraws | None:
-    """The draws of a plan of version 2, held against its sizes and quotas; None for a plan without bins.
+    """The draws of a plan of version 2, checked against its sizes and quotas; None for a plan without bins.
 
     Raises:
         KeyError, TypeError, ValueError: the header lacks shares, or they contradict it.

@@ -1,4 +1,4 @@
-"""Holds a plan's rows of one shard, and checks that they make sense."""
+"""Holds a plan's rows of one shard, and checks that they are consistent."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class PlanShard:
 
     Attributes:
         name: the shard's name.
-        spans: where its n samples lie.
+        spans: of its n samples.
         label: (n,) int32, class over the whole set; -1 for unlabelled data.
         bin: (n,) int16, from 0 in the order filled; -1 for a sample in no bin.
         pick: (n,) int32, position in which its bin took it; -1 for a sample in no bin.
@@ -53,7 +53,7 @@ class PlanShard:
         reason: (n,) uint8, why each is kept or not, a position in `REASONS`; None where it was not read, or the plan is
             of version 1.
         duplicate_of: "SHARD/KEY" of the sample that stays, by row, for each row whose reason is "duplicate".
-        margin: (n,) float32, how well each label fits, NaN where that was not asked; None where it was asked of none.
+        margin: (n,) float32, how well each label fits, NaN where not measured; None where measured for none.
     """
 
     name: str
@@ -88,7 +88,7 @@ class PlanShard:
 
     @classmethod
     def from_table(cls, name: str, table: pa.Table) -> PlanShard:
-        """The way back from `table`, without reasons."""
+        """The inverse of `table`, without reasons."""
         columns = [table[c].to_numpy() for c in ("label", "bin", "pick", "rank", "kept")]
         return cls(name, Spans.from_table(table), *columns)
 
@@ -117,10 +117,10 @@ class PlanShard:
         return replace(self, reason=reason, duplicate_of=copies, margin=margin)
 
     def check(self, n_kept: int, classes: Sequence[int], quota: NDArray[np.int64]) -> None:
-        """Raise `PlanError` unless the rows make sense together and agree with the quotas.
+        """Raise `PlanError` unless the rows are consistent and agree with the quotas.
 
         Args:
-            n_kept: kept samples of this shard, as the header says.
+            n_kept: kept samples of this shard, by the header.
             classes: the C classes of the plan, ascending.
             quota: (C, K) int64, kept samples of each class and bin.
         """

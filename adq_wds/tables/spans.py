@@ -1,4 +1,4 @@
-"""Where samples lie in their shards: the columns every table of samples starts with, and the walk that finds them."""
+"""Defines `Spans`, the offsets of samples that every table of samples starts with, and scans shards for them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _TYPES = {"index": np.int32, "byte_offset": np.int64, "n_bytes": np.int64, "crc3
 
 @dataclass(frozen=True)
 class Spans:
-    """Where samples lie in their shard, in the shard's order.
+    """The offsets of samples in their shard, in the shard's order.
 
     Attributes:
         index: (n,) int32, position in the shard, ascending.
@@ -44,7 +44,7 @@ class Spans:
         byte_offset: (n,) int64, first byte of the sample in the tar.
         n_bytes: (n,) int64, bytes of all its members, headers and padding included.
         crc32: (n,) uint32, over its members' payloads in tar order.
-        members: n texts, see `adq_wds.tables.members`; None in tables from before there were any.
+        members: n texts, see `adq_wds.tables.members`; None in older tables without them.
     """
 
     index: NDArray[np.int32]
@@ -70,7 +70,7 @@ class Spans:
 
     @classmethod
     def from_rows(cls, rows: Sequence[tuple[Any, ...]], members: Sequence[str] | None = None) -> Spans:
-        """The way back from `rows`."""
+        """The inverse of `rows`."""
         index, keys, *numbers = zip(*rows, strict=True) if rows else ((),) * 5
         columns = zip(_TYPES.items(), (index, *numbers), strict=True)
         arrays = {name: np.array(values, dtype=dtype) for (name, dtype), values in columns}
@@ -80,7 +80,7 @@ class Spans:
 
     @classmethod
     def from_walk(cls, spans: Iterable[tuple[Span, int]]) -> Spans:
-        """All samples of a shard, as a walk finds them, and the crc32 of each."""
+        """The spans of a walk over a shard, with the crc32 of each."""
         rows, members = [], []
         for i, (span, crc32) in enumerate(spans):
             rows.append((i, span.key, span.byte_offset, span.n_bytes, crc32))
@@ -89,7 +89,7 @@ class Spans:
 
     @classmethod
     def joined(cls, parts: Sequence[Spans]) -> Spans:
-        """Several, one after another; where some have members, those of the others are empty texts."""
+        """Several spans joined; where only some have members, the others get empty texts."""
         numbers = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _TYPES}
         members = None
         if any(part.members is not None for part in parts):
@@ -100,7 +100,7 @@ class Spans:
         return pa.array(repeat("", len(self)), pa.string()) if self.members is None else self.members
 
     def columns(self, shard: str, *, members: bool | None = None) -> dict[str, Any]:
-        """As the columns that every table of samples starts with, and `members`, by default where these are known."""
+        """The columns that every table of samples starts with, with `members` by default where these are known."""
         columns = {
             "shard": [shard] * len(self),
             "index": self.index,
@@ -115,7 +115,7 @@ class Spans:
 
     @classmethod
     def from_table(cls, table: pa.Table) -> Spans:
-        """The way back from `columns`."""
+        """The inverse of `columns`."""
         members = table[MEMBERS.name].combine_chunks() if MEMBERS.name in table.column_names else None
         numbers = {name: table[name].to_numpy() for name in _TYPES}
         return cls(keys=table["key"].to_pylist(), members=members, **numbers)
@@ -124,7 +124,7 @@ class Spans:
 def walk_shard(
     buffer: Buffer, *, shard: str, limit: int | None = None, level: int = logging.INFO
 ) -> Iterator[Span]:
-    """Every sample of a shard, in order; at the end it logs how many members belong to none, or that the shard is empty.
+    """Every sample of a shard, in order; logs at the end how many members belong to none, or that the shard is empty.
 
     Args:
         buffer: the bytes of the tar file.
@@ -150,7 +150,7 @@ def walk_shard(
 def scan_spans(
     path: str | os.PathLike[str], *, shard: str, fetch: Fetch | None = None, checksums: bool = True
 ) -> Spans:
-    """Find every sample of a shard by walking its headers; nothing is decoded.
+    """Scan the headers of a shard for its samples; nothing is decoded.
 
     Args:
         path: the shard.
@@ -167,7 +167,7 @@ def scan_spans(
 
 
 def warn_empty(shard: str, ignored: Ignored | None = None) -> None:
-    """Say that a shard counts as 0 samples."""
+    """Warn that a shard counts as 0 samples."""
     what = str(ignored) if ignored is not None and ignored.n_members else "an archive of no members"
     logger.warning("shard %s: no samples (%s); it counts as 0", shard, what)
 
@@ -181,7 +181,7 @@ def is_empty(path: str | os.PathLike[str], fetch: Fetch | None = None) -> bool:
             return False
         with open_shard(path, fetch=fetch, sparse=True) as data:
             return next(iter_spans(data, shard=name), None) is None
-    except ShardError:  # who asks has an error of its own
+    except ShardError:  # the caller raises its own error
         return False
 
 
@@ -193,10 +193,10 @@ def no_samples(n_shards: int) -> ShardError:
 
 
 def source_stamp(path: str | os.PathLike[str]) -> Stamp:
-    """Size and date of a shard, by which a change is noticed.
+    """Size and date of a shard, to detect a change.
 
     Raises:
-        ShardError: the file cannot be looked at, or is a command's output.
+        ShardError: the file cannot be read, or is a command's output.
     """
     if is_url(os.fspath(path)):
         return Fetch().stamp(os.fspath(path), shard=base_name(os.fspath(path)))

@@ -1,4 +1,4 @@
-"""Holds two embeddings each of a sample of images, cropped and flipped; one file per shard, beside the features."""
+"""Holds the views of a set: two embeddings of random crops for each of some images, one file per shard."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _ALIKE = (*_FROM_FEATURES, "seed", "view")
 
 
 class ViewsSource(EmbeddedBy):
-    """What must be equal in all files of a folder, and what decides every number in them beside the shards."""
+    """The header entries that must be equal in all files of a folder; with the shards they determine every number."""
 
     width: Annotated[int, range(1, 2**30)]
     seed: Natural
@@ -52,7 +52,7 @@ class ViewsHeader(TableHeader, ViewsSource):
 
 @dataclass(frozen=True)
 class ShardViews:
-    """The views of one shard's chosen samples; checked when made, when loaded, and so when saved.
+    """The views of one shard's chosen samples; checked when made and when loaded.
 
     Attributes:
         shard: the shard's name.
@@ -149,7 +149,7 @@ def _schema(width: int) -> pa.Schema:
 
 
 class Views:
-    """A folder of views, read: two embeddings of each of a keyed sample of images.
+    """A folder of views, loaded: two embeddings for each image of a keyed sample.
 
     Args:
         folder: where `embed_views` wrote one file per shard: `views` in the folder of the features.
@@ -181,7 +181,7 @@ class Views:
 
     @classmethod
     def of(cls, features: Features) -> Views:
-        """The views beside these features, of their shards."""
+        """Load the views of these features' shards."""
         return cls(views_folder(features), shards=[file.shard for file in features])
 
     def __len__(self) -> int:
@@ -193,7 +193,7 @@ class Views:
 
     @property
     def header(self) -> ViewsSource:
-        """What all files have in common."""
+        """The header entries that all files share."""
         return self.files[0].header
 
     @cached_property
@@ -241,7 +241,7 @@ class Views:
 
 
 def _matched(file: FeaturesFile, views: ShardViews) -> NDArray[np.int64]:
-    """(n,) int64: the rows of a shard's features that its views are of."""
+    """(n,) int64: the rows of a shard's features that its views belong to."""
     table = file.read(["index", "key", "crc32"])
     rows = np.flatnonzero(np.isin(table["index"].to_numpy(), views.index))
     there = table.take(pa.array(rows))
@@ -258,7 +258,7 @@ def _matched(file: FeaturesFile, views: ShardViews) -> NDArray[np.int64]:
 
 
 def views_folder(features: Features) -> Path:
-    """Where the views of a folder of features lie."""
+    """The folder of the views of some features."""
     return features.folder / "views"
 
 
