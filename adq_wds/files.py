@@ -183,7 +183,7 @@ def lock(folder: str | os.PathLike[str]) -> Iterator[None]:
         with contextlib.suppress(FileNotFoundError):
             holder = path.read_text(encoding="utf-8", errors="replace").strip()
         raise AdqError(
-            f"{path.parent} is in use by {holder or 'a process that has not said its name'}; wait for it, or "
+            f"{path.parent} is in use by {holder or 'an unknown process'}; wait for it, or "
             "choose another folder"
         )
     try:

@@ -158,26 +158,26 @@ def importance(
     >>> importance("texture", patch=8)
     TextureImportance(patch=8)
     """
-    given = {"patch": patch, "encoder": encoder, "use_labels": None if use_labels else False, **options}
-    given = {name: value for name, value in given.items() if value is not None}
+    arguments = {"patch": patch, "encoder": encoder, "use_labels": None if use_labels else False, **options}
+    arguments = {name: value for name, value in arguments.items() if value is not None}
     if not isinstance(spec, str):
         if isinstance(spec, type) or not callable(spec):
             raise ValueError(f"importance must be a name or an importance, got {spec!r}")
-        if given:
-            raise ValueError(f"importance {spec!r} is ready made; options {sorted(given)} do not apply")
+        if arguments:
+            raise ValueError(f"importance {spec!r} is ready made; options {sorted(arguments)} do not apply")
         return spec
     from adq_wds.core.patches import PATCH
 
-    given.setdefault("patch", PATCH)
+    arguments.setdefault("patch", PATCH)
     if spec in ("texture", "random"):
         from adq_wds.saliency.plain import RandomImportance, TextureImportance
 
-        _no_others(f"importance {spec!r} looks through no network", given, ["patch"])
-        return (TextureImportance if spec == "texture" else RandomImportance)(given["patch"])
+        _no_others(f"importance {spec!r} looks through no network", arguments, ["patch"])
+        return (TextureImportance if spec == "texture" else RandomImportance)(arguments["patch"])
     if spec in IMPORTANCES:
-        return _network_importance(spec, **given)
+        return _network_importance(spec, **arguments)
     check_importance(spec)
-    made = _made("importance", spec, _installed("importances", spec), given)
+    made = _made("importance", spec, _installed("importances", spec), arguments)
     if not callable(made):
         raise ValueError(
             f"entry point {spec!r} of adq_wds.importances gives {made!r}, which is no importance"

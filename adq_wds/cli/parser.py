@@ -177,8 +177,8 @@ def check_values(command: Parser, arguments: argparse.Namespace) -> None:
     Raises:
         ValueError: a number is out of range, or nothing has that name.
     """
-    given = {action: getattr(arguments, action.dest, None) for action in command._actions}
-    for action, value in given.items():
+    values = {action: getattr(arguments, action.dest, None) for action in command._actions}
+    for action, value in values.items():
         if action.type is count and value is not None:
             positive(action.dest, value)
         if action.type is ratio and isinstance(value, int | float) and 2 <= value <= 100:

@@ -228,20 +228,20 @@ def _widen(embedding: F64, mean: F64, scale: F64, projection: F64, offset: F64) 
 def _blocks(rows: Rows, n: int) -> Iterator[tuple[slice, F64]]:
     """The N rows in float64 blocks of a fixed size, and where each stands."""
     parts: list[NDArray[np.floating]] = []
-    held = start = 0
-    for given in rows():
+    n_rows = start = 0
+    for chunk in rows():
         first = 0
-        while first < len(given):
-            part = given[first : first + _BLOCK_ROWS - held]
+        while first < len(chunk):
+            part = chunk[first : first + _BLOCK_ROWS - n_rows]
             parts.append(part)
-            first, held = first + len(part), held + len(part)
-            if held == _BLOCK_ROWS:
-                yield slice(start, start + held), _joined(parts, start)
-                parts, start, held = [], start + held, 0
-    if held:
-        yield slice(start, start + held), _joined(parts, start)
-    if start + held != n:
-        raise ValueError(f"{start + held} rows of embeddings for {n} labels")
+            first, n_rows = first + len(part), n_rows + len(part)
+            if n_rows == _BLOCK_ROWS:
+                yield slice(start, start + n_rows), _joined(parts, start)
+                parts, start, n_rows = [], start + n_rows, 0
+    if n_rows:
+        yield slice(start, start + n_rows), _joined(parts, start)
+    if start + n_rows != n:
+        raise ValueError(f"{start + n_rows} rows of embeddings for {n} labels")
 
 
 def _joined(parts: list[NDArray[np.floating]], start: int) -> F64:
@@ -263,9 +263,9 @@ def _temperature(
     On at most 20,000 samples, evenly spread.
     """
     some = slice(None, None, -(-len(label) // 20_000))
-    own = label_score[some].astype(np.float64)
+    label_score_f64 = label_score[some].astype(np.float64)
     others = np.where(top[some] == label[some, None], -np.inf, score[some].astype(np.float64))
-    both = np.column_stack([own, others])
+    both = np.column_stack([label_score_f64, others])
     likelihood = [np.log(_softmax(both / t)[:, 0] + 1e-300).mean() for t in _TEMPERATURES]
     return float(_TEMPERATURES[int(np.argmax(likelihood))])
 

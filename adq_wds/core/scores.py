@@ -135,8 +135,8 @@ def diversity_of_views(
 
 def _without_gaps(value: NDArray[np.float64], holds: NDArray[np.bool_]) -> NDArray[np.float64]:
     """(K,): where there is no finite value the mean of the others; NaN for a bin that holds no sample."""
-    own = np.isfinite(value)
-    filled = np.where(own, value, value[own].mean() if own.any() else 1.0)
+    finite = np.isfinite(value)
+    filled = np.where(finite, value, value[finite].mean() if finite.any() else 1.0)
     whole: NDArray[np.float64] = np.where(holds, filled, np.nan)
     return whole
 

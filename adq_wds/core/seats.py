@@ -135,11 +135,11 @@ def whole_shares(w: Sequence[int], low: Sequence[int], high: Sequence[int], tota
     if not w:
         return []
     p, q = water_level(w, low, high, total)
-    shares, exact, given = [], 0, 0
+    shares, exact, n_shared = [], 0, 0
     for weight, least, most in zip(w, low, high, strict=True):
         exact += min(max(weight * p, least * q), most * q)  # the sum so far, in q-ths
-        shares.append(exact // q - given)
-        given += shares[-1]
+        shares.append(exact // q - n_shared)
+        n_shared += shares[-1]
     return shares
 
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from adq_wds.checks import Count, Ratio
 from adq_wds.embedding import reuse
 from adq_wds.embedding.batch import embed_batch
-from adq_wds.embedding.settings import Request, request
+from adq_wds.embedding.settings import Request, check_request
 from adq_wds.embedding.shard import ShardJob, finished, open_job, skipped_before, take_batch
 from adq_wds.embedding.source import StoredEmbeddings
 from adq_wds.embedding.views import embed_views
@@ -96,36 +96,36 @@ def embed_shards(
             do not fit the samples.
         AdqError: the folder cannot be written, or another job works in it.
     """
-    asked = request(
+    request = check_request(
         urls, encoder, out, image=image, label=label, embeddings=embeddings, batch_size=batch_size, workers=workers,
         on_error=on_error, max_bad_fraction=max_bad_fraction, limit=limit, scores=scores, logit_grad=bool(logit_grad),
         views=views,
     )  # fmt: skip
-    _warn_of_seen_labels(asked)
+    _warn_of_seen_labels(request)
     folder = make_folder(out)
     bar = tqdm(
-        total=len(asked.paths), unit=" shards", unit_scale=True, desc="embed", disable=None if progress is None else not progress
+        total=len(request.paths), unit=" shards", unit_scale=True, desc="embed", disable=None if progress is None else not progress
     )  # fmt: skip
     with lock(folder), bar:
-        run = _Run(asked, folder, bar)
+        run = _Run(request, folder, bar)
         for made in run.features():
             made.save(folder / file_name(made.shard))
-        names = [name for name in asked.names if name not in run.empty]
+        names = [name for name in request.names if name not in run.empty]
         if not names:
-            raise no_samples(len(asked.paths))
+            raise no_samples(len(request.paths))
         features = Features(folder, shards=names, limit=limit)
-        if not isinstance(asked.source, StoredEmbeddings) and asked.settings.views:
+        if not isinstance(request.source, StoredEmbeddings) and request.settings.views:
             embed_views(
-                features, asked.paths, asked.source, views=views, image=asked.settings.image, batch_size=batch_size,
+                features, request.paths, request.source, views=views, image=request.settings.image, batch_size=batch_size,
                 workers=workers, progress=progress,
             )  # fmt: skip
     return features
 
 
-def _warn_of_seen_labels(asked: Request) -> None:
+def _warn_of_seen_labels(request: Request) -> None:
     """Warn of an encoder that was trained with the labels of these images, since results on them are too good."""
-    source: Any = asked.source
-    if getattr(source, "saw_labels", False) and any("cifar" in name.lower() for name in asked.names):
+    source: Any = request.source
+    if getattr(source, "saw_labels", False) and any("cifar" in name.lower() for name in request.names):
         logger.warning(
             "encoder %s was trained with the labels of %s: for numbers on that set take builtin-free",
             source.name,
@@ -140,16 +140,16 @@ class _Run:
         empty: names of the shards without samples.
     """
 
-    def __init__(self, asked: Request, folder: Path, bar: tqdm[Any]) -> None:
-        self._asked, self._folder, self._bar = asked, folder, bar
-        self._tally = Tally("embed", asked.settings.on_error, asked.settings.max_bad_fraction)
+    def __init__(self, request: Request, folder: Path, bar: tqdm[Any]) -> None:
+        self._request, self._folder, self._bar = request, folder, bar
+        self._tally = Tally("embed", request.settings.on_error, request.settings.max_bad_fraction)
         self._shard_of_kind: dict[bool, str] = {}  # a shard of each kind of labels, by whether they are words
         self._logged: set[str] = set()
         self.empty: list[str] = []
 
     def features(self) -> Iterator[ShardFeatures]:
         """Embed in threads, and yield each shard's features after its last batch; check the bad samples at the end."""
-        settings = self._asked.settings
+        settings = self._request.settings
         batches = in_order(
             self._jobs(), lambda job: len(job.samples), embed_batch,
             batch_size=settings.batch_size, workers=settings.workers, name="adq-embed",
@@ -173,9 +173,9 @@ class _Run:
 
     def _jobs(self) -> Iterator[ShardJob]:
         """The shards without a usable file, each opened and scanned in turn."""
-        settings, source = self._asked.settings, self._asked.source
+        settings, source = self._request.settings, self._request.source
         first, left = 0, settings.limit
-        for path, name in zip(self._asked.paths, self._asked.names, strict=True):
+        for path, name in zip(self._request.paths, self._request.names, strict=True):
             if left is not None and left <= 0:
                 return
             header, file = settings.header(source, first), self._folder / file_name(name)
@@ -185,7 +185,7 @@ class _Run:
                 n_read = self._pass_over(FeaturesFile(file, limit=left))
             else:
                 job = open_job(
-                    self._asked, path, name, first, left if old is None else reuse.n_wanted(old, left)
+                    self._request, path, name, first, left if old is None else reuse.n_wanted(old, left)
                 )
                 job.old = old
                 if old is not None and not lacks and (what := reuse.take_known(job, old, header)):

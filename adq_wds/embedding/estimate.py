@@ -10,7 +10,7 @@ from typing import Any
 
 from adq_wds.embedding.batch import embed_batch
 from adq_wds.embedding.embed_shards import embed_shards
-from adq_wds.embedding.settings import Request, request
+from adq_wds.embedding.settings import Request, check_request
 from adq_wds.embedding.shard import open_job, take_batch
 from adq_wds.pipes.base import Tally
 from adq_wds.protocols import Encoder, Label
@@ -42,24 +42,24 @@ def estimate(
     """
     usual = {name: each.default for name, each in inspect.signature(embed_shards).parameters.items()}
     usual = {name: usual[name] for name in usual.keys() - {"urls", "encoder", "out", "progress"}}
-    asked = request(urls, encoder, **(usual | options))
-    settings, trial = asked.settings, _Trial(asked)
-    sizes = [source_stamp(path)["bytes"] for path in asked.paths]
+    request = check_request(urls, encoder, **(usual | options))
+    settings, trial = request.settings, _Trial(request)
+    sizes = [source_stamp(path)["bytes"] for path in request.paths]
     counts: list[int] = []
     n_walked = 0
-    for path, name, size in zip(asked.paths, asked.names, sizes, strict=True):
+    for path, name, size in zip(request.paths, request.names, sizes, strict=True):
         if is_url(path) and trial.n == _TRIED:  # not fetched: as many samples for its bytes as so far
             counts.append(round(size * sum(counts) / max(1, n_walked)))
         else:
             counts.append(trial.walk(path, name, sum(counts)))
         n_walked += size
     if not sum(counts):
-        raise no_samples(len(asked.paths))
+        raise no_samples(len(request.paths))
     n = min(settings.limit or sum(counts), sum(counts))
     n_views = min(settings.views, n)
     row_bytes = 2 * (trial.width + trial.n_classes) + 64 + DIGEST_BYTES + 4 * len(settings.scores)
     result: dict[str, Any] = {
-        "shards": len(asked.paths),
+        "shards": len(request.paths),
         "samples": n,
         "shard_bytes": sum(sizes),
         "features_bytes": n * row_bytes + n_views * (trial.width * 4 + 64),
@@ -78,16 +78,16 @@ def estimate(
 class _Trial:
     """Times the embedding of the first samples of some shards, at most `_TRIED`."""
 
-    def __init__(self, asked: Request) -> None:
-        self._asked = asked
-        self._tally = Tally("embed", asked.settings.on_error, 1.0)
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._tally = Tally("embed", request.settings.on_error, 1.0)
         self.n, self.seconds, self.labels = 0, 0.0, set[Label]()
-        self.width = self.n_classes = 0  # D; C where logit gradients are asked for
+        self.width = self.n_classes = 0  # D; C where logit gradients are requested
 
     def walk(self, path: str, name: str, first: int) -> int:
         """Count a shard's samples and embed some; `first` is the position of its first one."""
-        job = open_job(self._asked, path, name, first, _TRIED - self.n)
-        n, size = len(job.samples), self._asked.settings.batch_size
+        job = open_job(self._request, path, name, first, _TRIED - self.n)
+        n, size = len(job.samples), self._request.settings.batch_size
         with job.close:
             before = time.perf_counter()
             for i in range(0, n, size):

@@ -132,7 +132,7 @@ class Request:
     settings: EmbedSettings
 
 
-def request(
+def check_request(
     urls: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     encoder: str | Encoder,
     out: str | os.PathLike[str] | None = None,

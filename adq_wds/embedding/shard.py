@@ -77,7 +77,7 @@ class ShardJob:
         return located(SampleError(text), shard=self.name, key=self.samples[i].key)
 
 
-def open_job(asked: Request, path: str, name: str, first: int, limit: int | None) -> ShardJob:
+def open_job(request: Request, path: str, name: str, first: int, limit: int | None) -> ShardJob:
     """Open a shard and scan it, or its first `limit` samples."""
     close = ExitStack()
     stamp = source_stamp(path)  # before it is read: a shard replaced meanwhile is seen to differ
@@ -87,7 +87,7 @@ def open_job(asked: Request, path: str, name: str, first: int, limit: int | None
     complete = limit is None or len(samples) <= limit
     samples = samples[:limit]
     spans = Spans.from_walk((sample, payload_crc32(buffer, sample)) for sample in samples)
-    settings, source = asked.settings, asked.source
+    settings, source = request.settings, request.source
     job = ShardJob(path, name, settings, source, first, buffer, close, samples, spans, complete, stamp)
     job.first_label = job.first_of(lambda sample: read_label(sample, settings.label))
     if isinstance(source, FieldEmbeddings):

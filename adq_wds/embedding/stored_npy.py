@@ -71,7 +71,7 @@ def _numbered_files(folder: Path) -> list[Path]:
         inside = sorted(path.name for path in folder.iterdir() if path.is_dir() and any(path.glob("*.npy")))
         hint = f"; its folders {shorten(inside)} have some, name one of them" if inside else ""
         raise FeaturesError(f"embeddings {folder}: a folder without .npy files{hint}")
-    found: list[tuple[int, str, Path]] = []
+    numbered: list[tuple[int, str, Path]] = []
     for file in files:
         match = _NUMBERED.fullmatch(file.name)
         if match is None:
@@ -79,15 +79,15 @@ def _numbered_files(folder: Path) -> list[Path]:
                 f"embeddings {file}: no number at the end of its name, so its place among the others is unknown; "
                 "expected names such as img_emb_0.npy, img_emb_1.npy"
             )
-        found.append((int(match[2]), match[1], file))
-    found.sort()
-    numbers, names = [number for number, _, _ in found], sorted({name for _, name, _ in found})
+        numbered.append((int(match[2]), match[1], file))
+    numbered.sort()
+    numbers, names = [number for number, _, _ in numbered], sorted({name for _, name, _ in numbered})
     if len(names) > 1 or numbers != list(range(numbers[0], numbers[0] + len(numbers))):
         raise FeaturesError(
             f"embeddings {folder}: files called {shorten(names)}, numbered {shorten(numbers)}; expected one series, no "
             "number missing, such as img_emb_0.npy, img_emb_1.npy"
         )
-    return [file for _, _, file in found]
+    return [file for _, _, file in numbered]
 
 
 @dataclass(frozen=True)

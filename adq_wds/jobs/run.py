@@ -78,7 +78,7 @@ def run_job(
     stored = embed.get("embeddings")
     source = named_encoder(**encoder) if stored is None else named_encoder("thumbnail")  # then it is not used
     used = source if stored is None else open_embeddings(stored)
-    asked = {
+    arguments = {
         "format": "adq_wds.run",
         "version": VERSION,
         "arguments": {"encoder": encoder, "embed": asked_embed, "plan": plan, "write": write},
@@ -94,7 +94,7 @@ def run_job(
     }
     folder = make_folder(out)
     with lock(folder):
-        done = _done(folder, asked)
+        done = _done(folder, arguments)
         if done is not None:
             return {**done, "nothing_to_do": True}
         shards = ShardPattern(str(folder / "shards" / "%06d.tar"))
@@ -103,7 +103,7 @@ def run_job(
         features = embed_shards(paths, source, folder / "features", progress=progress, **embed)
         made = _plan(folder, features, options)
         result = {
-            **asked,
+            **arguments,
             "features": features.hash,
             "plan": made.hash,
             "samples": made.n_samples,
@@ -161,14 +161,14 @@ def _plan(folder: Path, features: Features, options: Options) -> Plan:
     return load_plan(folder / "plan.parquet")
 
 
-def _done(folder: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
+def _done(folder: Path, arguments: dict[str, Any]) -> dict[str, Any] | None:
     """The result of an earlier equal run, if its plan and shards still exist."""
     try:
         old = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
     if not isinstance(old, dict) or any(
-        old.get(name) != json.loads(canonical_json(value)) for name, value in asked.items()
+        old.get(name) != json.loads(canonical_json(value)) for name, value in arguments.items()
     ):
         return None
     try:

@@ -240,18 +240,18 @@ def _size_of(state: State, settings: dict[str, Any], path: Path) -> MaeSize:
     patch, L = state["patch_embed.proj.weight"].shape[2], state["pos_embed"].shape[1] - 1
     decoder_width, width = state["decoder_embed.weight"].shape
     try:
-        given = {
+        sizes = {
             "patch": patch, "width": width, "depth": _count_blocks(state, "blocks"),
             "decoder_width": decoder_width, "decoder_depth": _count_blocks(state, "decoder_blocks"),
             "heads": HEADS["heads"].get(width), "decoder_heads": HEADS["decoder_heads"].get(decoder_width), **settings,
         }  # fmt: skip
         for name, of_width in (("heads", width), ("decoder_heads", decoder_width)):
-            if given[name] is None:
+            if sizes[name] is None:
                 raise ValueError(
                     f"does not say how many {name} a width of {of_width} has; give heads=(encoder, decoder)"
                 )
-        given["image_size"] = _pair(given.get("image_size", math.isqrt(max(L, 0)) * patch))
-        size = MaeSize(**given)
+        sizes["image_size"] = _pair(sizes.get("image_size", math.isqrt(max(L, 0)) * patch))
+        size = MaeSize(**sizes)
         if size.n_patches != L:
             raise ValueError(
                 f"{L} position embeddings, {size.n_patches} patches of {patch} in {size.image_size}"

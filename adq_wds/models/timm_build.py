@@ -48,7 +48,7 @@ def load_checkpoint(
 
     Weights in timm's own layout are taken as they are. Others (the authors' original files), and position
     embeddings when `image_size` asks for another grid, go through the network's converter in timm. Weights behind a
-    prefix (``model.``, ``net.backbone.``) are found by the network's names; a warning names what is left out.
+    prefix (``model.``, ``net.backbone.``) are matched by the network's names; a warning names what is left out.
 
     Raises:
         ValueError: the file is missing, of a refused kind, or of another network; lists the differences.

@@ -27,7 +27,7 @@ from adq_wds.samples.fields import EPOCH_FIELD, Sample, clean_fields
 from adq_wds.shards.names import ShardNames, base_name
 from adq_wds.shards.samples_in_tar import split_name
 from adq_wds.tables.codebook import SUFFIX, Codebook, load_codebook
-from adq_wds.tables.plan import HELD_SHARDS, Plan, as_plan
+from adq_wds.tables.plan import CACHED_SHARDS, Plan, as_plan
 
 KEEP = 0.3  # as `build_plan` has it
 Epoch = int | Callable[[], int] | str | None
@@ -207,7 +207,7 @@ class _ByPlan:
         kept = self._fresh.get((shard, epoch))
         if kept is None:
             kept = self._fresh[shard, epoch] = self._plan.kept_in(shard, epoch).tobytes()
-            while len(self._fresh) > HELD_SHARDS:
+            while len(self._fresh) > CACHED_SHARDS:
                 del self._fresh[next(iter(self._fresh))]
         return kept
 

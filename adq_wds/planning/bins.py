@@ -86,8 +86,8 @@ def check_fit(bins: Bins, samples: Samples, options: Options) -> None:
     if bins.header["features"] != features.hash or bins.shards != [(file.shard, file.n) for file in features]:
         raise PlanError(f"{features.folder}: the bins were made from other features; bin these again")
     n_bins = bins.n_bins if isinstance(options.bins, Bins) else options.bins
-    asked = {"n_bins": n_bins, "kernel": options.kernel, "dedup": options.dedup}
-    for name, value in asked.items():
+    expected = {"n_bins": n_bins, "kernel": options.kernel, "dedup": options.dedup}
+    for name, value in expected.items():
         made = bins.header.get(name)
         if made != value:
             raise ValueError(f"the bins were made with {name}={made!r}, not {value!r}")

@@ -107,9 +107,9 @@ def build_plan(
     Source: Zhou et al. 2023 (arXiv 2308.10524) for bins, Li et al. 2024 (arXiv 2412.16895) for scores and rates;
     budget, nesting, balance and cleaning are ours (`core.margin`, `core.label_noise`).
     """
-    given = dict(locals())
-    del given["features"]
-    options = plan_options(**given)
+    arguments = dict(locals())
+    del arguments["features"]
+    options = plan_options(**arguments)
     if out is not None and Path(out).is_dir():
         raise PlanError(f"{out}: a folder; give the plan a file name, such as {Path(out) / 'plan.parquet'}")
     if not isinstance(features, Features):
@@ -158,11 +158,11 @@ def make_plan(
 
 def find_bins(features: Features, *, scratch: Path | None = None, **options: Any) -> Bins:
     """The bins of a plan with these options of `build_plan`, to be given to several plans as its `bins`."""
-    asked = plan_options(**options).settled(features)
-    samples = read_samples(features, asked)
+    settled_options = plan_options(**options).settled(features)
+    samples = read_samples(features, settled_options)
     samples.scratch = scratch
-    leave_out(samples, asked)
-    return bin_samples(samples, asked, scratch=scratch)
+    leave_out(samples, settled_options)
+    return bin_samples(samples, settled_options, scratch=scratch)
 
 
 def _earlier_bins(options: Options, bins_file: Path | None) -> Bins | None:

@@ -42,21 +42,21 @@ def leave_out_doubted(samples: Samples, options: Options) -> None:
         raise PlanError("clean and difficulty need labels, and these features have none; leave them out")
     if len(np.unique(row)) < 2:
         raise PlanError("clean and difficulty need samples of two or more classes; leave them out")
-    margin, found = _earlier_margins(samples) or _measure(samples, here, row)
-    samples.margin, samples.margins = margin, found
+    margin, summary = _earlier_margins(samples) or _measure(samples, here, row)
+    samples.margin, samples.margins = margin, summary
     if options.clean is None:
         return
-    n, estimate = np.bincount(row, minlength=len(samples.classes)), np.array(found["wrong"])
+    n, estimate = np.bincount(row, minlength=len(samples.classes)), np.array(summary["wrong"])
     wrong = float((estimate * n).sum() / n.sum())
-    weak = wrong > _TOO_MANY or found["accuracy"] < _WEAK * (1.0 - wrong)
+    weak = wrong > _TOO_MANY or summary["accuracy"] < _WEAK * (1.0 - wrong)
     if weak:
-        _warn_of_weak_fit(found["accuracy"], wrong, auto=options.clean == "auto")
+        _warn_of_weak_fit(summary["accuracy"], wrong, auto=options.clean == "auto")
     share = np.full(len(n), options.clean) if options.clean != "auto" else estimate * (not weak)
     out = _lowest(margin[here], row, share)
     samples.reason[here[out]] = LABEL
     samples.doubts = {
-        "accuracy": found["accuracy"],
-        "wrong": found["wrong"],
+        "accuracy": summary["accuracy"],
+        "wrong": summary["wrong"],
         "left_out": np.bincount(row[out], minlength=len(n)).tolist(),
         "of": n.tolist(),
     }

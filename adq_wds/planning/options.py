@@ -67,17 +67,17 @@ class Options(SimpleNamespace):
         return {name: _plain(value, options_of(PLAN)[name].type) for name, value in values.items()}
 
 
-def plan_options(**given: Any) -> Options:
-    """The options of `build_plan`: those given, and the others as its signature has them.
+def plan_options(**named: Any) -> Options:
+    """The options of `build_plan`: those named, and the others as its signature has them.
 
     Raises:
         ValueError: one is out of range for any features, or a name is unknown.
         TypeError: a name is no option of `build_plan`.
     """
     known = options_of(PLAN)
-    if surplus := sorted(given.keys() - known.keys()):
+    if surplus := sorted(named.keys() - known.keys()):
         raise TypeError(f"build_plan has no option {surplus[0]!r}")
-    options = Options(**{name: option.default for name, option in known.items()} | given)
+    options = Options(**{name: option.default for name, option in known.items()} | named)
     for option in known.values():
         _check(option, getattr(options, option.name))
     if not isinstance(options.bins, Bins):

@@ -93,8 +93,10 @@ class Cells:
 
         None where nothing could differ: no importance is used, there is one bin, or none or all are kept.
         """
-        asked = options.allocation != "uniform" and (options.allocation != "adaptive" or options.alpha > 0)
-        if not asked or self.size.shape[1] == 1 or self.budget in (0, self.n_class.sum()):
+        by_importance = options.allocation != "uniform" and (
+            options.allocation != "adaptive" or options.alpha > 0
+        )
+        if not by_importance or self.size.shape[1] == 1 or self.budget in (0, self.n_class.sum()):
             return None
         weight = np.stack([uniform(size, size, options.keep) for size in self.size])
         return bool((replace(self, weight=weight).quota == self.quota).all())
@@ -143,8 +145,8 @@ def weigh_classes(n: _Counts, balance: Balance | float) -> NDArray[np.float64]:
 def weigh_bins(options: Options, size: _Counts, importance: NDArray[np.float64]) -> NDArray[np.float64]:
     """(K,) float64: the weights that the allocation gives bins of (K,) sizes."""
     rule: Allocation = options.rule
-    given = rule(size.copy(), importance.copy(), options.keep)  # it may work in place
-    weight = np.asarray(given, dtype=np.float64)
+    result = rule(size.copy(), importance.copy(), options.keep)  # it may work in place
+    weight = np.asarray(result, dtype=np.float64)
     if weight.shape != size.shape or not np.isfinite(weight).all() or (weight < 0).any():
         raise ValueError(
             f"allocation {options.allocation!r} must give {size.shape} weights, finite and >= 0, got {shorten(weight)}"

@@ -19,7 +19,7 @@ from adq_wds.reading.places import ShardPlaces
 from adq_wds.remote.fetch import Fetch, comes_whole
 from adq_wds.shards.names import ShardNames, base_name, is_url, shard_names, shown_url
 from adq_wds.tables.index import check_source, read_index
-from adq_wds.tables.plan import HELD_SHARDS, Plan
+from adq_wds.tables.plan import CACHED_SHARDS, Plan
 from adq_wds.tables.spans import Spans, is_empty, no_samples, scan_spans, warn_empty
 
 logger = logging.getLogger("adq_wds")
@@ -52,7 +52,7 @@ class Listing(ABC):
     ) -> None:
         self.hash, self.names, self.urls = hash, names, urls
         self.checked, self.scanned, self.fresh = checked, scanned, fresh
-        self._held: OrderedDict[tuple[int, int], ShardPlaces] = OrderedDict()
+        self._cached_places: OrderedDict[tuple[int, int], ShardPlaces] = OrderedDict()
 
     @abstractmethod
     def counts(self, epoch: int) -> NDArray[np.int64]:
@@ -67,16 +67,16 @@ class Listing(ABC):
         """The samples of a shard that an epoch keeps, in the shard's order."""
 
     def places(self, shard: int, epoch: int) -> ShardPlaces:
-        """The places of the samples that an epoch keeps of a shard; the last `HELD_SHARDS` are cached."""
+        """The places of the samples that an epoch keeps of a shard; the last `CACHED_SHARDS` are cached."""
         which = shard, epoch if self.fresh else 0
-        if which not in self._held:
-            self._held[which] = ShardPlaces.from_spans(self.spans(shard, epoch))
-            if len(self._held) > HELD_SHARDS:
-                self._held.popitem(last=False)
-        return self._held[which]
+        if which not in self._cached_places:
+            self._cached_places[which] = ShardPlaces.from_spans(self.spans(shard, epoch))
+            if len(self._cached_places) > CACHED_SHARDS:
+                self._cached_places.popitem(last=False)
+        return self._cached_places[which]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_held": OrderedDict()}
+        return {**self.__dict__, "_cached_places": OrderedDict()}
 
 
 class Planned(Listing):

@@ -18,7 +18,7 @@ from adq_wds.reading.whole import FetchedShard
 from adq_wds.remote.fetch import Fetch, comes_whole
 from adq_wds.samples.fields import Sample
 from adq_wds.shards.names import is_url
-from adq_wds.tables.plan import HELD_SHARDS
+from adq_wds.tables.plan import CACHED_SHARDS
 
 logger = logging.getLogger("adq_wds")
 
@@ -26,7 +26,7 @@ _SPARSE = 0.5  # below, reading around a sample fetches more that is dropped tha
 _THREADS = 32  # requests at one time; a block's ranges are several more
 _AHEAD = 64  # samples fetched ahead, each on its own
 _AHEAD_CACHED = 512  # samples whose blocks are: in steady state few of them are new
-_HELD_BLOCKS = 3 * LANES  # a block for each lane, what is on its way, and what was just left
+_MAX_BLOCKS = 3 * LANES  # a block for each lane, what is on its way, and what was just left
 
 
 class Reader(Protocol):
@@ -58,14 +58,14 @@ class Readers:
         self._listing, self._fetch, self._epoch = listing, fetch, epoch
         self._readers: dict[int, Reader] = {}
         self._cached = fetch.cache is not None
-        self._blocks = Blocks(_HELD_BLOCKS if self._cached else 4 * _AHEAD)
+        self._blocks = Blocks(_MAX_BLOCKS if self._cached else 4 * _AHEAD)
         self._pool: ThreadPoolExecutor | None = None
         self._distant = [is_url(url) or comes_whole(url) for url in listing.urls]
         self._logged = False
 
     def _open(self, shard: int) -> Reader:
         """Open a shard; close the one opened first when there are too many."""
-        if len(self._readers) == HELD_SHARDS:
+        if len(self._readers) == CACHED_SHARDS:
             self._readers.pop(next(iter(self._readers))).close()
         self._readers[shard] = reader = self._made(shard)
         return reader
@@ -116,7 +116,7 @@ class Readers:
                 "ShardDataset: remote shards are read by range, %s: of %s %s bytes in %s requests",
                 "into the cache" if self._cached else "a request for each sample, without a cache",
                 name,
-                f"{kept.n_asked:,}",
+                f"{kept.n_bytes_requested:,}",
                 f"{kept.n_requests:,}",
             )
         return RangedShard(url, name, kept=kept, fetch=fetch, pool=self._pool, blocks=self._blocks)

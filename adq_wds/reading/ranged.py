@@ -70,14 +70,14 @@ class Kept:
         return len(self._starts)
 
     @property
-    def n_asked(self) -> int:
+    def n_bytes_requested(self) -> int:
         """Bytes requested to read everything."""
         return int((self._ends - self._starts).sum())
 
     def find(self, offset: int) -> tuple[int, int]:
         """The block of a sample, and its offset in the block's bytes."""
-        found: tuple[int, int] = self._place[offset]
-        return found
+        block_and_offset: tuple[int, int] = self._place[offset]
+        return block_and_offset
 
     def ranges(self, block: int) -> list[Range]:
         """The ranges of a block."""
@@ -176,9 +176,9 @@ class RangedShard(SpanReader):
             file.writelines(self._remote.read_ranges(ranges))
 
         file = self._fetch.cache.open(self._key(block), fill)
-        found = ShardFile(file, self._name)
-        weakref.finalize(found, file.close)
-        return found
+        block_file = ShardFile(file, self._name)
+        weakref.finalize(block_file, file.close)
+        return block_file
 
 
 BlockId = tuple[str, int]

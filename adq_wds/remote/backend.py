@@ -89,16 +89,16 @@ def explain(
 class Answer:
     """Collects the bytes of one range, and refuses more than were requested."""
 
-    def __init__(self, asked: Range) -> None:
-        self._n_asked = asked[1] - asked[0]
+    def __init__(self, byte_range: Range) -> None:
+        self._n_bytes_wanted = byte_range[1] - byte_range[0]
         self._chunks: list[bytes] = []
         self.n_bytes = 0
 
     def add(self, chunk: bytes) -> None:
         """Add the next bytes. Raises `Trouble`: more than requested."""
         self.n_bytes += len(chunk)
-        if self.n_bytes > self._n_asked:
-            raise Trouble(f"the server sends more than the {self._n_asked:,} bytes asked for")
+        if self.n_bytes > self._n_bytes_wanted:
+            raise Trouble(f"the server sends more than the {self._n_bytes_wanted:,} bytes asked for")
         self._chunks.append(chunk)
 
     def all(self) -> bytes:

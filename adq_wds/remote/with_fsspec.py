@@ -67,20 +67,20 @@ class Fsspec:
         """Send the requests ourselves: fsspec reads any amount into memory, at any speed."""
         turns = asyncio.Semaphore(N_AT_ONCE)
 
-        async def one(asked: Range) -> bytes:
+        async def one(byte_range: Range) -> bytes:
             async with turns:
-                return await self._by_http(asked)
+                return await self._by_http(byte_range)
 
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(asked)) for asked in ranges]
+            tasks = [group.create_task(one(byte_range)) for byte_range in ranges]
         return [task.result() for task in tasks]
 
-    async def _by_http(self, asked: Range) -> bytes:
-        start, end = asked
+    async def _by_http(self, byte_range: Range) -> bytes:
+        start, end = byte_range
         options = dict(self._fs.kwargs)
         headers = {**options.pop("headers", {}), "Range": f"bytes={start}-{end - 1}"}
         headers["Accept-Encoding"] = "identity"
-        url, answer = self._fs.encode_url(self._path), Answer(asked)
+        url, answer = self._fs.encode_url(self._path), Answer(byte_range)
         session = await self._fs.set_session()
         try:
             async with (

@@ -119,7 +119,7 @@ def _trouble(error: BaseException) -> Trouble:
     if status is None and says("MissingContentLength"):
         return Trouble("the server does not say how long its answer is: a file server is needed")
     if status is None and says("builder error"):
-        return Trouble("not a URL that can be asked for (plain http must be said in the endpoint)")
+        return Trouble("not a URL that can be asked for (plain http must be in the endpoint)")
     trouble = explain(
         error,
         int(status[1]) if status else None,

@@ -42,24 +42,24 @@ def expand_urls(
     ['a-000.tar', 'a-001.tar', 'a-002.tar', 'b.tar']
     """
     patterns = [urls] if isinstance(urls, (str, os.PathLike)) else list(urls)
-    found: list[str] = []
+    shards: list[str] = []
     for pattern in patterns:
         for part in os.fspath(pattern).split("::"):
-            found.extend(_expand_one(part))
-    for url in found:
+            shards.extend(_expand_one(part))
+    for url in shards:
         if is_pipe(url) and not commands:
             raise ValueError(
                 f"shard {shown_url(url)} is a command, and running it is refused: fetch its output first, or say "
                 "ShardDataset(allow_pipe=True)"
             )
-    if not found:
+    if not shards:
         raise ValueError("no shards given; name tar files, a pattern in quotes, or a folder")
-    twice = [url for url, count in Counter(found).items() if count > 1]
+    twice = [url for url, count in Counter(shards).items() if count > 1]
     if twice:
         raise ValueError(
-            f"shard {shown_url(twice[0])} is listed {found.count(twice[0])} times; name each shard once"
+            f"shard {shown_url(twice[0])} is listed {shards.count(twice[0])} times; name each shard once"
         )
-    return found
+    return shards
 
 
 def _expand_one(part: str) -> list[str]:
@@ -76,18 +76,18 @@ def _expand_one(part: str) -> list[str]:
         raise ValueError(f"shards {shown_url(part)}: too many braces within braces") from None
     if many > MAX_SHARDS:
         raise ValueError(f"shards {shown_url(part)}: {many:,} shards, at most {MAX_SHARDS:,}")
-    found = []
+    shards = []
     for name in names:
         if is_url(name):
             _refuse_url_pattern(name)
-            found.append(_without_file_scheme(name))
+            shards.append(_without_file_scheme(name))
         elif os.path.isdir(name):
-            found.extend(shards_in(name))
+            shards.extend(shards_in(name))
         elif any(c in name for c in "*?[") and not os.path.exists(name):
-            found.extend(_matches(name))
+            shards.extend(_matches(name))
         else:
-            found.append(name)
-    return found
+            shards.append(name)
+    return shards
 
 
 def _matches(pattern: str) -> list[str]:

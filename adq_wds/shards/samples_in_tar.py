@@ -205,8 +205,8 @@ def payload_crc32(buffer: Buffer, span: Span) -> int:
     """crc32 over the payloads of all members of a span, in tar order.
 
     Raises:
-        ShardError: the file was cut short since the span was found, or cannot be read.
-        ValueError: the span ends behind the buffer, so it was found in another one.
+        ShardError: the file was cut short since it was scanned, or cannot be read.
+        ValueError: the span ends behind the buffer, so it belongs to another one.
     """
     crc = 0
     for member in span.members:
@@ -222,8 +222,8 @@ def read_sample(buffer: Buffer, span: Span, *, url: str) -> dict[str, Any]:
 
     Raises:
         SampleError: the span has a problem.
-        ShardError: the file was cut short since the span was found, or cannot be read.
-        ValueError: the span ends behind the buffer, so it was found in another one.
+        ShardError: the file was cut short since it was scanned, or cannot be read.
+        ValueError: the span ends behind the buffer, so it belongs to another one.
     """
     if span.problem is not None:
         raise SampleError(span.problem)

@@ -36,7 +36,7 @@ class TarWatch:
         self._shard, self._limits = shard, limits
         self.n_bytes = 0
         self._next = 0  # where the next bytes to look at begin
-        self._held, self._want = b"", BLOCK  # those of them that have come, and how many they are
+        self._header, self._want = b"", BLOCK  # bytes of it so far, and how many are wanted
         self._pax = False  # whether they are a PAX header's records
         self._size: int | None = None  # of the next member, as these say
         self._end: int | None = None  # where the end-of-archive marker begins
@@ -51,36 +51,36 @@ class TarWatch:
         self.n_bytes += len(data)
         at = max(0, self._next - start)
         while self._end is None and at < len(data):
-            piece = data[at : at + self._want - len(self._held)]
-            self._held += piece
+            piece = data[at : at + self._want - len(self._header)]
+            self._header += piece
             at += len(piece)
-            if len(self._held) < self._want:
+            if len(self._header) < self._want:
                 break
-            held, self._held = self._held, b""
-            position = start + at - len(held)
+            header, self._header = self._header, b""
+            position = start + at - len(header)
             try:
-                at += self._skip(held, position)
+                at += self._skip(header, position)
             except ValueError as error:
                 raise at_byte(self._shard, position, str(error)) from None
         self._next = start + at
         if self._end is not None:
             self._see_tail(data[at:])
 
-    def _skip(self, held: bytes, position: int) -> int:
+    def _skip(self, header: bytes, position: int) -> int:
         """Bytes from here to the next header. Raises ValueError."""
-        padding = -len(held) % BLOCK
+        padding = -len(header) % BLOCK
         if self._pax:
             self._pax, self._want = False, BLOCK
-            self._size = pax_size(held)
+            self._size = pax_size(header)
             return padding
-        if held == _ZEROS:
+        if header == _ZEROS:
             self._end = position
             return 0
-        if not sum_fits(held):
-            what = f"not a tar file (starts with {shorten(held[:16])})" if position == 0 else "bad header"
+        if not sum_fits(header):
+            what = f"not a tar file (starts with {shorten(header[:16])})" if position == 0 else "bad header"
             raise ValueError(f"{what}: checksum does not match; write or fetch the shard again")
-        size = number(held[124:136])
-        kind = held[156]
+        size = number(header[124:136])
+        kind = header[156]
         if kind in PREFIXES:
             which = "name_bytes" if kind in b"LK" else "pax_bytes"
             self._check(size, which)

@@ -18,7 +18,7 @@ from adq_wds.reading.listing import Listing
 from adq_wds.reading.places import Place, ShardPlaces, each_place
 from adq_wds.remote.fetch import Fetch
 from adq_wds.stream.state import State
-from adq_wds.tables.plan import HELD_SHARDS
+from adq_wds.tables.plan import CACHED_SHARDS
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class EpochOrder:
         self._ends = np.cumsum(counts[self._shards])
         self.n_total = int(counts.sum())
         self._lanes = lanes or recipe.lanes
-        self.rows = lru_cache(HELD_SHARDS)(partial(_rows, recipe, epoch))
+        self.rows = lru_cache(CACHED_SHARDS)(partial(_rows, recipe, epoch))
 
     def places(self, t: NDArray[np.int64]) -> Iterator[Place]:
         """The place of the sample at each of some positions."""

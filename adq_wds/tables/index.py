@@ -163,8 +163,8 @@ def check_source(path: str | os.PathLike[str], name: str, indexed: IndexedShard)
     spans = indexed.spans
     listed = zip(spans.keys, spans.byte_offset.tolist(), spans.n_bytes.tolist(), strict=True)
     with open_shard(path) as buffer:
-        found = ((span.key, span.byte_offset, span.n_bytes) for span in iter_spans(buffer, shard=name))
-        for i, (was, is_now) in enumerate(zip_longest(listed, found)):
+        in_shard = ((span.key, span.byte_offset, span.n_bytes) for span in iter_spans(buffer, shard=name))
+        for i, (was, is_now) in enumerate(zip_longest(listed, in_shard)):
             if was != is_now:
                 text = (
                     f"sample {i} is {_described(is_now)}, {_described(was)} when it was indexed: it changed since; "

@@ -195,10 +195,10 @@ class GroupFile:
             present = self._present(schema, optional)
             wanted = pa.schema([f for f in present if columns is None or f.name in columns])
             table = self._read(i, entry["n"], wanted)
-            found = column_hashes(table)
+            hashes = column_hashes(table)
         except (pa.ArrowException, OSError, ValueError, KeyError, RuntimeError, MemoryError) as cause:
             raise self._error(f"{place}: damaged: {shorten(str(cause), 200)}; make it again") from cause
-        for name, digest in found.items():
+        for name, digest in hashes.items():
             if entry["columns"].get(name) != digest:
                 raise self._error(f"{place}: damaged: column {name!r} does not match its hash; make it again")
         return table
@@ -213,9 +213,9 @@ class GroupFile:
         for field in present:
             if field.name not in names:
                 raise ValueError(f"no column {field.name!r}, only {names}")
-            found = self._schema.field(field.name)
-            if not found.equals(field):
-                kinds = (f"{f.type}{'' if f.nullable else ' not null'}" for f in (found, field))
+            in_file = self._schema.field(field.name)
+            if not in_file.equals(field):
+                kinds = (f"{f.type}{'' if f.nullable else ' not null'}" for f in (in_file, field))
                 raise ValueError("column {}: {}, expected {}".format(field.name, *kinds))
         return pa.schema(present)
 

@@ -36,9 +36,9 @@ from adq_wds.tables.spans import Spans, no_samples, scan_spans
 VERSION = 2
 """1: no reasons, no shares; fresh draws by whole rounds. 2: `reason`, `duplicate_of` and the header's `cells.share`;
 where labels were doubted also `margin`."""
-HELD_SHARDS = LANES + 8
+CACHED_SHARDS = LANES + 8
 """Shards whose rows are cached: those that a stream reads in turn, and a few that it has just left."""
-_HELD_EPOCHS = 4  # epochs whose seats in all cells are cached: workers of one stream may be in two
+_CACHED_EPOCHS = 4  # epochs whose seats in all cells are cached: workers of one stream may be in two
 _ROWS = [name for name in SCHEMA.names if name not in (*REASON_COLUMNS, MARGIN.name)]
 
 
@@ -61,7 +61,7 @@ class Plan:
     ) -> None:
         self.header, self.path, self._groups = header, path, groups
         self.hash = groups.hash if isinstance(groups, GroupFile) else sha256_text(canonical_json(header))
-        self._held: OrderedDict[str, PlanShard] = OrderedDict()
+        self._cached_shards: OrderedDict[str, PlanShard] = OrderedDict()
         self._epochs: OrderedDict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = OrderedDict()
         made = cast(PlanHeader, header)  # so it is, or one of these lines raises
         try:
@@ -142,13 +142,13 @@ class Plan:
             raise no_samples(len(spans))
         wanted = None if keys is None else _find_keys(spans, keys)
         shards = []
-        for name, found in spans.items():
-            kept = np.array([wanted is None or (name, key) in wanted for key in found.keys], dtype=bool)
-            nowhere = np.full(len(found), -1, dtype=np.int32)
+        for name, shard_spans in spans.items():
+            kept = np.array([wanted is None or (name, key) in wanted for key in shard_spans.keys], dtype=bool)
+            nowhere = np.full(len(shard_spans), -1, dtype=np.int32)
             rank = np.where(kept, ALWAYS, NEVER).astype(np.int32)
             reason = np.where(kept, KEPT, EXCLUDED).astype(np.uint8)
             bin = nowhere.astype(np.int16)
-            shards.append(PlanShard(name, found, nowhere, bin, nowhere, rank, kept, reason))
+            shards.append(PlanShard(name, shard_spans, nowhere, bin, nowhere, rank, kept, reason))
         header = {
             "settings": {"source": "keys"},
             "classes": [],
@@ -178,8 +178,8 @@ class Plan:
         Raises:
             PlanError: the shard is not in the plan, or its rows are damaged.
         """
-        if name in self._held:
-            return self._held[name]
+        if name in self._cached_shards:
+            return self._cached_shards[name]
         if name not in self._position:
             raise PlanError(f"shard {shorten(name)} is not in the plan {self._where}")
         i = self._position[name]
@@ -192,9 +192,9 @@ class Plan:
         except PlanError as error:
             raise PlanError(f"{self._where}: {error}") from None
         if hold:
-            self._held[name] = shard
-            while len(self._held) > HELD_SHARDS:
-                self._held.popitem(last=False)
+            self._cached_shards[name] = shard
+            while len(self._cached_shards) > CACHED_SHARDS:
+                self._cached_shards.popitem(last=False)
         return shard
 
     def _read(self, i: int, columns: Sequence[str]) -> pa.Table:
@@ -230,12 +230,12 @@ class Plan:
 
     def _seats(self, draws: FreshDraws, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """`FreshDraws.seats`, cached for the last few epochs, since every shard uses them."""
-        held = self._epochs.get(epoch)
-        if held is None:
-            held = self._epochs[epoch] = draws.seats(epoch)
-            while len(self._epochs) > _HELD_EPOCHS:
+        seats = self._epochs.get(epoch)
+        if seats is None:
+            seats = self._epochs[epoch] = draws.seats(epoch)
+            while len(self._epochs) > _CACHED_EPOCHS:
                 self._epochs.popitem(last=False)
-        return held
+        return seats
 
     def __iter__(self) -> Iterator[PlanShard]:
         """The rows of each shard with their reasons, in order."""
@@ -315,14 +315,14 @@ def _reopen(path: str, expected: str) -> Plan:
 def _find_keys(spans: dict[str, Spans], keys: Iterable[str | tuple[str, str]]) -> set[tuple[str, str]]:
     """The (shard, key) of every requested key."""
     holders: dict[str, list[str]] = {}
-    for name, found in spans.items():
-        for key in found.keys:
+    for name, shard_spans in spans.items():
+        for key in shard_spans.keys:
             holders.setdefault(key, []).append(name)
     if isinstance(keys, str):
         raise ValueError(f"keys must be a list, got the text {shorten(keys)}; write [{shorten(keys)}]")
     wanted = set()
-    for asked in keys:
-        shard, key = (None, asked) if isinstance(asked, str) else asked
+    for wanted_key in keys:
+        shard, key = (None, wanted_key) if isinstance(wanted_key, str) else wanted_key
         names = [name for name in holders.get(key, []) if shard in (None, name)]
         if not names:
             place = "any shard" if shard is None else f"shard {shorten(shard)}"

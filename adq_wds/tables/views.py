@@ -245,10 +245,10 @@ def _matched(file: FeaturesFile, views: ShardViews) -> NDArray[np.int64]:
     table = file.read(["index", "key", "crc32"])
     rows = np.flatnonzero(np.isin(table["index"].to_numpy(), views.index))
     there = table.take(pa.array(rows))
-    found = list(zip(*(there[name].to_pylist() for name in ("index", "key", "crc32")), strict=True))
+    present = list(zip(*(there[name].to_pylist() for name in ("index", "key", "crc32")), strict=True))
     wanted = list(zip(views.index.tolist(), views.keys, views.crc32.tolist(), strict=True))
-    if found != wanted:
-        known = set(found)
+    if present != wanted:
+        known = set(present)
         key = next((sample[1] for sample in wanted if sample not in known), views.keys[0])
         raise FeaturesError(
             f"shard {file.shard}, key {shorten(key)}: has views, but is another sample, or none, in the features; make "

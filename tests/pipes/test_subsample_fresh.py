@@ -107,7 +107,7 @@ def test_bytes_are_checked_in_every_epoch(urls: list[str], plan: adq.Plan) -> No
 def test_rows_held_for_epochs_are_bounded_and_not_pickled(
     urls: list[str], plan: adq.Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(subsample, "HELD_SHARDS", 3)
+    monkeypatch.setattr(subsample, "CACHED_SHARDS", 3)
     pipe = adq.Subsample(plan, epoch="sample")
     size = len(pickle.dumps(pipe))
     samples = list(raw(urls))

@@ -252,9 +252,9 @@ def test_it_holds_no_more_than_a_header_or_a_pax_body() -> None:
     most = 0
     for at in range(0, len(data), 1000):
         watch.see(bytes(view[at : at + 1000]))
-        most = max(most, len(watch._held))
+        most = max(most, len(watch._header))
     assert most <= len(body) <= DEFAULT_LIMITS.pax_bytes
-    assert watch._held == b""
+    assert watch._header == b""
     tracemalloc.start()
     try:
         watched(header("a.jpg", 30 << 20), limits=DEFAULT_LIMITS)

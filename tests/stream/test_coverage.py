@@ -116,8 +116,8 @@ def test_a_rank_or_a_worker_with_nothing_is_told_so(
 def test_few_of_many_shards_are_open_at_a_time(
     tar_sets: dict[int, TarSet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(epoch_order, "HELD_SHARDS", 3)
-    monkeypatch.setattr(open_shards, "HELD_SHARDS", 3)
+    monkeypatch.setattr(epoch_order, "CACHED_SHARDS", 3)
+    monkeypatch.setattr(open_shards, "CACHED_SHARDS", 3)
     stream: Any = iter(made(tar_sets[24], batch_size=None))
     seen = []
     for sample in stream:

@@ -15,7 +15,7 @@ import pytest
 import adq_wds as adq
 from adq_wds.files import canonical_json, sha256_text
 from adq_wds.tables.parquet import HASH_KEY, HEADER_KEY, column_hashes
-from adq_wds.tables.plan import HELD_SHARDS
+from adq_wds.tables.plan import CACHED_SHARDS
 from adq_wds.tables.plan_rows import ALWAYS, NEVER, PlanShard
 from adq_wds.tables.spans import Spans
 
@@ -156,12 +156,12 @@ def test_a_plan_pickles_as_its_path_and_hash(plan: adq.Plan, path: Path) -> None
 
 
 def test_only_so_many_shards_are_held(tmp_path: Path) -> None:
-    names = [f"s{i:03d}.tar" for i in range(HELD_SHARDS + 9)]
+    names = [f"s{i:03d}.tar" for i in range(CACHED_SHARDS + 9)]
     adq.Plan.from_shards([shard_of(name) for name in names], HEADER).save(tmp_path / "p.parquet")
     plan = adq.load_plan(tmp_path / "p.parquet")
-    assert len(plan._held) == 0
+    assert len(plan._cached_shards) == 0
     assert sum(shard.kept.sum() for shard in plan) == plan.n_kept
-    assert len(plan._held) == HELD_SHARDS
+    assert len(plan._cached_shards) == CACHED_SHARDS
 
 
 def test_reading_one_shard_reads_no_other(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
