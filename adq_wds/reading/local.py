@@ -10,9 +10,9 @@ There are three ways, and the last one's answer, or error, is the one given wher
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack
 from functools import lru_cache
-from os import pread
 from zlib import adler32, crc32
 
 from adq_wds.errors import ShardError, located
@@ -151,7 +151,7 @@ class LocalShard(SpanReader):
         _, offset, n_bytes, key, _, fields, cuts, span_crc32 = place
         if fields is not None and offset + n_bytes <= self._file.n_bytes:
             try:
-                data = pread(self._file.fd, n_bytes, offset)
+                data = os.pread(self._file.fd, n_bytes, offset)
             except OSError:  # raised below, with shard and key
                 data = b""
             if crc32(data) == span_crc32 and len(data) == n_bytes:

@@ -87,7 +87,7 @@ cells = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(cells, st.integers(0, 5))
 def test_splits_are_the_slow_ones_exact_and_nested(cells: list[tuple[int, float, int]], seed: int) -> None:
     size, weight, low = (np.array(column) for column in zip(*cells, strict=True))
@@ -157,7 +157,7 @@ def test_splits_of_other_names_are_rounded_independently() -> None:
     assert 400 < np.equal(*first).sum() < 600
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(cells, st.data())
 def test_exact_shares_lie_within_a_unit_of_the_fractions(
     cells: list[tuple[int, float, int]], data: st.DataObject

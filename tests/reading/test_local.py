@@ -17,7 +17,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import adq_wds as adq
-from adq_wds.reading import local as reader
 from adq_wds.reading.local import LocalShard
 from adq_wds.reading.places import Place, ShardPlaces, each_place
 from adq_wds.tables.spans import scan_spans
@@ -108,7 +107,7 @@ _MEMBERS = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(members=_MEMBERS, form=st.sampled_from(sorted(FORMS)))
 def test_any_tar_is_read_as_the_strict_reader_reads_it(
     tmp_path_factory: pytest.TempPathFactory, members: list[tuple[str, int]], form: str
@@ -247,7 +246,6 @@ def test_a_file_that_cannot_be_read_is_an_error_with_its_place(
         raise OSError(5, "Input/output error")
 
     local = LocalShard(str(path), "t.tar")
-    monkeypatch.setattr(reader, "pread", fails)
     monkeypatch.setattr(os, "pread", fails)
     with pytest.raises(adq.ShardError, match=r"t\.tar, key 'a': cannot be read: Input/output error"):
         local.read(place)
