@@ -7,6 +7,9 @@ from numpy.typing import NDArray
 
 from adq_wds.core.seats import parts, tree_seats, whole_shares
 
+_POWER = {"class": 1.0, "equal": 0.0}
+_WEIGHT_STEP = 2.0**-20  # so that no last bit of a power moves a seat
+
 
 def split_budget(
     size: NDArray[np.int64],
@@ -133,6 +136,26 @@ def uniform(size: NDArray[np.int64], importance: NDArray[np.float64], keep: floa
     array([10., 20.])
     """
     return size.astype(np.float64)
+
+
+def weigh_classes(n: NDArray[np.int64], balance: str | float) -> NDArray[np.float64]:
+    """What each class weighs when classes share the budget: its samples to the power of `balance`.
+
+    Args:
+        n: (C,) int64, samples that each class may keep, >= 0.
+        balance: a power in [0, 1]; "class" is 1, "equal" is 0.
+
+    Returns:
+        (C,) float64 weights for `split_budget`.
+
+    Source: ours.
+
+    >>> weigh_classes(np.array([0, 1, 100]), 0.5).tolist()
+    [0.0, 1.0, 10.0]
+    """
+    power = _POWER[balance] if isinstance(balance, str) else balance
+    weight = np.rint(n.astype(np.float64) ** power / _WEIGHT_STEP) * _WEIGHT_STEP
+    return np.where(n > 0, weight, 0.0)
 
 
 def check_ratio(name: str, value: object) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from adq_wds.core.allocation import budget_for, exact_shares, split_budget, uniform
+from adq_wds.core.allocation import budget_for, exact_shares, split_budget, uniform, weigh_classes
 from adq_wds.core.fresh import ONE
 from adq_wds.errors import PlanError, shorten
 from adq_wds.planning.options import Options
@@ -25,9 +25,6 @@ Draw = Literal["random", "ordered"]
 _Counts = NDArray[np.int64]
 
 logger = logging.getLogger("adq_wds")
-
-_POWER = {"class": 1.0, "equal": 0.0}
-_WEIGHT_STEP = 2.0**-20  # so that no last bit of a power moves a seat
 
 
 @dataclass(frozen=True)
@@ -127,17 +124,6 @@ def make_cells(samples: Samples, bins: Bins, importance: NDArray[np.float64], op
             options.keep, n_chosen, budget, n_left,
         )  # fmt: skip
     return Cells(size, n_must, weight, min(budget, n_left), options.balance, int(options.seed))
-
-
-def weigh_classes(n: _Counts, balance: Balance | float) -> NDArray[np.float64]:
-    """(C,) float64: what each class weighs when classes share the budget, by how many samples it may keep.
-
-    >>> weigh_classes(np.array([0, 1, 100]), 0.5).tolist()
-    [0.0, 1.0, 10.0]
-    """
-    power = balance if isinstance(balance, float) else _POWER[balance]
-    weight = np.rint(n.astype(np.float64) ** power / _WEIGHT_STEP) * _WEIGHT_STEP
-    return np.where(n > 0, weight, 0.0)
 
 
 def weigh_bins(options: Options, size: _Counts, importance: NDArray[np.float64]) -> NDArray[np.float64]:
