@@ -23,6 +23,7 @@ SCORES = ("texture", "diversity")  # both in every plan's bins
 BUILT_IN_SCORES = (*SCORES, "difficulty")  # others are `Score`s of users
 IMPORTANCES = ("gradcam++", "gradcam", "attention", "texture", "random")
 Kernel = Literal["features", "gradient"]
+BinsBy = Literal["graphcut", "difficulty"]
 HEADS = ("none", "contrastive")
 GONE = {  # names and flags that were offered once, and what took their place
     "paper": "it is gone, as an untrained head sees next to nothing: take contrastive or none",
