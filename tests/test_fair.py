@@ -267,3 +267,17 @@ def test_nothing_is_said_where_there_is_nothing_to_say(make_features: MakeFeatur
     plan = adq.build_plan(tmp_path / "features", bins=4, keep=0.5, alpha=1.0)
     assert plan.header["equal_to_alpha_0"] is False
     assert lines_of(plan)[3].startswith("settings: ")
+
+
+def test_published_rates_are_held_against_their_own_alpha_0(
+    make_features: MakeFeatures, tmp_path: Path
+) -> None:
+    make_features("a.tar", [0] * 7)
+    asked: dict[str, Any] = {"bins": 3, "keep": 0.5, "allocation": "published"}
+    tiny, plain = (adq.build_plan(tmp_path / "features", alpha=alpha, **asked) for alpha in (1e-9, 0))
+    assert tiny.header["equal_to_alpha_0"] is True
+    assert plain.header["equal_to_alpha_0"] is None
+    assert tiny.keys() == plain.keys()
+    share = np.array(plain.header["cells"]["share"][0])
+    size = np.array([3, 2, 2])
+    assert share == pytest.approx(4 * size**2 / (size**2).sum(), abs=1e-3)  # where bins are unequal, not DQ

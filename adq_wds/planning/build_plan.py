@@ -71,8 +71,9 @@ def build_plan(
         keep: ratio of samples kept, in [0, 1]; 0.2 is 20 %.
         seed: of the keyed draw.
         alpha: share of the importance in a bin's rate, in [0, 1]; 0 is uniform, which is DQ.
-        allocation: rule for the rates of bins, "adaptive" (ADQ) or "uniform" (DQ). Or a function (size (K,),
-            importance (K,), keep) → weights (K,), finite and >= 0, called for each class.
+        allocation: rule for the rates of bins, "adaptive" (ADQ), "published" (the paper's own formula, which differs for
+            bins of unequal size) or "uniform" (DQ). Or a function (size (K,), importance (K,), keep) → weights (K,),
+            finite and >= 0, called for each class.
         balance: "class" keeps the classes' proportions, "equal" gives each class as many seats while it has samples,
             "none" lets all cells compete. A number g in [0, 1] lies between: a class of n samples weighs n to the
             power of g, so 1 is "class" and 0 is "equal".

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from adq_wds.checks import check_memory, integer, listed
-from adq_wds.core.allocation import adaptive, check_ratio
+from adq_wds.core.allocation import adaptive, check_ratio, published
 from adq_wds.core.graphcut import MAX_BINS
 from adq_wds.core.rng import check_seed
 from adq_wds.registry import BUILT_IN_SCORES, HEADS, SCORES, look_up
@@ -23,7 +23,7 @@ from adq_wds.tables.features import Features
 # What no plan's header says among its settings: the bins and classes stand beside them, the others change no plan.
 _NO_SETTINGS = ("bins", "classes", "memory_bytes", "out", "progress")
 # Said only where they were asked for, so that plans without them are those of earlier versions.
-_LATER_SETTINGS = {"bins_by": "graphcut", "clean": None, "exclude": []}
+_LATER_SETTINGS: dict[str, Any] = {"bins_by": "graphcut", "clean": None, "exclude": []}
 
 logger = logging.getLogger("adq_wds")
 
@@ -138,7 +138,7 @@ def _resolve_allocation(options: Options) -> None:
         options.allocation = f"function:{getattr(rule, '__qualname__', type(rule).__qualname__)}"
     else:
         named = named_allocation(rule)
-        options.rule = partial(adaptive, alpha=options.alpha) if named is adaptive else named
+        options.rule = partial(named, alpha=options.alpha) if named in (adaptive, published) else named
 
 
 def _resolve_scores(options: Options) -> None:

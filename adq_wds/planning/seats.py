@@ -11,12 +11,20 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from adq_wds.core.allocation import budget_for, exact_shares, split_budget, uniform, weigh_classes
+from adq_wds.core.allocation import (
+    budget_for,
+    exact_shares,
+    published,
+    split_budget,
+    uniform,
+    weigh_classes,
+)
 from adq_wds.core.fresh import ONE
 from adq_wds.errors import PlanError, shorten
 from adq_wds.planning.options import Options
 from adq_wds.planning.samples import Samples, keyed_draws
 from adq_wds.protocols import Allocation
+from adq_wds.registry import ALLOCATIONS
 from adq_wds.tables.bins import Bins
 from adq_wds.tables.plan_rows import ALWAYS, KEPT, NEVER
 
@@ -86,14 +94,16 @@ class Cells:
         )
 
     def equal_to_alpha_0(self, options: Options) -> bool | None:
-        """Whether importance made no difference: the quotas are those of weights by size.
+        """Whether importance made no difference: the quotas are those of alpha 0.
 
         None where nothing could differ: no importance was asked for, there is one bin, none or all are kept.
         """
-        asked = options.allocation != "uniform" and (options.allocation != "adaptive" or options.alpha > 0)
+        function = options.allocation not in ALLOCATIONS
+        asked = options.allocation != "uniform" and (function or options.alpha > 0)
         if not asked or self.size.shape[1] == 1 or self.budget in (0, self.n_class.sum()):
             return None
-        weight = np.stack([uniform(size, size, options.keep) for size in self.size])
+        rule = partial(published, alpha=0.0) if options.allocation == "published" else uniform
+        weight = np.stack([rule(size, np.zeros(len(size)), options.keep) for size in self.size])
         return bool((replace(self, weight=weight).quota == self.quota).all())
 
 
