@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adq_wds.core.allocation import adaptive, budget_for, published, split_budget, uniform, weigh_classes
+from adq_wds.core.allocation import adaptive, budget_for, published, split_budget, weigh_classes
 
 _BALANCES: tuple[str | float, ...] = ("class", 0.5, "equal")
 
@@ -56,7 +56,7 @@ def _weights(header: dict[str, Any], size: NDArray[np.int64]) -> NDArray[np.floa
     settings = header["settings"]
     name, keep = settings.get("allocation"), settings.get("keep")
     if name == "uniform":
-        return uniform(size, size, keep)
+        return size.astype(np.float64)
     if name not in ("adaptive", "published"):
         return None
     importance = np.array([entry["importance"] for entry in header["bins"]], dtype=np.float64)

@@ -9,7 +9,8 @@ import pytest
 
 import adq_wds as adq
 from adq_wds.cli.main import main
-from adq_wds.planning.build_plan import find_bins
+from adq_wds.planning.build_plan import find_bins, make_plan
+from adq_wds.planning.options import plan_options
 from adq_wds.tables.bins import Bins
 from adq_wds.tables.features import Features
 from adq_wds.tables.features_file import ShardFeatures
@@ -62,6 +63,15 @@ def test_bins_made_otherwise_are_refused(folder: Path, tmp_path: Path) -> None:
     for by, other in (("graphcut", "difficulty"), ("difficulty", "graphcut")):
         with pytest.raises(ValueError, match=f"made with bins_by='{other}', not '{by}'"):
             adq.build_plan(folder, bins=made[other], bins_by=by)
+
+
+def test_a_file_of_bins_made_otherwise_is_made_again(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "bins.parquet"
+    for by in ("graphcut", "difficulty", "graphcut"):
+        options: dict[str, Any] = {"bins": 3, "bins_by": by}
+        plan = make_plan(Features(folder), plan_options(**options), bins_file=file)
+        assert plan.hash == adq.build_plan(folder, **options).hash
+        assert Bins.load(file).header.get("bins_by", "graphcut") == by
 
 
 @pytest.mark.parametrize(
