@@ -60,8 +60,8 @@ def _weights(header: dict[str, Any], size: NDArray[np.int64]) -> NDArray[np.floa
     if name not in ("adaptive", "published"):
         return None
     importance = np.array([entry["importance"] for entry in header["bins"]], dtype=np.float64)
-    if not (np.isfinite(importance) & (importance >= 0)).all():
-        raise ValueError("an importance that is no number >= 0")
+    if not ((importance >= 0) & (importance <= 1)).all():  # nor NaN
+        raise ValueError("an importance that is no number in [0, 1]")
     rule = partial(adaptive if name == "adaptive" else published, alpha=settings["alpha"])
     return np.stack([rule(of_class, importance, keep) for of_class in size])
 

@@ -76,3 +76,11 @@ def test_counts_that_contradict_are_a_plan_error(change: dict[str, int], folder:
     classes = [{**entry, **change} for entry in plan.header["classes"]]
     with pytest.raises(adq.PlanError, match="plan: damaged header"):
         show_plan(adq.Plan.from_shards(list(plan), {**plan.header, "classes": classes}))
+
+
+def test_an_importance_that_cannot_be_is_a_plan_error(folder: Path) -> None:
+    plan = adq.build_plan(folder, bins=2, keep=0.5)
+    for value in (1e308, -1, None):
+        bins = [{**entry, "importance": value} for entry in plan.header["bins"]]
+        with pytest.raises(adq.PlanError, match="plan: damaged header"):
+            show_plan(adq.Plan.from_shards(list(plan), {**plan.header, "bins": bins}))
