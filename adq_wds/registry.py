@@ -10,7 +10,7 @@ import importlib.metadata
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
-from adq_wds.core.allocation import adaptive, uniform
+from adq_wds.core.allocation import adaptive, published, uniform
 from adq_wds.errors import AdqError
 from adq_wds.models import SHIPPED_ENCODERS
 
@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from adq_wds.protocols import Allocation, Encoder, Importance
     from adq_wds.score import Score
 
-ALLOCATIONS: dict[str, Allocation] = {"adaptive": adaptive, "uniform": uniform}
+ALLOCATIONS: dict[str, Allocation] = {"adaptive": adaptive, "published": published, "uniform": uniform}
 SCORES = ("texture", "diversity")  # both in every plan's bins
 BUILT_IN_SCORES = (*SCORES, "difficulty")  # others are `Score`s of users
 IMPORTANCES = ("gradcam++", "gradcam", "attention", "texture", "random")
 Kernel = Literal["features", "gradient"]
+BinsBy = Literal["graphcut", "difficulty"]
 HEADS = ("none", "contrastive")
 GONE = {  # names and flags that were offered once, and what took their place
     "paper": "it is gone, as an untrained head sees next to nothing: take contrastive or none",

@@ -16,11 +16,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side: more th
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from adq_wds.tables.features import file_name
 from adq_wds.tables.features_file import ShardFeatures
 from adq_wds.tables.spans import Spans
+
+# a loaded machine fails no test
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 MakeShard = Callable[..., Path]
 MakeFeatures = Callable[..., ShardFeatures]

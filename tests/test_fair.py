@@ -231,7 +231,7 @@ def test_what_a_user_must_know_is_said(make_features: MakeFeatures, tmp_path: Pa
     assert about["empty_classes"] == [c["label"] for c in empty]
     names = ", ".join(c["name"] for c in empty)
     assert f"{len(empty)} of 3 classes get nothing: {names}" in lines
-    assert "classes are unequal: 40 samples in cat, 2 in owl" in lines
+    assert any(line.startswith("classes hold 2 to 40 samples (20 : 1)") for line in lines)
     assert about["class_ratio"] == 20
     assert about["never_kept"] == 0
     part = adq.build_plan(tmp_path / "features", bins=1, keep=0.5, classes=["cat", "owl"])
@@ -267,3 +267,17 @@ def test_nothing_is_said_where_there_is_nothing_to_say(make_features: MakeFeatur
     plan = adq.build_plan(tmp_path / "features", bins=4, keep=0.5, alpha=1.0)
     assert plan.header["equal_to_alpha_0"] is False
     assert lines_of(plan)[3].startswith("settings: ")
+
+
+def test_published_rates_are_held_against_their_own_alpha_0(
+    make_features: MakeFeatures, tmp_path: Path
+) -> None:
+    make_features("a.tar", [0] * 7)
+    asked: dict[str, Any] = {"bins": 3, "keep": 0.5, "allocation": "published"}
+    tiny, plain = (adq.build_plan(tmp_path / "features", alpha=alpha, **asked) for alpha in (1e-9, 0))
+    assert tiny.header["equal_to_alpha_0"] is True
+    assert plain.header["equal_to_alpha_0"] is None
+    assert tiny.keys() == plain.keys()
+    share = np.array(plain.header["cells"]["share"][0])
+    size = np.array([3, 2, 2])
+    assert share == pytest.approx(4 * size**2 / (size**2).sum(), abs=1e-3)  # where bins are unequal, not DQ

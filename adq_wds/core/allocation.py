@@ -7,6 +7,9 @@ from numpy.typing import NDArray
 
 from adq_wds.core.seats import parts, tree_seats, whole_shares
 
+_POWER = {"class": 1.0, "equal": 0.0}
+_WEIGHT_STEP = 2.0**-20  # so that no last bit of a power moves a seat
+
 
 def split_budget(
     size: NDArray[np.int64],
@@ -125,6 +128,35 @@ def adaptive(
     return weight
 
 
+def published(
+    size: NDArray[np.int64], importance: NDArray[np.float64], keep: float, *, alpha: float = 0.65
+) -> NDArray[np.float64]:
+    """The paper's weights: size · r, r = alpha · importance + (1 − alpha) · size / Σ size.
+
+    For bins of equal size they are those of `adaptive`, times a constant. Of bins of unequal size a larger one has a
+    higher rate, so that alpha = 0 is not DQ.
+
+    Args:
+        size: (K,) int64, samples in each bin.
+        importance: (K,) float64, >= 0; sums to 1 over all bins of the set.
+        keep: the keep ratio; this rule does not use it.
+        alpha: share of the importance in the rate, in [0, 1].
+
+    Returns:
+        (K,) float64 weights for `split_budget`.
+
+    Source: Li et al. 2024 (arXiv 2412.16895), bin sampling: r_n = α·Î_n + (1−α)·N_n/ΣN, q_n = r_n·N_n. It knows no
+    keep ratio; that the counts are in proportion to these is ours.
+
+    >>> published(np.array([30, 10]), np.array([0.5, 0.5]), 0.5, alpha=0.5)
+    array([18.75,  3.75])
+    """
+    check_ratio("alpha", alpha)
+    rate = alpha * importance + (1.0 - alpha) * size / max(1, int(size.sum()))
+    weight: NDArray[np.float64] = size * rate
+    return weight
+
+
 def uniform(size: NDArray[np.int64], importance: NDArray[np.float64], keep: float) -> NDArray[np.float64]:
     """DQ's weights: every bin in proportion to its size.
 
@@ -134,6 +166,26 @@ def uniform(size: NDArray[np.int64], importance: NDArray[np.float64], keep: floa
     array([10., 20.])
     """
     return size.astype(np.float64)
+
+
+def weigh_classes(n: NDArray[np.int64], balance: str | float) -> NDArray[np.float64]:
+    """What each class weighs when classes share the budget: its samples to the power of `balance`.
+
+    Args:
+        n: (C,) int64, samples that each class may keep, >= 0.
+        balance: a power in [0, 1]; "class" is 1, "equal" is 0.
+
+    Returns:
+        (C,) float64 weights for `split_budget`.
+
+    Source: ours.
+
+    >>> weigh_classes(np.array([0, 1, 100]), 0.5).tolist()
+    [0.0, 1.0, 10.0]
+    """
+    power = _POWER[balance] if isinstance(balance, str) else balance
+    weight = np.rint(n.astype(np.float64) ** power / _WEIGHT_STEP) * _WEIGHT_STEP
+    return np.where(n > 0, weight, 0.0)
 
 
 def check_ratio(name: str, value: object) -> None:

@@ -22,7 +22,7 @@ from adq_wds.protocols import Label
 from adq_wds.remote.open_shard import open_shard
 from adq_wds.samples.fields import Sample, place_error
 from adq_wds.samples.label import read_label
-from adq_wds.shards.samples_in_tar import Buffer, Span, payload_crc32, read_sample
+from adq_wds.shards.samples_in_tar import Buffer, Span, read_sample
 from adq_wds.tables.arrays import numbered, unit_and_norm
 from adq_wds.tables.features_file import DIGEST_BYTES, FeaturesFile, ShardFeatures
 from adq_wds.tables.spans import Spans, source_stamp, walk_shard
@@ -86,8 +86,8 @@ def open_job(request: Request, path: str, name: str, first: int, limit: int | No
     samples = list(walk_shard(buffer, shard=name, limit=one_more, level=logging.WARNING))
     complete = limit is None or len(samples) <= limit
     samples = samples[:limit]
-    spans = Spans.from_walk((sample, payload_crc32(buffer, sample)) for sample in samples)
-    settings, source = request.settings, request.source
+    spans = Spans.from_walk(buffer, samples)
+    settings, source = asked.settings, asked.source
     job = ShardJob(path, name, settings, source, first, buffer, close, samples, spans, complete, stamp)
     job.first_label = job.first_of(lambda sample: read_label(sample, settings.label))
     if isinstance(source, FieldEmbeddings):

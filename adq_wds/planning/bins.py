@@ -1,4 +1,4 @@
-"""Cuts samples into bins, class by class, by exact GraphCut, and sums up each bin over all classes."""
+"""Cuts samples into bins, class by class, by exact GraphCut or by margin, and sums up each bin over all classes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from adq_wds.core.kernel import unit_rows
 from adq_wds.core.scores import BinSums, bin_scores, rounded
+from adq_wds.core.strata import margin_strata
 from adq_wds.errors import PlanError
 from adq_wds.planning.buckets import BY_EMBEDDINGS, ClassBinner, ClassBuckets
 from adq_wds.planning.gradient_bins import by_gradients
@@ -28,8 +29,8 @@ def bin_samples(samples: Samples, options: Options, *, scratch: str | os.PathLik
     """Bins of all N samples, with the mean texture (of images) and the diversity of each bin over all classes.
 
     Args:
-        samples: a set; those with `samples.binned` go into bins.
-        options: `bins`, `kernel`, `memory_bytes` and `progress`: a bar, half of it reading, half picking.
+        samples: of which `samples.binned` are binned.
+        options: `bins`, `bins_by`, `kernel`, `memory_bytes` and `progress`: a bar, half of it reading, half picking.
         scratch: folder for a scratch file of N·D·2 bytes, N·(2·D + 2·C + 4) with kernel "gradient".
 
     Raises:
@@ -57,7 +58,12 @@ def bin_samples(samples: Samples, options: Options, *, scratch: str | os.PathLik
                 if not len(where):
                     continue  # all are left out
                 rows, memory = unit_rows(embedding), options.memory_bytes
-                cut = binner.cut(rows, *further, options.bins, memory_bytes=memory, progress=bar.update)
+                if options.bins_by == "difficulty":
+                    assert samples.margin is not None  # measured before, and these samples were in the fit
+                    cut = margin_strata(samples.margin[where], options.bins)
+                    bar.update(len(where))
+                else:
+                    cut = binner.cut(rows, *further, options.bins, memory_bytes=memory, progress=bar.update)
                 bin[where], pick[where] = cut.bin, cut.pick
                 sums.add(cut.bin, rows, None if texture is None else texture[where])
     header: BinsSource = {
@@ -69,6 +75,8 @@ def bin_samples(samples: Samples, options: Options, *, scratch: str | os.PathLik
         "names": samples.names,
         "scores": {name: rounded(score) for name, score in bin_scores(sums).items()},
     }
+    if options.bins_by != "graphcut":
+        header["bins_by"] = options.bins_by
     if samples.margins is not None:
         header["margins"] = samples.margins
     shards = [(file.shard, file.n) for file in features]
@@ -86,9 +94,9 @@ def check_fit(bins: Bins, samples: Samples, options: Options) -> None:
     if bins.header["features"] != features.hash or bins.shards != [(file.shard, file.n) for file in features]:
         raise PlanError(f"{features.folder}: the bins were made from other features; bin these again")
     n_bins = bins.n_bins if isinstance(options.bins, Bins) else options.bins
-    expected = {"n_bins": n_bins, "kernel": options.kernel, "dedup": options.dedup}
-    for name, value in expected.items():
-        made = bins.header.get(name)
+    asked = {"n_bins": n_bins, "bins_by": options.bins_by, "kernel": options.kernel, "dedup": options.dedup}
+    for name, value in asked.items():
+        made = bins.header.get(name, "graphcut" if name == "bins_by" else None)
         if made != value:
             raise ValueError(f"the bins were made with {name}={made!r}, not {value!r}")
     if ((bins.bin >= 0) != samples.binned).any():
@@ -100,7 +108,7 @@ def _say_what_it_takes(samples: Samples, counts: list[int], options: Options, bi
     largest = max(counts, default=0)
     width = samples.features.width + sum(column.row_bytes for column in binner.columns) // 2  # in float16s
     rows = largest * width * 10  # float16 as read, float64 as used
-    matrix = largest * largest * 8
+    matrix = largest * largest * 8 if options.bins_by == "graphcut" else 0
     beyond = binner.without_matrix.format(options.memory_bytes / 2**30)
     gram = f"{matrix / 2**30:.2f} GiB" if matrix <= options.memory_bytes else beyond
     logger.info(

@@ -20,7 +20,7 @@ from adq_wds.planning.samples import SampleId, Samples, read_samples
 from adq_wds.planning.seats import Balance, Draw, make_cells, take_seats
 from adq_wds.planning.table import make_table
 from adq_wds.protocols import Allocation
-from adq_wds.registry import Kernel
+from adq_wds.registry import BinsBy, Kernel
 from adq_wds.score import Score
 from adq_wds.tables.bins import Bins
 from adq_wds.tables.features import Features
@@ -33,6 +33,7 @@ def build_plan(
     features: Features | str | os.PathLike[str],
     *,
     bins: Count | Bins = 10,
+    bins_by: BinsBy = "graphcut",
     kernel: Kernel = "features",
     keep: Ratio = 0.3,
     seed: int = 0,
@@ -61,19 +62,23 @@ def build_plan(
 
     Args:
         features: a folder that `embed_shards` wrote, or the `Features` it gave.
-        bins: bins per class, K. Or earlier `Bins` of the same features; their header caches the scores of a
-            diversity head.
+        bins: bins per class, K. Or `Bins` made before, from the same features: what a diversity head gives is
+            noted in their header, and taken from there the next time.
+        bins_by: "graphcut", or "difficulty": each class in strata of equal size by the margins of `clean`, the easiest
+            first. These need labels of two or more classes.
         kernel: similarity of two samples: "features", the cosine of their embeddings, or "gradient", the cosine of
             the loss's gradients by the last layer's weights (features made with ``logit_grad=True``).
         keep: ratio of samples kept, in [0, 1]; 0.2 is 20 %.
         seed: of the keyed draw.
         alpha: share of the importance in a bin's rate, in [0, 1]; 0 is uniform, which is DQ.
-        allocation: rule for the rates of bins, "adaptive" (ADQ) or "uniform" (DQ). Or a function (size (K,),
-            importance (K,), keep) → weights (K,), finite and >= 0, called for each class.
+        allocation: rule for the rates of bins, "adaptive" (ADQ), "published" (the paper's own formula, which differs for
+            bins of unequal size) or "uniform" (DQ). Or a function (size (K,), importance (K,), keep) → weights (K,),
+            finite and >= 0, called for each class.
         balance: "class" keeps the classes' proportions, "equal" gives each class as many seats while it has samples,
             "none" lets all cells compete. A number g in [0, 1] lies between: a class of n samples weighs n to the
             power of g, so 1 is "class" and 0 is "equal".
-        draw: how samples of a bin are ranked: "random" (keyed draw) or "ordered" (GraphCut's pick order).
+        draw: how samples of a bin are ranked: "random" (keyed draw) or "ordered" (GraphCut's pick order, or
+            the easiest first).
         scores: what adds up to a bin's importance: "texture" (representativeness), "diversity", "difficulty" (how
             badly labels fit, by the margins of `clean`), scores of yours (`Score`, or the name of an installed one)
             that the features were made with, and numbers from elsewhere (`Column`, or "FILE.parquet:COLUMN").

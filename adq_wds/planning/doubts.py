@@ -34,23 +34,29 @@ def leave_out_doubted(samples: Samples, options: Options) -> None:
     Raises:
         PlanError: there are no labels, or fewer than two classes.
     """
-    if options.clean is None and "difficulty" not in options.scores:
+    asked = {
+        "clean": options.clean is not None,
+        "the score difficulty": "difficulty" in options.scores,
+        "bins_by='difficulty'": options.bins_by == "difficulty",
+    }
+    if not any(asked.values()):
         return
+    what = next(name for name, is_asked in asked.items() if is_asked)
     here = np.flatnonzero(samples.reason == KEPT)
     row = samples.row[here]
     if NO_LABEL in samples.classes:
-        raise PlanError("clean and difficulty need labels, and these features have none; leave them out")
+        raise PlanError(f"{what} needs labels, and these features have none; leave it out")
     if len(np.unique(row)) < 2:
-        raise PlanError("clean and difficulty need samples of two or more classes; leave them out")
-    margin, summary = _earlier_margins(samples) or _measure(samples, here, row)
-    samples.margin, samples.margins = margin, summary
-    if options.clean is None:
-        return
-    n, estimate = np.bincount(row, minlength=len(samples.classes)), np.array(summary["wrong"])
+        raise PlanError(f"{what} needs samples of two or more classes; leave it out")
+    margin, found = _earlier_margins(samples) or _measure(samples, here, row)
+    samples.margin, samples.margins = margin, found
+    n, estimate = np.bincount(row, minlength=len(samples.classes)), np.array(found["wrong"])
     wrong = float((estimate * n).sum() / n.sum())
     weak = wrong > _TOO_MANY or summary["accuracy"] < _WEAK * (1.0 - wrong)
     if weak:
-        _warn_of_weak_fit(summary["accuracy"], wrong, auto=options.clean == "auto")
+        _warn_of_weak_fit(found["accuracy"], wrong, auto=options.clean == "auto")
+    if options.clean is None:
+        return
     share = np.full(len(n), options.clean) if options.clean != "auto" else estimate * (not weak)
     out = _lowest(margin[here], row, share)
     samples.reason[here[out]] = LABEL

@@ -74,10 +74,11 @@ def fit_codebook(
         keep: keep ratio passed to an allocation function of yours; ours ignore it.
         seed: of the keyed draw.
         alpha: share of the importance in a bin's rate, in [0, 1]; 0 is uniform, which is DQ.
-        allocation: rule for the rates of bins, "adaptive" (ADQ) or "uniform" (DQ). Or a function (size (K,),
-            importance (K,), keep) → weights (K,), finite and >= 0, called for each class with its held-out counts.
-        scores: what adds up to a bin's importance, of "texture" (representativeness) and "diversity"; both by
-            default, diversity alone where the features were made without images.
+        allocation: rule for the rates of bins, "adaptive" (ADQ), "published" (the paper's own formula, which differs for
+            bins of unequal size) or "uniform" (DQ). Or a function (size (K,), importance (K,), keep) → weights (K,),
+            finite and >= 0, called for each class with its held-out counts.
+        scores: what adds up to a bin's importance, of "texture" (representativeness) and "diversity"; both unless
+            said, diversity alone where the features were made without images.
         normalise: how each score is scaled over the bins: "sum" or "minmax".
         memory_bytes: what one pilot's similarity matrix may take; larger pilots need none, and more time.
         out: file to write to, ending in .safetensors; a codebook without one stays in memory.

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from adq_wds.checks import check_memory, integer, listed
-from adq_wds.core.allocation import adaptive, check_ratio
+from adq_wds.core.allocation import adaptive, check_ratio, published
 from adq_wds.core.graphcut import MAX_BINS
 from adq_wds.core.rng import check_seed
 from adq_wds.registry import BUILT_IN_SCORES, HEADS, SCORES, look_up
@@ -22,8 +22,8 @@ from adq_wds.tables.features import Features
 
 # What no plan's header says among its settings: the bins and classes stand beside them, the others change no plan.
 _NO_SETTINGS = ("bins", "classes", "memory_bytes", "out", "progress")
-# In the header only where set, so that plans without them equal those of earlier versions.
-_LATER_SETTINGS = ("clean", "exclude")
+# Said only where they were asked for, so that plans without them are those of earlier versions.
+_LATER_SETTINGS: dict[str, Any] = {"bins_by": "graphcut", "clean": None, "exclude": []}
 
 logger = logging.getLogger("adq_wds")
 
@@ -63,7 +63,11 @@ class Options(SimpleNamespace):
     def settings(self) -> dict[str, Any]:
         """The options for a plan's header, as plain numbers, so that 1 and 1.0 make one plan."""
         values = {name: getattr(self, name) for name in options_of(PLAN) if name not in _NO_SETTINGS}
-        values = {name: value for name, value in values.items() if value or name not in _LATER_SETTINGS}
+        values = {
+            name: value
+            for name, value in values.items()
+            if name not in _LATER_SETTINGS or value != _LATER_SETTINGS[name]
+        }
         return {name: _plain(value, options_of(PLAN)[name].type) for name, value in values.items()}
 
 
@@ -84,6 +88,8 @@ def plan_options(**named: Any) -> Options:
         options.bins = integer("bins", options.bins, least=1, most=MAX_BINS)
     elif options.classes is not None:
         raise ValueError("classes= is chosen when bins are made; leave it out, or give bins= as a number")
+    if options.bins_by == "difficulty" and options.kernel != "features":
+        raise ValueError(f"bins_by='difficulty' compares no samples: leave kernel={options.kernel!r} out")
     check_seed(options.seed)
     check_memory(options.memory_bytes)
     options.must_include = listed("must_include", options.must_include)
@@ -132,7 +138,7 @@ def _resolve_allocation(options: Options) -> None:
         options.allocation = f"function:{getattr(rule, '__qualname__', type(rule).__qualname__)}"
     else:
         named = named_allocation(rule)
-        options.rule = partial(adaptive, alpha=options.alpha) if named is adaptive else named
+        options.rule = partial(named, alpha=options.alpha) if named in (adaptive, published) else named
 
 
 def _resolve_scores(options: Options) -> None:

@@ -11,12 +11,20 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from adq_wds.core.allocation import budget_for, exact_shares, split_budget, uniform
+from adq_wds.core.allocation import (
+    budget_for,
+    exact_shares,
+    published,
+    split_budget,
+    uniform,
+    weigh_classes,
+)
 from adq_wds.core.fresh import ONE
 from adq_wds.errors import PlanError, shorten
 from adq_wds.planning.options import Options
 from adq_wds.planning.samples import Samples, keyed_draws
 from adq_wds.protocols import Allocation
+from adq_wds.registry import ALLOCATIONS
 from adq_wds.tables.bins import Bins
 from adq_wds.tables.plan_rows import ALWAYS, KEPT, NEVER
 
@@ -25,9 +33,6 @@ Draw = Literal["random", "ordered"]
 _Counts = NDArray[np.int64]
 
 logger = logging.getLogger("adq_wds")
-
-_POWER = {"class": 1.0, "equal": 0.0}
-_WEIGHT_STEP = 2.0**-20  # so that no last bit of a power moves a seat
 
 
 @dataclass(frozen=True)
@@ -89,16 +94,16 @@ class Cells:
         )
 
     def equal_to_alpha_0(self, options: Options) -> bool | None:
-        """Whether importance made no difference: the quotas are those of weights by size.
+        """Whether importance made no difference: the quotas are those of alpha 0.
 
         None where nothing could differ: no importance is used, there is one bin, or none or all are kept.
         """
-        by_importance = options.allocation != "uniform" and (
-            options.allocation != "adaptive" or options.alpha > 0
-        )
-        if not by_importance or self.size.shape[1] == 1 or self.budget in (0, self.n_class.sum()):
+        function = options.allocation not in ALLOCATIONS
+        asked = options.allocation != "uniform" and (function or options.alpha > 0)
+        if not asked or self.size.shape[1] == 1 or self.budget in (0, self.n_class.sum()):
             return None
-        weight = np.stack([uniform(size, size, options.keep) for size in self.size])
+        rule = partial(published, alpha=0.0) if options.allocation == "published" else uniform
+        weight = np.stack([rule(size, np.zeros(len(size)), options.keep) for size in self.size])
         return bool((replace(self, weight=weight).quota == self.quota).all())
 
 
@@ -129,17 +134,6 @@ def make_cells(samples: Samples, bins: Bins, importance: NDArray[np.float64], op
             options.keep, n_chosen, budget, n_left,
         )  # fmt: skip
     return Cells(size, n_must, weight, min(budget, n_left), options.balance, int(options.seed))
-
-
-def weigh_classes(n: _Counts, balance: Balance | float) -> NDArray[np.float64]:
-    """(C,) float64: the weight of each class in sharing the budget, from the number of its samples.
-
-    >>> weigh_classes(np.array([0, 1, 100]), 0.5).tolist()
-    [0.0, 1.0, 10.0]
-    """
-    power = balance if isinstance(balance, float) else _POWER[balance]
-    weight = np.rint(n.astype(np.float64) ** power / _WEIGHT_STEP) * _WEIGHT_STEP
-    return np.where(n > 0, weight, 0.0)
 
 
 def weigh_bins(options: Options, size: _Counts, importance: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -2,18 +2,17 @@
 
 Three methods are tried in turn; where one does not apply, the next decides, and the last gives the result or error.
 
-1. A table that lists each member's field and size says where the payloads lie. They are cut out, and their crc32 is compared
-   with the table's. Headers are not looked at: one whose size or order lies moves the payloads, which the crc32 shows;
-   names are the table's, as they were when the shard was walked.
+1. A table that lists each member's field and size says where the payloads lie, and the crc32 of all bytes of the sample, of
+   its headers and padding too. Where the bytes have it, they are those that were walked, and no header is parsed.
 2. Plain headers are read one by one: each one's checksum, size and key are verified, and the crc32 where one is known.
 3. The strict reader of `adq_wds.shards` takes every form of tar, and says what is wrong.
 """
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack
 from functools import lru_cache
-from os import pread
 from zlib import adler32, crc32
 
 from adq_wds.errors import ShardError, located
@@ -148,19 +147,18 @@ class LocalShard(SpanReader):
         """Does nothing: the file is local."""
 
     def read(self, place: Place) -> Sample:
-        """The sample at a place, cut out by its known payload offsets; else see `SpanReader.parse`."""
-        _, offset, n_bytes, key, crc, fields, cuts = place
+        """The sample at a place, cut out where its payloads are known to lie; else see `SpanReader.parse`."""
+        _, offset, n_bytes, key, _, fields, cuts, span_crc32 = place
         if fields is not None and offset + n_bytes <= self._file.n_bytes:
             try:
-                data = pread(self._file.fd, n_bytes, offset)
+                data = os.pread(self._file.fd, n_bytes, offset)
             except OSError:  # raised below, with shard and key
                 data = b""
-            sample: Sample = {"__key__": key, "__url__": self._url}
-            total = i = 0
-            for field in fields:
-                sample[field] = payload = data[cuts[i] : cuts[i + 1]]
-                total = crc32(payload, total)
-                i += 2
-            if total == crc and len(data) == n_bytes:
+            if crc32(data) == span_crc32 and len(data) == n_bytes:
+                sample: Sample = {"__key__": key, "__url__": self._url}
+                i = 0
+                for field in fields:
+                    sample[field] = data[cuts[i] : cuts[i + 1]]
+                    i += 2
                 return sample
         return self.parse(self._file.read_some(offset, n_bytes, key=key), place)

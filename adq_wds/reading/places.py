@@ -22,9 +22,10 @@ class Place(NamedTuple):
         byte_offset: of its first byte in the shard.
         n_bytes: headers and padding included.
         key: the key it must have.
-        crc32: of its payloads; None verifies nothing.
-        fields: names of its fields, in tar order; None where its headers must be read.
-        cuts: start and stop of each field's payload in the sample's bytes; further numbers are ignored.
+        crc32: what its payloads must have; None takes them as they are.
+        fields: names of its fields, in tar order; None where its headers must tell.
+        cuts: start and stop of each field's payload in the sample's bytes; there may be more, which mean nothing.
+        span_crc32: what all its bytes must have for these to hold.
     """
 
     shard: int
@@ -34,6 +35,7 @@ class Place(NamedTuple):
     crc32: int | None
     fields: tuple[str, ...] | None = None
     cuts: tuple[int, ...] = ()
+    span_crc32: int = 0
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class ShardPlaces:
     """The places of the k kept samples of a shard, in the shard's order.
 
     Attributes:
-        numbers: (3 + 2F, k) int64: byte_offset, n_bytes, crc32, and start and stop of F payloads.
+        numbers: (4 + 2F, k) int64: byte_offset, n_bytes, crc32, that of the whole span, and start and stop of F payloads.
         keys: (k,) str.
         fields: (k,) tuples of field names; None for a sample whose headers must be read.
     """
@@ -52,13 +54,13 @@ class ShardPlaces:
 
     @classmethod
     def from_spans(cls, spans: Spans) -> ShardPlaces:
-        """The places of all samples in `spans`."""
-        columns = np.stack([spans.byte_offset, spans.n_bytes, spans.crc32]).astype(np.int64, copy=False)
-        keys = np.array(spans.keys, dtype=object)
-        if spans.members is None:
-            return cls(columns, keys, np.full(len(keys), None, dtype=object))
-        fields, cuts = payload_places(spans.members, spans.n_bytes)
-        return cls(np.concatenate([columns, cuts]), keys, fields)
+        """Of all samples in `spans`."""
+        fields, cuts = np.full(len(spans), None, dtype=object), np.zeros((0, len(spans)), np.int64)
+        crc32 = np.zeros(len(spans), np.int64)
+        if spans.members is not None:
+            fields, cuts, crc32 = payload_places(spans.members, spans.n_bytes)
+        numbers = np.stack([spans.byte_offset, spans.n_bytes, spans.crc32.astype(np.int64), crc32, *cuts])
+        return cls(numbers, np.array(spans.keys, dtype=object), fields)
 
 
 def each_place(
@@ -71,7 +73,7 @@ def each_place(
         order: (n,) position of each sample among all parts.
         verify: compare payloads with their crc32. Else headers are read, since only they can be verified.
     """
-    n, height = len(order), max([len(places.numbers) for _, places, _ in parts], default=3)
+    n, height = len(order), max([len(places.numbers) for _, places, _ in parts], default=4)
     shard, numbers = np.empty(n, np.int64), np.zeros((height, n), np.int64)
     keys, fields = np.empty((2, n), dtype=object)
     stop = 0
@@ -79,9 +81,9 @@ def each_place(
         here = slice(stop, stop := stop + len(rows))
         shard[here], keys[here], fields[here] = i, places.keys[rows], places.fields[rows]
         numbers[: len(places.numbers), here] = places.numbers[:, rows]
-    offset, n_bytes, crc32, *cuts = numbers[:, order].tolist()
+    offset, n_bytes, crc32, span_crc32, *cuts = numbers[:, order].tolist()
     columns = shard[order].tolist(), offset, n_bytes, keys[order].tolist()
     if verify and cuts:
-        known = zip(*columns, crc32, fields[order].tolist(), zip(*cuts, strict=True), strict=True)
+        known = zip(*columns, crc32, fields[order].tolist(), zip(*cuts, strict=True), span_crc32, strict=True)
         return map(tuple.__new__, repeat(Place), known)  # half the time of `Place._make`
     return map(Place, *columns, crc32 if verify else repeat(None))

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from adq_wds.errors import AdqError, CodebookError, PlanError, shorten
+from adq_wds.report.balances import describe_balances, show_balances
 from adq_wds.tables.codebook import POOLED, Codebook
 from adq_wds.tables.plan import Plan
 
@@ -20,7 +21,8 @@ def describe_plan(plan: Plan) -> dict[str, Any]:
 
     For a plan with bins also warnings and counts: `reasons` (samples by why they are kept or not), `empty_classes`
     (labels of classes that get nothing), `never_kept` (samples that no epoch keeps, not even with fresh draws),
-    `class_ratio` (size of the largest class over the smallest), `equal_to_alpha_0`, `copies_of_other_label`.
+    `class_ratio` (size of the largest class over the smallest), `balances` (what each balance would keep of each
+    class, and up to which keep ratio "equal" is equal), `equal_to_alpha_0`, `copies_of_other_label`.
     """
     header = plan.header
     about = {
@@ -41,6 +43,7 @@ def describe_plan(plan: Plan) -> dict[str, Any]:
         "empty_classes": [c["label"] for c in header["classes"] if not c["kept"]],
         "never_kept": sum(n for size, share in rows for n, s in zip(size, share, strict=True) if s == 0),
         "class_ratio": max(sizes) / min(sizes) if sizes else None,
+        "balances": describe_balances(header),
     }
 
 
@@ -49,7 +52,7 @@ def _damage_named(error: type[AdqError], kind: str, path: object) -> Iterator[No
     """Raise `error` where a header lacks an entry that all of ours have."""
     try:
         yield
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as cause:
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as cause:
         raise error(f"{path or kind}: damaged header: {shorten(str(cause))}") from cause
 
 
@@ -82,6 +85,8 @@ def _plan_text(about: dict[str, Any]) -> str:
         lines.append(f"features: {_plain(about['features']['encoder'])}, D = {about['features']['width']:d}")
     classes = _class_table(about["classes"], about.get("clean"))
     lines += [f"hash {about['hash']}", "", *_bin_table(about["bins"]), "", *classes]
+    if (about.get("class_ratio") or 0) > _UNEQUAL and kept:
+        lines += ["", *show_balances(about["balances"], about["classes"])]
     return "\n".join(lines).rstrip()
 
 
@@ -94,7 +99,7 @@ def _notes(about: dict[str, Any]) -> list[str]:
     """A line for each notable fact about this plan; maybe none."""
     if not about["classes"] or not about["n_kept"]:
         return []
-    lines, classes = [], [c for c in about["classes"] if c["n"]]
+    lines = []
     if copies := about.get("reasons", {}).get("duplicate", 0):
         other = about["copies_of_other_label"]
         more = f", {other:,} of them with another label than the sample that stays" if other else ""
@@ -112,11 +117,6 @@ def _notes(about: dict[str, Any]) -> list[str]:
         lines.append(f"{about['never_kept']:,} samples can never be kept, not even by fresh draws")
     if about.get("equal_to_alpha_0"):
         lines.append("importance made no difference: equal to --alpha 0")
-    if (about["class_ratio"] or 0) > _UNEQUAL:
-        least, most = min(classes, key=lambda c: c["n"]), max(classes, key=lambda c: c["n"])
-        lines.append(
-            f"classes are unequal: {most['n']:,} samples in {_class_name(most)}, {least['n']:,} in {_class_name(least)}"
-        )
     return lines
 
 

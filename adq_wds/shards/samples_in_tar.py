@@ -50,7 +50,7 @@ from adq_wds.shards.tar_headers import BLOCK, DEFAULT_LIMITS, Entry, Limits, Vie
 
 __all__ = [
     "DEFAULT_LIMITS", "Buffer", "Ignored", "Limits", "Member", "Span",
-    "WrongSample", "expected_span", "iter_spans", "payload_crc32", "read_sample", "span_at", "split_name",
+    "WrongSample", "expected_span", "iter_spans", "payload_crc32", "read_sample", "span_at", "span_crc32", "split_name",
 ]  # fmt: skip
 
 Buffer: TypeAlias = bytes | bytearray | memoryview | ShardFile
@@ -214,6 +214,14 @@ def payload_crc32(buffer: Buffer, span: Span) -> int:
         end = member.offset + member.n_bytes
         for start in range(member.offset, end, _PIECE):
             crc = zlib.crc32(_bytes_of(buffer, start, min(start + _PIECE, end), span.key), crc)
+    return crc
+
+
+def span_crc32(buffer: Buffer, span: Span) -> int:
+    """crc32 over all bytes of a span, headers and padding included; raises as `payload_crc32`."""
+    crc, stop = 0, span.byte_offset + span.n_bytes
+    for start in range(span.byte_offset, stop, _PIECE):
+        crc = zlib.crc32(_bytes_of(buffer, start, min(start + _PIECE, stop), span.key), crc)
     return crc
 
 

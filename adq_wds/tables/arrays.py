@@ -15,7 +15,7 @@ from adq_wds.protocols import Label
 from adq_wds.remote.open_shard import open_shard
 from adq_wds.samples.fields import content_digest
 from adq_wds.shards.names import base_name
-from adq_wds.shards.samples_in_tar import payload_crc32, read_sample
+from adq_wds.shards.samples_in_tar import read_sample
 from adq_wds.tables.features_file import DIGEST_BYTES, NO_LABEL, FeaturesSource, ShardFeatures
 from adq_wds.tables.spans import Spans, source_stamp, walk_shard
 
@@ -110,14 +110,14 @@ def _checked_labels(labels: Sequence[Label] | None, n: int) -> list[Label]:
 
 
 def _scanned(path: str, name: str) -> tuple[Spans, NDArray[np.uint8]]:
-    """The spans of a shard's samples, and (n, 16) digests of their contents."""
-    places, digests = [], []
+    """Where the samples of a shard lie, and (n, 16) digests of their contents."""
+    spans, digests = [], []
     with open_shard(path) as buffer:
         for span in walk_shard(buffer, shard=name):
-            places.append((span, payload_crc32(buffer, span)))
+            spans.append(span)
             digests.append(content_digest(read_sample(buffer, span, url=path)))
-    digest = np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, DIGEST_BYTES)
-    return Spans.from_walk(places), digest
+        digest = np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, DIGEST_BYTES)
+        return Spans.from_walk(buffer, spans), digest
 
 
 def _matched(keys_of: dict[str, list[str]], keys: Sequence[SampleId]) -> list[NDArray[np.int64]]:

@@ -46,6 +46,7 @@ class BinsSource(TypedDict):
     names: list[str] | None
     scores: dict[str, list[float | None]]
     dedup: NotRequired[str | float | None]
+    bins_by: NotRequired[str]
     asked_classes: NotRequired[Any]
     heads: NotRequired[dict[str, Any]]
     margins: NotRequired[MarginsSource]
@@ -65,10 +66,11 @@ class Bins:
         bin: (N,) int16, 0 … K−1 in the order filled; -1 for a sample left out.
         pick: (N,) int32, position in which its bin took it, from 0; -1 for a sample left out.
         header: what was binned and how; `scores` holds one list of K values per score, None for an empty bin; `heads`,
-            with a diversity head, its scores and their source; `margins`, with cleaning, the samples that margins are
-            of, and their summary.
-        margin: (N,) float32, how well each label fits, NaN for samples that were not in the fit; None where not
-            measured.
+            where a diversity head was asked for, what it gave, and from what; `margins`, where they were asked
+            for, of which samples margins are, and what they say of the classes; `bins_by`, "difficulty" for strata by
+            margin.
+        margin: (N,) float32, how well each label fits, NaN for samples that were not in the fit; None where nobody
+            asked.
     """
 
     shards: list[tuple[str, int]]

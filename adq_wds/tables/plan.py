@@ -258,8 +258,8 @@ class Plan:
         """All rows as one Arrow table: shard, index, key, byte_offset, n_bytes, crc32, label, bin, pick, rank, kept.
 
         Plans of version 2 also have `reason` (kept, quota, duplicate, label, bad, excluded), `duplicate_of`
-        ("SHARD/KEY" of the sample that a copy is one of, else "") and, if made since there is one, `members` ("jpg/cls/2345/1":
-        field and size in bytes of each member); where labels were doubted also `margin`.
+        ("SHARD/KEY" of the sample that a copy is one of, else "") and, if made since there is one, `members` ("jpg/cls/2345/1/77":
+        field and size in bytes of each member, and the crc32 of the whole span); where labels were doubted also `margin`.
         """
         if not self.shards:
             return self._schema.empty_table()

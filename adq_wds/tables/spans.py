@@ -18,7 +18,15 @@ from adq_wds.remote.backend import Stamp
 from adq_wds.remote.fetch import Fetch
 from adq_wds.remote.open_shard import open_shard
 from adq_wds.shards.names import base_name, is_url
-from adq_wds.shards.samples_in_tar import DEFAULT_LIMITS, Buffer, Ignored, Span, iter_spans, payload_crc32
+from adq_wds.shards.samples_in_tar import (
+    DEFAULT_LIMITS,
+    Buffer,
+    Ignored,
+    Span,
+    iter_spans,
+    payload_crc32,
+    span_crc32,
+)
 from adq_wds.tables.members import MEMBERS, members_text
 
 logger = logging.getLogger("adq_wds")
@@ -79,12 +87,12 @@ class Spans:
         )
 
     @classmethod
-    def from_walk(cls, spans: Iterable[tuple[Span, int]]) -> Spans:
-        """The spans of a walk over a shard, with the crc32 of each."""
+    def from_walk(cls, buffer: Buffer, spans: Iterable[Span]) -> Spans:
+        """All samples of a shard, as a walk finds them, with their checksums."""
         rows, members = [], []
-        for i, (span, crc32) in enumerate(spans):
-            rows.append((i, span.key, span.byte_offset, span.n_bytes, crc32))
-            members.append(members_text(span.members))
+        for i, span in enumerate(spans):
+            rows.append((i, span.key, span.byte_offset, span.n_bytes, payload_crc32(buffer, span)))
+            members.append(members_text(span.members, span_crc32(buffer, span)))
         return cls.from_rows(rows, members)
 
     @classmethod
@@ -163,7 +171,9 @@ def scan_spans(
     """
     with open_shard(path, fetch=fetch) as buffer:
         spans = walk_shard(buffer, shard=shard)
-        return Spans.from_walk((span, payload_crc32(buffer, span) if checksums else 0) for span in spans)
+        if checksums:
+            return Spans.from_walk(buffer, spans)
+        return Spans.from_rows([(i, s.key, s.byte_offset, s.n_bytes, 0) for i, s in enumerate(spans)])
 
 
 def warn_empty(shard: str, ignored: Ignored | None = None) -> None:

@@ -14,6 +14,7 @@ from adq_wds.core.allocation import (
     budget_for,
     exact_shares,
     fresh_draw,
+    published,
     split_budget,
     uniform,
 )
@@ -87,7 +88,7 @@ cells = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(cells, st.integers(0, 5))
 def test_splits_are_the_slow_ones_exact_and_nested(cells: list[tuple[int, float, int]], seed: int) -> None:
     size, weight, low = (np.array(column) for column in zip(*cells, strict=True))
@@ -157,7 +158,7 @@ def test_splits_of_other_names_are_rounded_independently() -> None:
     assert 400 < np.equal(*first).sum() < 600
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(cells, st.data())
 def test_exact_shares_lie_within_a_unit_of_the_fractions(
     cells: list[tuple[int, float, int]], data: st.DataObject
@@ -177,12 +178,22 @@ def test_adaptive_at_alpha_0_is_uniform_for_any_sizes() -> None:
     assert (adaptive(size, importance, 0.2, alpha=0.0) == uniform(size, importance, 0.2)).all()
 
 
-def test_adaptive_is_the_papers_rate_for_equal_bins() -> None:
-    """r_n = α·Î_n + (1−α)/K, counts r_n · N: our weights are that, times a constant."""
-    size, importance = np.full(4, 100), np.array([0.4, 0.3, 0.2, 0.1])
-    ours = adaptive(size, importance, 0.2, alpha=0.65)
-    papers = (0.65 * importance + 0.35 / 4) * size
-    assert ours / ours.sum() == pytest.approx(papers / papers.sum(), abs=1e-15)
+@pytest.mark.parametrize("size", [[100] * 4, [7, 30, 0, 11], [0] * 4], ids=["equal", "unequal", "none"])
+@pytest.mark.parametrize("alpha", [0.0, 0.65, 1.0])
+def test_published_is_the_papers_formula_and_adaptive_equals_it_for_equal_bins(
+    size: list[int], alpha: float
+) -> None:
+    importance = [0.4, 0.3, 0.2, 0.1]
+    rates = [
+        alpha * i + (1 - alpha) * n / sum(size) if n else 0.0 for n, i in zip(size, importance, strict=True)
+    ]
+    papers = [rate * n for rate, n in zip(rates, size, strict=True)]
+    given = (np.array(size), np.array(importance), 0.2)
+    assert published(*given, alpha=alpha) == pytest.approx(papers, abs=1e-12)
+    ours = adaptive(*given, alpha=alpha)
+    scaled = ours * (sum(papers) / max(ours.sum(), 1e-9))
+    same = len(set(size)) == 1 or alpha == 1
+    assert (scaled == pytest.approx(papers, abs=1e-12)) == same
 
 
 def test_the_budget_rounds_half_to_even() -> None:
@@ -212,6 +223,7 @@ def test_a_ratio_out_of_range_is_refused_with_its_value(value: Any) -> None:
     for name, call in (
         ("keep", lambda: budget_for(value, 10)),
         ("alpha", lambda: adaptive(np.array([1]), np.array([1.0]), 0.5, alpha=value)),
+        ("alpha", lambda: published(np.array([1]), np.array([1.0]), 0.5, alpha=value)),
         ("keep", lambda: n_kept(10, value)),
     ):
         with pytest.raises(ValueError, match=rf"{name} must be a number in \[0, 1\], got {value!r}"):

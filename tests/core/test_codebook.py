@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -191,7 +191,6 @@ cells = st.lists(
 ).filter(lambda pairs: sum(n for n, _ in pairs) > 0)
 
 
-@settings(deadline=None)
 @given(cells, st.one_of(st.just(0.0), st.floats(1e-9, 1)))
 def test_rates_keep_what_is_asked_in_proportion_to_the_weights(
     pairs: list[tuple[int, float]], keep: float
@@ -210,7 +209,6 @@ def test_rates_keep_what_is_asked_in_proportion_to_the_weights(
             assert (rate[weight == 0] == 0).all() or (frequency[open_].sum() == 0)
 
 
-@settings(deadline=None)
 @given(cells, st.floats(0, 1), st.floats(0, 1))
 def test_no_rate_falls_when_more_is_kept(pairs: list[tuple[int, float]], a: float, b: float) -> None:
     count, weight = (np.array(column, dtype=np.float64) for column in zip(*pairs, strict=True))

@@ -43,7 +43,7 @@ def some_cells(data: st.DataObject) -> tuple[Any, Any, Any]:
     return size, quota, share
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data(), st.integers(0, TURN - 1))
 def test_draws_are_those_of_the_slow_replay_and_keep_every_law(data: st.DataObject, start: int) -> None:
     size, quota, share = some_cells(data)

@@ -34,7 +34,7 @@ def plain_gradient(z: list[float], y: int) -> list[float]:
         return [float(v / length) for v in b]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     C=st.integers(2, 6),
     gap=st.sampled_from([0.0, 1e-9, 0.01, 1.0, 30.0, 400.0, 1500.0]),
@@ -220,7 +220,7 @@ def test_bins_equal_the_naive_greedys_for_any_memory(kind, bins):
         assert lists(gradient_bins(kernel, bins, memory_bytes=memory_bytes)) == expected
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     n=st.integers(0, 40),
     C=st.integers(2, 4),

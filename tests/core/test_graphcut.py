@@ -63,7 +63,7 @@ def test_bins_and_pick_order_equal_the_naive_greedy(kind, bins, small_pools):
         assert lists(graphcut_bins(rows, bins, memory_bytes=memory_bytes)) == expected, name
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     n=st.integers(0, 40),
     D=st.integers(1, 6),
@@ -155,7 +155,7 @@ def test_cosine_and_similarity_give_the_same_bins():
     assert lists(graphcut_bins_gram(0.5 + 0.5 * (rows @ rows.T), 6)) == lists(graphcut_bins(rows, 6))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     seed=st.integers(0, 2**32 - 1),
     D=st.integers(2, 8),

@@ -39,7 +39,7 @@ def table(n: int, seed: int = 0, values: int = 1000) -> Table:
     return Table((half + half.T) / 2.0**12)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     n=st.integers(0, 60),
     bins=st.integers(1, 15),

@@ -27,7 +27,7 @@ def plain_rows(embedding: np.ndarray) -> list[list[float]]:
     return out
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(arrays(np.float16, (5, 7), elements=st.floats(-60000, 60000, width=16)))
 def test_unit_rows_equal_the_plain_definition(embedding):
     assert unit_rows(embedding).tolist() == plain_rows(embedding)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -24,7 +24,6 @@ def noise(*shape: int, seed: int = 0) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
-@settings(deadline=None)
 @given(B=st.integers(0, 3), rows=sides, columns=sides, P=sides)
 def test_joining_cut_patches_gives_the_image_back(B: int, rows: int, columns: int, P: int) -> None:
     images = noise(B, rows * P, columns * P, 3)
@@ -72,7 +71,6 @@ def test_the_number_kept_is_the_floor_of_the_exact_product() -> None:
             assert n_kept(L, percent / 100) == L * percent // 100
 
 
-@settings(deadline=None)
 @given(st.integers(1, 4), st.integers(1, 12), st.data())
 def test_no_patch_left_out_comes_before_a_kept_one(B: int, L: int, data: st.DataObject) -> None:
     values = data.draw(st.lists(st.sampled_from([-1.0, -0.0, 0.0, 2.0, 3.5]), min_size=B * L, max_size=B * L))
@@ -118,7 +116,6 @@ def test_nothing_to_tile_and_large_patches_are_refused() -> None:
             tile_columns(k, P, max_side=100)
 
 
-@settings(deadline=None)
 @given(k=st.integers(1, 9), columns=st.integers(1, 9), P=sides)
 def test_tiled_patches_come_back_and_lie_row_by_row(k: int, columns: int, P: int) -> None:
     patches = noise(k, P, P, 3)

@@ -31,7 +31,7 @@ def spans(shard: str, n: int) -> Spans:
     keys = [f"dir/é{i}" if i == 2 else f"k{i:03d}" for i in range(n)]
     offset = np.arange(n, dtype=np.int64) * 2048
     crc32 = (draws(0, 0, shard, keys) % 2**32).astype(np.uint32)
-    members = pa.array(["" if i == 1 else f"jpg/txt/{100 * i}/3" for i in range(n)])
+    members = pa.array(["" if i == 1 else f"jpg/txt/{100 * i}/3/{1000 + i}" for i in range(n)])
     return Spans(np.arange(n, dtype=np.int32), keys, offset, np.full(n, 2048, dtype=np.int64), crc32, members)
 
 

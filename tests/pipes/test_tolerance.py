@@ -143,7 +143,7 @@ def test_a_budget_of_bytes_is_met_by_the_files() -> None:
 TABLES = st.tuples(st.integers(1, 6), st.integers(1, 5), st.integers(0, 2**32 - 1))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(TABLES, st.floats(0.01, 1.0), st.booleans())
 def test_the_tolerance_is_the_least_within_the_budget(
     shape: tuple[int, int, int], share: float, of_bytes: bool

@@ -182,7 +182,9 @@ def test_nothing_is_written_beside_the_features(
 
 
 def test_wrong_arguments_are_refused_before_any_work(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="unknown allocation 'dq'; did you mean adaptive, uniform"):
+    with pytest.raises(
+        ValueError, match="unknown allocation 'dq'; did you mean adaptive, published, uniform"
+    ):
         adq.build_plan(folder, out=tmp_path / "out" / "plan.parquet", allocation="dq")
     assert not (tmp_path / "out").exists()
 

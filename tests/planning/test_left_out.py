@@ -176,14 +176,21 @@ def test_an_encoder_that_tells_no_classes_apart_is_warned_of(
 
 
 @pytest.mark.parametrize(
-    ("label", "match"), [(-1, "clean and difficulty need labels"), (4, "two or more classes")]
+    ("label", "match"),
+    [(-1, "needs labels, and these features have none"), (4, "needs samples of two or more")],
 )
 def test_clean_without_classes_is_an_error(
     label: int, match: str, make_features: MakeFeatures, tmp_path: Path
 ) -> None:
     make_features("a.tar", [label] * 20)
-    with pytest.raises(adq.PlanError, match=match):
-        adq.build_plan(tmp_path / "features", bins=2, clean="auto")
+    asked: dict[str, dict[str, Any]] = {
+        "clean": {"clean": "auto"},
+        "the score difficulty": {"scores": ["difficulty"]},
+        "bins_by='difficulty'": {"bins_by": "difficulty"},
+    }
+    for name, options in asked.items():
+        with pytest.raises(adq.PlanError, match=f"^{name} {match}"):
+            adq.build_plan(tmp_path / "features", bins=2, **options)
     assert len(adq.build_plan(tmp_path / "features", bins=2, keep=0.5, dedup=0.9)) > 0
 
 

@@ -22,7 +22,7 @@ MakeFeatures = Callable[..., ShardFeatures]
 SETTINGS = [
     dict(zip(("allocation", "balance", "draw", "normalise"), values, strict=True))
     for values in itertools.product(
-        ("adaptive", "uniform"), ("class", "none"), ("random", "ordered"), ("sum", "minmax")
+        ("adaptive", "published", "uniform"), ("class", "none"), ("random", "ordered"), ("sum", "minmax")
     )
 ]
 

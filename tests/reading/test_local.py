@@ -17,7 +17,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import adq_wds as adq
-from adq_wds.reading import local as reader
 from adq_wds.reading.local import LocalShard
 from adq_wds.reading.places import Place, ShardPlaces, each_place
 from adq_wds.tables.spans import scan_spans
@@ -106,7 +105,7 @@ _MEMBERS = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(members=_MEMBERS, form=st.sampled_from(sorted(FORMS)))
 def test_any_tar_is_read_as_the_strict_reader_reads_it(
     tmp_path_factory: pytest.TempPathFactory, members: list[tuple[str, int]], form: str
@@ -157,7 +156,7 @@ def test_a_flipped_bit_is_an_error_or_changes_nothing(tmp_path: Path, way: int) 
                 n_errors += 1
             data[byte] ^= 1 << bit
     assert n_same > 8 * 500  # padding may hold anything
-    assert n_errors > 8 * 1000 if way else n_errors == 8 * len(payloads)
+    assert n_errors > 8 * 1000
 
 
 def test_random_damage_is_an_error_or_changes_nothing(tmp_path: Path) -> None:
@@ -187,15 +186,15 @@ LIES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", LIES)
-def test_a_table_that_lies_of_members_is_found_out(tmp_path: Path, name: str) -> None:
+def test_members_hold_for_the_bytes_that_were_walked_only(tmp_path: Path, name: str) -> None:
+    """Where the span has another crc32 the headers tell, and a wrong crc32 of the payloads is an error."""
     path = write(tmp_path / "t.tar", MEMBERS["plain"])
     place = places_of(path)[0]
     local = LocalShard(str(path), "t.tar")
-    assert local.read(place._replace(**LIES[name])) == local.read(place)
-    with pytest.raises(
-        adq.ShardError, match=r"^shard t.tar, key 'a': bytes differ: .*expected crc32 00000007"
-    ):
-        local.read(place._replace(**LIES[name], crc32=7))
+    lie = place._replace(**LIES[name], span_crc32=place.span_crc32 ^ 1)
+    assert local.read(lie) == local.read(place)
+    with pytest.raises(adq.ShardError, match=r"^shard t.tar, key 'a': .*expected crc32 00000007"):
+        local.read(lie._replace(crc32=7))
 
 
 def test_the_error_says_what_stands_there_instead(tmp_path: Path) -> None:
@@ -205,7 +204,7 @@ def test_the_error_says_what_stands_there_instead(tmp_path: Path) -> None:
     local = LocalShard(str(path), "t.tar")
     for place, text in (
         (b._replace(key="a", fields=None), r"'a': bytes differ: found key 'b' with crc32 (\w+), expected crc32 \1"),
-        (b._replace(crc32=7), r"'b': bytes differ: found key 'b' with crc32 \w+, expected crc32 00000007"),
+        (b._replace(crc32=7, fields=None), r"'b': bytes differ: found key 'b' with crc32 \w+, expected crc32 00000007"),
         (Place(0, b.byte_offset, b.n_bytes, "c", None), "'c': bytes differ: found key 'b'"),
         (Place(0, a.byte_offset, 1536, "a", None), "'a': in its span, byte 1024: .* 0 are left"),
         (Place(0, size - 512, 1024, "b", None), f"'b': ends at byte {size}, .*{size + 512}: truncated"),
@@ -245,7 +244,6 @@ def test_a_file_that_cannot_be_read_is_an_error_with_its_place(
         raise OSError(5, "Input/output error")
 
     local = LocalShard(str(path), "t.tar")
-    monkeypatch.setattr(reader, "pread", fails)
     monkeypatch.setattr(os, "pread", fails)
     with pytest.raises(adq.ShardError, match=r"t\.tar, key 'a': cannot be read: Input/output error"):
         local.read(place)

@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
@@ -47,7 +47,6 @@ def same_places(a: PatchImage, b: PatchImage) -> bool:
     return a.kept.tolist() == b.kept.tolist() and a.grid == b.grid and a.patch == b.patch
 
 
-@settings(deadline=None)
 @given(cases((16, 32)), st.sampled_from(SUBSAMPLINGS), st.integers(1, 100))
 def test_places_come_back_and_patches_are_what_viewers_show(
     image: PatchImage, subsampling: Subsampling, quality: int
@@ -127,7 +126,6 @@ def test_noise_is_written_too() -> None:
     assert np.abs(decode(data).to_image().astype(int) - noise).max() <= 4
 
 
-@settings(deadline=None)
 @given(cases((2, 3)))
 def test_an_image_has_kept_pixels_and_the_fill_elsewhere(image: PatchImage) -> None:
     rows, columns = image.grid

@@ -140,7 +140,7 @@ def comparable(name: str) -> bool:
     return base != "" and not base.startswith(".") and not ("\n" in folder and "." in folder)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.lists(NAMES.filter(comparable), max_size=6), st.sampled_from(sorted(FORMATS)))
 def test_samples_equal_webdatasets_for_any_unrepeated_names(names: list[str], form: str) -> None:
     data = pack(*names, form=FORMATS[form])

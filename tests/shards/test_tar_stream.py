@@ -87,7 +87,7 @@ members = st.lists(
 cuts = st.lists(st.integers(0, 12_000), max_size=8)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(members, st.sampled_from(sorted(FORMATS.values())), cuts)
 def test_every_good_tar_passes_however_it_is_cut(
     found: list[tuple[str, int]], form: int, at: list[int]
@@ -114,7 +114,7 @@ def test_a_pax_size_is_what_is_passed_over() -> None:
         watched(data, [cut, cut + 5])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_it_refuses_as_the_reader_does_however_it_is_cut(data: st.DataObject) -> None:
     """A tar with a few bytes changed, or cut off: never a false alarm."""
@@ -134,7 +134,7 @@ def test_it_refuses_as_the_reader_does_however_it_is_cut(data: st.DataObject) ->
     assert told[0] == told[1] or "after the end" in told[0]  # how much is there differs
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(st.integers(0, 12_000), min_size=1, max_size=3), st.integers(0, 2**32))
 def test_headers_beyond_the_limits_are_refused_by_both(sizes: list[int], seed: int) -> None:
     """Both read the same sizes, from a header or from PAX records before it."""
