@@ -87,7 +87,7 @@ def open_job(request: Request, path: str, name: str, first: int, limit: int | No
     complete = limit is None or len(samples) <= limit
     samples = samples[:limit]
     spans = Spans.from_walk(buffer, samples)
-    settings, source = asked.settings, asked.source
+    settings, source = request.settings, request.source
     job = ShardJob(path, name, settings, source, first, buffer, close, samples, spans, complete, stamp)
     job.first_label = job.first_of(lambda sample: read_label(sample, settings.label))
     if isinstance(source, FieldEmbeddings):

@@ -48,13 +48,13 @@ def leave_out_doubted(samples: Samples, options: Options) -> None:
         raise PlanError(f"{what} needs labels, and these features have none; leave it out")
     if len(np.unique(row)) < 2:
         raise PlanError(f"{what} needs samples of two or more classes; leave it out")
-    margin, found = _earlier_margins(samples) or _measure(samples, here, row)
-    samples.margin, samples.margins = margin, found
-    n, estimate = np.bincount(row, minlength=len(samples.classes)), np.array(found["wrong"])
+    margin, summary = _earlier_margins(samples) or _measure(samples, here, row)
+    samples.margin, samples.margins = margin, summary
+    n, estimate = np.bincount(row, minlength=len(samples.classes)), np.array(summary["wrong"])
     wrong = float((estimate * n).sum() / n.sum())
     weak = wrong > _TOO_MANY or summary["accuracy"] < _WEAK * (1.0 - wrong)
     if weak:
-        _warn_of_weak_fit(found["accuracy"], wrong, auto=options.clean == "auto")
+        _warn_of_weak_fit(summary["accuracy"], wrong, auto=options.clean == "auto")
     if options.clean is None:
         return
     share = np.full(len(n), options.clean) if options.clean != "auto" else estimate * (not weak)

@@ -180,9 +180,7 @@ def test_adaptive_at_alpha_0_is_uniform_for_any_sizes() -> None:
 
 @pytest.mark.parametrize("size", [[100] * 4, [7, 30, 0, 11], [0] * 4], ids=["equal", "unequal", "none"])
 @pytest.mark.parametrize("alpha", [0.0, 0.65, 1.0])
-def test_published_is_the_papers_formula_and_adaptive_equals_it_for_equal_bins(
-    size: list[int], alpha: float
-) -> None:
+def test_published_is_the_papers_and_adaptive_for_equal_bins(size: list[int], alpha: float) -> None:
     importance = [0.4, 0.3, 0.2, 0.1]
     rates = [
         alpha * i + (1 - alpha) * n / sum(size) if n else 0.0 for n, i in zip(size, importance, strict=True)

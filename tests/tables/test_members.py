@@ -30,7 +30,7 @@ def test_places_are_those_of_plain_headers_one_after_another() -> None:
      "jpg/99999999999999999999/1", "__adq_keep__/1/1", "/".join(["x"] * 9 + ["1"] * 10), "jpg/jpg/0/0/1",
      "1" * 4000, "jpg/9223372036854775807/1"],
 )  # fmt: skip
-def test_a_text_that_makes_no_sense_of_its_span_is_left_to_the_headers(text: str) -> None:
+def test_a_text_that_contradicts_its_span_yields_to_the_headers(text: str) -> None:
     fields, *_ = payload_places(pa.array([text]), np.array([1024]))
     assert fields.tolist() == [None]
 
