@@ -183,7 +183,7 @@ def _done(folder: Path, arguments: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _is_written(folder: Path, report: dict[str, Any]) -> bool:
-    """Are the shards of an earlier run all there, in their sizes?"""
+    """Whether the shards of an earlier run all exist with their sizes."""
     info = json.loads((folder / "shards" / "_info.json").read_text(encoding="utf-8"))
     names = [name for split in info["splits"].values() for name in split["filenames"]]
     n_bytes = sum((folder / "shards" / name).stat().st_size for name in names)
