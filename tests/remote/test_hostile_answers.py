@@ -48,21 +48,21 @@ class Hostile:
                     while text := lines.readline().decode().strip():
                         name, _, value = text.partition(":")
                         headers[name.lower()] = value.strip()
-                    path = line.split()[1].decode()
+                    method, path = line.decode().split()[:2]
                     self.seen.append((path, headers.get("authorization", "")))
-                    self._send(connection, path.split("/")[1], headers.get("range"))
+                    self._send(connection, path.split("/")[1], headers.get("range"), body=method != "HEAD")
             except OSError:
                 return
 
-    def _send(self, connection: socket.socket, fault: str, asked: str | None) -> None:
+    def _send(self, connection: socket.socket, fault: str, asked: str | None, *, body: bool) -> None:
         first, last = (
             (int(n) for n in asked.removeprefix("bytes=").split("-")) if asked else (0, len(DATA) - 1)
         )
         status = "206 Partial Content" if asked else "200 OK"
         where = f"Content-Range: bytes {first}-{last}/{len(DATA)}\r\n" if asked else ""
-        body, extra, length = DATA[first : last + 1], "", last + 1 - first
+        data, extra, length = DATA[first : last + 1], "", last + 1 - first
         if fault == "away":
-            status, where, body, length = "302 Found", "", b"", 0
+            status, where, data, length = "302 Found", "", b"", 0
             extra = f"Location: {self.elsewhere}\r\n"
         elif fault == "changed":
             extra = f'ETag: "{len(self.seen)}"\r\n'
@@ -71,22 +71,24 @@ class Hostile:
         elif fault == "long":
             length = 4 << 30
         elif fault == "gzip":
-            body = gzip.compress(body)
-            extra, length = "Content-Encoding: gzip\r\n", len(body)
+            data = gzip.compress(data)
+            extra, length = "Content-Encoding: gzip\r\n", len(data)
         elif fault == "bomb":
-            body = BOMB
-            extra, length = "Content-Encoding: gzip\r\n", len(body)
+            data = BOMB
+            extra, length = "Content-Encoding: gzip\r\n", len(data)
         head = f"HTTP/1.1 {status}\r\n{where}{extra}Content-Length: {length}\r\n\r\n"
         connection.sendall(head.encode())
+        if not body:  # what came after an answer to HEAD would be taken for the next answer's head
+            return
         if fault == "long":
             for _ in range(4 << 10):
                 connection.sendall(bytes(MIB))
         elif fault == "trickle":
-            for i in range(len(body)):
-                connection.sendall(body[i : i + 1])
+            for i in range(len(data)):
+                connection.sendall(data[i : i + 1])
                 time.sleep(0.05)
         else:
-            connection.sendall(body)
+            connection.sendall(data)
 
 
 @pytest.fixture
