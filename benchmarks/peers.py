@@ -15,10 +15,6 @@ A subset is a list of samples in ours (a plan) and in webdataset (`select_files`
     pip install "adq-wds[bench]"
     python -m benchmarks.peers --data DATA --out benchmarks/results/peers.json
 
-Raw, in processor time, since plans list members (two cores of a virtual machine under much other load; medians of three
-rounds, one process each): a tenth takes 5.9 µs a sample (7.2 before), litdata's 4.4; all 6.4 µs (6.5 before), litdata's 4.1. Of
-ours 1.5 µs are the read from the file, and 0.8 µs the checksum.
-
 Last measured when shards were mapped into memory; they are read by offset now, and raw rows are to be measured anew (two cores of an AMD EPYC shared with other work, Python 3.11, numpy 2.4.6, litdata 0.2.76, mosaicml-streaming
 0.13.0, which asks for numpy below 2.2 but ran, webdataset 1.0.2; medians of five epochs; how many times as fast as each
 peer ours is): raw, litdata 1.07 (0.82 to 1.24) on all samples, 0.64 on a fifth and 0.55 on a tenth; mosaicml-streaming 15,

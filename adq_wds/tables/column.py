@@ -58,7 +58,7 @@ class Column(Score):
             ) from cause
 
     def per_sample(self, image: Any, h: NDArray[np.float32]) -> float:
-        """Raises: a column is not measured while embedding.
+        """Refuse: a column is not measured while embedding.
 
         Raises:
             TypeError: always.

@@ -137,19 +137,6 @@ def test_the_budget_chooses_the_evaluator_at_its_exact_edge(monkeypatch):
     assert used == ["pool"]
 
 
-THREADS = """
-import hashlib, sys
-import numpy as np
-from adq_wds.core.graphcut import graphcut_bins
-from adq_wds.core.kernel import unit_rows
-x = np.random.default_rng(5).integers(-40, 41, size=(2600, 96)).astype(np.float16)
-for shift in (0, 30):
-    for memory_bytes in (1 << 30, 1 << 20):
-        b = graphcut_bins(unit_rows(np.maximum(x + shift, -40 if shift else 0)), 10, memory_bytes=memory_bytes)
-        print(hashlib.sha256(b.bin.tobytes() + b.pick.tobytes()).hexdigest())
-"""
-
-
 def test_cosine_and_similarity_give_the_same_bins():
     rows = features("signed")
     assert lists(graphcut_bins_gram(0.5 + 0.5 * (rows @ rows.T), 6)) == lists(graphcut_bins(rows, 6))
