@@ -1,6 +1,7 @@
 """How many wrong labels does `clean="auto"` leave out, and how many right ones, on sets whose truth is known?
 
-The sets of `benchmarks.sets`, planned with `clean="auto"` and nothing else: the share left out, how much of it is wrong
+The sets of `benchmarks.sets`, planned with `clean="auto"`, copies out before (copies of a wrong label vouch for each other):
+of what is no copy, the share left out, how much of it is wrong
 (precision), how much of what is wrong it is (recall), and the range over the classes. Beside it a random choice of the same
 size, whose precision is the share of wrong labels and whose recall the share left out.
 
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 import adq_wds as adq
 from adq_wds.files import make_folder
@@ -30,8 +32,9 @@ def judged(paths: list[Path], features: Path, encoder: str) -> dict[str, Any]:
     """What `clean="auto"` does to a set, against its `truth.json`."""
     truth = json.loads((paths[0].parent / "truth.json").read_text(encoding="utf-8"))
     made = adq.embed_shards(paths, encoder, features, progress=False)
-    options: dict[str, Any] = {"bins": 1, "scores": ["texture"], "allocation": "uniform", "dedup": None}
+    options: dict[str, Any] = {"bins": 1, "scores": ["texture"], "allocation": "uniform"}
     rows = adq.build_plan(made, keep=1.0, clean="auto", progress=False, **options).table()
+    rows = rows.filter(pc.not_equal(rows["reason"], "duplicate"))
     label = rows["label"].to_numpy()
     wrong = label != np.array([truth[key][0] for key in rows["key"].to_pylist()])
     out = np.array(rows["reason"].to_pylist()) == "label"

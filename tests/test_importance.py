@@ -133,9 +133,6 @@ def test_installed_packages_offer_importances(offer: None) -> None:
 # ---- What is wrong
 
 
-VIT = "vit_tiny_patch16_224"
-
-
 @pytest.mark.parametrize(
     ("name", "options", "text"),
     [

@@ -1,24 +1,28 @@
 """Are the benchmark's sets what they say: how many labels are wrong, how long the tail is, how often a copy stands?"""
 
+import io
 import json
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import adq_wds as adq
-from benchmarks.sets import PAIRS, SETS, TIMES, Image, make_set, read_source
+from benchmarks import sets
+from benchmarks.labels import judged
+from benchmarks.sets import PAIRS, SETS, TIMES, make_set, read_source
 from tests.conftest import write_tar
 
 N, C = 2000, 10
 
 
-def images() -> list[Image]:
-    return [Image(f"{i:05d}", b"image %d" % i, i % C, i % C) for i in range(N)]
+def images() -> list[sets.Image]:
+    return [sets.Image(f"{i:05d}", b"image %d" % i, i % C, i % C) for i in range(N)]
 
 
-def made(name: str, seed: int = 1) -> list[Image]:
+def made(name: str, seed: int = 1) -> list[sets.Image]:
     return SETS[name](images(), np.random.default_rng(seed))
 
 
@@ -87,3 +91,20 @@ def test_shards_read_back_and_are_made_once(tmp_path: Path) -> None:
     before = paths[0].read_bytes()
     assert make_set("noise40", [], tmp_path / "sets") == paths
     assert make_set("noise40", source, tmp_path / "others")[0].read_bytes() == before
+
+
+def test_doubted_labels_are_judged_against_the_truth(tmp_path: Path) -> None:
+    """Bright and dark images: what is left out, and what of it is wrong, is counted right."""
+    rng, members = np.random.default_rng(0), []
+    for i in range(400):
+        pixels = rng.integers(0, 90, (16, 16, 3)) + 160 * (i % 2)
+        image = io.BytesIO()
+        Image.fromarray(pixels.astype(np.uint8)).save(image, "PNG")
+        members += [(f"{i:04d}.jpg", image.getvalue()), (f"{i:04d}.cls", b"%d" % (i % 2))]
+    paths = make_set("noise20", [write_tar(tmp_path / "cifar10-train-0.tar", members)], tmp_path / "sets")
+    result = judged(paths, tmp_path / "features", "thumbnail")
+    assert (result["samples"], result["wrong"]) == (400, 0.2)
+    out, precision, recall = (result[name] for name in ("left_out", "precision", "recall"))
+    assert 0.2 < precision < 1
+    assert out * precision == pytest.approx(0.2 * recall, abs=1e-3)
+    assert result["wrong_of_the_rest"] == pytest.approx(0.2 * (1 - recall) / (1 - out), abs=1e-3)
