@@ -88,7 +88,14 @@ def test_logits_give_the_softmax_of_the_eight_likeliest_classes(n_classes: int, 
     assert report.agreement == pytest.approx(np.mean(logits.argmax(axis=1) == np.arange(30) % n_classes))
 
 
-def test_probabilities_are_stored_as_they_are(make_features: MakeFeatures, tmp_path: Path) -> None:
+def test_unlabelled_features_of_logits_give_soft_labels(make_features: MakeFeatures, tmp_path: Path) -> None:
+    make_features("a.tar", [-1] * 4)
+    report = adq.soften_labels(tmp_path / "features", source="logits", out=tmp_path / "soft.parquet")
+    assert (report.n_classes, report.agreement) == (6, None)
+    assert all_rows(tmp_path / "soft.parquet")[0].shape == (4, 6)
+
+
+def test_probabilities_are_stored_as_they_are(tmp_path: Path) -> None:
     p = np.array([[1.0, 0.0, 0.0], [0.6, 0.3, 0.1], [0.0, 0.5, 0.5]])
     np.save(tmp_path / "p.npy", p)
     write_tar(tmp_path / "a.tar", [(f"k{i}.cls", b"%d" % i) for i in range(3)])
