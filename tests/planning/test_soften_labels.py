@@ -11,6 +11,7 @@ import adq_wds as adq
 from adq_wds.cli.main import main
 from adq_wds.core.margin import ridge_margins
 from adq_wds.core.soft_labels import top_probabilities
+from adq_wds.files import lock
 from adq_wds.tables.soft_labels import SoftTable
 from tests.conftest import MakeFeatures, write_tar
 
@@ -165,3 +166,5 @@ def test_wrong_options_are_refused(make_features: MakeFeatures, tmp_path: Path) 
         adq.soften_labels(tmp_path / "features", source="net")  # type: ignore[arg-type]
     with pytest.raises(adq.FeaturesError, match="lies among the features"):
         adq.soften_labels(tmp_path / "features", out=tmp_path / "features" / "soft.parquet")
+    with lock(tmp_path), pytest.raises(adq.AdqError, match="in use by pid"):
+        adq.soften_labels(tmp_path / "features", out=tmp_path / "soft.parquet")
