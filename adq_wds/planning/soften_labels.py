@@ -79,8 +79,8 @@ def soften_labels(
     Args:
         features: a folder of features, or its path.
         source: where they come from: "ridge" predicts each label from all other samples; "logits" and "probabilities"
-            take the embeddings themselves as those of a trained network, one number per class: class numbers, or names
-            in alphabetical order.
+            take the embeddings themselves as those of a trained network, one number per class. Classes are in the order
+            of their numbers, or of their names in the alphabet.
         temperature: divides predictions or logits; by default the likeliest for "ridge", 1 for the others.
         out: file to write.
         progress: show a bar; only on a terminal by default.
