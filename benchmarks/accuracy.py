@@ -1,18 +1,20 @@
 """How well does a network trained from scratch on a selection do on images that it never saw?
 
-CIFAR-10, and sets made of it that are as sets of people are (`benchmarks.sets`: wrong labels, long tails, copies, all
-three): random selections, DQ, ADQ, k-centre and others (`benchmarks.arms`) at several keep ratios, as one selection and as fresh
-draws (the same number of images an epoch, others in each), over several seeds; a plan's seed is its training's seed.
-At one ratio all arms get the same epochs and images a step, so equal compute; fresh draws get more data for it. `full`
-trains on everything, so has far more compute. The test set is halved: results are the last epoch's accuracy on one
-half, settings are chosen on the other, whose accuracy stands beside it as `choosing`.
+CIFAR-10, and sets made of it that are as sets of people are (`benchmarks.sets`: wrong labels, long tails,
+copies, all three): random selections, DQ, ADQ, k-centre and others (`benchmarks.arms`) at several keep
+ratios, as one selection and as fresh draws (the same number of images an epoch, others in each), over
+several seeds; a plan's seed is its training's seed. At one ratio all arms get the same epochs and images a
+step, so equal compute; fresh draws get more data for it. `full` trains on everything, so has far more
+compute. The test set is halved: results are the last epoch's accuracy on one half, settings are chosen on
+the other, whose accuracy stands beside it as `choosing`.
 
     python -m benchmarks.accuracy --data DATA --work WORK --set all-three --net tiny --keep 0.1 --seeds 0 1 2 3 4 \\
         --arms full random dq adq fresh-random fresh-adq --at-once 2 --out benchmarks/results/accuracy/FILE.json
 
-Every finished training is written to the result file at once, and the same command goes on where it was stopped; a
-file made with other settings is refused. `--out FILE --table` prints the file's summary and, for `--against ARM`, each
-arm's difference from that arm, paired by seed, with its 95 % interval. With an accelerator: `--net resnet18 --device cuda`.
+Every finished training is written to the result file at once, and the same command goes on where it was
+stopped; a file made with other settings is refused. `--out FILE --table` prints the file's summary and, for
+`--against ARM`, each arm's difference from that arm, paired by seed, with its 95 % interval. With an
+accelerator: `--net resnet18 --device cuda`.
 
 Last measured: see docs/benchmarks.md.
 """

@@ -1,9 +1,10 @@
-"""Images at three quarters of their bytes: patches dropped and rebuilt or left grey, or the whole compressed anew.
+"""Images at three quarters of their bytes: patches dropped and rebuilt or left grey, or all compressed anew.
 
-The `builtin` masked autoencoder rebuilds, through the package's own pipes; patches are of 4, 48 of 64 kept, those that Grad-CAM++
-of the `builtin` classifier sees most in, or by chance. Both networks have seen CIFAR-10 train, the classifier its labels too, so
-what they choose and rebuild brings in more than the images kept. Dropped images count as their share of patches of the bytes,
-which flatters them: our files of 32×32 images with patches of 4 would be larger than whole ones (`benchmarks.patch_jpeg`).
+The `builtin` masked autoencoder rebuilds, through the package's own pipes; patches are of 4, 48 of 64 kept,
+those that Grad-CAM++ of the `builtin` classifier sees most in, or by chance. Both networks have seen
+CIFAR-10 train, the classifier its labels too, so what they choose and rebuild brings in more than the images
+kept. Dropped images count as their share of patches of the bytes, which flatters them: our files of 32×32
+images with patches of 4 would be larger than whole ones (`benchmarks.patch_jpeg`).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ WAYS: dict[str, tuple[str, bool] | None] = {
     "chance-rebuilt": ("random", True),
     "chance-grey": ("random", False),
 }
-"""Name → (importance of patches, whether what was dropped is rebuilt), or None for compressing the whole anew."""
+"""Name → (importance of patches, whether holes are rebuilt), or None for compressing the whole anew."""
 
 
 def altered(

@@ -1,4 +1,4 @@
-"""What the trainings of `benchmarks.accuracy` train on: rules of selection by name, and the variants of each part."""
+"""The arms of `benchmarks.accuracy`: rules of selection by name, and variants of each part of a rule."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Arm:
         encoder, keep: the arm's own, in place of what the command asks for.
         times: multiplies the epochs.
         k_centre: whether the k-centre rule picks, which is no plan's.
-        images: how the images kept are altered, a name in `benchmarks.altered.WAYS`; None leaves them as they are.
+        images: how the images kept are altered (`benchmarks.altered.WAYS`), or None.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -92,12 +92,12 @@ ABLATIONS: dict[str, Arm] = {
     **{
         f"{rule}-{encoder}": Arm(options, encoder=encoder)
         for encoder in ("thumbnail", "random-weights")
-        # one bin: the encoder decides the margins alone; on a clean set, where `auto` leaves out nothing, bins alone
+        # one bin: the encoder decides margins alone; a clean set, where `auto` leaves out nothing: bins alone
         for rule, options in (("chosen-one-bin", {**ONE_BIN, **CHOSEN}), ("chosen", CHOSEN))
     },
 }
-"""`chosen`, each with one part changed. Among them belong `chosen` itself (α 0.65, K 10, both scores, `builtin-free`) and
-`chosen-one-bin` (K 1)."""
+"""`chosen`, each with one part changed. `chosen` itself (α 0.65, K 10, both scores, `builtin-free`) and
+`chosen-one-bin` (K 1) belong to them."""
 
 PATCHES: dict[str, Arm] = {
     name: replace(RANDOM, images=name)

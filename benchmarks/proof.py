@@ -1,17 +1,20 @@
-"""Where does choosing pay? The trainings of `benchmarks.accuracy` on all sets: what to run, and what came of it.
+"""Where does choosing pay? The trainings of `benchmarks.accuracy` on all sets: what to run, and what came of
+it.
 
     python -m benchmarks.proof [--net tiny] [--keep 0.1] [--against random] [--goals] [--stages] [--compute]
     python -m benchmarks.proof --figure FILE.svg
     python -m benchmarks.proof --commands --data DATA --work WORK
     python -m benchmarks.proof --run --budget SECONDS --data DATA --work WORK --at-once 2
 
-Without more it prints a table of what lies in the folder of results: a row is an arm, a column a set, mean ± standard deviation
-over seeds of the reported half of the test set (and how many seeds finished), or with `--against ARM` the difference from that
-arm, paired by seed, with its 95 % interval; then which seeds have all arms that any seed has. `full` stands in every table, with the
-compute that it takes. `--goals` puts the goals that were set beforehand beside, `--stages` what each stage adds, `--compute`
-accuracy by share of the compute of training on everything. `--commands` prints every training of the proof as a shell's
-script in the order in which they are worth running, with the seconds of a core that each takes; `--run` does them, and ends
-before the one that would end after `--budget`. What has finished is not done again.
+Without more it prints a table of what lies in the folder of results: a row is an arm, a column a set, mean ±
+standard deviation over seeds of the reported half of the test set (and how many seeds finished), or with
+`--against ARM` the difference from that arm, paired by seed, with its 95 % interval; then which seeds have
+all arms that any seed has. `full` stands in every table, with the compute that it takes. `--goals` puts the
+goals that were set beforehand beside the results, `--stages` shows what each stage adds, `--compute`
+accuracy by share of the compute of training on everything. `--commands` prints every training of the proof
+as a shell's script, in the order in which they are worth running, with the seconds of a core that each
+takes; `--run` does them, and ends before the one that would end after `--budget`. What has finished is not
+done again.
 """
 
 from __future__ import annotations

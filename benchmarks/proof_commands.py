@@ -1,4 +1,4 @@
-"""The trainings of the proof as commands, in the order in which they are worth running; each goes on where it was stopped."""
+"""The trainings of the proof as commands, in the order in which they are worth running; resumable."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def commands() -> list[Command]:
 
 
 def left(folder: Path) -> Iterator[tuple[Command, int, float]]:
-    """Each command with trainings that neither a result file nor a command before has, their number and core seconds."""
+    """Commands with trainings that no file and no command before has, their number and core seconds."""
     counted: set[tuple[Path, Task]] = set()
     for command in commands():
         path = command.out(folder)
@@ -130,18 +130,17 @@ def listing(folder: Path, data: str, work: str, at_once: int) -> str:
 
 
 def run(folder: Path, data: str, work: str, at_once: int, budget: float) -> None:
-    """Run what is left, one command after another, until the next would end after `budget` seconds by the estimate.
+    """Run what is left, one after another, until the next would end after `budget` seconds.
 
     Raises:
         subprocess.CalledProcessError: a command failed; those before it have ended well.
     """
     start = time.monotonic()
     for command, n, seconds in left(folder):
+        name = f"{command.of} {command.net} seed {command.seed}"
         if time.monotonic() - start + seconds / at_once > budget:
-            print(
-                f"stopped: {command.of} {command.net} seed {command.seed} would take {seconds / at_once:,.0f} s"
-            )
+            print(f"stopped: {name} would take {seconds / at_once:,.0f} s")
             return
-        print(f"{command.of} {command.net} seed {command.seed}: {n} trainings", flush=True)
+        print(f"{name}: {n} trainings", flush=True)
         arguments = command.arguments(folder, data, work, at_once)
         subprocess.run([sys.executable, "-m", "benchmarks.accuracy", *arguments], check=True)

@@ -1,5 +1,7 @@
-"""The proof as one SVG, light or dark as its reader's system: accuracy against compute and against distinct samples seen, on a
-clean and on a dirty set, and what each stage adds there. Dots are means over seeds, bars one standard deviation."""
+"""The proof as one SVG, light or dark as its reader's system: accuracy against compute and against distinct
+samples seen, on a clean and on a dirty set, and what each stage adds. Dots are means over seeds, bars one
+standard deviation.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,7 @@ svg { --ink: #24292f; --faint: #d0d7de; --paper: #ffffff; --random: #6e7781; --c
  svg { --ink: #e6edf3; --faint: #30363d; --paper: #0d1117; --random: #8b949e; --chosen: #f0883e; --full: #58a6ff } }
 text { font: 12px sans-serif; fill: var(--ink) } .title { font-weight: bold } .end { text-anchor: end }
 .middle { text-anchor: middle } .paper { fill: var(--paper) } .grid { stroke: var(--faint) }
-.line, .bar { fill: none; stroke-width: 2; stroke-dasharray: 5 3 } .fresh { stroke-dasharray: none } .bar { stroke-dasharray: none }
+.line, .bar { fill: none; stroke-width: 2 } .line { stroke-dasharray: 5 3 } .fresh { stroke-dasharray: none }
 .random { stroke: var(--random) } .chosen, .full-chosen { stroke: var(--chosen) } .full { stroke: var(--full) }
 circle { fill: var(--paper); stroke-width: 2 } circle.fresh { fill: var(--random) }
 circle.chosen.fresh, rect.full-chosen, rect.chosen { fill: var(--chosen) } rect.full { fill: var(--full) }
@@ -41,7 +43,7 @@ circle.chosen.fresh, rect.full-chosen, rect.chosen { fill: var(--chosen) } rect.
 
 @dataclass(frozen=True)
 class Point:
-    """The trainings of an arm at one ratio: share of the compute of `full`, distinct samples, accuracies in percent."""
+    """An arm at one ratio: share of the compute of `full`, distinct samples, accuracies in percent."""
 
     compute: float
     seen: float
@@ -68,7 +70,7 @@ def points_of(runs: Sequence[dict[str, Any]], arm: str, net: str) -> list[Point]
 
 
 def compute_table(runs: Runs, net: str) -> str:
-    """Accuracy by share of the compute of training on everything: a line for each set and arm that has two or more."""
+    """Accuracy by share of the compute of training on everything: a line for each set and arm."""
     rows = {(name, arm): points_of(runs[name], arm, net) for name in runs for arm in LINES}
     shares = sorted({round(point.compute, 4) for row in rows.values() for point in row})
     lines = [f"| set | arm | {' | '.join(f'{100 * share:g} %' for share in shares)} |"]

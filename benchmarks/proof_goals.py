@@ -1,4 +1,4 @@
-"""What the proof is to show: differences that were set as goals before they were measured, and what each stage brings."""
+"""What the proof is to show: differences set as goals before they were measured, and what each stage adds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Runs = Mapping[str, Sequence[dict[str, Any]]]
 
 @dataclass(frozen=True)
 class Goal:
-    """At this keep ratio of this set, `arm` is ahead of `base` by at least so many points, the mean over seeds."""
+    """At this keep ratio of this set, the mean of `arm` is ahead of that of `base` by so many points."""
 
     of: str
     arm: str

@@ -1,4 +1,4 @@
-"""The result file of `benchmarks.accuracy`: records of finished trainings, their means, and their differences."""
+"""The result file of `benchmarks.accuracy`: records of finished trainings, their means and differences."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def differences(runs: Iterable[dict[str, Any]], base: str) -> list[dict[str, Any
 
 
 def accuracies(runs: Iterable[dict[str, Any]], arm: str, keep: float) -> dict[int, float]:
-    """Seed → the last accuracy of an arm, in percent; of `builtin-free` where the arm has no encoder of its own."""
+    """Seed → an arm's last accuracy in percent, with `builtin-free` where it has no encoder of its own."""
     of_arm = (arm, ARMS[arm].encoder or "builtin-free", ARMS[arm].keep or keep)
     return {
         run["seed"]: 100 * run["last"] for run in runs if (run["arm"], run["encoder"], run["keep"]) == of_arm
