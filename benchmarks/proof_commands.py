@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -46,7 +47,7 @@ class Command:
         return [
             *("--data", data, "--work", work, "--set", self.of, "--net", self.net),
             *("--keep", *(f"{keep:g}" for keep in self.keeps), "--seeds", str(self.seed)),
-            *("--arms", *self.arms, "--at-once", str(at_once), "--out", str(self.out(folder))),
+            *("--arms", *self.arms, "--at-once", str(at_once), "--out", os.path.relpath(self.out(folder))),
         ]
 
 
