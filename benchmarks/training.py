@@ -192,15 +192,23 @@ class Outcome:
             on) of every evaluation, epochs from 1; the last entry is the result.
         n_seen: distinct images over all epochs.
         n_steps: steps over all epochs.
+        net: the trained network.
     """
 
     curve: list[tuple[int, float, float]]
     n_seen: int
     n_steps: int
+    net: nn.Module
 
 
 def train(
-    recipe: Recipe, data: Images, test: Images, rows: Callable[[int], NDArray[np.int64]], *, seed: int
+    recipe: Recipe,
+    data: Images,
+    test: Images,
+    rows: Callable[[int], NDArray[np.int64]],
+    *,
+    seed: int,
+    targets: torch.Tensor | None = None,
 ) -> Outcome:
     """Train from random weights.
 
@@ -210,16 +218,22 @@ def train(
         test: judged on; chosen by never.
         rows: epoch (from 0) → rows of `data` to train on; as many in every epoch.
         seed: of first weights, order and augmentation.
+        targets: (N, C) float32 soft labels, in place of the labels of `data`.
 
     Raises:
         ValueError: an epoch has no rows, or another number of them than the first.
     """
     with _own_stream(data.pixels.device):
-        return _train(recipe, data, test, rows, seed)
+        return _train(recipe, data, test, rows, seed, data.label if targets is None else targets)
 
 
 def _train(
-    recipe: Recipe, data: Images, test: Images, rows: Callable[[int], NDArray[np.int64]], seed: int
+    recipe: Recipe,
+    data: Images,
+    test: Images,
+    rows: Callable[[int], NDArray[np.int64]],
+    seed: int,
+    targets: torch.Tensor,
 ) -> Outcome:
     device = data.pixels.device
     net = build_net(recipe.net, data.n_classes, seed).to(device).to(memory_format=torch.channels_last)
@@ -250,14 +264,14 @@ def _train(
                 group["lr"] = recipe.lr * _share_of_lr(step / n_steps, recipe.warmup)
             picked = shuffled[first : first + batch]
             logits = _logits(net, augment(data.pixels[picked], draws), recipe.precision)
-            loss = F.cross_entropy(logits, data.label[picked], label_smoothing=recipe.label_smoothing)
+            loss = F.cross_entropy(logits, targets[picked], label_smoothing=recipe.label_smoothing)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             step += 1
         if epoch + 1 in looks:
             curve.append((epoch + 1, *accuracy(net, test, recipe.precision)))
-    return Outcome(curve, int(seen.sum()), step)
+    return Outcome(curve, int(seen.sum()), step, net)
 
 
 def accuracy(net: nn.Module, test: Images, precision: str = "bfloat16") -> tuple[float, float]:

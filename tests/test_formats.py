@@ -11,6 +11,7 @@ import pytest
 import adq_wds as adq
 from adq_wds.tables.bins import Bins
 from adq_wds.tables.index import load_index
+from adq_wds.tables.soft_labels import SoftTable
 
 GOLDEN = Path(__file__).parent / "golden"
 VERSIONS = sorted(path.name for path in GOLDEN.glob("v*"))
@@ -67,6 +68,17 @@ def test_epochs_of_fresh_draws_are_those_of_the_version(folder: Path, expected: 
                     assert kept == ((rank - epoch * quota) % size < quota)
                 else:
                     assert kept == (rank == -1)
+
+
+def test_soft_labels_are_read_to_the_last_value(folder: Path) -> None:
+    if not (folder / "soft.parquet").exists():
+        return
+    expected = json.loads((folder / "soft.json").read_text(encoding="utf-8"))
+    table = SoftTable(folder / "soft.parquet")
+    assert table.hash == expected["hash"]
+    for shard, keys, top, probability in expected["shards"]:
+        rows = table.shard(shard)
+        assert (rows.keys, rows.top.tolist(), rows.probability.tolist()) == (keys, top, probability)
 
 
 def test_features_are_read_to_the_last_value(folder: Path, expected: dict[str, object]) -> None:

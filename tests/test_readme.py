@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 from textwrap import dedent
 
+import numpy as np
 import pytest
 
 import adq_wds
@@ -137,8 +138,9 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
             write_tar(folder / f"{name}-{i:06d}.tar", members)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for words in [*command_lines("README"), *command_lines("codebook")]:
-            if words[1] in ("run", "embed", "codebook"):
+        np.save("logits.npy", np.random.default_rng(0).normal(size=(80, 2)))  # of the train shards
+        for words in [line for page in ("README", "codebook", "soft") for line in command_lines(page)]:
+            if words[1] in ("run", "embed", "codebook", "soften"):
                 assert main([*words[1:], "-q"]) == 0, words
     return folder
 

@@ -18,9 +18,11 @@ from adq_wds.core.gradient import logit_gradients
 from adq_wds.core.rng import draws
 from adq_wds.planning.build_plan import build_plan, find_bins
 from adq_wds.planning.fit_codebook import fit_codebook
+from adq_wds.planning.soften_labels import soften_labels
 from adq_wds.tables.features import Features, file_name
 from adq_wds.tables.features_file import ShardFeatures
 from adq_wds.tables.index import save_index
+from adq_wds.tables.soft_labels import SoftTable
 from adq_wds.tables.spans import Spans
 
 SHARDS = {"a-000000.tar": 9, "b/a-000001.tar": 6}
@@ -109,6 +111,7 @@ def main(folder: Path) -> None:
     (folder / "expected.json").write_text(json.dumps(expected, indent=1) + "\n", encoding="utf-8")
     codebook(folder)
     cleaned(folder)
+    soft(folder)
 
 
 def cleaned(folder: Path) -> None:
@@ -124,6 +127,16 @@ def cleaned(folder: Path) -> None:
     rows["margin"] = [None if margin != margin else margin for margin in rows["margin"]]  # NaN is no JSON
     values = {"hash": plan.hash, "clean": plan.header["clean"], "plan": rows}
     (folder / "cleaned.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
+def soft(folder: Path) -> None:
+    """Soft labels of the features in `folder`, and their values; alone, as there was none before."""
+    soften_labels(folder / "features", out=folder / "soft.parquet")
+    table = SoftTable(folder / "soft.parquet")
+    shards = [table.shard(shard) for shard in SHARDS]
+    rows = [[s.shard, s.keys, s.top.tolist(), s.probability.tolist()] for s in shards]
+    values = {"hash": table.hash, "shards": rows}
+    (folder / "soft.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
 def codebook(folder: Path) -> None:
