@@ -45,6 +45,7 @@ from benchmarks.nets import NETS
 from benchmarks.plans import Plans, Task, every_row, rows_of, selection, tasks
 from benchmarks.records import Results, differences, markdown
 from benchmarks.sets import SETS, make_set
+from benchmarks.soft import soft_targets
 from benchmarks.training import Images, Recipe, native_precision, read_images, recipe_for, train
 
 
@@ -60,8 +61,14 @@ def trained(
     if arm.images is not None:
         data, more = altered(arm.images, plans.shards, plan, data, seed=task.seed)
         rows = every_row(len(data.label))
+    targets = None
+    if arm.soft is not None:
+        features, precision = plans.features(task), recipe.precision
+        targets = soft_targets(
+            arm.soft, features, plans.shards, data, rows(0), seed=task.seed, precision=precision
+        )
     start, busy = time.perf_counter(), time.thread_time()
-    outcome = train(recipe, data, test, rows, seed=task.seed)
+    outcome = train(recipe, data, test, rows, seed=task.seed, targets=targets)
     _, last, choosing = outcome.curve[-1]
     return {
         **asdict(task),

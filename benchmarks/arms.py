@@ -21,6 +21,7 @@ class Arm:
         times: multiplies the epochs.
         k_centre: whether the k-centre rule picks, which is no plan's.
         images: how the images kept are altered (`benchmarks.altered.WAYS`), or None.
+        soft: whose probabilities are half of each target (`benchmarks.soft.SOURCES`), or None for labels alone.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -30,6 +31,7 @@ class Arm:
     times: int = 1
     k_centre: bool = False
     images: str | None = None
+    soft: str | None = None
 
 
 def without_easiest(
@@ -68,6 +70,9 @@ _RULES: dict[str, Arm] = {
     "easiest-20": Arm({"bins": 5, "bins_by": "difficulty", "allocation": without_easiest, "dedup": None}),
     "chosen-one-bin": Arm({**ONE_BIN, **CHOSEN}),
     "chosen": Arm(CHOSEN),
+    "soft-ridge": Arm(ONE_BIN, soft="ridge"),  # the selection of `random`, other targets
+    "soft-proxy": replace(RANDOM, soft="proxy"),  # the proxy's own training comes on top of the compute
+    "chosen-soft": Arm(CHOSEN, soft="ridge"),
 }
 
 ABLATIONS: dict[str, Arm] = {
@@ -105,7 +110,7 @@ PATCHES: dict[str, Arm] = {
 }
 """The images of `random` at three quarters of their bytes."""
 
-_FRESH = ("random", "equal", "dq", "adq", "clean", "chosen-one-bin", "chosen", "chosen-strata")
+_FRESH = ("random", "equal", "dq", "adq", "clean", "chosen-one-bin", "chosen", "chosen-soft", "chosen-strata")
 
 ARMS: dict[str, Arm] = {
     **_RULES,

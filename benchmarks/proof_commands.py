@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.arms import ABLATIONS, ARMS, PATCHES
@@ -55,7 +55,8 @@ def _seconds(of: str, net: str, task: Task) -> float:
     """Seconds of a core that a training takes, its plan included."""
     recipe = recipe_for(net, task.keep)
     steps = ARMS[task.arm].times * recipe.epochs * int(task.keep * SIZES[of]) / recipe.batch
-    return steps * STEP_SECONDS[net] + PLAN_SECONDS * SIZES[of]
+    proxy = _seconds(of, "small", replace(task, arm="random")) if ARMS[task.arm].soft == "proxy" else 0.0
+    return steps * STEP_SECONDS[net] + PLAN_SECONDS * SIZES[of] + proxy
 
 
 RIVALS = ("random", "chosen", "fresh-random", "fresh-chosen")
@@ -64,13 +65,13 @@ MAIN: dict[str, tuple[str, ...]] = {
     "all-three": (*RIVALS, *UNEQUAL, "full", "full-chosen"),
     "noise20": RIVALS,
     "tail50": (*RIVALS, *UNEQUAL),
-    "clean": (*RIVALS, "clean-20"),
+    "clean": (*RIVALS, "clean-20", "soft-proxy"),
     "copies": RIVALS,
     "noise40": RIVALS,
 }
 """The arms that the goals are of, by set."""
-STATIC = ("dq", "adq", "k-centre", "clean", "chosen-one-bin")
-OTHERS = (*STATIC, "fresh-dq", "fresh-adq", "fresh-chosen-one-bin")
+STATIC = ("dq", "adq", "k-centre", "clean", "chosen-one-bin", "soft-ridge", "chosen-soft")
+OTHERS = (*STATIC, "fresh-dq", "fresh-adq", "fresh-chosen-one-bin", "fresh-chosen-soft")
 COPIES_OUT = ("dedup", "dedup-clean")
 FIVE, THREE = range(5), range(3)
 

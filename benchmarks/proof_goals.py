@@ -43,6 +43,10 @@ GOALS = (
         for keep, points in ((0.05, 2.5), (0.1, 1.5), (0.2, 0.5))
         for arm in ("chosen", "clean-20")
     ),
+    *(
+        Goal("clean", "soft-proxy", "random", points, keep)
+        for keep, points in ((0.05, 4), (0.1, 3), (0.2, 1))
+    ),
     *(Goal("clean", "fresh-chosen", "fresh-random", 0, keep) for keep in (0.05, 0.1, 0.2)),
     Goal("all-three", "fresh-chosen", "full", 15),
 )

@@ -127,7 +127,15 @@ def test_weights_do_not_depend_on_what_runs_beside_them(
 
 def test_arms_of_a_ratio_get_equal_compute_and_fresh_see_more(bench: Bench) -> None:
     arms = ["full", "random", "dq", "adq", "k-centre", "easiest-20", "chosen", "chosen-strata"]
-    arms += ["fresh-random", "fresh-dq", "fresh-adq", "full-chosen", "recompressed"]
+    arms += [
+        "fresh-random",
+        "fresh-dq",
+        "fresh-adq",
+        "full-chosen",
+        "recompressed",
+        "soft-proxy",
+        "chosen-soft",
+    ]
     runs = {run["arm"]: run for run in bench.run(tasks(arms, ["thumbnail"], [0.2], [0]))["runs"]}
     full, chosen = runs.pop("full"), runs.pop("full-chosen")
     assert (chosen["kept"], chosen["steps"]) == (12, 10 * 3 * (12 // 8))
@@ -138,7 +146,7 @@ def test_arms_of_a_ratio_get_equal_compute_and_fresh_see_more(bench: Bench) -> N
         assert runs[f"fresh-{arm}"]["seen"] > 48
         assert runs[f"fresh-{arm}"]["plan"] == runs[arm]["plan"]
     assert len({runs[arm]["plan"] for arm in ("random", "dq", "adq", "chosen")}) == 4
-    assert runs["recompressed"]["selection"] == runs["random"]["selection"]
+    assert runs["recompressed"]["selection"] == runs["random"]["selection"] == runs["soft-proxy"]["selection"]
 
 
 @pytest.mark.parametrize("name", list(ARMS))
