@@ -209,6 +209,8 @@ def train(
     *,
     seed: int,
     targets: torch.Tensor | None = None,
+    n_rows: Callable[[int], int] | None = None,
+    after: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
 ) -> Outcome:
     """Train from random weights.
 
@@ -216,15 +218,20 @@ def train(
         recipe: how.
         data: all training images.
         test: judged on; chosen by never.
-        rows: epoch (from 0) → rows of `data` to train on; as many in every epoch.
+        rows: epoch (from 0) → rows of `data` to train on; as many in every epoch, or as `n_rows` says.
         seed: of first weights, order and augmentation.
         targets: (N, C) float32 soft labels, in place of the labels of `data`.
+        n_rows: epoch → the number of its rows, where epochs differ.
+        after: is called after every epoch with the sums of the losses by label, (C,), and (C,) how many they are.
 
     Raises:
-        ValueError: an epoch has no rows, or another number of them than the first.
+        ValueError: an epoch has no rows, or another number of them than expected.
     """
+    sizes = [len(rows(0)) if n_rows is None else n_rows(epoch) for epoch in range(recipe.epochs)]
     with _own_stream(data.pixels.device):
-        return _train(recipe, data, test, rows, seed, data.label if targets is None else targets)
+        return _train(
+            recipe, data, test, rows, seed, data.label if targets is None else targets, sizes, after
+        )
 
 
 def _train(
@@ -234,6 +241,8 @@ def _train(
     rows: Callable[[int], NDArray[np.int64]],
     seed: int,
     targets: torch.Tensor,
+    sizes: Sequence[int],
+    after: Callable[[torch.Tensor, torch.Tensor], None] | None,
 ) -> Outcome:
     device = data.pixels.device
     net = build_net(recipe.net, data.n_classes, seed).to(device).to(memory_format=torch.channels_last)
@@ -242,19 +251,17 @@ def _train(
     )
     order = torch.Generator().manual_seed(seed_for(seed, "order"))
     draws = torch.Generator(device).manual_seed(seed_for(seed, "augmentation"))
-    n = len(rows(0))
-    batch = min(recipe.batch, n)
-    n_steps = recipe.epochs * (n // batch) if n else 0
+    batch = max(1, min(recipe.batch, *sizes))
+    n_steps = sum(n // batch for n in sizes)
     looks = {math.ceil(recipe.epochs * (i + 1) / recipe.evaluations) for i in range(recipe.evaluations)}
     seen = np.zeros(len(data.label), dtype=bool)
     curve, step = [], 0
-    for epoch in range(recipe.epochs):
+    for epoch, n in enumerate(sizes):
         chosen = rows(epoch)
         if not n or len(chosen) != n:
-            raise ValueError(
-                f"epoch {epoch} has {len(chosen)} rows, epoch 0 has {n}; expected equal and >= 1"
-            )
+            raise ValueError(f"epoch {epoch} has {len(chosen)} rows, expected {n}, and at least 1")
         seen[chosen] = True
+        losses = torch.zeros(2, data.n_classes, device=device)
         shuffled = torch.from_numpy(chosen)[torch.randperm(n, generator=order)]
         if device.type == "cuda":  # one copy an epoch, which no step waits for
             shuffled = shuffled.pin_memory().to(device, non_blocking=True)
@@ -269,6 +276,12 @@ def _train(
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             step += 1
+            if after is not None:
+                label = data.label[picked]
+                each = F.cross_entropy(logits.detach(), label, reduction="none")
+                losses.index_add_(1, label, torch.stack([each, torch.ones_like(each)]))
+        if after is not None:
+            after(*losses)
         if epoch + 1 in looks:
             curve.append((epoch + 1, *accuracy(net, test, recipe.precision)))
     return Outcome(curve, int(seen.sum()), step, net)

@@ -318,10 +318,20 @@ def test_every_network_takes_uint8_and_has_a_recipe_per_ratio(name: str) -> None
 
 
 def test_rows_that_change_in_number_are_refused(bench: Bench) -> None:
-    with pytest.raises(ValueError, match="epoch 1 has 17 rows, epoch 0 has 16"):
+    with pytest.raises(ValueError, match="epoch 1 has 17 rows, expected 16"):
         train(LEAST, bench.data, bench.test, lambda epoch: np.arange(16 + epoch), seed=0)
     with pytest.raises(ValueError, match="epoch 0 has 0 rows"):
         train(LEAST, bench.data, bench.test, lambda epoch: np.arange(0), seed=0)
+
+
+def test_epochs_of_unlike_size_take_all_steps_and_tell_their_losses(bench: Bench) -> None:
+    told: list[list[int]] = []
+    outcome = train(
+        LEAST, bench.data, bench.test, lambda epoch: np.arange(16 * (epoch + 1)), seed=0,
+        n_rows=lambda epoch: 16 * (epoch + 1), after=lambda sums, counts: told.append(counts.tolist()),
+    )  # fmt: skip
+    assert outcome.n_steps == (16 + 32 + 48) // LEAST.batch
+    assert told == [[8, 8], [16, 16], [24, 24]]
 
 
 def test_an_easy_task_is_learnt(monkeypatch: pytest.MonkeyPatch) -> None:
