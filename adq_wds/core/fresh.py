@@ -8,6 +8,8 @@ cell waits long.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -34,10 +36,8 @@ class FreshDraws:
     def __init__(
         self, size: NDArray[np.int64], quota: NDArray[np.int64], share: NDArray[np.int64], start: int
     ) -> None:
-        borders = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(share)])
         self._size, self._quota, self._start = size, quota, start
-        self._whole = borders // ONE
-        self._part = (borders % ONE).astype(np.uint64) << np.uint64(44)
+        self._whole, self._part = _borders(share)
 
     def seats(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Where an epoch begins in each cell, and how many samples it takes there.
@@ -51,9 +51,7 @@ class FreshDraws:
         Raises:
             ValueError: `epoch` is below 0.
         """
-        epoch = int(epoch)  # a numpy integer would overflow
-        if epoch < 0:
-            raise ValueError(f"epoch must be >= 0, got {epoch}")
+        epoch = _checked(epoch)
         if epoch == 0:
             return np.zeros_like(self._quota), self._quota
         # ⌈c − u⌉ = ⌊c⌋ + [frac(c) > u]; a cell has the difference of its two borders
@@ -71,6 +69,64 @@ class FreshDraws:
         fractions, where = np.unique(self._part, return_inverse=True)
         counts = [_multiples_below(self._start + _GOLDEN, n, fraction) for fraction in fractions.tolist()]
         return np.array(counts, dtype=object)[where]
+
+
+class VaryingDraws:
+    """As `FreshDraws`, where each epoch from 1 on has shares of its own.
+
+    Args:
+        size: (M,) int64, samples in each cell.
+        start: u, in units of 2⁻⁶⁴.
+        shares: gives, for a range of epochs, each group of epochs of equal shares and these shares, (M,) int64 in units
+            of 1/ONE. Called with epochs that come before the requested one and were not counted yet.
+
+    Source: ours.
+    """
+
+    def __init__(
+        self,
+        size: NDArray[np.int64],
+        start: int,
+        shares: Callable[[range], Iterable[tuple[NDArray[np.int64], NDArray[np.int64]]]],
+    ) -> None:
+        self._size, self._start, self._shares = size, start, shares
+        self.forget()
+
+    def forget(self) -> None:
+        """Count from the first epoch again, since earlier shares have changed."""
+        self._counted = 1, np.zeros_like(self._size)  # seats from epoch 1 up to, not with, this one
+
+    def seats(self, epoch: int, quota: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """As `FreshDraws.seats`; `quota` is (M,) int64, what epoch 0 takes of each cell."""
+        epoch = _checked(epoch)
+        if epoch == 0:
+            return np.zeros_like(quota), quota
+        if epoch < self._counted[0]:
+            self.forget()
+        last, taken = self._counted
+        for epochs, share in self._shares(range(last, epoch)):
+            taken = taken + self._seats_in(epochs, share)
+        self._counted = epoch, taken
+        ((epochs, share),) = self._shares(range(epoch, epoch + 1))
+        return (quota + taken) % np.maximum(self._size, 1), self._seats_in(epochs, share)
+
+    def _seats_in(self, epochs: NDArray[np.int64], share: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(M,) int64: the seats of each cell in some epochs together."""
+        whole, part = _borders(share)
+        steps = epochs.astype(np.uint64) * np.uint64(_GOLDEN) + np.uint64(self._start)
+        return np.diff(len(epochs) * whole + np.searchsorted(np.sort(steps), part, side="left"))
+
+
+def _checked(epoch: int) -> int:
+    if epoch < 0:
+        raise ValueError(f"epoch must be >= 0, got {epoch}")
+    return int(epoch)  # a numpy integer would overflow
+
+
+def _borders(share: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+    """(M + 1,) the borders of the cells on the line: whole seats, and what is left in units of 2⁻⁶⁴."""
+    borders = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(share)])
+    return borders // ONE, (borders % ONE).astype(np.uint64) << np.uint64(44)
 
 
 def _multiples_below(start: int, n: int, limit: int) -> int:
