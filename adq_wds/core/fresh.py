@@ -9,6 +9,7 @@ cell waits long.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,15 @@ ONE = 1 << 20
 """Shares are whole multiples of 1/ONE, which floats and JSON hold exactly."""
 _GOLDEN = 0x9E3779B97F4A7C15  # 2⁶⁴/φ, odd
 _TURN = 1 << 64
+CACHED_EPOCHS = 4  # whose seats in all cells are cached: workers of one stream may be in two
 _SORTED = 1 << 16  # so many epochs are sorted to be counted; more are counted one border at a time
+
+
+class Draws(Protocol):
+    """Says which samples of each cell an epoch takes."""
+
+    def seats(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """See `FreshDraws.seats`."""
 
 
 class FreshDraws:
@@ -77,8 +86,9 @@ class VaryingDraws:
     Args:
         size: (M,) int64, samples in each cell.
         start: u, in units of 2⁻⁶⁴.
-        shares: gives, for a range of epochs, each group of epochs of equal shares and these shares, (M,) int64 in units
-            of 1/ONE. Called with epochs that come before the requested one and were not counted yet.
+        quota: gives (M,) int64, what epoch 0 takes of each cell.
+        shares: gives, for a range of epochs, each group of epochs of equal shares, (n,) int64, and these shares, (M,)
+            int64 in units of 1/ONE. Asked only for epochs that are not counted yet.
 
     Source: ours.
     """
@@ -87,28 +97,36 @@ class VaryingDraws:
         self,
         size: NDArray[np.int64],
         start: int,
+        quota: Callable[[], NDArray[np.int64]],
         shares: Callable[[range], Iterable[tuple[NDArray[np.int64], NDArray[np.int64]]]],
     ) -> None:
-        self._size, self._start, self._shares = size, start, shares
+        self._size, self._start, self._quota, self._shares = size, start, quota, shares
         self.forget()
 
     def forget(self) -> None:
-        """Count from the first epoch again, since earlier shares have changed."""
-        self._counted = 1, np.zeros_like(self._size)  # seats from epoch 1 up to, not with, this one
+        """Count all epochs again, since their shares have changed."""
+        self._counted = 1, np.zeros_like(self._size)  # the seats of epochs 1 to, not with, the first number
+        self._cached: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
 
-    def seats(self, epoch: int, quota: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """As `FreshDraws.seats`; `quota` is (M,) int64, what epoch 0 takes of each cell."""
+    def seats(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """See `FreshDraws.seats`; the last few epochs are cached."""
         epoch = _checked(epoch)
-        if epoch == 0:
-            return np.zeros_like(quota), quota
-        if epoch < self._counted[0]:
-            self.forget()
+        if epoch not in self._cached:
+            seats = self._count(epoch) if epoch else (np.zeros_like(self._size), self._quota())
+            self._cached[epoch] = seats
+            while len(self._cached) > CACHED_EPOCHS:
+                del self._cached[next(iter(self._cached))]
+        return self._cached[epoch]
+
+    def _count(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         last, taken = self._counted
+        if epoch < last:
+            last, taken = 1, np.zeros_like(self._size)
         for epochs, share in self._shares(range(last, epoch)):
             taken = taken + self._seats_in(epochs, share)
         self._counted = epoch, taken
         ((epochs, share),) = self._shares(range(epoch, epoch + 1))
-        return (quota + taken) % np.maximum(self._size, 1), self._seats_in(epochs, share)
+        return (self.seats(0)[1] + taken) % np.maximum(self._size, 1), self._seats_in(epochs, share)
 
     def _seats_in(self, epochs: NDArray[np.int64], share: NDArray[np.int64]) -> NDArray[np.int64]:
         """(M,) int64: the seats of each cell in some epochs together."""

@@ -31,13 +31,13 @@ class ShareTable:
     [[25, 50, 25], [233, 467, 200]]
     """
 
-    def __init__(
-        self, size: NDArray[np.int64], weight: NDArray[np.float64], low: NDArray[np.int64]
-    ) -> None:
+    def __init__(self, size: NDArray[np.int64], weight: NDArray[np.float64], low: NDArray[np.int64]) -> None:
         self._size, self._weight, self._low = size, weight, low
         n_rows, n_cells = size.shape
         self._whole = np.zeros((n_rows, n_cells), dtype=np.int64)
-        self._leaves = np.full((n_rows, n_cells), _NEVER)  # events of the row before a cell leaves its lower bound
+        self._leaves = np.full(
+            (n_rows, n_cells), _NEVER
+        )  # events of the row before a cell leaves its lower bound
         self._fills = np.full((n_rows, n_cells), _NEVER)
         self._passed = np.full((n_rows, 2 * n_cells), _NEVER)  # budgets above which each event lies behind
         for row in range(n_rows):
@@ -47,7 +47,11 @@ class ShareTable:
 
     def _sort_events(self, row: int) -> None:
         cells = np.flatnonzero((self._weight[row] > 0) & (self._size[row] > self._low[row]))
-        whole, low, size = integer_weights(self._weight[row, cells]), self._low[row, cells], self._size[row, cells]
+        whole, low, size = (
+            integer_weights(self._weight[row, cells]),
+            self._low[row, cells],
+            self._size[row, cells],
+        )
         self._whole[row, cells] = whole
         self._leaves[row, cells[low == 0]] = -1
         w, least, most = whole.tolist(), low.tolist(), size.tolist()
@@ -80,9 +84,7 @@ class ShareTable:
         return shares
 
 
-def _floor_of_product(
-    a: NDArray[np.int64], p: NDArray[np.int64], q: NDArray[np.int64]
-) -> NDArray[np.int64]:
+def _floor_of_product(a: NDArray[np.int64], p: NDArray[np.int64], q: NDArray[np.int64]) -> NDArray[np.int64]:
     """⌊a·p/q⌋ for 0 <= a <= q < 2⁶¹ and p >= 0; 0 where q is 0."""
     q = np.maximum(q, 1)
     if p.max(initial=0) >= _EXACT:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adq_wds.core.allocation import budget_for, published, uniform
-from adq_wds.core.cells import Balance, Cells
+from adq_wds.core.cells import Cells
 from adq_wds.errors import PlanError, shorten
 from adq_wds.planning.options import Options
 from adq_wds.planning.samples import Samples, keyed_draws
