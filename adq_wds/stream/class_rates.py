@@ -142,7 +142,7 @@ class ClassRates(StreamDraws):
                     f"loss of class {shorten(unknown[0])}, which the plan lacks; its classes are {known}"
                 )
             seen = np.isin(self.classes, list(loss))
-            sums = _numbers("loss", [float(loss.get(label, 0.0)) for label in self.classes], len(seen))
+            sums = _numbers("loss", [_plain(loss.get(label, 0.0)) for label in self.classes], len(seen))
         else:
             sums = _numbers("loss", loss, len(self.classes))
             n = np.ones(len(sums)) if counts is None else _numbers("counts", counts, len(sums))
@@ -228,10 +228,8 @@ class ClassRates(StreamDraws):
 
 def _numbers(name: str, values: Any, n: int) -> NDArray[np.float64]:
     """(n,) float64 of a tensor, an array or a list; `ValueError` where they are not n numbers."""
-    if isinstance(values, torch.Tensor):
-        values = values.detach().double().cpu().numpy()
     try:
-        numbers = np.asarray(values, dtype=np.float64)
+        numbers = np.asarray(_plain(values), dtype=np.float64)
     except (TypeError, ValueError):
         raise ValueError(f"{name} must be {n} numbers, got {shorten(values)}") from None
     if numbers.shape != (n,):
@@ -239,3 +237,8 @@ def _numbers(name: str, values: Any, n: int) -> NDArray[np.float64]:
             f"{name} must be {n} numbers, in the order of ClassRates.classes; got shape {numbers.shape}"
         )
     return numbers
+
+
+def _plain(value: Any) -> Any:
+    """A tensor of any device as an array; all else as it is."""
+    return value.detach().double().cpu().numpy() if isinstance(value, torch.Tensor) else value
