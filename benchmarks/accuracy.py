@@ -37,12 +37,13 @@ import torch
 
 from adq_wds.files import lock, make_folder
 from adq_wds.models.forward import pick_device
+from adq_wds.stream.class_rates import ClassRates
 from adq_wds.tables.plan import Plan
 from benchmarks.altered import altered
 from benchmarks.arms import ARMS
 from benchmarks.common import data_folder
 from benchmarks.nets import NETS
-from benchmarks.plans import Plans, Task, every_row, rows_of, selection, tasks
+from benchmarks.plans import Plans, Task, draws_of, every_row, rows_of, selection, tasks
 from benchmarks.records import Results, differences, markdown
 from benchmarks.sets import SETS, make_set
 from benchmarks.soft import soft_targets
@@ -57,7 +58,8 @@ def trained(
         torch.set_num_threads(1)  # of this thread: the trainings side by side share the cores
     arm = ARMS[task.arm]
     more: dict[str, Any] = {}
-    rows = rows_of(plan, data.keys, fresh=arm.fresh)
+    draws = draws_of(arm, plan, plans.shards, task.keep, recipe.epochs)
+    rows = rows_of(plan, data.keys, fresh=arm.fresh, draws=draws)
     if arm.images is not None:
         data, more = altered(arm.images, plans.shards, plan, data, seed=task.seed)
         rows = every_row(len(data.label))
@@ -68,7 +70,16 @@ def trained(
             arm.soft, features, plans.shards, data, rows(0), seed=task.seed, precision=precision
         )
     start, busy = time.perf_counter(), time.thread_time()
-    outcome = train(recipe, data, test, rows, seed=task.seed, targets=targets)
+    outcome = train(
+        recipe,
+        data,
+        test,
+        rows,
+        seed=task.seed,
+        targets=targets,
+        n_rows=None if draws is None else draws.n_total,
+        after=draws.update if isinstance(draws, ClassRates) else None,
+    )
     _, last, choosing = outcome.curve[-1]
     return {
         **asdict(task),

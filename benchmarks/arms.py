@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,8 @@ class Arm:
         times: multiplies the epochs.
         k_centre: whether the k-centre rule picks, which is no plan's.
         images: how the images kept are altered (`benchmarks.altered.WAYS`), or None.
+        schedule: how the ratio changes over the epochs of fresh draws, around its mean (`keep_in`), or None.
+        rates: whether the seats of classes follow their losses (`ClassRates`).
         soft: whose probabilities are half of each target (`benchmarks.soft.SOURCES`), or None for labels alone.
     """
 
@@ -31,7 +33,19 @@ class Arm:
     times: int = 1
     k_centre: bool = False
     images: str | None = None
+    schedule: Literal["rising", "falling"] | None = None
+    rates: bool = False
     soft: str | None = None
+
+
+def keep_in(epoch: int, epochs: int, keep: float, schedule: str) -> float:
+    """The ratio of an epoch: a straight line up or down, whose mean over the epochs is `keep`.
+
+    >>> [keep_in(epoch, 3, 0.2, "rising") for epoch in range(3)], keep_in(0, 3, 0.2, "falling")
+    ([0.1, 0.2, 0.3], 0.3)
+    """
+    place = epoch + 1 if schedule == "rising" else epochs - epoch
+    return round(min(1.0, 2 * keep * place / (epochs + 1)), 12)
 
 
 def without_easiest(
@@ -116,6 +130,10 @@ ARMS: dict[str, Arm] = {
     **_RULES,
     **ABLATIONS,
     **{f"fresh-{name}": replace({**_RULES, **ABLATIONS}[name], fresh=True) for name in _FRESH},
+    "fresh-random-rates": replace(RANDOM, fresh=True, rates=True),
+    "fresh-chosen-rates": Arm(CHOSEN, fresh=True, rates=True),
+    "fresh-chosen-rising": Arm(CHOSEN, fresh=True, schedule="rising"),
+    "fresh-chosen-falling": Arm(CHOSEN, fresh=True, schedule="falling"),
     "full-chosen": Arm(CHOSEN, fresh=True, keep=0.1, times=10),  # the compute of `full`, cleaned and balanced
     **PATCHES,
 }

@@ -20,9 +20,10 @@ from adq_wds.errors import AdqError
 from adq_wds.files import canonical_json, sha256_text
 from adq_wds.models.builtin import SmallNet, normalised, resized
 from adq_wds.protocols import Encoder
+from adq_wds.reading.schedule import Schedule, StreamDraws
 from adq_wds.tables.features import Features
 from adq_wds.tables.plan import Plan
-from benchmarks.arms import ARMS
+from benchmarks.arms import ARMS, Arm, keep_in
 
 CACHED_PLANS = 16
 RANDOM_WEIGHTS = "random-weights"
@@ -136,8 +137,10 @@ def k_centre(rows: NDArray[np.float32], n: int, first: int) -> NDArray[np.int64]
     return np.array(chosen)
 
 
-def rows_of(plan: Plan, keys: dict[str, list[str]], *, fresh: bool) -> Callable[[int], NDArray[np.int64]]:
-    """Epoch → the rows that a plan keeps of images in the order of `keys`, by shard.
+def rows_of(
+    plan: Plan, keys: dict[str, list[str]], *, fresh: bool, draws: StreamDraws | None = None
+) -> Callable[[int], NDArray[np.int64]]:
+    """Epoch → the rows that a plan keeps of images in the order of `keys`, by shard; with `draws`, their own.
 
     Raises:
         AdqError: plan and images are not of the same samples.
@@ -151,9 +154,25 @@ def rows_of(plan: Plan, keys: dict[str, list[str]], *, fresh: bool) -> Callable[
     def rows(epoch: int) -> NDArray[np.int64]:
         if not fresh:
             return fixed
-        return np.flatnonzero(np.concatenate([plan.kept_in(name, epoch) for name in plan.shards]))
+        if draws is not None:
+            draws.begin(epoch)
+        return np.flatnonzero(np.concatenate([plan.kept_in(name, epoch, draws) for name in plan.shards]))
 
     return rows
+
+
+def draws_of(arm: Arm, plan: Plan, shards: Sequence[Path], keep: float, epochs: int) -> StreamDraws | None:
+    """What an arm draws in place of its plan's fresh draws, if anything."""
+    if arm.schedule is not None:
+        schedule = arm.schedule
+        return Schedule(plan, lambda epoch: keep_in(epoch, epochs, keep, schedule))
+    if arm.rates:
+        rates = adq.ClassRates(plan)
+        adq.ShardDataset(
+            shards, plan=plan, fresh=True, keep=rates
+        )  # rates are a data set's, though none is read
+        return rates
+    return None
 
 
 def every_row(n: int) -> Callable[[int], NDArray[np.int64]]:

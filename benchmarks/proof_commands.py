@@ -71,6 +71,7 @@ MAIN: dict[str, tuple[str, ...]] = {
 }
 """The arms that the goals are of, by set."""
 STATIC = ("dq", "adq", "k-centre", "clean", "chosen-one-bin", "soft-ridge", "chosen-soft")
+VARYING = ("fresh-random-rates", "fresh-chosen-rates", "fresh-chosen-rising", "fresh-chosen-falling")
 OTHERS = (*STATIC, "fresh-dq", "fresh-adq", "fresh-chosen-one-bin", "fresh-chosen-soft")
 COPIES_OUT = ("dedup", "dedup-clean")
 FIVE, THREE = range(5), range(3)
@@ -90,6 +91,7 @@ def commands() -> list[Command]:
         *(Command(name, "tiny", MAIN[name], (0.1,), seed) for seed, name in goals),
         *of(("all-three", "copies"), "tiny", COPIES_OUT),
         *of(MAIN, "tiny", OTHERS),
+        *of(("clean", "all-three", "tail50"), "tiny", VARYING),
         *of(("noise-pairs",), "tiny", (*RIVALS, *OTHERS)),
         *of(("tail100",), "tiny", (*RIVALS, *UNEQUAL, *OTHERS)),
         *of(("clean", "noise20", "tail50"), "tiny", ("full", "full-chosen")),

@@ -146,8 +146,8 @@ def _panel(
 ) -> str:
     """One diagram: a logarithmic axis to the right, points in percent upwards."""
     flat = [point for row in data.values() for point in row]
-    lows, highs = zip(*((min(p.accuracies), max(p.accuracies)) for p in flat), strict=True)
-    low, high = 5 * math.floor(min(lows) / 5), 5 * (math.floor(max(highs) / 5) + 1)
+    accuracies = [accuracy for point in flat for accuracy in point.accuracies]
+    low, high = 5 * math.floor(min(accuracies) / 5), 5 * (math.floor(max(accuracies) / 5) + 1)
     values = [math.log10(value(point)) for point in flat]
     first, last = min(values) - 0.05, max(values) + 0.05
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import adq_wds as adq
 from adq_wds.errors import AdqError
 from adq_wds.planning.options import plan_options
 from benchmarks import accuracy, plans, training
@@ -21,7 +22,7 @@ from benchmarks.accuracy import run_all
 from benchmarks.altered import WAYS, altered, highest
 from benchmarks.arms import ARMS, Arm
 from benchmarks.nets import build_net
-from benchmarks.plans import Plans, Task, rows_of, tasks
+from benchmarks.plans import Plans, Task, draws_of, rows_of, tasks
 from benchmarks.records import Results, differences, markdown, summary
 from benchmarks.training import Images, Recipe, augment, read_images, recipe_for, train
 from benchmarks.training import accuracy as accuracy_of
@@ -155,6 +156,29 @@ def test_every_option_of_an_arm_is_one_of_embedding_or_plan(name: str) -> None:
     for option in plans.OF_EMBEDDING:
         options.pop(option, None)
     plan_options(**options)
+
+
+def test_a_schedule_takes_other_numbers_and_as_many_in_all(bench: Bench) -> None:
+    arms = ["fresh-chosen", "fresh-chosen-rising", "fresh-chosen-falling"]
+    small = replace(LEAST, batch=1)
+    runs = {
+        run["arm"]: run for run in bench.run(tasks(arms, ["thumbnail"], [0.2], [0]), recipe=small)["runs"]
+    }
+    assert [runs[arm]["steps"] for arm in arms] == [3 * 24] * 3
+    assert len({runs[arm]["selection"] for arm in arms}) == 1  # the plan's, which the draws depart from
+
+
+def test_rates_follow_the_losses_of_classes(bench: Bench) -> None:
+    plan = bench.plans.plan(Task("fresh-random-rates", "thumbnail", 0.2, 0))
+    rates = draws_of(ARMS["fresh-random-rates"], plan, bench.shards, 0.2, 3)
+    assert isinstance(rates, adq.ClassRates)
+    rows = rows_of(plan, bench.data.keys, fresh=True, draws=rates)
+    before = np.bincount(bench.data.label[rows(0)])
+    rates.update(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 1.0]))
+    after = np.bincount(bench.data.label[rows(1)])
+    assert before.tolist() == [12, 12]
+    assert (after.sum(), after[1] > 12) == (24, True)
+    assert bench.run(tasks(["fresh-random-rates"], ["thumbnail"], [0.2], [0]))["runs"][0]["steps"] == 9
 
 
 def test_the_easiest_fifth_is_left_out(bench: Bench) -> None:
