@@ -10,7 +10,6 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from xml.sax.saxutils import escape
 
 from benchmarks.arms import ARMS
 from benchmarks.proof_goals import STAGES, Runs
@@ -55,6 +54,16 @@ class Point:
         return statistics.mean(self.accuracies)
 
 
+AXES: tuple[tuple[str, str, Callable[[Point], float]], ...] = (
+    (
+        "accuracy in percent by compute",
+        "share of the compute of all samples",
+        lambda point: 100 * point.compute,
+    ),
+    ("accuracy in percent by samples", "distinct samples seen", lambda point: point.seen),
+)
+
+
 def points_of(runs: Sequence[dict[str, Any]], arm: str, net: str) -> list[Point]:
     """An arm's points, by compute."""
     encoder = ARMS[arm].encoder or "builtin-free"
@@ -91,43 +100,22 @@ def figure(runs: Runs, net: str, keep: float) -> str:
         data = {arm: points_of(runs.get(name, ()), arm, net) for arm in LINES}
         if not any(data.values()):
             continue
-        x = column * width / 2 + LEFT
-        parts.append(
-            _panel(
-                x,
-                TOP,
-                f"{name}: accuracy in percent by compute",
-                "share of the compute of all samples",
-                data,
-                _share,
-            )
-        )
-        parts.append(
-            _panel(
-                x,
-                panel + TOP,
-                f"{name}: accuracy in percent by samples",
-                "distinct samples seen",
-                data,
-                lambda p: p.seen,
-            )
-        )
+        for row, (by, below, value) in enumerate(AXES):
+            left, top = column * width / 2 + LEFT, row * panel + TOP
+            parts.append(f'<text class="title" x="{left}" y="{top - 12}">{name}: {by}</text>')
+            parts.append(_panel(left, top, below, data, value))
     legend = 2 * panel + 12
     for i, (text, style) in enumerate(LINES.values()):
         x, y = (i % 2) * width / 2 + LEFT, legend + 18 * (i // 2)
         if not style.startswith("full"):
             parts.append(f'<path class="line {style}" d="M{x - 12} {y}h24"/>')
         parts.append(_mark(style, x, y))
-        parts.append(f'<text x="{x + 20}" y="{y + 4}">{escape(text)}</text>')
+        parts.append(f'<text x="{x + 20}" y="{y + 4}">{text}</text>')
     bars, height = _stages(runs, keep, legend + 76, width)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {legend + 60 + height}">'
         f'<style>{STYLE}</style><rect class="paper" width="100%" height="100%"/>{"".join(parts)}{bars}</svg>\n'
     )
-
-
-def _share(point: Point) -> float:
-    return 100 * point.compute
 
 
 def _mark(style: str, x: float, y: float) -> str:
@@ -139,7 +127,6 @@ def _mark(style: str, x: float, y: float) -> str:
 def _panel(
     left: float,
     top: float,
-    title: str,
     below: str,
     data: Mapping[str, Sequence[Point]],
     value: Callable[[Point], float],
@@ -157,7 +144,7 @@ def _panel(
     def up(y: float) -> float:
         return round(top + HEIGHT * (high - y) / (high - low), 1)
 
-    parts = [f'<text class="title" x="{left}" y="{top - 12}">{escape(title)}</text>']
+    parts = []
     for y in range(low, high + 1, 5 if high - low <= 40 else 10):
         parts.append(f'<path class="grid" d="M{left} {up(y)}h{WIDTH}"/>')
         parts.append(f'<text class="end" x="{left - 6}" y="{up(y) + 4}">{y}</text>')
@@ -165,9 +152,7 @@ def _panel(
         if first <= math.log10(x) <= last:
             shown = f"{x:,}" if below.startswith("distinct") else f"{x} %"
             parts.append(f'<text class="middle" x="{across(x)}" y="{top + HEIGHT + 18}">{shown}</text>')
-    parts.append(
-        f'<text class="middle" x="{left + WIDTH / 2}" y="{top + HEIGHT + 36}">{escape(below)}</text>'
-    )
+    parts.append(f'<text class="middle" x="{left + WIDTH / 2}" y="{top + HEIGHT + 36}">{below}</text>')
     for arm, row in data.items():
         style = LINES[arm][1]
         path = "L".join(f"{across(value(point))} {up(point.mean)}" for point in row)
