@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from adq_wds.remote.cache import Cache
     from adq_wds.samples.fields import Sample
     from adq_wds.score import Score
+    from adq_wds.stream.class_rates import ClassRates
     from adq_wds.stream.dataset import ShardDataset
     from adq_wds.stream.loader import Loader
     from adq_wds.stream.nodes import as_node
@@ -79,6 +80,7 @@ _NAMES = {  # of each module; type checkers read them above, and programs when o
     "remote.cache": "Cache",
     "samples.fields": "Sample",
     "score": "Score",
+    "stream.class_rates": "ClassRates",
     "stream.dataset": "ShardDataset",
     "stream.loader": "Loader",
     "stream.nodes": "as_node",
@@ -93,7 +95,7 @@ _NAMES = {  # of each module; type checkers read them above, and programs when o
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 __all__ = [
-    "AdqError", "AssignBins", "Bins", "Cache", "Codebook", "CodebookError", "Column", "Decode", "DropPatches",
+    "AdqError", "AssignBins", "Bins", "Cache", "ClassRates", "Codebook", "CodebookError", "Column", "Decode", "DropPatches",
     "Embed", "EncodePatches", "Encoder", "Features", "FeaturesError", "Importance", "Loader",
     "LoaderClosed", "Map", "MarginRecorder", "Pipe", "Plan", "PlanError", "Reconstruct", "Sample", "SampleError", "Score",
     "ShardDataset", "ShardError", "SoftLabels", "StateError", "Subsample", "__version__", "as_node", "build_plan",

@@ -5,7 +5,7 @@ import pytest
 import adq_wds
 
 PUBLIC = [
-    "AdqError", "AssignBins", "Bins", "Cache", "Codebook", "CodebookError", "Column", "Decode", "DropPatches", "Embed",
+    "AdqError", "AssignBins", "Bins", "Cache", "ClassRates", "Codebook", "CodebookError", "Column", "Decode", "DropPatches", "Embed",
     "EncodePatches", "Encoder", "Features", "FeaturesError", "Importance", "Loader", "LoaderClosed", "Map", "MarginRecorder",
     "Pipe", "Plan", "PlanError", "Reconstruct", "Sample", "SampleError", "Score", "ShardDataset", "ShardError",
     "SoftLabels", "StateError", "Subsample", "as_node", "build_plan", "choose_tolerance", "embed_shards", "encoder",

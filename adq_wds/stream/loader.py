@@ -62,6 +62,9 @@ class Loader(StatefulDataLoader[Any]):  # type: ignore[misc]
         )
 
     def __iter__(self) -> Iterator[Any]:
+        self._IterableDataset_len_called = (
+            None  # the length of an epoch before, with which torch would compare
+        )
         self._iteration = _Iteration(self.dataset, super().__iter__)
         return self._iteration
 
