@@ -81,11 +81,11 @@ class Cells:
     def _table(self) -> ShareTable:
         """The shares of all cells where the balance is "none", else of classes with their must-includes."""
         if self.balance == "none":
-            columns = self.size * ONE, self.weight, self.least
+            size, weight, low = self.size * ONE, self.weight, self.least
         else:
+            size, weight = self.n_class * ONE, weigh_classes(self.n_class, self.balance)
             low = self.n_must * ONE + self.least.sum(axis=1)
-            columns = self.n_class * ONE, weigh_classes(self.n_class, self.balance), low
-        return ShareTable(*(column.reshape(1, -1) for column in columns))
+        return ShareTable(size.reshape(1, -1), weight.reshape(1, -1), low.reshape(1, -1))
 
     def shares_in_classes(self, of_class: _Counts) -> _Counts:
         """The shares of bins where classes have these: (E, C) int64 in units of 1/ONE → (E, C, K) int64.

@@ -101,12 +101,15 @@ class VaryingDraws:
         shares: Callable[[range], Iterable[tuple[NDArray[np.int64], NDArray[np.int64]]]],
     ) -> None:
         self._size, self._start, self._quota, self._shares = size, start, quota, shares
-        self.forget()
-
-    def forget(self) -> None:
-        """Count all epochs again, since their shares have changed."""
-        self._counted = 1, np.zeros_like(self._size)  # the seats of epochs 1 to, not with, the first number
+        self._before_all = 1, np.zeros_like(size)
+        self._counted = self._before_all  # the seats of each cell in epochs 1 to, not with, the first number
         self._cached: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
+
+    def forget(self, since: int = 0) -> None:
+        """Count the epochs from this one on again, since their shares have changed."""
+        if since < self._counted[0]:
+            self._counted = self._before_all
+        self._cached = {epoch: seats for epoch, seats in self._cached.items() if epoch < since}
 
     def seats(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """See `FreshDraws.seats`; the last few epochs are cached."""
@@ -119,9 +122,7 @@ class VaryingDraws:
         return self._cached[epoch]
 
     def _count(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        last, taken = self._counted
-        if epoch < last:
-            last, taken = 1, np.zeros_like(self._size)
+        last, taken = self._counted if self._counted[0] <= epoch else self._before_all
         for epochs, share in self._shares(range(last, epoch)):
             taken = taken + self._seats_in(epochs, share)
         self._counted = epoch, taken

@@ -35,23 +35,17 @@ class ShareTable:
         self._size, self._weight, self._low = size, weight, low
         n_rows, n_cells = size.shape
         self._whole = np.zeros((n_rows, n_cells), dtype=np.int64)
-        self._leaves = np.full(
-            (n_rows, n_cells), _NEVER
-        )  # events of the row before a cell leaves its lower bound
-        self._fills = np.full((n_rows, n_cells), _NEVER)
+        # numbers of the events of a row at which a cell leaves its lower bound, and meets its upper one
+        self._leaves, self._fills = (np.full((n_rows, n_cells), _NEVER) for _ in range(2))
         self._passed = np.full((n_rows, 2 * n_cells), _NEVER)  # budgets above which each event lies behind
         for row in range(n_rows):
             self._sort_events(row)
-        positive = weight > 0
-        self._most = np.where(positive, size, low).sum(axis=1)  # beyond it cells of weight 0 are filled
+        self._most = np.where(weight > 0, size, low).sum(axis=1)  # beyond it cells of weight 0 are filled
 
     def _sort_events(self, row: int) -> None:
         cells = np.flatnonzero((self._weight[row] > 0) & (self._size[row] > self._low[row]))
-        whole, low, size = (
-            integer_weights(self._weight[row, cells]),
-            self._low[row, cells],
-            self._size[row, cells],
-        )
+        whole = integer_weights(self._weight[row, cells])
+        low, size = self._low[row, cells], self._size[row, cells]
         self._whole[row, cells] = whole
         self._leaves[row, cells[low == 0]] = -1
         w, least, most = whole.tolist(), low.tolist(), size.tolist()

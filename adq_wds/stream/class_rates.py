@@ -64,12 +64,7 @@ class ClassRates(StreamDraws):
     def __init__(self, plan: Plan, *, bound: float = 2.0) -> None:
         if isinstance(bound, bool) or not isinstance(bound, (int, float)) or not 1 < bound < math.inf:
             raise ValueError(f"bound must be a number above 1, got {shorten(bound)}")
-        self._bound, self._cells, self._plan_hash, self._n_kept = (
-            bound,
-            plan_cells(plan),
-            plan.hash,
-            plan.n_kept,
-        )
+        self._bound, self._plan_hash, self._cells = bound, plan.hash, plan_cells(plan)
         self.classes: list[int] = [entry["label"] for entry in plan.header["classes"]]
         self._row = {label: row for row, label in enumerate(self.classes)}
         self._of_class = self._cells.share.sum(axis=1)  # (C,) seats in the plan, in units of 1/ONE
@@ -85,7 +80,7 @@ class ClassRates(StreamDraws):
         self._clock: Clock | None = None
         self._ranks: Ranks | None = None
 
-    def of(self, plan: Plan) -> ClassRates:
+    def for_plan(self, plan: Plan) -> ClassRates:
         """These rates; a `ValueError` unless they are of that plan."""
         if plan.hash != self._plan_hash:
             raise ValueError("keep= has the ClassRates of another plan: make them of the data set's plan")
@@ -129,7 +124,9 @@ class ClassRates(StreamDraws):
             raise ValueError(
                 f"ClassRates.update: rank {other} has other losses than rank 0; sum them up over all ranks (all_reduce) first"
             )
-        self._history.add(max(1, self._clock.epoch, self._history.begun + 1), of_class)
+        since = max(1, self._clock.epoch, self._history.begun + 1)
+        self._history.add(since, of_class)
+        self._draws.forget(since)
 
     def _means(self, loss: Mapping[int, float] | Any, counts: Any) -> NDArray[np.float64]:
         """(C,) float64 mean losses."""
@@ -172,7 +169,7 @@ class ClassRates(StreamDraws):
 
     def n_total(self, epoch: int) -> int:
         """Samples in an epoch."""
-        return self._n_kept
+        return self._cells.budget
 
     def seats(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """See `core.fresh.FreshDraws.seats`."""

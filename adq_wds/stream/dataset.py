@@ -90,7 +90,7 @@ class ShardDataset(IterableDataset[Any]):
 
     Raises:
         ValueError: an argument is wrong or contradicts another.
-        PlanError: the plan is damaged, or not of just these shards.
+        PlanError: the plan is damaged, not of just these shards, or of one ratio only.
         ShardError: a shard is missing; without a plan, damaged or not in the index.
 
     Raises (while streaming):
@@ -306,7 +306,13 @@ def _listing(
     if plan is None:
         return everything(paths, index, root=base, fetch=fetch)
     plan = as_plan(plan)
-    draws = None if keep is None else keep.of(plan) if isinstance(keep, ClassRates) else Schedule(plan, keep)
+    draws = (
+        None
+        if keep is None
+        else keep.for_plan(plan)
+        if isinstance(keep, ClassRates)
+        else Schedule(plan, keep)
+    )
     return planned(paths, plan, root=base, fresh=fresh, fetch=fetch, draws=draws)
 
 

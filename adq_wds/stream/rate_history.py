@@ -109,13 +109,13 @@ class RateHistory:
             raise StateError(
                 "state is of a schedule of ratios, not of ClassRates: give that schedule, or start anew"
             )
-        n_rows, n_bytes = len(self._rows) - 1, 4 + 8 * (self._rows.shape[1] - 1)
+        n_bytes = 4 + 8 * (self._rows.shape[1] - 1)
         try:
-            data = np.frombuffer(base64.b64decode(record[len(_PREFIX) :], validate=True), dtype=np.uint8)
-            rows = data.reshape(-1, n_bytes)
+            data = base64.b64decode(record[len(_PREFIX) :], validate=True)
+            rows = np.frombuffer(data, dtype=np.uint8).reshape(-1, n_bytes)
         except ValueError:
-            rows = np.empty((n_rows + 1, 0), dtype=np.uint8)
-        if len(rows) > n_rows:
+            rows = None
+        if rows is None or len(rows) >= len(self._rows):
             raise StateError(
                 "damaged state: its rates are not of the plan's classes; load another checkpoint"
             )

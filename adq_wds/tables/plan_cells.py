@@ -62,14 +62,8 @@ def plan_cells(plan: Plan) -> Cells:
         weight, balance = weigh_cells(header, size), header["settings"]["balance"]
         if balance not in ("class", "equal", "none"):
             check_ratio("balance", balance)
-        cells = Cells(
-            size,
-            n_must,
-            share if weight is None else weight,
-            plan.n_kept,
-            balance,
-            header["settings"]["seed"],
-        )
+        seed = header["settings"]["seed"]
+        cells = Cells(size, n_must, share if weight is None else weight, plan.n_kept, balance, seed)
         valid = (n_must >= 0).all() and n_must.sum() <= plan.n_kept <= cells.n_class.sum()
         follows = valid and (weight is None or (cells.shares(np.array([plan.n_kept])) == share).all())
     except (KeyError, TypeError, ValueError, OverflowError) as cause:
@@ -87,7 +81,7 @@ def n_planned(plan: Plan) -> int:
     header: Mapping[str, Any] = plan.header
     if "exclude" not in header["settings"]:  # so what is excluded is of classes that were not chosen
         counts = header.get("reasons", {})
-        return plan.n_samples - sum(counts.get(reason, 0) for reason in ("bad", "excluded"))
+        return plan.n_samples - int(counts.get("bad", 0)) - int(counts.get("excluded", 0))
     classes = [entry["label"] for entry in header["classes"]]
     return sum(
         int((np.isin(shard.label, classes) & (shard.reason != BAD)).sum())

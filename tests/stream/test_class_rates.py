@@ -191,9 +191,25 @@ def test_an_update_counts_for_the_next_epoch_and_not_for_one_that_has_begun(plan
 def test_a_second_update_before_an_epoch_replaces_the_first(planned: Planned) -> None:
     a, b = (alone(planned[1])[0] for _ in range(2))
     a.update({0: 9.0, 1: 1.0, 2: 0.1})
+    a.seats(3)  # looked at before
     for rates in (a, b):
         rates.update(UP)
     assert a.record(0) == b.record(0)
+    assert all((x == y).all() for x, y in zip(a.seats(3), b.seats(3), strict=True))
+
+
+def test_a_node_follows_the_updates_and_resumes(planned: Planned) -> None:
+    whole, rates = trained(planned, "adq", 3), adq.ClassRates(planned[1])
+    node = adq.as_node(stream(planned, rates, batch_size=None))
+    for epoch in range(2):
+        node.reset()
+        assert Counter(ids(node)) == Counter(whole[epoch])
+        rates.update(losses_after(epoch))
+    node.reset()
+    read = ids([next(node) for _ in range(10)])
+    other = adq.as_node(stream(planned, adq.ClassRates(planned[1]), batch_size=None))
+    other.reset(node.state_dict())
+    assert Counter(read + ids(other)) == Counter(whole[2])
 
 
 @pytest.mark.parametrize(
