@@ -19,6 +19,7 @@ from adq_wds.core.rng import draws
 from adq_wds.planning.build_plan import build_plan, find_bins
 from adq_wds.planning.fit_codebook import fit_codebook
 from adq_wds.planning.soften_labels import soften_labels
+from adq_wds.planning.samples import global_labels
 from adq_wds.tables.features import Features, file_name
 from adq_wds.tables.features_file import ShardFeatures
 from adq_wds.tables.index import save_index
@@ -112,6 +113,7 @@ def main(folder: Path) -> None:
     codebook(folder)
     cleaned(folder)
     soft(folder)
+    cleaned_codebook(folder)
 
 
 def cleaned(folder: Path) -> None:
@@ -147,6 +149,34 @@ def codebook(folder: Path) -> None:
     }
     values = {"hash": made.hash, "header": made.header, "rates": made.rates(0.3).tolist(), **arrays}
     (folder / "codebook.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
+def cleaned_codebook(folder: Path) -> None:
+    """A codebook that cleans and balances, of the features in `folder`, and its answers on them."""
+    asked: dict[str, Any] = {"clean": 0.2, "dedup": "exact", "balance": "equal"}
+    made = fit_codebook(
+        folder / "features", bins=2, min_pilot=2, **asked, out=folder / "cleaned_codebook.safetensors"
+    )
+    assert made.margins is not None
+    assert made.copies is not None
+    label, embedding = labels_and_embeddings(folder)
+    values = {
+        "hash": made.hash,
+        "header": made.header,
+        "rates": made.class_rates(0.3).tolist(),
+        "margins": made.margins.margins(embedding, label).tolist(),
+        "least": [None if np.isinf(least) else least for least in made.margins.least.tolist()],
+        "digest": made.copies.digest.tolist(),
+        "stays": made.copies.stays.tolist(),
+    }
+    text = json.dumps(values, indent=1)
+    (folder / "cleaned_codebook.json").write_text(text + "\n", encoding="utf-8")
+
+
+def labels_and_embeddings(folder: Path) -> tuple[NDArray[np.int32], NDArray[np.float16]]:
+    """Of all samples of the features in `folder`."""
+    features = Features(folder / "features")
+    return global_labels(features)[0], np.concatenate([file.embedding() for file in features])
 
 
 if __name__ == "__main__":
