@@ -28,8 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import adq_wds as adq
+from adq_wds.core.cells import Balance
 from adq_wds.files import make_folder
-from adq_wds.planning.seats import Balance
 from benchmarks.common import data_folder, parser, report
 from benchmarks.sets import SETS, make_set
 

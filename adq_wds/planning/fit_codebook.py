@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from adq_wds.checks import Count, Ratio, integer, listed
+from adq_wds.core.cells import Balance
 from adq_wds.core.codebook import Checkpoints, bin_checkpoints
 from adq_wds.core.graphcut import graphcut_bins
 from adq_wds.core.kernel import unit_rows
@@ -26,7 +27,7 @@ from adq_wds.planning.codebook_parts import check_digests, codebook_parts, sampl
 from adq_wds.planning.importance import Normalise
 from adq_wds.planning.options import Options, plan_options
 from adq_wds.planning.samples import keyed_draws
-from adq_wds.planning.seats import Balance, weigh_bins
+from adq_wds.planning.seats import weigh_bins
 from adq_wds.protocols import Allocation
 from adq_wds.registry import SCORES, look_up
 from adq_wds.tables.codebook import NO_LABEL, Codebook, check_codebook_name, load_codebook
@@ -100,7 +101,7 @@ def fit_codebook(
             estimates for each class which share is wrong, next to none where labels are right; a number in (0, 1) is
             the share of every class. A sample of a stream is doubted below the lowest margin of its class that is left.
             Samples of these features then seem to fit better than new ones, since the fit knows their labels. Takes
-            4·C·(D + 1,025) bytes.
+            at most 4·C·(D + 1,025) bytes.
         memory_bytes: what one pilot's similarity matrix may take; larger pilots need none, and more time.
         out: file to write to, ending in .safetensors; a codebook without one stays in memory.
         progress: show a bar; only on a terminal by default.
