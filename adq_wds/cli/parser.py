@@ -113,13 +113,13 @@ def _how(option: Option) -> dict[str, Any]:
 def _word_or(words: Sequence[str], number: Callable[[str], Any]) -> Callable[[str], Any]:
     """A type for argparse that reads one of some words, or a number."""
 
-    def read(text: str) -> Any:
+    def word_or_number(text: str) -> Any:
         try:
             return text if text in words else number(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is neither {', '.join(words)} nor a number") from None
 
-    return read
+    return word_or_number
 
 
 def given(arguments: argparse.Namespace, function: str, *, without: Iterable[str] = ()) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def _decoded(job: ShardJob, rows: range, batch: Batch) -> Iterator[tuple[int, _D
             continue
         h = image = None
         try:
-            sample = job.read(i)
+            sample = job.sample(i)
             label = _label(job, sample)
             digest = content_digest(sample, job.settings.image)
             if i not in job.known:

@@ -26,7 +26,7 @@ def earlier_features(path: str, file: Path, header: dict[str, Any], limit: int |
         return None
     try:
         old = FeaturesFile(file)
-        old.read(old.header["columns"])  # every column is compared with its hash
+        old.read_columns(old.header["columns"])  # every column is compared with its hash
     except FeaturesError as error:
         logger.warning("%s; embedding the shard again", error)
         return None

@@ -64,9 +64,13 @@ class ParquetEmbeddings(StoredEmbeddings):
         if group not in self._groups:
             while len(self._groups) >= MAX_GROUPS:
                 self._groups.popitem(last=False)  # before the next is read: never more than MAX_GROUPS
-            h = self._matrix(self._read("embedding", group), int(self._starts[group]))
+            h = self._matrix(self._read_column("embedding", group), int(self._starts[group]))
             if self._has_norm:
-                h *= self._read("norm", group).to_numpy(zero_copy_only=False).astype(np.float32)[:, None]
+                h *= (
+                    self._read_column("norm", group)
+                    .to_numpy(zero_copy_only=False)
+                    .astype(np.float32)[:, None]
+                )
             self._groups[group] = h
         self._groups.move_to_end(group)
         return self._groups[group]
@@ -74,9 +78,9 @@ class ParquetEmbeddings(StoredEmbeddings):
     def _first_width(self) -> int:
         """The length of row 0; other rows are compared with it when their row group is read."""
         group = int(np.searchsorted(self._starts, 0, side="right")) - 1  # the first that is not empty
-        return len(self._read("embedding", group)[0].as_py() or ())
+        return len(self._read_column("embedding", group)[0].as_py() or ())
 
-    def _read(self, column: str, group: int) -> Any:
+    def _read_column(self, column: str, group: int) -> Any:
         """One column of a row group as one Arrow array, of plain lists when of an extension type."""
         try:
             values = self._rows.file.read_row_group(group, columns=[column])[column].combine_chunks()

@@ -283,7 +283,7 @@ def _samples(
                 raise SampleError(
                     "lies beside the folders that are classes, so it has no label; move it into one, or give label=None"
                 )
-            data = _read(os.path.join(root, path))
+            data = _read_image(os.path.join(root, path))
             sample[_field_of(data)] = data
         except SampleError as error:
             tally.failed(SampleError(f"file {shorten(os.path.join(root, path), 300)}: {error}"))
@@ -297,7 +297,7 @@ def _samples(
         raise SampleError(f"all {tally.bad} images are bad; see the log")
 
 
-def _read(path: str) -> bytes:
+def _read_image(path: str) -> bytes:
     """The bytes of a file.
 
     Raises:

@@ -113,7 +113,7 @@ def _of_features(features: Features) -> Listed:
         file = files[name]
         both = Spans.joined([file.spans(), file.bad_spans()])
         n_good = len(file.spans())
-        columns = file.read(file.header["columns"])  # all of them: each is compared with its hash
+        columns = file.read_columns(file.header["columns"])  # all of them: each is compared with its hash
         labels = [*_labels(columns["label"].to_pylist(), file.names), *[None] * (len(both) - n_good)]
         order = np.argsort(both.index, kind="stable")
         complete = file.header["complete"] and features.limit is None

@@ -54,7 +54,7 @@ def bin_samples(samples: Samples, options: Options, *, scratch: str | os.PathLik
         )
         with closing(buckets):
             for c in classes:
-                where, (embedding, *further) = buckets.read(c)
+                where, (embedding, *further) = buckets.rows_of(c)
                 if not len(where):
                     continue  # all are left out
                 rows, memory = unit_rows(embedding), options.memory_bytes

@@ -191,7 +191,7 @@ class _Fit:
             if classes:
                 with closing(ClassBuckets(self.features, self.label, classes, scratch=scratch)) as buckets:
                     for c in classes:
-                        where, (embedding,) = buckets.read(c)
+                        where, (embedding,) = buckets.rows_of(c)
                         chosen = self._choose(where)
                         rule = self._rule(c, "classes", embedding[chosen], where[chosen])
                         self._count(rule, embedding[~chosen])

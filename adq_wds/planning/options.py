@@ -31,7 +31,7 @@ logger = logging.getLogger("adq_wds")
 class Options(SimpleNamespace):
     """The options of `build_plan` by name; a stage reads those that it needs.
 
-    Further: `rule`, the function that `allocation` names; `own_scores`, the users' `Score`s. `scores` holds
+    Further: `rule`, the function that `allocation` names; `user_scores`, the users' `Score`s. `scores` holds
         names, None while it depends on the features; `allocation` is a name.
     """
 
@@ -143,9 +143,9 @@ def _resolve_allocation(options: Options) -> None:
 
 def _resolve_scores(options: Options) -> None:
     chosen = listed("scores", SCORES if options.scores is None else options.scores)
-    options.own_scores = [named_score(score) for score in chosen if score not in BUILT_IN_SCORES]
+    options.user_scores = [named_score(score) for score in chosen if score not in BUILT_IN_SCORES]
     built_in = [score for score in chosen if score in BUILT_IN_SCORES]
-    names = (*built_in, *(score.name for score in options.own_scores))
+    names = (*built_in, *(score.name for score in options.user_scores))
     if not names or len(set(names)) != len(names):
         raise ValueError(f"scores must name one or more, each once, got {names}")
     look_up("diversity head", options.diversity_head, dict.fromkeys(HEADS))

@@ -124,7 +124,7 @@ def find_samples(features: Features, ids: Iterable[SampleId], *, kind: str) -> l
     }
     first = 0
     for file in features if positions else ():
-        for i, key in enumerate(file.read(["key"])["key"].to_pylist(), first):
+        for i, key in enumerate(file.read_columns(["key"])["key"].to_pylist(), first):
             for name in (key, (file.shard, key)):
                 if name in positions:
                     positions[name].append(i)
@@ -147,7 +147,7 @@ def name_samples(features: Features, positions: Iterable[int]) -> dict[int, str]
     for file in features:
         here = wanted[(wanted >= first) & (wanted < first + file.n)]
         if len(here):
-            keys = file.read(["key"])["key"].take(here - first).to_pylist()
+            keys = file.read_columns(["key"])["key"].take(here - first).to_pylist()
             names |= {i: f"{file.shard}/{key}" for i, key in zip(here.tolist(), keys, strict=True)}
         first += file.n
     return names
@@ -155,7 +155,7 @@ def name_samples(features: Features, positions: Iterable[int]) -> dict[int, str]
 
 def keyed_draws(features: Features, seed: int, *, purpose: str = "rank") -> NDArray[np.uint64]:
     """(N,) uint64: a draw for each sample."""
-    keys = ((base_name(file.shard), file.read(["key"])["key"].to_pylist()) for file in features)
+    keys = ((base_name(file.shard), file.read_columns(["key"])["key"].to_pylist()) for file in features)
     return np.concatenate([draws(seed, 0, shard, of_shard, purpose=purpose) for shard, of_shard in keys])
 
 
@@ -164,7 +164,7 @@ def global_labels(features: Features) -> tuple[NDArray[np.int32], list[str] | No
     kinds = {file.names is None for file in features if file.n}
     if len(kinds) > 1:
         raise FeaturesError(f"{features.folder}: some shards have integer labels and some string labels")
-    labels = [file.read(["label"])["label"].to_numpy() for file in features]
+    labels = [file.read_columns(["label"])["label"].to_numpy() for file in features]
     names = None
     if kinds == {False}:
         names = sorted({name for file in features for name in file.names or []})

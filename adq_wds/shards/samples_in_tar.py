@@ -258,7 +258,7 @@ def _check_inside(buffer: Buffer, member: Member) -> None:
 def _bytes_of(buffer: Buffer, start: int, stop: int, key: str) -> bytes:
     """The bytes of a member."""
     if isinstance(buffer, ShardFile):
-        return buffer.read(start, stop, key=key)
+        return buffer.read_all(start, stop, key=key)
     return bytes(buffer[start:stop])
 
 

@@ -165,9 +165,9 @@ class Codebook:
 
     @cached_property
     def _rows(self) -> dict[int | str, int]:
-        own = {c: r for r, c in enumerate(self.label.tolist()) if r != POOLED}
+        row_of = {c: r for r, c in enumerate(self.label.tolist()) if r != POOLED}
         names = self.header["names"]
-        return {c if names is None else names[c]: own.get(c, POOLED) for c in self.header["classes"]}
+        return {c if names is None else names[c]: row_of.get(c, POOLED) for c in self.header["classes"]}
 
     @cached_property
     def checkpoints(self) -> Checkpoints:
@@ -254,8 +254,10 @@ def load_codebook(path: str | os.PathLike[str]) -> Codebook:
         raise CodebookError(f"{path}: {error}") from None
     except (safetensors.SafetensorError, OSError, ValueError, RecursionError, MemoryError) as cause:
         raise CodebookError(f"{path}: damaged, or no codebook ({shorten(str(cause), 200)})") from cause
-    own: Any = {name: value for name, value in header.items() if name not in ("format", "version", "tensors")}
-    codebook = Codebook(**arrays, header=own, path=path)
+    source: Any = {
+        name: value for name, value in header.items() if name not in ("format", "version", "tensors")
+    }
+    codebook = Codebook(**arrays, header=source, path=path)
     if codebook._whole_header()["tensors"] != header["tensors"]:
         raise CodebookError(f"{path}: damaged: an array does not match its hash; fit it again")
     return codebook

@@ -93,10 +93,11 @@ class KeyedRows:
         if self._last[0] != name:
             rows = self._rows[name]
             keys = self.keys.take(pa.array(rows)).to_pylist()
-            self._last = name, dict(zip(keys, rows.tolist(), strict=True))
-            if len(self._last[1]) < len(rows):
+            row_of = dict(zip(keys, rows.tolist(), strict=True))
+            if len(row_of) < len(rows):
                 key, n = Counter(keys).most_common(1)[0]
                 raise self.error(f"shard {shard}, key {shorten(key)} stands {n} times{TELL_APART}")
+            self._last = name, row_of
         return self._last[1]
 
     def _name(self, shard: str) -> str:

@@ -183,7 +183,7 @@ class Plan:
         if name not in self._position:
             raise PlanError(f"shard {shorten(name)} is not in the plan {self._where}")
         i = self._position[name]
-        table = self._read(i, _ROWS)
+        table = self._read_columns(i, _ROWS)
         if table["shard"].unique().to_pylist() not in ([name], []):
             raise PlanError(f"{self._where}: damaged: rows of another shard under {shorten(name)}")
         shard = PlanShard.from_table(name, table)
@@ -197,7 +197,7 @@ class Plan:
                 self._cached_shards.popitem(last=False)
         return shard
 
-    def _read(self, i: int, columns: Sequence[str]) -> pa.Table:
+    def _read_columns(self, i: int, columns: Sequence[str]) -> pa.Table:
         """Some columns of a shard; columns that not every plan has may be missing."""
         if isinstance(self._groups, GroupFile):
             return self._groups.group(i, SCHEMA, columns, optional=OPTIONAL)
@@ -246,7 +246,7 @@ class Plan:
         if not set(REASON_COLUMNS) <= set(self._schema.names):
             return shard
         try:
-            return shard.with_reasons(self._read(i, (*REASON_COLUMNS, MARGIN.name)))
+            return shard.with_reasons(self._read_columns(i, (*REASON_COLUMNS, MARGIN.name)))
         except PlanError as error:
             raise PlanError(f"{self._where}: {error}") from None
 

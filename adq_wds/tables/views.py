@@ -242,7 +242,7 @@ class Views:
 
 def _matched(file: FeaturesFile, views: ShardViews) -> NDArray[np.int64]:
     """(n,) int64: the rows of a shard's features that its views belong to."""
-    table = file.read(["index", "key", "crc32"])
+    table = file.read_columns(["index", "key", "crc32"])
     rows = np.flatnonzero(np.isin(table["index"].to_numpy(), views.index))
     there = table.take(pa.array(rows))
     present = list(zip(*(there[name].to_pylist() for name in ("index", "key", "crc32")), strict=True))
@@ -274,7 +274,13 @@ def choose_rows(features: Features, n: int, *, seed: int) -> NDArray[np.int64]:
         (min(n, N),) int64 rows of `features`, ascending.
     """
     each = [
-        draws(seed, 0, base_name(file.shard), file.read(["key"])["key"].to_pylist(), purpose=core.CHOOSING)
+        draws(
+            seed,
+            0,
+            base_name(file.shard),
+            file.read_columns(["key"])["key"].to_pylist(),
+            purpose=core.CHOOSING,
+        )
         for file in features
     ]
     return core.choose(np.concatenate(each), n)

@@ -61,7 +61,9 @@ def test_features_are_those_of_the_same_embeddings_in_a_file(tmp_path: Path) -> 
         inside = embed(shards, tmp_path / f"inside{workers}", workers=workers, batch_size=batch_size)
         for ours, theirs in zip(inside, stored, strict=True):
             for column in theirs.header["columns"]:
-                assert ours.read([column])[column].equals(theirs.read([column])[column]), column
+                assert ours.read_columns([column])[column].equals(theirs.read_columns([column])[column]), (
+                    column
+                )
 
 
 BAD = [
