@@ -10,7 +10,7 @@ import pytest
 
 import adq_wds as adq
 from adq_wds.tables.bins import Bins
-from adq_wds.tables.index import load_index
+from tests.folders import load_index
 
 GOLDEN = Path(__file__).parent / "golden"
 VERSIONS = sorted(path.name for path in GOLDEN.glob("v*"))

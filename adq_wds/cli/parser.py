@@ -164,7 +164,7 @@ _CHECKS: dict[str, Callable[[Any], object]] = {
     "keep": lambda keep: check_ratio("keep", keep),
     "alpha": lambda alpha: check_ratio("alpha", alpha),
     "seed": check_seed,
-    "allocation": registry.allocation,
+    "allocation": lambda name: registry.look_up("allocation", name, registry.ALLOCATIONS),
     "diversity_head": lambda head: registry.look_up("diversity head", head, dict.fromkeys(HEADS)),
     "importance": registry.check_importance,
     "scores": lambda scores: [registry.score(score) for score in scores if score not in BUILT_IN_SCORES],

@@ -15,7 +15,7 @@ import torch
 import webdataset as wds
 
 import adq_wds
-from adq_wds.checks import Count, Ratio, positive
+from adq_wds.checks import Count, Ratio, no_bar, positive
 from adq_wds.demo.digits import load_digits, write_digits
 from adq_wds.demo.table import findings, make_table, table_text
 from adq_wds.demo.train import Images, Training, train_all
@@ -95,7 +95,7 @@ def run_demo(
         logger.info("4/5 streams: %d WebDataset pipelines with .compose(adq.Subsample(plan))", len(plans))
         trainings = make_trainings(shards["train"], plans, seeds, epochs)
         logger.info("5/5 trainings: %d of a small network, %d epochs each", len(trainings), epochs)
-        accuracies = train_all(trainings, test, None if progress is None else not progress)
+        accuracies = train_all(trainings, test, no_bar(progress))
         both = [set(plans["adq", s].keys()) & set(plans["dq", s].keys()) for s in range(seeds)]
         cells, shared = len(bins.classes) * bins.n_bins, sum(map(len, both)) / (n_kept * seeds)
         versions = {"adq-wds": adq_wds.__version__, "python": platform.python_version()}

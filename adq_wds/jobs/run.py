@@ -88,7 +88,12 @@ def run_job(
             for score in (*map(named_score, embed.get("scores", ())), *options.user_scores)
         },
         "shards": [
-            {"path": _settled(path), "name": name, **source_stamp(path)}
+            # others may read the file: no password or token
+            {
+                "path": without_secrets(path) if is_url(path) else os.path.abspath(path),
+                "name": name,
+                **source_stamp(path),
+            }
             for path, name in zip(paths, names_of_features(paths), strict=True)
         ],
     }
@@ -137,11 +142,6 @@ def needed(embed: dict[str, Any], plan: dict[str, Any]) -> dict[str, Any]:
     if plan.get("diversity_head", "none") != "none" and not embed.get("views"):
         more["views"] = N_VIEWS
     return more
-
-
-def _settled(path: str) -> str:
-    """The path of a shard without password or token, for a file that others may read."""
-    return without_secrets(path) if is_url(path) else os.path.abspath(path)
 
 
 def _refuse_foreign_shards(folder: Path, shards: ShardPattern, paths: list[str]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from adq_wds.checks import Count, Ratio, integer, listed
+from adq_wds.checks import Count, Ratio, integer, listed, no_bar
 from adq_wds.core.codebook import Checkpoints, bin_checkpoints
 from adq_wds.core.graphcut import graphcut_bins
 from adq_wds.core.kernel import unit_rows
@@ -184,8 +184,7 @@ class _Fit:
 
     def rules(self, classes: list[int], scratch: Path | None, progress: bool | None) -> list[_Rule]:
         """The rule over all classes, and those of the classes that have one."""
-        quiet = None if progress is None else not progress
-        with tqdm(total=1 + len(classes), unit=" rows", desc="codebook", disable=quiet) as bar:
+        with tqdm(total=1 + len(classes), unit=" rows", desc="codebook", disable=no_bar(progress)) as bar:
             rules = [self._pooled()]
             bar.update()
             if classes:

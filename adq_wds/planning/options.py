@@ -13,8 +13,7 @@ from adq_wds.checks import check_memory, integer, listed
 from adq_wds.core.allocation import adaptive, check_ratio, published
 from adq_wds.core.graphcut import MAX_BINS
 from adq_wds.core.rng import check_seed
-from adq_wds.registry import BUILT_IN_SCORES, HEADS, SCORES, look_up
-from adq_wds.registry import allocation as named_allocation
+from adq_wds.registry import ALLOCATIONS, BUILT_IN_SCORES, HEADS, SCORES, look_up
 from adq_wds.registry import score as named_score
 from adq_wds.signatures import PLAN, Option, options_of
 from adq_wds.tables.bins import Bins
@@ -137,7 +136,7 @@ def _resolve_allocation(options: Options) -> None:
         options.rule = rule
         options.allocation = f"function:{getattr(rule, '__qualname__', type(rule).__qualname__)}"
     else:
-        named = named_allocation(rule)
+        named = look_up("allocation", rule, ALLOCATIONS)
         options.rule = partial(named, alpha=options.alpha) if named in (adaptive, published) else named
 
 

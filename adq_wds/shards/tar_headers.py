@@ -8,7 +8,7 @@ sparse files and unknown types are refused. `samples_in_tar.py` groups the membe
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -43,9 +43,6 @@ class Limits:
         sample_members: members of one sample; more means that the keys are not what they seem.
         pax_bytes: one PAX header; 1 MiB, where real ones hold a few hundred bytes.
         padding_bytes: zeros after the end; 1 MiB is GNU tar's largest record (`-b 2048`).
-
-    Raises:
-        ValueError: a limit is not a positive integer.
     """
 
     member_bytes: int = 1 << 32
@@ -53,12 +50,6 @@ class Limits:
     sample_members: int = 1000
     pax_bytes: int = 1 << 20
     padding_bytes: int = 1 << 20
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if type(value) is not int or value < 1:
-                raise ValueError(f"Limits.{field.name} must be a positive integer, got {value!r}")
 
 
 DEFAULT_LIMITS = Limits()

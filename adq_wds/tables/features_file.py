@@ -267,6 +267,12 @@ class FeaturesFile:
         """The spans of the unusable samples."""
         return Spans.from_rows([row[:5] for row in self.bad])
 
+    def all_spans(self) -> tuple[Spans, NDArray[np.int64]]:
+        """The spans of all samples, usable or not, and the order that puts the usable ones, then the others, in theirs."""
+        both = Spans.joined([self.spans(), self.bad_spans()])
+        order = np.argsort(both.index, kind="stable")
+        return both.take(order), order
+
     def embedding(self) -> NDArray[np.float16]:
         """(n, D) float16 unit rows, all finite."""
         return self._numbers("embedding", self.width)

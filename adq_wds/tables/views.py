@@ -20,7 +20,7 @@ from adq_wds.files import canonical_json, sha256_text
 from adq_wds.shards.names import base_name, check_shard_name
 from adq_wds.tables.features import Features, file_name
 from adq_wds.tables.features_file import FeaturesFile
-from adq_wds.tables.headers import EmbeddedBy, Natural, TableHeader, checked, first_unlike
+from adq_wds.tables.headers import EmbeddedBy, Natural, TableHeader, checked, first_unlike, refuse_unlike
 from adq_wds.tables.parquet import (
     GroupFile,
     column_hashes,
@@ -171,13 +171,8 @@ class Views:
                 f"{self.folder}: no views here ({which}); embed with views=20_000 (--views 20000)"
             )
         self.files = sorted((ShardViews.load(path) for path in paths), key=lambda file: file.shard)
-        if unlike := first_unlike([file.header for file in self.files], _ALIKE):
-            first, other, name = self.files[0], self.files[unlike[0]], unlike[1]
-            a, b = (shorten(file.header.get(name)) for file in (first, other))
-            raise FeaturesError(
-                f"{self.folder}: the views of {first.shard} and {other.shard} do not belong together: {name} {a} and {b}; "
-                "embed with views= (--views) again"
-            )
+        alike = [(self.folder / file_name(file.shard), file.header) for file in self.files]
+        refuse_unlike(alike, _ALIKE, "embed with views= (--views) again")
 
     @classmethod
     def of(cls, features: Features) -> Views:

@@ -161,7 +161,9 @@ def test_views_of_two_kinds_do_not_belong_together(features: Features) -> None:
     old = ShardViews.load(views_folder(features) / "c.parquet")
     again = ShardViews(old.shard, old.index, old.keys, old.crc32, old.z, {**old.header, "revision": "2"})
     again.save(views_folder(features) / "c.parquet")
-    with pytest.raises(adq.FeaturesError, match=r"a\.tar and c\.tar do not belong together: .* '1' and '2'"):
+    with pytest.raises(
+        adq.FeaturesError, match=r"a\.parquet and .*c\.parquet do not belong together: .* '1' and '2'"
+    ):
         Views.of(features)
 
 
