@@ -28,8 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import adq_wds as adq
+from adq_wds.core.cells import Balance
 from adq_wds.files import make_folder
-from adq_wds.planning.seats import Balance
 from benchmarks.common import data_folder, parser, report
 from benchmarks.sets import SETS, make_set
 
@@ -39,7 +39,7 @@ PLAN: dict[str, Any] = {"bins": 1, "scores": ["texture"], "allocation": "uniform
 
 def columns(features: adq.Features) -> tuple[NDArray[np.float16], NDArray[np.int64], list[str]]:
     """Embeddings, labels and keys."""
-    tables = [file.read(["label", "key"]) for file in features]
+    tables = [file.read_columns(["label", "key"]) for file in features]
     label = np.concatenate([table["label"].to_numpy() for table in tables]).astype(np.int64)
     keys = [key for table in tables for key in table["key"].to_pylist()]
     return np.concatenate([file.embedding() for file in features]), label, keys

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from adq_wds.checks import Count, Ratio, integer, listed
+from adq_wds.checks import Count, Ratio, integer, listed, no_bar
+from adq_wds.core.cells import Balance
 from adq_wds.core.codebook import Checkpoints, bin_checkpoints
 from adq_wds.core.graphcut import graphcut_bins
 from adq_wds.core.kernel import unit_rows
@@ -26,7 +27,7 @@ from adq_wds.planning.codebook_parts import check_digests, codebook_parts, sampl
 from adq_wds.planning.importance import Normalise
 from adq_wds.planning.options import Options, plan_options
 from adq_wds.planning.samples import keyed_draws
-from adq_wds.planning.seats import Balance, weigh_bins
+from adq_wds.planning.seats import weigh_bins
 from adq_wds.protocols import Allocation
 from adq_wds.registry import SCORES, look_up
 from adq_wds.tables.codebook import NO_LABEL, Codebook, check_codebook_name, load_codebook
@@ -212,14 +213,13 @@ class _Fit:
 
     def rules(self, classes: list[int], scratch: Path | None, progress: bool | None) -> list[_Rule]:
         """The rule over all classes, and those of the classes that have one."""
-        quiet = None if progress is None else not progress
-        with tqdm(total=1 + len(classes), unit=" rows", desc="codebook", disable=quiet) as bar:
+        with tqdm(total=1 + len(classes), unit=" rows", desc="codebook", disable=no_bar(progress)) as bar:
             rules = [self._pooled()]
             bar.update()
             if classes:
                 with closing(ClassBuckets(self.features, self.label, classes, scratch=scratch)) as buckets:
                     for c in classes:
-                        where, (embedding,) = buckets.read(c)
+                        where, (embedding,) = buckets.rows_of(c)
                         chosen = self._choose(where)
                         rule = self._rule(c, "classes", embedding[chosen], where[chosen])
                         self._count(rule, embedding[~chosen])

@@ -18,8 +18,8 @@ from adq_wds.core.gradient import logit_gradients
 from adq_wds.core.rng import draws
 from adq_wds.planning.build_plan import build_plan, find_bins
 from adq_wds.planning.fit_codebook import fit_codebook
-from adq_wds.planning.soften_labels import soften_labels
 from adq_wds.planning.samples import global_labels
+from adq_wds.planning.soften_labels import soften_labels
 from adq_wds.tables.features import Features, file_name
 from adq_wds.tables.features_file import ShardFeatures
 from adq_wds.tables.index import save_index
