@@ -39,7 +39,7 @@ PLAN: dict[str, Any] = {"bins": 1, "scores": ["texture"], "allocation": "uniform
 
 def columns(features: adq.Features) -> tuple[NDArray[np.float16], NDArray[np.int64], list[str]]:
     """Embeddings, labels and keys."""
-    tables = [file.read(["label", "key"]) for file in features]
+    tables = [file.read_columns(["label", "key"]) for file in features]
     label = np.concatenate([table["label"].to_numpy() for table in tables]).astype(np.int64)
     keys = [key for table in tables for key in table["key"].to_pylist()]
     return np.concatenate([file.embedding() for file in features]), label, keys

@@ -33,7 +33,7 @@ def features(path: Path) -> None:
 def everything(path: Path) -> tuple[Any, ...]:
     """All that a file of features says."""
     file = FeaturesFile(path)
-    table = file.read(
+    table = file.read_columns(
         ["index", "key", "byte_offset", "n_bytes", "crc32", "label", "norm", "texture", "sharp"]
     )
     arrays = (

@@ -10,8 +10,8 @@ import pytest
 
 import adq_wds as adq
 from adq_wds.tables.bins import Bins
-from adq_wds.tables.index import load_index
 from adq_wds.tables.soft_labels import SoftTable
+from tests.folders import load_index
 from tests.golden.make import labels_and_embeddings
 
 GOLDEN = Path(__file__).parent / "golden"

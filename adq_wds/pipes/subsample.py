@@ -154,12 +154,12 @@ class _ByPlan:
         self._plan, self._names, self._verify = plan, names, verify
         self._shards: dict[str, str] = {}  # name in the plan, by URL
         self._fresh: dict[tuple[str, int], bytes] = {}  # a byte a row, 1 where kept, by shard and epoch
-        self._silent_told = False
+        self._warned = False
 
     def __call__(self, samples: list[Sample], epoch: int | str | None) -> list[Sample]:
         out = []
         for url, number, run in runs(samples, epoch):
-            shard = self._shard_at(url)
+            shard = self._shard_of(url)
             rows = self._plan.shard(shard).by_key
             fresh = None if number is None else self._kept_in(shard, number)
             for sample in run:
@@ -177,7 +177,7 @@ class _ByPlan:
                     out.append(clean_fields(sample))
         return out
 
-    def _shard_at(self, url: str) -> str:
+    def _shard_of(self, url: str) -> str:
         shard = self._shards.get(url)
         if shard is None:
             shard = self._shards[url] = self._names.find(url)
@@ -198,11 +198,11 @@ class _ByPlan:
         missing."""
         arrivals: dict[str, Arrivals] = {}
         url = None
-        for sample in reader_errors_named(stream, self._shard_at):
+        for sample in reader_errors_named(stream, self._shard_of):
             if has_place(sample):
                 if sample["__url__"] != url:
                     url = sample["__url__"]
-                    shard = self._shard_at(url)
+                    shard = self._shard_of(url)
                     rows = self._plan.shard(shard).by_key
                     if shard not in arrivals:
                         arrivals[shard] = Arrivals(len(rows))
@@ -237,8 +237,8 @@ class _ByPlan:
         """Warn, once, of shards with kept samples of which none arrived, unless another process may have read them."""
         entries = self._plan.header["shards"]
         silent = [entry["name"] for entry in entries if entry["kept"] and entry["name"] not in begun]
-        if silent and not self._silent_told and _reads_alone():
-            self._silent_told = True
+        if silent and not self._warned and _reads_alone():
+            self._warned = True
             logger.warning(
                 "Subsample: %d of the plan's %d shards gave no sample, the first %s: as it should be where the pipeline "
                 "reads a part of the plan's shards; else `adq verify` tells what is wrong with them",

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from adq_wds.checks import Count, Ratio, integer, listed
+from adq_wds.checks import Count, Ratio, integer, listed, no_bar
 from adq_wds.core.cells import Balance
 from adq_wds.core.codebook import Checkpoints, bin_checkpoints
 from adq_wds.core.graphcut import graphcut_bins
@@ -213,14 +213,13 @@ class _Fit:
 
     def rules(self, classes: list[int], scratch: Path | None, progress: bool | None) -> list[_Rule]:
         """The rule over all classes, and those of the classes that have one."""
-        quiet = None if progress is None else not progress
-        with tqdm(total=1 + len(classes), unit=" rows", desc="codebook", disable=quiet) as bar:
+        with tqdm(total=1 + len(classes), unit=" rows", desc="codebook", disable=no_bar(progress)) as bar:
             rules = [self._pooled()]
             bar.update()
             if classes:
                 with closing(ClassBuckets(self.features, self.label, classes, scratch=scratch)) as buckets:
                     for c in classes:
-                        where, (embedding,) = buckets.read(c)
+                        where, (embedding,) = buckets.rows_of(c)
                         chosen = self._choose(where)
                         rule = self._rule(c, "classes", embedding[chosen], where[chosen])
                         self._count(rule, embedding[~chosen])

@@ -212,5 +212,7 @@ def _by_shard(
     start = 0
     for file in features:
         rows = slice(start, start + file.n)
-        yield ShardSoftLabels(file.shard, file.read(["key"])["key"].to_pylist(), top[rows], probability[rows])
+        yield ShardSoftLabels(
+            file.shard, file.read_columns(["key"])["key"].to_pylist(), top[rows], probability[rows]
+        )
         start += file.n

@@ -223,10 +223,10 @@ def show_codebook(codebook: Codebook, keep: float) -> str:
 
 
 def _codebook_text(about: dict[str, Any]) -> str:
-    own, settings = len(about["rows"]) - 1, dict(about["settings"])
+    n_rules, settings = len(about["rows"]) - 1, dict(about["settings"])
     pilot = settings.pop("pilot")
     lines = [
-        f"{about['n_bins']} bins; {own} of {about['n_classes']} classes have rules of their own, all others go by the pooled one",
+        f"{about['n_bins']} bins; {n_rules} of {about['n_classes']} classes have rules of their own, all others go by the pooled one",
         f"settings: {_settings(settings)}",
         f"encoder: {_plain(about['encoder'])}, D = {about['width']:d}",
         f"hash {about['hash']}",
@@ -240,8 +240,8 @@ def _codebook_text(about: dict[str, Any]) -> str:
         table.append([*what, "part", *(f"{v:.3f}" for v in row["frequency"])])
         table.append(["", "", "", "", "rate", *(f"{v:.3f}" for v in row["rate"])])
     lines += _aligned(table)
-    if own > _SHOWN_CLASSES:
-        lines.append(f"… and {own - _SHOWN_CLASSES} more classes (--json lists them)")
+    if n_rules > _SHOWN_CLASSES:
+        lines.append(f"… and {n_rules - _SHOWN_CLASSES} more classes (--json lists them)")
     if "of_classes" in about:
         lines += ["", *_kept_of_classes(about)]
     return "\n".join(lines)

@@ -197,8 +197,8 @@ class Codebook:
     @cached_property
     def rows(self) -> NDArray[np.int64]:
         """(1 + C,) int64: the row for no class, and for each class of the fit."""
-        own = {c: r for r, c in enumerate(self.label.tolist()) if r != POOLED}
-        return np.array([POOLED, *(own.get(c, POOLED) for c in self.header["classes"])], dtype=np.int64)
+        row_of = {c: r for r, c in enumerate(self.label.tolist()) if r != POOLED}
+        return np.array([POOLED, *(row_of.get(c, POOLED) for c in self.header["classes"])], dtype=np.int64)
 
     @cached_property
     def checkpoints(self) -> Checkpoints:
@@ -315,8 +315,10 @@ def load_codebook(path: str | os.PathLike[str]) -> Codebook:
         raise CodebookError(f"{path}: {error}") from None
     except (safetensors.SafetensorError, OSError, ValueError, RecursionError, MemoryError) as cause:
         raise CodebookError(f"{path}: damaged, or no codebook ({shorten(str(cause), 200)})") from cause
-    own: Any = {name: value for name, value in header.items() if name not in ("format", "version", "tensors")}
-    codebook = Codebook(**arrays, header=own, path=path)
+    source: Any = {
+        name: value for name, value in header.items() if name not in ("format", "version", "tensors")
+    }
+    codebook = Codebook(**arrays, header=source, path=path)
     if codebook._whole_header()["tensors"] != header["tensors"]:
         raise CodebookError(f"{path}: damaged: an array does not match its hash; fit it again")
     return codebook

@@ -194,7 +194,7 @@ class GroupFile:
         try:
             present = self._present(schema, optional)
             wanted = pa.schema([f for f in present if columns is None or f.name in columns])
-            table = self._read(i, entry["n"], wanted)
+            table = self._read_group(i, entry["n"], wanted)
             hashes = column_hashes(table)
         except (pa.ArrowException, OSError, ValueError, KeyError, RuntimeError, MemoryError) as cause:
             raise self._error(f"{place}: damaged: {shorten(str(cause), 200)}; make it again") from cause
@@ -219,7 +219,7 @@ class GroupFile:
                 raise ValueError("column {}: {}, expected {}".format(field.name, *kinds))
         return pa.schema(present)
 
-    def _read(self, i: int, n: int, wanted: pa.Schema) -> pa.Table:
+    def _read_group(self, i: int, n: int, wanted: pa.Schema) -> pa.Table:
         """Some columns of a row group of `n` rows."""
         for field in wanted:
             bounds.check_width(field, n, self._size)

@@ -45,7 +45,7 @@ def test_writing_and_reading_changes_nothing(made: ShardFeatures, path: Path) ->
     assert file.embedding().dtype == np.float16
     assert file.embedding().tobytes() == made.embedding.tobytes()
     assert file.texture().tobytes() == made.texture.tobytes()
-    columns = file.read(["label", "norm", "shard"])
+    columns = file.read_columns(["label", "norm", "shard"])
     assert columns["label"].to_pylist() == made.label.tolist()
     assert columns["norm"].to_pylist() == made.norm.tolist()
     assert set(columns["shard"].to_pylist()) == {"deep/a.tar"}
