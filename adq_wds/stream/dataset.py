@@ -153,7 +153,7 @@ class ShardDataset(IterableDataset[Any]):
         )
         self._clock = Clock()
         self._tagged = False
-        self._own_epoch: int | None = None  # resumed at a position of this rank alone
+        self._rank_epoch: int | None = None  # resumed at a position of this rank alone
         self._recipe.n_samples(*self._ranks.current(), 0)  # uneven="error" raises now
         if isinstance(keep, ClassRates):
             keep.join(self._clock, self._ranks)
@@ -194,13 +194,13 @@ class ShardDataset(IterableDataset[Any]):
         """
         ended = False
         if isinstance(state, dict) and "iterator" in state:
-            state, own = split_iterator_state(state)
-            check_only_worker(own["layout"])
-            ended = own["ended"]
+            state, of_worker = split_iterator_state(state)
+            check_only_worker(of_worker["layout"])
+            ended = of_worker["ended"]
         saved = self._recipe.resumed(state, *self._ranks.current(), ended=ended)
         self._clock.resume_at(Start(saved.epoch, saved.t, saved.lanes))
         self._clock.epoch = saved.epoch + ended
-        self._own_epoch = None if saved.rank is None else saved.epoch
+        self._rank_epoch = None if saved.rank is None else saved.epoch
 
     @property
     def next_start(self) -> Start:
@@ -219,7 +219,7 @@ class ShardDataset(IterableDataset[Any]):
         t = start.position + n_batches * (recipe.batch_size or 1) * world
         t = min(t, recipe.listing.n_total(start.epoch)) if t else 0  # a schedule may end before
         state = recipe.state(start.epoch, t, start.lanes)
-        if recipe.drops or dropped or start.epoch == self._own_epoch:
+        if recipe.drops or dropped or start.epoch == self._rank_epoch:
             state = replace(state, rank=rank, world=world)
         return state.as_dict()
 
@@ -253,8 +253,10 @@ class ShardDataset(IterableDataset[Any]):
         share = Share(*self._ranks.current(), *((worker.id, worker.num_workers) if worker else ()))
         start = self._clock.next_start(announced=self._tagged)
         self._begin(start.epoch)
-        own = start.epoch == self._own_epoch
-        stream = Stream(self._recipe, self._clock, start, share, advance=not self._tagged, own=own)
+        dropped = start.epoch == self._rank_epoch
+        stream = Stream(
+            self._recipe, self._clock, start, share, advance=not self._tagged, dropped_before=dropped
+        )
         return TaggedStream(stream) if self._tagged else stream
 
     def _begin(self, epoch: int) -> None:

@@ -123,17 +123,20 @@ def _checksum(state: dict[str, Any]) -> str:
 def split_iterator_state(state: object) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split an iterator's state into the stream's and the worker's part. Raises `StateError`: not a state."""
     whole = unsealed(state, (*_KINDS, "iterator"))
-    own = whole.pop("iterator")
+    of_worker = whole.pop("iterator")
     if not (
-        isinstance(own, dict)
-        and sorted(map(str, own)) == ["ended", "layout", "next_batch", "start"]
-        and isinstance(own["ended"], bool)
-        and isinstance(own["layout"], list)
-        and len(own["layout"]) == 4
-        and all(type(n) is int and 0 <= n <= _MAX for n in (*own["layout"], own["next_batch"], own["start"]))
+        isinstance(of_worker, dict)
+        and sorted(map(str, of_worker)) == ["ended", "layout", "next_batch", "start"]
+        and isinstance(of_worker["ended"], bool)
+        and isinstance(of_worker["layout"], list)
+        and len(of_worker["layout"]) == 4
+        and all(
+            type(n) is int and 0 <= n <= _MAX
+            for n in (*of_worker["layout"], of_worker["next_batch"], of_worker["start"])
+        )
     ):
         raise StateError(f"state {shorten(state)} is not an iterator's: expected what its state_dict() gave")
-    return sealed({**whole, "version": VERSION}), own
+    return sealed({**whole, "version": VERSION}), of_worker
 
 
 def check_share(saved: Sequence[int], now: Sequence[int]) -> None:
