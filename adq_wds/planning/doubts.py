@@ -19,8 +19,8 @@ from adq_wds.tables.features_file import NO_LABEL
 from adq_wds.tables.plan_rows import KEPT, LABEL
 
 DECIMALS = 4
-_WEAK = 0.5  # of what a perfect fit would predict beyond chance; a fit that predicts less is too weak
-_CERTAIN = 3.0  # standard errors by which it must exceed chance
+_WEAK = 0.5  # of what a perfect fit would predict beyond chance: a fit must predict more,
+_CERTAIN = 3.0  # by so many standard errors
 _TOO_MANY = 0.45  # above this share of wrong labels, the encoder is more likely to be wrong
 
 logger = logging.getLogger("adq_wds")
@@ -127,8 +127,8 @@ def _lowest(
 def _is_weak(accuracy: float, wrong: float, n: NDArray[np.int64]) -> bool:
     """Whether a fit that predicts so many labels, of classes of `n` samples, so many of which seem wrong, tells little."""
     chance = 1 / np.count_nonzero(n)  # of a fit whose classes weigh the same
-    gain, error = accuracy - chance, np.sqrt(chance * (1 - chance) / n.sum())
-    return wrong > _TOO_MANY or gain < max(_WEAK * (1 - wrong - chance), _CERTAIN * error)
+    least = chance + _WEAK * (1 - wrong - chance)
+    return wrong > _TOO_MANY or accuracy - _CERTAIN * np.sqrt(accuracy * (1 - accuracy) / n.sum()) < least
 
 
 def _warn_of_weak_fit(accuracy: float, wrong: float, n: NDArray[np.int64], *, auto: bool) -> None:

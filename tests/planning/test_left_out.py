@@ -84,6 +84,27 @@ def test_auto_finds_wrong_labels_and_leaves_right_ones(
     assert plan.header["reasons"]["label"] <= 0.02 * len(y)
 
 
+@pytest.mark.parametrize("n", [40, 100, 400, 3000, pytest.param(20_000, marks=pytest.mark.slow)])
+def test_auto_is_right_at_any_size(n: int, make_features: MakeFeatures, tmp_path: Path) -> None:
+    """Four classes apart from each other, with right labels and with a fifth of them wrong."""
+    rng = np.random.default_rng(n)
+    centre = rng.normal(size=(4, 64))
+    true = np.arange(n) % 4
+    x = (6 * centre / np.linalg.norm(centre, axis=1, keepdims=True))[true] + rng.normal(size=(n, 64))
+    label = true.copy()
+    wrong = rng.permutation(n)[: n // 5]
+    label[wrong] = (label[wrong] + rng.integers(1, 4, len(wrong))) % 4
+    options: dict[str, Any] = {"bins": 1, "scores": ["diversity"], "clean": "auto"}
+    for name, y in (("right", true), ("wrong", label)):
+        make_features("a.tar", y.tolist(), embedding=x, folder=tmp_path / name)
+    clean = adq.build_plan(tmp_path / "right", **options).header["clean"]
+    assert all(out <= 0.05 * of for out, of in zip(clean["left_out"], clean["of"], strict=True))
+    reason = adq.build_plan(tmp_path / "wrong", **options).table()["reason"].to_pylist()
+    out = np.array(reason) == "label"
+    assert (label != true)[out].mean() >= (0.7 if n < 100 else 0.9)  # a fifth by chance
+    assert out[wrong].mean() >= 0.6
+
+
 def test_plans_with_a_share_are_nested_and_keep_their_hash(noisy: tuple[Path, list[str]]) -> None:
     features, inside = Features(noisy[0]), set[str]()
     bins = find_bins(features, bins=3, clean=0.2)
