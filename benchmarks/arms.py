@@ -111,7 +111,7 @@ ABLATIONS: dict[str, Arm] = {
     **{
         f"{rule}-{encoder}": Arm(options, encoder=encoder)
         for encoder in ("thumbnail", "random-weights")
-        # `auto` trusts neither's margins and leaves out nothing: the first is of margins alone, the second of bins
+        # the first by margins alone, at a share, as `auto` may not trust a weak encoder's; then the whole rule
         for rule, options in (("clean-20", {**ONE_BIN, "clean": 0.2}), ("chosen", CHOSEN))
     },
 }
