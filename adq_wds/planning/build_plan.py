@@ -95,7 +95,8 @@ def build_plan(
             features' digests say so), must-include samples before others; None keeps copies. A cosine in (0, 1],
             such as 0.995, also leaves out samples whose embedding is that near to an earlier one's of their class.
         clean: leaves out samples whose label is doubted, as a fit on the embeddings of all other samples prefers
-            another class. "auto" estimates for each class which share is wrong, next to none where labels are right;
+            another class. "auto" estimates for each class which share is wrong, next to none where labels are right, and
+            leaves out none, with a warning, where the fit cannot tell: too few samples, or a weak encoder;
             a number in (0, 1) is the share of every class. One sample of a class stays, and must-includes do.
         memory_bytes: what one class's similarity matrix may take; larger classes need none, and more time.
         out: file to write the plan to; a plan without one stays in memory.

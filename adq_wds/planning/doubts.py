@@ -36,8 +36,8 @@ def leave_out_doubted(samples: Samples, options: Options) -> None:
         PlanError: there are no labels, or fewer than two classes.
     """
     asked = {
-        "clean": options.clean is not None,
-        "the score difficulty": "difficulty" in options.scores,
+        f"clean={options.clean!r}": options.clean is not None,
+        "the score 'difficulty'": "difficulty" in options.scores,
         "bins_by='difficulty'": options.bins_by == "difficulty",
     }
     if not any(asked.values()):
@@ -48,7 +48,10 @@ def leave_out_doubted(samples: Samples, options: Options) -> None:
     if NO_LABEL in samples.classes:
         raise PlanError(f"{what} needs labels, and these features have none; leave it out")
     if len(np.unique(row)) < 2:
-        raise PlanError(f"{what} needs samples of two or more classes; leave it out")
+        raise PlanError(
+            f"{what} needs samples of two or more classes; the {len(here):,} that earlier reasons leave in are of one: "
+            "leave it out"
+        )
     margin, summary = _earlier_margins(samples) or _measure(samples, here, row)
     samples.margin, samples.margins = margin, summary
     n, estimate = np.bincount(row, minlength=len(samples.classes)), np.array(summary["wrong"])

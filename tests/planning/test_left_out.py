@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
@@ -199,21 +201,29 @@ def test_an_encoder_that_tells_no_classes_apart_is_warned_of(
 
 @pytest.mark.parametrize(
     ("label", "match"),
-    [(-1, "needs labels, and these features have none"), (4, "needs samples of two or more")],
+    [
+        (-1, "needs labels, and these features have none"),
+        (4, "needs samples of two or more classes; the 20 that"),
+    ],
 )
 def test_clean_without_classes_is_an_error(
     label: int, match: str, make_features: MakeFeatures, tmp_path: Path
 ) -> None:
     make_features("a.tar", [label] * 20)
     asked: dict[str, dict[str, Any]] = {
-        "clean": {"clean": "auto"},
-        "the score difficulty": {"scores": ["difficulty"]},
+        "clean='auto'": {"clean": "auto"},
+        "the score 'difficulty'": {"scores": ["difficulty"]},
         "bins_by='difficulty'": {"bins_by": "difficulty"},
     }
     for name, options in asked.items():
         with pytest.raises(adq.PlanError, match=f"^{name} {match}"):
             adq.build_plan(tmp_path / "features", bins=2, **options)
     assert len(adq.build_plan(tmp_path / "features", bins=2, keep=0.5, dedup=0.9)) > 0
+    pq.write_table(
+        pa.table({"key": [f"k{i:04d}" for i in range(20)], "loss": range(20)}), tmp_path / "l.parquet"
+    )
+    loss = adq.Column(tmp_path / "l.parquet", "loss")  # difficulty from elsewhere
+    assert len(adq.build_plan(tmp_path / "features", bins=2, keep=0.5, scores=[loss])) == 10
 
 
 def test_difficulty_is_a_score_that_needs_no_cleaning(noisy: tuple[Path, list[str]]) -> None:
@@ -295,6 +305,15 @@ def test_where_everything_is_a_copy_one_of_each_class_is_left(
     make_features("a.tar", [0, 1] * 10, embedding=np.ones((20, 6)))
     plan = adq.build_plan(tmp_path / "features", bins=3, keep=1.0, dedup=1.0)
     assert plan.keys() == ["k0000", "k0001"]
+
+
+def test_copies_of_one_image_with_two_labels_are_warned_of_before_one_class_is_left(
+    make_features: MakeFeatures, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_features("a.tar", [0, 1] * 10, contents=[0] * 20)
+    with pytest.raises(adq.PlanError, match="two or more classes; the 1 that earlier reasons leave in"):
+        adq.build_plan(tmp_path / "features", bins=2, clean="auto")
+    assert "10 copies have another label" in caplog.text
 
 
 # ---- Balance
