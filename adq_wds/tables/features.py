@@ -134,7 +134,7 @@ class Features:
                 raise FeaturesError(
                     f"{self.folder}: {shard} and {short} may be one shard, embedded in two runs; remove the older file"
                 )
-        remedy = "embed all shards again with the same settings (another label alone reads labels alone)"
+        remedy = "embed all shards again with one encoder and one label (which alone reads labels alone)"
         refuse_unlike([(file.path, file.header) for file in self.files], ALIKE, remedy)
 
     def __iter__(self) -> Iterator[FeaturesFile]:
