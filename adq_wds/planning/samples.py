@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adq_wds.checks import listed
+from adq_wds.core.margin import RidgeFit
 from adq_wds.core.rng import draws
 from adq_wds.errors import FeaturesError, shorten
 from adq_wds.files import canonical_json, sha256_text
@@ -45,6 +46,7 @@ class Samples:
             measured.
         margins: their summary in the bins' header; None where not measured.
         doubts: the summary of doubted labels in the plan's header; None where not measured.
+        ridge: the fit that margins were measured by; None where they were not, or come from earlier bins.
         earlier: earlier bins; their margins are reused where they are of these samples.
         scratch: folder for scratch files; the system's temporary folder when None.
     """
@@ -61,6 +63,7 @@ class Samples:
     margin: NDArray[np.float32] | None = None
     margins: MarginsSource | None = None
     doubts: dict[str, Any] | None = None
+    ridge: RidgeFit | None = None
     earlier: Bins | None = None
     scratch: Path | None = None
     bin: NDArray[np.int16] = field(init=False)

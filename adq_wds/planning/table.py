@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from adq_wds.core.cells import Cells
 from adq_wds.core.fresh import ONE
 from adq_wds.core.scores import DECIMALS, rounded
 from adq_wds.errors import shorten
 from adq_wds.planning.options import Options
 from adq_wds.planning.samples import Samples, name_samples
-from adq_wds.planning.seats import Cells
+from adq_wds.planning.seats import equal_to_alpha_0
 from adq_wds.tables.features_file import NO_LABEL, FeaturesFile
 from adq_wds.tables.plan import Plan
 from adq_wds.tables.plan_rows import BAD, DUPLICATE, KEPT, NEVER, QUOTA, REASONS, PlanShard
@@ -46,7 +47,7 @@ def make_table(
         "settings": {**options.settings(), **samples.settings, "n_bins": cells.size.shape[1]},
         **_header_of_set(samples, shards, options),
         **_header_of_cells(samples, cells, scores),
-        "equal_to_alpha_0": cells.equal_to_alpha_0(options),
+        "equal_to_alpha_0": equal_to_alpha_0(cells, options),
     }
     return Plan.from_shards(shards, header)
 

@@ -21,7 +21,7 @@ from adq_wds.reading.places import Place
 from adq_wds.samples.fields import EPOCH_FIELD, Sample, place_error
 from adq_wds.stream.clock import Clock, Start
 from adq_wds.stream.epoch_order import EpochOrder, Recipe, Share
-from adq_wds.stream.state import check_share, read_state, sealed, split_iterator_state
+from adq_wds.stream.state import check_share, sealed, split_iterator_state
 
 _BLOCK = 1024  # positions looked up together
 _EMPTY = object()  # stands for a batch that lost all its samples
@@ -66,7 +66,7 @@ class Stream(Iterator[Any]):
         self._start, self._after_served = start, next_batch
         self._order = EpochOrder(recipe, start.epoch, start.lanes)
         self._stages = Stages(recipe, start.epoch)
-        self._n = recipe.n_samples(share.rank, share.world, start.position)
+        self._n = recipe.n_samples(share.rank, share.world, start.epoch, start.position)
         self._size = recipe.batch_size or 1
         self._n_batches = recipe.n_batches(self._n)
         self._whole = share[1:] == (1, 0, 1) and start.position == next_batch == 0
@@ -216,9 +216,8 @@ class Stream(Iterator[Any]):
         """Resume at the state of an iterator of the same worker and layout; else `StateError`."""
         of_stream, of_worker = split_iterator_state(state)
         share = self._share
-        now = replace(self._recipe.state(), rank=share.rank, world=share.world)
-        saved = read_state(of_stream, now, self._order.n_total)
         check_share(of_worker["layout"], share)
+        saved = self._recipe.resumed(of_stream, share.rank, share.world, ended=of_worker["ended"])
         self._seek(Start(saved.epoch, of_worker["start"], saved.lanes), of_worker["next_batch"])
         self._left_out = saved.rank is not None
         self._clock.resume_at(self._start)

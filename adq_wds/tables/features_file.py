@@ -19,9 +19,9 @@ from adq_wds.tables.members import MEMBERS
 from adq_wds.tables.parquet import (
     GroupFile,
     column_hashes,
-    embedding_array,
-    embedding_rows,
     embedding_type,
+    list_array,
+    list_rows,
     write_groups,
 )
 from adq_wds.tables.spans import SPAN_FIELDS, Spans
@@ -207,7 +207,7 @@ def _arrow(values: NDArray[Any]) -> pa.Array:
     if values.dtype == np.uint8:
         raw = pa.py_buffer(np.ascontiguousarray(values).tobytes())
         return pa.FixedSizeBinaryArray.from_buffers(_arrow_type(values), len(values), [None, raw])
-    return embedding_array(values) if values.ndim == 2 else pa.array(values)
+    return list_array(values) if values.ndim == 2 else pa.array(values)
 
 
 class FeaturesFile:
@@ -334,6 +334,6 @@ class FeaturesFile:
 
     def _numbers(self, name: str, width: int | None = None) -> NDArray[Any]:
         column = self.read_columns([name])[name]
-        numbers = column.to_numpy() if width is None else embedding_rows(column, width)
+        numbers = column.to_numpy() if width is None else list_rows(column, width)
         _check_finite(self.shard, name, numbers, lambda: self.spans().keys)
         return numbers

@@ -246,19 +246,24 @@ class GroupFile:
         return pa.chunked_array(chunks, type=pa.string())
 
 
+def list_type(number: pa.DataType, width: int) -> pa.DataType:
+    """The Arrow type of a column of lists of `width` numbers, with the element's name that Parquet gives it."""
+    return pa.list_(pa.field("element", number, nullable=False), width)
+
+
 def embedding_type(width: int) -> pa.DataType:
-    """The Arrow type of a column of embeddings, with the element's name that Parquet gives it."""
-    return pa.list_(pa.field("element", pa.float16(), nullable=False), width)
+    """The Arrow type of a column of embeddings."""
+    return list_type(pa.float16(), width)
 
 
-def embedding_array(rows: np.ndarray[Any, Any]) -> pa.FixedSizeListArray:
-    """(n, D) float16 as an Arrow column of fixed-size lists."""
+def list_array(rows: np.ndarray[Any, Any]) -> pa.FixedSizeListArray:
+    """(n, D) numbers as an Arrow column of fixed-size lists."""
     flat = pa.array(np.ascontiguousarray(rows).ravel())
-    return pa.FixedSizeListArray.from_arrays(flat, type=embedding_type(rows.shape[1]))
+    return pa.FixedSizeListArray.from_arrays(flat, type=list_type(flat.type, rows.shape[1]))
 
 
-def embedding_rows(column: pa.ChunkedArray, width: int) -> np.ndarray[Any, Any]:
-    """The way back from `embedding_array`: (n, D) float16."""
+def list_rows(column: pa.ChunkedArray, width: int) -> np.ndarray[Any, Any]:
+    """The way back from `list_array`: (n, D) numbers."""
     flat = column.combine_chunks().flatten() if column.num_chunks != 1 else column.chunk(0).flatten()
     rows: np.ndarray[Any, Any] = flat.to_numpy(zero_copy_only=False).reshape(-1, width)
     return rows

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from adq_wds.checks import listed
 from adq_wds.core.allocation import fresh_draw
+from adq_wds.core.fresh import CACHED_EPOCHS, Draws
 from adq_wds.core.order import LANES
 from adq_wds.errors import PlanError, shorten
 from adq_wds.files import canonical_json, sha256_text
@@ -39,7 +40,6 @@ VERSION = 2
 where labels were doubted also `margin`."""
 CACHED_SHARDS = LANES + 8
 """Shards whose rows are cached: those that a stream reads in turn, and a few that it has just left."""
-_CACHED_EPOCHS = 4  # epochs whose seats in all cells are cached: workers of one stream may be in two
 _ROWS = [name for name in SCHEMA.names if name not in (*REASON_COLUMNS, MARGIN.name)]
 
 
@@ -75,7 +75,7 @@ class Plan:
             self._size = size.reshape(self._quota.shape)
             self._draws = None if made["version"] == 1 else fresh_draws(made, self._size, self._quota)
             if self._draws is not None:  # every shard uses the seats of an epoch
-                self._seats = lru_cache(_CACHED_EPOCHS)(self._draws.seats)
+                self._seats = lru_cache(CACHED_EPOCHS)(self._draws.seats)
             self.n_samples = sum(int(entry["n"]) for entry in made["shards"])
             self.n_kept = sum(self._kept)
             agrees = (made["n_samples"], made["n_kept"]) == (self.n_samples, self.n_kept)
@@ -207,13 +207,14 @@ class Plan:
             return self._groups.group(i, SCHEMA, columns, optional=OPTIONAL)
         return self._groups[i]
 
-    def kept_in(self, name: str, epoch: int) -> NDArray[np.bool_]:
+    def kept_in(self, name: str, epoch: int, draws: Draws | None = None) -> NDArray[np.bool_]:
         """Which samples of a shard an epoch keeps, with fresh draws: (n,) bool, rows as in `shard(name)`.
 
         Every epoch keeps as many samples as the plan and goes through each class and bin in the order of ranks, each
         sample once before any twice; epoch 0 is the plan itself. Over the epochs each class and bin gets its exact
         share of `cells.share`, so that every sample of a share above 0 is reached. Must-include samples are kept in
-        all. A plan of version 1 takes its quotas in every epoch.
+        all. A plan of version 1 takes its quotas in every epoch. With `draws`, such as a `Schedule`, their seats are
+        taken in place of the plan's.
 
         Raises:
             PlanError: the shard is not in the plan, its rows are damaged, or a rank contradicts its cell's size.
@@ -225,10 +226,10 @@ class Plan:
         rank, size = rows.rank[drawn], self._size.ravel()[cell]
         if (rank >= size).any():
             raise PlanError(f"{self._where}: shard {shorten(name)}: a rank is beyond the size of its bin")
-        if self._draws is None:
+        if draws is None and self._draws is None:
             kept[drawn] = fresh_draw(rank, size, self._quota.ravel()[cell], epoch)
         else:
-            first, n = self._seats(epoch)
+            first, n = self._seats(epoch) if draws is None else draws.seats(epoch)
             kept[drawn] = (rank - first[cell]) % size < n[cell]
         return kept
 

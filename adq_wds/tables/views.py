@@ -24,9 +24,9 @@ from adq_wds.tables.headers import EmbeddedBy, Natural, TableHeader, checked, fi
 from adq_wds.tables.parquet import (
     GroupFile,
     column_hashes,
-    embedding_array,
-    embedding_rows,
     embedding_type,
+    list_array,
+    list_rows,
     write_groups,
 )
 
@@ -104,7 +104,7 @@ class ShardViews:
             "index": self.index,
             "key": pa.array(self.keys, pa.string()),
             "crc32": self.crc32,
-            "views": embedding_array(self.z.reshape(n, 2 * width)),
+            "views": list_array(self.z.reshape(n, 2 * width)),
         }
         return pa.table(columns, schema=_schema(width))
 
@@ -129,7 +129,7 @@ class ShardViews:
             shard = check_shard_name(entry["name"])
         width = file.header["width"]
         table = file.group(0, _schema(width))
-        z = embedding_rows(table["views"], 2 * width).reshape(-1, 2, width)
+        z = list_rows(table["views"], 2 * width).reshape(-1, 2, width)
         columns = (table["index"].to_numpy(), table["key"].to_pylist(), table["crc32"].to_numpy())
         try:
             return cls(shard, *columns, z, cast(ViewsSource, {name: file.header[name] for name in _ALIKE}))

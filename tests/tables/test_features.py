@@ -17,7 +17,7 @@ from adq_wds.tables.features import Features
 from adq_wds.tables.features_file import FeaturesFile, ShardFeatures
 from adq_wds.tables.parquet import (
     column_hash,
-    embedding_array,
+    list_array,
 )
 
 MakeFeatures = Callable[..., ShardFeatures]
@@ -141,7 +141,7 @@ GOLDEN = {
     "string": (pa.array(["a", "öö"], pa.string()), struct.pack("<2q", 1, 4) + "aöö".encode()),
     "fixed_size_binary[2]": (pa.array([b"ab", b"cd"], pa.binary(2)), b"abcd"),
     "fixed_size_list<element: halffloat not null>[2]": (
-        embedding_array(np.array([[0.5, 1], [-2, 0]], np.float16)),
+        list_array(np.array([[0.5, 1], [-2, 0]], np.float16)),
         struct.pack("<4e", 0.5, 1, -2, 0),
     ),
 }
