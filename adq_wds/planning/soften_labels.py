@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from adq_wds.checks import no_bar
 from adq_wds.core.copies import first_of
 from adq_wds.core.margin import ridge_margins
 from adq_wds.core.soft_labels import top_probabilities
@@ -148,8 +149,7 @@ def _by_ridge(
         raise FeaturesError(f"{features.folder}: no labels, which source='ridge' needs; embed with label=")
     if len(classes) < 2:
         raise FeaturesError(f"{features.folder}: one class, and source='ridge' needs two or more")
-    quiet = None if progress is None else not progress
-    with tqdm(total=3 * len(features.files), unit="shard", desc="soften", disable=quiet) as bar:
+    with tqdm(total=3 * len(features.files), unit="shard", desc="soften", disable=no_bar(progress)) as bar:
 
         def rows() -> Iterator[NDArray[np.float16]]:
             start = 0
@@ -184,9 +184,8 @@ def _by_network(
             f"{features.folder}: embeddings of {features.width} numbers (encoder {features.header['encoder']!r}) are no "
             f"{source} of {n_classes} classes; embed with a network that gives {source} as its embeddings"
         )
-    quiet = None if progress is None else not progress
     parts = []
-    for file in tqdm(features.files, unit="shard", desc="soften", disable=quiet):
+    for file in tqdm(features.files, unit="shard", desc="soften", disable=no_bar(progress)):
         rows = file.embedding().astype(np.float64) * file.norm()[:, None]
         if source == "probabilities":
             _check_probabilities(file, rows)

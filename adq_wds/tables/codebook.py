@@ -279,7 +279,7 @@ class Codebook:
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.path is not None:
-            return _reopen, (str(self.path), self.hash)
+            return reopened, (load_codebook, CodebookError, str(self.path), self.hash)
         make = partial(Codebook, margins=self.margins, copies=self.copies)
         return make, (self.query, self.threshold, self.label, self.held_out, self.weight, self.header)
 
@@ -337,12 +337,3 @@ def _tensor(file: Any, name: str) -> NDArray[Any]:
         raise ValueError(f"array {name!r} is {shorten(kind)}, expected {expected}")
     array: NDArray[Any] = file.get_tensor(name)
     return array
-
-
-def _reopen(path: str, expected: str) -> Codebook:
-    codebook = load_codebook(path)
-    if codebook.hash != expected:
-        raise CodebookError(
-            f"{path}: changed since it was opened (hash {codebook.hash[:12]}, was {expected[:12]})"
-        )
-    return codebook

@@ -192,13 +192,4 @@ class SoftTable:
         return self._cached[name]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (str(self.path), self.hash)
-
-
-def _reopen(path: str, expected: str) -> SoftTable:
-    table = SoftTable(path)
-    if table.hash != expected:
-        raise FeaturesError(
-            f"{path}: changed since it was opened (hash {table.hash[:12]}, was {expected[:12]})"
-        )
-    return table
+        return reopened, (SoftTable, FeaturesError, str(self.path), self.hash)
