@@ -32,7 +32,7 @@ from adq_wds.tables.codebook_header import (
     class_faults,
     read_header,
 )
-from adq_wds.tables.headers import checked
+from adq_wds.tables.headers import checked, reopened
 
 SUFFIX = ".safetensors"
 POOLED = 0  # the row fitted over all classes

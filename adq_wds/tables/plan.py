@@ -20,6 +20,7 @@ from adq_wds.core.order import LANES
 from adq_wds.errors import PlanError, shorten
 from adq_wds.files import canonical_json, sha256_text
 from adq_wds.shards.names import ShardNames, check_shard_name, expand_urls, plain_shard_names
+from adq_wds.tables.headers import reopened
 from adq_wds.tables.parquet import GroupFile, Header, column_hashes, write_groups
 from adq_wds.tables.plan_header import PlanEntry, PlanHeader, fresh_draws
 from adq_wds.tables.plan_rows import (

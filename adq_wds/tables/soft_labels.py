@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from adq_wds.errors import FeaturesError, PlanError, shorten
 from adq_wds.shards.names import ShardNames, base_name, check_shard_name
-from adq_wds.tables.headers import TableHeader
+from adq_wds.tables.headers import TableHeader, reopened
 from adq_wds.tables.parquet import GroupFile, column_hashes, list_array, list_rows, list_type, write_groups
 from adq_wds.tables.plan import CACHED_SHARDS
 

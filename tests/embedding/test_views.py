@@ -16,13 +16,12 @@ import adq_wds as adq
 import adq_wds.embedding.batch
 from adq_wds.core.rng import generator
 from adq_wds.core.views import crop_box
-from adq_wds.embedding.views import embed_views
 from adq_wds.embedding.views_batch import make_view
 from adq_wds.files import lock
 from adq_wds.models.thumbnail import Thumbnail
-from adq_wds.tables.views import Views, choose_rows, views_folder
+from adq_wds.tables.views import choose_rows, views_folder
 from tests.conftest import MakeShard
-from tests.embedded import Watching, dates, files
+from tests.embedded import Watching, dates, embed_views, files
 from tests.programs import Program
 
 Rows = np.ndarray[Any, Any]
@@ -220,7 +219,6 @@ def test_a_job_that_failed_goes_on_where_it_was(features: adq.Features, shards: 
 SLOW_JOB = """
 import sys, time
 import adq_wds as adq
-from adq_wds.embedding.views import embed_views
 from adq_wds.models.thumbnail import Thumbnail
 fast = Thumbnail.__call__
 def slow(self, images):
@@ -229,7 +227,7 @@ def slow(self, images):
 Thumbnail.__call__ = slow
 folder, *shards = sys.argv[1:]
 print("ready", flush=True)
-embed_views(adq.Features(folder), shards, "thumbnail", workers=2, batch_size=4)
+adq.embed_shards(shards, "thumbnail", folder, views=200, workers=2, batch_size=4)
 """
 
 
@@ -266,54 +264,6 @@ def test_only_the_folder_of_the_views_is_locked(features: adq.Features, shards: 
 
 
 # ---- What is refused
-
-
-@pytest.mark.parametrize(
-    ("encoder", "text"),
-    [
-        (Watching(name="other"), r"made with encoder 'watching' .*, now 'other'"),
-        (
-            Watching(revision="2"),
-            r"made with revision '1' \(encoder 'watching'\), now '2' \(encoder 'watching'\)",
-        ),
-        (Watching(preprocessing_hash="abc"), r"made with preprocessing_hash '' .*, now 'abc'"),
-        ("thumbnail", r"made with encoder 'watching' .*, now 'thumbnail'"),
-    ],
-)
-def test_another_encoder_is_refused(
-    features: adq.Features, shards: list[Path], encoder: Any, text: str
-) -> None:
-    with pytest.raises(adq.FeaturesError, match=text + ".*views need the one of the features"):
-        embed_views(features, shards, encoder)
-    assert not views_folder(features).exists()
-
-
-def test_stored_embeddings_have_no_encoder_to_embed_views_with(shards: list[Path], tmp_path: Path) -> None:
-    np.save(tmp_path / "e.npy", np.random.default_rng(0).normal(size=(123, 4)))
-    features = adq.embed_shards(shards, out=tmp_path / "g", embeddings=tmp_path / "e.npy")
-    with pytest.raises(adq.FeaturesError, match=r"stored embeddings 'stored:e\.npy', and .* is no encoder"):
-        embed_views(features, shards, "thumbnail")
-
-
-def test_an_image_function_is_asked_for_and_must_be_the_same(shards: list[Path], tmp_path: Path) -> None:
-    features = adq.embed_shards(shards, Watching(), tmp_path / "g", image=the_jpeg)
-    with pytest.raises(ValueError, match=r"found by .* when they were embedded; give it as image="):
-        embed_views(features, shards, Watching())
-    with pytest.raises(adq.FeaturesError, match=r"made with image 'function:.*the_jpeg' .*, now 'jpg'"):
-        embed_views(features, shards, Watching(), image="jpg")
-    assert len(embed_views(features, shards, Watching(), image=the_jpeg, views=9)) == 9
-
-
-def the_jpeg(sample: dict[str, Any]) -> bytes:
-    data: bytes = sample["jpg"]
-    return data
-
-
-def test_other_shards_are_named(features: adq.Features, shards: list[Path], make_shard: MakeShard) -> None:
-    with pytest.raises(adq.FeaturesError, match=r"shard a\.tar has .* but is not among the 2 .*1 missing"):
-        embed_views(features, [shards[0], shards[2]], Watching())
-    with pytest.raises(adq.FeaturesError, match=r"shard d\.tar has no features \(1 in all have .* it first"):
-        embed_views(features, [*shards, make_shard("d.tar", 2)], Watching())
 
 
 @pytest.mark.parametrize("change", ["byte", "another", "shorter", "gone"])
@@ -380,29 +330,3 @@ def test_strange_numbers_are_unit_rows_or_0(
     encoder = Watching(lambda images: (np.full((len(images), 4), value, np.float32), None))
     features = adq.embed_shards(shards, encoder, tmp_path / "g")
     assert (embed_views(features, shards, encoder, views=5).rows(features)[1] == unit).all()
-
-
-@pytest.mark.parametrize(
-    ("options", "text"),
-    [
-        ({"views": 0}, "views must be an integer >= 1, got 0"),
-        ({"batch_size": 2.5}, r"batch_size must be an integer >= 1, got 2\.5"),
-        ({"workers": -1}, "workers must be an integer >= 1, got -1"),
-        ({"seed": 2**63}, "seed must fit into 64 bits"),
-        ({"image": "jpg;;"}, "jpg;;"),
-    ],
-)
-def test_arguments_out_of_range_are_refused(
-    features: adq.Features, shards: list[Path], options: dict[str, Any], text: str
-) -> None:
-    with pytest.raises(ValueError, match=text):
-        embed_views(features, shards, Watching(), **options)
-
-
-def test_progress_counts_every_chosen_sample_once(
-    features: adq.Features, shards: list[Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    for _ in range(2):
-        embed_views(features, shards, Watching(), views=60, progress=True)
-        assert "60/60" in capsys.readouterr().err
-    assert len(Views.of(features)) == 60
