@@ -53,9 +53,8 @@ def diversity_behind(features: Features, bins: Bins, head: str, *, progress: boo
     others = bins.header.get("heads")
     entry = {**made_from, "images": len(z), "value": rounded(value), "spread": rounded(spread)}
     bins.header["heads"] = {**(others if isinstance(others, dict) else {}), head: entry}
-    known = _known(
-        bins, head, made_from, size
-    )  # as the header has it, so that a later plan sees the same digits
+    # as the header has it, so that a later plan sees the same digits
+    known = _known(bins, head, made_from, size)
     assert known is not None
     return known
 

@@ -299,9 +299,8 @@ def load_codebook(path: str | os.PathLike[str]) -> Codebook:
     path = Path(path).absolute()
     try:
         check_size(path)
-        with safetensors.safe_open(
-            path, framework="np"
-        ) as file:  # holds the arrays' places against the file's size
+        # holds the arrays' places against the file's size
+        with safetensors.safe_open(path, framework="np") as file:
             header = read_header(file.metadata() or {})
             arrays: dict[str, Any] = {name: _tensor(file, name) for name in _TENSORS}
             for part, (kind, names) in _PARTS.items():

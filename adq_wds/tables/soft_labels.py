@@ -111,9 +111,8 @@ def save_soft_labels(
         entries.append({"name": shard.shard, "n": len(shard.keys), "columns": column_hashes(tables[-1])})
     n_top = shards[0].top.shape[1]
     whole = {**header, "n_top": n_top, "format": "adq_wds.soft", "version": VERSION, "shards": entries}
-    write_groups(
-        path, _schema(n_top), tables, whole, compression="none"
-    )  # readers bound lists by the file's size
+    # readers bound lists by the file's size
+    write_groups(path, _schema(n_top), tables, whole, compression="none")
 
 
 class SoftTable:
