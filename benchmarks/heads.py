@@ -67,7 +67,7 @@ def main() -> None:
         views_s = seconds(lambda: adq.embed_shards(shards, ENCODER, out, views=N_IMAGES, progress=False), 1)[
             0
         ]
-        position, z = Views.of(features).rows(features)
+        position, z = Views(features).rows()
     bin, size = bins.bin[position], np.bincount(bins.bin, minlength=N_BINS)
     scores = bins.scores()
     rows = {"none": row(scores["diversity"], None, scores["texture"])}

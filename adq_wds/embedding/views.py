@@ -102,7 +102,7 @@ def embed_views(
                     made = ShardViews(job.name, spans.index, spans.keys, spans.crc32, z, header)
                     made.save(folder / file_name(job.name))
                     job.close.close()
-    return Views.of(features)
+    return Views(features)
 
 
 def _jobs_to_do(

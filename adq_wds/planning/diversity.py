@@ -39,12 +39,12 @@ def diversity_behind(features: Features, bins: Bins, head: str, *, progress: boo
     """
     from adq_wds.planning.diversity_head import DEFINITION, EPOCHS, N_SEEDS, head_diversity
 
-    views = Views.of(features)
+    views = Views(features)
     made_from = {"views": views.hash, "definition": f"{DEFINITION}; first seed {HEAD_SEED}"}
     size = np.bincount(bins.bin[bins.bin >= 0], minlength=bins.n_bins)
     if (known := _known(bins, head, made_from, size)) is not None:
         return known
-    position, z = views.rows(features)
+    position, z = views.rows()
     logger.info("diversity behind the %s head, from two views of %d images", head, len(z))
     with tqdm(total=N_SEEDS * EPOCHS, unit=" epochs", desc="head", disable=no_bar(progress)) as bar:
         value, spread = head_diversity(

@@ -43,7 +43,7 @@ def images_of(path: Path) -> dict[str, Image.Image]:
 
 
 def test_views_are_those_of_a_plain_loop(features: adq.Features, shards: list[Path]) -> None:
-    position, z = embed_views(features, shards, Watching(), views=40, seed=5, batch_size=7).rows(features)
+    position, z = embed_views(features, shards, Watching(), views=40, seed=5, batch_size=7).rows()
     assert np.array_equal(position, choose_rows(features, 40, seed=5))
     samples = [(path, key) for path in sorted(shards) for key in images_of(path)]
     for row, at in enumerate(position.tolist()):
@@ -117,10 +117,10 @@ def test_large_images_are_cut_into_parts(
 
 
 def test_a_larger_number_keeps_the_smaller_ones_views(features: adq.Features, shards: list[Path]) -> None:
-    few, z_few = embed_views(features, shards, Watching(), views=20).rows(features)
-    many, z_many = embed_views(features, shards, Watching(), views=60).rows(features)
+    few, z_few = embed_views(features, shards, Watching(), views=20).rows()
+    many, z_many = embed_views(features, shards, Watching(), views=60).rows()
     assert np.array_equal(z_many[np.isin(many, few)], z_few)
-    other, _ = embed_views(features, shards, Watching(), views=20, seed=1).rows(features)
+    other, _ = embed_views(features, shards, Watching(), views=20, seed=1).rows()
     assert not np.array_equal(few, other)
 
 
@@ -146,10 +146,10 @@ def test_a_view_depends_on_seed_key_number_and_base_name_alone() -> None:
 def test_limited_features_have_views_of_their_own_samples(shards: list[Path], tmp_path: Path) -> None:
     limited = adq.embed_shards(shards, Watching(), tmp_path / "g", limit=60)  # b.tar's 50, then 10 of a.tar
     assert {file.shard for file in limited} == {"a.tar", "b.tar"}
-    position, _ = embed_views(limited, shards, Watching(), views=30).rows(limited)
+    position, _ = embed_views(limited, shards, Watching(), views=30).rows()
     assert len(position) == 30
     whole = adq.embed_shards(shards, Watching(), tmp_path / "g")
-    assert len(embed_views(whole, shards, Watching(), views=30).rows(whole)[0]) == 30
+    assert len(embed_views(whole, shards, Watching(), views=30).rows()[0]) == 30
 
 
 def test_features_with_bad_samples_have_views_of_the_good_ones(tmp_path: Path, make_shard: MakeShard) -> None:
@@ -160,7 +160,7 @@ def test_features_with_bad_samples_have_views_of_the_good_ones(tmp_path: Path, m
     data[at : at + 4] = b"hell"
     path.write_bytes(data)
     features = adq.embed_shards(path, Watching(), tmp_path / "g", on_error="skip", max_bad_fraction=1.0)
-    assert (len(features), len(embed_views(features, path, Watching()).rows(features)[0])) == (11, 11)
+    assert (len(features), len(embed_views(features, path, Watching()).rows()[0])) == (11, 11)
 
 
 # ---- Made once
@@ -198,7 +198,7 @@ def test_other_samples_of_a_shard_are_viewed_anew(
     make_shard("c.tar", 3, side=17, **change)
     changed = adq.embed_shards(shards, Watching(), features.folder)
     encoder = Watching()
-    embed_views(changed, shards, encoder, views=200).rows(changed)
+    embed_views(changed, shards, encoder, views=200).rows()
     assert sum(encoder.calls) == 6
 
 
@@ -246,7 +246,7 @@ def test_a_killed_job_leaves_whole_files(make_shard: MakeShard, tmp_path: Path) 
         assert after.items() >= before.items()
     survived = files(views_folder(features))
     views = embed_views(features, shards, "thumbnail", batch_size=4)
-    assert len(views.rows(features)[0]) == 120
+    assert len(views.rows()[0]) == 120
     assert files(views_folder(features)).items() >= survived.items()
     assert not list(views_folder(features).glob(".*.partial"))
     resumed = files(views_folder(features))
@@ -329,4 +329,4 @@ def test_strange_numbers_are_unit_rows_or_0(
 ) -> None:
     encoder = Watching(lambda images: (np.full((len(images), 4), value, np.float32), None))
     features = adq.embed_shards(shards, encoder, tmp_path / "g")
-    assert (embed_views(features, shards, encoder, views=5).rows(features)[1] == unit).all()
+    assert (embed_views(features, shards, encoder, views=5).rows()[1] == unit).all()
