@@ -12,10 +12,7 @@ from PIL import Image
 
 from adq_wds.errors import AdqError, FeaturesError, SampleError, reason_of
 from adq_wds.pipes.base import replayed
-from adq_wds.protocols import Encoder
-
-Answer = tuple[NDArray[np.float32], NDArray[np.float32] | None]
-"""Embeddings (B, D), and logits (B, C) where there is a head."""
+from adq_wds.protocols import Answer, Encoder
 
 
 def encoder_answer(
