@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -18,9 +17,9 @@ from adq_wds.core.copies import first_of
 from adq_wds.core.margin import ridge_margins
 from adq_wds.core.soft_labels import top_probabilities
 from adq_wds.errors import FeaturesError, shorten
-from adq_wds.files import lock, make_folder
+from adq_wds.planning.output import locked_folder
 from adq_wds.planning.samples import global_labels
-from adq_wds.tables.features import Features
+from adq_wds.tables.features import Features, as_features
 from adq_wds.tables.features_file import NO_LABEL, FeaturesFile
 from adq_wds.tables.soft_labels import MAX_CLASSES, SOURCES, ShardSoftLabels, save_soft_labels
 
@@ -98,7 +97,7 @@ def soften_labels(
         raise ValueError(f"source must be one of {', '.join(SOURCES)}, got {shorten(source)}")
     if temperature is not None and not (0 < temperature < math.inf):
         raise ValueError(f"temperature must be a number > 0, got {temperature!r}")
-    opened = features if isinstance(features, Features) else Features(features)
+    opened = as_features(features)
     if not len(opened):
         raise FeaturesError(f"{opened.folder}: no usable samples in {len(opened.files)} shards")
     label, names = global_labels(opened)
@@ -108,12 +107,7 @@ def soften_labels(
         raise FeaturesError(
             f"{opened.folder}: labels up to {n_classes - 1:,}; at most {MAX_CLASSES:,} classes are held"
         )
-    path = Path(out)
-    if Path(os.path.realpath(path)).parent == Path(os.path.realpath(opened.folder)):
-        raise FeaturesError(
-            f"{path}: lies among the features, where every file is one shard's; write it elsewhere"
-        )
-    with lock(make_folder(path.parent)):
+    with locked_folder(out, FeaturesError, beside=opened):
         if source == "ridge":
             top, probability, temperature = _by_ridge(opened, label, temperature, progress)
         else:
@@ -121,7 +115,7 @@ def soften_labels(
             top, probability = _by_network(opened, n_classes, source, temperature, progress)
         agreement = float(np.mean(top[:, 0] == label)) if is_labelled else None
         save_soft_labels(
-            path,
+            out,
             list(_by_shard(opened, top, probability)),
             {
                 "source": source,
@@ -135,7 +129,9 @@ def soften_labels(
                 "names": names,
             },
         )
-    return SoftReport(str(path), len(opened.files), len(opened), n_classes, source, temperature, agreement)
+    return SoftReport(
+        os.fspath(out), len(opened.files), len(opened), n_classes, source, temperature, agreement
+    )
 
 
 def _by_ridge(

@@ -306,9 +306,11 @@ def _listing(
     if plan is None:
         return everything(paths, index, root=base, fetch=fetch)
     plan = as_plan(plan)
-    draws: Any = None if keep is None else Schedule(plan, keep)
+    draws: Any = None
     if isinstance(keep, ClassRates):
         draws = keep.for_plan(plan)
+    elif keep is not None:
+        draws = Schedule(plan, keep)
     return planned(paths, plan, root=base, fresh=fresh, fetch=fetch, draws=draws)
 
 
