@@ -73,10 +73,9 @@ class Recipe:
     def state(self, epoch: int = 0, t: int = 0, lanes: int = 0) -> State:
         """The state of a stream that stands at `t`."""
         lanes, draws = lanes or self.lanes, self.listing.draws
-        keep = None if draws is None else draws.record(epoch)
-        return State(
-            self.hash, self.seed, epoch, self.shuffle, self.fresh, lanes, self.batch_size, t, keep=keep
-        )
+        keep = None if draws is None else draws.record(epoch, begun=t > 0)
+        state = (self.hash, self.seed, epoch, self.shuffle, self.fresh, lanes, self.batch_size, t)
+        return State(*state, keep=keep)
 
     def resumed(self, saved: object, rank: int, world: int, *, ended: bool = False) -> State:
         """A saved state, checked; draws that depend on earlier epochs are restored from it.
