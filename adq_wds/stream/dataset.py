@@ -27,7 +27,6 @@ from adq_wds.stream.epoch_order import Recipe, Share
 from adq_wds.stream.iterator import Stream, TaggedStream
 from adq_wds.stream.ranks import Ranks
 from adq_wds.stream.state import check_only_worker, split_iterator_state
-from adq_wds.tables.codebook import Codebook
 from adq_wds.tables.plan import Plan, as_plan
 
 _MAX_EPOCH = 2**62 - 1
@@ -149,7 +148,6 @@ class ShardDataset(IterableDataset[Any]):
             on_error=on_error,
             verify=verify and listing.checked,
             fetch=fetch,
-            drawn_by=_drawn_by(pipes),
         )
         self._clock = Clock()
         self._tagged = False
@@ -309,17 +307,6 @@ def _listing(
         return everything(paths, index, root=base, fetch=fetch)
     plan = as_plan(plan)
     return planned(paths, plan, root=base, fresh=fresh, fetch=fetch, draws=draws_of(plan, keep))
-
-
-def _drawn_by(pipes: Sequence[Pipe]) -> tuple[str, ...]:
-    """The plans and codebooks that pipes select by: hash, keep and seed of each."""
-    sources = {
-        value.hash: f"{value.hash} {getattr(pipe, 'keep', None)} {getattr(pipe, 'seed', None)}"
-        for pipe in pipes
-        for value in vars(pipe).values()
-        if isinstance(value, Plan | Codebook)
-    }
-    return tuple(sources.values())
 
 
 def _check(pipes: object, batch_size: object, fields: object, collate: object, uneven: object) -> None:

@@ -16,13 +16,12 @@ from PIL import Image
 import adq_wds as adq
 from adq_wds.core.texture import texture
 from adq_wds.embedding.estimate import estimate
-from adq_wds.embedding.views import embed_views
 from adq_wds.models.thumbnail import Thumbnail
 from adq_wds.tables.features_file import FeaturesFile
 from adq_wds.tables.spans import scan_spans
 from adq_wds.writing.write_shards import write_kept
 from tests.conftest import MakeShard, jpeg, write_tar
-from tests.embedded import Watching, dates, files, png
+from tests.embedded import Watching, dates, embed_views, files, png
 
 # ---- What is in them
 

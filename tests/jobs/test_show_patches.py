@@ -15,7 +15,7 @@ import adq_wds as adq
 from adq_wds.cli.main import main
 from adq_wds.jobs.show_patches import show_patches
 from adq_wds.mae.network import MaeSize, MaskedAutoencoder
-from adq_wds.report.patch_sheet import Panel, draw_sheet, heat, holes, psnr
+from adq_wds.report.patch_sheet import heat, holes, psnr
 from adq_wds.samples.patch_file import decode, encode_patches, encode_whole, keep_patches
 from adq_wds.writing.write_shards import write_kept
 
@@ -142,8 +142,6 @@ def test_pixels_are_where_they_should_be() -> None:
     where = np.zeros((8, 8), dtype=bool)
     where[0, 0] = True
     assert np.isclose(psnr(image, other, where), 10 * np.log10(255**2 / 100))
-    with pytest.raises(ValueError, match=r"\[1\] panels in rows, expected 2 in each"):
-        draw_sheet([[Panel(image, ())]], ["a", "b"])
 
 
 def test_a_pickle_may_be_the_networks_alone(

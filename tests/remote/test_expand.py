@@ -22,7 +22,8 @@ from adq_wds.remote import expand as expand_module
 from adq_wds.remote.expand import expand
 from adq_wds.remote.fetch import Fetch
 from adq_wds.remote.open_shard import open_shard
-from adq_wds.shards.samples_in_tar import DEFAULT_LIMITS, iter_spans
+from adq_wds.shards.samples_in_tar import iter_spans
+from adq_wds.shards.tar_headers import DEFAULT_LIMITS
 from tests.remote.conftest import Server
 from tests.shards.test_samples_in_tar import pack
 from tests.stream.conftest import Options, TarSet, contents, write_set

@@ -23,7 +23,6 @@ from adq_wds.errors import SampleError, ShardError
 from adq_wds.remote.open_shard import open_shard
 from adq_wds.shards.samples_in_tar import (
     Ignored,
-    Limits,
     WrongSample,
     expected_span,
     iter_spans,
@@ -32,6 +31,7 @@ from adq_wds.shards.samples_in_tar import (
     span_at,
     split_name,
 )
+from adq_wds.shards.tar_headers import Limits
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 

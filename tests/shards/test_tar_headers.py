@@ -13,7 +13,8 @@ import pytest
 
 from adq_wds.errors import ShardError
 from adq_wds.remote.open_shard import open_shard
-from adq_wds.shards.samples_in_tar import Ignored, Limits, Span, iter_spans, span_at
+from adq_wds.shards.samples_in_tar import Ignored, Span, iter_spans, span_at
+from adq_wds.shards.tar_headers import Limits
 
 END = bytes(1024)
 NEGATIVE = b"\xff" * 12

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adq_wds.errors import ShardError
-from adq_wds.shards.samples_in_tar import DEFAULT_LIMITS, Limits, iter_spans
+from adq_wds.shards.samples_in_tar import iter_spans
+from adq_wds.shards.tar_headers import DEFAULT_LIMITS, Limits
 from adq_wds.shards.tar_stream import TarWatch
 from tests.shards.test_samples_in_tar import FORMATS, LONG, pack
 
