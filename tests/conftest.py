@@ -29,6 +29,7 @@ settings.load_profile("untimed")
 
 MakeShard = Callable[..., Path]
 MakeFeatures = Callable[..., ShardFeatures]
+MonkeyPatch, Caplog, Capsys = pytest.MonkeyPatch, pytest.LogCaptureFixture, pytest.CaptureFixture[str]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -73,11 +73,7 @@ KINDS: dict[str, tuple[str, Callable[[], list[Save]], Callable[[Path], object]]]
     ),
     "bins": ("bins.parquet", lambda: _golden(Bins.load, "bins.parquet", "v1", "v2"), Bins.load),
     "mae": ("m.safetensors", _mae, load_mae),
-    "picture": (
-        "p.png",
-        lambda: [_picture(picture(0, 32)), _picture(picture(1, 320))],
-        _read_picture,
-    ),
+    "picture": ("p.png", lambda: [_picture(picture(0, 32)), _picture(picture(1, 320))], _read_picture),
     "index": ("index.parquet", lambda: [_index("v1"), _index("v2")], load_index),
     "features": (
         "f.parquet",

@@ -30,6 +30,7 @@ from benchmarks.accuracy import (
 )
 from benchmarks.training import Images, Recipe, augment, build_net, read_images, recipe_for, train
 from benchmarks.training import accuracy as accuracy_of
+from tests.conftest import MonkeyPatch
 
 LEAST = Recipe(
     "least",
@@ -81,7 +82,7 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path: Path, make_shard: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Bench:
+def bench(tmp_path: Path, make_shard: Callable[..., Path], monkeypatch: MonkeyPatch) -> Bench:
     monkeypatch.setitem(training.NETS, "least", least)
     shards = [make_shard(f"train-{i}.tar", 60, first=60 * i) for i in range(2)]
     return Bench(tmp_path, shards, make_shard("test-0.tar", 40, first=500))
@@ -104,9 +105,7 @@ def test_a_result_does_not_depend_on_what_runs_beside_it(bench: Bench) -> None:
     assert numbers(alone) == numbers(together)
 
 
-def test_weights_do_not_depend_on_what_runs_beside_them(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_do_not_depend_on_what_runs_beside_them(bench: Bench, monkeypatch: MonkeyPatch) -> None:
     """Accuracies on 40 images could hide a difference; the weights at the end cannot."""
     ended: dict[str, nn.Module] = {}
 
@@ -156,7 +155,7 @@ def test_the_images_trained_on_are_those_the_plan_keeps(bench: Bench) -> None:
         rows_of(plan, others, fresh=False)
 
 
-def test_what_is_recorded_is_not_trained_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_recorded_is_not_trained_again(bench: Bench, monkeypatch: MonkeyPatch) -> None:
     todo = tasks(["random", "dq"], ["thumbnail"], [0.2], [0, 1])
     first = bench.run(todo[:3])
     seen = []
@@ -169,9 +168,7 @@ def test_what_is_recorded_is_not_trained_again(bench: Bench, monkeypatch: pytest
     assert seen == todo[3:]
 
 
-def test_what_is_finished_is_kept_when_a_later_training_fails(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_finished_is_kept_when_a_later_training_fails(bench: Bench, monkeypatch: MonkeyPatch) -> None:
     todo = tasks(["random", "dq"], ["thumbnail"], [0.2], [0, 1])
     real = accuracy.trained
 
@@ -187,7 +184,7 @@ def test_what_is_finished_is_kept_when_a_later_training_fails(
     assert [run["arm"] for run in kept["runs"]][:2] == ["random", "dq"]
 
 
-def test_results_of_other_settings_are_refused(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_of_other_settings_are_refused(bench: Bench, monkeypatch: MonkeyPatch) -> None:
     todo = [Task("adq", "thumbnail", 0.2, 0)]
     bench.run(todo)
     with pytest.raises(AdqError, match=r"made with other settings: \{'name': 'a'\}, now \{'name': 'b'\}"):
@@ -207,9 +204,7 @@ def test_results_of_other_settings_are_refused(bench: Bench, monkeypatch: pytest
         bench.run(todo)
 
 
-def test_an_arm_takes_options_of_embedding_binning_and_plan(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_arm_takes_options_of_embedding_binning_and_plan(bench: Bench, monkeypatch: MonkeyPatch) -> None:
     own = {"encoder": "thumbnail", "batch_size": 7, "bins": 3, "alpha": 0.1}
     monkeypatch.setitem(ARMS, "own", (own, True))
     (task,) = tasks(["own"], ["builtin-free"], [0.2], [4])
@@ -278,7 +273,7 @@ def test_rows_that_change_in_number_are_refused(bench: Bench) -> None:
         train(LEAST, bench.data, bench.test, lambda epoch: np.arange(0), seed=0)
 
 
-def test_an_easy_task_is_learnt(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_easy_task_is_learnt(monkeypatch: MonkeyPatch) -> None:
     monkeypatch.setitem(training.NETS, "least", least)
     label = torch.arange(200) % 2
     pixels = (label * 200).view(-1, 1, 1, 1).expand(200, 3, 12, 12).to(torch.uint8)

@@ -18,7 +18,7 @@ from adq_wds.mae.network import MaeSize, MaskedAutoencoder
 from adq_wds.mae.patches import cut
 from adq_wds.stream.state import sealed
 from adq_wds.writing.write_shards import write_kept
-from tests.conftest import write_tar
+from tests.conftest import Capsys, MonkeyPatch, write_tar
 from tests.programs import FILE, run
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -59,7 +59,7 @@ def test_training_on_a_plan_goes_on_where_it_was_stopped(
 
 
 def test_one_pass_keeps_a_part_of_shards_no_fit_has_seen(
-    make_shard: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_shard: Callable[..., Path], tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     seen, new = make_shard("a.tar", 80), make_shard("b.tar", 200, first=80)
@@ -86,11 +86,7 @@ def test_a_fifth_of_a_set_of_instructions_is_kept(given: bool, tmp_path: Path) -
 
 @pytest.mark.parametrize("stored", [True, False])
 def test_a_vision_transformer_learns_from_kept_patches_alone(
-    make_shard: Callable[..., Path],
-    tmp_path: Path,
-    stored: bool,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    make_shard: Callable[..., Path], tmp_path: Path, stored: bool, monkeypatch: MonkeyPatch, capsys: Capsys
 ) -> None:
     make_shard("in/a.tar", 64, side=64)
     options = [
@@ -144,11 +140,7 @@ def test_with_all_patches_kept_it_is_the_vision_transformer() -> None:
 
 @pytest.mark.parametrize("stored", [True, False], ids=["stored", "dropped on the way"])
 def test_a_classifier_trains_on_images_rebuilt_on_the_fly(
-    make_shard: Callable[..., Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    stored: bool,
+    make_shard: Callable[..., Path], tmp_path: Path, monkeypatch: MonkeyPatch, capsys: Capsys, stored: bool
 ) -> None:
     for i in range(2):
         make_shard(f"in/t-{i}.tar", 32, first=32 * i)

@@ -20,6 +20,7 @@ from adq_wds.planning.seats import make_cells
 from adq_wds.report.text import describe_plan, show_plan
 from adq_wds.tables.features import Features
 from adq_wds.tables.features_file import ShardFeatures
+from tests.conftest import Caplog
 
 MakeFeatures = Callable[..., ShardFeatures]
 SEEDS = 2000
@@ -39,9 +40,7 @@ def small_classes(make_features: MakeFeatures, tmp_path: Path) -> Features:
 
 @pytest.mark.parametrize("must", [[], ["k0000", "k0001", "k0100", "k0026"]], ids=["free", "must"])
 @pytest.mark.parametrize("balance", ["class", "none"])
-def test_over_seeds_the_mean_seats_of_a_cell_are_its_share(
-    balance: str, must: list[str], small_classes: Features
-) -> None:
+def test_mean_seats_over_seeds_are_the_share(balance: str, must: list[str], small_classes: Features) -> None:
     bins = find_bins(small_classes, bins=4)
     asked: dict[str, Any] = {"bins": bins, "keep": 0.3, "balance": balance, "must_include": must}
     plans = [adq.build_plan(small_classes, seed=seed, **asked) for seed in range(20)]
@@ -78,7 +77,7 @@ def test_classes_of_one_are_drawn_by_the_seed(make_features: MakeFeatures, tmp_p
 @pytest.mark.parametrize(
     ("label", "keep"), [([i % 100 for i in range(1200)], 0.2), (list(range(200)), 0.2), ([0] * 50, 0.3)]
 )
-def test_fresh_draws_reach_every_sample(
+def test_fresh_draws_reach_all(
     label: list[int], keep: float, make_features: MakeFeatures, tmp_path: Path
 ) -> None:
     half = len(label) // 2
@@ -124,9 +123,7 @@ def reasons(plan: adq.Plan) -> dict[str, tuple[str, str]]:
     return {row["key"]: (row["reason"], row["duplicate_of"]) for row in rows}
 
 
-def test_the_first_of_equal_samples_stays_and_is_named(
-    copied: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_first_of_equal_samples_stays_and_is_named(copied: Path, caplog: Caplog) -> None:
     plan = adq.build_plan(copied, bins=2, keep=0.5)
     found = reasons(plan)
     copies = {key: of for key, (reason, of) in found.items() if reason == "duplicate"}
@@ -152,9 +149,7 @@ def test_the_first_of_equal_samples_stays_and_is_named(
     assert text in show_plan(plan).splitlines()
 
 
-def test_what_is_left_is_kept_whole_when_the_budget_is_more(
-    copied: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_is_left_is_kept_whole_when_the_budget_is_more(copied: Path, caplog: Caplog) -> None:
     plan = adq.build_plan(copied, bins=2, keep=0.95)
     assert len(plan) == 17
     assert caplog.text.count("keep=0.95 of 20 samples is 19, but 17 are left without copies") == 1
@@ -193,7 +188,7 @@ def test_a_copy_of_a_sample_in_a_class_left_out_is_no_copy(copied: Path) -> None
 
 
 def test_features_without_digests_keep_their_copies_and_say_so(
-    make_features: MakeFeatures, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    make_features: MakeFeatures, tmp_path: Path, caplog: Caplog
 ) -> None:
     make_features("a.tar", [0, 1] * 6)
     with caplog.at_level(logging.INFO, logger="adq_wds"):
@@ -204,9 +199,7 @@ def test_features_without_digests_keep_their_copies_and_say_so(
 
 
 @pytest.mark.parametrize("contents", [[7] * 12, [i // 4 for i in range(12)]], ids=["all", "by class"])
-def test_classes_of_copies_only_are_defined(
-    contents: list[int], make_features: MakeFeatures, tmp_path: Path
-) -> None:
+def test_all_copies_are_defined(contents: list[int], make_features: MakeFeatures, tmp_path: Path) -> None:
     make_features("a.tar", [i // 4 for i in range(12)], contents=contents)
     plan = adq.build_plan(tmp_path / "features", bins=3, keep=0.25)
     n_left = len(set(contents))
@@ -269,9 +262,7 @@ def test_nothing_is_said_where_there_is_nothing_to_say(make_features: MakeFeatur
     assert lines_of(plan)[3].startswith("settings: ")
 
 
-def test_published_rates_are_held_against_their_own_alpha_0(
-    make_features: MakeFeatures, tmp_path: Path
-) -> None:
+def test_published_rates_are_held_against_own_alpha_0(make_features: MakeFeatures, tmp_path: Path) -> None:
     make_features("a.tar", [0] * 7)
     asked: dict[str, Any] = {"bins": 3, "keep": 0.5, "allocation": "published"}
     tiny, plain = (adq.build_plan(tmp_path / "features", alpha=alpha, **asked) for alpha in (1e-9, 0))

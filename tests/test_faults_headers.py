@@ -78,9 +78,7 @@ def test_a_20_mb_name_is_refused_from_its_header(tmp_path: Path) -> None:
         check_refused(tmp_path, head + header() + bytes(1024), r"declares 200000\d\d bytes, more than Limits")
 
 
-def test_equal_keys_in_two_shards_are_two_samples(
-    tmp_path: Path,
-) -> None:
+def test_equal_keys_in_two_shards_are_two_samples(tmp_path: Path) -> None:
     """F6."""
     paths, known = two_shards(tmp_path)
     urls = [str(path) for path in paths]

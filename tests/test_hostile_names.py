@@ -64,9 +64,7 @@ def name_it(name: str) -> Callable[[dict[str, Any], list[pa.Table]], None]:
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_name_that_leads_elsewhere_opens_nothing(
-    name: str, tables: Path, opened: Callable[[], list[str]]
-) -> None:
+def test_names_that_lead_away_open_nothing(name: str, tables: Path, opened: Callable[[], list[str]]) -> None:
     """S2: in plans, indexes and features whose hashes agree."""
     said = "|".join(re.escape(text) for text in (repr(name), repr(repr(name))[1:-1]))  # as a value, or in one
     shard = tables / "in" / "a.tar"

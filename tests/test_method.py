@@ -262,7 +262,7 @@ def small_set(make_features: MakeFeatures, *, signed: bool = False) -> list[Shar
 
 @pytest.mark.parametrize("signed", [False, True], ids=["relu", "signed"])
 @pytest.mark.parametrize("n_bins", [1, K, 9])
-def test_bins_are_those_of_the_plain_greedy(
+def test_bins_are_the_plain_greedys(
     n_bins: int, signed: bool, make_features: MakeFeatures, tmp_path: Path
 ) -> None:
     rows = oracle_rows(small_set(make_features, signed=signed))

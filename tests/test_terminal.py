@@ -152,9 +152,7 @@ def outputs(home: Path, text: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_no_command_writes_a_character_that_steers_a_terminal(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_command_steers_a_terminal(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """F44: keys, class names, names of shards and files, run.json, headers, words; every output, character by character."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(logging.getLogger(), "handlers", [])  # so that the command's own is the one

@@ -119,9 +119,7 @@ def test_run_says_when_there_is_nothing_to_do(shards: list[str], tmp_path: Path,
     assert dates(tmp_path / "out") == before
 
 
-def test_write_says_how_much_smaller_it_became(
-    shards: list[str], plan: str, tmp_path: Path, capsys: Capture
-) -> None:
+def test_write_says_how_much_it_saved(shards: list[str], plan: str, tmp_path: Path, capsys: Capture) -> None:
     command = ["write", *shards, "--plan", plan, "-o", str(tmp_path / "w" / "%d.tar")]
     assert main(command) == 0
     n_bytes = (tmp_path / "w" / "0.tar").stat().st_size

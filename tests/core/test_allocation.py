@@ -160,7 +160,7 @@ def test_splits_of_other_names_are_rounded_independently() -> None:
 
 @settings(max_examples=150)
 @given(cells, st.data())
-def test_exact_shares_lie_within_a_unit_of_the_fractions(
+def test_exact_shares_are_near_the_fractions(
     cells: list[tuple[int, float, int]], data: st.DataObject
 ) -> None:
     size, weight, low = (np.array(column) for column in zip(*cells, strict=True))

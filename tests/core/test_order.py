@@ -41,9 +41,7 @@ counts = st.lists(st.integers(0, 12), min_size=1, max_size=9)
 
 
 @given(counts, st.integers(1, 20), st.integers(-3, 3), st.integers(0, 3))
-def test_index_functions_give_the_order_laid_out_by_hand(
-    kept: list[int], lanes: int, seed: int, epoch: int
-) -> None:
+def test_index_functions_give_the_order_by_hand(kept: list[int], lanes: int, seed: int, epoch: int) -> None:
     shards = shard_order(len(kept), stream="p", seed=seed, epoch=epoch)
     n_bytes = [np.full(n, 700_000) for n in kept]
     rows = [row_order(n_bytes[s], shard=f"{s}.tar", stream="p", seed=seed, epoch=epoch) for s in shards]

@@ -23,6 +23,7 @@ from adq_wds.demo.digits import load_digits, write_digits
 from adq_wds.demo.run_demo import demo_text, make_trainings, run_demo, stream_images
 from adq_wds.demo.table import MIN_SEEDS, PAIRS, difference, findings, table_text
 from adq_wds.demo.train import Images, Training, accuracy_of
+from tests.conftest import Capsys, MonkeyPatch
 from tests.folders import dates, members
 
 TINY: dict[str, Any] = {"seeds": 2, "epochs": 2, "progress": False}
@@ -83,9 +84,7 @@ def test_shards_that_are_missing_are_written(demo: Demo, tmp_path: Path, last: s
         assert payloads(shards(tmp_path, split)) == payloads(shards(demo[0], split))
 
 
-def test_without_scikit_learn_no_folder_is_made(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_no_scikit_learn_makes_no_folder(tmp_path: Path, monkeypatch: MonkeyPatch, capsys: Capsys) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     assert main(["demo", "-o", str(tmp_path / "new")]) == 1
     out, err = capsys.readouterr()
@@ -135,9 +134,7 @@ def test_each_arm_sees_what_its_plan_says(demo: Demo) -> None:
         assert len(np.unique(np.concatenate(training.epochs))) > 1100
 
 
-def test_a_stream_that_differs_from_its_plan_is_an_error(
-    demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stream_unlike_its_plan_is_an_error(demo: Demo, tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
     monkeypatch.setattr(adq.Plan, "keys", lambda plan: ["digit-9999"])
     with pytest.raises(adq.AdqError, match=r"plan \('random', 0\): 126 samples streamed, not the 126"):
         run_demo(tmp_path / "new", **TINY)
@@ -217,9 +214,7 @@ def test_the_table_is_what_the_trainings_gave(demo: Demo) -> None:
     assert len(saved["trainings"]) == 12 - both.count(126)  # one training stands for equal images
 
 
-def test_run_again_nothing_is_made_or_trained_again(
-    demo: Demo, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_run_again_makes_and_trains_nothing(demo: Demo, monkeypatch: MonkeyPatch, capsys: Capsys) -> None:
     folder, result = demo
     monkeypatch.setattr(demo_train, "accuracy_of", None)
     before = [dates(folder / part) for part in ("train", "test", "run")]
@@ -231,9 +226,7 @@ def test_run_again_nothing_is_made_or_trained_again(
     assert [dates(folder / part) for part in ("train", "test", "run")] == before
 
 
-def test_interrupted_it_goes_on_with_what_is_missing(
-    demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_it_makes_what_is_missing(demo: Demo, tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
     """In another folder, where it comes to the same result."""
     n_trainings = len(json.loads((demo[0] / "demo.json").read_text())["trainings"])
     done: list[int] = []

@@ -21,7 +21,7 @@ from adq_wds.models.thumbnail import Thumbnail
 from adq_wds.tables.features_file import FeaturesFile
 from adq_wds.tables.spans import scan_spans
 from adq_wds.writing.write_shards import write_kept
-from tests.conftest import MakeShard, jpeg, write_tar
+from tests.conftest import Caplog, MakeShard, jpeg, write_tar
 from tests.embedded import Watching, dates, files, png
 
 # ---- What is in them
@@ -97,12 +97,7 @@ def test_images_of_odd_sizes_have_features(tmp_path: Path) -> None:
     ],
 )
 def test_labels(
-    tmp_path: Path,
-    field: str,
-    values: list[bytes],
-    spec: Any,
-    names: Any,
-    numbers: list[int],
+    tmp_path: Path, field: str, values: list[bytes], spec: Any, names: Any, numbers: list[int]
 ) -> None:
     members = []
     for i, value in enumerate(values):
@@ -134,9 +129,7 @@ def test_only_what_is_missing_is_made(shards: list[Path], tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("before", "after"), [(20, 30), (1, 2)])
-def test_a_grown_shard_is_embedded_again(
-    make_shard: MakeShard, tmp_path: Path, before: int, after: int
-) -> None:
+def test_a_grown_shard_is_made_again(make_shard: MakeShard, tmp_path: Path, before: int, after: int) -> None:
     """tar pads to 10,240 bytes: the size of the file may stay while it gains a sample."""
     encoder, out = Watching(), tmp_path / "f"
     path = make_shard("a.tar", before)
@@ -200,9 +193,7 @@ def test_no_more_shards_than_workers_are_open(make_shard: MakeShard, tmp_path: P
     assert max(unsaved) <= workers
 
 
-def test_damaged_features_are_made_again_with_a_warning(
-    shards: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_damaged_features_are_made_again_warned(shards: list[Path], tmp_path: Path, caplog: Caplog) -> None:
     out = tmp_path / "f"
     adq.embed_shards(shards, "thumbnail", out)
     whole = files(out)
@@ -298,7 +289,7 @@ def patched(make_shard: MakeShard, tmp_path: Path) -> list[Path]:
 
 @pytest.mark.parametrize("image", [None, "patches.jpg"])
 def test_missing_patches_are_embedded_as_grey(
-    patched: list[Path], tmp_path: Path, image: str | None, caplog: pytest.LogCaptureFixture
+    patched: list[Path], tmp_path: Path, image: str | None, caplog: Caplog
 ) -> None:
     options: Any = {} if image is None else {"image": image}
     features = adq.embed_shards(patched, "thumbnail", tmp_path / "f", batch_size=7, workers=2, **options)
@@ -335,9 +326,7 @@ class Seen(Thumbnail):
         return super().__call__(images)
 
 
-def test_nothing_is_logged_of_whole_images(
-    shards: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_nothing_is_logged_of_whole_images(shards: list[Path], tmp_path: Path, caplog: Caplog) -> None:
     adq.embed_shards(shards, "thumbnail", tmp_path / "f")
     assert "patches" not in caplog.text
 

@@ -34,7 +34,7 @@ BAD_SAMPLES: list[tuple[Fields, str]] = [
 
 
 @pytest.mark.parametrize(("fields", "text"), BAD_SAMPLES)
-def test_a_bad_sample_ends_a_strict_run_or_is_listed(
+def test_a_bad_sample_is_an_error_or_listed(
     tmp_path: Path, fields: Fields, text: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = shard_of(tmp_path / "a.tar", 10, {4: fields, 8: {"png": b"later"}})
@@ -149,7 +149,7 @@ def test_a_damaged_shard_is_named_and_the_others_are_kept(
         (["a/b.tar", "c/b.tar", "a--b.tar"], r"shards 'a/b.tar' and 'a--b.tar' would both be a--b.parquet"),
     ],
 )
-def test_shards_that_cannot_be_named_are_refused(
+def test_shards_without_a_name_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, urls: Any, text: str
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -18,7 +18,7 @@ from adq_wds.cli.main import main
 from adq_wds.embedding.estimate import estimate
 from adq_wds.registry import encoder
 from adq_wds.tables.spans import scan_spans
-from tests.conftest import jpeg, write_tar
+from tests.conftest import Caplog, Capsys, MonkeyPatch, jpeg, write_tar
 from tests.embedded import npy, png, unit
 
 D = 6
@@ -123,7 +123,7 @@ def test_another_field_or_an_encoder_needs_another_folder(tmp_path: Path) -> Non
         adq.embed_shards(path, "thumbnail", out)
 
 
-def test_adq_run_repeats_from_its_own_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_adq_run_repeats_from_its_own_record(tmp_path: Path, capsys: Capsys) -> None:
     path, out = str(write(tmp_path / "a.tar", vectors(12))), str(tmp_path / "out")
     run = ["run", path, "-o", out, "--embeddings", "field:emb.npy", "--bins", "2", "--keep", "0.5", "--json"]
     assert main(run) == 0
@@ -260,7 +260,7 @@ def embeddings(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def test_text_is_planned_by_its_own_embeddings(
-    text_shards: list[Path], embeddings: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    text_shards: list[Path], embeddings: str, tmp_path: Path, caplog: Caplog
 ) -> None:
     caplog.set_level(logging.INFO, "adq_wds")
     features = adq.embed_shards(
@@ -355,10 +355,7 @@ def test_what_needs_images_refuses_to_go_without(text_shards: list[Path], tmp_pa
 
 
 def test_the_command_plans_text(
-    text_shards: list[Path],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    text_shards: list[Path], tmp_path: Path, capsys: Capsys, monkeypatch: MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run = [

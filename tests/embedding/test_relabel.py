@@ -16,7 +16,7 @@ import adq_wds as adq
 from adq_wds.models.thumbnail import Thumbnail
 from adq_wds.score import Score
 from adq_wds.tables.features_file import FeaturesFile, ShardFeatures
-from tests.conftest import jpeg, write_tar
+from tests.conftest import Caplog, jpeg, write_tar
 from tests.embedded import Watching, files, png
 
 N = 12
@@ -51,8 +51,8 @@ def shards(tmp_path: Path) -> list[Path]:
     return [write_tar(tmp_path / f"{name}.tar", members(20 * i)) for i, name in enumerate("abc")]
 
 
-def test_another_label_gives_the_features_of_a_fresh_job(
-    shards: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_another_label_gives_a_fresh_jobs_features(
+    shards: list[Path], tmp_path: Path, caplog: Caplog
 ) -> None:
     caplog.set_level(logging.INFO, "adq_wds")
     encoder = Watching(with_head)
@@ -76,7 +76,7 @@ def test_scores_that_are_not_asked_for_now_stay(shards: list[Path], tmp_path: Pa
     assert features.score("red").tobytes() == before.tobytes()
 
 
-def test_only_bad_samples_are_tried_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_only_bad_samples_are_tried_again(tmp_path: Path, caplog: Caplog) -> None:
     """One has no cls, one no json, one no whole image."""
     caplog.set_level(logging.INFO, "adq_wds")
     every = members(0)
@@ -122,9 +122,7 @@ def test_a_stopped_job_leaves_each_shard_old_or_new(shards: list[Path], tmp_path
     assert encoder.n == 2 * n
 
 
-def test_logit_gradients_depend_on_the_labels(
-    shards: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_logit_gradients_depend_on_the_labels(shards: list[Path], tmp_path: Path, caplog: Caplog) -> None:
     caplog.set_level(logging.INFO, "adq_wds")
     encoder = Watching(with_head)
     adq.embed_shards(shards, encoder, tmp_path / "f", logit_grad=True)
@@ -152,9 +150,7 @@ def older(folder: Path) -> None:
         ).save(path)  # fmt: skip
 
 
-def test_older_features_get_digests_without_an_encoder(
-    shards: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_older_features_get_digests_unencoded(shards: list[Path], tmp_path: Path, caplog: Caplog) -> None:
     caplog.set_level(logging.INFO, "adq_wds")
     shards.append(write_tar(tmp_path / "d.tar", [*members(90), ("z.jpg", jpeg(0)[:60]), ("z.cls", b"0")]))
     encoder = Watching(with_head)
@@ -229,7 +225,7 @@ def labelled(path: Path, labels: list[bytes]) -> Path:
         ([b"?", b"a", b"0", b"b"], r"key 'k0', field 'cls': '\?' is neither", [1, 3]),
     ],
 )  # fmt: skip
-def test_the_first_label_sets_the_kind_of_a_shard(
+def test_the_first_label_sets_the_kind(
     tmp_path: Path, labels: list[bytes], text: str, kept: list[int]
 ) -> None:
     shard = labelled(tmp_path / "a.tar", labels)

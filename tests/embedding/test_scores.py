@@ -259,8 +259,6 @@ def test_an_installed_score_that_cannot_be_used_is_refused(
         adq.embed_shards(shards, "thumbnail", tmp_path / "f", scores=["red"])
 
 
-def test_nothing_is_loaded_unless_named(
-    shards: list[Path], installed: dict[str, str], tmp_path: Path
-) -> None:
+def test_nothing_is_loaded_unnamed(shards: list[Path], installed: dict[str, str], tmp_path: Path) -> None:
     installed["red"] = "no_such_module:Red"
     adq.build_plan(adq.embed_shards(shards, "thumbnail", tmp_path / "f"))

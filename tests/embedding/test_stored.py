@@ -49,7 +49,7 @@ def rows(source: StoredEmbeddings, shard: str, keys: list[str], first: int = 0) 
 
 @pytest.mark.parametrize("of", [pa.float16(), pa.float32(), pa.float64()])
 @pytest.mark.parametrize("kind", [pa.list_, pa.large_list, lambda of: pa.list_(of, 3)])
-def test_lists_of_any_float_are_read(
+def test_any_list_is_read(
     tmp_path: Path, of: pa.DataType, kind: Callable[[pa.DataType], pa.DataType]
 ) -> None:
     values = pa.array(list(H.astype(of.to_pandas_dtype())), type=kind(of))
@@ -361,7 +361,7 @@ LIES = [  # of a field, and of a file where they are wrong there too
 
 
 @pytest.mark.parametrize(("data", "text"), LIES)
-def test_a_lying_npy_is_refused_unallocated(
+def test_a_lying_npy_is_not_allocated(
     data: bytes, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

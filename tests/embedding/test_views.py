@@ -21,7 +21,7 @@ from adq_wds.embedding.views_batch import make_view
 from adq_wds.files import lock
 from adq_wds.models.thumbnail import Thumbnail
 from adq_wds.tables.views import Views, choose_rows, views_folder
-from tests.conftest import MakeShard
+from tests.conftest import Caplog, Capsys, MakeShard, MonkeyPatch
 from tests.embedded import Watching, dates, files
 from tests.programs import Program
 
@@ -59,8 +59,8 @@ def test_views_are_those_of_a_plain_loop(features: adq.Features, shards: list[Pa
             assert np.array_equal(z[row, number], (h / np.linalg.norm(h)).astype(np.float16))
 
 
-def test_only_chosen_samples_are_read(
-    features: adq.Features, shards: list[Path], monkeypatch: pytest.MonkeyPatch
+def test_only_chosen_ones_are_read(
+    features: adq.Features, shards: list[Path], monkeypatch: MonkeyPatch
 ) -> None:
     encoder, read = Watching(), []
     original = adq_wds.embedding.views_batch.read_sample
@@ -77,9 +77,7 @@ def test_only_chosen_samples_are_read(
 
 
 @pytest.mark.parametrize("options", [{"workers": 1}, {"workers": 3}, {"workers": 8}])
-def test_workers_and_order_change_no_byte(
-    features: adq.Features, shards: list[Path], options: dict[str, int]
-) -> None:
+def test_workers_change_no_byte(features: adq.Features, shards: list[Path], options: dict[str, int]) -> None:
     embed_views(features, shards, Watching(), views=60, batch_size=8, workers=2)
     before = files(views_folder(features))
     for path in views_folder(features).iterdir():
@@ -105,7 +103,7 @@ def test_a_network_gives_the_same_bytes_with_any_workers(shards: list[Path], tmp
 
 
 def test_large_images_are_cut_into_parts(
-    features: adq.Features, shards: list[Path], monkeypatch: pytest.MonkeyPatch
+    features: adq.Features, shards: list[Path], monkeypatch: MonkeyPatch
 ) -> None:
     embed_views(features, shards, Watching(), views=60)
     before = files(views_folder(features))
@@ -175,9 +173,7 @@ def test_what_is_there_is_not_made_again(features: adq.Features, shards: list[Pa
     assert (encoder.calls, dates(views_folder(features))) == ([], before)
 
 
-def test_only_damaged_or_missing_files_are_made(
-    features: adq.Features, shards: list[Path], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_only_damaged_or_missing_are_made(features: adq.Features, shards: list[Path], caplog: Caplog) -> None:
     embed_views(features, shards, Watching(), views=200)
     before = files(views_folder(features))
     (views_folder(features) / "b.parquet").unlink()
@@ -280,7 +276,7 @@ def test_only_the_folder_of_the_views_is_locked(features: adq.Features, shards: 
         ("thumbnail", r"made with encoder 'watching' .*, now 'thumbnail'"),
     ],
 )
-def test_another_encoder_is_refused(
+def test_another_encoder_is_named(
     features: adq.Features, shards: list[Path], encoder: Any, text: str
 ) -> None:
     with pytest.raises(adq.FeaturesError, match=text + ".*views need the one of the features"):
@@ -374,7 +370,7 @@ def test_a_view_that_cannot_be_embedded_is_named(
 
 
 @pytest.mark.parametrize(("value", "unit"), [(1e30, 0.5), (1e-42, 0.5), (0, 0)])
-def test_strange_numbers_are_unit_rows_or_0(
+def test_odd_numbers_are_unit_rows_or_0(
     shards: list[Path], tmp_path: Path, value: float, unit: float
 ) -> None:
     encoder = Watching(lambda images: (np.full((len(images), 4), value, np.float32), None))
@@ -399,8 +395,8 @@ def test_arguments_out_of_range_are_refused(
         embed_views(features, shards, Watching(), **options)
 
 
-def test_progress_counts_every_chosen_sample_once(
-    features: adq.Features, shards: list[Path], capsys: pytest.CaptureFixture[str]
+def test_progress_counts_chosen_samples_once(
+    features: adq.Features, shards: list[Path], capsys: Capsys
 ) -> None:
     for _ in range(2):
         embed_views(features, shards, Watching(), views=60, progress=True)

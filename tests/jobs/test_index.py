@@ -18,7 +18,7 @@ from adq_wds.shards.samples_in_tar import payload_crc32, read_sample, span_at
 from adq_wds.tables.index import load_index, read_index, save_index
 from adq_wds.tables.spans import Spans, scan_spans
 from adq_wds.writing.write_shards import write_kept
-from tests.conftest import MakeShard
+from tests.conftest import Capsys, MakeShard, MonkeyPatch
 from tests.folders import members
 
 
@@ -203,9 +203,7 @@ def files(shards: list[Path]) -> dict[str, Path]:
     return {path.name: path for path in shards}
 
 
-def test_an_index_of_unchanged_or_moved_shards_is_taken(
-    shards: list[Path], index: Path, tmp_path: Path
-) -> None:
+def test_an_index_of_same_or_moved_shards_is_taken(shards: list[Path], index: Path, tmp_path: Path) -> None:
     everything = rows(load_index(index))
     assert rows(load_index(index, files=files(shards))) == {
         path.name: everything[path.name] for path in shards
@@ -292,7 +290,7 @@ def test_a_stamp_of_another_form_is_refused(source: Any, tmp_path: Path) -> None
         read_index(tmp_path / "i.parquet")
 
 
-def test_rows_of_another_shard_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_of_another_shard_are_refused(tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
     found = spans((0, "a", 0, 1024, 1))
     columns = found.columns("b.tar", members=True)
     monkeypatch.setattr(Spans, "columns", lambda self, name, **options: columns)
@@ -320,9 +318,7 @@ def test_no_cut_and_no_flip_of_an_index_is_loaded_wrongly(index: Path, tmp_path:
 # ---- The command
 
 
-def test_the_command_says_what_it_did(
-    shards: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_says_what_it_did(shards: list[Path], tmp_path: Path, capsys: Capsys) -> None:
     out = str(tmp_path / "new" / "i.parquet")
     assert main(["index", *map(str, shards), "-o", out]) == 0
     assert capsys.readouterr().out == f"15 samples of 3 shards in {out} (3 shards read, 0 unchanged)\n"
@@ -332,9 +328,7 @@ def test_the_command_says_what_it_did(
     assert said == {"path": out, "shards": 3, "samples": 15, "bytes": total, "scanned": 0}
 
 
-def test_the_command_ends_with_the_code_of_its_error(
-    shards: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_ends_with_its_errors_code(shards: list[Path], tmp_path: Path, capsys: Capsys) -> None:
     shards[0].write_bytes(shards[0].read_bytes()[:3000])
     for url, code, text in (
         (str(tmp_path / "in"), 1, "adq: ShardError: shard b.tar"),

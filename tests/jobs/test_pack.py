@@ -291,7 +291,7 @@ def test_the_command_packs_and_run_plans_the_shards(
 
 
 @pytest.mark.parametrize("command", ["run", "embed", "index"])
-def test_a_folder_of_images_given_for_shards_is_pointed_to_pack(
+def test_a_folder_of_images_as_shards_is_pointed_to_pack(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = lay(tmp_path / "in", classes_of(1, 2))

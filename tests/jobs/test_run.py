@@ -72,9 +72,7 @@ def changed(before: dict[str, int], after: dict[str, int]) -> set[str]:
         {"classes": [1]},
     ],
 )
-def test_other_arguments_redo_only_what_depends_on_them(
-    shards: list[Path], tmp_path: Path, other: dict[str, Any]
-) -> None:
+def test_other_arguments_redo_what_depends(shards: list[Path], tmp_path: Path, other: dict[str, Any]) -> None:
     run(shards, tmp_path / "out")
     before = dates(tmp_path / "out")
     assert not run(shards, tmp_path / "out", **other)["nothing_to_do"]
@@ -94,7 +92,7 @@ def test_other_arguments_redo_only_what_depends_on_them(
         ({"image": "jpg"}, r"made with image 'jpg;.*, now 'jpg'"),  # needs another folder
     ],
 )
-def test_a_failed_run_leaves_the_earlier_one(
+def test_failure_keeps_the_old_run(
     shards: list[Path], tmp_path: Path, wrong: dict[str, Any], text: str
 ) -> None:
     run(shards, tmp_path / "out")

@@ -23,7 +23,7 @@ def images_of(shard: Path) -> list[Image.Image]:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])
-def test_run_with_a_checkpoint_stores_timms_pooled_features(
+def test_run_with_a_checkpoint_stores_timms_features(
     name: str, make_shard: Callable[..., Path], tmp_path: Path
 ) -> None:
     torch.manual_seed(0)

@@ -19,7 +19,7 @@ from adq_wds.cli.main import main
 from adq_wds.jobs.index import index_shards
 from adq_wds.jobs.verify import Report, verify_shards
 from adq_wds.samples.patch_file import encode, encode_whole
-from tests.conftest import MakeShard, jpeg, picture, write_tar
+from tests.conftest import Capsys, MakeShard, jpeg, picture, write_tar
 from tests.folders import flip, members, spans_of
 
 Said = list[tuple[str, str | None, str]]
@@ -58,9 +58,7 @@ def of_b(*named: str) -> Said:
 # ---- What is as it was
 
 
-def test_a_fresh_plan_index_and_features_verify_clean(
-    shards: list[Path], plan: adq.Plan, tmp_path: Path
-) -> None:
+def test_a_fresh_plan_or_features_verify_clean(shards: list[Path], plan: adq.Plan, tmp_path: Path) -> None:
     index_shards(shards, tmp_path / "i.parquet")
     features = tmp_path / "features"
     for source, kind, kept in (
@@ -121,9 +119,7 @@ def test_features_and_plans_of_some_samples_and_of_bad_ones(make_shard: MakeShar
 # ---- F29: each change is found and named
 
 
-def test_an_added_or_removed_shard_is_named(
-    shards: list[Path], plan: adq.Plan, make_shard: MakeShard
-) -> None:
+def test_an_added_or_lost_shard_is_named(shards: list[Path], plan: adq.Plan, make_shard: MakeShard) -> None:
     report = verified(plan, [*shards, make_shard("in/d.tar", 2)])
     assert said(report) == [("d.tar", None, "extra shard")]
     assert (report.ok, report.missing) == (25, 0)
@@ -141,16 +137,14 @@ def test_a_renamed_shard_is_missing_and_extra(shards: list[Path], plan: adq.Plan
     assert report.missing == 8
 
 
-def test_two_files_of_one_name_are_both_named(
-    shards: list[Path], plan: adq.Plan, make_shard: MakeShard
-) -> None:
+def test_two_files_of_a_name_are_named(shards: list[Path], plan: adq.Plan, make_shard: MakeShard) -> None:
     report = verified(plan, [*shards, make_shard("other/b.tar", 8)])
     assert said(report) == [("b.tar", None, "second file")]
     assert re.search(r"'.*other/b\.tar' and '.*in/b\.tar' both match 'b\.tar'", report.text())
     assert report.ok == 25
 
 
-def test_a_regrown_shard_is_named_sample_by_sample(
+def test_a_regrown_shard_is_named_by_sample(
     shards: list[Path], plan: adq.Plan, make_shard: MakeShard
 ) -> None:
     make_shard("in/b.tar", 10)  # two more at its end
@@ -243,9 +237,7 @@ def test_a_key_twice_is_named_and_the_others_are_compared(shards: list[Path], pl
     assert report.differs + report.missing == 6
 
 
-def test_unreadable_shards_are_named_and_their_samples_missing(
-    shards: list[Path], plan: adq.Plan, tmp_path: Path
-) -> None:
+def test_unreadable_shards_are_named_all_missing(shards: list[Path], plan: adq.Plan, tmp_path: Path) -> None:
     path, data = shards[0], shards[0].read_bytes()
     cases: list[tuple[Callable[[], Any], str]] = [
         (lambda: None, "unreadable: cannot be opened: No such file"),
@@ -426,9 +418,7 @@ def test_secrets_in_urls_are_never_said(plan: adq.Plan) -> None:
     assert "s3cret" not in report.text()
 
 
-def test_a_damaged_or_missing_table_is_its_own_error(
-    shards: list[Path], plan: adq.Plan, tmp_path: Path
-) -> None:
+def test_a_damaged_or_lost_table_is_its_error(shards: list[Path], plan: adq.Plan, tmp_path: Path) -> None:
     index_shards(shards, tmp_path / "i.parquet")
     shutil.copy(tmp_path / "features" / "b.parquet", tmp_path / "f.parquet")
     (tmp_path / "empty").mkdir()
@@ -468,11 +458,7 @@ def test_hostile_names_stay_on_one_line(shards: list[Path], plan: adq.Plan, tmp_
 
 
 def test_lines_are_bounded_and_json_lists_all(
-    shards: list[Path],
-    plan: adq.Plan,
-    make_shard: MakeShard,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    shards: list[Path], plan: adq.Plan, make_shard: MakeShard, tmp_path: Path, capsys: Capsys
 ) -> None:
     make_shard("in/b.tar", 8, first=100)
     make_shard("in/a.tar", 9, first=8, side=20)
@@ -498,7 +484,7 @@ def test_lines_are_bounded_and_json_lists_all(
 
 
 def test_exit_codes_say_equal_different_and_wrong_usage(
-    shards: list[Path], plan: adq.Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shards: list[Path], plan: adq.Plan, tmp_path: Path, capsys: Capsys
 ) -> None:
     index, folder = str(tmp_path / "i.parquet"), str(tmp_path / "in")
     index_shards(shards, index)

@@ -34,9 +34,7 @@ def padding(spans: list[Span]) -> set[int]:
     return {at for end in ends for at in range(end, end + -end % 512)}
 
 
-def test_no_flip_or_zeroed_block_passes_or_is_invented(
-    one: One,
-) -> None:
+def test_no_flip_or_zeroed_block_passes_or_is_invented(one: One) -> None:
     """F3: undetected 0, false alarms 0."""
     shard, data, plan, spans = one
     expected = next(iter(open_listed(plan)))
@@ -59,9 +57,7 @@ def test_no_flip_or_zeroed_block_passes_or_is_invented(
         assert (not check_shard(shard, expected).differences) == (data[at : at + 512] == bytes(512))
 
 
-def test_no_truncation_passes_and_the_lost_samples_are_counted(
-    one: One,
-) -> None:
+def test_no_truncation_passes_and_the_lost_samples_are_counted(one: One) -> None:
     """F2."""
     shard, data, plan, spans = one
     expected = next(iter(open_listed(plan)))

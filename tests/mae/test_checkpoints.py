@@ -259,9 +259,7 @@ CHANGES: list[
 
 
 @pytest.mark.parametrize(("key", "shape", "message"), CHANGES)
-def test_keys_that_do_not_fit_are_listed(
-    tmp_path: Path, key: str, shape: tuple[int, ...] | None, message: str
-) -> None:
+def test_unfit_keys_are_listed(tmp_path: Path, key: str, shape: tuple[int, ...] | None, message: str) -> None:
     state = dict(network().state_dict())
     state.pop(key, None)
     state |= {} if shape is None else {key: torch.zeros(shape)}

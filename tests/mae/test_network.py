@@ -203,9 +203,7 @@ def test_where_nothing_is_kept_the_data_sets_statistics_hold() -> None:
 @pytest.mark.parametrize(
     ("grid", "P", "places"), [((6, 3), 2, [0, 5, 7]), ((5, 2), 5, [0, 3]), ((6, 1), 5, [0])]
 )
-def test_a_fill_weighs_near_pixels_by_the_fifth_power(
-    grid: tuple[int, int], P: int, places: list[int]
-) -> None:
+def test_a_fill_weighs_pixels_by_the_fifth_power(grid: tuple[int, int], P: int, places: list[int]) -> None:
     """By a plain convolution, and for larger patches by a Fourier transform."""
     H, W = grid[0] * P, grid[1] * P
     image = torch.rand(1, H, W, 3, generator=torch.Generator().manual_seed(0))

@@ -77,7 +77,7 @@ def test_weights_load_and_their_header_says_how_they_were_made(
     assert 5 < found["psnr_db"] < 40
 
 
-def test_the_measured_psnr_is_of_dropped_pixels_only(
+def test_the_psnr_is_of_dropped_pixels_only(
     script: ModuleType, make_shard: Callable[..., Path], tmp_path: Path
 ) -> None:
     a = script.arguments().parse_args(

@@ -224,9 +224,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> FakeCompiler:
 
 @makers
 @pytest.mark.parametrize("amp", [False, True])
-def test_a_compiled_network_sees_one_size_whatever_comes(
-    make: Make, amp: bool, compiler: FakeCompiler
-) -> None:
+def test_a_compiled_network_sees_one_size_always(make: Make, amp: bool, compiler: FakeCompiler) -> None:
     images = noise(3 * SIZE + 1)
     usual, encoder = make(amp=amp), make(amp=amp, compile=True)
     assert compiler.calls == []  # the thread that embeds first compiles
@@ -255,9 +253,7 @@ def test_a_compiled_answer_does_not_depend_on_the_batch(make: Make, compiler: Fa
     np.testing.assert_allclose(whole, make()(images)[0], rtol=1e-4, atol=1e-5)
 
 
-def test_threads_wait_for_the_one_that_compiles(
-    compiler: FakeCompiler,
-) -> None:
+def test_threads_wait_for_the_one_that_compiles(compiler: FakeCompiler) -> None:
     compiler.seconds = 0.2
     encoder = builtin_encoder(compile=True)
     barrier = threading.Barrier(4)
@@ -288,7 +284,7 @@ FAILS = (
 )
 
 
-def test_a_failed_compilation_is_one_line_with_the_remedy(
+def test_a_failed_compilation_is_one_line_remedy(
     compiler: FakeCompiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiler.broken = 1
@@ -306,7 +302,7 @@ def test_a_failed_compilation_is_one_line_with_the_remedy(
         builtin_encoder(compile=True)
 
 
-def test_a_job_that_skips_ends_where_compiling_fails(
+def test_skipping_jobs_end_if_compiling_fails(
     compiler: FakeCompiler, make_shard: Any, tmp_path: Path
 ) -> None:
     compiler.broken = 100

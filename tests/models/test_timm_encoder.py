@@ -27,6 +27,7 @@ from adq_wds.models.forward import pick_device
 from adq_wds.models.network_encoder import NetworkEncoder
 from adq_wds.models.timm_build import check_timm_name
 from adq_wds.models.timm_encoder import timm_encoder
+from tests.conftest import Caplog, MonkeyPatch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 COMMIT = "0" * 40
@@ -156,9 +157,7 @@ def test_weights_in_the_authors_own_layout_are_converted(folder: Path, tmp_path:
         ),
     ],
 )
-def test_a_checkpoint_of_another_network_is_refused(
-    folder: Path, name: str, checkpoint: str, differences: str
-) -> None:
+def test_another_networks_file_is_refused(folder: Path, name: str, checkpoint: str, differences: str) -> None:
     with pytest.raises(ValueError, match=rf"{checkpoint}\.safetensors .*'{name}': .*{differences}"):
         timm_encoder(name, checkpoint=folder / f"{checkpoint}.safetensors")
 
@@ -170,7 +169,7 @@ def behind(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
 @pytest.mark.parametrize("prefix", ["model.", "net.backbone.", "module.backbone.", "encoder.model."])
 @pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])
 def test_weights_behind_a_prefix_are_those_without_it(
-    folder: Path, tmp_path: Path, name: str, prefix: str, caplog: pytest.LogCaptureFixture
+    folder: Path, tmp_path: Path, name: str, prefix: str, caplog: Caplog
 ) -> None:
     state = load_file(folder / f"{name}.safetensors")
     plain = made(folder, name)
@@ -265,7 +264,7 @@ def test_every_name_that_timm_lists_is_a_name() -> None:
 
 
 @pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+def offline(monkeypatch: MonkeyPatch, tmp_path: Path) -> Path:
     """No network, and the given folder as the Hub's cache."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     return tmp_path / "hub"
@@ -336,9 +335,7 @@ def test_revision_follows_weights_and_hash_preprocessing(folder: Path, tmp_path:
     assert other[1] == preprocessing
 
 
-def test_random_weights_are_logged_and_the_same_each_time(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_random_weights_are_logged_and_the_same_each_time(caplog: Caplog) -> None:
     torch.manual_seed(1)
     with caplog.at_level(logging.WARNING, "adq_wds"):
         first = timm_encoder("convnext_atto", pretrained=False, image_size=64)
@@ -400,9 +397,7 @@ def test_a_checkpoint_that_changed_underway_is_refused(folder: Path, tmp_path: P
         pickle.loads(data)  # noqa: S301
 
 
-def test_a_relative_checkpoint_is_found_from_another_folder(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_relative_checkpoint_is_found_again(folder: Path, tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     data = pickle.dumps(timm_encoder("convnext_atto", checkpoint="convnext_atto.safetensors", image_size=64))
     monkeypatch.chdir(tmp_path)
@@ -420,9 +415,7 @@ def test_a_relative_checkpoint_is_found_from_another_folder(
         ("cuda:3", 1, r"device='cuda:3': torch sees 1 CUDA devices"),
     ],
 )
-def test_a_device_is_one_that_is_there(
-    device: str, n_devices: int, picked: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_device_must_be_there(device: str, n_devices: int, picked: str, monkeypatch: MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: n_devices)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: n_devices > 0)
     if picked.startswith("device="):

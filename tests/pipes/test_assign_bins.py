@@ -28,9 +28,7 @@ def bins(samples: Any) -> list[int]:
     return [sample["bin.cls"] for sample in samples]
 
 
-def test_bins_are_those_of_the_stored_embeddings(
-    urls: list[str], codebook: adq.Codebook, tmp_path: Path
-) -> None:
+def test_bins_are_the_stored_embeddings(urls: list[str], codebook: adq.Codebook, tmp_path: Path) -> None:
     features = adq.embed_shards(urls, "thumbnail", tmp_path / "all")
     out = list(embedded(urls).compose(adq.AssignBins(codebook)))
     labels = np.concatenate([file.read(["label"])["label"].to_numpy() for file in features])

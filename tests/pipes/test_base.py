@@ -159,9 +159,7 @@ def test_as_many_bad_samples_are_borne(n: int, bad: Sequence[int], error: str | 
     assert len(out) == len(good) or n >= 1000
 
 
-def test_a_tally_counts_before_it_raises(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_a_tally_counts_before_it_raises(caplog: pytest.LogCaptureFixture) -> None:
     tally = Tally("x", "skip", max_bad_fraction=0.5)
     for name in "abc":
         tally.failed(adq.SampleError(f"no {name}"))

@@ -47,9 +47,7 @@ def test_exactly_the_kept_samples_pass_with_their_bytes(setup: Setup) -> None:
 
 
 @pytest.mark.parametrize(("workers", "start"), [(0, None), (2, "fork"), (2, "spawn")])
-def test_a_stock_loop_reads_them_in_workers_for_two_epochs(
-    setup: Setup, workers: int, start: str | None
-) -> None:
+def test_a_stock_loop_reads_them_in_workers_twice(setup: Setup, workers: int, start: str | None) -> None:
     """Spawned workers, of 3 s each, stay for the second epoch; forked ones are started anew."""
     urls, path, plan = setup
     dataset = raw(urls, empty_check=False).compose(adq.Subsample(path)).to_tuple("__url__", "__key__")

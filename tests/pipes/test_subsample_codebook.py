@@ -36,9 +36,7 @@ def expected(samples: Samples, codebook: adq.Codebook, keep: float, seed: int, e
 
 
 @pytest.mark.parametrize("keep", [0.1, 0.5, 0.9])
-def test_a_sample_is_kept_when_its_draw_is_below_the_rate(
-    assigned: Samples, codebook: adq.Codebook, keep: float
-) -> None:
+def test_a_draw_below_the_rate_keeps_a_sample(assigned: Samples, codebook: adq.Codebook, keep: float) -> None:
     for seed in (0, 5):
         out = list(adq.Subsample(codebook, keep=keep, seed=seed)(assigned))
         assert ids(out) == expected(assigned, codebook, keep, seed)
@@ -57,7 +55,7 @@ def test_a_smaller_keep_lies_inside_a_larger_one(assigned: Samples, codebook: ad
     assert all(set(small) < set(large) for small, large in pairwise(kept))
 
 
-def test_order_folders_and_neighbours_change_nothing(
+def test_order_and_neighbours_change_nothing(
     assigned: Samples, codebook: adq.Codebook, tmp_path: Path
 ) -> None:
     pipe = adq.Subsample(codebook, keep=0.5)
@@ -90,7 +88,7 @@ def test_epochs_draw_anew_only_when_asked(assigned: Samples, codebook: adq.Codeb
         assert ids(adq.Subsample(codebook, keep=0.5, epoch=epoch)(later)) == second
 
 
-def test_what_the_stages_before_put_is_taken_off_again(
+def test_what_stages_put_is_taken_off_again(
     assigned: Samples, urls: list[str], codebook: adq.Codebook
 ) -> None:
     original = dict(zip(ids(raw(urls)), raw(urls), strict=True))

@@ -17,7 +17,7 @@ import torch
 import webdataset as wds
 
 import adq_wds as adq
-from tests.conftest import write_tar
+from tests.conftest import Caplog, write_tar
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
@@ -136,7 +136,7 @@ def read(line: str, two: Set) -> tuple[Samples, str | None]:
     return got, None
 
 
-def check(two: Set, line: str, caplog: pytest.LogCaptureFixture) -> bool:
+def check(two: Set, line: str, caplog: Caplog) -> bool:
     """Exactly what was lost or changed is noticed; True if something was."""
     handler = {"handler": wds.ignore_and_continue} if line == "handler" else {}
     given, failed = by_webdataset(two.urls, **handler)
@@ -194,11 +194,7 @@ OTHERS = [line for line in LINES if line not in ("plain", "workers")]
     ],
 )
 def test_no_damage_passes_in_silence_and_none_is_invented(
-    two: Set,
-    line: str,
-    most: int,
-    damage: Callable[[bytes, random.Random], bytes],
-    caplog: pytest.LogCaptureFixture,
+    two: Set, line: str, most: int, damage: Callable[[bytes, random.Random], bytes], caplog: Caplog
 ) -> None:
     """F2 and F3 at their figures, and as many deleted and swapped blocks."""
     rng, n, n_harmed = random.Random(1), min(DAMAGES[damage], most), 0
@@ -220,7 +216,7 @@ def cut_between(two: Set) -> None:
     two.damage(two.data[: int(spans.byte_offset[3])])
 
 
-def test_who_stops_early_is_told_nothing(two: Set, caplog: pytest.LogCaptureFixture) -> None:
+def test_who_stops_early_is_told_nothing(two: Set, caplog: Caplog) -> None:
     cut_between(two)
     for n in range(2):
         assert len(list(islice(plain(two.urls, two.plan), n))) == n
@@ -232,7 +228,7 @@ def test_who_stops_early_is_told_nothing(two: Set, caplog: pytest.LogCaptureFixt
         list(plain(two.urls, two.plan))
 
 
-def test_with_warn_it_is_one_line_in_the_log(two: Set, caplog: pytest.LogCaptureFixture) -> None:
+def test_with_warn_it_is_one_line_in_the_log(two: Set, caplog: Caplog) -> None:
     cut_between(two)
     stage = adq.Subsample(two.plan, missing="warn")
     assert [sample["__key__"] for sample in raw(two.urls).compose(stage)] == ["a1", "b1"]
@@ -249,7 +245,7 @@ def test_with_warn_it_is_one_line_in_the_log(two: Set, caplog: pytest.LogCapture
             adq.Subsample(two.plan, missing=wrong)  # type: ignore[arg-type]
 
 
-def test_a_shard_that_gives_nothing_is_warned_of_once(two: Set, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_shard_that_gives_nothing_is_warned_of_once(two: Set, caplog: Caplog) -> None:
     two.damage(bytes(BLOCK) + two.data[BLOCK:])
     stream = raw(two.urls).compose(adq.Subsample(two.plan))
     for _ in range(2):

@@ -145,9 +145,7 @@ TABLES = st.tuples(st.integers(1, 6), st.integers(1, 5), st.integers(0, 2**32 - 
 
 @settings(max_examples=60)
 @given(TABLES, st.floats(0.01, 1.0), st.booleans())
-def test_the_tolerance_is_the_least_within_the_budget(
-    shape: tuple[int, int, int], share: float, of_bytes: bool
-) -> None:
+def test_tolerance_is_the_least_in_budget(shape: tuple[int, int, int], share: float, of_bytes: bool) -> None:
     n, more, seed = shape
     rng = np.random.default_rng(seed)
     shift = np.hstack([np.zeros((n, 1)), rng.integers(0, 5, (n, more)) / 8]).astype(np.float32)

@@ -71,7 +71,7 @@ WRONG: list[tuple[Callable[..., adq.Pipe], dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("make", "options", "text"), WRONG)
-def test_a_wrong_argument_is_an_error_at_once(
+def test_wrong_arguments_are_errors(
     make: Callable[..., adq.Pipe], options: dict[str, Any], text: str
 ) -> None:
     with pytest.raises((ValueError, TypeError), match=text):

@@ -40,10 +40,7 @@ def remote(server: Server, served: TarSet, fault: str = "ok", **options: Any) ->
 def kept_spans(plan: str) -> list[tuple[str, list[tuple[int, int]]]]:
     """Of each shard, first byte and the byte behind the last of each kept sample."""
     return [
-        (
-            shard.name,
-            [(a, a + n) for _, _, a, n, _ in shard.spans.take(shard.kept.nonzero()[0]).rows()],
-        )
+        (shard.name, [(a, a + n) for _, _, a, n, _ in shard.spans.take(shard.kept.nonzero()[0]).rows()])
         for shard in adq.load_plan(plan)
     ]
 
@@ -248,7 +245,7 @@ def test_all_samples_are_read_by_an_index_or_else_whole(
         caplog.clear()
 
 
-def test_resuming_near_the_end_fetches_little(
+def test_resuming_near_the_end_reads_little(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """F21, of a cache that starts empty."""

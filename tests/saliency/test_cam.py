@@ -167,10 +167,7 @@ def test_the_class_is_the_label_else_the_prediction(name: str, method: str) -> N
 @pytest.mark.parametrize("label", [10, -1, "cat", 2.7])
 def test_a_label_that_is_no_class_is_refused(label: Any) -> None:
     importance = cam_importance(builtin_encoder(), patch=4)
-    with pytest.raises(
-        ValueError,
-        match=f"image 1 .*label {label!r}, .*0 to 9; .*use_labels=False",
-    ):
+    with pytest.raises(ValueError, match=f"image 1 .*label {label!r}, .*0 to 9; .*use_labels=False"):
         importance(pictures(2, (32, 32)), [3, label], [0, 0])
     with pytest.raises(ValueError, match="1 labels for 2 images"):
         importance(pictures(2, (32, 32)), [3], [0, 0])
@@ -245,10 +242,7 @@ def test_what_cannot_be_explained_is_refused() -> None:
         cam_importance(builtin_encoder(), method="cam", patch=4)
     with pytest.raises(ValueError, match="encoder 'builtin-free' gives no logits, and gradcam explains them"):
         cam_importance(builtin_encoder("builtin-free"), method="gradcam", patch=4)
-    with pytest.raises(
-        ValueError,
-        match=r"'vit_tiny_patch16_224' .*\(2, 17, 192\).*attention_importance",
-    ):
+    with pytest.raises(ValueError, match=r"'vit_tiny_patch16_224' .*\(2, 17, 192\).*attention_importance"):
         cam_importance(random_encoder("vit_tiny_patch16_224"), patch=4)
     for patch in (0, 4.0, True):
         with pytest.raises(ValueError, match=f"patch must be an integer >= 1, got {patch!r}"):

@@ -178,9 +178,7 @@ def test_patches_that_do_not_fit_their_description_are_refused() -> None:
 @pytest.mark.parametrize(
     ("subsampling", "patch", "unit"), [("4:2:0", 4, 16), ("4:2:0", 24, 16), ("4:4:4", 4, 8)]
 )
-def test_patches_that_would_share_coding_units_are_refused(
-    subsampling: Subsampling, patch: int, unit: int
-) -> None:
+def test_patches_sharing_coding_units_are_refused(subsampling: Subsampling, patch: int, unit: int) -> None:
     text = rf"patch={patch} .* {subsampling}: .* multiple of {unit} .* \d+ bytes against \d+ whole"
     with pytest.raises(ValueError, match=text):
         encode(picture(2, 2, patch), np.array([0]), patch, subsampling=subsampling)

@@ -89,9 +89,7 @@ cuts = st.lists(st.integers(0, 12_000), max_size=8)
 
 @settings(max_examples=60)
 @given(members, st.sampled_from(sorted(FORMATS.values())), cuts)
-def test_every_good_tar_passes_however_it_is_cut(
-    found: list[tuple[str, int]], form: int, at: list[int]
-) -> None:
+def test_every_good_tar_passes_in_any_cut(found: list[tuple[str, int]], form: int, at: list[int]) -> None:
     data = pack(*[(name, b"\xff" * size) for name, size in found], form=form)
     list(iter_spans(data, shard="s.tar"))
     assert watched(data, at).n_bytes == len(data)

@@ -61,7 +61,7 @@ def test_a_dropping_pipe_drops_just_its_samples(tar_set: TarSet, batch_size: Any
 
 @pytest.mark.parametrize("batch_size", [None, 1, 4])
 @pytest.mark.parametrize("where", ["source", "pipe", "function"])
-def test_bad_samples_are_skipped_counted_and_logged(
+def test_bad_samples_are_skipped_and_counted(
     large: TarSet, batch_size: Any, where: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     errors: list[str] = []

@@ -76,9 +76,7 @@ def test_columns_of_unequal_length_are_refused(bins: Bins) -> None:
         ({"fit": "0", "accuracy": 0.9, "wrong": "no"}, 13, "margins.wrong"),
     ],
 )
-def test_margins_that_contradict_the_header_are_refused(
-    margins: Any, n: int | None, match: str, bins: Bins
-) -> None:
+def test_margins_against_the_header_are_refused(margins: Any, n: int | None, match: str, bins: Bins) -> None:
     header: Any = bins.header if margins is None else {**bins.header, "margins": margins}
     margin = None if n is None else np.zeros(n, dtype=np.float32)
     with pytest.raises(adq.PlanError, match=match):

@@ -9,16 +9,7 @@ import pyarrow as pa
 import pytest
 
 from adq_wds.tables.parquet import embedding_array
-from tests.tampering import (
-    KINDS,
-    Change,
-    drop,
-    lose_column,
-    put,
-    put_column,
-    put_entry,
-    rewritten,
-)
+from tests.tampering import KINDS, Change, drop, lose_column, put, put_column, put_entry, rewritten
 
 
 @pytest.fixture(params=KINDS)

@@ -15,10 +15,7 @@ import pytest
 import adq_wds as adq
 from adq_wds.tables.features import Features
 from adq_wds.tables.features_file import FeaturesFile, ShardFeatures
-from adq_wds.tables.parquet import (
-    column_hash,
-    embedding_array,
-)
+from adq_wds.tables.parquet import column_hash, embedding_array
 
 MakeFeatures = Callable[..., ShardFeatures]
 BAD = [2, 7]
@@ -76,9 +73,7 @@ def test_gradients_and_scores_are_columns_of_version_2(make_features: MakeFeatur
 
 
 @pytest.mark.parametrize("labels", [[], [0, 2, 1]])
-def test_digests_are_a_column_of_version_3(
-    make_features: MakeFeatures, tmp_path: Path, labels: list[int]
-) -> None:
+def test_digests_are_a_v3_column(make_features: MakeFeatures, tmp_path: Path, labels: list[int]) -> None:
     made = make_features("a.tar", labels, bad=[0])
     assert FeaturesFile(tmp_path / "features" / "a.parquet").digest() is None
     digest = np.random.default_rng(0).integers(0, 256, (len(labels), 16), dtype=np.uint8)
@@ -253,7 +248,7 @@ def test_files_are_ordered_by_shard_name(make_features: MakeFeatures, tmp_path: 
         ("width", "width 6 and 7"),
     ],
 )
-def test_features_made_otherwise_are_not_mixed(
+def test_other_features_are_not_mixed(
     name: str, text: str, make_features: MakeFeatures, tmp_path: Path
 ) -> None:
     """F29."""

@@ -25,7 +25,7 @@ from adq_wds.saliency.plain import RandomImportance
 from adq_wds.samples.patch_file import encode, encode_whole
 from adq_wds.writing.smaller import MEASURED, totals
 from adq_wds.writing.write_shards import WriteReport, write_kept
-from tests.conftest import MakeShard, jpeg, picture, write_tar
+from tests.conftest import Caplog, Capsys, MakeShard, jpeg, picture, write_tar
 from tests.folders import contents, samples_in
 
 RANDOM: dict[str, Any] = {"patch_keep": 0.75, "importance": "random", "size": 64}
@@ -180,9 +180,7 @@ def test_whole_is_what_the_same_command_without_patches_writes(tmp_path: Path, k
             assert [part[name] for part in some.values()] == [part[name] for part in whole.values()]
 
 
-def test_the_command_prints_the_parts_and_their_sums(
-    shards: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_prints_parts_and_sums(shards: list[Path], tmp_path: Path, capsys: Capsys) -> None:
     flags = [
         "--patch-keep",
         "0.75",
@@ -213,9 +211,7 @@ def test_the_command_prints_the_parts_and_their_sums(
     assert printed.endswith(f"on disk, with them: {report.bytes:,}\n")
 
 
-def test_an_encoder_is_named_by_the_flags_it_always_has(
-    shards: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_encoder_is_named_by_its_usual_flags(shards: list[Path], tmp_path: Path, caplog: Caplog) -> None:
     with caplog.at_level(logging.INFO, "adq_wds"):
         write_kept(shards[:1], None, tmp_path / "a" / "%d.tar", patch_keep=0.75, size=64)
     assert "patches are kept by what 'builtin' looks at, a small classifier" in caplog.text
@@ -290,9 +286,7 @@ def test_patches_that_would_save_nothing_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_patches_that_grow_at_a_size_nobody_named_are_refused(
-    shards: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_patches_that_grow_unasked_are_refused(shards: list[Path], tmp_path: Path, caplog: Caplog) -> None:
     options: dict[str, Any] = {"patch_keep": 0.95, "importance": "random", "quality": 95}
     drop = adq.DropPatches(adq.importance("random"), keep=0.95, size=224)
     first = list(adq.ShardDataset(shards))[:MEASURED]
@@ -308,7 +302,7 @@ def test_patches_that_grow_at_a_size_nobody_named_are_refused(
 
 @pytest.mark.parametrize(("options", "at"), [({}, "their own size"), ({"size": 224}, "size 224")])
 def test_images_that_become_larger_than_they_were_are_warned_of(
-    shards: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, options: dict[str, int], at: str
+    shards: list[Path], tmp_path: Path, caplog: Caplog, options: dict[str, int], at: str
 ) -> None:
     write_kept(shards, None, tmp_path / "out" / "%d.tar", quality=100, **options)
     assert "images become larger than they were: " in caplog.text
@@ -328,7 +322,7 @@ def test_a_bad_image_is_named_and_nothing_looks_complete(shards: list[Path], tmp
 
 @pytest.mark.parametrize("options", [RANDOM, {"quality": 90}])
 def test_bad_images_are_skipped_logged_and_counted(
-    shards: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, options: dict[str, Any]
+    shards: list[Path], tmp_path: Path, caplog: Caplog, options: dict[str, Any]
 ) -> None:
     """Whichever stage they fail in: a damaged image, none, two, one without some patches."""
     write_kept(shards[0], None, tmp_path / "p" / "%d.tar", **RANDOM)
@@ -373,9 +367,7 @@ def test_too_many_bad_images_leave_nothing_complete(make_shard: MakeShard, tmp_p
         write_kept(source, None, tmp_path / "no" / "%d.tar", size=64, on_error="skip")
 
 
-def test_the_command_says_how_many_samples_were_bad(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_says_how_many_samples_were_bad(tmp_path: Path, capsys: Capsys) -> None:
     some = [(f"k{i}.jpg", jpeg(i, 80) if i % 4 else b"no") for i in range(12)]
     source = write_tar(tmp_path / "a.tar", some)
     command = ["write", str(source), "--quality", "50", "-o", str(tmp_path / "out" / "%d.tar"), "--overwrite"]
@@ -438,7 +430,7 @@ def write_until(arguments: list[str], n_steps: int, taken: Any) -> None:
 
 
 @pytest.mark.parametrize("n_kills", [6, pytest.param(50, marks=pytest.mark.slow)])
-def test_killed_while_writing_only_complete_shards_have_names(
+def test_killed_writes_leave_complete_shards_only(
     make_shard: MakeShard, tmp_path: Path, n_kills: int
 ) -> None:
     """F36: killed at any step and started again, the shards end as those of a run that was left alone."""

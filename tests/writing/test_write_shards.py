@@ -233,9 +233,7 @@ def test_a_changed_byte_of_a_kept_payload_is_refused_by_name(setup: Setup, tmp_p
             assert not (tmp_path / "out" / "_info.json").exists()
 
 
-def test_a_shard_with_other_samples_is_refused_by_name(
-    setup: Setup, make_shard: MakeShard, tmp_path: Path
-) -> None:
+def test_a_shard_of_other_samples_is_refused(setup: Setup, make_shard: MakeShard, tmp_path: Path) -> None:
     shards, plan = setup
     make_shard("in/b.tar", 40, first=500)
     with pytest.raises(adq.ShardError, match=r"shard b.tar.*key '?s000\d\d.*planned"):
