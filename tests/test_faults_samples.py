@@ -23,9 +23,9 @@ from tests.conftest import jpeg, write_tar
 from tests.pipes.streams import npy
 from tests.programs import run
 from tests.samples.image_files import NOT_IMAGES, REASONS, black_png, bombs, encode
-from tests.tables.test_codebook import made
+from tests.tampering import codebook
 
-CODEBOOK = made()
+CODEBOOK = codebook()
 
 
 def fields_of(i: int) -> dict[str, bytes]:

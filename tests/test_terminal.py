@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from adq_wds.cli.main import main
 from adq_wds.errors import AdqError, located, printable, shorten
 from tests.conftest import jpeg, write_tar
-from tests.tables.test_plan import rewritten
+from tests.tampering import rewritten
 
 STEERING = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
@@ -138,7 +138,7 @@ def outputs(home: Path, text: str) -> dict[str, str]:
             else:
                 header[what] = f"plan{text}" if what == "format" else [f"b{text}", f"c{text}"]
 
-        stranger = rewritten(home / "run/plan.parquet", change_header)
+        stranger = rewritten(home / "run/plan.parquet", change_header, home / "run/changed.parquet")
         said[f"header {what}"] = say("show", stranger) + say("verify", stranger, "in")
     # words of the command line, which a shell may have taken from a folder
     for words in (

@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -15,10 +14,10 @@ import adq_wds as adq
 from adq_wds.cli.main import main
 from adq_wds.jobs.index import IndexReport, index_shards
 from adq_wds.shards.samples_in_tar import payload_crc32, read_sample, span_at
-from adq_wds.tables.index import load_index, read_index, save_index
+from adq_wds.tables.index import load_index, save_index
 from adq_wds.tables.spans import Spans, scan_spans
 from adq_wds.writing.write_shards import write_kept
-from tests.conftest import Capsys, MakeShard, MonkeyPatch
+from tests.conftest import Capsys, MakeShard
 from tests.folders import members
 
 
@@ -257,62 +256,6 @@ def test_a_shard_that_is_not_in_the_index_or_not_there_is_named(shards: list[Pat
     shards[0].unlink()
     with pytest.raises(adq.ShardError, match=r"b\.tar: cannot be opened: No such file"):
         load_index(index, files=files(shards))
-
-
-def spans(*rows: tuple[int, str, int, int, int]) -> Spans:
-    return Spans.from_rows(rows)
-
-
-@pytest.mark.parametrize(
-    ("found", "text"),
-    [
-        (spans((0, "a", 0, 1024, 1), (1, "a", 1024, 1024, 1)), "a key is listed twice"),
-        (spans((0, "a", 0, 1024, 1), (2, "b", 1024, 1024, 1)), "positions are not 0, 1, 2"),
-        (spans((0, "a", 0, 1024, 1), (1, "b", 512, 1024, 1)), "spans overlap"),
-        (spans((0, "a", -512, 1024, 1)), "a span is empty or out of range"),
-        (spans((0, "a", 0, 0, 1)), "a span is empty or out of range"),
-        (spans((0, "a", 2**63 - 1, 1024, 1)), "a span is empty or out of range"),
-    ],
-)
-def test_an_index_that_contradicts_itself_is_refused(found: Spans, text: str, tmp_path: Path) -> None:
-    with np.errstate(over="ignore"):
-        save_index(tmp_path / "i.parquet", [("a.tar", found)])
-        with pytest.raises(adq.ShardError, match=rf"i\.parquet, shard a\.tar: damaged: {text}"):
-            load_index(tmp_path / "i.parquet")
-
-
-@pytest.mark.parametrize(
-    "source", [3, {}, {"bytes": 1}, {"bytes": 1, "mtime_ns": True}, {"bytes": "1", "mtime_ns": 1}]
-)
-def test_a_stamp_of_another_form_is_refused(source: Any, tmp_path: Path) -> None:
-    save_index(tmp_path / "i.parquet", [("a.tar", spans((0, "a", 0, 1024, 1)))], sources={"a.tar": source})
-    with pytest.raises(adq.ShardError, match=r"damaged header: .*shards\[0\]\.source"):
-        read_index(tmp_path / "i.parquet")
-
-
-def test_rows_of_another_shard_are_refused(tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
-    found = spans((0, "a", 0, 1024, 1))
-    columns = found.columns("b.tar", members=True)
-    monkeypatch.setattr(Spans, "columns", lambda self, name, **options: columns)
-    save_index(tmp_path / "i.parquet", [("a.tar", found)])
-    with pytest.raises(adq.ShardError, match=r"shard a\.tar: damaged: rows of another shard"):
-        read_index(tmp_path / "i.parquet")
-
-
-def test_no_cut_and_no_flip_of_an_index_is_loaded_wrongly(index: Path, tmp_path: Path) -> None:
-    data, expected = index.read_bytes(), rows(load_index(index))
-    rng = np.random.default_rng(0)
-    copy = tmp_path / "copy.parquet"
-    refused = []
-    for at in rng.integers(0, len(data), 60).tolist():
-        for damaged in (data[:at], data[:at] + bytes([data[at] ^ (1 << at % 8)]) + data[at + 1 :]):
-            copy.write_bytes(damaged)
-            try:
-                assert rows(load_index(copy)) == expected  # a byte that says nothing
-            except adq.ShardError as error:
-                refused.append(str(error))
-    assert len(refused) >= 60
-    assert all("copy.parquet" in text for text in refused)
 
 
 # ---- The command
