@@ -3,7 +3,6 @@
 import bz2
 import json
 import logging
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +11,9 @@ from typing import Any
 import pytest
 
 import adq_wds as adq
-from adq_wds.files import lock
 from adq_wds.tables.features_file import FeaturesFile
 from tests.conftest import write_tar
 from tests.embedded import Fields, files, png, shard_of
-from tests.programs import run
 
 # ---- Samples
 
@@ -83,10 +80,9 @@ def test_bad_samples_are_counted_over_all_shards(tmp_path: Path) -> None:
     """Ten small shards of which a fifth is bad: none is large enough to be judged alone."""
     bad: dict[int, Fields] = {i: {"png": b"x"} for i in range(0, 20, 5)}
     paths = [shard_of(tmp_path / f"{i}.tar", 20, bad) for i in range(10)]
-    with pytest.raises(adq.SampleError, match=r"samples are bad, more than max_bad_fraction=0.1"):
-        adq.embed_shards(paths, "thumbnail", tmp_path / "f", on_error="skip")
-    with pytest.raises(adq.SampleError, match=r"samples are bad, more than max_bad_fraction=0.1"):
-        adq.embed_shards(paths, "thumbnail", tmp_path / "f", on_error="skip")  # shards done before count too
+    for _ in range(2):  # shards done before count too
+        with pytest.raises(adq.SampleError, match=r"samples are bad, more than max_bad_fraction=0.1"):
+            adq.embed_shards(paths, "thumbnail", tmp_path / "f", on_error="skip")
 
 
 def test_shards_with_equal_base_names_are_told_apart(tmp_path: Path) -> None:
@@ -179,48 +175,6 @@ def test_wrong_arguments_are_value_errors(tmp_path: Path, options: dict[str, Any
     with pytest.raises(ValueError, match=text):
         adq.embed_shards(path, out=tmp_path / "f", **options)
     assert not list(tmp_path.glob("f/*.parquet"))
-
-
-# ---- The folder
-
-
-def test_the_second_job_in_a_folder_hears_who_works_there(tmp_path: Path) -> None:
-    path = shard_of(tmp_path / "a.tar", 3)
-    (tmp_path / "f").mkdir()
-    with lock(tmp_path / "f"), pytest.raises(adq.AdqError, match=rf"is in use by pid {os.getpid()} on "):
-        adq.embed_shards(path, out=tmp_path / "f")
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_read_only_folder_is_named(tmp_path: Path) -> None:
-    path = shard_of(tmp_path / "a.tar", 3)
-    (tmp_path / "f").mkdir(mode=0o555)
-    with pytest.raises(adq.AdqError, match=r"cannot write into the folder .*f: permission denied"):
-        adq.embed_shards(path, out=tmp_path / "f")
-
-
-def test_a_file_in_the_folders_place_is_named(tmp_path: Path) -> None:
-    path = shard_of(tmp_path / "a.tar", 3)
-    (tmp_path / "f").write_text("")
-    with pytest.raises(adq.AdqError, match=r"cannot make the folder .*f: "):
-        adq.embed_shards(path, out=tmp_path / "f")
-
-
-@pytest.mark.parametrize("n_bytes", [100, 20_000, 60_000])
-def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path: Path, n_bytes: int) -> None:
-    """F27, by a limit on the size of a file in a process of its own."""
-    path = shard_of(tmp_path / "a.tar", 200)
-    code = (
-        "import resource, adq_wds\n"
-        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({n_bytes}, {n_bytes}))\n"
-        f"adq_wds.embed_shards({str(path)!r}, out={str(tmp_path / 'f')!r})\n"
-    )
-    out = run(code)
-    last = out.stderr.strip().splitlines()[-1]
-    assert last.startswith("adq_wds.errors.AdqError: cannot write ")
-    assert "f/a.parquet: no space left" in last
-    assert set(os.listdir(tmp_path / "f")) <= {".adq.lock"}
-    assert len(adq.embed_shards(path, out=tmp_path / "f")) == 200
 
 
 def test_a_skip_is_one_line_even_for_a_hostile_key(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -17,7 +17,7 @@ from adq_wds.models.thumbnail import Thumbnail
 from adq_wds.score import Score
 from adq_wds.tables.features_file import FeaturesFile, ShardFeatures
 from tests.conftest import Caplog, jpeg, write_tar
-from tests.embedded import Watching, files, png
+from tests.embedded import Watching, files, shard_of
 
 N = 12
 
@@ -51,9 +51,7 @@ def shards(tmp_path: Path) -> list[Path]:
     return [write_tar(tmp_path / f"{name}.tar", members(20 * i)) for i, name in enumerate("abc")]
 
 
-def test_another_label_gives_a_fresh_jobs_features(
-    shards: list[Path], tmp_path: Path, caplog: Caplog
-) -> None:
+def test_another_label_gives_a_fresh_jobs_bytes(shards: list[Path], tmp_path: Path, caplog: Caplog) -> None:
     caplog.set_level(logging.INFO, "adq_wds")
     encoder = Watching(with_head)
     adq.embed_shards(shards, encoder, tmp_path / "f", scores=[Red()])
@@ -211,10 +209,7 @@ def test_a_run_with_another_label_plans_anew_and_embeds_nothing(shards: list[Pat
 
 
 def labelled(path: Path, labels: list[bytes]) -> Path:
-    fields = [
-        (f"k{i}.{name}", data) for i, y in enumerate(labels) for name, data in (("png", png(i)), ("cls", y))
-    ]
-    return write_tar(path, fields)
+    return shard_of(path, len(labels), {i: {"cls": label} for i, label in enumerate(labels)})
 
 
 @pytest.mark.parametrize(
@@ -225,20 +220,13 @@ def labelled(path: Path, labels: list[bytes]) -> Path:
         ([b"?", b"a", b"0", b"b"], r"key 'k0', field 'cls': '\?' is neither", [1, 3]),
     ],
 )  # fmt: skip
-def test_the_first_label_sets_the_kind(
-    tmp_path: Path, labels: list[bytes], text: str, kept: list[int]
-) -> None:
+def test_the_first_label_sets_the_kind(tmp_path: Path, labels: Any, text: str, kept: list[int]) -> None:
     shard = labelled(tmp_path / "a.tar", labels)
     with pytest.raises(adq.SampleError, match=r"shard a\.tar, " + text):
         adq.embed_shards(shard, "thumbnail", tmp_path / "f")
     for i, (batch_size, workers) in enumerate([(64, 1), (1, 3)]):
-        options: Any = {
-            "on_error": "skip",
-            "max_bad_fraction": 1,
-            "batch_size": batch_size,
-            "workers": workers,
-        }
-        (file,) = adq.embed_shards(shard, "thumbnail", tmp_path / f"f{i}", **options)
+        options: Any = {"max_bad_fraction": 1, "batch_size": batch_size, "workers": workers}
+        (file,) = adq.embed_shards(shard, "thumbnail", tmp_path / f"f{i}", on_error="skip", **options)
         assert file.spans().index.tolist() == kept
 
 
@@ -252,9 +240,6 @@ def test_shards_of_numbers_and_of_words_are_refused(tmp_path: Path, words_first:
         with pytest.raises(adq.FeaturesError, match=text):
             adq.embed_shards(shards, "thumbnail", tmp_path / "f")
     assert list(files(tmp_path / "f")) == ["a.parquet"]
-    features = adq.embed_shards(
-        shards, "thumbnail", tmp_path / "g", label=lambda sample: sample["cls"].decode() + "!"
-    )
-    assert [file.names for file in features] == [
-        sorted(f"{y.decode()}!" for y in part) for part in (first, second)
-    ]
+    features = adq.embed_shards(shards, "thumbnail", tmp_path / "g", label=lambda s: s["cls"].decode() + "!")
+    expected = [sorted(f"{y.decode()}!" for y in part) for part in (first, second)]
+    assert [file.names for file in features] == expected

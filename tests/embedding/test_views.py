@@ -59,9 +59,7 @@ def test_views_are_those_of_a_plain_loop(features: adq.Features, shards: list[Pa
             assert np.array_equal(z[row, number], (h / np.linalg.norm(h)).astype(np.float16))
 
 
-def test_only_chosen_ones_are_read(
-    features: adq.Features, shards: list[Path], monkeypatch: MonkeyPatch
-) -> None:
+def test_only_chosen_are_read(features: adq.Features, shards: list[Path], monkeypatch: MonkeyPatch) -> None:
     encoder, read = Watching(), []
     original = adq_wds.embedding.views_batch.read_sample
 
@@ -102,9 +100,7 @@ def test_a_network_gives_the_same_bytes_with_any_workers(shards: list[Path], tmp
     assert made[0] == made[1]
 
 
-def test_large_images_are_cut_into_parts(
-    features: adq.Features, shards: list[Path], monkeypatch: MonkeyPatch
-) -> None:
+def test_large_images_are_cut(features: adq.Features, shards: list[Path], monkeypatch: MonkeyPatch) -> None:
     embed_views(features, shards, Watching(), views=60)
     before = files(views_folder(features))
     monkeypatch.setattr(adq_wds.embedding.batch, "PART_PIXELS", 16 * 16 * 2 * 3)
@@ -276,9 +272,7 @@ def test_only_the_folder_of_the_views_is_locked(features: adq.Features, shards: 
         ("thumbnail", r"made with encoder 'watching' .*, now 'thumbnail'"),
     ],
 )
-def test_another_encoder_is_named(
-    features: adq.Features, shards: list[Path], encoder: Any, text: str
-) -> None:
+def test_another_encoder_is_told(features: adq.Features, shards: list[Path], encoder: Any, text: str) -> None:
     with pytest.raises(adq.FeaturesError, match=text + ".*views need the one of the features"):
         embed_views(features, shards, encoder)
     assert not views_folder(features).exists()
@@ -370,9 +364,7 @@ def test_a_view_that_cannot_be_embedded_is_named(
 
 
 @pytest.mark.parametrize(("value", "unit"), [(1e30, 0.5), (1e-42, 0.5), (0, 0)])
-def test_odd_numbers_are_unit_rows_or_0(
-    shards: list[Path], tmp_path: Path, value: float, unit: float
-) -> None:
+def test_odd_numbers_are_unit_or_0(shards: list[Path], tmp_path: Path, value: float, unit: float) -> None:
     encoder = Watching(lambda images: (np.full((len(images), 4), value, np.float32), None))
     features = adq.embed_shards(shards, encoder, tmp_path / "g")
     assert (embed_views(features, shards, encoder, views=5).rows(features)[1] == unit).all()
@@ -395,9 +387,7 @@ def test_arguments_out_of_range_are_refused(
         embed_views(features, shards, Watching(), **options)
 
 
-def test_progress_counts_chosen_samples_once(
-    features: adq.Features, shards: list[Path], capsys: Capsys
-) -> None:
+def test_progress_counts_chosen_once(features: adq.Features, shards: list[Path], capsys: Capsys) -> None:
     for _ in range(2):
         embed_views(features, shards, Watching(), views=60, progress=True)
         assert "60/60" in capsys.readouterr().err
