@@ -59,12 +59,9 @@ def test_the_most_important_patches_are_kept_in_their_order(name: str, keep: flo
     given = samples()
     recorded: list[NDArray[np.float32]] = []
 
-    def importance(
-        images: Sequence[Image.Image], labels: Sequence[Any], seeds: Sequence[int]
-    ) -> NDArray[np.float32]:
-        scores = adq.importance(name, patch=4)(images, labels, seeds)
-        recorded.append(scores)
-        return scores
+    def importance(*given: Any) -> NDArray[np.float32]:
+        recorded.append(adq.importance(name, patch=4)(*given))
+        return recorded[-1]
 
     found = adq.DropPatches(importance, keep=keep, patch=4).apply(given)
     (scores,) = recorded
@@ -133,7 +130,7 @@ class Telling:
         return np.full(self.shape or (len(images), 24), self.value, np.float32)
 
 
-def test_the_importance_gets_labels_only_if_asked() -> None:
+def test_an_importance_is_called_once_a_chunk_with_labels_if_asked() -> None:
     given = samples(3)
     for label, expected in ((None, [None] * 3), ("cls", [0, 1, 2])):
         importance = Telling()
@@ -143,9 +140,6 @@ def test_the_importance_gets_labels_only_if_asked() -> None:
         importance = Telling()
         out = adq.DropPatches(importance, label=decoded).apply(adq.Decode().apply(given))
         assert importance.heard[0][1] == [sample["label"] for sample in out] == [0, 1, 2]
-
-
-def test_a_chunk_is_one_call_of_the_importance() -> None:
     importance = Telling()
     adq.DropPatches(importance).apply(samples(6))
     assert [n for n, _, _ in importance.heard] == [6]
@@ -174,12 +168,9 @@ def test_a_classifiers_map_hangs_on_the_batch_by_rounding_only() -> None:
 def test_batches_collate_and_a_masked_autoencoder_takes_them(make_shard: MakeShard) -> None:
     """F35: kept pixels come out exactly as they were stored."""
     shard = make_shard("a.tar", 12, side=32)
-    dataset = adq.ShardDataset(
-        shard,
-        pipes=[adq.Decode(), adq.DropPatches(adq.importance("texture", patch=8), keep=0.75)],
-        fields=("patches", "positions", "grid", "label"),
-        batch_size=6,
-    )
+    pipes = [adq.Decode(), adq.DropPatches(adq.importance("texture", patch=8), keep=0.75)]
+    fields = ("patches", "positions", "grid", "label")
+    dataset = adq.ShardDataset(shard, pipes=pipes, fields=fields, batch_size=6)
     torch.manual_seed(0)
     mae = MaskedAutoencoder(MaeSize((32, 32), 8, 16, 1, 2, 16, 1, 2)).eval()
     for patches, positions, grid, label in dataset:
@@ -250,7 +241,6 @@ def test_patches_are_not_dropped_twice() -> None:
         (stored, field, {}),
         (stored, field, {"image": field}),
     ):
-        with pytest.raises(
-            adq.SampleError, match=f"key 'k0', field '{name}': some of its patches are dropped"
-        ):
+        text = f"key 'k0', field '{name}': some of its patches are dropped"
+        with pytest.raises(adq.SampleError, match=text):
             dropped(given, patch=16, **options)

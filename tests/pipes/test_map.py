@@ -54,7 +54,6 @@ def test_an_epoch_set_by_a_source_changes_every_draw() -> None:
 
 
 def test_a_function_that_gives_no_sample_is_named() -> None:
-    with pytest.raises(
-        adq.SampleError, match=r"shard t.tar, key 'a': .*the function gave NoneType, expected a sample"
-    ):
+    text = "shard t.tar, key 'a': .*the function gave NoneType, expected a sample"
+    with pytest.raises(adq.SampleError, match=text):
         list(adq.Map(lambda sample: None)([{"__key__": "a", "__url__": "t.tar"}]))  # type: ignore[arg-type,return-value]

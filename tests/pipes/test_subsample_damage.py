@@ -40,19 +40,15 @@ class Set(NamedTuple):
 
 
 def members(rng: random.Random, prefix: str, n: int) -> list[tuple[str, bytes]]:
-    return [
-        (f"{prefix}{i}.{field}", rng.randbytes(rng.randrange(1, 900)))
-        for i in range(n)
-        for field in ("jpg", "txt")
-    ]
+    names = [f"{prefix}{i}.{field}" for i in range(n) for field in ("jpg", "txt")]
+    return [(name, rng.randbytes(rng.randrange(1, 900))) for name in names]
 
 
 @pytest.fixture
 def two(tmp_path: Path) -> Set:
     rng = random.Random(0)
-    urls = [
-        str(write_tar(tmp_path / f"{name}.tar", members(rng, name, n))) for name, n in (("a", 6), ("b", 2))
-    ]
+    paths = [write_tar(tmp_path / f"{name}.tar", members(rng, name, n)) for name, n in (("a", 6), ("b", 2))]
+    urls = [str(path) for path in paths]
     keys = ["a1", "a3", "a5", "b1"]
     plan = adq.Plan.from_keys(urls, keys)
     found, error = by_webdataset(urls)
@@ -115,13 +111,8 @@ def workers(urls: list[str], plan: adq.Plan) -> Iterable[Any]:
 
 
 LINES: dict[str, Callable[[list[str], adq.Plan], Iterable[Any]]] = {
-    "plain": plain,
-    "shuffled": shuffled,
-    "decode": decoded_before,
-    "handler": going_on,
-    "node": node,
-    "workers": workers,
-}
+    "plain": plain, "shuffled": shuffled, "decode": decoded_before, "handler": going_on, "node": node, "workers": workers,
+}  # fmt: skip
 
 
 def read(line: str, two: Set) -> tuple[Samples, str | None]:
@@ -183,15 +174,12 @@ DAMAGES = {cut: 600, flip: 1500, zero: 200, delete: 200, swap: 200}
 OTHERS = [line for line in LINES if line not in ("plain", "workers")]
 
 
+SLOW = [pytest.param(line, 1500, marks=pytest.mark.slow) for line in OTHERS]
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize(
-    ("line", "most"),
-    [
-        ("plain", 1500),
-        *((line, 30) for line in OTHERS),
-        ("workers", 2),
-        *(pytest.param(line, 1500, marks=pytest.mark.slow) for line in OTHERS),
-    ],
+    ("line", "most"), [("plain", 1500), *((line, 30) for line in OTHERS), ("workers", 2), *SLOW]
 )
 def test_no_damage_passes_in_silence_and_none_is_invented(
     two: Set, line: str, most: int, damage: Callable[[bytes, random.Random], bytes], caplog: Caplog
@@ -222,9 +210,8 @@ def test_who_stops_early_is_told_nothing(two: Set, caplog: Caplog) -> None:
         assert len(list(islice(plain(two.urls, two.plan), n))) == n
     assert len(list(raw(two.urls).compose(adq.Subsample(two.plan)).with_epoch(2))) == 2
     assert caplog.text == ""
-    with pytest.raises(
-        adq.ShardError, match=r"^shard a\.tar, key 'a3': never came, nor did 1 more of its 3 kept"
-    ):
+    text = r"^shard a\.tar, key 'a3': never came, nor did 1 more of its 3 kept"
+    with pytest.raises(adq.ShardError, match=text):
         list(plain(two.urls, two.plan))
 
 
@@ -236,9 +223,8 @@ def test_with_warn_it_is_one_line_in_the_log(two: Set, caplog: Caplog) -> None:
     assert line.startswith("Subsample: shard a.tar, key 'a3': never came, nor did 1 more")
     assert "adq verify" in line
     filtered = raw(two.urls).select(lambda sample: sample["__key__"] != "b1")
-    with pytest.raises(
-        adq.ShardError, match=r"shard a\.tar, key 'a3'.*nor 1 kept samples of other shards \('b\.tar'\)"
-    ):
+    text = r"shard a\.tar, key 'a3'.*nor 1 kept samples of other shards \('b\.tar'\)"
+    with pytest.raises(adq.ShardError, match=text):
         list(filtered.compose(adq.Subsample(two.plan)))
     for wrong in ("skip", None, True):
         with pytest.raises(ValueError, match="missing must be 'raise' or 'warn'"):
@@ -259,9 +245,8 @@ def test_whole_samples_before_an_error_are_handed_on_first(two: Set) -> None:
     two.damage(two.data[: int(spans.byte_offset[5]) + 600])
     stream = iter(plain(two.urls, two.plan))
     got = [next(stream)["__key__"], next(stream)["__key__"]]
-    with pytest.raises(
-        adq.ShardError, match=r"^shard a\.tar: cannot be read after key 'a4' \(ReadError: .*adq verify"
-    ):
+    text = r"^shard a\.tar: cannot be read after key 'a4' \(ReadError: .*adq verify"
+    with pytest.raises(adq.ShardError, match=text):
         next(stream)
     assert got == ["a1", "a3"]
 
@@ -329,11 +314,8 @@ def test_what_an_epoch_keeps_is_what_must_come(tmp_path: Path, two: Set) -> None
     plan = adq.build_plan(features, bins=2, keep=0.25)
     whole = list(raw(urls))
     for epoch in range(3):
-        keys = {
-            key
-            for key, kept in zip(plan.shard("c.tar").spans.keys, plan.kept_in("c.tar", epoch), strict=True)
-            if kept
-        }
+        spans = plan.shard("c.tar").spans
+        keys = {key for key, kept in zip(spans.keys, plan.kept_in("c.tar", epoch), strict=True) if kept}
         for options in ({"epoch": epoch}, {"epoch": lambda epoch=epoch: epoch}):
             for left_out in whole:
                 stream = [sample for sample in whole if sample is not left_out]
@@ -347,9 +329,8 @@ def test_what_an_epoch_keeps_is_what_must_come(tmp_path: Path, two: Set) -> None
 
 def test_the_readers_errors_name_the_shard(two: Set, tmp_path: Path) -> None:
     Path(two.urls[1]).rename(tmp_path / "moved.tar")
-    with pytest.raises(
-        adq.ShardError, match=r"^shard b\.tar: cannot be read \(FileNotFoundError: No such file"
-    ):
+    text = r"^shard b\.tar: cannot be read \(FileNotFoundError: No such file"
+    with pytest.raises(adq.ShardError, match=text):
         list(plain(two.urls, two.plan))
     command = f"pipe:head -c 700 {two.urls[0]}; echo s3cret >/dev/null; exit 3"
     text = r"^shard a\.tar: cannot be read \((OSError: exit 3|ReadError: .*)\)"  # whichever is noticed first
@@ -373,12 +354,8 @@ def test_the_errors_of_other_stages_stay_what_they_are(two: Set) -> None:
 
         return stage
 
-    for error in (
-        TheirOwnError("a", 1),
-        ValueError("no"),
-        FileNotFoundError(2, "No such file", "labels.csv"),
-        EOFError(),
-    ):
+    gone = FileNotFoundError(2, "No such file", "labels.csv")
+    for error in (TheirOwnError("a", 1), ValueError("no"), gone, EOFError()):
         with pytest.raises(type(error)) as caught:
             list(raw(two.urls).map(fail(error)).compose(adq.Subsample(two.plan)))
         assert caught.value is error

@@ -236,7 +236,6 @@ def test_an_image_without_feature_has_shifted_wholly() -> None:
     white = ((255, 255),) * 3
     image = np.full((SIDE, SIDE, 3), 255, np.uint8)
     image[:16, :16] = 0
-    table = measure_drops(
-        [{"__key__": "a", "__url__": "a.tar", "image": image}], TEXTURE, adq.encoder(black, name="black")
-    )
+    sample = {"__key__": "a", "__url__": "a.tar", "image": image}
+    table = measure_drops([sample], TEXTURE, adq.encoder(black, name="black"))
     assert (table.shift[0, 1:] == 1).all()
