@@ -129,6 +129,10 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
 # The files
 
 
+def cut_to(n: int) -> Any:
+    return lambda path: path.write_bytes(path.read_bytes()[:n])
+
+
 def another_network(path: Path) -> None:
     safetensors.torch.save_file({"stem.0.weight": torch.zeros(64, 3, 3, 3)}, path)
 
@@ -137,13 +141,7 @@ def another_network(path: Path) -> None:
     ("damage", "text"),
     [
         (Path.unlink, r"builtin\.safetensors: no such file; .*: install that again"),
-        *(
-            (
-                lambda path, n=n: path.write_bytes(path.read_bytes()[:n]),
-                r"builtin\.safetensors: .*install that again",
-            )
-            for n in (0, 5, 300, 100_000)
-        ),
+        *((cut_to(n), r"builtin\.safetensors: .*install that again") for n in (0, 5, 300, 100_000)),
         (another_network, r"do not fit encoder 'builtin': 11 missing .*\(64, 3, 3, 3\), expected"),
     ],
 )
@@ -177,9 +175,8 @@ def test_a_file_is_small_finite_and_says_how_it_was_made(name: str) -> None:
 @all_names
 def test_the_accuracy_in_the_header_is_what_the_files_reach(name: str, cifar10: Path, tmp_path: Path) -> None:
     script = load_example("train_builtin")
-    sets = [
-        script.read_shards(str(cifar10 / f"cifar10-{part}-*.tar"), tmp_path) for part in ("train", "test")
-    ]
+    shards = [str(cifar10 / f"cifar10-{part}-*.tar") for part in ("train", "test")]
+    sets = [script.read_shards(each, tmp_path) for each in shards]
     reached = script.accuracies(builtin_encoder(name).model, *sets)
     assert reached == pytest.approx(json.loads(load_weights(weights_path(name)).header["accuracy"]), abs=5e-4)
 

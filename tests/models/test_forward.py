@@ -284,9 +284,7 @@ FAILS = (
 )
 
 
-def test_a_failed_compilation_is_one_line_remedy(
-    compiler: FakeCompiler, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_compilation_is_one_line(compiler: FakeCompiler, monkeypatch: pytest.MonkeyPatch) -> None:
     compiler.broken = 1
     encoder = builtin_encoder(compile=True)
     with pytest.raises(AdqError, match=FAILS) as info:
@@ -302,9 +300,7 @@ def test_a_failed_compilation_is_one_line_remedy(
         builtin_encoder(compile=True)
 
 
-def test_skipping_jobs_end_if_compiling_fails(
-    compiler: FakeCompiler, make_shard: Any, tmp_path: Path
-) -> None:
+def test_skipping_jobs_end_if_it_fails(compiler: FakeCompiler, make_shard: Any, tmp_path: Path) -> None:
     compiler.broken = 100
     encoder = builtin_encoder(compile=True)
     with pytest.raises(AdqError, match=FAILS):
@@ -354,13 +350,8 @@ def test_without_a_compiler_torchs_own_failure_is_ours(tmp_path: Path) -> None:
         "builtin_encoder(compile=True)([PIL.Image.new('RGB', (9, 9))])\n"
     )
     nowhere = {"CXX": "/nowhere/g++", "CC": "/nowhere/gcc", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, **nowhere},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    options: Any = {"capture_output": True, "text": True, "check": False}
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **nowhere}, **options)
     last = done.stderr.strip().splitlines()[-1]
     assert re.search(r"AdqError: encoder 'builtin' cannot be compiled \(.*compiler.*leave compile off$", last)
 

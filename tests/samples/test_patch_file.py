@@ -200,8 +200,3 @@ def test_a_mask_that_fits_into_no_segment_is_refused() -> None:
     for patch, grid in ((65_536, (1, 1)), (1, (65_536, 1)), (1, (1, 65_536))):
         with pytest.raises(ValueError, match=f"{grid[0]} x {grid[1]} patches of {patch}: each at most 65535"):
             Record(patch, grid, 1, np.array([0])).to_bytes()
-
-
-def test_an_image_that_no_patch_fits_into_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"an image of 32 x 40 pixels .* patches of 16 x 16; resize or crop"):
-        encode(np.zeros((32, 40, 3), np.uint8), np.array([0]), 16)
