@@ -26,9 +26,6 @@ MakeFeatures = Callable[..., ShardFeatures]
 SEEDS = 2000
 
 
-# ---- Odd seats
-
-
 @pytest.fixture
 def small_classes(make_features: MakeFeatures, tmp_path: Path) -> Features:
     """Four classes of 5, 7, 12 and 30, in two shards."""
@@ -71,9 +68,6 @@ def test_classes_of_one_are_drawn_by_the_seed(make_features: MakeFeatures, tmp_p
     assert max(times.values()) < 24
 
 
-# ---- Fresh draws
-
-
 @pytest.mark.parametrize(
     ("label", "keep"), [([i % 100 for i in range(1200)], 0.2), (list(range(200)), 0.2), ([0] * 50, 0.3)]
 )
@@ -103,9 +97,6 @@ def test_must_includes_are_in_every_epoch(make_features: MakeFeatures, tmp_path:
     share = np.array(plan.header["cells"]["share"])
     assert (share > 0).all()  # reached some day: a class full of must-includes keeps a trace of a share
     assert share.sum() == 4
-
-
-# ---- Copies
 
 
 @pytest.fixture
@@ -201,9 +192,6 @@ def test_all_copies_are_defined(contents: list[int], make_features: MakeFeatures
     assert len(plan) == min(3, n_left)
     assert [c["n"] for c in plan.header["classes"]] == [1, *[int(n_left > 1)] * 2]
     assert sum(plan.kept_in("a.tar", 3)) == len(plan)
-
-
-# ---- What is said
 
 
 def lines_of(plan: adq.Plan) -> list[str]:

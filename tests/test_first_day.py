@@ -41,9 +41,6 @@ def probe(*arguments: str) -> tuple[int, set[str], str]:
     return int(code), set(loaded), out + done.stderr
 
 
-# ---- Start
-
-
 @pytest.mark.parametrize(
     "command", ["--version", "--help", *(f"{name} --help" for name in make_parser().commands)]
 )
@@ -90,9 +87,6 @@ def test_a_mistake_is_found_before_a_heavy_library_is_loaded(line: str) -> None:
     assert text in shown.splitlines()[-1]
 
 
-# ---- Ratios
-
-
 @pytest.mark.parametrize("name", ["run", "plan", "codebook", "demo", "show"])
 def test_a_percentage_is_a_ratio(name: str) -> None:
     positional = {"demo": [], "run": ["-o", "out"]}.get(name, ["x"])
@@ -102,9 +96,6 @@ def test_a_percentage_is_a_ratio(name: str) -> None:
         assert arguments.keep == float(f"{percent / 100:.2f}")
 
 
-# ---- Words that look like flags and are none
-
-
 def test_values_that_begin_with_a_minus_are_values(tmp_path: Path) -> None:
     parser = make_parser()
     assert parser.parse_args(["run", "x", "-o", "out", "--seed", "-3"]).seed == -3
@@ -112,9 +103,6 @@ def test_values_that_begin_with_a_minus_are_values(tmp_path: Path) -> None:
     assert parser.parse_args(["run", "x", "-qo", "out"]).out == "out"
     assert parser.parse_args(["run", "x", "--ou=out"]).out == "out"  # argparse takes a beginning
     assert main(["plan", str(tmp_path), "--alpha", "-0.5"]) == 2
-
-
-# ---- A run's folder stands for the file inside
 
 
 @pytest.fixture
@@ -171,9 +159,6 @@ def test_what_needs_no_network_loads_no_torch(run: Path, tmp_path: Path) -> None
         code, loaded, text = probe(*command)
         assert code == 0, text
         assert loaded <= {"pyarrow"}
-
-
-# ---- Kept keys
 
 
 def test_printed_keys_are_the_kept_ones_and_are_read_again(run: Path, tmp_path: Path, capsys: Capsys) -> None:
@@ -242,9 +227,6 @@ def test_an_ambiguous_or_unknown_key_is_answered_with_its_form(
     assert ("SHARD<TAB>KEY") in make_parser().commands["plan"].format_help()
 
 
-# ---- Quiet
-
-
 def test_quiet_prints_only_what_was_asked_for(make_shard: MakeShard, tmp_path: Path, capsys: Capsys) -> None:
     shards, run = make_shard("in/a.tar", 30), tmp_path / "run"
     for command in (
@@ -263,9 +245,6 @@ def test_quiet_prints_only_what_was_asked_for(make_shard: MakeShard, tmp_path: P
     new = f"run {shards} --encoder thumbnail -o {tmp_path}/new --dry-run"
     for command in (f"show {run}", f"show {run} --keys", f"verify {run} {shards}", new):
         assert printed(capsys, *command.split(), "-q"), command
-
-
-# ---- Errors that say what to type
 
 
 @pytest.mark.parametrize(

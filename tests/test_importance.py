@@ -59,9 +59,6 @@ def offer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
 
 
-# ---- Names
-
-
 def test_every_name_gives_an_importance_of_its_patches() -> None:
     for name in IMPORTANCES:
         options = {"encoder": VIT, **SMALL} if name == "attention" else {}
@@ -104,9 +101,6 @@ def test_a_label_changes_the_map_only_where_labels_are_used() -> None:
         assert (len({m.tobytes() for m in maps}) > 1) == use_labels
 
 
-# ---- Objects and packages
-
-
 def test_an_object_is_taken_as_it_is() -> None:
     mine = Mine(8)
     assert adq.importance(mine) is mine
@@ -128,9 +122,6 @@ def test_installed_packages_offer_importances(offer: None) -> None:
         adq.importance("gone")
     with pytest.raises(ValueError, match="unknown importance 'mime'; did you mean mine"):
         adq.importance("mime")
-
-
-# ---- What is wrong
 
 
 @pytest.mark.parametrize(

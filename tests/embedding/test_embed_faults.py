@@ -106,9 +106,6 @@ def test_labels_of_two_kinds_in_a_shard_are_refused(tmp_path: Path) -> None:
         adq.embed_shards(path, out=tmp_path / "f", label="json:y")
 
 
-# ---- Shards
-
-
 TWICE = [("k0.png", png(0)), ("k0.cls", b"0"), ("k1.png", png(1)), ("k0.txt", b"")]
 
 

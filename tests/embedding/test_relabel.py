@@ -205,9 +205,6 @@ def test_a_run_with_another_label_plans_anew_and_embeds_nothing(shards: list[Pat
     assert [entry["name"] for entry in plan.header["classes"]] == ["w0", "w1"]
 
 
-# ---- Numbers and words
-
-
 def labelled(path: Path, labels: list[bytes]) -> Path:
     return shard_of(path, len(labels), {i: {"cls": label} for i, label in enumerate(labels)})
 

@@ -54,9 +54,6 @@ def swap_keys(data: bytes, old: bytes, new: bytes) -> bytes:
     return b"".join(blocks)
 
 
-# ---- What it says
-
-
 def test_every_sample_is_where_the_index_says(shards: list[Path], tmp_path: Path) -> None:
     report = index_shards(shards, tmp_path / "i.parquet")
     found = load_index(tmp_path / "i.parquet")
@@ -107,9 +104,6 @@ def test_scan_index_and_the_index_of_written_shards_agree(shards: list[Path], tm
         assert rows(load_index(tmp_path / file)) == expected
 
 
-# ---- Again
-
-
 def test_shards_of_the_same_size_and_date_are_not_read_again(
     shards: list[Path], make_shard: MakeShard, tmp_path: Path
 ) -> None:
@@ -141,9 +135,6 @@ def test_nothing_but_an_index_is_written_over(shards: list[Path], tmp_path: Path
         assert before is None or path.read_bytes() == before
 
 
-# ---- Descriptions
-
-
 def test_counts_of_a_description_are_compared(shards: list[Path], tmp_path: Path) -> None:
     info: dict[str, Any] = {"splits": {"t": {"filenames": ["b.tar", "a.tar"], "shard_lengths": [6, 5]}}}
     (tmp_path / "in" / "_info.json").write_text(json.dumps(info))
@@ -160,9 +151,6 @@ def test_counts_of_a_description_are_compared(shards: list[Path], tmp_path: Path
     wids = {"wids_version": 1, "shardlist": shardlist}
     (tmp_path / "in" / "index.json").write_text(json.dumps(wids))
     assert index_shards(tmp_path / "in" / "index.json", tmp_path / "w.parquet").samples == 9
-
-
-# ---- What cannot be read
 
 
 def test_unreadable_shards_are_named(shards: list[Path], tmp_path: Path) -> None:
@@ -187,9 +175,6 @@ def test_wrong_arguments_are_value_errors(shards: list[Path], tmp_path: Path) ->
     shutil.copy(shards[0], tmp_path / "a*.tar")
     with pytest.raises(adq.PlanError, match=r"is refused: it holds \*; rename"):
         index_shards(tmp_path / "a*.tar", tmp_path / "i.parquet")
-
-
-# ---- Is it still theirs?
 
 
 @pytest.fixture
@@ -256,9 +241,6 @@ def test_a_shard_that_is_not_in_the_index_or_not_there_is_named(shards: list[Pat
     shards[0].unlink()
     with pytest.raises(adq.ShardError, match=r"b\.tar: cannot be opened: No such file"):
         load_index(index, files=files(shards))
-
-
-# ---- The command
 
 
 def test_the_command_says_what_it_did(shards: list[Path], tmp_path: Path, capsys: Capsys) -> None:

@@ -95,9 +95,6 @@ def test_the_psnr_is_of_dropped_pixels_only(
     assert script.psnr(grey, a) == pytest.approx(10 * np.log10(255**2 / squares.mean().item()), abs=1e-6)
 
 
-# What is drawn
-
-
 def n_neighbours(positions: torch.Tensor, grid: tuple[int, int]) -> float:
     """Pairs of dropped patches side by side, per image."""
     dropped = torch.ones(len(positions), grid[0] * grid[1]).scatter_(1, positions, 0.0).view(-1, *grid)

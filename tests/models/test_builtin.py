@@ -47,9 +47,6 @@ def step_by_step(name: str, image: PIL.Image.Image) -> tuple[NDArray[np.float64]
     return h.numpy(), logits
 
 
-# The encoder
-
-
 @all_names
 @pytest.mark.parametrize("side", [1, 32, 75])
 def test_an_answer_is_that_of_the_stored_numbers(name: str, side: int) -> None:
@@ -126,9 +123,6 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
         builtin_encoder("buildin")
 
 
-# The files
-
-
 def cut_to(n: int) -> Any:
     return lambda path: path.write_bytes(path.read_bytes()[:n])
 
@@ -179,9 +173,6 @@ def test_the_accuracy_in_the_header_is_what_the_files_reach(name: str, cifar10: 
     sets = [script.read_shards(each, tmp_path) for each in shards]
     reached = script.accuracies(builtin_encoder(name).model, *sets)
     assert reached == pytest.approx(json.loads(load_weights(weights_path(name)).header["accuracy"]), abs=5e-4)
-
-
-# The training script
 
 
 @pytest.fixture

@@ -113,9 +113,6 @@ def test_whole_images_asked_for_patches_say_that_they_are_whole() -> None:
         patches_of(patched(**{"patches.jpg": picture.getvalue()}))
 
 
-# ---- An image of any kind, for other stages and jobs
-
-
 def patched(**fields: Any) -> Sample:
     """A sample whose image keeps the first and the last of four patches."""
     pixels = np.arange(32 * 32 * 3, dtype=np.uint32).reshape(32, 32, 3).astype(np.uint8)
@@ -134,9 +131,6 @@ def test_the_whole_image_is_what_decode_gives_of_every_sample() -> None:
     assert (np.asarray(image)[:16, 16:] == (1, 2, 3)).all()
     name, image = whole_image(patched(), lambda sample: sample["patches.jpg"])
     assert (name, image.size) == (None, (32, 16))  # a function's bytes are a picture: here the tiles
-
-
-# ---- Words as classes
 
 
 def test_words_are_the_numbers_that_a_plan_gives_their_classes(tmp_path: Path) -> None:

@@ -50,9 +50,6 @@ def crop(image: NDArray[np.uint8], number: int, patch: int) -> NDArray[np.uint8]
     return image[row * patch : (row + 1) * patch, column * patch : (column + 1) * patch]
 
 
-# ---- What is kept
-
-
 @pytest.mark.parametrize("keep", [0.0, 0.3, 0.75, 1.0])
 @pytest.mark.parametrize("name", ["texture", "random"])
 def test_the_most_important_patches_are_kept_in_their_order(name: str, keep: float) -> None:
@@ -111,9 +108,6 @@ def test_the_draw_hangs_on_seed_epoch_shard_and_key_alone() -> None:
         assert positions(**other) != first  # type: ignore[arg-type]
 
 
-# ---- What the importance is told
-
-
 class Telling:
     """An importance that writes down what it was given."""
 
@@ -162,9 +156,6 @@ def test_a_classifiers_map_hangs_on_the_batch_by_rounding_only() -> None:
         assert all(abs(whole[i][place] - last) <= slack[i, 0] for place in differing)
 
 
-# ---- Batches
-
-
 def test_batches_collate_and_a_masked_autoencoder_takes_them(make_shard: MakeShard) -> None:
     """F35: kept pixels come out exactly as they were stored."""
     shard = make_shard("a.tar", 12, side=32)
@@ -180,9 +171,6 @@ def test_batches_collate_and_a_masked_autoencoder_takes_them(make_shard: MakeSha
         images = mae.reconstruct_patches(patches, positions).numpy()
         for image, own, places in zip(images, patches.numpy(), positions.tolist(), strict=True):
             assert all(np.array_equal(crop(image, n, 8), p) for n, p in zip(places, own, strict=True))
-
-
-# ---- What is wrong
 
 
 @pytest.mark.parametrize(

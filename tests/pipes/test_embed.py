@@ -147,9 +147,6 @@ def test_what_an_encoder_does_wrong_is_said_with_the_sample(url: str, answer: An
         list(adq.Embed(Plain(answer))(raw(url)))
 
 
-# ---- Where it may run
-
-
 def test_what_torch_says_of_a_fork_is_said_with_the_remedy(url: str) -> None:
     def answer(images: list[Image.Image]) -> Any:
         raise RuntimeError("Cannot re-initialize CUDA in forked subprocess. To use CUDA with ...")
@@ -187,9 +184,6 @@ def test_on_cuda_workers_must_be_spawned(url: str) -> None:
         pool.apply(pipe.apply, (samples,))
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert len(pool.apply(pipe.apply, (samples,))) == 30
-
-
-# ---- Images without some of their patches
 
 
 def stored(url: str) -> Samples:

@@ -36,9 +36,6 @@ def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
     return float(10 * np.log10(255**2 / max(1e-9, ((a.astype(float) - b) ** 2).mean())))
 
 
-# ---- There and back
-
-
 @pytest.mark.parametrize("patch", [16, 32])
 def test_what_is_kept_comes_back_in_the_same_fields(patch: int) -> None:
     kept = dropped(patch=patch)
@@ -103,9 +100,6 @@ def test_an_image_beside_stored_patches_must_be_named() -> None:
     assert {"ppm", "patches.jpg"} < set(out)
     with pytest.raises(adq.SampleError, match=r"fields 'ppm' and 'patches.jpg' are both there"):
         list(adq.Decode()([both]))
-
-
-# ---- What is wrong
 
 
 @pytest.mark.parametrize(("patch", "subsampling"), [(4, "4:2:0"), (8, "4:2:0"), (4, "4:4:4")])

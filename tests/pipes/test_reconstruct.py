@@ -98,9 +98,6 @@ def test_damaged_weights_are_an_error_and_no_image(mae: MaskedAutoencoder) -> No
         Reconstruct(broken).apply(samples_of(pictures(1)))
 
 
-# ---- Batches
-
-
 def collated(samples: Samples) -> Any:
     return torch.utils.data.default_collate([(s["patches"], s["positions"], s["cls"]) for s in samples])
 

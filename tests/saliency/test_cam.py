@@ -65,9 +65,6 @@ def relative(found: NDArray[np.floating], expected: NDArray[np.floating]) -> flo
     return float(np.abs(found - expected).max() / expected.max())
 
 
-# Closed and by gradient
-
-
 @each_method
 @pytest.mark.parametrize("name", CLOSED)
 def test_the_closed_form_is_the_gradient_of_the_whole_network(name: str, method: str) -> None:
@@ -141,9 +138,6 @@ def test_only_a_plain_head_is_closed(between: str) -> None:
         assert not is_closed(head, maps, other)
 
 
-# Classes
-
-
 @each_method
 @pytest.mark.parametrize("name", ["builtin", "convnext_atto"])
 def test_the_class_is_the_label_else_the_prediction(name: str, method: str) -> None:
@@ -171,9 +165,6 @@ def test_a_label_that_is_no_class_is_refused(label: Any) -> None:
         importance(pictures(2, (32, 32)), [3, label], [0, 0])
     with pytest.raises(ValueError, match="1 labels for 2 images"):
         importance(pictures(2, (32, 32)), [3], [0, 0])
-
-
-# Images
 
 
 def test_an_image_gets_the_same_answer_in_any_batch() -> None:
@@ -232,9 +223,6 @@ def test_it_runs_inside_a_callers_inference_mode() -> None:
         with torch.inference_mode():
             inside = importance(images, [1, 2], [0, 0])
         np.testing.assert_array_equal(inside, importance(images, [1, 2], [0, 0]))
-
-
-# What is refused
 
 
 def test_what_cannot_be_explained_is_refused() -> None:

@@ -196,9 +196,6 @@ def test_whole_samples_before_damage_are_given_for_any_batch() -> None:
         assert [span.key for span in spans] == [str(i) for i in range(broken)]
 
 
-# spans
-
-
 def test_a_span_must_hold_exactly_one_sample() -> None:
     data = pack("a.jpg", "a.cls", "b.jpg", "README")
     a, b = iter_spans(data, shard="s.tar")
@@ -232,9 +229,6 @@ def test_spans_pickle_and_compare() -> None:
     (span,) = iter_spans(pack("a.jpg"), shard="s.tar")
     assert pickle.loads(pickle.dumps(span)) == span  # noqa: S301
     assert Limits() == Limits(member_bytes=1 << 32)
-
-
-# files
 
 
 def test_a_shard_file_reads_like_its_bytes_and_is_closed(tmp_path: Path) -> None:

@@ -195,9 +195,6 @@ def test_a_file_of_other_columns_is_refused_unread(tmp_path: Path, monkeypatch: 
         Bins.load(tmp_path / "x.parquet")
 
 
-# ---- What is written can be read back
-
-
 @pytest.mark.parametrize("n_bytes", [bounds.MAX_HEADER_BYTES + 1, 110_000_000])
 def test_a_header_that_could_not_be_read_back_is_not_written(n_bytes: int, tmp_path: Path) -> None:
     (tmp_path / "x.parquet").write_bytes(b"old")

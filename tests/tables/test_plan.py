@@ -190,9 +190,6 @@ def test_other_files_are_refused(content: bytes, tmp_path: Path) -> None:
         adq.load_plan(tmp_path / "x")
 
 
-# ---- From keys
-
-
 def test_a_selection_made_elsewhere_becomes_a_plan(make_shard: MakeShard) -> None:
     a, b = make_shard("a.tar", 5), make_shard("b.tar", 5, first=3)
     plan = adq.Plan.from_keys([a, b], ["s00000", "s00007", ("b.tar", "s00003")])

@@ -43,9 +43,6 @@ def features(make_features: MakeFeatures, tmp_path: Path) -> Features:
     return Features(tmp_path / "features")
 
 
-# ---- One shard's file
-
-
 @pytest.mark.parametrize("n", [0, 5])
 def test_writing_and_reading_changes_nothing(n: int, tmp_path: Path) -> None:
     made = some_views(n)
@@ -88,9 +85,6 @@ def test_what_is_no_views_is_refused_when_made(name: str) -> None:
     change(fields)
     with pytest.raises(adq.FeaturesError, match=text):
         ShardViews(**fields)
-
-
-# ---- A folder of them
 
 
 def test_rows_are_those_with_the_smallest_draws(features: Features) -> None:

@@ -38,9 +38,6 @@ def kept_samples(shards: list[Path], plan: Path) -> list[dict[str, Any]]:
     ]
 
 
-# ---- What is written
-
-
 def test_kept_samples_are_written_in_order_with_their_bytes(setup: Setup, tmp_path: Path) -> None:
     shards, plan = setup
     report = write_kept(shards, plan, tmp_path / "out" / "%06d.tar", max_samples=15)
@@ -127,9 +124,6 @@ def test_a_plan_that_keeps_nothing_writes_a_complete_empty_set(setup: Setup, tmp
     plan = adq.build_plan(tmp_path / "features", bins=2, keep=0.0)
     assert write_kept(shards, plan, tmp_path / "out" / "%06d.tar").samples == 0
     assert json.loads((tmp_path / "out" / "_info.json").read_text())["splits"]["train"]["filenames"] == []
-
-
-# ---- What is not written over
 
 
 def test_an_earlier_runs_folder_is_refused_and_left_alone(setup: Setup, tmp_path: Path) -> None:
