@@ -67,9 +67,7 @@ KINDS: dict[str, tuple[str, Callable[[], list[Save]], Callable[[Path], object]]]
         lambda path: list(adq.load_plan(path)),
     ),
     "codebook": (
-        "c.safetensors",
-        lambda: _golden(adq.load_codebook, "codebook.safetensors", "v2"),
-        adq.load_codebook,
+        "c.safetensors", lambda: _golden(adq.load_codebook, "codebook.safetensors", "v2"), adq.load_codebook,
     ),
     "bins": ("bins.parquet", lambda: _golden(Bins.load, "bins.parquet", "v1", "v2"), Bins.load),
     "mae": ("m.safetensors", _mae, load_mae),
@@ -80,12 +78,8 @@ KINDS: dict[str, tuple[str, Callable[[], list[Save]], Callable[[Path], object]]]
         lambda: [synthetic_features("a.tar", [0] * n).save for n in (10, 2_000)],
         lambda path: [FeaturesFile(path).shard],
     ),
-    "text": (
-        "run.json",
-        lambda: [lambda path, text=text: write_text(path, text) for text in TEXTS],
-        _read_text,
-    ),
-}
+    "text": ("run.json", lambda: [lambda path, text=text: write_text(path, text) for text in TEXTS], _read_text),
+}  # fmt: skip
 
 
 def main(folder: Path) -> None:

@@ -163,16 +163,14 @@ def test_what_needs_no_network_loads_no_torch(run: Path, tmp_path: Path) -> None
 
 def test_printed_keys_are_the_kept_ones_and_are_read_again(run: Path, tmp_path: Path, capsys: Capsys) -> None:
     plan = adq.load_plan(run / "plan.parquet")
-    kept = [
-        (shard.name, key) for shard in plan for key, k in zip(shard.spans.keys, shard.kept, strict=True) if k
-    ]
+    rows = [(shard.name, zip(shard.spans.keys, shard.kept, strict=True)) for shard in plan]
+    kept = [(name, key) for name, pairs in rows for key, k in pairs if k]
     text = printed(capsys, "show", run, "--keys")
     lines = [line.split("\t") for line in text.splitlines()]
     assert [line[-1] for line in lines] == [key for _, key in kept]
     assert [len(line) for line in lines] == [1 if shard == "c.tar" else 2 for shard, _ in kept]
-    assert json.loads(printed(capsys, "show", run, "--keys", "--json")) == [
-        line if len(line) == 2 else line[0] for line in lines
-    ]
+    as_json = json.loads(printed(capsys, "show", run, "--keys", "--json"))
+    assert as_json == [line if len(line) == 2 else line[0] for line in lines]
     (tmp_path / "keys.txt").write_text(text)
     again = ["plan", run, "--bins", "2", "--seed", "1", "--must-include", tmp_path / "keys.txt"]
     printed(capsys, *again, "-o", tmp_path / "p.parquet")

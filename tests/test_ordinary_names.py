@@ -20,11 +20,8 @@ def shards(tmp_path: Path) -> list[str]:
     for k, name in enumerate(NAMES):
         path = tmp_path / "in" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        samples = range(6 * k, 6 * k + 6)
-        write_tar(
-            path,
-            [(f"s{i:03d}.{f}", d) for i in samples for f, d in (("jpg", jpeg(i)), ("cls", b"%d" % (i % 2)))],
-        )
+        fields = [(i, (("jpg", jpeg(i)), ("cls", b"%d" % (i % 2)))) for i in range(6 * k, 6 * k + 6)]
+        write_tar(path, [(f"s{i:03d}.{name}", data) for i, pairs in fields for name, data in pairs])
     return [str(tmp_path / "in" / name) for name in NAMES]
 
 
@@ -84,9 +81,8 @@ def test_two_shards_of_one_features_file_are_named(tmp_path: Path, capsys: Capsy
     (tmp_path / "a").mkdir(exist_ok=True)
     for folder in (long, long / "a"):
         (folder / f"{'y' * 100}.tar").touch()
-    assert (
-        main(["embed", str(long), str(long / "a"), "--encoder", "thumbnail", "-o", str(tmp_path / "o")]) == 2
-    )
+    command = ["embed", str(long), str(long / "a"), "--encoder", "thumbnail", "-o", str(tmp_path / "o")]
+    assert main(command) == 2
     assert "is too long" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
 

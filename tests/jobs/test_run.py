@@ -26,9 +26,8 @@ def shards(make_shard: MakeShard) -> list[Path]:
 def run(
     shards: list[Path], out: Path, *, write: bool = False, embed: Any = None, **plan: Any
 ) -> dict[str, Any]:
-    return run_job(
-        shards, out, encoder={"spec": "thumbnail"}, embed=embed or {}, plan={**PLAN, **plan}, write=write
-    )
+    options: Any = {"encoder": {"spec": "thumbnail"}, "embed": embed or {}, "plan": {**PLAN, **plan}}
+    return run_job(shards, out, write=write, **options)
 
 
 def test_the_folder_holds_what_it_should(shards: list[Path], tmp_path: Path) -> None:

@@ -128,9 +128,6 @@ def test_an_added_or_lost_shard_is_named(shards: list[Path], plan: adq.Plan, mak
     assert said(report) == [("b.tar", None, "missing shard")]
     kept_ok = plan.n_kept - int(plan.shard("b.tar").kept.sum())
     assert (report.ok, report.missing, report.kept_ok) == (17, 8, kept_ok)
-
-
-def test_a_renamed_shard_is_missing_and_extra(shards: list[Path], plan: adq.Plan) -> None:
     shards[0] = shards[0].rename(shards[0].with_name("z.tar"))
     report = verified(plan, shards)
     assert said(report) == [("b.tar", None, "missing shard"), ("z.tar", None, "extra shard")]
@@ -204,21 +201,15 @@ def test_all_differences_are_listed_and_not_the_first_only(
 
 
 def test_what_stands_behind_a_damaged_header_is_still_compared(shards: list[Path], plan: adq.Plan) -> None:
+    write_tar(shards[0], [(name.replace("s00005", "s00905"), data) for name, data in members(shards[0])])
     spans = spans_of(shards[0])
     flip(shards[0], spans[1].byte_offset)
     flip(shards[0], spans[6].members[0].offset)
     report = verified(plan, shards, decode=True)
-    assert said(report) == of_b("damaged", "1 damaged", "6 changed")
+    assert said(report) == of_b("damaged", "1 damaged", "5 missing", "6 changed")
     assert f"byte {spans[1].byte_offset}: bad header: checksum does not match" in str(report.differences[0])
-    assert report.ok == 23
-
-
-def test_a_key_behind_a_damaged_header_is_compared_too(shards: list[Path], plan: adq.Plan) -> None:
-    write_tar(shards[0], [(name.replace("s00005", "s00905"), data) for name, data in members(shards[0])])
-    flip(shards[0], spans_of(shards[0])[1].byte_offset)
-    report = verified(plan, shards)
-    assert said(report) == of_b("damaged", "1 damaged", "5 missing")
     assert "key 's00905' is in its place" in str(report.differences[2])
+    assert report.ok == 22
 
 
 def test_a_key_twice_is_named_and_the_others_are_compared(shards: list[Path], plan: adq.Plan) -> None:
@@ -231,9 +222,7 @@ def test_a_key_twice_is_named_and_the_others_are_compared(shards: list[Path], pl
     write_tar(shards[0], [*found[:4], *found[:2], *found[4:]])  # apart, and in front of the others
     report = verified(plan, shards)
     assert said(report)[0] == ("b.tar", None, "damaged")
-    assert [key for _, key, _ in said(report)[1:]] == [
-        f"s{i:05d}" for i in range(2, 8)
-    ]  # none is at its place
+    assert [key for _, key, _ in said(report)[1:]] == [f"s{i:05d}" for i in range(2, 8)]  # none in its place
     assert report.differs + report.missing == 6
 
 
@@ -314,7 +303,7 @@ def test_of_patch_images_mask_geometry_and_pixels_are_checked(tmp_path: Path, im
         "c.patches.jpg": (other_crc, "damaged patch mask: crc32"),
         "d.patches.jpg": (
             good[:20] + segment + smaller[20:],
-            "the stored image has 32 x 32 pixels .*, its patch mask",
+            "the stored image has 32 x 32 pixels .*, its patch",
         ),
         "e.patches.jpg": (good[:-40], "cannot decode this JPEG"),
         "f.patches.webp": (
@@ -430,12 +419,8 @@ def test_a_damaged_or_lost_table_is_its_error(shards: list[Path], plan: adq.Plan
     ):
         with pytest.raises(kind, match=text):
             verify_shards(tmp_path / name, shards)
-    damaged = {
-        "plan.parquet": adq.PlanError,
-        "i.parquet": adq.ShardError,
-        "features/b.parquet": adq.FeaturesError,
-    }
-    for name, kind in damaged.items():
+    damaged = {"plan": adq.PlanError, "i": adq.ShardError, "features/b": adq.FeaturesError}
+    for name, kind in ((f"{name}.parquet", kind) for name, kind in damaged.items()):
         data = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(data[:8] + bytes([data[8] ^ 255]) * 40 + data[48:])
         with pytest.raises(kind, match=r"\.parquet.*damaged"):

@@ -229,39 +229,24 @@ def test_an_encoder_is_named_by_its_usual_flags(shards: list[Path], tmp_path: Pa
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"importance": "random"}, "importance='random' decides which patches are kept; give patch_keep too"),
-    (
-        {"importance": adq.importance("gradcam")},
-        "^importance=<CamImportance> decides which .*give patch_keep too",
-    ),
+    ({"importance": adq.importance("gradcam")}, "^importance=<CamImportance> decides .*give patch_keep too"),
     ({"quality": 90, "on_error": "ignore"}, "on_error must be 'raise', 'skip' or a function"),
     ({"quality": 90, "max_bad_fraction": float("nan")}, r"max_bad_fraction must lie in \[0, 1\], got nan"),
     ({"on_error": "skip"}, "on_error='skip' has no effect: .*give patch_keep=, size= or quality= too"),
     ({"max_bad_fraction": 0.5}, "max_bad_fraction=0.5 has no effect: no image is written anew"),
     ({"patch_keep": float("nan")}, r"patch_keep must be a number in \[0, 1\], got nan"),
-    (
-        {"patch_keep": 0.0},
-        "patch_keep=0.0 keeps none of the 196 patches of 16 x 16 pixels at size 224; give at",
-    ),
+    ({"patch_keep": 0.0}, "patch_keep=0.0 keeps none of the 196 patches of 16 x 16 .* size 224; give at"),
     ({"patch_keep": 0.004}, "patch_keep=0.004 keeps none of the 196 patches"),
-    (
-        {"patch_keep": 0.5, "size": 16},
-        "patch_keep=0.5 keeps none of the 1 patches .* at size 16; give at least 1",
-    ),
+    ({"patch_keep": 0.5, "size": 16}, "patch_keep=0.5 keeps none of the 1 .* at size 16; give at least 1"),
     ({"quality": 90.0}, "quality must be an integer from 1 to 100, got 90.0"),
     ({"patch_keep": 1.5}, "got 1.5"),
     ({"patch_keep": 0.5, "importance": "tecture"}, "unknown importance 'tecture'; did you mean texture"),
-    (
-        {"patch_keep": 0.5, "size": 100},
-        "size=100 does not fall into patches of 16 pixels; give a multiple of 16",
-    ),
+    ({"patch_keep": 0.5, "size": 100}, "size=100 does not fall into patches of 16 .*; give a multiple of 16"),
     ({"patch_keep": 0.001, "size": 30}, "size=30 does not fall into patches of 16 pixels; give a multiple"),
     ({"size": 0}, "size must be an integer >= 1"),
     ({"quality": 101}, "quality must be an integer from 1 to 100, got 101"),
     ({"quality": 90, "image": "pkl"}, "would run what a pickle says"),
-    (
-        {"patch_keep": 0.5, "importance": adq.importance("random", patch=8)},
-        "the importance looks at patches of 8",
-    ),
+    ({"patch_keep": 0.5, "importance": adq.importance("random", patch=8)}, "looks at patches of 8"),
 ]
 
 
@@ -278,9 +263,7 @@ def test_patches_that_would_save_nothing_are_refused(tmp_path: Path) -> None:
     flat = io.BytesIO()
     Image.new("RGB", (64, 64), (9, 9, 9)).save(flat, "PNG")
     source = write_tar(tmp_path / "a.tar", [(f"k{i}.png", flat.getvalue()) for i in range(3)])
-    text = (
-        r"would not make these images smaller: \d+ bytes an image against \d+ whole, .* in tars \(mean of 3,"
-    )
+    text = r"would not make these images smaller: \d+ bytes an image against \d+ whole, .* \(mean of 3,"
     with pytest.raises(ValueError, match=text):
         write_kept(source, None, tmp_path / "out" / "%d.tar", **RANDOM)
     assert not (tmp_path / "out").exists()
@@ -332,9 +315,8 @@ def test_bad_images_are_skipped_logged_and_counted(
     bad.append(("k4.patches.jpg", stored))
     fine = [(f"n{i:02d}.jpg", jpeg(i, 80)) for i in range(20)]
     source = write_tar(tmp_path / "in" / "c.tar", [*fine[:3], *bad, *fine[3:]])
-    report = write_kept(
-        [*shards, source], None, tmp_path / "out" / "%d.tar", **options, on_error="skip", max_samples=50
-    )
+    skip: Any = {**options, "on_error": "skip", "max_samples": 50}
+    report = write_kept([*shards, source], None, tmp_path / "out" / "%d.tar", **skip)
     assert (report.samples, report.bad, report.read) == (100, 4, 104)
     source = write_tar(tmp_path / "c.tar", fine)
     write_kept([*shards, source], None, tmp_path / "as" / "%d.tar", **options, max_samples=50)
@@ -355,10 +337,8 @@ def test_too_many_bad_images_leave_nothing_complete(make_shard: MakeShard, tmp_p
         write_kept(source, None, tmp_path / "out" / "%d.tar", **RANDOM, on_error="skip", max_bad_fraction=0.2)
     assert not (tmp_path / "out").exists()
     for on_error in ("skip", lambda error: "not an image" in str(error)):
-        report = write_kept(
-            source, None, tmp_path / "out" / "%d.tar", **RANDOM, on_error=on_error, max_bad_fraction=0.25,
-            overwrite=True,
-        )  # fmt: skip
+        skip: Any = {**RANDOM, "on_error": on_error, "max_bad_fraction": 0.25, "overwrite": True}
+        report = write_kept(source, None, tmp_path / "out" / "%d.tar", **skip)
         assert (report.samples, report.bad) == (9, 3)
     with pytest.raises(adq.SampleError, match="key 'k0', field 'jpg': not an image"):
         write_kept(source, None, tmp_path / "no" / "%d.tar", **RANDOM, on_error=lambda error: False)
@@ -376,9 +356,8 @@ def test_the_command_says_how_many_samples_were_bad(tmp_path: Path, capsys: Caps
     assert "bad, more than --max-bad-fraction 0.1; the last" in capsys.readouterr().err
     command += ["--on-error", "skip", "--max-bad-fraction", "0.3"]
     assert main(command) == 0
-    assert capsys.readouterr().out.startswith(
-        "9 samples of 12 read, 3 bad ones left out (see the log), in 1 shards: "
-    )
+    said = "9 samples of 12 read, 3 bad ones left out (see the log), in 1 shards: "
+    assert capsys.readouterr().out.startswith(said)
     assert main([*command, "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert (said["read"], said["samples"], said["bad"]) == (12, 9, 3)
@@ -397,10 +376,7 @@ def test_images_without_some_patches_are_not_written_anew(
 ) -> None:
     write_kept(shards[0], None, tmp_path / "p" / "%d.tar", **RANDOM)
     source, named = tmp_path / "p" / "0.tar", {} if image is None else {"image": image}
-    text = (
-        r"^shard 0.tar, key 's00000', field 'patches.jpg': some of its patches are dropped already, .*"
-        r"leave out patch_keep=, size= and quality=:"
-    )
+    text = r"^shard 0.tar, key 's00000', field 'patches.jpg': some of its patches are dropped .*leave out patch_keep="
     with pytest.raises(adq.SampleError, match=text):
         write_kept(source, None, tmp_path / "out" / "%d.tar", **options, **named)
     assert not (tmp_path / "out").exists()
@@ -460,9 +436,8 @@ def test_killed_writes_leave_complete_shards_only(
 
 def test_the_photographs_take_what_was_promised(photographs: Path, tmp_path: Path) -> None:
     """At 224, quality 90, a quarter dropped at random: at most 0.79 of the bytes in tars and 0.765 of the files."""
-    report = write_kept(
-        photographs, None, tmp_path / "%06d.tar", patch_keep=0.75, importance="random", size=224, quality=90
-    )
+    options: Any = {"patch_keep": 0.75, "importance": "random", "size": 224, "quality": 90}
+    report = write_kept(photographs, None, tmp_path / "%06d.tar", **options)
     images = parts(report)["images"]
     assert images["after"] <= 0.765 * images["whole"]
     assert report.bytes <= 0.79 * sum(part["whole"] for part in parts(report).values())
