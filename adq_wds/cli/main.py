@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import adq_wds
-from adq_wds.cli.arguments import CODEBOOK, DEMO, INDEX, PACK, PATCHES, VERIFY, WRITE, make_parser
+from adq_wds.cli.arguments import CODEBOOK, DEMO, INDEX, PACK, PATCHES, SOFTEN, VERIFY, WRITE, make_parser
 from adq_wds.cli.parser import check_values, flagged, given
 from adq_wds.errors import AdqError, ShardError, printable
 from adq_wds.signatures import EMBED, ENCODER, PLAN
@@ -182,6 +182,10 @@ def _codebook(a: argparse.Namespace) -> None:
     _show_codebook(a, _call(a, CODEBOOK, _inside(a.features, "features", required=False)))
 
 
+def _soften(a: argparse.Namespace) -> None:
+    _print(a, _call(a, SOFTEN, _inside(a.features, "features", required=False)))
+
+
 def _show(a: argparse.Namespace) -> None:
     if Path(a.plan).suffix == ".safetensors":
         _refuse(a, "keys", "on a codebook, which lists no samples; leave it out")
@@ -332,5 +336,7 @@ def _importance(a: argparse.Namespace) -> str | adq_wds.Importance:
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     run.__name__.removeprefix("_"): run
-    for run in (_run, _embed, _plan, _codebook, _show, _patches, _write, _pack, _index, _verify, _demo)
-}
+    for run in (
+        _run, _embed, _plan, _codebook, _soften, _show, _patches, _write, _pack, _index, _verify, _demo,
+    )
+}  # fmt: skip

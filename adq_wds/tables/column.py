@@ -6,20 +6,16 @@ import hashlib
 import os
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from adq_wds.errors import FeaturesError, PlanError, shorten
+from adq_wds.errors import FeaturesError, shorten
 from adq_wds.score import Score
-from adq_wds.shards.names import ShardNames
-from adq_wds.tables import bounds
 from adq_wds.tables.features import Features
+from adq_wds.tables.keyed_rows import TELL_APART, KeyedRows
 
 
 @dataclass(frozen=True)
@@ -76,88 +72,29 @@ class Column(Score):
             FeaturesError: the file is not readable or lacks a column; a sample has no row, two rows, or a number
                 that is not finite; a key stands in several shards and the file names none.
         """
-        table = self._read()
-        if "shard" in table.column_names:
-            groups = self._by_shard(table, features)
-        else:
-            self._refuse_keys_of_several_shards(features)
-            groups = {file.shard: table for file in features}
-        parts = [self._joined(file.shard, file.spans().keys, groups.get(file.shard)) for file in features]
-        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)
-
-    def _read(self) -> pa.Table:
-        try:
-            bounds.check_footer(Path(self.path))
-            with pq.ParquetFile(self.path) as file:
-                known = file.schema_arrow.names
-                for wanted in ("key", self.name):
-                    if wanted not in known:
-                        raise FeaturesError(
-                            f"{self.path}: no column {wanted!r}; it holds {shorten(known, 200)}"
-                        )
-                table = file.read([name for name in ("shard", "key", self.name) if name in known])
-        except FileNotFoundError:
-            raise FeaturesError(f"{self.path}: no such file") from None
-        except (pa.ArrowException, OSError, ValueError) as cause:
-            raise FeaturesError(
-                f"{self.path}: not a readable Parquet file ({shorten(str(cause))})"
-            ) from cause
-        for name, kind in zip(
-            table.column_names, (*["text"] * (table.num_columns - 1), "numbers"), strict=True
-        ):
-            dtype = table.schema.field(name).type
-            fits = pa.types.is_integer(dtype) or pa.types.is_floating(dtype)
-            if kind == "text":
-                fits = pa.types.is_string(dtype) or pa.types.is_large_string(dtype)
-            if not fits:
-                raise FeaturesError(f"{self.path}: column {name!r} holds {dtype}, expected {kind}")
-        return table
-
-    def _by_shard(self, table: pa.Table, features: Features) -> dict[str, pa.Table]:
-        names = ShardNames([file.shard for file in features])
-        groups: dict[str, list[pa.Table]] = {}
-        for written in pc.unique(table["shard"]).to_pylist():
-            try:
-                shard = names.find(str(written))
-            except PlanError as cause:
-                if "may be" in str(cause):
-                    raise FeaturesError(f"{self.path}: {cause}") from None
-                continue  # a shard that was not embedded
-            groups.setdefault(shard, []).append(table.filter(pc.equal(table["shard"], written)))
-        return {shard: pa.concat_tables(parts) for shard, parts in groups.items()}
-
-    def _refuse_keys_of_several_shards(self, features: Features) -> None:
-        times = Counter(key for file in features for key in file.spans().keys)
-        twice = next((key for key, n in times.items() if n > 1), None)
-        if twice is not None:
-            raise FeaturesError(
-                f"{self.path}: has no column 'shard', and key {shorten(twice)} stands in several shards; add one"
-            )
-
-    def _joined(self, shard: str, keys: list[str], table: pa.Table | None) -> NDArray[np.float32]:
-        text = pa.array(keys, pa.large_string())
-        rows = pa.table({"key": pa.array([], pa.large_string()), self.name: pa.array([], pa.float64())})
-        if table is not None:
-            rows = pa.table({"key": table["key"].cast(pa.large_string()), self.name: table[self.name]})
-            rows = rows.filter(pc.is_in(rows["key"], value_set=text)).combine_chunks()
-        known = rows["key"].combine_chunks()
-        row = pc.index_in(text, value_set=pc.unique(known))
-        if row.null_count:
-            lacking = keys[row.is_null().to_pylist().index(True)]
-            raise FeaturesError(
-                f"{self.path}: no {self.name!r} for {row.null_count:,} samples of shard {shard}, "
-                f"the first key {shorten(lacking)}"
-            )
-        if len(known) > len(keys):
-            twice = next(key for key, n in Counter(known.to_pylist()).items() if n > 1)
-            raise FeaturesError(f"{self.path}: two rows for shard {shard}, key {shorten(twice)}")
-        column = rows[self.name].cast(pa.float64(), safe=False)
+        keyed = KeyedRows(self.path, {self.name: (_is_number, "numbers")})
+        column = keyed.file.read([self.name])[self.name].cast(pa.float64(), safe=False)
         with np.errstate(over="ignore"):  # infinite then, and refused
-            numbers: NDArray[np.float32] = column.to_numpy()[row.to_numpy()].astype(np.float32)
-        bad = ~np.isfinite(numbers)
-        if bad.any():
-            key = keys[int(bad.argmax())]
-            raise FeaturesError(
-                f"{self.path}: shard {shard}, key {shorten(key)}: {self.name!r} is not a finite number"
-            )
-        return numbers
+            numbers: NDArray[np.float32] = column.to_numpy().astype(np.float32)
+        chosen: list[int] = []
+        for file in features:
+            keys, row_of = file.spans().keys, keyed.rows(file.shard)
+            if lacking := [key for key in keys if key not in row_of]:
+                raise keyed.error(
+                    f"no {self.name!r} for {len(lacking):,} samples of shard {file.shard}, the first key {shorten(lacking[0])}"
+                )
+            rows = [row_of[key] for key in keys]
+            bad = ~np.isfinite(numbers[rows])
+            if bad.any():
+                key = shorten(keys[int(bad.argmax())])
+                raise keyed.error(f"shard {file.shard}, key {key}: {self.name!r} is not a finite number")
+            chosen += rows
+        row, n = Counter(chosen).most_common(1)[0] if chosen else (0, 1)
+        if n > 1:
+            key = shorten(keyed.keys[row].as_py())
+            raise keyed.error(f"key {key} stands in several shards{TELL_APART}")
+        return numbers[chosen]
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))

@@ -10,11 +10,10 @@ import pytest
 import webdataset as wds
 
 import adq_wds as adq
-from adq_wds.tables.index import load_index
 from adq_wds.tables.spans import scan_spans
 from adq_wds.writing.write_shards import WriteReport, write_kept
 from tests.conftest import MakeShard
-from tests.folders import contents, samples_in
+from tests.folders import contents, load_index, samples_in
 
 Setup = tuple[list[Path], Path]
 
