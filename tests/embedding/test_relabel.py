@@ -113,7 +113,7 @@ def test_a_stopped_job_leaves_each_shard_old_or_new(shards: list[Path], tmp_path
     new, now = files(tmp_path / "fresh"), files(tmp_path / "f")
     assert [now[name] == new[name] for name in new] == [True, False, False]
     assert [now[name] == old[name] for name in new] == [False, True, True]
-    with pytest.raises(adq.FeaturesError, match=r"label .*embed all shards again with one label"):
+    with pytest.raises(adq.FeaturesError, match=r"label .*embed all shards again with the same settings"):
         adq.Features(tmp_path / "f")
     adq.embed_shards(shards, encoder, tmp_path / "f", label=label)
     assert files(tmp_path / "f") == new
