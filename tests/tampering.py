@@ -130,9 +130,8 @@ def features(path: Path) -> None:
 def everything(path: Path) -> tuple[Any, ...]:
     """All that a file of features says."""
     file = FeaturesFile(path)
-    table = file.read_columns(
-        ["index", "key", "byte_offset", "n_bytes", "crc32", "label", "norm", "texture", "sharp"]
-    )
+    names = ["index", "key", "byte_offset", "n_bytes", "crc32", "label", "norm", "texture", "sharp"]
+    table = file.read_columns(names).to_pydict()
     arrays = [
         file.embedding(),
         file.logit_grad(),
@@ -142,12 +141,7 @@ def everything(path: Path) -> tuple[Any, ...]:
         file.score("sharp"),
     ]
     rest = (file.shard, file.n, file.n_read, file.width, file.names, file.bad)
-    return (
-        canonical_json(file.header),
-        *(a.tobytes() for a in arrays if a is not None),
-        table.to_pydict(),
-        *rest,
-    )
+    return canonical_json(file.header), *(a.tobytes() for a in arrays if a is not None), table, *rest
 
 
 BINS: dict[str, Any] = {

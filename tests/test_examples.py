@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -22,6 +23,7 @@ from tests.conftest import Capsys, MonkeyPatch, write_tar
 from tests.programs import FILE, run
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+SMALLER: Any = {"patch_keep": 0.75, "importance": "random", "size": 64}
 
 
 def example(name: str, *arguments: str) -> str:
@@ -89,36 +91,15 @@ def test_a_vision_transformer_learns_from_kept_patches_alone(
     make_shard: Callable[..., Path], tmp_path: Path, stored: bool, monkeypatch: MonkeyPatch, capsys: Capsys
 ) -> None:
     make_shard("in/a.tar", 64, side=64)
-    options = [
-        "--size",
-        "64",
-        "--depth",
-        "1",
-        "--classes",
-        "2",
-        "--workers",
-        "0",
-        "--epochs",
-        "6",
-        "--batch-size",
-        "16",
-    ]
+    options = ["--size", "64", "--depth", "1", "--classes", "2", "--workers", "0", "--epochs", "6"]
+    options += ["--batch-size", "16"]
     if stored:
-        write_kept(
-            tmp_path / "in",
-            None,
-            tmp_path / "small" / "%d.tar",
-            patch_keep=0.75,
-            importance="random",
-            size=64,
-        )
+        write_kept(tmp_path / "in", None, tmp_path / "small" / "%d.tar", **SMALLER)
     else:
         options += ["--drop", "random"]
     folder = tmp_path / ("small" if stored else "in")
     monkeypatch.setattr(sys, "argv", ["vit_on_patches.py", str(folder), *options])
-    runpy.run_path(
-        str(EXAMPLES / "vit_on_patches.py"), run_name="__main__"
-    )  # here: torch and timm are loaded
+    runpy.run_path(str(EXAMPLES / "vit_on_patches.py"), run_name="__main__")  # here, torch is loaded
     out = capsys.readouterr().out
     assert out.count("4 batches of 12 of 16 patches") == 6
     losses = [float(line.rpartition(" ")[2]) for line in out.splitlines()]
@@ -148,8 +129,7 @@ def test_a_classifier_trains_on_images_rebuilt_on_the_fly(
     folder = tmp_path / "in"
     if stored:
         folder = tmp_path / "small"
-        smaller = {"patch_keep": 0.75, "importance": "random", "size": 64}
-        write_kept(tmp_path / "in", None, folder / "%d.tar", **smaller)  # type: ignore[arg-type]
+        write_kept(tmp_path / "in", None, folder / "%d.tar", **SMALLER)
         torch.manual_seed(0)
         network = MaskedAutoencoder(MaeSize((64, 64), 16, 16, 1, 2, 8, 1, 2))
         save_mae(network, tmp_path / "mae.safetensors", {})

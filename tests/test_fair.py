@@ -125,9 +125,7 @@ def test_the_first_of_equal_samples_stays_and_is_named(copied: Path, caplog: Cap
     assert len(plan) == 10  # half of all usable samples, not of what is left
     rows = [row for row in plan.table().to_pylist() if row["reason"] == "duplicate"]
     assert all((row["bin"], row["pick"], row["kept"]) == (-1, -1, False) for row in rows)
-    assert (
-        "1 copies have another label than the sample that stays, such as 'b.tar/k0103' (class" in caplog.text
-    )
+    assert "1 copies have another label than the sample that stays, such as 'b.tar/k0103'" in caplog.text
     about = describe_plan(plan)
     assert about["reasons"]["duplicate"] == 3
     assert about["copies_of_other_label"] == 1

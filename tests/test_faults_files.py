@@ -116,9 +116,8 @@ def filling() -> Iterator[Filling]:
 
     Without a name every file has so much room and no more.
     """
-    process = subprocess.Popen(
-        [sys.executable, "-c", FILL], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, "-c", FILL], text=True, **pipes)
     assert process.stdin is not None
     assert process.stdout is not None
 
@@ -152,10 +151,8 @@ def test_a_disk_that_fills_up_costs_no_file_and_is_named(name: str, here: Path, 
         for other, data in old.items():
             (target.parent / other).write_bytes(data)
         code, said = filling(name, limit, *second)
-        assert (code, said.splitlines()[-1].partition(" (")[0]) == (
-            1,
-            f"adq: AdqError: cannot write {target}: no space left",
-        )
+        last = said.splitlines()[-1].partition(" (")[0]
+        assert (code, last) == (1, f"adq: AdqError: cannot write {target}: no space left")
         assert (target.read_bytes() == old[name]) if stays else not target.exists()
         assert not list(target.parent.glob(".*"))
         assert not (target.parent / "_info.json").exists()
@@ -234,9 +231,8 @@ def test_a_full_standard_output_or_error_is_met(stream: str, here: Path) -> None
     assert (here / "out" / "plan.parquet").exists()
     if stream == "stdout":
         assert result.returncode == 1
-        assert result.stderr.splitlines()[-1].startswith(
-            "adq: AdqError: cannot write the standard output: No space"
-        )
+        said = "adq: AdqError: cannot write the standard output: No space"
+        assert result.stderr.splitlines()[-1].startswith(said)
         assert "Traceback" not in result.stderr
     else:
         assert result.returncode == 0

@@ -108,9 +108,8 @@ def samples_of(kinds: list[str], between: int) -> dict[str, dict[str, bytes]]:
 
 def write_shard(path: Path, kinds: list[str], *, between: int) -> str:
     samples = samples_of(kinds, between)
-    return str(
-        write_tar(path, [(f"{k}.{name}", data) for k, s in samples.items() for name, data in s.items()])
-    )
+    members = [(f"{k}.{name}", data) for k, s in samples.items() for name, data in s.items()]
+    return str(write_tar(path, members))
 
 
 def pipes(**options: Any) -> list[adq.Pipe]:

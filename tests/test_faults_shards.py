@@ -215,11 +215,8 @@ def two_shards(tmp_path: Path) -> tuple[list[Path], dict[str, Any]]:
     """Two shards of the same keys; each field says whose it is."""
     paths = []
     for name in "ab":
-        members = [
-            (f"k{i}.{field}", f"{name}{i}".encode() * (30 + 100 * (field == "jpg")))
-            for i in range(4)
-            for field in ("cls", "jpg", "txt")
-        ]
+        places = [(i, field) for i in range(4) for field in ("cls", "jpg", "txt")]
+        members = [(f"k{i}.{f}", f"{name}{i}".encode() * (30 + 100 * (f == "jpg"))) for i, f in places]
         paths.append(write_tar(tmp_path / f"{name}.tar", members))
     urls = [str(path) for path in paths]
     index_shards(urls, tmp_path / "index.parquet")

@@ -93,14 +93,6 @@ def test_options_reach_encoder_and_map(tmp_path: Path) -> None:
     assert isinstance(vit, AttentionImportance)
 
 
-def test_a_label_changes_the_map_only_where_labels_are_used() -> None:
-    images = pictures(1)
-    for use_labels in (True, False):
-        importance = adq.importance("gradcam", patch=4, use_labels=use_labels)
-        maps = [importance(images, [label], [0]) for label in range(10)]
-        assert (len({m.tobytes() for m in maps}) > 1) == use_labels
-
-
 def test_an_object_is_taken_as_it_is() -> None:
     mine = Mine(8)
     assert adq.importance(mine) is mine

@@ -204,9 +204,7 @@ def test_what_a_tar_forges_changes_nothing_and_goes_no_further(
 
 
 def _apply_elsewhere(pipe: Pipe, samples: Samples) -> Samples:
-    torch.set_num_threads(
-        1
-    )  # as torch's own workers do: threads stay behind in a fork, where it waits for them
+    torch.set_num_threads(1)  # as torch's own workers do: it would wait for threads that a fork has not
     return pipe.apply(samples)
 
 

@@ -142,9 +142,8 @@ def oracle_plan(
     if balance == "none":
         names = list(cells)
         left = budget - sum(n_must)
-        quota = dict(
-            zip(names, split([size[c] for c in names], [weight[c] for c in names], left, ""), strict=True)
-        )
+        seats = split([size[c] for c in names], [weight[c] for c in names], left, "")
+        quota = dict(zip(names, seats, strict=True))
     else:
         quota = {}
         budgets = split(n_class, [float(n) for n in n_class], budget, "classes", np.array(n_must))

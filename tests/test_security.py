@@ -182,12 +182,8 @@ FORBIDDEN = (
 
 def make_home(home: Path) -> None:
     (home / "in").mkdir(parents=True)
-    members = [
-        (f"s{i}.{field}", data)
-        for i in range(9)
-        for field, data in (("jpg", jpeg(i)), ("cls", b"%d" % (i % 2)))
-    ]
-    write_tar(home / "in" / "a.tar", members)
+    fields = [(i, (("jpg", jpeg(i)), ("cls", b"%d" % (i % 2)))) for i in range(9)]
+    write_tar(home / "in" / "a.tar", [(f"s{i}.{name}", data) for i, pairs in fields for name, data in pairs])
 
 
 def open_all(folder: str) -> None:
@@ -256,9 +252,8 @@ def evil_columns(path: Path) -> Path:
         for group in range(file.num_row_groups):
             table = file.read_row_group(group)
             writer.write_table(pa.Table.from_arrays(table.columns, schema=changed.remove_metadata()))
-        writer.add_key_value_metadata(
-            {k: v for k, v in file.metadata.metadata.items() if k != b"ARROW:schema"}
-        )
+        metadata = {k: v for k, v in file.metadata.metadata.items() if k != b"ARROW:schema"}
+        writer.add_key_value_metadata(metadata)
     return out
 
 

@@ -113,12 +113,8 @@ def outputs(home: Path, text: str) -> dict[str, str]:
         name, words = line.split(": ")
         said[name] = say(*(named if word == "{N}" else word for word in words.split()))
     # headers
-    arguments = {
-        "encoder": {"spec": "thumbnail"},
-        "embed": {"label": f"a{text}"},
-        "plan": {"bins": 3},
-        "write": False,
-    }
+    arguments = {"encoder": {"spec": "thumbnail"}, "embed": {"label": f"a{text}"}, "plan": {"bins": 3}}
+    arguments["write"] = False  # type: ignore[assignment]
     one = {"format": "adq_wds.run", "version": 1, "arguments": arguments, "shards": [{"path": "in/a.tar"}]}
     changed: dict[str, dict[str, Any]] = {
         "label": {},
@@ -141,12 +137,8 @@ def outputs(home: Path, text: str) -> dict[str, str]:
         stranger = rewritten(home / "run/plan.parquet", change_header, home / "run/changed.parquet")
         said[f"header {what}"] = say("show", stranger) + say("verify", stranger, "in")
     # words of the command line, which a shell may have taken from a folder
-    for words in (
-        ["plan", text, text],
-        [text],
-        ["plan", "p", "--seed", text],
-        ["embed", "x", "--encoder", text],
-    ):
+    seed, encoder = ["plan", "p", "--seed", text], ["embed", "x", "--encoder", text]
+    for words in (["plan", text, text], [text], seed, encoder):
         said[f"words {len(said)}"] = say(*words)
     return said
 
@@ -162,12 +154,8 @@ def test_no_command_steers_a_terminal(kind: str, tmp_path: Path, monkeypatch: py
     assert {command: found for command, found in steering.items() if found} == {}
     escaped = (repr(text)[1:-1], repr(repr(text))[1:-1][1:-1], json.dumps(text)[1:-1])
     quiet = {command for command, all_of_it in said.items() if not any(form in all_of_it for form in escaped)}
-    assert quiet <= {
-        "write",
-        "index",
-        "photos",
-        "must-include",
-    }  # which name no key, or read keys line by line
+    # which name no key, or read keys line by line
+    assert quiet <= {"write", "index", "photos", "must-include"}
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=list(HOSTILE))

@@ -37,12 +37,12 @@ def plan(shards: list[str], tmp_path: Path) -> str:
 
 @pytest.mark.parametrize(
     ("name", "functions"),
-    [
-        ("embed", (EMBED, ENCODER)),
-        ("run", (EMBED, PLAN, ENCODER)),
-        ("plan", (PLAN,)),
-        ("write", (WRITE, ENCODER)),
-    ],
+    {
+        "embed": (EMBED, ENCODER),
+        "run": (EMBED, PLAN, ENCODER),
+        "plan": (PLAN,),
+        "write": (WRITE, ENCODER),
+    }.items(),
 )
 def test_every_argument_is_a_flag_with_the_same_default(name: str, functions: tuple[str, ...]) -> None:
     command = make_parser().commands[name]

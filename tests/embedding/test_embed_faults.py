@@ -176,9 +176,8 @@ def test_wrong_arguments_are_value_errors(tmp_path: Path, options: dict[str, Any
 
 def test_a_skip_is_one_line_even_for_a_hostile_key(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    write_tar(
-        tmp_path / "a.tar", [("k\n1.png", b"x"), ("k\n1.cls", b"1"), ("k2.png", png(2)), ("k2.cls", b"1")]
-    )
+    members = [("k\n1.png", b"x"), ("k\n1.cls", b"1"), ("k2.png", png(2)), ("k2.cls", b"1")]
+    write_tar(tmp_path / "a.tar", members)
     adq.embed_shards(tmp_path / "a.tar", out=tmp_path / "f", on_error="skip")
     assert all("\n" not in record.getMessage() for record in caplog.records)
     assert FeaturesFile(tmp_path / "f" / "a.parquet").bad[0][1] == "k\n1"

@@ -61,9 +61,8 @@ def test_features_are_those_of_the_same_embeddings_in_a_file(tmp_path: Path) -> 
         inside = embed(shards, tmp_path / f"inside{workers}", workers=workers, batch_size=batch_size)
         for ours, theirs in zip(inside, stored, strict=True):
             for column in theirs.header["columns"]:
-                assert ours.read_columns([column])[column].equals(theirs.read_columns([column])[column]), (
-                    column
-                )
+                a, b = (each.read_columns([column])[column] for each in (ours, theirs))
+                assert a.equals(b), column
 
 
 BAD = [
@@ -157,9 +156,8 @@ def by_key(shards: list[Path], tmp_path: Path) -> NDArray[np.float32]:
     h = np.random.default_rng(0).normal(size=(len(rows), 6)).astype(np.float32)
     order = np.random.default_rng(1).permutation(len(rows))
     shard, key = zip(*(rows[i] for i in order), strict=True)
-    pq.write_table(
-        pa.table({"shard": shard, "key": key, "embedding": list(h[order])}), tmp_path / "e.parquet"
-    )
+    table = pa.table({"shard": shard, "key": key, "embedding": list(h[order])})
+    pq.write_table(table, tmp_path / "e.parquet")
     return h
 
 

@@ -198,13 +198,10 @@ def test_a_run_with_another_label_plans_anew_and_embeds_nothing(shards: list[Pat
         )  # fmt: skip
 
     run("cls")
-    embedding = FeaturesFile(tmp_path / "run" / "features" / "a.parquet").read_columns(["embedding"])
+    path = tmp_path / "run" / "features" / "a.parquet"
+    embedding = FeaturesFile(path).read_columns(["embedding"])
     run("json:word")
-    assert (
-        FeaturesFile(tmp_path / "run" / "features" / "a.parquet")
-        .read_columns(["embedding"])
-        .equals(embedding)
-    )
+    assert FeaturesFile(path).read_columns(["embedding"]).equals(embedding)
     plan = adq.load_plan(tmp_path / "run" / "plan.parquet")
     assert [entry["name"] for entry in plan.header["classes"]] == ["w0", "w1"]
 

@@ -421,17 +421,8 @@ def test_a_field_is_opened_by_name_alone(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 NO_FIELDS = [
-    "",
-    "emb",
-    "emb.pkl",
-    "a.npy;b.npy",
-    ".npy",
-    "emb..npy",
-    "EMB.npy",
-    "emb.npy ",
-    "x/emb.npy",
-    "emb.npy:a",
-]
+    "", "emb", "emb.pkl", "a.npy;b.npy", ".npy", "emb..npy", "EMB.npy", "emb.npy ", "x/emb.npy", "emb.npy:a",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NO_FIELDS)

@@ -35,9 +35,8 @@ def features(shards: list[Path], tmp_path: Path) -> adq.Features:
 
 def images_of(path: Path) -> dict[str, Image.Image]:
     with tarfile.open(path) as tar:
-        return {
-            m.name[:-4]: Image.open(tar.extractfile(m)).convert("RGB") for m in tar if m.name.endswith("jpg")
-        }
+        found = [m for m in tar if m.name.endswith("jpg")]
+        return {m.name[:-4]: Image.open(tar.extractfile(m)).convert("RGB") for m in found}
 
 
 # ---- What is in them
@@ -264,10 +263,7 @@ def test_only_the_folder_of_the_views_is_locked(features: adq.Features, shards: 
     ("encoder", "text"),
     [
         (Watching(name="other"), r"made with encoder 'watching' .*, now 'other'"),
-        (
-            Watching(revision="2"),
-            r"made with revision '1' \(encoder 'watching'\), now '2' \(encoder 'watching'\)",
-        ),
+        (Watching(revision="2"), r"made with revision '1' \(encoder 'watching'\), now '2' \(encoder 'watch"),
         (Watching(preprocessing_hash="abc"), r"made with preprocessing_hash '' .*, now 'abc'"),
         ("thumbnail", r"made with encoder 'watching' .*, now 'thumbnail'"),
     ],

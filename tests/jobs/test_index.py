@@ -85,9 +85,8 @@ def test_the_file_has_the_columns_that_are_documented(shards: list[Path], tmp_pa
     assert table["index"].to_pylist() == [*range(5), *range(6), *range(4)]
     header = json.loads(file.metadata.metadata[b"adq_wds"])
     assert header["format"] == "adq_wds.index"
-    stamps = {
-        path.name: {"bytes": path.stat().st_size, "mtime_ns": path.stat().st_mtime_ns} for path in shards
-    }
+    found = [(path.name, path.stat()) for path in shards]
+    stamps = {name: {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns} for name, stat in found}
     assert {entry["name"]: entry["source"] for entry in header["shards"]} == stamps
 
 
@@ -189,9 +188,7 @@ def files(shards: list[Path]) -> dict[str, Path]:
 
 def test_an_index_of_same_or_moved_shards_is_taken(shards: list[Path], index: Path, tmp_path: Path) -> None:
     everything = rows(load_index(index))
-    assert rows(load_index(index, files=files(shards))) == {
-        path.name: everything[path.name] for path in shards
-    }
+    assert rows(load_index(index, files=files(shards))) == {p.name: everything[p.name] for p in shards}
     moved = [Path(shutil.copy(path, tmp_path)) for path in shards]  # with the dates of now
     for path in moved:
         touch(path)

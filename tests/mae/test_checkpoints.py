@@ -78,13 +78,9 @@ def hub_layout(state: State) -> State:
 
 
 CONFIG = {
-    "num_attention_heads": 4,
-    "decoder_num_attention_heads": 3,
-    "norm_pix_loss": False,
-    "layer_norm_eps": 1e-12,
-    "image_size": 24,
-    "hidden_act": "gelu",
-}
+    "num_attention_heads": 4, "decoder_num_attention_heads": 3, "norm_pix_loss": False, "layer_norm_eps": 1e-12,
+    "image_size": 24, "hidden_act": "gelu",
+}  # fmt: skip
 
 
 # The three layouts

@@ -124,9 +124,8 @@ def test_weights_in_the_authors_own_layout_are_converted(folder: Path, tmp_path:
         for i in range(4):
             names[f"stages.{i}.downsample."] = f"downsample_layers.{i}."
             names[f"stages.{i}.blocks."] = f"stages.{i}."
-        for ours, theirs in (
-            names | {"conv_dw": "dwconv", "mlp.fc1": "pwconv1", "mlp.fc2": "pwconv2"}
-        ).items():
+        names |= {"conv_dw": "dwconv", "mlp.fc1": "pwconv1", "mlp.fc2": "pwconv2"}
+        for ours, theirs in names.items():
             key = key.replace(ours, theirs)
         return key
 
@@ -143,11 +142,7 @@ def test_weights_in_the_authors_own_layout_are_converted(folder: Path, tmp_path:
     [
         ("resnet18", "vit_tiny_patch16_224", r"100 missing .* 152 unexpected \('blocks\.0\.attn"),
         ("resnet34", "resnet18", r"80 missing \('layer1\.2\.conv1\.weight', .*, \.\.\.\); name the network"),
-        (
-            "vit_tiny_patch16_384",
-            "vit_tiny_patch16_224",
-            r"1 of another shape \('pos_embed' is \(1, 197, 192\),",
-        ),
+        ("vit_tiny_patch16_384", "vit_tiny_patch16_224", r"1 of another shape \('pos_embed' is \(1, 197, 1"),
     ],
 )
 def test_another_networks_file_is_refused(folder: Path, name: str, checkpoint: str, differences: str) -> None:
@@ -227,10 +222,7 @@ def test_a_size_the_network_cannot_take_is_refused() -> None:
         ("ViT_tiny_patch16_224", "did you mean vit_tiny_patch16_224"),
         ("timm/resnet18.a1_in1k", "resnet18.a1_in1k, .*, hf_hub:timm/resnet18.a1_in1k"),
         ("hf_hub:", "unknown encoder 'hf_hub:'"),
-        (
-            "x" * 500,
-            r"unknown encoder 'x{30,40}\.\.\.x{30,40}'; did you mean builtin, builtin-free, thumbnail, or",
-        ),
+        ("x" * 500, r"unknown encoder 'x{30,40}\.\.\.x{30,40}'; did you mean builtin, builtin-free, thumb"),
         ("", "unknown encoder ''"),
     ],
 )

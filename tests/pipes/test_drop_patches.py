@@ -35,10 +35,8 @@ def png(image: NDArray[np.uint8]) -> bytes:
 
 
 def samples(n: int = 6, *, url: str = "x/a.tar", **size: int) -> list[Sample]:
-    return [
-        {"__key__": f"k{i}", "__url__": url, "png": png(pixels(i, **size)), "cls": str(i % 3).encode()}
-        for i in range(n)
-    ]
+    fields = [{"png": png(pixels(i, **size)), "cls": b"%d" % (i % 3)} for i in range(n)]
+    return [{"__key__": f"k{i}", "__url__": url, **each} for i, each in enumerate(fields)]
 
 
 def dropped(given: list[Sample], importance: str = "random", patch: int = 4, **options: Any) -> list[Sample]:
@@ -224,11 +222,8 @@ def test_patches_are_not_dropped_twice() -> None:
     stored = adq.EncodePatches().apply(kept)
     field = "patches.jpg"
     filled = adq.Decode(label=None).apply(stored)
-    for given, name, options in (
-        (filled, "image", {}),
-        (stored, field, {}),
-        (stored, field, {"image": field}),
-    ):
+    named = {"image": field}
+    for given, name, options in ((filled, "image", {}), (stored, field, {}), (stored, field, named)):
         text = f"key 'k0', field '{name}': some of its patches are dropped"
         with pytest.raises(adq.SampleError, match=text):
             dropped(given, patch=16, **options)

@@ -211,9 +211,8 @@ def test_the_error_says_what_stands_there_instead(tmp_path: Path) -> None:
         (Place(0, size + 512, 1024, "b", None), f"'b': ends before byte {size + 512}, .*: truncated"),
         (Place(0, 0, 2**62, "b", None), f"'b': ends at byte {size}, .*: truncated"),
     ):  # fmt: skip
-        with pytest.raises(
-            adq.ShardError, match="^shard t.tar, key " + text + ".*; .*planned: do that again$"
-        ):
+        text = "^shard t.tar, key " + text + ".*; .*planned: do that again$"
+        with pytest.raises(adq.ShardError, match=text):
             local.read_sample(place)
 
 
@@ -304,9 +303,8 @@ def count_of(monkeypatch: pytest.MonkeyPatch, name: str) -> list[Place]:
     """Places that a method of `LocalShard` is given from now on."""
     places: list[Place] = []
     original = getattr(LocalShard, name)
-    monkeypatch.setattr(
-        LocalShard, name, lambda self, *given: places.append(given[-1]) or original(self, *given)
-    )
+    counted = lambda self, *given: places.append(given[-1]) or original(self, *given)  # noqa: E731
+    monkeypatch.setattr(LocalShard, name, counted)
     return places
 
 

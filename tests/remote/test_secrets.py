@@ -35,9 +35,8 @@ def plan(running: Server) -> str:
         (folder / kind).mkdir()
     for i in range(2):
         keys = range(8 * i, 8 * i + 8)
-        members = [
-            (f"s{k:03d}.{e}", d) for k in keys for e, d in (("jpg", jpeg(k)), ("cls", b"%d" % (k % 2)))
-        ]
+        fields = [(k, (("jpg", jpeg(k)), ("cls", b"%d" % (k % 2)))) for k in keys]
+        members = [(f"s{k:03d}.{e}", d) for k, pairs in fields for e, d in pairs]
         data = bytearray(write_tar(folder / f"good/t-{i}.tar", members).read_bytes())
         (folder / f"cut/t-{i}.tar").write_bytes(data[:3000])
         second = data.index(b".cls")

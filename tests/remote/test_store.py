@@ -194,10 +194,7 @@ os.wait()
 
 @pytest.mark.parametrize(
     ("how", "text"),
-    [
-        ("both", "same\n"),
-        ("alone", "which obstore does not survive: start workers with multiprocessing_context="),
-    ],
+    [("both", "same\n"), ("alone", "which obstore does not survive: start workers with multiprocessing_")],
 )
 def test_a_forked_process_reads_or_says_what_to_do(server: Server, data: bytes, how: str, text: str) -> None:
     """obstore's threads stay behind in a fork, where its next request would hang."""

@@ -190,10 +190,8 @@ def test_what_cannot_be_read_ends_the_stream_without_the_url(
     timeout = 0.5 if fault == "stall" else 30.0
     dataset = adq.ShardDataset(urls, plan=served.plan, on_error="skip", timeout=timeout)
     samples = iter(adq.Loader(dataset, num_workers=n_workers))
-    with (
-        caplog.at_level(logging.DEBUG),
-        pytest.raises(adq.ShardError, match=f"shard t-000.tar{text}") as error,
-    ):
+    refused = pytest.raises(adq.ShardError, match=f"shard t-000.tar{text}")
+    with caplog.at_level(logging.DEBUG), refused as error:
         list(samples)
     assert "s3cret" not in str(error.value) + caplog.text
     with pytest.raises(adq.LoaderClosed):

@@ -172,9 +172,8 @@ def test_an_image_gets_the_same_answer_in_any_batch() -> None:
     images, labels = pictures(9, (32, 32)), [*range(9)]
     whole = importance(images, labels, [0] * 9)
     for i in range(9):
-        np.testing.assert_allclose(
-            importance([images[i]], [labels[i]], [0])[0], whole[i], rtol=1e-4, atol=1e-7
-        )
+        (alone,) = importance([images[i]], [labels[i]], [0])
+        np.testing.assert_allclose(alone, whole[i], rtol=1e-4, atol=1e-7)
     assert importance([], [], []).size == 0
 
 

@@ -181,18 +181,8 @@ def test_whole_is_what_the_same_command_without_patches_writes(tmp_path: Path, k
 
 
 def test_the_command_prints_parts_and_sums(shards: list[Path], tmp_path: Path, capsys: Capsys) -> None:
-    flags = [
-        "--patch-keep",
-        "0.75",
-        "--importance",
-        "random",
-        "--size",
-        "64",
-        "--quality",
-        "90",
-        "--seed",
-        "0",
-    ]
+    flags = ["--patch-keep", "0.75", "--importance", "random", "--size", "64", "--quality", "90"]
+    flags += ["--seed", "0"]
     command = ["write", *map(str, shards), *flags, "-o", str(tmp_path / "a" / "%06d.tar")]
     assert main([*command, "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
