@@ -133,26 +133,6 @@ def test_a_damaged_shard_is_named_and_the_others_are_kept(
 
 
 @pytest.mark.parametrize(
-    ("urls", "text"),
-    [
-        ("none-*.tar", r"no shards match '.*none-\*.tar'"),
-        (["a.tar", "a.tar"], r"shard '.*a.tar' is listed 2 times"),
-        (["a.tar", "./a.tar"], r"is listed twice"),
-        ([], r"no shards given"),
-        (["a/b.tar", "c/b.tar", "a--b.tar"], r"shards 'a/b.tar' and 'a--b.tar' would both be a--b.parquet"),
-    ],
-)
-def test_shards_without_a_name_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, urls: Any, text: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    shard_of(tmp_path / "a.tar", 3)
-    with pytest.raises(ValueError, match=text):
-        adq.embed_shards(urls, out=tmp_path / "f")
-    assert not (tmp_path / "f").exists()
-
-
-@pytest.mark.parametrize(
     ("options", "text"),
     [
         ({"batch_size": 0}, r"batch_size must be an integer >= 1, got 0"),

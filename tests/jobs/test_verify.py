@@ -390,9 +390,6 @@ def test_wrong_arguments_are_value_errors(shards: list[Path], plan: adq.Plan) ->
 
 
 def test_secrets_in_urls_are_never_said(plan: adq.Plan) -> None:
-    with pytest.raises(ValueError, match="is a command, and running it is refused") as error:
-        verify_shards(plan, ["x.tar", "pipe:curl -H s3cret http://h/b.tar"])
-    assert "s3cret" not in str(error.value)
     report = verify_shards(plan, ["http://u:s3cret@127.0.0.1:1/b.tar?t=s3cret"])  # nobody listens there
     assert "shard b.tar: unreadable: no connection" in report.text()
     assert "s3cret" not in report.text()

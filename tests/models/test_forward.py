@@ -68,25 +68,6 @@ def test_without_options_the_revision_is_the_old_one() -> None:
     assert encoder.revision == f"weights-sha256={weights};timm={timm.__version__};dtype=float32"
 
 
-def test_without_options_the_answer_is_the_networks_own() -> None:
-    images = noise(5, 32)
-    pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).float()
-    cifar_mean, cifar_std = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.2470, 0.2435, 0.2616])
-    of_timm = tiny_resnet()
-    config = timm.data.resolve_model_data_config(of_timm.model, args={"img_size": 32})
-    mean, std = (torch.tensor([255 * v for v in config[name]]) for name in ("mean", "std"))
-    for encoder, x in (
-        (builtin_encoder(), (pixels / 255 - cifar_mean.view(3, 1, 1)) / cifar_std.view(3, 1, 1)),
-        (of_timm, (of_timm._prepare(images) - mean.view(3, 1, 1)) / std.view(3, 1, 1)),
-    ):
-        x = x.contiguous(memory_format=torch.channels_last)
-        with torch.inference_mode():
-            features = encoder.model.forward_features(x)
-            h, logits = (encoder.model.forward_head(features, pre_logits=own) for own in (True, False))
-        np.testing.assert_array_equal(encoder(images)[0], h.numpy())
-        np.testing.assert_array_equal(encoder(images)[1], logits.numpy())
-
-
 @pytest.mark.parametrize("name", ["amp", "channels_last", "compile"])
 @pytest.mark.parametrize("value", ["bf16", 1, None, "inductor"])
 def test_an_option_that_is_not_true_or_false_is_refused(name: str, value: object) -> None:
