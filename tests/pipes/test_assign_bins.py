@@ -125,9 +125,7 @@ def test_an_embedding_that_cannot_be_used_is_a_bad_sample(urls: list[str], codeb
         assert len(list(adq.AssignBins(codebook, on_error="skip")(samples))) == 99
 
 
-def test_labels_of_another_kind_end_the_stream_missing_ones_are_bad(
-    urls: list[str], codebook: adq.Codebook
-) -> None:
+def test_labels_of_another_kind_or_missing_ones_are_errors(urls: list[str], codebook: adq.Codebook) -> None:
     samples = [{**sample, "txt": b"dog"} for sample in embedded(urls)]
     with pytest.raises(adq.CodebookError, match="classes of this codebook are numbers, got the name 'dog'"):
         list(adq.AssignBins(codebook, "txt", on_error="skip")(samples))

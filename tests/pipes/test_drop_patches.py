@@ -122,7 +122,7 @@ class Telling:
         return np.full(self.shape or (len(images), 24), self.value, np.float32)
 
 
-def test_an_importance_is_called_once_a_chunk_with_labels_if_asked() -> None:
+def test_an_importance_is_called_once_a_chunk_labels_if_asked() -> None:
     given = samples(3)
     for label, expected in ((None, [None] * 3), ("cls", [0, 1, 2])):
         importance = Telling()

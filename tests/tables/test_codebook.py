@@ -142,7 +142,7 @@ def test_what_contradicts_itself_is_refused_when_made(changed: dict[str, Any], t
         codebook(**changed)
 
 
-def test_a_header_that_lacks_something_or_another_name_is_refused(tmp_path: Path) -> None:
+def test_a_header_without_something_or_another_name_is_refused(tmp_path: Path) -> None:
     made = codebook()
     header = {name: value for name, value in made.header.items() if name != "revision"}
     with pytest.raises(adq.CodebookError, match="header has no 'revision'"):
