@@ -17,7 +17,7 @@ import adq_wds as adq
 from adq_wds.jobs.index import index_shards
 from adq_wds.reading import ranged
 from tests.remote.conftest import Server
-from tests.stream.conftest import Options, TarSet, contents, made, write_set
+from tests.stream.conftest import Options, TarSet, contents, made, slow, write_set
 
 pytest.importorskip("obstore")
 
@@ -96,7 +96,7 @@ def test_with_a_cache_ranges_are_merged_and_asked_for_once(
 
 
 @pytest.mark.parametrize(
-    ("context", "used_before"), [("fork", False), ("fork", True), ("spawn", True), ("forkserver", True)]
+    ("context", "used_before"), [("fork", False), ("fork", True), ("spawn", True), slow("forkserver", True)]
 )
 def test_workers_read_remote_shards_and_share_the_cache(
     server: Server, served: TarSet, tmp_path: Path, context: str, used_before: bool
