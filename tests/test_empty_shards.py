@@ -1,7 +1,5 @@
 """A sound shard without samples counts as 0 everywhere, with one warning; a set without samples is an error."""
 
-from __future__ import annotations
-
 import io
 import tarfile
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """A shard, or a cached block, that another process cuts short while it is read: an error, and never a signal. F41."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What does the name of an importance stand for? `adq.importance`, its options, and what installed packages offer."""
 
-from __future__ import annotations
-
 import importlib.metadata
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Are last-layer gradients right however sure the network is, and are their bins exactly the naive greedy's?"""
 
-from __future__ import annotations
-
 import math
 import warnings
 from decimal import Decimal, localcontext

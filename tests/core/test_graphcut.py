@@ -1,7 +1,5 @@
 """Are the bins exactly those of the naive greedy, whatever the data, the evaluator and the number of threads?"""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import warnings

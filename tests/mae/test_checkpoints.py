@@ -1,7 +1,5 @@
 """Are autoencoders read from each of the three layouts, strictly, and is nothing made on a file's word?"""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import json

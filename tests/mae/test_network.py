@@ -1,7 +1,5 @@
 """Does the autoencoder see kept patches only, give them back as they were, and compute what its papers' code computes?"""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import math

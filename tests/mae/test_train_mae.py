@@ -1,7 +1,5 @@
 """Does the training script draw what it says, resume exactly, and write weights that load?"""
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections.abc import Callable

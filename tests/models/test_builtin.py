@@ -1,7 +1,5 @@
 """Does the encoder that comes with the package give what its weights say, and does its training script make such weights?"""
 
-from __future__ import annotations
-
 import json
 import pickle
 import shutil

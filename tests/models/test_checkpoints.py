@@ -1,7 +1,5 @@
 """Are weights read from any of the usual files, and is nothing run or believed on a file's word?"""
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import re

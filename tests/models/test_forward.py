@@ -1,7 +1,5 @@
 """Do the options of a forward pass change what they name, say so in the revision, and nothing else?"""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import pickle

@@ -1,7 +1,5 @@
 """Is a timm network by name the same network, with its own preprocessing, from any checkpoint that fits it?"""
 
-from __future__ import annotations
-
 import logging
 import multiprocessing
 import pickle

@@ -1,7 +1,5 @@
 """Does Decode take exactly the fields it names, and are wrong arguments met before the first sample?"""
 
-from __future__ import annotations
-
 import io
 import pickle
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Does DropPatches keep exactly the patches that matter most, each as it was, whatever stream it stands in? F35."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable, Sequence
 from operator import itemgetter

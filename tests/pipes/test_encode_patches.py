@@ -1,7 +1,5 @@
 """Do stored patches come back as they were kept, by our decoder and by everybody's?"""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 from typing import Any

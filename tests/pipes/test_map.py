@@ -1,7 +1,5 @@
 """Are a function's draws its own, whatever a tar brings and wherever the stage stands?"""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

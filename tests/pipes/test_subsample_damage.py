@@ -4,8 +4,6 @@ WebDataset's tar reader ends without an error at a bad header. The oracle is tha
 against those of the sound shards one by one.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Iterable
 from itertools import islice

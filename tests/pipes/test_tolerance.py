@@ -1,7 +1,5 @@
 """Does a tolerance keep the fewest patches that it allows, and does the one chosen for a budget stay within it?"""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

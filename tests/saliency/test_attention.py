@@ -1,7 +1,5 @@
 """Is the importance the attention that the network itself computes, and is the network left as it was?"""
 
-from __future__ import annotations
-
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache

@@ -1,7 +1,5 @@
 """Are class activation maps those of their definitions, and closed only where the network allows it?"""
 
-from __future__ import annotations
-
 import pickle
 from functools import cache
 from typing import Any

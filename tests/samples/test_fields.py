@@ -1,7 +1,5 @@
 """Is the one field found that a spec names, and is every other sample refused by shard, key and field?"""
 
-from __future__ import annotations
-
 import io
 import pickle
 from pathlib import Path

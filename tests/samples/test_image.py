@@ -3,8 +3,6 @@
 The references are worked out with numpy from the values that were put in; Pillow only writes the files.
 """
 
-from __future__ import annotations
-
 import io
 import logging
 import struct

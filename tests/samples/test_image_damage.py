@@ -1,7 +1,5 @@
 """Does `decode_image` answer damage, bombs and files that are no image with a `SampleError`, soon and cheaply?"""
 
-from __future__ import annotations
-
 import random
 import subprocess
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """Do kept patches come back from their file, in their places, and does every viewer open it?"""
 
-from __future__ import annotations
-
 import io
 import struct
 import zlib

@@ -1,7 +1,5 @@
 """Does the short way through a plain JPEG give what the long way gives, image for image and error for error?"""
 
-from __future__ import annotations
-
 import io
 import random
 from typing import Any

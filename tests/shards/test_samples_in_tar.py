@@ -1,7 +1,5 @@
 """Does the tar reader find the samples that webdataset finds, and refuse what webdataset loses?"""
 
-from __future__ import annotations
-
 import bz2
 import io
 import os

@@ -1,7 +1,5 @@
 """Are tar headers read as their writers meant them, and lying ones refused before anything is read or skipped?"""
 
-from __future__ import annotations
-
 import os
 import time
 import tracemalloc

@@ -1,7 +1,5 @@
 """Do shards whose images are written anew hold what was asked for, and does the report say what every part takes? F36."""
 
-from __future__ import annotations
-
 import io
 import json
 import logging
