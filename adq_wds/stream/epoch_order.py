@@ -64,7 +64,7 @@ class Recipe:
         if self.drawn_by:
             hash = sha256_text("\n".join((hash, *self.drawn_by)))
         lanes, draws = lanes or self.lanes, self.listing.draws
-        keep = None if draws is None else draws.record(epoch)
+        keep = None if draws is None else draws.record(epoch, begun=t > 0)
         return State(hash, self.seed, epoch, self.shuffle, self.fresh, lanes, self.batch_size, t, keep=keep)
 
     def resumed(self, saved: object, rank: int, world: int, *, ended: bool = False) -> State:
