@@ -69,9 +69,7 @@ def test_three_loaders_read_one_order_and_two_go_on_in_it(shards: str, plan: str
     assert int(size[1]) < 400
 
 
-def test_a_webdataset_pipeline_trains_on_a_plan_in_a_webloader(
-    shards: str, plan: str, tmp_path: Path
-) -> None:
+def test_a_webdataset_pipeline_trains_in_a_webloader(shards: str, plan: str, tmp_path: Path) -> None:
     pattern = f"{tmp_path}/t-{{0..2}}.tar"
     out = run("webdataset_loop.py", pattern, plan, "--side", 16, "--workers", 0, "--epochs", 2)
     assert "30 of 60 samples" in out

@@ -20,7 +20,7 @@ from adq_wds.embedding.views_batch import make_view
 from adq_wds.files import lock
 from adq_wds.models.thumbnail import Thumbnail
 from adq_wds.tables.views import choose_rows, views_folder
-from tests.conftest import MakeShard
+from tests.conftest import Caplog, MakeShard, MonkeyPatch
 from tests.embedded import Watching, dates, embed_views, files
 from tests.programs import Program
 
@@ -34,9 +34,8 @@ def features(shards: list[Path], tmp_path: Path) -> adq.Features:
 
 def images_of(path: Path) -> dict[str, Image.Image]:
     with tarfile.open(path) as tar:
-        return {
-            m.name[:-4]: Image.open(tar.extractfile(m)).convert("RGB") for m in tar if m.name.endswith("jpg")
-        }
+        found = [m for m in tar if m.name.endswith("jpg")]
+        return {m.name[:-4]: Image.open(tar.extractfile(m)).convert("RGB") for m in found}
 
 
 # ---- What is in them
@@ -58,9 +57,7 @@ def test_views_are_those_of_a_plain_loop(features: adq.Features, shards: list[Pa
             assert np.array_equal(z[row, number], (h / np.linalg.norm(h)).astype(np.float16))
 
 
-def test_only_chosen_samples_are_read(
-    features: adq.Features, shards: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_chosen_are_read(features: adq.Features, shards: list[Path], monkeypatch: MonkeyPatch) -> None:
     encoder, read = Watching(), []
     original = adq_wds.embedding.views_batch.read_sample
 
@@ -76,9 +73,7 @@ def test_only_chosen_samples_are_read(
 
 
 @pytest.mark.parametrize("options", [{"workers": 1}, {"workers": 3}, {"workers": 8}])
-def test_workers_and_order_change_no_byte(
-    features: adq.Features, shards: list[Path], options: dict[str, int]
-) -> None:
+def test_workers_change_no_byte(features: adq.Features, shards: list[Path], options: dict[str, int]) -> None:
     embed_views(features, shards, Watching(), views=60, batch_size=8, workers=2)
     before = files(views_folder(features))
     for path in views_folder(features).iterdir():
@@ -103,9 +98,7 @@ def test_a_network_gives_the_same_bytes_with_any_workers(shards: list[Path], tmp
     assert made[0] == made[1]
 
 
-def test_large_images_are_cut_into_parts(
-    features: adq.Features, shards: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_images_are_cut(features: adq.Features, shards: list[Path], monkeypatch: MonkeyPatch) -> None:
     embed_views(features, shards, Watching(), views=60)
     before = files(views_folder(features))
     monkeypatch.setattr(adq_wds.embedding.batch, "PART_PIXELS", 16 * 16 * 2 * 3)
@@ -174,9 +167,7 @@ def test_what_is_there_is_not_made_again(features: adq.Features, shards: list[Pa
     assert (encoder.calls, dates(views_folder(features))) == ([], before)
 
 
-def test_only_damaged_or_missing_files_are_made(
-    features: adq.Features, shards: list[Path], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_only_damaged_or_missing_are_made(features: adq.Features, shards: list[Path], caplog: Caplog) -> None:
     embed_views(features, shards, Watching(), views=200)
     before = files(views_folder(features))
     (views_folder(features) / "b.parquet").unlink()
@@ -324,9 +315,7 @@ def test_a_view_that_cannot_be_embedded_is_named(
 
 
 @pytest.mark.parametrize(("value", "unit"), [(1e30, 0.5), (1e-42, 0.5), (0, 0)])
-def test_strange_numbers_are_unit_rows_or_0(
-    shards: list[Path], tmp_path: Path, value: float, unit: float
-) -> None:
+def test_odd_numbers_are_unit_or_0(shards: list[Path], tmp_path: Path, value: float, unit: float) -> None:
     encoder = Watching(lambda images: (np.full((len(images), 4), value, np.float32), None))
     features = adq.embed_shards(shards, encoder, tmp_path / "g")
     assert (embed_views(features, shards, encoder, views=5).rows()[1] == unit).all()

@@ -43,9 +43,6 @@ def features(make_features: MakeFeatures, tmp_path: Path) -> Features:
     return Features(tmp_path / "features")
 
 
-# ---- One shard's file
-
-
 @pytest.mark.parametrize("n", [0, 5])
 def test_writing_and_reading_changes_nothing(n: int, tmp_path: Path) -> None:
     made = some_views(n)
@@ -66,10 +63,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "infinity": (change_row(np.inf), "key 'k2': view 1 has squared length inf"),
     "too long": (change_row(1.0), "key 'k2': view 1 has squared length 6, expected 1"),
     "too short": (change_row(1e-3), "key 'k2': view 1 has squared length"),
-    "another width": (
-        lambda f: f.update(z=unit_views(5, 7)),
-        r"views are \(5, 2, 7\) float16, expected \(5, 2, 6\)",
-    ),
+    "another width": (lambda f: f.update(z=unit_views(5, 7)), r"\(5, 2, 7\) float16, expected \(5, 2, 6\)"),
     "one view": (lambda f: f.update(z=f["z"][:, :1]), r"views are \(5, 1, 6\) float16"),
     "float32": (lambda f: f.update(z=f["z"].astype(np.float32)), r"views are \(5, 2, 6\) float32"),
     "rows missing": (lambda f: f.update(z=f["z"][:4]), r"columns of \[5, 5, 4\] rows for views of 5 samples"),
@@ -91,9 +85,6 @@ def test_what_is_no_views_is_refused_when_made(name: str) -> None:
     change(fields)
     with pytest.raises(adq.FeaturesError, match=text):
         ShardViews(**fields)
-
-
-# ---- A folder of them
 
 
 def test_rows_are_those_with_the_smallest_draws(features: Features) -> None:
