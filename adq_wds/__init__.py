@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         ShardError,
         StateError,
     )
+    from adq_wds.jobs.select import select_samples
     from adq_wds.mae.checkpoints import load_mae
     from adq_wds.mae.reconstruct_batches import reconstruct_batches
     from adq_wds.pipes.assign_bins import AssignBins
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 _NAMES = {  # of each module; type checkers read them above, and programs when one is first used
     "embedding.embed_shards": "embed_shards",
     "errors": "AdqError CodebookError FeaturesError LoaderClosed PlanError SampleError ShardError StateError",
+    "jobs.select": "select_samples",
     "mae.checkpoints": "load_mae",
     "mae.reconstruct_batches": "reconstruct_batches",
     "pipes.assign_bins": "AssignBins",
@@ -94,7 +96,7 @@ __all__ = [
     "LoaderClosed", "Map", "MarginRecorder", "Pipe", "Plan", "PlanError", "Reconstruct", "Sample", "SampleError", "Score",
     "ShardDataset", "ShardError", "StateError", "Subsample", "__version__", "as_node", "build_plan",
     "choose_tolerance", "embed_shards", "encoder", "fit_codebook", "importance", "load_codebook",
-    "load_mae", "load_plan", "measure_drops", "reconstruct_batches", "write_shards",
+    "load_mae", "load_plan", "measure_drops", "reconstruct_batches", "select_samples", "write_shards",
 ]  # fmt: skip
 
 

@@ -15,6 +15,7 @@ WRITE = "adq_wds.writing.write_shards.write_kept"
 PACK = "adq_wds.jobs.pack.pack_folder"
 INDEX = "adq_wds.jobs.index.index_shards"
 VERIFY = "adq_wds.jobs.verify.verify_shards"
+SELECT = "adq_wds.jobs.select.select_samples"
 DEMO = "adq_wds.demo.run_demo.run_demo"
 
 
@@ -32,7 +33,8 @@ def make_parser(earlier_run: dict[str, Any] | None = None) -> Parser:
     parser.add_argument("--version", action="version", version=f"adq {adq_wds.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add_flags in (
-        _run, _embed, _plan, _codebook, _show, _patches, _write, _pack, _index, _verify, _demo,
+        _run, _embed, _plan, _codebook, _show, _patches, _write, _pack, _index, _verify, _select,
+        _demo,
     ):  # fmt: skip
         name, text = add_flags.__name__.removeprefix("_"), add_flags.__doc__
         command = commands.add_parser(
@@ -144,6 +146,14 @@ def _verify(command: Any) -> None:
     _add_shards(command)
     add_options(command, VERIFY)
     command.add_argument("--lines", type=int, default=20, help="differences to print; --json prints all")
+
+
+def _select(command: Any) -> None:
+    """a plan by any number that is stored for each sample: the largest share, or all between two bounds"""
+    _add_shards(command)
+    _add_out(command, "file for the plan", default="plan.parquet")
+    bounds = {"nargs": 2, "type": float, "metavar": ("LOW", "HIGH")}
+    add_options(command, SELECT, by={"required": True}, between=bounds)
 
 
 def _demo(command: Any) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import adq_wds
-from adq_wds.cli.arguments import CODEBOOK, DEMO, INDEX, PACK, PATCHES, VERIFY, WRITE, make_parser
+from adq_wds.cli.arguments import CODEBOOK, DEMO, INDEX, PACK, PATCHES, SELECT, VERIFY, WRITE, make_parser
 from adq_wds.cli.parser import check_values, flagged, given
 from adq_wds.errors import AdqError, ShardError, printable
 from adq_wds.signatures import EMBED, ENCODER, PLAN
@@ -262,6 +262,10 @@ def _verify(a: argparse.Namespace) -> None:
         raise ShardError(f"the shards are not those of the {report.against} {a.plan}: see above")
 
 
+def _select(a: argparse.Namespace) -> None:
+    _show_plan(a, _call(a, SELECT, a.shards))
+
+
 def _run(a: argparse.Namespace) -> None:
     if not a.shards:
         raise ValueError("no shards given: name SHARDS, or --from run.json")
@@ -332,5 +336,18 @@ def _importance(a: argparse.Namespace) -> str | adq_wds.Importance:
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     run.__name__.removeprefix("_"): run
-    for run in (_run, _embed, _plan, _codebook, _show, _patches, _write, _pack, _index, _verify, _demo)
+    for run in (
+        _run,
+        _embed,
+        _plan,
+        _codebook,
+        _show,
+        _patches,
+        _write,
+        _pack,
+        _index,
+        _verify,
+        _select,
+        _demo,
+    )
 }

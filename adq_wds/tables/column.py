@@ -1,10 +1,11 @@
-"""Reads numbers per sample from a user's Parquet file, and joins them to features by key."""
+"""Reads numbers per sample from a Parquet file or a folder of features, and joins them to samples by key."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ class Column(Score):
 
     Attributes:
         path: the file. Its column ``key`` holds the samples' keys, as text; its column ``shard``, which may be
-            missing where no key stands in two shards, the shards' names, paths or URLs.
+            missing where no key stands in two shards, the shards' names, paths or URLs. Or a folder of features.
         name: the column of numbers; a name that a `Score` may have.
     """
 
@@ -44,11 +45,13 @@ class Column(Score):
 
     @property
     def revision(self) -> str:  # type: ignore[override]
-        """The SHA-256 of the file.
+        """The SHA-256 of the file, or of the features.
 
         Raises:
             FeaturesError: there is no such file, or it cannot be read.
         """
+        if os.path.isdir(self.path):
+            return Features(self.path).hash
         try:
             with open(self.path, "rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
@@ -76,14 +79,37 @@ class Column(Score):
             FeaturesError: the file is not readable or lacks a column; a sample has no row, two rows, or a number
                 that is not finite; a key stands in several shards and the file names none.
         """
-        table = self._read()
+        files = {file.shard: file for file in features}
+        return self.join(list(files), lambda shard: files[shard].spans().keys)
+
+    def join(self, shards: Sequence[str], keys_of: Callable[[str], list[str]]) -> NDArray[np.float32]:
+        """(N,) float32, the number of each sample of some shards, in their order.
+
+        Args:
+            shards: their names.
+            keys_of: gives the keys of a shard's samples.
+
+        Raises:
+            FeaturesError: as `values`.
+        """
+        table = self._from_features() if os.path.isdir(self.path) else self._read()
         if "shard" in table.column_names:
-            groups = self._by_shard(table, features)
+            groups = self._by_shard(table, shards)
         else:
-            self._refuse_keys_of_several_shards(features)
-            groups = {file.shard: table for file in features}
-        parts = [self._joined(file.shard, file.spans().keys, groups.get(file.shard)) for file in features]
+            self._refuse_keys_of_several_shards(shards, keys_of)
+            groups = dict.fromkeys(shards, table)
+        parts = [self._joined(shard, keys_of(shard), groups.get(shard)) for shard in shards]
         return np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)
+
+    def _from_features(self) -> pa.Table:
+        features = Features(self.path)
+        first = features.files[0]
+        known = sorted({"norm", "texture", *first.scores} & set(first.header["columns"]))
+        if self.name not in known:
+            raise FeaturesError(
+                f"{self.path}: no column {self.name!r} of numbers; it holds {shorten(known, 200)}"
+            )
+        return pa.concat_tables(file.read(["shard", "key", self.name]) for file in features)
 
     def _read(self) -> pa.Table:
         try:
@@ -113,8 +139,8 @@ class Column(Score):
                 raise FeaturesError(f"{self.path}: column {name!r} holds {dtype}, expected {kind}")
         return table
 
-    def _by_shard(self, table: pa.Table, features: Features) -> dict[str, pa.Table]:
-        names = ShardNames([file.shard for file in features])
+    def _by_shard(self, table: pa.Table, shards: Sequence[str]) -> dict[str, pa.Table]:
+        names = ShardNames(shards)
         groups: dict[str, list[pa.Table]] = {}
         for written in pc.unique(table["shard"]).to_pylist():
             try:
@@ -122,12 +148,14 @@ class Column(Score):
             except PlanError as cause:
                 if "may be" in str(cause):
                     raise FeaturesError(f"{self.path}: {cause}") from None
-                continue  # a shard that was not embedded
+                continue  # a shard that nobody asked for
             groups.setdefault(shard, []).append(table.filter(pc.equal(table["shard"], written)))
         return {shard: pa.concat_tables(parts) for shard, parts in groups.items()}
 
-    def _refuse_keys_of_several_shards(self, features: Features) -> None:
-        times = Counter(key for file in features for key in file.spans().keys)
+    def _refuse_keys_of_several_shards(
+        self, shards: Sequence[str], keys_of: Callable[[str], list[str]]
+    ) -> None:
+        times = Counter(key for shard in shards for key in keys_of(shard))
         twice = next((key for key, n in times.items() if n > 1), None)
         if twice is not None:
             raise FeaturesError(
