@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from adq_wds.mae.reconstruct_batches import reconstruct_batches
     from adq_wds.pipes.assign_bins import AssignBins
     from adq_wds.pipes.base import Pipe
+    from adq_wds.pipes.cosine import CosineScore
     from adq_wds.pipes.decode import Decode
     from adq_wds.pipes.drop_patches import DropPatches
     from adq_wds.pipes.embed import Embed
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from adq_wds.pipes.reconstruct import Reconstruct
     from adq_wds.pipes.subsample import Subsample
     from adq_wds.pipes.tolerance import choose_tolerance, measure_drops
+    from adq_wds.pipes.vary import Vary
     from adq_wds.planning.build_plan import build_plan
     from adq_wds.planning.fit_codebook import fit_codebook
     from adq_wds.protocols import Encoder, Importance
@@ -62,6 +64,7 @@ _NAMES = {  # of each module; type checkers read them above, and programs when o
     "mae.reconstruct_batches": "reconstruct_batches",
     "pipes.assign_bins": "AssignBins",
     "pipes.base": "Pipe",
+    "pipes.cosine": "CosineScore",
     "pipes.decode": "Decode",
     "pipes.drop_patches": "DropPatches",
     "pipes.embed": "Embed",
@@ -70,6 +73,7 @@ _NAMES = {  # of each module; type checkers read them above, and programs when o
     "pipes.reconstruct": "Reconstruct",
     "pipes.subsample": "Subsample",
     "pipes.tolerance": "choose_tolerance measure_drops",
+    "pipes.vary": "Vary",
     "planning.build_plan": "build_plan",
     "planning.fit_codebook": "fit_codebook",
     "protocols": "Encoder Importance",
@@ -91,10 +95,10 @@ _NAMES = {  # of each module; type checkers read them above, and programs when o
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 __all__ = [
-    "AdqError", "AssignBins", "Bins", "Cache", "Codebook", "CodebookError", "Column", "Decode", "DropPatches",
+    "AdqError", "AssignBins", "Bins", "Cache", "Codebook", "CodebookError", "Column", "CosineScore", "Decode", "DropPatches",
     "Embed", "EncodePatches", "Encoder", "Features", "FeaturesError", "Importance", "Loader",
     "LoaderClosed", "Map", "MarginRecorder", "Pipe", "Plan", "PlanError", "Reconstruct", "Sample", "SampleError", "Score",
-    "ShardDataset", "ShardError", "StateError", "Subsample", "__version__", "as_node", "build_plan",
+    "ShardDataset", "ShardError", "StateError", "Subsample", "Vary", "__version__", "as_node", "build_plan",
     "choose_tolerance", "embed_shards", "encoder", "fit_codebook", "importance", "load_codebook",
     "load_mae", "load_plan", "measure_drops", "reconstruct_batches", "select_samples", "write_shards",
 ]  # fmt: skip

@@ -5,10 +5,10 @@ import pytest
 import adq_wds
 
 PUBLIC = [
-    "AdqError", "AssignBins", "Bins", "Cache", "Codebook", "CodebookError", "Column", "Decode", "DropPatches", "Embed",
+    "AdqError", "AssignBins", "Bins", "Cache", "Codebook", "CodebookError", "Column", "CosineScore", "Decode", "DropPatches", "Embed",
     "EncodePatches", "Encoder", "Features", "FeaturesError", "Importance", "Loader", "LoaderClosed", "Map", "MarginRecorder",
     "Pipe", "Plan", "PlanError", "Reconstruct", "Sample", "SampleError", "Score", "ShardDataset", "ShardError",
-    "StateError", "Subsample", "as_node", "build_plan", "choose_tolerance", "embed_shards", "encoder",
+    "StateError", "Subsample", "Vary", "as_node", "build_plan", "choose_tolerance", "embed_shards", "encoder",
     "fit_codebook", "importance", "load_codebook", "load_mae", "load_plan", "measure_drops",
     "reconstruct_batches", "select_samples", "write_shards",
 ]  # fmt: skip
