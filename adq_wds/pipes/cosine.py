@@ -62,14 +62,13 @@ class CosineScore(Embed):
 
     def _parent(self, sample: Sample) -> NDArray[np.float16]:
         parent, made_by = sample.get(EMBEDDING_FIELD), sample.get(ENCODER_FIELD)
-        text = None
         if not isinstance(parent, np.ndarray) or made_by is None:
             text = "no embedding of the parent image: put adq_wds.Embed(encoder) before Vary"
         elif tuple(made_by) != self._made_by:
             text = f"embedded by {shorten(made_by)}, not by {shorten(self._made_by)}; give both stages one encoder"
-        if text is not None:
-            raise place_error(SampleError(text), sample, EMBEDDING_FIELD)
-        return parent
+        else:
+            return parent
+        raise place_error(SampleError(text), sample, EMBEDDING_FIELD)
 
     def _class(self, sample: Sample, n_classes: int) -> int | None:
         name, label = find_label(sample, self.label)
