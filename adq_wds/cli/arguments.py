@@ -7,7 +7,7 @@ from typing import Any
 
 import adq_wds
 from adq_wds.cli.parser import Parser, add_options, keys_in, ratio
-from adq_wds.signatures import EMBED, ENCODER, PLAN, default_of, options_of
+from adq_wds.signatures import EMBED, ENCODER, PLAN, SDEDIT, SELECT, VARY, default_of, options_of
 
 CODEBOOK = "adq_wds.planning.fit_codebook.fit_codebook"
 PATCHES = "adq_wds.jobs.show_patches.show_patches"
@@ -15,7 +15,6 @@ WRITE = "adq_wds.writing.write_shards.write_kept"
 PACK = "adq_wds.jobs.pack.pack_folder"
 INDEX = "adq_wds.jobs.index.index_shards"
 VERIFY = "adq_wds.jobs.verify.verify_shards"
-SELECT = "adq_wds.jobs.select.select_samples"
 DEMO = "adq_wds.demo.run_demo.run_demo"
 
 
@@ -34,7 +33,7 @@ def make_parser(earlier_run: dict[str, Any] | None = None) -> Parser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add_flags in (
         _run, _embed, _plan, _codebook, _show, _patches, _write, _pack, _index, _verify, _select,
-        _demo,
+        _vary, _demo,
     ):  # fmt: skip
         name, text = add_flags.__name__.removeprefix("_"), add_flags.__doc__
         command = commands.add_parser(
@@ -153,7 +152,19 @@ def _select(command: Any) -> None:
     _add_shards(command)
     _add_out(command, "file for the plan", default="plan.parquet")
     bounds = {"nargs": 2, "type": float, "metavar": ("LOW", "HIGH")}
-    add_options(command, SELECT, by={"required": True}, between=bounds)
+    by = "json:NAME, another field of text, FILE.parquet:COLUMN, or a column of features, FOLDER:COLUMN"
+    command.add_argument("--by", required=True, help=f"the number of each sample: {by}")
+    add_options(command, SELECT, between=bounds)
+
+
+def _vary(command: Any) -> None:
+    """write variants of the images by a diffusion network, each with its likeness to the parent beside it"""
+    _add_shards(command)
+    _add_out(command, "folder for the sets of shards, variant-0/ and so on")
+    command.add_argument("--unet", required=True, metavar="DIR", help="folder of a diffusers UNet2DModel")
+    add_options(command, SDEDIT, without=("device",))
+    add_options(command, VARY)
+    _add_encoder(command, "builtin")
 
 
 def _demo(command: Any) -> None:

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import adq_wds
-from adq_wds.cli.arguments import CODEBOOK, DEMO, INDEX, PACK, PATCHES, SELECT, VERIFY, WRITE, make_parser
+from adq_wds.cli.arguments import CODEBOOK, DEMO, INDEX, PACK, PATCHES, VERIFY, WRITE, make_parser
 from adq_wds.cli.parser import check_values, flagged, given
 from adq_wds.errors import AdqError, ShardError, printable
-from adq_wds.signatures import EMBED, ENCODER, PLAN
+from adq_wds.signatures import EMBED, ENCODER, PLAN, SDEDIT, SELECT, VARY
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -263,7 +263,14 @@ def _verify(a: argparse.Namespace) -> None:
 
 
 def _select(a: argparse.Namespace) -> None:
-    _show_plan(a, _call(a, SELECT, a.shards))
+    _show_plan(a, _call(a, SELECT, a.shards, a.by))
+
+
+def _vary(a: argparse.Namespace) -> None:
+    plan = None if a.plan is None else _inside(a.plan, "plan.parquet")
+    engine = _call(a, SDEDIT, a.unet, device=a.device or "cpu")
+    reports = _call(a, VARY, a.shards, engine, adq_wds.encoder(**_encoder(a)), a.out, plan=plan)
+    _print(a, list(map(asdict, reports)), "\n".join(map(str, reports)))
 
 
 def _run(a: argparse.Namespace) -> None:
@@ -337,17 +344,7 @@ def _importance(a: argparse.Namespace) -> str | adq_wds.Importance:
 _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     run.__name__.removeprefix("_"): run
     for run in (
-        _run,
-        _embed,
-        _plan,
-        _codebook,
-        _show,
-        _patches,
-        _write,
-        _pack,
-        _index,
-        _verify,
-        _select,
-        _demo,
+        _run, _embed, _plan, _codebook, _show, _patches, _write, _pack, _index, _verify, _select,
+        _vary, _demo,
     )
-}
+}  # fmt: skip

@@ -34,8 +34,8 @@ Urls = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 def select_samples(
     urls: Urls,
-    *,
     by: str | Column,
+    *,
     keep: Ratio | None = None,
     at_least: float | None = None,
     between: tuple[float, float] | None = None,

@@ -4,12 +4,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from adq_wds.models.diffusion import Latent, SDEdit, load_scheduler, load_unet
+    from adq_wds.models.diffusion import Latent, SDEdit, load_scheduler, load_sdedit, load_unet
 
 BUILTIN_NAMES = ("builtin", "builtin-free")
 SHIPPED_ENCODERS = (*BUILTIN_NAMES, "thumbnail")
 
-__all__ = ["BUILTIN_NAMES", "SHIPPED_ENCODERS", "Latent", "SDEdit", "load_scheduler", "load_unet"]
+__all__ = [
+    "BUILTIN_NAMES",
+    "SHIPPED_ENCODERS",
+    "Latent",
+    "SDEdit",
+    "load_scheduler",
+    "load_sdedit",
+    "load_unet",
+]
 
 
 def __getattr__(name: str) -> Any:

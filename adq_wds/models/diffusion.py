@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 
-from adq_wds.checks import positive
+from adq_wds.checks import Count, positive
 from adq_wds.errors import AdqError, shorten
+from adq_wds.models.forward import pick_device
 
 DETERMINISTIC = ("DDIMScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler")
 STRENGTH = 0.5
@@ -180,12 +181,29 @@ class Latent:
         return out
 
 
+def load_sdedit(
+    unet: str | os.PathLike[str], *, strength: float = STRENGTH, steps: Count = 20, device: str = "cpu"
+) -> SDEdit:
+    """`SDEdit` by the UNet and the scheduler's settings in a folder.
+
+    Args:
+        unet: as the folder of `load_unet`.
+        strength: how far images are noised, in [0, 1]: 0 changes nothing, 1 leaves next to nothing of them.
+        steps: denoising steps from pure noise; strength times as many are taken.
+        device: as for `load_unet`.
+
+    Raises:
+        AdqError, ValueError: as `load_unet` and `SDEdit`.
+    """
+    return SDEdit(load_unet(unet, device=device), load_scheduler(unet), strength, steps)
+
+
 def load_unet(folder: str | os.PathLike[str], *, device: str = "cpu") -> Any:
     """Load a diffusers ``UNet2DModel`` from a folder; nothing is fetched, and nothing unpickled.
 
     Args:
         folder: holds ``config.json`` and weights as ``.safetensors``; or a pipeline's folder, which holds ``unet/``.
-        device: where the UNet is to run.
+        device: `cpu`, `cuda`, `cuda:1`, ..., or `auto` (cuda when there is one, else cpu).
 
     Raises:
         AdqError: diffusers is missing; no such folder, no UNet in it, weights that would be unpickled or do not fit.
@@ -206,7 +224,7 @@ def load_unet(folder: str | os.PathLike[str], *, device: str = "cpu") -> Any:
     except Exception as error:
         text = " ".join(str(error).split())
         raise AdqError(f"{path}: cannot be loaded as a UNet2DModel: {shorten(text, 200)}") from error
-    return unet.to(device).eval().requires_grad_(False)
+    return unet.to(pick_device(device)).eval().requires_grad_(False)
 
 
 def load_scheduler(folder: str | os.PathLike[str]) -> Any:
