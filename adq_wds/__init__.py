@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         StateError,
     )
     from adq_wds.jobs.select import select_samples
+    from adq_wds.jobs.synthesize import synthesize
     from adq_wds.mae.checkpoints import load_mae
     from adq_wds.mae.reconstruct_batches import reconstruct_batches
     from adq_wds.pipes.assign_bins import AssignBins
@@ -60,6 +61,7 @@ _NAMES = {  # of each module; type checkers read them above, and programs when o
     "embedding.embed_shards": "embed_shards",
     "errors": "AdqError CodebookError FeaturesError LoaderClosed PlanError SampleError ShardError StateError",
     "jobs.select": "select_samples",
+    "jobs.synthesize": "synthesize",
     "mae.checkpoints": "load_mae",
     "mae.reconstruct_batches": "reconstruct_batches",
     "pipes.assign_bins": "AssignBins",
@@ -100,7 +102,7 @@ __all__ = [
     "LoaderClosed", "Map", "MarginRecorder", "Pipe", "Plan", "PlanError", "Reconstruct", "Sample", "SampleError", "Score",
     "ShardDataset", "ShardError", "StateError", "Subsample", "Vary", "__version__", "as_node", "build_plan",
     "choose_tolerance", "embed_shards", "encoder", "fit_codebook", "importance", "load_codebook",
-    "load_mae", "load_plan", "measure_drops", "reconstruct_batches", "select_samples", "write_shards",
+    "load_mae", "load_plan", "measure_drops", "reconstruct_batches", "select_samples", "synthesize", "write_shards",
 ]  # fmt: skip
 
 

@@ -10,7 +10,7 @@ PUBLIC = [
     "Pipe", "Plan", "PlanError", "Reconstruct", "Sample", "SampleError", "Score", "ShardDataset", "ShardError",
     "StateError", "Subsample", "Vary", "as_node", "build_plan", "choose_tolerance", "embed_shards", "encoder",
     "fit_codebook", "importance", "load_codebook", "load_mae", "load_plan", "measure_drops",
-    "reconstruct_batches", "select_samples", "write_shards",
+    "reconstruct_batches", "select_samples", "synthesize", "write_shards",
 ]  # fmt: skip
 
 

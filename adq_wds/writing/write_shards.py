@@ -130,7 +130,7 @@ def write_shards(
         quiet = None if progress is None else not progress
         with tqdm(samples, total=total, unit=" samples", desc="write", disable=quiet) as stream:
             written = list(write_tars(stream, shards, max_samples=max_samples, max_bytes=max_bytes))
-        _describe(folder, written, chosen, split, classes)
+        describe_shards(folder, written, chosen, split, classes)
     return WriteReport(
         len(written),
         sum(shard.n for shard in written),
@@ -274,7 +274,7 @@ def _clear(shards: ShardPattern, overwrite: bool, *, keep_plan: bool) -> None:
         (shards.folder / "plan.parquet").unlink(missing_ok=True)
 
 
-def _describe(
+def describe_shards(
     folder: Path, written: list[WrittenShard], plan: Plan | None, split: str, classes: Sequence[str] | None
 ) -> None:
     """Write the index, read back from the new files; the plan's copy; and last `_info.json`."""
