@@ -36,16 +36,19 @@ if TYPE_CHECKING:
     from adq_wds.pipes.encode_patches import EncodePatches
     from adq_wds.pipes.map import Map
     from adq_wds.pipes.reconstruct import Reconstruct
+    from adq_wds.pipes.soft_labels import SoftLabels
     from adq_wds.pipes.subsample import Subsample
     from adq_wds.pipes.tolerance import choose_tolerance, measure_drops
     from adq_wds.pipes.vary import Vary
     from adq_wds.planning.build_plan import build_plan
     from adq_wds.planning.fit_codebook import fit_codebook
+    from adq_wds.planning.soften_labels import soften_labels
     from adq_wds.protocols import Encoder, Importance
     from adq_wds.registry import encoder, importance
     from adq_wds.remote.cache import Cache
     from adq_wds.samples.fields import Sample
     from adq_wds.score import Score
+    from adq_wds.stream.class_rates import ClassRates
     from adq_wds.stream.dataset import ShardDataset
     from adq_wds.stream.loader import Loader
     from adq_wds.stream.nodes import as_node
@@ -73,16 +76,19 @@ _NAMES = {  # of each module; type checkers read them above, and programs when o
     "pipes.encode_patches": "EncodePatches",
     "pipes.map": "Map",
     "pipes.reconstruct": "Reconstruct",
+    "pipes.soft_labels": "SoftLabels",
     "pipes.subsample": "Subsample",
     "pipes.tolerance": "choose_tolerance measure_drops",
     "pipes.vary": "Vary",
     "planning.build_plan": "build_plan",
     "planning.fit_codebook": "fit_codebook",
+    "planning.soften_labels": "soften_labels",
     "protocols": "Encoder Importance",
     "registry": "encoder importance",
     "remote.cache": "Cache",
     "samples.fields": "Sample",
     "score": "Score",
+    "stream.class_rates": "ClassRates",
     "stream.dataset": "ShardDataset",
     "stream.loader": "Loader",
     "stream.nodes": "as_node",
@@ -97,12 +103,14 @@ _NAMES = {  # of each module; type checkers read them above, and programs when o
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 __all__ = [
-    "AdqError", "AssignBins", "Bins", "Cache", "Codebook", "CodebookError", "Column", "CosineScore", "Decode", "DropPatches",
-    "Embed", "EncodePatches", "Encoder", "Features", "FeaturesError", "Importance", "Loader",
-    "LoaderClosed", "Map", "MarginRecorder", "Pipe", "Plan", "PlanError", "Reconstruct", "Sample", "SampleError", "Score",
-    "ShardDataset", "ShardError", "StateError", "Subsample", "Vary", "__version__", "as_node", "build_plan",
+    "AdqError", "AssignBins", "Bins", "Cache", "ClassRates", "Codebook", "CodebookError", "Column",
+    "CosineScore", "Decode", "DropPatches", "Embed", "EncodePatches", "Encoder", "Features",
+    "FeaturesError", "Importance", "Loader", "LoaderClosed", "Map", "MarginRecorder", "Pipe", "Plan",
+    "PlanError", "Reconstruct", "Sample", "SampleError", "Score", "ShardDataset", "ShardError",
+    "SoftLabels", "StateError", "Subsample", "Vary", "__version__", "as_node", "build_plan",
     "choose_tolerance", "embed_shards", "encoder", "fit_codebook", "importance", "load_codebook",
-    "load_mae", "load_plan", "measure_drops", "reconstruct_batches", "select_samples", "synthesize", "write_shards",
+    "load_mae", "load_plan", "measure_drops", "reconstruct_batches", "select_samples", "soften_labels",
+    "synthesize", "write_shards",
 ]  # fmt: skip
 
 

@@ -43,3 +43,8 @@ def listed(name: str, values: Iterable[Any]) -> list[Any]:
     if isinstance(values, str):
         raise ValueError(f"{name} must be a list, got the text {values!r}; write [{values!r}]")
     return list(values)
+
+
+def no_bar(progress: bool | None) -> bool | None:
+    """Tqdm's `disable` for a `progress`: None shows a bar only on a terminal."""
+    return None if progress is None else not progress

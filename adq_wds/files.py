@@ -79,23 +79,21 @@ def _partial_of(path: Path) -> Iterator[tuple[Path, int]]:
     handle = None
     while handle is None:
         partial = partials.pop(0)
-        handle = _open_locked(partial, wait=not partials)
+        handle = open_locked(partial, wait=not partials)
     try:
         for other in partials:
-            if other.exists() and (left_over := _open_locked(other, wait=False)) is not None:
-                other.unlink()
-                os.close(left_over)
+            remove_left_over(other)
         os.ftruncate(handle, 0)
         yield partial, handle
     finally:
         os.close(handle)
 
 
-def _open_locked(path: Path, *, wait: bool) -> int | None:
+def open_locked(path: Path, *, wait: bool, mode: int = 0o666) -> int | None:
     """The descriptor of a file, created if missing, locked and still of that name; None where another process
     locks it."""
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             if os.path.samestat(os.fstat(handle), path.stat()):
@@ -109,6 +107,13 @@ def _open_locked(path: Path, *, wait: bool) -> int | None:
             os.close(handle)
             raise
         os.close(handle)
+
+
+def remove_left_over(partial: Path) -> None:
+    """Remove the hidden file of a killed writer; a living one has locked it."""
+    if partial.exists() and (left_over := open_locked(partial, wait=False)) is not None:
+        partial.unlink()
+        os.close(left_over)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -175,7 +180,7 @@ def lock(folder: str | os.PathLike[str]) -> Iterator[None]:
     """
     path = Path(folder) / ".adq.lock"
     try:
-        handle = _open_locked(path, wait=False)
+        handle = open_locked(path, wait=False)
     except OSError as error:
         raise AdqError(f"cannot lock {path.parent}: {_reason(error)}") from error
     if handle is None:

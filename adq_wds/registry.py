@@ -253,16 +253,6 @@ def _installed(kind: str, name: str) -> Any:
         ) from error
 
 
-def allocation(name: str) -> Allocation:
-    """The allocation rule of this name.
-
-    Raises:
-        ValueError: unknown; close names are listed.
-    """
-    rule: Allocation = look_up("allocation", name, ALLOCATIONS)
-    return rule
-
-
 def look_up(kind: str, name: str, known: dict[str, Any]) -> Any:
     """`known[name]`, or a `ValueError` that lists close names."""
     if name in GONE and name not in known:

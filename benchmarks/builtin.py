@@ -56,7 +56,7 @@ def embedded(shards: list[Path], encoder: Encoder) -> tuple[NDArray[np.float32],
     with tempfile.TemporaryDirectory() as out:
         features = adq.embed_shards(shards, encoder, out, progress=False)
         rows = np.concatenate([file.embedding() for file in features]).astype(np.float32)
-        return rows, np.concatenate([file.read(["label"])["label"].to_numpy() for file in features])
+        return rows, np.concatenate([file.read_columns(["label"])["label"].to_numpy() for file in features])
 
 
 def nearest_accuracy(

@@ -128,7 +128,7 @@ def pipe_speed(runs: int) -> dict[str, float]:
 
 def agreement(features: adq.Features, pilots: list[tuple[int, int, int]]) -> dict[str, Any]:
     """Means over classes and draws, for (pilot, checkpoints, number of draws)."""
-    label = np.concatenate([file.read(["label"])["label"].to_numpy() for file in features])
+    label = np.concatenate([file.read_columns(["label"])["label"].to_numpy() for file in features])
     embedding = np.concatenate([file.embedding() for file in features])
     results: dict[str, list[list[float]]] = {}
     for c in np.unique(label).tolist():
@@ -195,10 +195,10 @@ def ratios(codebook: adq.Codebook, features: adq.Features, keep: float) -> tuple
     rates = codebook.rates(keep)
     per_sample, u = [], []
     for file in features:
-        label = file.read(["label"])["label"].to_numpy()
+        label = file.read_columns(["label"])["label"].to_numpy()
         row = np.array([codebook.row(c) or 0 for c in label.tolist()])
         per_sample.append(rates[row, codebook.checkpoints.assign(file.embedding(), row)])
-        keys = file.read(["key"])["key"].to_pylist()
+        keys = file.read_columns(["key"])["key"].to_pylist()
         u.append([draws(seed, 0, file.shard, keys, purpose="keep") / 2.0**64 for seed in range(10)])
     rate = np.concatenate(per_sample)
     drawn = (np.concatenate(u, axis=1) < rate).mean(axis=1) / keep

@@ -275,7 +275,7 @@ def rows_of_one_class(n: int, data: str | None, features: str | None) -> tuple[s
     with tempfile.TemporaryDirectory() as folder:
         files = adq.embed_shards(shards, "builtin-free", features or folder, progress=False)
         rows = np.concatenate([file.embedding() for file in files])
-        label = np.concatenate([file.read(["label"])["label"].to_numpy() for file in files])
+        label = np.concatenate([file.read_columns(["label"])["label"].to_numpy() for file in files])
     return "CIFAR-10 train, class 0, builtin-free", unit_rows(rows[label == 0][:n])
 
 

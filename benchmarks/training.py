@@ -1,4 +1,4 @@
-"""How well does a network learn from a selection? Networks, resident data, augmentation, and one training.
+"""How well does a network learn from a selection? Recipes, resident data, augmentation, and one training.
 
 A training draws all its randomness from generators of its own, seeded by its seed and a purpose, so its result does
 not depend on what else runs in the process. On an accelerator it has a stream of its own; images, order and
@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import math
 import re
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,18 +21,16 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
-from adq_wds.core.rng import draw
-from adq_wds.models.builtin import MEAN, STD
 from adq_wds.pipes.decode import Decode
 from adq_wds.registry import look_up
 from adq_wds.remote.open_shard import open_shard
 from adq_wds.shards.names import shard_names
 from adq_wds.shards.samples_in_tar import iter_spans, read_sample
+from benchmarks.nets import NETS, build_net, seed_for
 
 CROP = 4  # pixels that a crop may be off in each direction
 EVALUATION_BATCH = 500
 EPOCHS = 30  # of the networks whose compute is in proportion to the images kept
-_building = threading.Lock()  # networks draw their first weights from torch's global generator
 
 
 @dataclass(frozen=True)
@@ -122,165 +119,6 @@ def native_precision() -> str:
     return "bfloat16" if re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", known) else "float32"
 
 
-class Normalise(nn.Module):
-    """(B, 3, H, W) uint8 to float32 of mean 0 and deviation 1 over CIFAR-10 train, channels last."""
-
-    mean: torch.Tensor
-    std: torch.Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        for name, values in (("mean", MEAN), ("std", STD)):
-            self.register_buffer(name, 255 * torch.tensor(values).view(1, 3, 1, 1))
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Scale each channel."""
-        return pixels.to(torch.float32, memory_format=torch.channels_last).sub_(self.mean).div_(self.std)
-
-
-class Residual(nn.Module):
-    """x + body(x), or shortcut(x) + body(x) where the shape changes; then ReLU where asked."""
-
-    def __init__(
-        self, body: nn.Module, shortcut: nn.Module | None = None, *, last_relu: bool = False
-    ) -> None:
-        super().__init__()
-        self.body, self.shortcut, self.last_relu = body, shortcut, last_relu
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) to (B, C', H', W')."""
-        y: torch.Tensor = self.body(x) + (x if self.shortcut is None else self.shortcut(x))
-        return F.relu(y, inplace=True) if self.last_relu else y
-
-
-def _convolution(
-    n_in: int, n_out: int, *, kernel: int = 3, stride: int = 1, pool: bool = False, relu: bool = True
-) -> nn.Sequential:
-    layers = [nn.Conv2d(n_in, n_out, kernel, stride, padding=kernel // 2, bias=False)]
-    pooling = [nn.MaxPool2d(2)] if pool else []  # first of all: the rest has a quarter to do then
-    rectifier = [nn.ReLU(inplace=True)] if relu else []
-    return nn.Sequential(*layers, *pooling, nn.BatchNorm2d(n_out), *rectifier)
-
-
-def _basic_block(n_in: int, width: int, *, stride: int) -> nn.Module:
-    """The two-convolution block of a ResNet; a 1×1 convolution is its shortcut where the shape changes."""
-    body = nn.Sequential(_convolution(n_in, width, stride=stride), _convolution(width, width, relu=False))
-    same = stride == 1 and n_in == width
-    shortcut = None if same else _convolution(n_in, width, kernel=1, stride=stride, relu=False)
-    return Residual(body, shortcut, last_relu=True)
-
-
-def small(n_classes: int) -> nn.Module:
-    """Five convolutions on grids of 32×32, 16×16, 8×8 and 4×4, pooled in between. 13.9 M multiply-adds an image."""
-    return nn.Sequential(
-        _convolution(3, 24, pool=True),
-        _convolution(24, 48, pool=True),
-        _convolution(48, 96),
-        Residual(_convolution(96, 96)),
-        nn.MaxPool2d(2),
-        _convolution(96, 192),
-        nn.AdaptiveMaxPool2d(1),
-        nn.Flatten(),
-        nn.Linear(192, n_classes),
-    )
-
-
-def resnet18(n_classes: int) -> nn.Module:
-    """ResNet-18 for small images: a 3×3 stem, no max pooling. 556 M multiply-adds an image of 32×32.
-
-    Source: He et al. 2016 (arXiv 1512.03385), with the stem that is usual on CIFAR.
-    """
-    layers: list[nn.Module] = [_convolution(3, 64)]
-    n_in = 64
-    for width, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
-        for step in (stride, 1):
-            layers.append(_basic_block(n_in, width, stride=step))
-            n_in = width
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, n_classes))
-
-
-def tiny(n_classes: int) -> nn.Module:
-    """`small` at half the width: five convolutions, 77 k weights, 3.6 M multiply-adds an image."""
-    return nn.Sequential(
-        _convolution(3, 12, pool=True),
-        _convolution(12, 24, pool=True),
-        _convolution(24, 48),
-        Residual(_convolution(48, 48)),
-        nn.MaxPool2d(2),
-        _convolution(48, 96),
-        nn.AdaptiveMaxPool2d(1),
-        nn.Flatten(),
-        nn.Linear(96, n_classes),
-    )
-
-
-def resnet20(n_classes: int) -> nn.Module:
-    """ResNet-20 for CIFAR: 0.27 M weights, 41 M multiply-adds an image.
-
-    Source: He et al. 2016 (arXiv 1512.03385), with a 1×1 convolution where the shape changes.
-    """
-    layers: list[nn.Module] = [_convolution(3, 16)]
-    n_in = 16
-    for width in (16, 32, 64):
-        for i in range(3):
-            layers.append(_basic_block(n_in, width, stride=2 if width > n_in and i == 0 else 1))
-            n_in = width
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, n_classes))
-
-
-class ChannelNorm(nn.LayerNorm):
-    """Layer normalisation over the channels of (B, C, H, W)."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) to the same shape."""
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
-def convnext(n_classes: int) -> nn.Module:
-    """A ConvNeXt of six blocks on grids of 16×16, 8×8 and 4×4: 0.4 M weights, 14 M multiply-adds an image.
-
-    Source: Liu et al. 2022 (arXiv 2201.03545), without layer scale and stochastic depth.
-    """
-    layers: list[nn.Module] = [nn.Conv2d(3, 32, 2, 2), ChannelNorm(32)]
-    n_in = 32
-    for width in (32, 64, 128):
-        if width > n_in:
-            layers += [ChannelNorm(n_in), nn.Conv2d(n_in, width, 2, 2)]
-            n_in = width
-        for _ in range(2):
-            body = nn.Sequential(
-                nn.Conv2d(width, width, 7, padding=3, groups=width),
-                ChannelNorm(width),
-                nn.Conv2d(width, 4 * width, 1),
-                nn.GELU(),
-                nn.Conv2d(4 * width, width, 1),
-            )
-            layers.append(Residual(body))
-    return nn.Sequential(
-        *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LayerNorm(128), nn.Linear(128, n_classes)
-    )
-
-
-NETS: dict[str, Callable[[int], nn.Module]] = {
-    "tiny": tiny,
-    "small": small,
-    "resnet20": resnet20,
-    "convnext": convnext,
-    "resnet18": resnet18,
-}
-
-
-def build_net(name: str, n_classes: int, seed: int) -> nn.Module:
-    """A network that takes uint8 images, its first weights decided by `seed` alone; torch's generator is put back."""
-    with _building, torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(_seed(seed, "weights"))
-        return nn.Sequential(Normalise(), look_up("network", name, NETS)(n_classes))
-
-
-def _seed(seed: int, purpose: str) -> int:
-    return draw(seed, 0, "", "", purpose=f"training {purpose}") % 2**63
-
-
 @dataclass(frozen=True)
 class Images:
     """A set of decoded images, resident on a device.
@@ -354,15 +192,25 @@ class Outcome:
             on) of every evaluation, epochs from 1; the last entry is the result.
         n_seen: distinct images over all epochs.
         n_steps: steps over all epochs.
+        net: the trained network.
     """
 
     curve: list[tuple[int, float, float]]
     n_seen: int
     n_steps: int
+    net: nn.Module
 
 
 def train(
-    recipe: Recipe, data: Images, test: Images, rows: Callable[[int], NDArray[np.int64]], *, seed: int
+    recipe: Recipe,
+    data: Images,
+    test: Images,
+    rows: Callable[[int], NDArray[np.int64]],
+    *,
+    seed: int,
+    targets: torch.Tensor | None = None,
+    n_rows: Callable[[int], int] | None = None,
+    after: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
 ) -> Outcome:
     """Train from random weights.
 
@@ -370,39 +218,50 @@ def train(
         recipe: how.
         data: all training images.
         test: judged on; chosen by never.
-        rows: epoch (from 0) → rows of `data` to train on; as many in every epoch.
+        rows: epoch (from 0) → rows of `data` to train on; as many in every epoch, or as `n_rows` says.
         seed: of first weights, order and augmentation.
+        targets: (N, C) float32 soft labels, in place of the labels of `data`.
+        n_rows: epoch → the number of its rows, where epochs differ.
+        after: is called after every epoch with the sums of the losses by label, (C,), and (C,) how many they are.
 
     Raises:
-        ValueError: an epoch has no rows, or another number of them than the first.
+        ValueError: an epoch has no rows, or another number of them than expected.
     """
+    sizes = [len(rows(0)) if n_rows is None else n_rows(epoch) for epoch in range(recipe.epochs)]
     with _own_stream(data.pixels.device):
-        return _train(recipe, data, test, rows, seed)
+        return _train(
+            recipe, data, test, rows, seed, data.label if targets is None else targets, sizes, after
+        )
 
 
 def _train(
-    recipe: Recipe, data: Images, test: Images, rows: Callable[[int], NDArray[np.int64]], seed: int
+    recipe: Recipe,
+    data: Images,
+    test: Images,
+    rows: Callable[[int], NDArray[np.int64]],
+    seed: int,
+    targets: torch.Tensor,
+    sizes: Sequence[int],
+    after: Callable[[torch.Tensor, torch.Tensor], None] | None,
 ) -> Outcome:
     device = data.pixels.device
     net = build_net(recipe.net, data.n_classes, seed).to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(
         net.parameters(), recipe.lr, 0.9, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov
     )
-    order = torch.Generator().manual_seed(_seed(seed, "order"))
-    draws = torch.Generator(device).manual_seed(_seed(seed, "augmentation"))
-    n = len(rows(0))
-    batch = min(recipe.batch, n)
-    n_steps = recipe.epochs * (n // batch) if n else 0
+    order = torch.Generator().manual_seed(seed_for(seed, "order"))
+    draws = torch.Generator(device).manual_seed(seed_for(seed, "augmentation"))
+    batch = max(1, min(recipe.batch, *sizes))
+    n_steps = sum(n // batch for n in sizes)
     looks = {math.ceil(recipe.epochs * (i + 1) / recipe.evaluations) for i in range(recipe.evaluations)}
     seen = np.zeros(len(data.label), dtype=bool)
     curve, step = [], 0
-    for epoch in range(recipe.epochs):
+    for epoch, n in enumerate(sizes):
         chosen = rows(epoch)
         if not n or len(chosen) != n:
-            raise ValueError(
-                f"epoch {epoch} has {len(chosen)} rows, epoch 0 has {n}; expected equal and >= 1"
-            )
+            raise ValueError(f"epoch {epoch} has {len(chosen)} rows, expected {n}, and at least 1")
         seen[chosen] = True
+        losses = torch.zeros(2, data.n_classes, device=device)
         shuffled = torch.from_numpy(chosen)[torch.randperm(n, generator=order)]
         if device.type == "cuda":  # one copy an epoch, which no step waits for
             shuffled = shuffled.pin_memory().to(device, non_blocking=True)
@@ -412,14 +271,20 @@ def _train(
                 group["lr"] = recipe.lr * _share_of_lr(step / n_steps, recipe.warmup)
             picked = shuffled[first : first + batch]
             logits = _logits(net, augment(data.pixels[picked], draws), recipe.precision)
-            loss = F.cross_entropy(logits, data.label[picked], label_smoothing=recipe.label_smoothing)
+            loss = F.cross_entropy(logits, targets[picked], label_smoothing=recipe.label_smoothing)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             step += 1
+            if after is not None:
+                label = data.label[picked]
+                each = F.cross_entropy(logits.detach(), label, reduction="none")
+                losses.index_add_(1, label, torch.stack([each, torch.ones_like(each)]))
+        if after is not None:
+            after(*losses)
         if epoch + 1 in looks:
             curve.append((epoch + 1, *accuracy(net, test, recipe.precision)))
-    return Outcome(curve, int(seen.sum()), step)
+    return Outcome(curve, int(seen.sum()), step, net)
 
 
 def accuracy(net: nn.Module, test: Images, precision: str = "bfloat16") -> tuple[float, float]:

@@ -1,11 +1,14 @@
 """What lies in folders and shards: for tests that compare what was there before and after."""
 
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from adq_wds.remote.open_shard import open_shard
 from adq_wds.shards.samples_in_tar import Span, iter_spans, read_sample
+from adq_wds.tables.index import check_source, read_index
+from adq_wds.tables.spans import Spans
 
 Members = list[tuple[str, bytes]]
 
@@ -47,3 +50,11 @@ def flip(path: Path, at: int | float, bit: int = 0) -> None:
     data = bytearray(path.read_bytes())
     data[at if isinstance(at, int) else int(len(data) * at)] ^= 1 << bit
     path.write_bytes(data)
+
+
+def load_index(path: Path, *, files: Mapping[str, Path] | None = None) -> dict[str, Spans]:
+    """The spans in an index, by shard; with `files`, those of these shards, compared with the files as a stream does."""
+    indexed = read_index(path)
+    for name, file in (files or {}).items():
+        check_source(file, name, indexed[name])
+    return {name: indexed[name].spans for name in (indexed if files is None else files)}

@@ -18,8 +18,9 @@ from adq_wds.mae.checkpoints import load_mae, save_mae
 from adq_wds.mae.network import MaeSize, MaskedAutoencoder
 from adq_wds.tables.bins import Bins
 from adq_wds.tables.features_file import FeaturesFile
-from adq_wds.tables.index import load_index, save_index
+from adq_wds.tables.index import save_index
 from tests.conftest import picture, synthetic_features
+from tests.folders import load_index
 
 SAVES = 60
 GOLDEN = Path(__file__).parent / "golden"

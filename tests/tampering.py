@@ -14,6 +14,7 @@ from adq_wds.files import canonical_json, sha256_text
 from adq_wds.tables.bins import Bins
 from adq_wds.tables.features_file import FeaturesFile
 from adq_wds.tables.parquet import HASH_KEY, HEADER_KEY, column_hash
+from adq_wds.tables.soft_labels import ShardSoftLabels, SoftTable, save_soft_labels
 from adq_wds.tables.views import ShardViews
 from tests.conftest import synthetic_features
 
@@ -32,7 +33,7 @@ def features(path: Path) -> None:
 def everything(path: Path) -> tuple[Any, ...]:
     """All that a file of features says."""
     file = FeaturesFile(path)
-    table = file.read(
+    table = file.read_columns(
         ["index", "key", "byte_offset", "n_bytes", "crc32", "label", "norm", "texture", "sharp"]
     )
     arrays = (
@@ -83,6 +84,30 @@ def some_views(n: int = 5) -> ShardViews:
     return ShardViews("a.tar", index, [f"k{i}" for i in index], crc32, z, VIEWS)
 
 
+SOFT: Any = {
+    "source": "ridge", "temperature": 0.5, "agreement": 1.0, "features": "f", "encoder": "synthetic", "revision": "1",
+    "label": "cls", "n_classes": 3, "names": None,
+}  # fmt: skip
+
+
+def soft_labels(path: Path) -> None:
+    """Three samples, three classes of which two are stored."""
+    top, p = (
+        np.array([[0, 1], [2, 0], [1, 2]], np.int32),
+        np.array([[0.75, 0.25], [1, 0], [0.5, 0.5]], np.float32),
+    )
+    save_soft_labels(path, [ShardSoftLabels("deep/a.tar", ["k0", "k1", "k2"], top, p)], SOFT)
+
+
+def all_soft_labels(path: Path) -> tuple[Any, ...]:
+    table = SoftTable(path)
+    shards = [table.shard(entry["name"]) for entry in table.header["shards"]]
+    return (
+        canonical_json(table.header),
+        *(fields(s, ["shard", "keys", "top", "probability"]) for s in shards),
+    )
+
+
 class Kind(NamedTuple):
     """How a kind of file is made and read, and the class of all its errors."""
 
@@ -97,6 +122,7 @@ def fields(table: Any, names: Sequence[str]) -> tuple[Any, ...]:
 
 
 KINDS = {
+    "soft": Kind(soft_labels, all_soft_labels, adq.FeaturesError),
     "features": Kind(features, everything, adq.FeaturesError),
     "bins": Kind(
         bins,

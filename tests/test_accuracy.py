@@ -14,21 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import adq_wds as adq
 from adq_wds.errors import AdqError
-from benchmarks import accuracy, proof, training
-from benchmarks.accuracy import (
-    ARMS,
-    Plans,
-    Results,
-    Task,
-    differences,
-    markdown,
-    rows_of,
-    run_all,
-    summary,
-    tasks,
-)
-from benchmarks.training import Images, Recipe, augment, build_net, read_images, recipe_for, train
+from adq_wds.planning.options import plan_options
+from benchmarks import accuracy, plans, training
+from benchmarks.accuracy import run_all
+from benchmarks.altered import WAYS, altered, highest
+from benchmarks.arms import ARMS, Arm
+from benchmarks.nets import build_net
+from benchmarks.plans import Plans, Task, draws_of, rows_of, tasks
+from benchmarks.records import Results, differences, markdown, summary
+from benchmarks.training import Images, Recipe, augment, read_images, recipe_for, train
 from benchmarks.training import accuracy as accuracy_of
 
 LEAST = Recipe(
@@ -131,7 +127,16 @@ def test_weights_do_not_depend_on_what_runs_beside_them(
 
 
 def test_arms_of_a_ratio_get_equal_compute_and_fresh_see_more(bench: Bench) -> None:
-    arms = [arm for arm in ARMS if arm != "adq-gradient"]  # builtin's ten classes are not these two
+    arms = ["full", "random", "dq", "adq", "k-centre", "easiest-20", "chosen", "chosen-strata"]
+    arms += [
+        "fresh-random",
+        "fresh-dq",
+        "fresh-adq",
+        "full-chosen",
+        "recompressed",
+        "soft-proxy",
+        "chosen-soft",
+    ]
     runs = {run["arm"]: run for run in bench.run(tasks(arms, ["thumbnail"], [0.2], [0]))["runs"]}
     full, chosen = runs.pop("full"), runs.pop("full-chosen")
     assert (chosen["kept"], chosen["steps"]) == (12, 10 * 3 * (12 // 8))
@@ -141,7 +146,72 @@ def test_arms_of_a_ratio_get_equal_compute_and_fresh_see_more(bench: Bench) -> N
         assert runs[arm]["seen"] == 24
         assert runs[f"fresh-{arm}"]["seen"] > 48
         assert runs[f"fresh-{arm}"]["plan"] == runs[arm]["plan"]
-    assert len({runs[arm]["plan"] for arm in ("random", "dq", "adq")}) == 3
+    assert len({runs[arm]["plan"] for arm in ("random", "dq", "adq", "chosen")}) == 4
+    assert runs["recompressed"]["selection"] == runs["random"]["selection"] == runs["soft-proxy"]["selection"]
+
+
+@pytest.mark.parametrize("name", list(ARMS))
+def test_every_option_of_an_arm_is_one_of_embedding_or_plan(name: str) -> None:
+    options = dict(ARMS[name].options)
+    for option in plans.OF_EMBEDDING:
+        options.pop(option, None)
+    plan_options(**options)
+
+
+def test_a_schedule_takes_other_numbers_and_as_many_in_all(bench: Bench) -> None:
+    arms = ["fresh-chosen", "fresh-chosen-rising", "fresh-chosen-falling"]
+    small = replace(LEAST, batch=1)
+    runs = {
+        run["arm"]: run for run in bench.run(tasks(arms, ["thumbnail"], [0.2], [0]), recipe=small)["runs"]
+    }
+    assert [runs[arm]["steps"] for arm in arms] == [3 * 24] * 3
+    assert len({runs[arm]["selection"] for arm in arms}) == 1  # the plan's, which the draws depart from
+
+
+def test_rates_follow_the_losses_of_classes(bench: Bench) -> None:
+    plan = bench.plans.plan(Task("fresh-random-rates", "thumbnail", 0.2, 0))
+    rates = draws_of(ARMS["fresh-random-rates"], plan, bench.shards, 0.2, 3)
+    assert isinstance(rates, adq.ClassRates)
+    rows = rows_of(plan, bench.data.keys, fresh=True, draws=rates)
+    before = np.bincount(bench.data.label[rows(0)])
+    rates.update(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 1.0]))
+    after = np.bincount(bench.data.label[rows(1)])
+    assert before.tolist() == [12, 12]
+    assert (after.sum(), after[1] > 12) == (24, True)
+    assert bench.run(tasks(["fresh-random-rates"], ["thumbnail"], [0.2], [0]))["runs"][0]["steps"] == 9
+
+
+def test_the_easiest_fifth_is_left_out(bench: Bench) -> None:
+    plan = bench.plans.plan(Task("easiest-20", "thumbnail", 0.7, 0))
+    kept = np.concatenate([shard.bin[shard.kept] for shard in plan])
+    assert np.unique(kept).tolist() == [1, 2, 3, 4]
+
+
+def test_arms_that_differ_in_fresh_draws_alone_share_a_plan(bench: Bench) -> None:
+    of = {arm: bench.plans.plan(Task(arm, "thumbnail", 0.2, 0)) for arm in ("adq", "fresh-adq", "dq")}
+    assert of["adq"] is of["fresh-adq"]
+    assert of["dq"].hash != of["adq"].hash
+
+
+@pytest.mark.parametrize("way", list(WAYS))
+def test_altered_images_are_those_of_the_plan_in_order(make_shard: Any, tmp_path: Path, way: str) -> None:
+    shards = [make_shard(f"train-{i}.tar", 12, first=12 * i, side=32) for i in range(2)]
+    data = read_images(shards, CPU)
+    plan = Plans(shards, tmp_path / "work").plan(Task("random", "thumbnail", 0.5, 0))
+    rows = rows_of(plan, data.keys, fresh=False)(0)
+    images, record = altered(way, shards, plan, data, seed=0)
+    assert images.pixels.shape == (12, 3, 32, 32)
+    assert torch.equal(images.label, data.label[rows])
+    assert record["bytes"] <= 0.75 * record["bytes_whole"] + 0.1
+    error = (images.pixels.float() - data.pixels[rows].float()).square().mean((1, 2, 3))
+    others = (images.pixels.float() - data.pixels[rows].roll(1, 0).float()).square().mean((1, 2, 3))
+    assert (error > 0).all()
+    assert (error < others).all()
+
+
+def test_no_quality_fits_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no JPEG quality is small enough"):
+        highest(lambda quality: False)
 
 
 def test_the_images_trained_on_are_those_the_plan_keeps(bench: Bench) -> None:
@@ -196,7 +266,7 @@ def test_results_of_other_settings_are_refused(bench: Bench, monkeypatch: pytest
         AdqError, match=r"made with other recipes of 0\.2, 3 epochs: .*'lr': 0\.1.*'lr': 0\.2.*--out"
     ):
         bench.run(todo, recipe=replace(LEAST, lr=0.2))
-    monkeypatch.setitem(ARMS, "adq", ({"bins": 3}, False))
+    monkeypatch.setitem(ARMS, "adq", Arm({"bins": 3}))
     with pytest.raises(AdqError, match=r"made with other selection for Task\(arm='adq'"):
         bench.run(todo)
     monkeypatch.undo()
@@ -210,8 +280,8 @@ def test_results_of_other_settings_are_refused(bench: Bench, monkeypatch: pytest
 def test_an_arm_takes_options_of_embedding_binning_and_plan(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = {"encoder": "thumbnail", "batch_size": 7, "bins": 3, "alpha": 0.1}
-    monkeypatch.setitem(ARMS, "own", (own, True))
+    own = Arm({"batch_size": 7, "bins": 3, "alpha": 0.1}, encoder="thumbnail")
+    monkeypatch.setitem(ARMS, "own", own)
     (task,) = tasks(["own"], ["builtin-free"], [0.2], [4])
     plan = bench.plans.plan(task)
     settings = plan.header["settings"]
@@ -272,10 +342,20 @@ def test_every_network_takes_uint8_and_has_a_recipe_per_ratio(name: str) -> None
 
 
 def test_rows_that_change_in_number_are_refused(bench: Bench) -> None:
-    with pytest.raises(ValueError, match="epoch 1 has 17 rows, epoch 0 has 16"):
+    with pytest.raises(ValueError, match="epoch 1 has 17 rows, expected 16"):
         train(LEAST, bench.data, bench.test, lambda epoch: np.arange(16 + epoch), seed=0)
     with pytest.raises(ValueError, match="epoch 0 has 0 rows"):
         train(LEAST, bench.data, bench.test, lambda epoch: np.arange(0), seed=0)
+
+
+def test_epochs_of_unlike_size_take_all_steps_and_tell_their_losses(bench: Bench) -> None:
+    told: list[list[int]] = []
+    outcome = train(
+        LEAST, bench.data, bench.test, lambda epoch: np.arange(16 * (epoch + 1)), seed=0,
+        n_rows=lambda epoch: 16 * (epoch + 1), after=lambda sums, counts: told.append(counts.tolist()),
+    )  # fmt: skip
+    assert outcome.n_steps == (16 + 32 + 48) // LEAST.batch
+    assert told == [[8, 8], [16, 16], [24, 24]]
 
 
 def test_an_easy_task_is_learnt(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,42 +409,3 @@ def test_the_summary_is_mean_and_deviation_of_last_accuracy() -> None:
         "| random | – | 40.00 (1) |",
         "| dq | e | 58.33 ± 7.64 (3) |",
     ]
-
-
-def test_the_proof_puts_all_sets_side_by_side(tmp_path: Path) -> None:
-    paths = []
-    for name, last in (("noise20", 0.5), ("clean", 0.7)):
-        runs = [
-            {
-                "arm": arm,
-                "encoder": "e",
-                "keep": keep,
-                "seed": seed,
-                "last": last + gain,
-                "choosing": 0.1,
-                "seen": 1,
-            }
-            for arm, keep, gain in (
-                ("random", 0.1, 0.0),
-                ("adq", 0.1, 0.02),
-                ("full", 1.0, 0.1),
-                ("dq", 0.2, 0.3),
-            )
-            for seed in range(2)
-        ]
-        paths.append(str(tmp_path / f"{name}.json"))
-        Path(paths[-1]).write_text(json.dumps({"settings": {"set": name, "net": "tiny"}, "runs": runs}))
-    assert proof.table(proof.read(paths), 0.1).splitlines() == [
-        "| arm | clean | noise20 |",
-        "|---|---|---|",
-        "| full | 80.00 ± 0.00 (2) | 60.00 ± 0.00 (2) |",
-        "| random | 70.00 ± 0.00 (2) | 50.00 ± 0.00 (2) |",
-        "| adq | 72.00 ± 0.00 (2) | 52.00 ± 0.00 (2) |",
-    ]
-    against = proof.table(proof.read(paths), 0.1, "random").splitlines()
-    assert against[2:] == [
-        "| full | +10.00 ± 0.00 (2) | +10.00 ± 0.00 (2) |",
-        "| adq | +2.00 ± 0.00 (2) | +2.00 ± 0.00 (2) |",
-    ]
-    with pytest.raises(ValueError, match="second file of the set 'clean'"):
-        proof.read([paths[1], paths[1]])

@@ -17,7 +17,9 @@ SECTIONS = dict(
     re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", (ROOT / "FORMAT.md").read_text(encoding="utf-8"), re.M | re.S)
 )
 GOLDEN = ROOT / "tests" / "golden"
-TITLES = {"index": "Index", "features": "Features", "bins": "Bins", "plan": "Plan", "codebook": "Codebook"}
+TITLES = {
+    "index": "Index", "features": "Features", "bins": "Bins", "plan": "Plan", "soft": "Soft labels", "codebook": "Codebook",
+}  # fmt: skip
 
 
 def section(title: str) -> str:
@@ -66,11 +68,12 @@ def test_every_tensor_and_header_key_of_codebooks_is_named(path: Path) -> None:
 
 def test_every_version_is_told_apart() -> None:
     """A later version of a table names, in FORMAT.md, what it has that the one before lacks."""
-    from adq_wds.tables import bins, codebook, features_file, index, plan, views
+    from adq_wds.tables import bins, codebook, features_file, index, plan, soft_labels, views
 
     assert f"{plan.VERSION} |\n" in section("Plan")
     assert f"{features_file.VERSION} |\n" in section("Features")
-    for module, title in ((bins, "Bins"), (codebook, "Codebook"), (index, "Index"), (views, "Views")):
+    others = {bins: "Bins", codebook: "Codebook", index: "Index", soft_labels: "Soft labels", views: "Views"}
+    for module, title in others.items():
         assert f"ersion {module.VERSION}" in section(title), title
 
 

@@ -10,7 +10,9 @@ import pytest
 
 import adq_wds as adq
 from adq_wds.tables.bins import Bins
-from adq_wds.tables.index import load_index
+from adq_wds.tables.soft_labels import SoftTable
+from tests.folders import load_index
+from tests.golden.make import labels_and_embeddings
 
 GOLDEN = Path(__file__).parent / "golden"
 VERSIONS = sorted(path.name for path in GOLDEN.glob("v*"))
@@ -69,6 +71,17 @@ def test_epochs_of_fresh_draws_are_those_of_the_version(folder: Path, expected: 
                     assert kept == (rank == -1)
 
 
+def test_soft_labels_are_read_to_the_last_value(folder: Path) -> None:
+    if not (folder / "soft.parquet").exists():
+        return
+    expected = json.loads((folder / "soft.json").read_text(encoding="utf-8"))
+    table = SoftTable(folder / "soft.parquet")
+    assert table.hash == expected["hash"]
+    for shard, keys, top, probability in expected["shards"]:
+        rows = table.shard(shard)
+        assert (rows.keys, rows.top.tolist(), rows.probability.tolist()) == (keys, top, probability)
+
+
 def test_features_are_read_to_the_last_value(folder: Path, expected: dict[str, object]) -> None:
     features = adq.Features(folder / "features")
     assert features.hash == expected["features_hash"]
@@ -110,6 +123,23 @@ def test_codebooks_are_read_to_the_last_value(folder: Path) -> None:
     assert np.allclose(codebook.rates(0.3), expected["rates"], rtol=0, atol=1e-15)
     again = adq.fit_codebook(folder.parent / "features", bins=2, min_pilot=2)
     assert np.allclose(again.query, codebook.query, rtol=0, atol=1e-6)
+
+
+def test_codebooks_that_clean_are_read_and_answer_to_the_last_value() -> None:
+    folder = GOLDEN / "v4"
+    codebook = adq.load_codebook(folder / "cleaned_codebook.safetensors")
+    expected = json.loads((folder / "cleaned_codebook.json").read_text(encoding="utf-8"))
+    assert (codebook.hash, codebook.header) == (expected["hash"], expected["header"])
+    assert np.allclose(codebook.class_rates(0.3), expected["rates"], rtol=0, atol=1e-15)
+    assert codebook.margins is not None
+    assert codebook.copies is not None
+    label, embedding = labels_and_embeddings(folder)
+    assert codebook.margins.margins(embedding, label).tolist() == expected["margins"]
+    assert [None if np.isinf(m) else m for m in codebook.margins.least] == expected["least"]
+    assert [codebook.copies.digest.tolist(), codebook.copies.stays.tolist()] == [
+        expected["digest"],
+        expected["stays"],
+    ]
 
 
 def test_plans_with_margins_are_read_and_made_again() -> None:

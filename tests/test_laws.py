@@ -41,11 +41,12 @@ def mixed(images: np.ndarray, labels: np.ndarray | None, noise: np.ndarray) -> n
 
 TEXTURE = adq.importance("texture", patch=4)
 THUMBNAIL = adq.encoder("thumbnail")
-# How to make one of each, and variants of some, from a plan beside which a codebook lies; a pipe without a line here
+# How to make one of each, and variants of some, from a plan beside which a codebook and soft labels lie; a pipe without a line here
 # fails the first test.
 MAKERS: dict[str, Callable[[Path], Pipe]] = {
     "assign_bins": lambda plan: adq.AssignBins(plan.with_name("codebook.safetensors")),
     "cosine_score": lambda plan: adq.CosineScore(THUMBNAIL, batch_size=7),
+    "assign_bins, cleaning": lambda plan: adq.AssignBins(plan.with_name("cleaning.safetensors")),
     "decode": lambda plan: adq.Decode(to="numpy"),
     "decode, stored patches": lambda plan: adq.Decode(to="patches"),
     "drop_patches": lambda plan: adq.DropPatches(TEXTURE, keep=0.75),
@@ -55,11 +56,15 @@ MAKERS: dict[str, Callable[[Path], Pipe]] = {
     "encode_patches": lambda plan: adq.EncodePatches(),
     "map": lambda plan: adq.Map(brighten, seed=3),
     "reconstruct": lambda plan: adq.Reconstruct(small_mae()),
+    "soft_labels": lambda plan: adq.SoftLabels(plan.with_name("soft.parquet")),
     "subsample": lambda plan: adq.Subsample(plan),
     "subsample, fresh": lambda plan: adq.Subsample(plan, epoch=1),
     "subsample, by codebook": lambda plan: adq.Subsample(plan.with_name("codebook.safetensors"), keep=0.5),
     "vary": lambda plan: adq.Vary(mixed, label="cls", seed=4, batch_size=7),
     "vary, always the same": lambda plan: adq.Vary(mixed, label="cls", variant=2),
+    "subsample, by cleaning codebook": lambda plan: adq.Subsample(
+        plan.with_name("cleaning.safetensors"), keep=0.5
+    ),
 }
 
 
@@ -78,16 +83,21 @@ def shard(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def plan(shard: Path, tmp_path: Path) -> Path:
-    """A plan; beside it lies a codebook."""
+    """A plan; beside it lie soft labels and two codebooks, of which one cleans."""
     path = tmp_path / "plan.parquet"
     adq.Plan.from_keys(str(shard), [f"s{i:05d}" for i in range(0, 40, 3)]).save(path)
     features = adq.embed_shards(shard, "thumbnail", tmp_path / "features")
     adq.fit_codebook(features, bins=3, min_pilot=5, out=tmp_path / "codebook.safetensors")
+    adq.soften_labels(features, out=tmp_path / "soft.parquet")
+    options: dict[str, Any] = {"clean": 0.2, "dedup": "exact", "balance": "equal"}
+    adq.fit_codebook(features, bins=3, min_pilot=5, **options, out=tmp_path / "cleaning.safetensors")
     return path
 
 
 def ready(name: str, samples: Samples, plan: Path) -> Samples:
     """The samples as the stage before this pipe gives them."""
+    if name == "subsample, by cleaning codebook":
+        return MAKERS["assign_bins, cleaning"](plan).apply(samples)
     if name == "subsample, by codebook":
         return MAKERS["assign_bins"](plan).apply(samples)
     if name == "cosine_score":

@@ -27,8 +27,8 @@ from adq_wds.cli.main import main
 from adq_wds.embedding.stored import open_embeddings
 from adq_wds.jobs.index import index_shards
 from adq_wds.models.checkpoints import PICKLE_SUFFIXES, load_weights
-from adq_wds.tables.index import load_index
 from tests.conftest import jpeg, write_tar
+from tests.folders import load_index
 from tests.programs import run
 from tests.tables.test_codebook import made
 

@@ -10,6 +10,7 @@ from adq_wds.cli.parser import Parser, add_options, keys_in, ratio
 from adq_wds.signatures import EMBED, ENCODER, PLAN, SDEDIT, SELECT, VARY, default_of, options_of
 
 CODEBOOK = "adq_wds.planning.fit_codebook.fit_codebook"
+SOFTEN = "adq_wds.planning.soften_labels.soften_labels"
 PATCHES = "adq_wds.jobs.show_patches.show_patches"
 WRITE = "adq_wds.writing.write_shards.write_kept"
 PACK = "adq_wds.jobs.pack.pack_folder"
@@ -32,7 +33,7 @@ def make_parser(earlier_run: dict[str, Any] | None = None) -> Parser:
     parser.add_argument("--version", action="version", version=f"adq {adq_wds.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add_flags in (
-        _run, _embed, _plan, _codebook, _show, _patches, _write, _pack, _index, _verify, _select,
+        _run, _embed, _plan, _codebook, _soften, _show, _patches, _write, _pack, _index, _verify, _select,
         _vary, _demo,
     ):  # fmt: skip
         name, text = add_flags.__name__.removeprefix("_"), add_flags.__doc__
@@ -82,6 +83,13 @@ def _codebook(command: Any) -> None:
     _add_features(command)
     _add_out(command, "file for the codebook, .safetensors", default="codebook.safetensors")
     add_options(command, CODEBOOK, keep={"help": "the ratio that is shown; a codebook serves any"})
+
+
+def _soften(command: Any) -> None:
+    """make soft labels from features: by a fit on all other samples, or of a trained network's logits"""
+    _add_features(command)
+    _add_out(command, "file for the soft labels", default="soft.parquet")
+    add_options(command, SOFTEN)
 
 
 def _show(command: Any) -> None:

@@ -113,13 +113,13 @@ def _how(option: Option) -> dict[str, Any]:
 def _word_or(words: Sequence[str], number: Callable[[str], Any]) -> Callable[[str], Any]:
     """A type for argparse that reads one of some words, or a number."""
 
-    def read(text: str) -> Any:
+    def word_or_number(text: str) -> Any:
         try:
             return text if text in words else number(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is neither {', '.join(words)} nor a number") from None
 
-    return read
+    return word_or_number
 
 
 def given(arguments: argparse.Namespace, function: str, *, without: Iterable[str] = ()) -> dict[str, Any]:
@@ -164,7 +164,7 @@ _CHECKS: dict[str, Callable[[Any], object]] = {
     "keep": lambda keep: check_ratio("keep", keep),
     "alpha": lambda alpha: check_ratio("alpha", alpha),
     "seed": check_seed,
-    "allocation": registry.allocation,
+    "allocation": lambda name: registry.look_up("allocation", name, registry.ALLOCATIONS),
     "diversity_head": lambda head: registry.look_up("diversity head", head, dict.fromkeys(HEADS)),
     "importance": registry.check_importance,
     "scores": lambda scores: [registry.score(score) for score in scores if score not in BUILT_IN_SCORES],

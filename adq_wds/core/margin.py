@@ -115,7 +115,14 @@ class Margins:
         return _softmax(self.score.astype(np.float64) / self.temperature).astype(np.float32)
 
 
-def ridge_margins(rows: Rows, label: NDArray[np.integer], *, hidden: int = _HIDDEN, seed: int = 0) -> Margins:
+def ridge_margins(
+    rows: Rows,
+    label: NDArray[np.integer],
+    *,
+    hidden: int = _HIDDEN,
+    seed: int = 0,
+    fit: RidgeFit | None = None,
+) -> Margins:
     """Leave-one-out margins of labelled embeddings, blocked: memory does not grow with N beyond the answer.
 
     Takes 2·N·F² + 4·N·D·H + 2·N·F·C operations, F = D + H + 1, and three passes over the rows.
@@ -125,6 +132,7 @@ def ridge_margins(rows: Rows, label: NDArray[np.integer], *, hidden: int = _HIDD
         label: (N,) integers, classes 0 … C−1; a class without samples predicts 0.
         hidden: H, width of the random layer.
         seed: of its weights.
+        fit: what `fit_ridge` gives for these arguments, where it is known already.
 
     Returns:
         the margins; equal for equal rows, however they are cut into blocks.
@@ -139,7 +147,7 @@ def ridge_margins(rows: Rows, label: NDArray[np.integer], *, hidden: int = _HIDD
     >>> (margins.margin > 0).tolist()
     [True, True, True, True, False]
     """
-    fit = fit_ridge(rows, label, hidden=hidden, seed=seed)
+    fit = fit or fit_ridge(rows, label, hidden=hidden, seed=seed)
     n, n_classes = len(label), len(fit.weight)
     n_top = min(TOP, n_classes)
     spread = -(-n * n_classes // _OTHERS)
@@ -171,9 +179,7 @@ def fit_ridge(rows: Rows, label: NDArray[np.integer], *, hidden: int = _HIDDEN, 
         raise ValueError("margins need labels of two or more classes, numbered from 0")
     weight = len(label) / (len(n_class) * np.maximum(n_class, 1).astype(np.float64))
     mean, scale = _standard(rows, len(label))
-    rng = generator(seed, 0, "", "", purpose="ridge")
-    projection = rng.standard_normal((len(mean), hidden)) / np.sqrt(len(mean))
-    offset = rng.standard_normal(hidden)
+    projection, offset = random_layer(len(mean), hidden, seed)
     width = len(mean) + hidden + 1
     gram, class_sums = np.zeros((width, width)), np.zeros((len(n_class), width))
     for here, block in _blocks(rows, len(label)):
@@ -189,6 +195,13 @@ def fit_ridge(rows: Rows, label: NDArray[np.integer], *, hidden: int = _HIDDEN, 
     root = np.tril(np.linalg.inv(np.linalg.cholesky(gram)))
     solution = root.T @ (root @ class_sums.T)
     return RidgeFit(mean, scale, projection, offset, root, solution, weight)
+
+
+def random_layer(width: int, hidden: int, seed: int = 0) -> tuple[F64, F64]:
+    """(D, H) weights and (H,) offsets of the random layer, normal draws; those of a weight have variance 1/D."""
+    rng = generator(seed, 0, "", "", purpose="ridge")
+    weights = rng.standard_normal((width, hidden)) / np.sqrt(width)
+    return weights, rng.standard_normal(hidden)
 
 
 def _as_if(predicted: F64) -> F64:

@@ -43,16 +43,10 @@ def water_level(w: Sequence[int], low: Sequence[int], high: Sequence[int], total
     The sum grows with λ, linearly between the levels at which a cell leaves its lower bound or meets its upper one;
     these are passed in order.
     """
-    fixed, free, events = 0, 0, []
-    for weight, least, most in zip(w, low, high, strict=True):
-        events.append(((most << _KEY_BITS) // weight, weight, most, False))
-        if least:
-            fixed += least
-            events.append(((least << _KEY_BITS) // weight, weight, least, True))
-        else:
-            free += weight
-    events.sort()
-    for _, weight, bound, leaves_low in events:
+    fixed = sum(low)
+    free = sum(weight for weight, least in zip(w, low, strict=True) if not least)
+    for _, cell, bound, leaves_low in share_events(w, low, high):
+        weight = w[cell]
         reached = fixed * weight + free * bound - total * weight
         if reached == 0:
             return bound, weight
@@ -63,6 +57,23 @@ def water_level(w: Sequence[int], low: Sequence[int], high: Sequence[int], total
         else:
             fixed, free = fixed + bound, free - weight
     return total - fixed, free
+
+
+def share_events(
+    w: Sequence[int], low: Sequence[int], high: Sequence[int]
+) -> list[tuple[int, int, int, bool]]:
+    """In the order of their levels, the moments at which a cell meets a bound of its share.
+
+    Returns:
+        for each a key of the level, the cell, the bound, and whether it is the lower one, which the cell then leaves;
+        cells without a lower bound have left it.
+    """
+    events = []
+    for cell, (weight, least, most) in enumerate(zip(w, low, high, strict=True)):
+        events.append(((most << _KEY_BITS) // weight, cell, most, False))
+        if least:
+            events.append(((least << _KEY_BITS) // weight, cell, least, True))
+    return sorted(events)
 
 
 def clipped_sum(w: Sequence[int], low: Sequence[int], high: Sequence[int], p: int, q: int) -> tuple[int, int]:

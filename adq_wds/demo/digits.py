@@ -14,8 +14,7 @@ from adq_wds.errors import AdqError
 from adq_wds.writing.tars import ShardPattern
 from adq_wds.writing.write_shards import write_shards
 
-TEST_SHARE = 0.3
-SHARD_SAMPLES = 320
+TEST_SHARE, PER_SHARD = 0.3, 320
 
 
 def load_digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -48,12 +47,10 @@ def write_digits(folder: Path) -> dict[str, list[str]]:
     shards = {}
     for split, chosen in (("train", ~in_test), ("test", in_test)):
         rows, target = np.flatnonzero(chosen), folder / split / f"{split}-%06d.tar"
-        paths = [ShardPattern(str(target)).path(i) for i in range(-(-len(rows) // SHARD_SAMPLES))]
+        paths = [ShardPattern(str(target)).path(i) for i in range(-(-len(rows) // PER_SHARD))]
         if not all(path.is_file() for path in [*paths, target.parent / "_info.json"]):
-            samples = [{"__key__": keys[i], "png": _png(pixels[i]), "cls": b"%d" % labels[i]} for i in rows]
-            write_shards(
-                samples, target, max_samples=SHARD_SAMPLES, split=split, overwrite=True, progress=False
-            )
+            samples = ({"__key__": keys[i], "png": _png(pixels[i]), "cls": b"%d" % labels[i]} for i in rows)
+            write_shards(samples, target, max_samples=PER_SHARD, split=split, overwrite=True, progress=False)
         shards[split] = list(map(str, paths))
     return shards
 

@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 import webdataset as wds
-from tqdm import tqdm
 
 import adq_wds
-from adq_wds.checks import Count, Ratio, positive
+from adq_wds.checks import Count, Ratio, no_bar, positive
 from adq_wds.demo.digits import load_digits, write_digits
 from adq_wds.demo.table import findings, make_table, table_text
 from adq_wds.demo.train import Images, Training, train_all
@@ -29,6 +28,7 @@ from adq_wds.planning.options import plan_options
 from adq_wds.tables.bins import Bins
 
 DEFAULT_OUT = "adq-demo"
+HEADER = {"format": "adq_wds.demo", "version": 1}
 PLANS = {"random": "uniform", "dq": "uniform", "adq": "adaptive"}  # allocations; random has one bin a class
 ARMS = {  # name: kind of plan, None for all images; does every epoch draw anew?
     "full": (None, False), "random": ("random", False), "DQ": ("dq", False), "ADQ": ("adq", False),
@@ -48,8 +48,7 @@ def run_demo(
 ) -> dict[str, Any]:
     """Compare full, random, DQ and ADQ subsets, and fresh draws, on scikit-learn's digits; nothing is fetched.
 
-    Run again, it reuses shards, features and every training that was done before with equal images, rows and seed; a
-    run that was interrupted goes on.
+    Run again, it reuses the shards and features of the last time.
 
     Args:
         out: the demo's folder, new or of an earlier demo.
@@ -60,7 +59,7 @@ def run_demo(
         progress: show bars; only on a terminal by default.
 
     Returns:
-        the content of ``demo.json``, without its store of trainings.
+        the content of ``demo.json``.
 
     Raises:
         ValueError: an argument is out of range.
@@ -71,44 +70,43 @@ def run_demo(
     positive("seeds", seeds)
     positive("epochs", epochs)
     load_digits()  # raises for a missing package before anything is written
-    quiet = None if progress is None else not progress
     folder = make_folder(out)
     with lock(folder):
-        stored = _stored(folder)
-        _save(folder, stored)  # from here on the folder is the demo's
+        file = folder / "demo.json"
+        is_ours = file.is_file() and b'"adq_wds.demo"' in file.read_bytes()
+        if not is_ours and any(not other.name.startswith(".") for other in folder.iterdir()):
+            raise AdqError(
+                f"{folder} is not empty and holds no demo.json of ours: give another folder with -o"
+            )
+        write_text(file, json.dumps(HEADER))  # from here on the folder is the demo's
         shards = write_digits(folder)
-        (_, images), (_, test) = (stream_images(shards[split]) for split in ("train", "test"))
-        n, n_test, n_kept = len(images.labels), len(test.labels), round(keep * len(images.labels))
-        if not n_kept:
+        test = stream_images(shards["test"])
+        n, n_test = len(load_digits()[1]) - len(test.labels), len(test.labels)
+        if not (n_kept := round(keep * n)):
             raise ValueError(f"keep={keep} keeps none of {n:,} images; give a larger one")
         logger.info("1/5 images: scikit-learn's digits, 8 × 8, grey; %d to train, %d to test", n, n_test)
         data, run = (shlex.quote(str(folder / name)) for name in ("train", "run"))
-        job = f"adq run {data} --encoder {encoder} --keep {keep:g} -o {run}"
-        logger.info("2/5 main job, as by\n    %s", job)
-        spec = {"spec": encoder}
-        run_job(shards["train"], folder / "run", encoder=spec, embed={}, plan=options, progress=progress)
+        logger.info("2/5 main job: adq run %s --encoder %s --keep %g -o %s", data, encoder, keep, run)
+        made_by: dict[str, Any] = {"encoder": {"spec": encoder}, "embed": {}, "plan": options}
+        run_job(shards["train"], folder / "run", progress=progress, **made_by)
         logger.info("3/5 plans: random, DQ and ADQ, %d of each, %d images in every one", seeds, n_kept)
         bins = Bins.load(folder / "run" / "bins.parquet")
         plans = make_plans(folder, bins, keep, seeds)
         logger.info("4/5 streams: %d WebDataset pipelines with .compose(adq.Subsample(plan))", len(plans))
-        kept = {}
-        for name, plan in tqdm(plans.items(), desc="stream", unit=" plans", disable=quiet):
-            keys, kept[name] = stream_images(shards["train"], plan)
-            if keys != plan.keys():
-                raise AdqError(f"plan {name}: {len(keys)} samples streamed, not the {len(plan)} it keeps")
-        trainings = make_trainings(images, kept, plans, seeds, epochs)
+        trainings = make_trainings(shards["train"], plans, seeds, epochs)
         logger.info("5/5 trainings: %d of a small network, %d epochs each", len(trainings), epochs)
-        accuracies = train_all(trainings, test, stored["trainings"], lambda: _save(folder, stored), quiet)
+        accuracies = train_all(trainings, test, no_bar(progress))
         both = [set(plans["adq", s].keys()) & set(plans["dq", s].keys()) for s in range(seeds)]
         cells, shared = len(bins.classes) * bins.n_bins, sum(map(len, both)) / (n_kept * seeds)
         versions = {"adq-wds": adq_wds.__version__, "python": platform.python_version()}
         result = {
+            **HEADER,
             "arguments": {"keep": keep, "seeds": seeds, "epochs": epochs, "encoder": encoder},
             "versions": {**versions, "numpy": np.__version__, "torch": torch.__version__},
             "images": {"train": n, "test": n_test},
             **findings(make_table(trainings, accuracies), shared=shared, cells=cells),
         }
-        _save(folder, stored | result)
+        write_text(file, json.dumps(result, indent=1) + "\n")
     return result
 
 
@@ -125,32 +123,28 @@ def make_plans(folder: Path, bins: Bins, keep: float, seeds: int) -> dict[tuple[
     return plans
 
 
-def stream_images(urls: list[str], plan: adq_wds.Plan | None = None) -> tuple[list[str], Images]:
-    """Keys and images of shards; with a plan the kept ones, through a stock WebDataset pipeline."""
+def stream_images(urls: list[str], plan: adq_wds.Plan | None = None) -> Images:
+    """The images of shards; with a plan the kept ones, through a stock WebDataset pipeline."""
     stream: Any = adq_wds.ShardDataset(urls, rank=0, world=1)
     if plan is not None:
         stream = wds.WebDataset(urls, shardshuffle=False).compose(adq_wds.Subsample(plan))  # the one line
     samples = list(Decode(to="numpy")(stream))
     pixels = np.stack([sample["image"][:, :, 0] for sample in samples])  # grey: three equal channels
     labels = np.array([sample["label"] for sample in samples], dtype=np.int64)
-    return [sample["__key__"] for sample in samples], Images(pixels, labels)
+    return Images(pixels, labels)
 
 
 def make_trainings(
-    everything: Images,
-    kept: dict[tuple[str, int], Images],
-    plans: dict[tuple[str, int], adq_wds.Plan],
-    seeds: int,
-    epochs: int,
+    urls: list[str], plans: dict[tuple[str, int], adq_wds.Plan], seeds: int, epochs: int
 ) -> list[Training]:
-    """Every training of every arm: on `everything` in the plans' order, or on what is `kept` of a plan."""
-    trainings = []
+    """Every training of every arm: on all images, on what a plan keeps of them, or on other rows in each epoch."""
+    trainings, everything = [], stream_images(urls)
     for arm, (kind, fresh) in ARMS.items():
         for seed in range(seeds):
-            images = everything if kind is None or fresh else kept[kind, seed]
+            plan = None if kind is None else plans[kind, seed]
+            images = everything if plan is None or fresh else stream_images(urls, plan)
             rows = [np.arange(len(images.labels))] * epochs
-            if kind is not None and fresh:
-                plan = plans[kind, seed]
+            if plan is not None and fresh:
                 masks = [[plan.kept_in(name, epoch) for name in plan.shards] for epoch in range(epochs)]
                 rows = [np.flatnonzero(np.concatenate(mask)) for mask in masks]
             trainings.append(Training(arm, seed, images, rows))
@@ -174,26 +168,3 @@ Next:
   adq demo --keep 0.2 --seeds 20{flags}
   adq demo --encoder {other} -o adq-demo-{other}
   adq run "your-shards-{{000000..000009}}.tar" --keep 0.2 -o run/"""
-
-
-def _stored(folder: Path) -> dict[str, Any]:
-    """The content of ``demo.json``: the last result, and under "trainings" each accuracy so far by its id."""
-    path = folder / "demo.json"
-    if not path.exists():
-        if any(not other.name.startswith(".") for other in folder.iterdir()):
-            raise AdqError(f"{folder} is not empty and holds no demo.json: give another folder with -o")
-        return {"format": "adq_wds.demo", "version": 1, "trainings": {}}
-    try:
-        whole = dict(json.loads(path.read_text(encoding="utf-8")))
-        if (whole["format"], whole["version"]) != ("adq_wds.demo", 1):
-            raise ValueError(f"format {whole['format']!r}, version {whole['version']!r}")
-        if not all(isinstance(a, float) and 0 <= a <= 1 for a in whole["trainings"].values()):
-            raise ValueError("an accuracy is out of range")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        text = f"{path}: not a demo.json of this adq_wds ({error}); give another folder with -o"
-        raise AdqError(text) from error
-    return whole
-
-
-def _save(folder: Path, whole: dict[str, Any]) -> None:
-    write_text(folder / "demo.json", json.dumps(whole, indent=1) + "\n")

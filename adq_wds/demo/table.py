@@ -15,8 +15,7 @@ PAIRS = (
     ("DQ", "random"), ("ADQ", "random"), ("ADQ", "DQ"),
     ("fresh random", "random"), ("fresh ADQ", "fresh random"), ("fresh random", "full"),
 )  # fmt: skip
-MIN_SEEDS = 5  # with fewer, the spread itself is a guess
-WIDTH = 80
+MIN_SEEDS, WIDTH = 5, 80  # with fewer seeds, the spread itself is a guess
 
 
 def make_table(trainings: Sequence[Training], accuracies: Sequence[float]) -> list[dict[str, Any]]:
@@ -61,28 +60,21 @@ def findings(table: list[dict[str, Any]], *, shared: float, cells: int) -> dict[
     accuracies = {row["arm"]: row["accuracies"] for row in table}
     differences = [difference(arm, against, accuracies) for arm, against in PAIRS]
     words = {(d["arm"], d["against"]): _in_words(d) for d in differences}
-    rows = {row["arm"]: row for row in table}
-    n, different = rows["ADQ"]["images_per_epoch"], rows["fresh random"]["different_images"]
-    parts = [
-        f"Against a random balanced draw of equal size, {words['ADQ', 'random']}, and {words['DQ', 'random']}.",
-        f"Drawing anew in every epoch costs the same compute: against one fixed draw, {words['fresh random', 'random']};",
-        f"it sees {different:,} different images, not {n:,}.",
-        f"With fresh draws, {words['fresh ADQ', 'fresh random']}.",
-    ]
+    n, different = (
+        {row["arm"]: row["different_images"] for row in table}[arm] for arm in ("ADQ", "fresh random")
+    )
+    text = (
+        f"Against a random balanced draw of equal size, {words['ADQ', 'random']}, and {words['DQ', 'random']}. "
+        f"Drawing anew in every epoch costs the same compute: against one fixed draw, {words['fresh random', 'random']}; "
+        f"it sees {different:,} different images, not {n:,}. With fresh draws, {words['fresh ADQ', 'fresh random']}. "
+    )
     if len(accuracies["ADQ"]) < MIN_SEEDS:
-        few = "seeds the spread itself is a guess, so these numbers rank nothing: give --seeds 10."
-        parts = [f"Below {MIN_SEEDS} {few}"]
-    parts += [f"ADQ and DQ have {100 * shared:.0f} % of their images in common."]
+        text = f"Below {MIN_SEEDS} seeds the spread itself is a guess, so these numbers rank nothing: give --seeds 10. "
+    text += f"ADQ and DQ have {100 * shared:.0f} % of their images in common. "
     if n < 3 * cells:
-        cell = f"With {n / cells:.1f} images for each class and bin"
-        parts += [f"{cell}, rounding decides as much as importance does."]
-    parts += ["This is one small, easy set of images: it shows how to compare, not what your data will say."]
-    return {
-        "table": table,
-        "differences": differences,
-        "shared_by_adq_and_dq": shared,
-        "conclusion": " ".join(parts),
-    }
+        text += f"With {n / cells:.1f} images for each class and bin, rounding decides as much as importance does. "
+    text += "This is one small, easy set of images: it shows how to compare, not what your data will say."
+    return {"table": table, "differences": differences, "shared_by_adq_and_dq": shared, "conclusion": text}
 
 
 def _in_words(d: dict[str, Any]) -> str:
@@ -108,10 +100,8 @@ def table_text(result: dict[str, Any]) -> str:
         outcome = "equal in every seed" if d["verdict"] == "equal" else "too few seeds to tell"
         if d["low"] is not None:
             verdict = "no difference shown" if d["verdict"] == "none" else d["verdict"]
-            interval = f"{_points(d['low'])} to {_points(d['high'])}"
-            outcome = f"{interval:<18}{verdict}"
-        pair = f"{d['arm']} - {d['against']}"
-        lines.append(f"  {pair:<26}{_points(d['mean']):>7}   {outcome}")
+            outcome = f"{_points(d['low']) + ' to ' + _points(d['high']):<18}{verdict}"
+        lines.append(f"  {d['arm'] + ' - ' + d['against']:<26}{_points(d['mean']):>7}   {outcome}")
     return "\n".join([*lines, "", textwrap.fill(result["conclusion"], WIDTH)])
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from adq_wds.core.texture import SHORT_SIDE, texture
 from adq_wds.embedding.answers import Answer, encoder_answer, one_line
-from adq_wds.embedding.logit_grad import gradient_columns, no_logits
+from adq_wds.embedding.logit_grad import gradient_columns
 from adq_wds.embedding.shard import Batch, ShardJob, joined_columns
 from adq_wds.embedding.source import StoredEmbeddings
 from adq_wds.errors import AdqError, SampleError, shorten
@@ -74,7 +74,7 @@ def _decoded(job: ShardJob, rows: range, batch: Batch) -> Iterator[tuple[int, _D
             continue
         h = image = None
         try:
-            sample = job.read(i)
+            sample = job.sample(i)
             label = _label(job, sample)
             digest = content_digest(sample, job.settings.image)
             if i not in job.known:
@@ -141,7 +141,8 @@ def _embed_part(job: ShardJob, part: list[_Decoded], batch: Batch) -> dict[str, 
     _refuse_not_finite(job, part, "embedding holds", h, bad)
     if settings.logit_grad and part:
         if logits is None:
-            raise AdqError(no_logits(name))
+            text = "gives no logits, which logit gradients need; take one with a classifier head"
+            raise AdqError(f"encoder {name!r} {text}")
         _refuse_not_finite(job, part, "logits hold", logits, bad)
     values = [[] if sample.i in bad else _scores(job, sample, h[k], bad) for k, sample in enumerate(part)]
     keep = [k for k, sample in enumerate(part) if sample.i not in bad]

@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from adq_wds.checks import Count, Ratio
+from adq_wds.checks import Count, Ratio, no_bar
 from adq_wds.embedding import reuse
 from adq_wds.embedding.batch import embed_batch
 from adq_wds.embedding.settings import Request, check_request
@@ -104,7 +104,7 @@ def embed_shards(
     _warn_of_seen_labels(request)
     folder = make_folder(out)
     bar = tqdm(
-        total=len(request.paths), unit=" shards", unit_scale=True, desc="embed", disable=None if progress is None else not progress
+        total=len(request.paths), unit=" shards", unit_scale=True, desc="embed", disable=no_bar(progress)
     )  # fmt: skip
     with lock(folder), bar:
         run = _Run(request, folder, bar)

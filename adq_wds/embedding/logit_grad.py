@@ -13,11 +13,6 @@ from adq_wds.protocols import Label
 from adq_wds.tables.features_file import FeaturesFile
 
 
-def no_logits(encoder: str) -> str:
-    """The error text for an encoder without a head where logits are needed."""
-    return f"encoder {encoder!r} gives no logits, which logit gradients need; take one with a classifier head"
-
-
 def gradient_columns(
     shard: str, encoder: str, logits: NDArray[np.float32], labels: list[Label]
 ) -> dict[str, NDArray[np.float32]]:

@@ -6,12 +6,10 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from adq_wds.embedding.shard import ShardJob
 from adq_wds.errors import FeaturesError
 from adq_wds.tables.features_file import FeaturesFile
-from adq_wds.tables.spans import Spans, scan_spans, source_stamp
+from adq_wds.tables.spans import scan_spans, source_stamp
 
 logger = logging.getLogger("adq_wds")
 
@@ -26,7 +24,7 @@ def earlier_features(path: str, file: Path, header: dict[str, Any], limit: int |
         return None
     try:
         old = FeaturesFile(file)
-        old.read(old.header["columns"])  # every column is compared with its hash
+        old.read_columns(old.header["columns"])  # every column is compared with its hash
     except FeaturesError as error:
         logger.warning("%s; embedding the shard again", error)
         return None
@@ -44,7 +42,7 @@ def earlier_features(path: str, file: Path, header: dict[str, Any], limit: int |
     if not is_enough or old.header["source"]["bytes"] != stamp["bytes"]:
         return None
     if old.header["source"] != stamp:  # do the checksums match what was embedded?
-        rows, now = _spans_of(old).rows(), scan_spans(path, shard=old.shard).rows()
+        rows, now = old.all_spans()[0].rows(), scan_spans(path, shard=old.shard).rows()
         if (now if old.header["complete"] else now[: len(rows)]) != rows:
             return None
     if columns := lacking(old, header):
@@ -80,7 +78,7 @@ def take_known(job: ShardJob, old: FeaturesFile, header: dict[str, Any]) -> str:
 
     Bad samples are retried where the label differs, which may have been their fault.
     """
-    if job.spans.rows() != _spans_of(old).rows():
+    if job.spans.rows() != old.all_spans()[0].rows():
         logger.warning("shard %s changed since %s was made; embedding it again", job.name, old.path)
         job.old = None
         return ""
@@ -89,9 +87,3 @@ def take_known(job: ShardJob, old: FeaturesFile, header: dict[str, Any]) -> str:
         return f"labels are read again, by {header['label']!r}"
     job.settled = {row[0]: row[5] for row in old.bad}
     return "digests are added to older features"
-
-
-def _spans_of(old: FeaturesFile) -> Spans:
-    """The spans and checksums of all samples, usable or not."""
-    spans = Spans.joined([old.spans(), old.bad_spans()])
-    return spans.take(np.argsort(spans.index, kind="stable"))

@@ -56,7 +56,7 @@ class ShardJob:
     first_label: Label = None  # of the first sample whose label can be read
     stored_width: int | None = None  # of the first embedding that its samples hold and that can be read
 
-    def read(self, i: int) -> Sample:
+    def sample(self, i: int) -> Sample:
         """Read a sample; an unusable one raises `SampleError`."""
         try:
             return read_sample(self.buffer, self.samples[i], url=self.path)
@@ -67,7 +67,7 @@ class ShardJob:
         """The result of `get` for the first sample that it accepts."""
         for i in range(len(self.samples)):
             try:
-                return get(self.read(i))
+                return get(self.sample(i))
             except SampleError:
                 continue  # reported where its own batch reads it
         return None

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from adq_wds.checks import positive
+from adq_wds.checks import no_bar, positive
 from adq_wds.core.rng import check_seed
 from adq_wds.core.views import DEFINITION
 from adq_wds.embedding.settings import encoder_header
@@ -96,8 +96,10 @@ def embed_views(
     def work(job: ViewJob, rows: range) -> NDArray[np.float16]:
         return embed_view_batch(job, rows, source, spec, seed=seed, width=features.width)
 
-    quiet = None if progress is None else not progress
-    with lock(folder), tqdm(total=len(chosen), unit=" samples", desc="views", disable=quiet) as bar:
+    with (
+        lock(folder),
+        tqdm(total=len(chosen), unit=" samples", desc="views", disable=no_bar(progress)) as bar,
+    ):
         jobs = _jobs_to_do(features, paths, chosen_of, header, bar.update)
         batches = in_order(
             jobs, lambda job: len(job.spans), work, batch_size=batch_size, workers=n_workers, name="adq-views"

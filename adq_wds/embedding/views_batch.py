@@ -56,7 +56,7 @@ def _viewed(
 ) -> Iterator[tuple[int, tuple[int, list[Image.Image]]]]:
     """The pixels of the views of each sample, with the sample and its two views."""
     for i in rows:
-        _, whole = whole_image(_read(job, i), image)
+        _, whole = whole_image(_read_sample(job, i), image)
         key = job.spans.keys[i]
         views = [make_view(whole, number, seed=seed, shard=job.name, key=key) for number in (0, 1)]
         yield 2 * min(whole.size) ** 2, (i, views)
@@ -76,7 +76,7 @@ def make_view(image: Image.Image, number: int, *, seed: int, shard: str, key: st
     return view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else view
 
 
-def _read(job: ViewJob, i: int) -> Sample:
+def _read_sample(job: ViewJob, i: int) -> Sample:
     """One sample by its offset, compared with what was embedded."""
     start, key = int(job.spans.byte_offset[i]), job.spans.keys[i]
     data = job.buffer[start : start + int(job.spans.n_bytes[i])]

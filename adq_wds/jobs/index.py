@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from adq_wds.checks import no_bar
 from adq_wds.errors import AdqError, ShardError
 from adq_wds.files import lock, make_folder
 from adq_wds.shards.names import expand_urls, plain_shard_names
@@ -109,8 +110,7 @@ def _scan_all(
     shards: dict[str, IndexedShard] = {}
     sources = {name: source_stamp(path) for name, path in path_of.items()}
     total = sum(source["bytes"] for source in sources.values())
-    quiet = None if progress is None else not progress
-    with tqdm(total=total, unit="B", unit_scale=True, desc="index", disable=quiet) as bar:
+    with tqdm(total=total, unit="B", unit_scale=True, desc="index", disable=no_bar(progress)) as bar:
         for name, path in path_of.items():
             known = name in earlier and earlier[name].spans.members is not None  # since version 2
             if not known or earlier[name].source != sources[name]:

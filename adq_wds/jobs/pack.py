@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
-from adq_wds.checks import Count, Ratio
+from adq_wds.checks import Count, Ratio, no_bar
 from adq_wds.core.rng import check_seed, draws
 from adq_wds.errors import SampleError, shorten
 from adq_wds.pipes.base import MAX_BAD_FRACTION, OnError, Tally, check_on_error
@@ -138,8 +138,7 @@ def pack_folder(
     keys = _keys(files.images)
     order = np.argsort(draws(check_seed(seed), 0, "", keys, purpose="pack"), kind="stable")
     tally = Tally("pack", on_error, max_bad_fraction)
-    quiet = None if progress is None else not progress
-    with tqdm(order.tolist(), unit=" images", desc="pack", disable=quiet) as rows:
+    with tqdm(order.tolist(), unit=" images", desc="pack", disable=no_bar(progress)) as rows:
         images = ((keys[row], files.images[row]) for row in rows)
         written = write_shards(
             _samples(root, images, files.problems, folders, tally),
@@ -283,7 +282,7 @@ def _samples(
                 raise SampleError(
                     "lies beside the folders that are classes, so it has no label; move it into one, or give label=None"
                 )
-            data = _read(os.path.join(root, path))
+            data = _read_image(os.path.join(root, path))
             sample[_field_of(data)] = data
         except SampleError as error:
             tally.failed(SampleError(f"file {shorten(os.path.join(root, path), 300)}: {error}"))
@@ -297,7 +296,7 @@ def _samples(
         raise SampleError(f"all {tally.bad} images are bad; see the log")
 
 
-def _read(path: str) -> bytes:
+def _read_image(path: str) -> bytes:
     """The bytes of a file.
 
     Raises:

@@ -85,10 +85,15 @@ def run_job(
         "source": [used.name, used.revision],  # a file may change under the same path
         "scores": {
             score.name: score.revision
-            for score in (*map(named_score, embed.get("scores", ())), *options.own_scores)
+            for score in (*map(named_score, embed.get("scores", ())), *options.user_scores)
         },
         "shards": [
-            {"path": _settled(path), "name": name, **source_stamp(path)}
+            # others may read the file: no password or token
+            {
+                "path": without_secrets(path) if is_url(path) else os.path.abspath(path),
+                "name": name,
+                **source_stamp(path),
+            }
             for path, name in zip(paths, names_of_features(paths), strict=True)
         ],
     }
@@ -125,23 +130,18 @@ def run_job(
 def needed(embed: dict[str, Any], plan: dict[str, Any]) -> dict[str, Any]:
     """The options of `embed_shards` that this plan needs beyond the given ones."""
     more: dict[str, Any] = {}
-    own = [
+    users = [
         score
         for score in plan.get("scores") or ()
         if score not in BUILT_IN_SCORES and not isinstance(named_score(score), Column)
     ]
-    if own:
-        more["scores"] = sorted({*embed.get("scores", ()), *own})
+    if users:
+        more["scores"] = sorted({*embed.get("scores", ()), *users})
     if plan.get("kernel") == "gradient":
         more["logit_grad"] = True
     if plan.get("diversity_head", "none") != "none" and not embed.get("views"):
         more["views"] = N_VIEWS
     return more
-
-
-def _settled(path: str) -> str:
-    """The path of a shard without password or token, for a file that others may read."""
-    return without_secrets(path) if is_url(path) else os.path.abspath(path)
 
 
 def _refuse_foreign_shards(folder: Path, shards: ShardPattern, paths: list[str]) -> None:

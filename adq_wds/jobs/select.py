@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from adq_wds.checks import Ratio
 from adq_wds.core.allocation import budget_for
-from adq_wds.errors import PlanError, SampleError, located, shorten
+from adq_wds.errors import FeaturesError, PlanError, SampleError, located, shorten
 from adq_wds.files import lock, make_folder
 from adq_wds.protocols import Label
 from adq_wds.remote.open_shard import open_shard
@@ -24,6 +24,7 @@ from adq_wds.samples.number import read_number
 from adq_wds.shards.names import expand_urls, plain_shard_names
 from adq_wds.shards.samples_in_tar import read_sample
 from adq_wds.tables.column import Column
+from adq_wds.tables.features import Features
 from adq_wds.tables.plan import Plan, load_plan
 from adq_wds.tables.plan_header import header_without_bins
 from adq_wds.tables.plan_rows import PlanShard
@@ -82,7 +83,7 @@ def select_samples(
     by_name, value = str(source), np.concatenate([shard.value for shard in shards])
     if isinstance(source, Column):
         by_name = f"{Path(source.path).name}:{source.name}"  # its folder is no part of the plan's hash
-        value = source.join(list(keys), keys.__getitem__)
+        value = _of_features(source, keys) if os.path.isdir(source.path) else source.join(keys.items())
     classes, names = _classes([label for shard in shards for label in shard.labels])
     kept = _choose(value, classes, _order_of_keys(list(keys.values())), rule)
     if not kept.any():
@@ -144,6 +145,20 @@ def _source(by: str | Column) -> str | Column:
         return Column(path, name)
     check_spec(by, "number")
     return by
+
+
+def _of_features(column: Column, keys: dict[str, list[str]]) -> NDArray[np.float32]:
+    """(N,) float32: a column of a folder of features for each sample."""
+    value: list[float] = []
+    for file in Features(column.path, shards=list(keys)):
+        known = {"texture": file.texture, "norm": file.norm}
+        numbers = known[column.name]() if column.name in known else file.score(column.name)
+        number_of = dict(zip(file.spans().keys, numbers.tolist(), strict=True))
+        if lacking := [key for key in keys[file.shard] if key not in number_of]:
+            error = FeaturesError(f"not among the usable samples of {column.path}; embed it, or leave it out")
+            raise located(error, shard=file.shard, key=lacking[0])
+        value += [number_of[key] for key in keys[file.shard]]
+    return np.array(value, dtype=np.float32)
 
 
 def _read_all(urls: Urls, field: str | None, label: str | None, progress: bool | None) -> list[_Shard]:

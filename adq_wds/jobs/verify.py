@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from adq_wds.checks import Count, positive
+from adq_wds.checks import Count, no_bar, positive
 from adq_wds.engines.threads import cores
 from adq_wds.errors import PlanError, shorten
 from adq_wds.jobs.index import Urls
@@ -98,8 +98,7 @@ def verify_shards(
     options |= {"image": image if decode else None, "label": None if label == "none" else label}
     path_of, others = _match(paths, listed, root)
     checks = []
-    quiet = None if progress is None else not progress
-    with tqdm(total=listed.n_samples, unit=" samples", desc="verify", disable=quiet) as bar:
+    with tqdm(total=listed.n_samples, unit=" samples", desc="verify", disable=no_bar(progress)) as bar:
         for expected in listed:
             n = len(expected.spans)
             if expected.name in path_of:

@@ -111,13 +111,11 @@ def _of_features(features: Features) -> Listed:
 
     def shard(name: str) -> Expected:
         file = files[name]
-        both = Spans.joined([file.spans(), file.bad_spans()])
-        n_good = len(file.spans())
-        columns = file.read(file.header["columns"])  # all of them: each is compared with its hash
-        labels = [*_labels(columns["label"].to_pylist(), file.names), *[None] * (len(both) - n_good)]
-        order = np.argsort(both.index, kind="stable")
+        spans, order = file.all_spans()
+        columns = file.read_columns(file.header["columns"])  # all of them: each is compared with its hash
+        labels = [*_labels(columns["label"].to_pylist(), file.names), *[None] * len(file.bad)]
         complete = file.header["complete"] and features.limit is None
-        return Expected(name, both.take(order), order < n_good, [labels[i] for i in order], complete)
+        return Expected(name, spans, order < file.n, [labels[i] for i in order], complete)
 
     n_samples = sum(file.n_read for file in features)
     return Listed("features", list(files), n_samples, features.header["label"] != "none", shard)

@@ -10,17 +10,22 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from adq_wds.core.rng import draw as sample_draw
 from adq_wds.core.unit_rows import unit_rows
 from adq_wds.errors import CodebookError, SampleError, shorten
 from adq_wds.pipes.base import Pipe
 from adq_wds.pipes.embed import EMBEDDING_FIELD, ENCODER_FIELD
-from adq_wds.samples.fields import FieldSpec, Sample, check_spec, clean_fields, place_error
+from adq_wds.samples.fields import FieldSpec, Sample, check_spec, clean_fields, content_digest, place_error
 from adq_wds.samples.label import read_label
 from adq_wds.samples.npy import NpyError, read_vector
-from adq_wds.tables.codebook import POOLED, Codebook, as_codebook
+from adq_wds.shards.names import base_name
+from adq_wds.tables.codebook import COPY_DRAW, Codebook, as_codebook
+from adq_wds.tables.plan_rows import DUPLICATE, LABEL, REASONS
 
 BIN_FIELD = "bin.cls"
-RULE_FIELD = "__adq_bin__"  # (hash of the codebook, row) that the bin is by
+REASON_FIELD = "reason.txt"
+MARGIN_FIELD = "margin.json"
+RULE_FIELD = "__adq_bin__"  # (hash of the codebook, number of the class) that the bin is by
 
 logger = logging.getLogger("adq_wds")
 
@@ -32,6 +37,11 @@ class AssignBins(Pipe):
     The embedding is in ``emb.npy``, from `Embed` or from the shard itself (an npy file of one vector, decoded or
     not). A class that the codebook has not seen, and a sample without a label, uses the rule over all classes; the
     first such class is logged.
+
+    Where the codebook looks for copies or doubted labels, ``reason.txt`` says why `Subsample` drops a sample:
+    "duplicate", "label", or "" for none. ``margin.json`` is then how well its label fits: the label's prediction less the
+    best other one; None for a class that the fit has not seen, which is never doubted. Copies are told by the bytes of
+    the image, so this stage stands before decoding.
 
     Args:
         codebook: a codebook, or its path.
@@ -46,7 +56,8 @@ class AssignBins(Pipe):
 
     Raises (while streaming):
         CodebookError: embeddings of another encoder than the codebook's, or labels of another kind.
-        SampleError: no embedding, one that is damaged, not finite or of another width, or no label.
+        SampleError: no embedding, one that is damaged, not finite or of another width, no label, or, where copies are
+            looked for, no image's bytes.
     """
 
     chunk: ClassVar[int] = 64
@@ -75,25 +86,50 @@ class AssignBins(Pipe):
         if not samples:
             return []
         cleaned = [clean_fields(sample) for sample in samples]
-        rows = [self._row(sample) for sample in cleaned]
+        numbers = np.array([self._class_number(sample) for sample in cleaned])
         vectors = np.stack([self._vector(sample) for sample in cleaned])
-        bins = self._codebook.checkpoints.assign(vectors, np.array(rows, dtype=np.int64))
+        bins = self._codebook.checkpoints.assign(vectors, self._codebook.rows[numbers])
+        columns = {BIN_FIELD: bins.tolist(), **self._left_out(cleaned, vectors, numbers - 1)}
+        columns[RULE_FIELD] = [(self._codebook.hash, number) for number in numbers.tolist()]
         return [
-            {**sample, BIN_FIELD: bin, RULE_FIELD: (self._codebook.hash, row)}
-            for sample, bin, row in zip(cleaned, bins.tolist(), rows, strict=True)
+            sample | dict(zip(columns, added, strict=True))
+            for sample, *added in zip(cleaned, *columns.values(), strict=True)
         ]
 
-    def _row(self, sample: Sample) -> int:
+    def _left_out(
+        self, samples: list[Sample], vectors: NDArray[np.float16], label: NDArray[np.int64]
+    ) -> dict[str, list[Any]]:
+        """Reason and margin of each sample, by field; `label` is (N,) positions among the classes, -1 for others."""
+        margins, copies = self._codebook.margins, self._codebook.copies
+        reason = np.full(len(samples), "", dtype=object)
+        columns: dict[str, list[Any]] = {}
+        if margins is not None:
+            margin = margins.margins(vectors, label)
+            reason[margins.doubted(margin, label)] = REASONS[LABEL]
+            columns[MARGIN_FIELD] = [None if np.isnan(m) else m for m in margin.tolist()]
+        if copies is not None:
+            image = self._codebook.header["image"]
+            digests = [content_digest(sample, None if image == "none" else image) for sample in samples]
+            digest = np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(len(samples), -1)
+            draw = [
+                sample_draw(0, 0, base_name(s["__url__"]), s["__key__"], purpose=COPY_DRAW) for s in samples
+            ]
+            reason[copies.are_copies(digest, np.array(draw, dtype=np.uint64))] = REASONS[DUPLICATE]
+        if margins is not None or copies is not None:
+            columns[REASON_FIELD] = reason.tolist()
+        return columns
+
+    def _class_number(self, sample: Sample) -> int:
         if not self._codebook.needs_label:
-            return POOLED
+            return 0
         label = read_label(sample, self.label)
-        row = self._codebook.row(label)
-        if row is None and not self._warned:
+        number = self._codebook.class_number(label)
+        if number is None and not self._warned:
             object.__setattr__(self, "_warned", True)
             logger.warning(
                 "class %s is new to the codebook: such samples go by the rule over all", shorten(label)
             )
-        return POOLED if row is None else row
+        return number or 0
 
     def _vector(self, sample: Sample) -> NDArray[np.float16]:
         """(D,) float16, the embedding as `embed_shards` would have stored it."""
@@ -120,6 +156,13 @@ class AssignBins(Pipe):
         except SampleError as error:
             raise place_error(error, sample, self.embedding) from error.__cause__
         return half
+
+
+def added_fields(codebook: Codebook) -> tuple[str, ...]:
+    """The fields that `AssignBins` adds by a codebook, beside `RULE_FIELD`."""
+    margin = () if codebook.margins is None else (MARGIN_FIELD,)
+    reason = (REASON_FIELD,) if margin or codebook.copies is not None else ()
+    return BIN_FIELD, *margin, *reason
 
 
 def _named(encoder: Any) -> str:

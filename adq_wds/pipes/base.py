@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -36,6 +37,7 @@ class Tally:
     Attributes:
         on_error: "raise", "skip", or a function that gets the error and says whether to skip.
         max_bad_fraction: the largest part of the samples that may be skipped.
+        reasons: dropped samples by why, where a pipe says so.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Tally:
     read: int = 0
     kept: int = 0
     bad: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
     _in_a_row: int = 0
     _last: str = ""  # text of the last bad sample's error; the error itself would keep its sample alive
 
@@ -84,13 +87,16 @@ class Tally:
             raise retold(theirs, f"{error}; on_error raised {type(theirs).__name__}: {theirs}") from theirs
 
     def close(self, *, whole: bool = True) -> None:
-        """Log the skipped samples, once, at the end of a pass; raise `SampleError` if they are too many.
+        """Log the skipped samples, and dropped ones that have a reason, once, at the end of a pass; raise `SampleError` if they are too many.
 
         Fewer than 100 samples of a worker's or resumed stream, which is only a part, are not judged.
         """
-        if self.bad:
+        if self.bad or self.reasons:
             counts = (self.read, self.kept, self.dropped, self.bad)
-            logger.warning("%s: read %d = kept %d + dropped %d + bad %d", self.name, *counts)
+            reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(self.reasons.items()))
+            why = reasons and f"; of the dropped {reasons}"
+            level = logging.WARNING if self.bad else logging.INFO
+            logger.log(level, "%s: read %d = kept %d + dropped %d + bad %d%s", self.name, *counts, why)
         if self.bad > 1 and (whole or self.read >= _MIN_JUDGED) and self._too_many():
             raise self._verdict()
 

@@ -26,12 +26,12 @@ def has_place(sample: object) -> bool:
     )
 
 
-def reader_errors_named(stream: Iterable[Any], shard_at: Callable[[str], str]) -> Iterator[Any]:
+def reader_errors_named(stream: Iterable[Any], shard_of: Callable[[str], str]) -> Iterator[Any]:
     """The stream; errors of the reader become a `ShardError`, others are raised unchanged.
 
     Args:
         stream: samples.
-        shard_at: gives the name of the shard at a URL, or raises `PlanError`.
+        shard_of: gives the name of the shard at a URL, or raises `PlanError`.
     """
     last: Any = None
     try:
@@ -44,7 +44,7 @@ def reader_errors_named(stream: Iterable[Any], shard_at: Callable[[str], str]) -
         shard = None
         if failed is not None and not isinstance(error, AdqError):
             with suppress(PlanError):  # another stage's error, which ends with some text
-                shard = shard_at(failed)
+                shard = shard_of(failed)
         if failed is None or shard is None:
             raise
         after = f" after key {shorten(key)}" if url is not None and marked in (None, url) else ""

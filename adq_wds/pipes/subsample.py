@@ -7,30 +7,25 @@ import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from adq_wds.checks import integer
-from adq_wds.core.allocation import budget_for
-from adq_wds.core.rng import check_seed, draws
-from adq_wds.errors import CodebookError, PlanError, ShardError, located, shorten
+from adq_wds.core.rng import check_seed
+from adq_wds.errors import PlanError, ShardError, located, shorten
 from adq_wds.pipes.arrivals import Arrivals, Lost, lost_text
-from adq_wds.pipes.assign_bins import BIN_FIELD, RULE_FIELD
-from adq_wds.pipes.base import Pipe
-from adq_wds.pipes.embed import EMBEDDING_FIELD, ENCODER_FIELD
+from adq_wds.pipes.base import Pipe, Tally
+from adq_wds.pipes.by_codebook import ByCodebook
+from adq_wds.pipes.epochs import Epoch, checked_epoch, epoch_of, runs
 from adq_wds.pipes.reader_errors import has_place, reader_errors_named
-from adq_wds.samples.fields import EPOCH_FIELD, Sample, clean_fields
-from adq_wds.shards.names import ShardNames, base_name
+from adq_wds.samples.fields import Sample, clean_fields
+from adq_wds.shards.names import ShardNames
 from adq_wds.shards.samples_in_tar import split_name
 from adq_wds.tables.codebook import SUFFIX, Codebook, load_codebook
 from adq_wds.tables.plan import CACHED_SHARDS, Plan, as_plan
 
 KEEP = 0.3  # as `build_plan` has it
-Epoch = int | Callable[[], int] | str | None
 
 logger = logging.getLogger("adq_wds")
 
@@ -46,8 +41,9 @@ class Subsample(Pipe):
 
     With a codebook, put it after `Embed` and `AssignBins`: a sample is kept when its draw, keyed by seed, epoch, shard
     and key, lies below the rate of its class and bin. `keep` is the ratio kept on average, also of new shards; a
-    smaller `keep` keeps a subset of a larger one. The fields of those two pipes are removed again. ``__adq_*`` fields
-    from a tar are dropped in any case.
+    smaller `keep` keeps a subset of a larger one. Copies and doubted labels, where the codebook recognises them, are
+    dropped at any `keep`, and counted in the log at level INFO. The fields of those two pipes are removed again.
+    ``__adq_*`` fields from a tar are dropped in any case.
 
     Args:
         plan: a plan or a codebook, or the path of one; a codebook's ends in .safetensors.
@@ -61,7 +57,7 @@ class Subsample(Pipe):
             samples of every class and bin (epoch 0 is the plan), with a codebook each draws anew. The number of the
             epoch; a function that gives it, called for every chunk, such as one that reads a shared
             ``multiprocessing.Value``; or "sample", for the number that a source of ours has put into the sample.
-        keep_fields: with a codebook, leave ``emb.npy`` and ``bin.cls`` in the kept samples.
+        keep_fields: with a codebook, leave ``emb.npy`` and the fields of `AssignBins` in the kept samples.
         missing: with a plan, what to do at the end of a pass that began a shard and did not bring all its kept
             samples: "raise" or "warn", for pipelines that leave samples out before this stage.
 
@@ -91,7 +87,7 @@ class Subsample(Pipe):
     epoch: Epoch = field(default=None, kw_only=True)
     keep_fields: bool = field(default=False, kw_only=True)
     missing: Literal["raise", "warn"] = field(default="raise", kw_only=True)
-    _choose: _ByPlan | _ByCodebook = field(init=False, repr=False)
+    _choose: _ByPlan | ByCodebook = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -102,7 +98,7 @@ class Subsample(Pipe):
             kind = type(self.plan).__name__
             raise TypeError(f"Subsample needs a plan: .compose(adq.Subsample(plan)); got a {kind}")
         if not (self.epoch is None or self.epoch == "sample" or callable(self.epoch)):
-            _checked_epoch(self.epoch)
+            checked_epoch(self.epoch)
         if self.missing not in ("raise", "warn"):
             raise ValueError(f"missing must be 'raise' or 'warn', got {shorten(self.missing)}")
         object.__setattr__(self, "plan", opened)
@@ -114,6 +110,12 @@ class Subsample(Pipe):
         """The kept samples, as new dicts."""
         return self._choose(samples, self._epoch_now())
 
+    def run(self, chunk: list[Sample], tally: Tally) -> Iterator[Sample]:
+        """As in `Pipe`; samples that a codebook leaves out are also counted by their reasons."""
+        yield from super().run(chunk, tally)
+        if isinstance(self._choose, ByCodebook):
+            tally.reasons.update(self._choose.reasons(chunk))
+
     def counted(self, stream: Iterable[Sample]) -> Iterable[Sample]:
         """The stream; at its end, its counts are compared with the plan."""
         if isinstance(self._choose, _ByPlan):
@@ -121,7 +123,7 @@ class Subsample(Pipe):
         return stream
 
     def _epoch_now(self) -> int | str | None:
-        return _checked_epoch(self.epoch()) if callable(self.epoch) else self.epoch
+        return checked_epoch(self.epoch()) if callable(self.epoch) else self.epoch
 
     def _by_plan(self) -> _ByPlan:
         self._refuse(
@@ -131,14 +133,11 @@ class Subsample(Pipe):
         root = None if self.root is None else os.fspath(self.root)
         return _ByPlan(self.plan, self.plan.names(root=root), self.verify)
 
-    def _by_codebook(self) -> _ByCodebook:
+    def _by_codebook(self) -> ByCodebook:
         self._refuse(root=None, missing="raise", of="a plan; a codebook knows of no shards")
         assert isinstance(self.plan, Codebook)
         keep = KEEP if self.keep is None else self.keep
-        budget_for(keep, 0)  # checks it
-        # whole numbers, since a draw near 2^64 would round to 1 as a float
-        limits = [[int(rate * 2.0**64) for rate in row] for row in self.plan.rates(keep).tolist()]
-        return _ByCodebook(self.plan.hash, limits, check_seed(self.seed), self.keep_fields)
+        return ByCodebook.of(self.plan, keep, check_seed(self.seed), self.keep_fields)
 
     def _refuse(self, *, of: str, **defaults: Any) -> None:
         """Raise `ValueError` for an option that belongs to the other of plan and codebook and is not at its default."""
@@ -148,25 +147,6 @@ class Subsample(Pipe):
                 raise ValueError(f"{name}={value!r} goes with {of}")
 
 
-def _checked_epoch(epoch: object) -> int:
-    return integer("epoch", epoch, least=0, most=2**63 - 1)
-
-
-def _epoch_of(sample: Sample) -> int:
-    number = sample.get(EPOCH_FIELD, 0)
-    return 0 if isinstance(number, bytes | str) else _checked_epoch(number)  # bytes come from a tar
-
-
-def _runs(
-    samples: list[Sample], epoch: int | str | None
-) -> Iterator[tuple[str, int | None, Iterator[Sample]]]:
-    """Runs of neighbours with one URL and epoch, mostly those of one shard."""
-    if isinstance(epoch, str):  # each sample says its own
-        by_both = groupby(samples, lambda sample: (sample["__url__"], _epoch_of(sample)))
-        return ((url, number, run) for (url, number), run in by_both)
-    return ((url, epoch, run) for url, run in groupby(samples, itemgetter("__url__")))
-
-
 class _ByPlan:
     """Passes the samples that a plan keeps: its own choice, or that of an epoch."""
 
@@ -174,12 +154,12 @@ class _ByPlan:
         self._plan, self._names, self._verify = plan, names, verify
         self._shards: dict[str, str] = {}  # name in the plan, by URL
         self._fresh: dict[tuple[str, int], bytes] = {}  # a byte a row, 1 where kept, by shard and epoch
-        self._silent_told = False
+        self._warned = False
 
     def __call__(self, samples: list[Sample], epoch: int | str | None) -> list[Sample]:
         out = []
-        for url, number, run in _runs(samples, epoch):
-            shard = self._shard_at(url)
+        for url, number, run in runs(samples, epoch):
+            shard = self._shard_of(url)
             rows = self._plan.shard(shard).by_key
             fresh = None if number is None else self._kept_in(shard, number)
             for sample in run:
@@ -197,7 +177,7 @@ class _ByPlan:
                     out.append(clean_fields(sample))
         return out
 
-    def _shard_at(self, url: str) -> str:
+    def _shard_of(self, url: str) -> str:
         shard = self._shards.get(url)
         if shard is None:
             shard = self._shards[url] = self._names.find(url)
@@ -218,17 +198,17 @@ class _ByPlan:
         missing."""
         arrivals: dict[str, Arrivals] = {}
         url = None
-        for sample in reader_errors_named(stream, self._shard_at):
+        for sample in reader_errors_named(stream, self._shard_of):
             if has_place(sample):
                 if sample["__url__"] != url:
                     url = sample["__url__"]
-                    shard = self._shard_at(url)
+                    shard = self._shard_of(url)
                     rows = self._plan.shard(shard).by_key
                     if shard not in arrivals:
                         arrivals[shard] = Arrivals(len(rows))
                     came = arrivals[shard]
                     epoch = epoch_now()
-                    came.epochs.add(_epoch_of(sample) if isinstance(epoch, str) else epoch)
+                    came.epochs.add(epoch_of(sample) if isinstance(epoch, str) else epoch)
                 row = rows.get(sample["__key__"])
                 if row is not None:
                     came.count(row[2])
@@ -257,8 +237,8 @@ class _ByPlan:
         """Warn, once, of shards with kept samples of which none arrived, unless another process may have read them."""
         entries = self._plan.header["shards"]
         silent = [entry["name"] for entry in entries if entry["kept"] and entry["name"] not in begun]
-        if silent and not self._silent_told and _reads_alone():
-            self._silent_told = True
+        if silent and not self._warned and _reads_alone():
+            self._warned = True
             logger.warning(
                 "Subsample: %d of the plan's %d shards gave no sample, the first %s: as it should be where the pipeline "
                 "reads a part of the plan's shards; else `adq verify` tells what is wrong with them",
@@ -300,48 +280,3 @@ def _check_bytes(sample: Sample, crc32: int, *, shard: str) -> None:
             shard=shard,
             key=sample["__key__"],
         )
-
-
-@dataclass(frozen=True)
-class _ByCodebook:
-    """Passes the samples whose draws lie below the rates of their bins."""
-
-    codebook: str  # its hash
-    limits: list[list[int]]  # (R, K) rates, times 2^64
-    seed: int
-    keep_fields: bool
-
-    def __call__(self, samples: list[Sample], epoch: int | str | None) -> list[Sample]:
-        out = []
-        for url, number, neighbours in _runs(samples, epoch):
-            run = list(neighbours)
-            keys = [sample["__key__"] for sample in run]
-            drawn = draws(self.seed, number or 0, base_name(url), keys, purpose="keep").tolist()
-            out += [
-                self._stripped(sample)
-                for sample, u in zip(run, drawn, strict=True)
-                if u < self._limit(sample)
-            ]
-        return out
-
-    def _limit(self, sample: Sample) -> int:
-        rule, bin = sample.get(RULE_FIELD), sample.get(BIN_FIELD)
-        if isinstance(rule, tuple) and isinstance(bin, int):
-            codebook, row = rule
-            if codebook == self.codebook:
-                return self.limits[row][bin]
-            trouble = f"its bin is by another codebook ({codebook[:12]}, here {self.codebook[:12]}): use one for both"
-        else:
-            trouble = "no bin here: put adq_wds.AssignBins(codebook) before Subsample(codebook)"
-        raise located(CodebookError(trouble), shard=base_name(sample["__url__"]), key=sample["__key__"])
-
-    def _stripped(self, sample: Sample) -> Sample:
-        out = clean_fields(sample)
-        ours = {RULE_FIELD, ENCODER_FIELD}
-        if not self.keep_fields:
-            ours.add(BIN_FIELD)
-            if ENCODER_FIELD in out:  # else it came with the sample
-                ours.add(EMBEDDING_FIELD)
-        for name in ours:
-            out.pop(name, None)
-        return out

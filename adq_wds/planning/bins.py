@@ -9,6 +9,7 @@ from contextlib import closing
 import numpy as np
 from tqdm import tqdm
 
+from adq_wds.checks import no_bar
 from adq_wds.core.kernel import unit_rows
 from adq_wds.core.scores import BinSums, bin_scores, rounded
 from adq_wds.core.strata import margin_strata
@@ -45,8 +46,7 @@ def bin_samples(samples: Samples, options: Options, *, scratch: str | os.PathLik
     bin = np.full(len(samples), -1, dtype=np.int16)
     pick = np.full(len(samples), -1, dtype=np.int32)
     sums = BinSums.empty(options.bins, features.width, texture=texture is not None)
-    quiet = None if options.progress is None else not options.progress
-    with tqdm(total=2 * len(samples), unit=" samples", desc="bins", disable=quiet) as bar:
+    with tqdm(total=2 * len(samples), unit=" samples", desc="bins", disable=no_bar(options.progress)) as bar:
         bar.update(len(samples) - int(samples.binned.sum()))
         columns = binner.columns
         buckets = ClassBuckets(
@@ -54,7 +54,7 @@ def bin_samples(samples: Samples, options: Options, *, scratch: str | os.PathLik
         )
         with closing(buckets):
             for c in classes:
-                where, (embedding, *further) = buckets.read(c)
+                where, (embedding, *further) = buckets.rows_of(c)
                 if not len(where):
                     continue  # all are left out
                 rows, memory = unit_rows(embedding), options.memory_bytes

@@ -120,12 +120,12 @@ class ClassBuckets:
                 progress(file.n)
         self._file.flush()
 
-    def read(self, c: int) -> tuple[NDArray[np.int64], list[NDArray[Any]]]:
+    def rows_of(self, c: int) -> tuple[NDArray[np.int64], list[NDArray[Any]]]:
         """One class: positions (n,) int64 in the set, ascending; embeddings (n, D) float16, and the further columns."""
-        columns = [self._read(c, i) for i in range(len(self._columns))]
+        columns = [self._read_column(c, i) for i in range(len(self._columns))]
         return self._order[self._start[c] : self._end[c]], columns
 
-    def _read(self, c: int, i: int) -> NDArray[Any]:
+    def _read_column(self, c: int, i: int) -> NDArray[Any]:
         column = self._columns[i]
         n_bytes = (self._end[c] - self._start[c]) * column.row_bytes
         self._file.seek(self._bases[i] + self._start[c] * column.row_bytes)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from adq_wds.checks import Count, Ratio
+from adq_wds.core.cells import Balance
 from adq_wds.errors import PlanError
 from adq_wds.files import canonical_json, lock, make_folder
 from adq_wds.planning.bins import bin_samples, check_fit
@@ -17,7 +18,7 @@ from adq_wds.planning.importance import Normalise, score_bins
 from adq_wds.planning.leave_out import leave_out
 from adq_wds.planning.options import Options, plan_options
 from adq_wds.planning.samples import SampleId, Samples, read_samples
-from adq_wds.planning.seats import Balance, Draw, make_cells, take_seats
+from adq_wds.planning.seats import Draw, make_cells, take_seats
 from adq_wds.planning.table import make_table
 from adq_wds.protocols import Allocation
 from adq_wds.registry import BinsBy, Kernel

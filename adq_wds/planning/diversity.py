@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from adq_wds.checks import no_bar
 from adq_wds.core.scores import rounded
 from adq_wds.tables.bins import Bins
 from adq_wds.tables.features import Features
@@ -45,8 +46,7 @@ def diversity_behind(features: Features, bins: Bins, head: str, *, progress: boo
         return known
     position, z = views.rows(features)
     logger.info("diversity behind the %s head, from two views of %d images", head, len(z))
-    quiet = None if progress is None else not progress
-    with tqdm(total=N_SEEDS * EPOCHS, unit=" epochs", desc="head", disable=quiet) as bar:
+    with tqdm(total=N_SEEDS * EPOCHS, unit=" epochs", desc="head", disable=no_bar(progress)) as bar:
         value, spread = head_diversity(
             z, bins.bin[position], bins.n_bins, size=size, seed=HEAD_SEED, progress=bar.update
         )

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adq_wds.core.label_noise import wrong_shares
-from adq_wds.core.margin import ridge_margins
+from adq_wds.core.margin import fit_ridge, ridge_margins
 from adq_wds.errors import PlanError
 from adq_wds.files import canonical_json, sha256_text
 from adq_wds.planning.options import Options
@@ -87,7 +87,8 @@ def _measure(
         row: the class of each of those, as a position among `samples.classes`.
     """
     logger.info("checking %d labels by a fit on the embeddings", len(here))
-    margins = ridge_margins(lambda: _embeddings(samples), row)
+    samples.ridge = fit_ridge(lambda: _embeddings(samples), row)
+    margins = ridge_margins(lambda: _embeddings(samples), row, fit=samples.ridge)
     margin = np.full(len(samples), np.nan, dtype=np.float32)
     margin[here] = margins.margin
     wrong = np.zeros(len(samples.classes))

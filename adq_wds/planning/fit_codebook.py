@@ -8,12 +8,14 @@ from collections.abc import Iterable
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from adq_wds.checks import Count, Ratio, integer, listed
+from adq_wds.checks import Count, Ratio, integer, listed, no_bar
+from adq_wds.core.cells import Balance
 from adq_wds.core.codebook import Checkpoints, bin_checkpoints
 from adq_wds.core.graphcut import graphcut_bins
 from adq_wds.core.kernel import unit_rows
@@ -21,19 +23,23 @@ from adq_wds.core.scores import BinSums, bin_scores, importance, rounded
 from adq_wds.errors import CodebookError, FeaturesError, shorten
 from adq_wds.files import lock, make_folder
 from adq_wds.planning.buckets import ClassBuckets
+from adq_wds.planning.codebook_parts import check_digests, codebook_parts, samples_to_fit
 from adq_wds.planning.importance import Normalise
 from adq_wds.planning.options import Options, plan_options
-from adq_wds.planning.samples import global_labels, keyed_draws
+from adq_wds.planning.samples import keyed_draws
 from adq_wds.planning.seats import weigh_bins
 from adq_wds.protocols import Allocation
 from adq_wds.registry import SCORES, look_up
-from adq_wds.tables.codebook import NO_LABEL, Codebook, CodebookSource, check_codebook_name, load_codebook
+from adq_wds.tables.codebook import NO_LABEL, Codebook, check_codebook_name, load_codebook
+from adq_wds.tables.codebook_header import CodebookSource
 from adq_wds.tables.features import Features
+from adq_wds.tables.plan_rows import KEPT
 
 PILOT = 5_000  # rows at most, unless more are asked for: a similarity matrix of 200 MB
 HELD_OUT = 1_000
 CHECKPOINTS = 8
 MIN_PILOT = 500
+_LEFT_OUT = -2  # class of a sample that is left out
 _CROWDED = 2.0  # times its share, from which on the last bin is warned of
 
 logger = logging.getLogger("adq_wds")
@@ -50,8 +56,11 @@ def fit_codebook(
     seed: int = 0,
     alpha: Ratio = 0.65,
     allocation: str | Allocation = "adaptive",
+    balance: Balance | Ratio = "class",
     scores: Iterable[str] | None = None,
     normalise: Normalise = "sum",
+    dedup: Literal["exact"] | None = None,
+    clean: Literal["auto"] | Ratio | None = None,
     memory_bytes: int = 1 << 30,
     out: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
@@ -61,7 +70,8 @@ def fit_codebook(
     The exact greedy bins a pilot of every class, and one of all classes together, by the cosine of the
     embeddings. Checkpoints of every bin store the vector that ranks candidates. New samples do not fill bins
     evenly, so samples outside the pilot are assigned and counted; the rates for any later `keep` are solved
-    from these counts. Equal features, settings and seed give an equal codebook.
+    from these counts. Equal features, settings and seed give an equal codebook. Copies and doubted labels are left out
+    before where asked, and the codebook recognises them in a stream.
 
     Args:
         features: a folder that `embed_shards` wrote, or the `Features` it gave.
@@ -77,9 +87,21 @@ def fit_codebook(
         allocation: rule for the rates of bins, "adaptive" (ADQ), "published" (the paper's own formula, which differs for
             bins of unequal size) or "uniform" (DQ). Or a function (size (K,), importance (K,), keep) → weights (K,),
             finite and >= 0, called for each class with its held-out counts.
+        balance: "class" keeps the classes' proportions, "equal" keeps as many of each class while it has samples, by
+            the parts that classes are of these samples; "none" lets all cells compete. A number g in [0, 1] lies
+            between: a class of n samples weighs n to the power of g. Other classes, and samples without a label, are
+            kept at the ratio asked for.
         scores: what adds up to a bin's importance, of "texture" (representativeness) and "diversity"; both unless
             said, diversity alone where the features were made without images.
         normalise: how each score is scaled over the bins: "sum" or "minmax".
+        dedup: "exact" drops a sample of a stream whose contents a sample of these features has, unless it is itself the
+            one that stays: the first by shard name and position, recognised by its shard's base name and its key. New
+            samples are not compared with each other. Takes 16 bytes for each distinct sample.
+        clean: leaves out samples whose label is doubted, as a fit on the embeddings prefers another class. "auto"
+            estimates for each class which share is wrong, next to none where labels are right; a number in (0, 1) is
+            the share of every class. A sample of a stream is doubted below the lowest margin of its class that is left.
+            Samples of these features then seem to fit better than new ones, since the fit knows their labels. Takes
+            4·C·(D + 1,025) bytes.
         memory_bytes: what one pilot's similarity matrix may take; larger pilots need none, and more time.
         out: file to write to, ending in .safetensors; a codebook without one stays in memory.
         progress: show a bar; only on a terminal by default.
@@ -89,10 +111,12 @@ def fit_codebook(
 
     Raises:
         ValueError: an argument is out of range, or a name unknown.
-        FeaturesError: damaged features, features that do not belong together, or too few of them.
+        FeaturesError: damaged features, features that do not belong together, or too few of them; or what they lack for
+            `balance`, `dedup` or `clean`.
         AdqError: `out` cannot be written, or another job works in its folder.
 
     Source: ours. Bins: Zhou et al. 2023 (arXiv 2308.10524); scores and rates: Li et al. 2024 (arXiv 2412.16895).
+    Balance, copies and cleaning are ours, as in `build_plan`.
     """
     pilot = integer("pilot", PILOT if pilot is None else pilot, least=1, most=2**31 - 1)
     checkpoints = integer("checkpoints", checkpoints, least=1, most=2**15 - 1)
@@ -101,7 +125,7 @@ def fit_codebook(
         look_up("score of a codebook", score, dict.fromkeys(SCORES))
     options = plan_options(
         bins=bins, keep=keep, seed=seed, alpha=alpha, allocation=allocation, scores=scores, normalise=normalise,
-        memory_bytes=memory_bytes, dedup=None,
+        memory_bytes=memory_bytes, balance=balance, dedup=dedup, clean=clean,
     )  # fmt: skip
     folder = None
     if out is not None:
@@ -111,6 +135,7 @@ def fit_codebook(
         folder = make_folder(Path(out).parent)
     if not isinstance(features, Features):
         features = Features(features)
+    check_digests(features, options)
     options = options.settled(features)
     fit = _Fit(features, options, pilot, checkpoints)
     classes = fit.classes_with_rules(max(min_pilot, options.bins))
@@ -149,13 +174,17 @@ class _Fit:
     def __init__(self, features: Features, options: Options, pilot: int, checkpoints: int) -> None:
         self.features, self.options, self.checkpoints = features, options, checkpoints
         self._pilot = pilot
-        if self.n_pilot(len(features)) < options.bins or len(features) < 2:
+        samples = samples_to_fit(features, options)
+        self.parts, self.header = codebook_parts(samples, options)
+        self._kept = samples.reason == KEPT
+        n = int(self._kept.sum())
+        if self.n_pilot(n) < options.bins or n < 2:
             raise FeaturesError(
-                f"{features.folder}: {len(features)} usable samples, too few for a codebook of {options.bins} bins, "
+                f"{features.folder}: {n} usable samples, too few for a codebook of {options.bins} bins, "
                 "half of which are held out; embed more, or ask for fewer bins"
             )
-        self.label, self.names = global_labels(features)
-        self.classes = [c for c in np.unique(self.label).tolist() if c != NO_LABEL]
+        self.label, self.names = np.where(self._kept, samples.label, _LEFT_OUT), samples.names
+        self.classes = [c for c in samples.classes if c != NO_LABEL]
         self._draw = keyed_draws(features, options.seed, purpose="pilot")
         self._texture = features.texture()
         self.sums = {
@@ -170,13 +199,13 @@ class _Fit:
     def classes_with_rules(self, min_pilot: int) -> list[int]:
         """The classes with large enough pilots; the others are logged."""
         counts = dict(zip(*(a.tolist() for a in np.unique(self.label, return_counts=True)), strict=True))
-        few = [c for c in self.classes if self.n_pilot(counts[c]) < min_pilot]
+        few = [c for c in self.classes if self.n_pilot(counts.get(c, 0)) < min_pilot]
         if few:
             c = few[0]
             name = str(c) if self.names is None else shorten(self.names[c])
             logger.warning(
                 "%d of %d classes have pilots of fewer than %d samples (class %s: %d of its %d): they go by one rule "
-                "over all classes", len(few), len(self.classes), min_pilot, name, self.n_pilot(counts[c]), counts[c],
+                "over all classes", len(few), len(self.classes), min_pilot, name, self.n_pilot(counts.get(c, 0)), counts.get(c, 0),
             )  # fmt: skip
         if not self.classes:
             logger.info("no labels: one rule for all samples")
@@ -184,14 +213,13 @@ class _Fit:
 
     def rules(self, classes: list[int], scratch: Path | None, progress: bool | None) -> list[_Rule]:
         """The rule over all classes, and those of the classes that have one."""
-        quiet = None if progress is None else not progress
-        with tqdm(total=1 + len(classes), unit=" rows", desc="codebook", disable=quiet) as bar:
+        with tqdm(total=1 + len(classes), unit=" rows", desc="codebook", disable=no_bar(progress)) as bar:
             rules = [self._pooled()]
             bar.update()
             if classes:
                 with closing(ClassBuckets(self.features, self.label, classes, scratch=scratch)) as buckets:
                     for c in classes:
-                        where, (embedding,) = buckets.read(c)
+                        where, (embedding,) = buckets.rows_of(c)
                         chosen = self._choose(where)
                         rule = self._rule(c, "classes", embedding[chosen], where[chosen])
                         self._count(rule, embedding[~chosen])
@@ -201,13 +229,17 @@ class _Fit:
 
     def _pooled(self) -> _Rule:
         """The rule over all classes, from pilots of all shards; no more than one shard is in memory beside them."""
-        chosen = self._choose(np.arange(len(self.label)))
-        parts = np.split(chosen, np.cumsum([file.n for file in self.features])[:-1])
-        pairs = list(zip(self.features, parts, strict=True))
-        pilot = np.concatenate([file.embedding()[in_pilot] for file, in_pilot in pairs if in_pilot.any()])
+        where = np.flatnonzero(self._kept)
+        chosen = np.zeros(len(self.label), dtype=bool)
+        chosen[where[self._choose(where)]] = True
+        ends = np.cumsum([file.n for file in self.features])[:-1]
+        triples = list(zip(self.features, np.split(chosen, ends), np.split(self._kept, ends), strict=True))
+        pilot = np.concatenate(
+            [file.embedding()[in_pilot] for file, in_pilot, _ in triples if in_pilot.any()]
+        )
         rule = self._rule(NO_LABEL, "pooled", pilot, np.flatnonzero(chosen))
-        for file, in_pilot in pairs:
-            self._count(rule, file.embedding()[~in_pilot])
+        for file, in_pilot, kept in triples:
+            self._count(rule, file.embedding()[kept & ~in_pilot])
         return rule
 
     def _choose(self, where: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -243,7 +275,8 @@ def _codebook(fit: _Fit, rules: list[_Rule], more: dict[str, int]) -> Codebook:
         n = np.maximum(rule.held_out, 1)  # a bin that nothing fell into would have no rate
         weight.append(weigh_bins(options, n, scores[kind]["importance"]) / n)
     settings, by = options.settings(), features.header
-    named = ("allocation", "alpha", "keep", "normalise", "scores", "seed")
+    named = ["allocation", "alpha", "keep", "normalise", "scores", "seed"]
+    named += [name for name in ("clean", "dedup") if settings.get(name) is not None]
     header: CodebookSource = {
         "encoder": by["encoder"],
         "revision": by["revision"],
@@ -261,6 +294,7 @@ def _codebook(fit: _Fit, rules: list[_Rule], more: dict[str, int]) -> Codebook:
             kind: {name: rounded(value) for name, value in of_bins.items()}
             for kind, of_bins in scores.items()
         },
+        **fit.header,  # type: ignore[typeddict-item]
     }
     return Codebook(
         query=np.stack([rule.query for rule in rules]),
@@ -269,6 +303,7 @@ def _codebook(fit: _Fit, rules: list[_Rule], more: dict[str, int]) -> Codebook:
         held_out=np.stack([rule.held_out for rule in rules]),
         weight=np.stack(weight),
         header=header,
+        **fit.parts,
     )
 
 

@@ -39,7 +39,7 @@ def score_bins(samples: Samples, bins: Bins, options: Options) -> dict[str, NDAr
     features, scores = samples.features, bins.scores()
     if "difficulty" in options.scores:
         scores["difficulty"] = _difficulty(samples, bins)
-    for score in options.own_scores:
+    for score in options.user_scores:
         if isinstance(score, Column):
             numbers = score.values(features)
             columns = samples.settings.setdefault("columns", {})

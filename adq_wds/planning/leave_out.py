@@ -61,7 +61,7 @@ def _leave_out_near_copies(samples: Samples, options: Options) -> None:
     buckets = ClassBuckets(samples.features, label, samples.classes, scratch=samples.scratch)
     try:
         for c in samples.classes:
-            where, (embedding,) = buckets.read(c)
+            where, (embedding,) = buckets.rows_of(c)
             samples.stays[where] = where[near_copies(unit_rows(embedding), options.dedup)]
     finally:
         buckets.close()

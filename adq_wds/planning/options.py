@@ -13,8 +13,7 @@ from adq_wds.checks import check_memory, integer, listed
 from adq_wds.core.allocation import adaptive, check_ratio, published
 from adq_wds.core.graphcut import MAX_BINS
 from adq_wds.core.rng import check_seed
-from adq_wds.registry import BUILT_IN_SCORES, HEADS, SCORES, look_up
-from adq_wds.registry import allocation as named_allocation
+from adq_wds.registry import ALLOCATIONS, BUILT_IN_SCORES, HEADS, SCORES, look_up
 from adq_wds.registry import score as named_score
 from adq_wds.signatures import PLAN, Option, options_of
 from adq_wds.tables.bins import Bins
@@ -31,7 +30,7 @@ logger = logging.getLogger("adq_wds")
 class Options(SimpleNamespace):
     """The options of `build_plan` by name; a stage reads those that it needs.
 
-    Further: `rule`, the function that `allocation` names; `own_scores`, the users' `Score`s. `scores` holds
+    Further: `rule`, the function that `allocation` names; `user_scores`, the users' `Score`s. `scores` holds
         names, None while it depends on the features; `allocation` is a name.
     """
 
@@ -137,15 +136,15 @@ def _resolve_allocation(options: Options) -> None:
         options.rule = rule
         options.allocation = f"function:{getattr(rule, '__qualname__', type(rule).__qualname__)}"
     else:
-        named = named_allocation(rule)
+        named = look_up("allocation", rule, ALLOCATIONS)
         options.rule = partial(named, alpha=options.alpha) if named in (adaptive, published) else named
 
 
 def _resolve_scores(options: Options) -> None:
     chosen = listed("scores", SCORES if options.scores is None else options.scores)
-    options.own_scores = [named_score(score) for score in chosen if score not in BUILT_IN_SCORES]
+    options.user_scores = [named_score(score) for score in chosen if score not in BUILT_IN_SCORES]
     built_in = [score for score in chosen if score in BUILT_IN_SCORES]
-    names = (*built_in, *(score.name for score in options.own_scores))
+    names = (*built_in, *(score.name for score in options.user_scores))
     if not names or len(set(names)) != len(names):
         raise ValueError(f"scores must name one or more, each once, got {names}")
     look_up("diversity head", options.diversity_head, dict.fromkeys(HEADS))

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adq_wds.checks import listed
+from adq_wds.core.margin import RidgeFit
 from adq_wds.core.rng import draws
-from adq_wds.errors import FeaturesError, PlanError, shorten
+from adq_wds.errors import FeaturesError, shorten
 from adq_wds.files import canonical_json, sha256_text
 from adq_wds.planning.options import Options
 from adq_wds.shards.names import base_name
@@ -20,6 +21,7 @@ from adq_wds.tables.bins import Bins, MarginsSource
 from adq_wds.tables.features import Features
 from adq_wds.tables.features_file import NO_LABEL
 from adq_wds.tables.plan_rows import KEPT
+from adq_wds.tables.spans import find_ids
 
 SampleId = str | tuple[str, str]  # a key, or (shard, key) where the key stands in several shards
 
@@ -44,6 +46,7 @@ class Samples:
             measured.
         margins: their summary in the bins' header; None where not measured.
         doubts: the summary of doubted labels in the plan's header; None where not measured.
+        ridge: the fit that margins were measured by; None where they were not, or come from earlier bins.
         earlier: earlier bins; their margins are reused where they are of these samples.
         scratch: folder for scratch files; the system's temporary folder when None.
     """
@@ -60,6 +63,7 @@ class Samples:
     margin: NDArray[np.float32] | None = None
     margins: MarginsSource | None = None
     doubts: dict[str, Any] | None = None
+    ridge: RidgeFit | None = None
     earlier: Bins | None = None
     scratch: Path | None = None
     bin: NDArray[np.int16] = field(init=False)
@@ -114,30 +118,9 @@ def digest_of(mask: NDArray[np.bool_]) -> str | None:
 
 
 def find_samples(features: Features, ids: Iterable[SampleId], *, kind: str) -> list[int]:
-    """The positions of samples named by key or (shard, key); a pair may be a list, as in JSON.
-
-    Raises:
-        PlanError: a sample is missing, or in several shards; the error calls it a `kind` sample.
-    """
-    positions: dict[SampleId, list[int]] = {
-        tuple(name) if isinstance(name, list) else name: [] for name in ids
-    }
-    first = 0
-    for file in features if positions else ():
-        for i, key in enumerate(file.read(["key"])["key"].to_pylist(), first):
-            for name in (key, (file.shard, key)):
-                if name in positions:
-                    positions[name].append(i)
-        first += file.n
-    for name, where in positions.items():
-        if len(where) != 1:
-            problem = (
-                "is in several shards; give (shard, key)"
-                if where
-                else "is not among the usable samples; expected a key, or (shard, key)"
-            )
-            raise PlanError(f"{kind} sample {shorten(name)} {problem}")
-    return [i for (i,) in positions.values()]
+    """The positions of samples of features; see `find_ids`."""
+    keys = ((file.shard, file.read_columns(["key"])["key"].to_pylist()) for file in features)
+    return find_ids(keys, ids, kind=f"{kind} ")
 
 
 def name_samples(features: Features, positions: Iterable[int]) -> dict[int, str]:
@@ -147,7 +130,7 @@ def name_samples(features: Features, positions: Iterable[int]) -> dict[int, str]
     for file in features:
         here = wanted[(wanted >= first) & (wanted < first + file.n)]
         if len(here):
-            keys = file.read(["key"])["key"].take(here - first).to_pylist()
+            keys = file.read_columns(["key"])["key"].take(here - first).to_pylist()
             names |= {i: f"{file.shard}/{key}" for i, key in zip(here.tolist(), keys, strict=True)}
         first += file.n
     return names
@@ -155,7 +138,7 @@ def name_samples(features: Features, positions: Iterable[int]) -> dict[int, str]
 
 def keyed_draws(features: Features, seed: int, *, purpose: str = "rank") -> NDArray[np.uint64]:
     """(N,) uint64: a draw for each sample."""
-    keys = ((base_name(file.shard), file.read(["key"])["key"].to_pylist()) for file in features)
+    keys = ((base_name(file.shard), file.read_columns(["key"])["key"].to_pylist()) for file in features)
     return np.concatenate([draws(seed, 0, shard, of_shard, purpose=purpose) for shard, of_shard in keys])
 
 
@@ -164,7 +147,7 @@ def global_labels(features: Features) -> tuple[NDArray[np.int32], list[str] | No
     kinds = {file.names is None for file in features if file.n}
     if len(kinds) > 1:
         raise FeaturesError(f"{features.folder}: some shards have integer labels and some string labels")
-    labels = [file.read(["label"])["label"].to_numpy() for file in features]
+    labels = [file.read_columns(["label"])["label"].to_numpy() for file in features]
     names = None
     if kinds == {False}:
         names = sorted({name for file in features for name in file.names or []})

@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from adq_wds.core.allocation import (
-    budget_for,
-    exact_shares,
-    published,
-    split_budget,
-    uniform,
-    weigh_classes,
-)
-from adq_wds.core.fresh import ONE
+from adq_wds.core.allocation import budget_for, published, uniform
+from adq_wds.core.cells import Cells
 from adq_wds.errors import PlanError, shorten
 from adq_wds.planning.options import Options
 from adq_wds.planning.samples import Samples, keyed_draws
@@ -28,83 +20,24 @@ from adq_wds.registry import ALLOCATIONS
 from adq_wds.tables.bins import Bins
 from adq_wds.tables.plan_rows import ALWAYS, KEPT, NEVER
 
-Balance = Literal["class", "equal", "none"]
 Draw = Literal["random", "ordered"]
 _Counts = NDArray[np.int64]
 
 logger = logging.getLogger("adq_wds")
 
 
-@dataclass(frozen=True)
-class Cells:
-    """The cells that samples are drawn from: C classes of K bins.
+def equal_to_alpha_0(cells: Cells, options: Options) -> bool | None:
+    """Whether importance made no difference: the quotas are those of alpha 0.
 
-    Attributes:
-        size: (C, K) int64, samples that are neither left out nor must-includes.
-        n_must: (C,) int64.
-        weight: (C, K) float64, by the allocation rule.
-        budget: samples to keep, must-includes among them.
-        balance, seed: as in `build_plan`.
+    None where nothing could differ: no importance is used, there is one bin, or none or all are kept.
     """
-
-    size: _Counts
-    n_must: _Counts
-    weight: NDArray[np.float64]
-    budget: int
-    balance: Balance | float
-    seed: int
-
-    @property
-    def n_class(self) -> _Counts:
-        """(C,) int64: samples of each class that may be kept."""
-        n: _Counts = self.size.sum(axis=1) + self.n_must
-        return n
-
-    @cached_property
-    def quota(self) -> _Counts:
-        """(C, K) int64: samples kept by rank in each class and bin; must-include samples come on top."""
-        return self._share_out(partial(split_budget, seed=self.seed), np.zeros_like(self.size))
-
-    @property
-    def share(self) -> _Counts:
-        """(C, K) int64: the exact shares that quotas are rounded from, in units of 1/ONE.
-
-        A cell that has samples and a weight has at least one unit, where the budget allows it.
-        """
-        least = ((self.size > 0) & (self.weight > 0)).astype(np.int64)
-        if least.sum() > (self.budget - self.n_must.sum()) * ONE:
-            least[:] = 0
-        return self._share_out(lambda *args, name, low: exact_shares(*args, low=low), least, ONE)
-
-    def _share_out(self, split: Callable[..., _Counts], least: _Counts, unit: int = 1) -> _Counts:
-        """(C, K) int64: the budget less must-includes, split over classes and then over the bins of each.
-
-        Counted in 1/unit samples; each cell gets at least `least`, (C, K) int64.
-        """
-        size, must, budget = self.size * unit, self.n_must * unit, self.budget * unit
-        if self.balance == "none":
-            left = budget - int(must.sum())
-            flat = split(size.ravel(), self.weight.ravel(), left, name="", low=least.ravel())
-            return flat.reshape(size.shape)
-        low, weight = must + least.sum(axis=1), weigh_classes(self.n_class, self.balance)
-        of_class = split(self.n_class * unit, weight, budget, name="classes", low=low) - must
-        cells = zip(size, self.weight, of_class.tolist(), least, strict=True)
-        return np.stack(
-            [split(s, w, b, name=f"class {c}", low=low) for c, (s, w, b, low) in enumerate(cells)]
-        )
-
-    def equal_to_alpha_0(self, options: Options) -> bool | None:
-        """Whether importance made no difference: the quotas are those of alpha 0.
-
-        None where nothing could differ: no importance is used, there is one bin, or none or all are kept.
-        """
-        function = options.allocation not in ALLOCATIONS
-        asked = options.allocation != "uniform" and (function or options.alpha > 0)
-        if not asked or self.size.shape[1] == 1 or self.budget in (0, self.n_class.sum()):
-            return None
-        rule = partial(published, alpha=0.0) if options.allocation == "published" else uniform
-        weight = np.stack([rule(size, np.zeros(len(size)), options.keep) for size in self.size])
-        return bool((replace(self, weight=weight).quota == self.quota).all())
+    function = options.allocation not in ALLOCATIONS
+    asked = options.allocation != "uniform" and (function or options.alpha > 0)
+    if not asked or cells.size.shape[1] == 1 or cells.budget in (0, cells.n_class.sum()):
+        return None
+    rule = partial(published, alpha=0.0) if options.allocation == "published" else uniform
+    weight = np.stack([rule(size, np.zeros(len(size)), options.keep) for size in cells.size])
+    return bool((replace(cells, weight=weight).quota == cells.quota).all())
 
 
 def make_cells(samples: Samples, bins: Bins, importance: NDArray[np.float64], options: Options) -> Cells:

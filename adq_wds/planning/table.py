@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from adq_wds.core.cells import Cells
 from adq_wds.core.fresh import ONE
 from adq_wds.core.scores import DECIMALS, rounded
 from adq_wds.errors import shorten
 from adq_wds.planning.options import Options
 from adq_wds.planning.samples import Samples, name_samples
-from adq_wds.planning.seats import Cells
+from adq_wds.planning.seats import equal_to_alpha_0
 from adq_wds.tables.features_file import NO_LABEL, FeaturesFile
 from adq_wds.tables.plan import Plan
 from adq_wds.tables.plan_rows import BAD, DUPLICATE, KEPT, NEVER, QUOTA, REASONS, PlanShard
-from adq_wds.tables.spans import Spans
 
 logger = logging.getLogger("adq_wds")
 
@@ -47,21 +47,18 @@ def make_table(
         "settings": {**options.settings(), **samples.settings, "n_bins": cells.size.shape[1]},
         **_header_of_set(samples, shards, options),
         **_header_of_cells(samples, cells, scores),
-        "equal_to_alpha_0": cells.equal_to_alpha_0(options),
+        "equal_to_alpha_0": equal_to_alpha_0(cells, options),
     }
     return Plan.from_shards(shards, header)
 
 
 def _with_bad(file: FeaturesFile, columns: Sequence[NDArray[Any]], names: Mapping[int, str]) -> PlanShard:
     """One shard's rows, unusable samples included in their order and never kept."""
-    spans = file.spans()
+    spans, order = file.all_spans()
     if file.bad:
-        bad = file.bad_spans()
-        order = np.argsort(np.concatenate([spans.index, bad.index]), kind="stable")
-        spans = Spans.joined([spans, bad]).take(order)
         fills = (NO_LABEL, -1, -1, NEVER, False, BAD, -1, np.nan)
         columns = [
-            np.concatenate([column, np.full(len(bad), fill, dtype=column.dtype)])[order]
+            np.concatenate([column, np.full(len(file.bad), fill, dtype=column.dtype)])[order]
             for column, fill in zip(columns, fills, strict=False)  # margins are not always there
         ]
     label, bin, pick, rank, kept, reason, stays, *margin = columns

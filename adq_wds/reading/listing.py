@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from adq_wds.errors import PlanError, ShardError, shorten
 from adq_wds.reading.places import ShardPlaces
+from adq_wds.reading.schedule import StreamDraws
 from adq_wds.remote.fetch import Fetch, comes_whole
 from adq_wds.shards.names import ShardNames, base_name, is_url, shard_names, shown_url
 from adq_wds.tables.index import check_source, read_index
@@ -35,10 +36,10 @@ class Listing(ABC):
         checked: whether each sample's crc32 is known.
         scanned: whether the shards were read from end to end to make it.
         fresh: whether epochs keep different samples.
-        n_total: T, samples in any epoch.
+        draws: in place of the plan's fresh draws; None elsewhere.
     """
 
-    n_total: int
+    draws: StreamDraws | None = None
 
     def __init__(
         self,
@@ -52,7 +53,11 @@ class Listing(ABC):
     ) -> None:
         self.hash, self.names, self.urls = hash, names, urls
         self.checked, self.scanned, self.fresh = checked, scanned, fresh
-        self._cached_places: OrderedDict[tuple[int, int], ShardPlaces] = OrderedDict()
+        self._cached_places: OrderedDict[tuple[int, int, int], ShardPlaces] = OrderedDict()
+
+    @abstractmethod
+    def n_total(self, epoch: int) -> int:
+        """T, samples in an epoch."""
 
     @abstractmethod
     def counts(self, epoch: int) -> NDArray[np.int64]:
@@ -68,7 +73,7 @@ class Listing(ABC):
 
     def places(self, shard: int, epoch: int) -> ShardPlaces:
         """The places of the samples that an epoch keeps of a shard; the last `CACHED_SHARDS` are cached."""
-        which = shard, epoch if self.fresh else 0
+        which = shard, epoch if self.fresh else 0, self.draws.generation if self.draws else 0
         if which not in self._cached_places:
             self._cached_places[which] = ShardPlaces.from_spans(self.spans(shard, epoch))
             if len(self._cached_places) > CACHED_SHARDS:
@@ -80,16 +85,20 @@ class Listing(ABC):
 
 
 class Planned(Listing):
-    """The samples of a plan; with `fresh`, the next samples of each bin in every epoch."""
+    """The samples of a plan; with `fresh`, the next samples of each bin in every epoch, by `draws` or the plan's own."""
 
-    def __init__(self, plan: Plan, urls: list[str], *, fresh: bool) -> None:
+    def __init__(self, plan: Plan, urls: list[str], *, fresh: bool, draws: StreamDraws | None = None) -> None:
         super().__init__(plan.hash, plan.shards, urls, fresh=fresh)
-        self.plan, self.n_total = plan, plan.n_kept  # fresh draws keep as many
+        self.plan, self.draws = plan, draws
+
+    def n_total(self, epoch: int) -> int:
+        """See `Listing`."""
+        return self.draws.n_total(epoch) if self.draws else self.plan.n_kept
 
     def counts(self, epoch: int) -> NDArray[np.int64]:
         """See `Listing`; with fresh draws every shard's rows are read for it."""
         if self.fresh:
-            kept = [int(self.plan.kept_in(name, epoch).sum()) for name in self.names]
+            kept = [int(self.plan.kept_in(name, epoch, self.draws).sum()) for name in self.names]
         else:
             kept = [entry["kept"] for entry in self.plan.header["shards"]]
         return np.array(kept, dtype=np.int64)
@@ -102,7 +111,7 @@ class Planned(Listing):
     def spans(self, shard: int, epoch: int) -> Spans:
         """See `Listing`."""
         rows = self.plan.shard(self.names[shard], hold=self.fresh)
-        kept = self.plan.kept_in(rows.name, epoch) if self.fresh else rows.kept
+        kept = self.plan.kept_in(rows.name, epoch, self.draws) if self.fresh else rows.kept
         return rows.spans.take(np.flatnonzero(kept))
 
 
@@ -113,7 +122,11 @@ class Everything(Listing):
         self, names: list[str], urls: list[str], spans: list[Spans], *, checked: bool, scanned: bool
     ) -> None:
         super().__init__(_hash(names, spans), names, urls, checked=checked, scanned=scanned)
-        self._spans, self.n_total = spans, sum(map(len, spans))
+        self._spans = spans
+
+    def n_total(self, epoch: int) -> int:
+        """See `Listing`."""
+        return sum(map(len, self._spans))
 
     def counts(self, epoch: int) -> NDArray[np.int64]:
         """See `Listing`."""
@@ -128,7 +141,15 @@ class Everything(Listing):
         return self._spans[shard]
 
 
-def planned(paths: Sequence[str], plan: Plan, *, root: str | None, fresh: bool, fetch: Fetch) -> Planned:
+def planned(
+    paths: Sequence[str],
+    plan: Plan,
+    *,
+    root: str | None,
+    fresh: bool,
+    fetch: Fetch,
+    draws: StreamDraws | None = None,
+) -> Planned:
     """The plan's samples in the shards at `paths`.
 
     Raises:
@@ -141,7 +162,7 @@ def planned(paths: Sequence[str], plan: Plan, *, root: str | None, fresh: bool, 
             f"shard {shorten(missing[0])} of the plan is not among the {len(paths)} shards given ({len(missing)} "
             "missing in all); name them all"
         )
-    return Planned(plan, [path_of[name] for name in plan.shards], fresh=fresh)
+    return Planned(plan, [path_of[name] for name in plan.shards], fresh=fresh, draws=draws)
 
 
 def everything(

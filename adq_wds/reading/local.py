@@ -146,7 +146,7 @@ class LocalShard(SpanReader):
     def expect(self, offset: int) -> None:
         """Does nothing: the file is local."""
 
-    def read(self, place: Place) -> Sample:
+    def read_sample(self, place: Place) -> Sample:
         """The sample at a place, cut out where its payloads are known to lie; else see `SpanReader.parse`."""
         _, offset, n_bytes, key, _, fields, cuts, span_crc32 = place
         if fields is not None and offset + n_bytes <= self._file.n_bytes:

@@ -36,7 +36,7 @@ class Reader(Protocol):
         """The sample at this byte will be read soon."""
         ...
 
-    def read(self, place: Place) -> Sample:
+    def read_sample(self, place: Place) -> Sample:
         """The sample at a place; see `SpanReader.parse`."""
         ...
 
@@ -75,10 +75,10 @@ class Readers:
         places = chain.from_iterable(blocks)
         return self._announced(places) if any(self._distant) else places
 
-    def read(self, places: Iterable[Place]) -> list[Sample]:
+    def read_samples(self, places: Iterable[Place]) -> list[Sample]:
         """The sample at each place; see `SpanReader.parse`."""
         readers, open_ = self._readers, self._open
-        return [(readers.get(place[0]) or open_(place[0])).read(place) for place in places]
+        return [(readers.get(place[0]) or open_(place[0])).read_sample(place) for place in places]
 
     def close(self) -> None:
         """Close all, and stop fetching."""

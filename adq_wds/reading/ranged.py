@@ -125,7 +125,7 @@ class RangedShard(SpanReader):
             if not self._blocks.has((self._url, block)):
                 self._blocks.put((self._url, block), self._pool.submit(self._get, block))
 
-    def read(self, place: Place) -> Sample:
+    def read_sample(self, place: Place) -> Sample:
         """The sample at a place; see `SpanReader.parse`. Wrong bytes are fetched once more."""
         for left in (1, 0):
             if self._whole is not None:
@@ -147,7 +147,7 @@ class RangedShard(SpanReader):
                 if self._fetch.cache is not None:
                     self._fetch.cache.drop(self._key(block))
         assert self._whole is not None
-        return self._whole.read(place)
+        return self._whole.read_sample(place)
 
     def _block_of(self, offset: int, block: int) -> _Block:
         self.expect(offset)

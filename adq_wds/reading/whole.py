@@ -26,9 +26,9 @@ class FetchedShard:
     def __init__(self, url: str, name: str, *, fetch: Fetch, pool: ThreadPoolExecutor) -> None:
         self._url, self._name, self._fetch, self._pool = url, name, fetch, pool
         self._again = fetch.cache is not None  # a cached copy may be damaged: then it is fetched once more
-        self._local = self._begin()
+        self._local = self._start_fetch()
 
-    def _begin(self) -> Future[LocalShard]:
+    def _start_fetch(self) -> Future[LocalShard]:
         return self._pool.submit(LocalShard, self._url, self._name, fetch=self._fetch)
 
     def close(self) -> None:
@@ -39,10 +39,10 @@ class FetchedShard:
     def expect(self, offset: int) -> None:
         """Does nothing: the whole shard is being fetched."""
 
-    def read(self, place: Place) -> Sample:
+    def read_sample(self, place: Place) -> Sample:
         """The sample at a place; see `SpanReader.parse`."""
         try:
-            return self._local.result().read(place)
+            return self._local.result().read_sample(place)
         except WrongBytes as error:
             if not self._again:
                 raise
@@ -50,8 +50,8 @@ class FetchedShard:
         self._again = False
         self.close()
         self._fetch.forget(self._url, shard=self._name)
-        self._local = self._begin()
-        return self._local.result().read(place)
+        self._local = self._start_fetch()
+        return self._local.result().read_sample(place)
 
 
 def _close(local: Future[LocalShard]) -> None:

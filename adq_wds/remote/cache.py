@@ -23,6 +23,7 @@ from typing import BinaryIO
 
 from adq_wds.checks import positive
 from adq_wds.errors import AdqError
+from adq_wds.files import open_locked, remove_left_over
 
 logger = logging.getLogger("adq_wds")
 
@@ -116,7 +117,8 @@ class Cache:
         entries, total = [], added
         for entry in os.scandir(self.path):
             if entry.name.startswith(_PARTIAL):
-                _remove_orphan(Path(entry.path))
+                with contextlib.suppress(OSError):
+                    remove_left_over(Path(entry.path))
             elif _ENTRY.fullmatch(entry.name):
                 with contextlib.suppress(FileNotFoundError):
                     status = entry.stat()
@@ -173,18 +175,15 @@ def _locked(file: BinaryIO) -> Iterator[None]:
 @contextlib.contextmanager
 def _claimed(partial: Path) -> Iterator[BinaryIO]:
     """A hidden, empty, locked file that only this process writes; removed afterwards unless renamed."""
-    while True:
-        handle = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        with os.fdopen(handle, "r+b") as file, _locked(file):
-            if not _is(partial, file):
-                continue  # renamed or removed while we waited for the lock
-            try:
-                file.truncate(0)
-                yield file
-            finally:
-                if _is(partial, file):
-                    partial.unlink()
-        return
+    handle = open_locked(partial, wait=True, mode=0o600)
+    assert handle is not None
+    with os.fdopen(handle, "r+b") as file, _locked(file):
+        try:
+            file.truncate(0)
+            yield file
+        finally:
+            if _is(partial, file):
+                partial.unlink()
 
 
 def _is(path: Path, file: BinaryIO) -> bool:
@@ -193,14 +192,6 @@ def _is(path: Path, file: BinaryIO) -> bool:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
         return False
-
-
-def _remove_orphan(partial: Path) -> None:
-    """Remove the partial entry of a killed process; a living one holds its lock."""
-    with contextlib.suppress(OSError), partial.open("r+b") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if _is(partial, file):  # else it took its name meanwhile, and the next one is somebody's
-            partial.unlink()
 
 
 def as_cache(value: Cache | str | os.PathLike[str] | None) -> Cache | None:

@@ -135,8 +135,8 @@ def _without_user(url: str) -> tuple[str, dict[str, str]]:
     """An http URL without user and password, and the header that holds them instead."""
     scheme, _, rest = url.partition("://")
     host, slash, path = rest.partition("/")
-    user, at, host = host.rpartition("@")
-    if not at or scheme.lower() not in ("http", "https"):
+    user, sign, host = host.rpartition("@")
+    if not sign or scheme.lower() not in ("http", "https"):
         return url, {}
     token = base64.b64encode(unquote(user).encode()).decode()
     return f"{scheme}://{host}{slash}{path}", {"authorization": f"Basic {token}"}

@@ -6,9 +6,9 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from adq_wds.core.allocation import adaptive, budget_for, published, split_budget, weigh_classes
+from adq_wds.core.allocation import budget_for, split_budget, weigh_classes
+from adq_wds.tables.plan_cells import weigh_cells
 
 _BALANCES: tuple[str | float, ...] = ("class", 0.5, "equal")
 
@@ -37,7 +37,7 @@ def describe_balances(header: dict[str, Any]) -> dict[str, Any]:
         for balance in _BALANCES
     }
     size = np.array(header["cells"]["size"], dtype=np.int64).reshape(len(n), -1)
-    weight = _weights(header, size)
+    weight = weigh_cells(header, size)
     if weight is not None:
         if (size < 0).any() or (size.sum(axis=1) + must != n).any():
             raise ValueError("counts of cells and classes contradict each other")
@@ -49,21 +49,6 @@ def describe_balances(header: dict[str, Any]) -> dict[str, Any]:
         "kept": {balance: counts.tolist() for balance, counts in balances.items()},
         "equal_up_to": None if equal is None else equal / _n_chosen(header, int(n.sum()), budget),
     }
-
-
-def _weights(header: dict[str, Any], size: NDArray[np.int64]) -> NDArray[np.float64] | None:
-    """(C, K) float64 by the plan's allocation; None where it is none of ours."""
-    settings = header["settings"]
-    name, keep = settings.get("allocation"), settings.get("keep")
-    if name == "uniform":
-        return size.astype(np.float64)
-    if name not in ("adaptive", "published"):
-        return None
-    importance = np.array([entry["importance"] for entry in header["bins"]], dtype=np.float64)
-    if not ((importance >= 0) & (importance <= 1)).all():  # nor NaN
-        raise ValueError("an importance that is no number in [0, 1]")
-    rule = partial(adaptive if name == "adaptive" else published, alpha=settings["alpha"])
-    return np.stack([rule(of_class, importance, keep) for of_class in size])
 
 
 def _n_chosen(header: dict[str, Any], n_left: int, budget: int) -> float:

@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from adq_wds.errors import AdqError, CodebookError, PlanError, shorten
 from adq_wds.report.balances import describe_balances, show_balances
 from adq_wds.tables.codebook import POOLED, Codebook
@@ -165,16 +168,20 @@ def kept_samples(plan: Plan) -> Iterator[tuple[str | None, str]]:
 
 
 def describe_codebook(codebook: Codebook, keep: float) -> dict[str, Any]:
-    """As `describe_plan`, for a codebook with its rates at `keep`: the rule over all classes, then those of classes."""
-    frequency, rates = codebook.frequency(), codebook.rates(keep)
-    names = codebook.header["names"]
+    """As `describe_plan`, for a codebook with its rates at `keep`: the rule over all classes, then those of classes.
+
+    Where it cleans or balances, also `of_classes`: samples, doubted ones, and the part of a class's stream that is kept.
+    """
+    frequency, header = codebook.frequency(), codebook.header
+    of_class, names = codebook.class_rates(keep), header["names"]
+    number = {c: i for i, c in enumerate(header["classes"], 1)}
     rows = [
         {
             "label": None if r == POOLED else c,
             "name": None if names is None or r == POOLED else names[c],
             "held_out": int(codebook.held_out[r].sum()),
             "frequency": frequency[r].tolist(),
-            "rate": rates[r].tolist(),
+            "rate": of_class[number.get(c, 0)].tolist(),
         }
         for r, c in enumerate(codebook.label.tolist())
     ]
@@ -185,9 +192,28 @@ def describe_codebook(codebook: Codebook, keep: float) -> dict[str, Any]:
         "n_bins": codebook.n_bins,
         "width": codebook.width,
         "n_classes": len(codebook.header["classes"]),
-        **{name: value for name, value in codebook.header.items() if name not in ("classes", "names")},
+        **{name: value for name, value in header.items() if name not in ("classes", "names", "n")},
         "rows": rows,
+        **({"of_classes": _of_classes(codebook, of_class[1:])} if "n" in header else {}),
     }
+
+
+def _of_classes(codebook: Codebook, rates: NDArray[np.float64]) -> list[dict[str, Any]]:
+    """Counts of each class of the fit, and the part of it that is kept."""
+    header, frequency = codebook.header, codebook.frequency()[codebook.rows[1:]]
+    out = header["clean"]["left_out"] if "clean" in header else [0] * len(rates)
+    rows = zip(header["classes"], header["n"], out, (rates * frequency).sum(axis=1).tolist(), strict=True)
+    names = header["names"]
+    return [
+        {
+            "label": c,
+            "name": None if names is None else names[c],
+            "n": n + n_out,
+            "doubted": n_out,
+            "keep": part * n / max(1, n + n_out),
+        }
+        for c, n, n_out, part in rows
+    ]
 
 
 def show_codebook(codebook: Codebook, keep: float) -> str:
@@ -203,10 +229,10 @@ def show_codebook(codebook: Codebook, keep: float) -> str:
 
 
 def _codebook_text(about: dict[str, Any]) -> str:
-    own, settings = len(about["rows"]) - 1, dict(about["settings"])
+    n_rules, settings = len(about["rows"]) - 1, dict(about["settings"])
     pilot = settings.pop("pilot")
     lines = [
-        f"{about['n_bins']} bins; {own} of {about['n_classes']} classes have rules of their own, all others go by the pooled one",
+        f"{about['n_bins']} bins; {n_rules} of {about['n_classes']} classes have rules of their own, all others go by the pooled one",
         f"settings: {_settings(settings)}",
         f"encoder: {_plain(about['encoder'])}, D = {about['width']:d}",
         f"hash {about['hash']}",
@@ -220,9 +246,24 @@ def _codebook_text(about: dict[str, Any]) -> str:
         table.append([*what, "part", *(f"{v:.3f}" for v in row["frequency"])])
         table.append(["", "", "", "", "rate", *(f"{v:.3f}" for v in row["rate"])])
     lines += _aligned(table)
-    if own > _SHOWN_CLASSES:
-        lines.append(f"… and {own - _SHOWN_CLASSES} more classes (--json lists them)")
+    if n_rules > _SHOWN_CLASSES:
+        lines.append(f"… and {n_rules - _SHOWN_CLASSES} more classes (--json lists them)")
+    if "of_classes" in about:
+        lines += ["", *_kept_of_classes(about)]
     return "\n".join(lines)
+
+
+def _kept_of_classes(about: dict[str, Any]) -> list[str]:
+    lines = [f"balance {_plain(about['balance'])}: kept of each class"]
+    if clean := about.get("clean"):
+        lines.insert(0, _doubted(clean))
+    table = [["class", "name", "samples", "doubted", "kept"]]
+    for c in about["of_classes"][:_SHOWN_CLASSES]:
+        counts = [f"{c['n']:,}", f"{c['doubted']:,}" if clean else "", f"{c['keep']:.3f}"]
+        table.append([str(c["label"]), _plain(c["name"] or ""), *counts])
+    hidden = len(about["of_classes"]) - _SHOWN_CLASSES
+    more = [f"… and {hidden} more classes (--json lists them)"] if hidden > 0 else []
+    return lines + _aligned(table) + more
 
 
 def _bin_table(bins: list[dict[str, Any]], by: str | None) -> list[str]:

@@ -30,7 +30,7 @@ from PIL import (
 )
 
 from adq_wds.errors import SampleError, shorten
-from adq_wds.samples.plain_jpeg import decode_plain_jpeg, plain_jpeg_size, without_end
+from adq_wds.samples.plain_jpeg import decode_plain_jpeg, plain_jpeg, without_end
 
 logger = logging.getLogger("adq_wds")
 
@@ -107,9 +107,9 @@ def decode_image(
         raise ValueError(f"max_pixels={max_pixels} allows no image; expected at least 1")
     if background != WHITE and (len(background) != 3 or min(background) < 0 or max(background) > 255):
         raise ValueError(f"background={background!r} is no colour; expected three values from 0 to 255")
-    size = plain_jpeg_size(data)
-    if size is not None and size[0] * size[1] <= max_pixels:
-        image = decode_plain_jpeg(data, size)
+    plain = plain_jpeg(data)
+    if plain is not None and plain.size[0] * plain.size[1] <= max_pixels:
+        image = decode_plain_jpeg(data, plain)
         if image is not None:
             return image
     return _decode_any(data, max_pixels, background)

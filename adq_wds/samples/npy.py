@@ -44,15 +44,11 @@ class NpyHeader:
     start: int
 
     @property
-    def has_lengths(self) -> bool:
-        """Whether the shape is valid for an array."""
-        # True is an int; and a number of thousands of digits is one that Python refuses to show
-        return all(type(length) is int and 0 <= length < 2**63 for length in self.shape)
-
-    @property
     def is_floats(self) -> bool:
-        """Whether it declares float16, float32 or float64."""
-        return self.has_lengths and self.dtype.kind == "f" and self.dtype.itemsize in (2, 4, 8)
+        """Whether it declares an array of float16, float32 or float64."""
+        # True is an int; and a number of thousands of digits is one that Python refuses to show
+        valid = all(type(length) is int and 0 <= length < 2**63 for length in self.shape)
+        return valid and self.dtype.kind == "f" and self.dtype.itemsize in (2, 4, 8)
 
     @property
     def declared_bytes(self) -> int:

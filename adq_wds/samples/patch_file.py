@@ -223,7 +223,7 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> PatchImage:
             contradict each other; too large; pixels damaged or truncated.
     """
     as_written = split_as_written(data)
-    record_bytes, plain, size = as_written or _split(data)
+    record_bytes, rest, size = _split(data) if as_written is None else (*as_written[:2], as_written[2].size)
     record = parse_record(record_bytes)
     width, height = record.stored_size  # with blank cells, which are decoded too
     n_pixels = max(record.grid[0] * record.grid[1] * record.patch**2, width * height)
@@ -233,9 +233,9 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> PatchImage:
             f"{height}, are {n_pixels} pixels, at most {max_pixels} are read; raise max_pixels if its source is trusted"
         )
     _check_size(size, record)
-    pixels = decode_plain_jpeg(plain, size) if as_written else None
+    pixels = None if as_written is None else decode_plain_jpeg(rest, as_written[2])
     if pixels is None:
-        pixels = decode_image(plain, max_pixels=size[0] * size[1])
+        pixels = decode_image(rest, max_pixels=size[0] * size[1])
     _check_size(pixels.size, record)
     patches = untile(np.asarray(pixels), len(record.kept), record.patch)
     return PatchImage(patches, record.kept, record.grid, record.patch)

@@ -5,7 +5,6 @@ The layout is stated in `patch_file`; this module reads and writes its bytes in 
 
 from __future__ import annotations
 
-import re
 import struct
 import zlib
 from dataclasses import dataclass
@@ -15,19 +14,15 @@ from numpy.typing import NDArray
 
 from adq_wds.core.patches import Grid
 from adq_wds.errors import SampleError, shorten
-from adq_wds.samples.plain_jpeg import plain_jpeg_size
+from adq_wds.samples.plain_jpeg import FRAMES, SCAN, Plain, frame_size, plain_jpeg, segments
 
 IDENTIFIER = b"ADQP\0"
 VERSION = 1
 MAX_RECORD_BYTES = 65_533  # a JPEG segment's length has 16 bits and counts itself
-# Markers of a JPEG: scan header; frame headers, with the size; JFIF and Adobe; those that no length follows
-_APP9, _SCAN = 0xE9, 0xDA
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_COLOURS = frozenset({0xE0, 0xEE})
-_WITHOUT_LENGTH = frozenset({0x00, 0x01, *range(0xD0, 0xDA)})
+_APP9 = 0xE9
+_COLOURS = frozenset({0xE0, 0xEE})  # JFIF and Adobe
 _HEAD = struct.Struct(">5sBHHHH")
 MAX_SEGMENTS = 10_000  # before a JPEG's pixels: each costs a step in Python
-_FILL = re.compile(b"\xff*(?=\xff[^\xff])")
 _REMEDY = "write it again from the original image"
 
 
@@ -119,14 +114,14 @@ def put_into_jpeg(data: bytes, record: bytes) -> bytes:
     return data[:end] + b"\xff\xe9" + (len(record) + 2).to_bytes(2, "big") + record + data[end:]
 
 
-def split_as_written(data: bytes) -> tuple[bytes, bytes, tuple[int, int]] | None:
-    """As `split_jpeg`, for an unchanged, plain JPEG of `put_into_jpeg`, in one walk; None for every other."""
+def split_as_written(data: bytes) -> tuple[bytes, bytes, Plain] | None:
+    """The record and the JPEG without it of an unchanged, plain JPEG of `put_into_jpeg`; None for every other."""
     if (data[2:6], data[20:22], data[24:29]) != (b"\xff\xe0\0\x10", b"\xff\xe9", IDENTIFIER):
         return None
     end = 22 + (data[22] << 8 | data[23])
-    plain = data[:20] + data[end:]
-    size = plain_jpeg_size(plain)
-    return None if size is None else (data[24:end], plain, size)
+    rest = data[:20] + data[end:]
+    plain = plain_jpeg(rest)
+    return None if plain is None else (data[24:end], rest, plain)
 
 
 def split_jpeg(data: bytes) -> tuple[bytes, bytes, tuple[int, int]]:
@@ -140,35 +135,23 @@ def split_jpeg(data: bytes) -> tuple[bytes, bytes, tuple[int, int]]:
     """
     records: list[bytes] = []
     plain: list[bytes] = []
-    size, start, copied, last = (0, 0), 2, 0, len(data) - 4
-    for _ in range(MAX_SEGMENTS):
-        if data[start : start + 2] == b"\xff\xff" and (fill := _FILL.match(data, start)):
-            start = fill.end()
-        marker, end = _segment(data, start) if start <= last else (0, 0)
-        if not start + 4 <= end <= len(data):
-            head = data[start : start + 4]
-            raise SampleError(
-                f"malformed JPEG: {shorten(head)} at byte {start} of {len(data)} starts no segment before its pixels; {_REMEDY}"
-            )
-        if marker == _SCAN:
+    size, end, copied = (0, 0), 2, 0
+    for n_segments, (marker, start, end) in enumerate(segments(data)):
+        if n_segments == MAX_SEGMENTS:
+            raise SampleError(f"more than {MAX_SEGMENTS} segments before this JPEG's pixels; {_REMEDY}")
+        if marker == SCAN:
             return _only(records), b"".join([*plain, data[copied:]]), size
-        if marker in _FRAMES and end >= start + 9:
-            size = data[start + 7] << 8 | data[start + 8], data[start + 5] << 8 | data[start + 6]
+        if marker in FRAMES and end >= start + 9:
+            size = frame_size(data, start)
         elif marker >= 0xE0 and marker not in _COLOURS:
             plain.append(data[copied:start])
             copied = end
             if marker == _APP9 and data.startswith(IDENTIFIER, start + 4):
                 records.append(data[start + 4 : end])
-        start = end
-    raise SampleError(f"more than {MAX_SEGMENTS} segments before this JPEG's pixels; {_REMEDY}")
-
-
-def _segment(data: bytes, start: int) -> tuple[int, int]:
-    """Marker and end of the segment that starts there; an end of 0 where none does."""
-    marker = data[start + 1]
-    if data[start] != 0xFF or marker in _WITHOUT_LENGTH:
-        return marker, 0
-    return marker, start + 2 + (data[start + 2] << 8 | data[start + 3])
+    raise SampleError(
+        f"malformed JPEG: {shorten(data[end : end + 4])} at byte {end} of {len(data)} starts no segment before its pixels; "
+        f"{_REMEDY}"
+    )
 
 
 def _only(records: list[bytes]) -> bytes:

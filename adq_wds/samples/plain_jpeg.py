@@ -6,59 +6,94 @@ unpack the quantization tables, and build an object that can do much more. Most 
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
 from PIL import Image, ImageFile
 
-_SOF, _SOS, _APP0, _DQT = frozenset({0xC0, 0xC2}), 0xDA, 0xE0, 0xDB  # baseline or progressive frame
+SCAN = 0xDA
+FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+"""Markers of a JPEG: the header of a scan, and frame headers, which hold the size."""
+_WITHOUT_LENGTH = frozenset({0x00, 0x01, *range(0xD0, 0xDA)})
+_APP0, _DQT = 0xE0, 0xDB
 _MEANINGLESS = frozenset({0xC4, 0xDD, 0xFE})  # to Pillow: DHT, DRI and COM
-_END = b"\xff\xd9"
+_PLAIN_FRAMES = frozenset({0xC0, 0xC2})  # baseline or progressive
 _ONE_SCAN = frozenset({0xC0, 0xC1})  # baseline, extended sequential: no other scan must follow
+_FILL = re.compile(b"\xff*(?=\xff[^\xff])")
+_END = b"\xff\xd9"
 _PADDING = b"\xff\x00" * 8  # 64 bits of ones: as many as the decoder looks ahead, and no Huffman code
 
 
-def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) of a JPEG that the decoder alone reads as Pillow would; None for every other file.
+def segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Marker, start and end of each segment of a JPEG, the header of its first scan last; fewer in a broken file."""
+    start, n_bytes = 2, len(data)
+    while start + 4 <= n_bytes:
+        marker = data[start + 1]
+        if marker == 0xFF and (fill := _FILL.match(data, start)):
+            start = fill.end()
+            marker = data[start + 1]
+        end = start + 2 + (data[start + 2] << 8 | data[start + 3])
+        if data[start] != 0xFF or marker in _WITHOUT_LENGTH or not start + 4 <= end <= n_bytes:
+            return
+        yield marker, start, end
+        if marker == SCAN:
+            return
+        start = end
+
+
+def frame_size(data: bytes, start: int) -> tuple[int, int]:
+    """(width, height) in the frame header at a byte."""
+    return data[start + 7] << 8 | data[start + 8], data[start + 5] << 8 | data[start + 6]
+
+
+class Plain(NamedTuple):
+    """A JPEG that the decoder alone reads as Pillow would: width and height, the frame's marker, and where the scan is."""
+
+    size: tuple[int, int]
+    frame: int
+    scan: int
+
+
+def plain_jpeg(data: bytes) -> Plain | None:
+    """A JPEG that the decoder alone reads as Pillow would; None for every other file.
 
     It has three components of 8 bits, and before its first scan nothing but one frame header, tables, a JFIF header
     and comments: so no EXIF that could turn it, no colour profile, no Adobe marker and no second picture. Each segment
     ends inside the file and passes the checks of Pillow's parser; the file ends where the image does.
 
-    >>> plain_jpeg_size(b"\\xff\\xd8\\xff\\xe1\\0\\x08Exif\\0\\0 ...") is None
+    >>> plain_jpeg(b"\\xff\\xd8\\xff\\xe1\\0\\x08Exif\\0\\0 ...") is None
     True
     """
     if not data.endswith(_END) or not data.startswith(b"\xff\xd8"):
         return None
-    offset, last, size = 2, len(data) - 4, None
-    while offset < last:
-        if data[offset] != 0xFF:
-            return None
-        marker, stop = data[offset + 1], offset + 2 + (data[offset + 2] << 8 | data[offset + 3])
+    size, frame = (0, 0), 0
+    for marker, start, end in segments(data):
         if marker == _DQT:
-            if (stop - offset - 4) % 65 or max(data[offset + 4 : stop : 65], default=16) > 3:
+            if (end - start - 4) % 65 or max(data[start + 4 : end : 65], default=16) > 3:
                 return None  # not whole tables of bytes
-        elif marker in _SOF:
-            if stop - offset != 19 or size is not None or data[offset + 4] != 8 or data[offset + 9] != 3:
+        elif marker in _PLAIN_FRAMES:
+            if end - start != 19 or frame or data[start + 4] != 8 or data[start + 9] != 3:
                 return None
-            size = data[offset + 7] << 8 | data[offset + 8], data[offset + 5] << 8 | data[offset + 6]
-        elif marker == _SOS:
-            return size if size is not None and 0 not in size and offset + 4 <= stop < len(data) else None
-        elif marker == _APP0:
-            if stop - offset != 18:  # JFIF's own, with no thumbnail
-                return None
-        elif marker not in _MEANINGLESS:
+            size, frame = frame_size(data, start), marker
+        elif marker == SCAN:
+            return Plain(size, frame, end) if 0 not in size and end < len(data) else None
+        elif marker not in _MEANINGLESS and (
+            marker != _APP0 or end - start != 18
+        ):  # JFIF without a thumbnail
             return None
-        offset = stop
     return None
 
 
-def decode_plain_jpeg(data: bytes, size: tuple[int, int]) -> Image.Image | None:
-    """The RGB image of a JPEG that `plain_jpeg_size` accepts; None when the decoder reports a problem.
+def decode_plain_jpeg(data: bytes, plain: Plain) -> Image.Image | None:
+    """The RGB image of a JPEG that `plain_jpeg` accepts; None when the decoder reports a problem.
 
     Then, and where the program has set `LOAD_TRUNCATED_IMAGES`, the general reader decodes it or raises.
     """
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         return None
     try:
-        return Image.frombytes("RGB", size, without_end(data), "jpeg", "RGB", "")
+        return Image.frombytes("RGB", plain.size, _padded(data, plain.frame, plain.scan), "jpeg", "RGB", "")
     except (ValueError, OSError):
         return None
 
@@ -73,18 +108,17 @@ def without_end(data: bytes) -> bytes:
 
     A part of the last two blocks of 8 × 8 may still be missing: the padding is enough for them.
     """
-    offset, frame = 2, 0
-    while data[offset : offset + 1] == b"\xff" and offset + 4 <= len(data):
-        marker = data[offset + 1]
-        if marker == 0xFF:  # a byte of filling
-            offset += 1
-            continue
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # DHT, JPG, DAC
+    frame = 0
+    for marker, _, end in segments(data):
+        if marker in FRAMES:
             frame = marker
-        offset += 2 + (data[offset + 2] << 8 | data[offset + 3])
-        if marker == _SOS:
-            end = data.find(_END, offset)  # inside a scan, 0xff is always followed by 0
-            if frame not in _ONE_SCAN or end < 0 or data.find(b"\xff\xda", offset, end) >= 0:
-                return data
-            return data[:end] + _PADDING
+        elif marker == SCAN:
+            return _padded(data, frame, end)
     return data
+
+
+def _padded(data: bytes, frame: int, scan: int) -> bytes:
+    end = data.find(_END, scan)  # inside a scan, 0xff is always followed by 0
+    if frame not in _ONE_SCAN or end < 0 or data.find(b"\xff\xda", scan, end) >= 0:
+        return data
+    return data[:end] + _PADDING

@@ -142,7 +142,7 @@ def iter_spans(
     yield from _group(entries, shard=shard, limits=limits, ignored=Ignored() if ignored is None else ignored)
 
 
-def span_at(data: Buffer, *, shard: str, limits: Limits = DEFAULT_LIMITS) -> Span:
+def span_at(data: Buffer, *, shard: str) -> Span:
     """The one sample in the bytes of its span, as read by offset; positions count from the start of `data`.
 
     Raises:
@@ -150,8 +150,8 @@ def span_at(data: Buffer, *, shard: str, limits: Limits = DEFAULT_LIMITS) -> Spa
             bytes in front of it or behind it (the shard is not the one that the offset was taken from).
     """
     view = _view(data)
-    entries = iter_entries(view, shard=shard, limits=limits, marked=False)
-    spans = list(_group(entries, shard=shard, limits=limits, ignored=Ignored()))
+    entries = iter_entries(view, shard=shard, limits=DEFAULT_LIMITS, marked=False)
+    spans = list(_group(entries, shard=shard, limits=DEFAULT_LIMITS, ignored=Ignored()))
     if not spans or spans[0].n_bytes != len(view):
         keys = ", ".join(shorten(span.key) for span in spans[:3])
         raise ShardError(
@@ -258,7 +258,7 @@ def _check_inside(buffer: Buffer, member: Member) -> None:
 def _bytes_of(buffer: Buffer, start: int, stop: int, key: str) -> bytes:
     """The bytes of a member."""
     if isinstance(buffer, ShardFile):
-        return buffer.read(start, stop, key=key)
+        return buffer.read_all(start, stop, key=key)
     return bytes(buffer[start:stop])
 
 

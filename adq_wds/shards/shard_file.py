@@ -45,9 +45,9 @@ class ShardFile:
 
     def __getitem__(self, part: slice) -> bytes:
         start, stop, _ = part.indices(self.n_bytes)
-        return self.read(start, stop)
+        return self.read_all(start, stop)
 
-    def read(self, start: int, stop: int, *, key: str | None = None) -> bytes:
+    def read_all(self, start: int, stop: int, *, key: str | None = None) -> bytes:
         """The bytes from `start` to `stop`, all of them; `key` is the sample's, for messages.
 
         Raises:

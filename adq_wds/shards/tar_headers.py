@@ -8,7 +8,7 @@ sparse files and unknown types are refused. `samples_in_tar.py` groups the membe
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -43,9 +43,6 @@ class Limits:
         sample_members: members of one sample; more means that the keys are not what they seem.
         pax_bytes: one PAX header; 1 MiB, where real ones hold a few hundred bytes.
         padding_bytes: zeros after the end; 1 MiB is GNU tar's largest record (`-b 2048`).
-
-    Raises:
-        ValueError: a limit is not a positive integer.
     """
 
     member_bytes: int = 1 << 32
@@ -53,12 +50,6 @@ class Limits:
     sample_members: int = 1000
     pax_bytes: int = 1 << 20
     padding_bytes: int = 1 << 20
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if type(value) is not int or value < 1:
-                raise ValueError(f"Limits.{field.name} must be a positive integer, got {value!r}")
 
 
 DEFAULT_LIMITS = Limits()
@@ -163,7 +154,7 @@ def _walk(
         try:
             if head[156] in PREFIXES:
                 prefix = prefix or _Prefix(position)
-                end = prefix.read(view, head, payload, limits)
+                end = prefix.parse(view, head, payload, limits)
                 if head[156] == ord("g"):
                     yield Entry(position, _GLOBAL, payload, end - payload)
                     prefix = None
@@ -204,7 +195,7 @@ class _Prefix:
     size: int | None = None
     kinds: bytes = b""
 
-    def read(self, view: View, head: bytes, payload: int, limits: Limits) -> int:
+    def parse(self, view: View, head: bytes, payload: int, limits: Limits) -> int:
         """Parse one prefix header; returns where the next header starts. Raises ValueError."""
         kind = head[156:157]
         if kind in self.kinds or (kind == b"g" and self.kinds):
@@ -246,16 +237,16 @@ def _pax_records(body: bytes) -> dict[bytes, bytes]:
     >>> _pax_records(b"12 path=a.b\\n")
     {b'path': b'a.b'}
     """
-    records, at = {}, 0
-    while at < len(body) and body[at] != 0:
-        space = body.find(b" ", at, at + 20)
-        end = at + int(body[at:space]) if space > 0 and body[at:space].isdigit() else 0
+    records, start = {}, 0
+    while start < len(body) and body[start] != 0:
+        space = body.find(b" ", start, start + 20)
+        end = start + int(body[start:space]) if space > 0 and body[start:space].isdigit() else 0
         key, equals, value = body[space + 1 : end - 1].partition(b"=")
         if not (body[end - 1 : end] == b"\n" and key and equals):
-            raise ValueError(f"damaged PAX record {shorten(body[at : at + 40])}: fetch the shard again")
+            raise ValueError(f"damaged PAX record {shorten(body[start : start + 40])}: fetch the shard again")
         records[key] = value
-        at = end
-    if body.count(0, at) != len(body) - at:
+        start = end
+    if body.count(0, start) != len(body) - start:
         raise ValueError("data behind the last PAX record: write or fetch the shard again")
     return records
 

@@ -49,22 +49,22 @@ class TarWatch:
         """
         start = self.n_bytes
         self.n_bytes += len(data)
-        at = max(0, self._next - start)
-        while self._end is None and at < len(data):
-            piece = data[at : at + self._want - len(self._header)]
+        done = max(0, self._next - start)
+        while self._end is None and done < len(data):
+            piece = data[done : done + self._want - len(self._header)]
             self._header += piece
-            at += len(piece)
+            done += len(piece)
             if len(self._header) < self._want:
                 break
             header, self._header = self._header, b""
-            position = start + at - len(header)
+            position = start + done - len(header)
             try:
-                at += self._skip(header, position)
+                done += self._skip(header, position)
             except ValueError as error:
                 raise at_byte(self._shard, position, str(error)) from None
-        self._next = start + at
+        self._next = start + done
         if self._end is not None:
-            self._see_tail(data[at:])
+            self._see_tail(data[done:])
 
     def _skip(self, header: bytes, position: int) -> int:
         """Bytes from here to the next header. Raises ValueError."""

@@ -36,7 +36,7 @@ class MapView(Dataset[Any]):
         self._epoch: tuple[int, EpochOrder, Stages] | None = None  # the one that is read
 
     def __len__(self) -> int:
-        return self._recipe.listing.n_total
+        return self._recipe.listing.n_total(0)
 
     def __getitem__(self, i: SupportsIndex) -> Any:
         return self.__getitems__([i])[0]

@@ -34,7 +34,7 @@ class Clock:
     """The shared integers."""
 
     def __init__(self) -> None:
-        self._values = _shared(torch.zeros(_JOINED + _N_JOINED, dtype=torch.int64))
+        self._values = shared(torch.zeros(_JOINED + _N_JOINED, dtype=torch.int64))
         self._values[_START_EPOCH] = self._values[_SEED] = -1
         self._settle()
 
@@ -112,18 +112,18 @@ class Clock:
     def _part(self) -> None:
         """Stop sharing in a process that is no worker of the creating one, such as another rank."""
         if self._pid != os.getpid() and get_worker_info() is None:
-            self._values = _shared(self._values.clone())
+            self._values = shared(self._values.clone())
             self._settle()
 
     def __getstate__(self) -> tuple[Any, ...]:
         return self._values, self._pid, int(self._values[_EPOCH]), self._announced
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self._values = _shared(state[0])  # as it is, when sent to a worker
+        self._values = shared(state[0])  # as it is, when sent to a worker
         self._settle(*state[1:])
 
 
-def _shared(values: torch.Tensor) -> torch.Tensor:
+def shared(values: torch.Tensor) -> torch.Tensor:
     """The same values in memory shared with forked and spawned workers."""
     try:
         return values.share_memory_()  # type: ignore[no-any-return,no-untyped-call,unused-ignore]

@@ -16,16 +16,18 @@ from adq_wds.core.rng import check_seed
 from adq_wds.errors import ShardError, shorten
 from adq_wds.pipes.base import OnError, Pipe, check_on_error
 from adq_wds.reading.listing import Listing, everything, planned
+from adq_wds.reading.schedule import Schedule
 from adq_wds.remote.backend import TIMEOUT, Access
 from adq_wds.remote.cache import Cache, as_cache
 from adq_wds.remote.fetch import Fetch
 from adq_wds.shards.names import expand_urls, is_url
 from adq_wds.stream.as_map import MapView
+from adq_wds.stream.class_rates import ClassRates
 from adq_wds.stream.clock import Clock, Start
 from adq_wds.stream.epoch_order import Recipe, Share
 from adq_wds.stream.iterator import Stream, TaggedStream
 from adq_wds.stream.ranks import Ranks
-from adq_wds.stream.state import check_only_worker, read_state, split_iterator_state
+from adq_wds.stream.state import check_only_worker, split_iterator_state
 from adq_wds.tables.codebook import Codebook
 from adq_wds.tables.plan import Plan, as_plan
 
@@ -67,6 +69,9 @@ class ShardDataset(IterableDataset[Any]):
         uneven: where ranks would be unequal, "pad" reads some samples twice (fewer than `world`), "drop" leaves the
             last ones out, "ragged" gives some ranks one more, "error" refuses.
         fresh: keep other samples in every epoch; see `Plan.kept_in`.
+        keep: with `fresh`, another ratio than the plan's: a function of the epoch that gives one in (0, 1], always the
+            same for an epoch (and defined in a module, for spawned workers), or one for all epochs; see `Schedule`. Or
+            `ClassRates`, which follow the losses of classes.
         on_error: "raise", "skip", or a function of the error that says whether to skip, for bad samples here and in
             all `pipes`. Each skip is one JSON line in the log, and too many are an error; see `Pipe`. Damaged shards
             and plans that do not fit are always errors.
@@ -85,7 +90,7 @@ class ShardDataset(IterableDataset[Any]):
 
     Raises:
         ValueError: an argument is wrong or contradicts another.
-        PlanError: the plan is damaged, or not of just these shards.
+        PlanError: the plan is damaged, not of just these shards, or of one ratio only.
         ShardError: a shard is missing; without a plan, damaged or not in the index.
 
     Raises (while streaming):
@@ -110,6 +115,7 @@ class ShardDataset(IterableDataset[Any]):
         world: int | None = None,
         uneven: Uneven = "pad",
         fresh: bool = False,
+        keep: float | Callable[[int], float] | ClassRates | None = None,
         on_error: OnError = "raise",
         cache: Cache | str | os.PathLike[str] | None = None,
         root: str | os.PathLike[str] | None = None,
@@ -121,6 +127,8 @@ class ShardDataset(IterableDataset[Any]):
     ) -> None:
         _check(pipes, batch_size, fields, collate, uneven)
         check_on_error(on_error)
+        if keep is not None and not fresh:
+            raise ValueError("keep= changes what fresh draws take: give fresh=True, or plan at that ratio")
         if plan is None and fresh:
             raise ValueError("fresh=True draws anew from a plan's bins, and there is no plan: give plan=")
         if plan is not None and index is not None:
@@ -128,7 +136,7 @@ class ShardDataset(IterableDataset[Any]):
         self._ranks = Ranks(rank, world)
         access = Access(timeout, {} if storage_options is None else storage_options)
         fetch = Fetch(as_cache(cache), bool(allow_pipe), access)
-        listing = _listing(urls, plan, root, index, fresh, fetch)
+        listing = _listing(urls, plan, root, index, fresh, keep, fetch)
         self._recipe = Recipe(
             listing=listing,
             pipes=tuple(pipes),
@@ -146,14 +154,14 @@ class ShardDataset(IterableDataset[Any]):
         )
         self._clock = Clock()
         self._tagged = False
-        self._own_epoch: int | None = None  # resumed at a position of this rank alone
-        self._recipe.n_samples(*self._ranks.current())  # uneven="error" raises now
+        self._rank_epoch: int | None = None  # resumed at a position of this rank alone
+        self._recipe.n_samples(*self._ranks.current(), 0)  # uneven="error" raises now
+        if isinstance(keep, ClassRates):
+            keep.join(self._clock, self._ranks)
 
     def __repr__(self) -> str:
         listing = self._recipe.listing
-        return (
-            f"<ShardDataset {listing.n_total:,} samples in {len(listing.names)} shards, epoch {self.epoch}>"
-        )
+        return f"<ShardDataset {listing.n_total(self.epoch):,} samples in {len(listing.names)} shards, epoch {self.epoch}>"
 
     @property
     def fields(self) -> tuple[str, ...] | None:
@@ -187,15 +195,13 @@ class ShardDataset(IterableDataset[Any]):
         """
         ended = False
         if isinstance(state, dict) and "iterator" in state:
-            state, own = split_iterator_state(state)
-            check_only_worker(own["layout"])
-            ended = own["ended"]
-        rank, world = self._ranks.current()
-        now = replace(self._recipe.state(), rank=rank, world=world)
-        saved = read_state(state, now, self._recipe.listing.n_total)
+            state, of_worker = split_iterator_state(state)
+            check_only_worker(of_worker["layout"])
+            ended = of_worker["ended"]
+        saved = self._recipe.resumed(state, *self._ranks.current(), ended=ended)
         self._clock.resume_at(Start(saved.epoch, saved.t, saved.lanes))
         self._clock.epoch = saved.epoch + ended
-        self._own_epoch = None if saved.rank is None else saved.epoch
+        self._rank_epoch = None if saved.rank is None else saved.epoch
 
     @property
     def next_start(self) -> Start:
@@ -212,8 +218,8 @@ class ShardDataset(IterableDataset[Any]):
         """
         recipe, (rank, world) = self._recipe, self._ranks.current()
         t = start.position + n_batches * (recipe.batch_size or 1) * world
-        state = recipe.state(start.epoch, min(t, recipe.listing.n_total), start.lanes)
-        if recipe.drops or dropped or start.epoch == self._own_epoch:
+        state = recipe.state(start.epoch, min(t, recipe.listing.n_total(start.epoch)), start.lanes)
+        if recipe.drops or dropped or start.epoch == self._rank_epoch:
             state = replace(state, rank=rank, world=world)
         return state.as_dict()
 
@@ -221,7 +227,7 @@ class ShardDataset(IterableDataset[Any]):
         """Batches after which all ranks are through with an epoch; None where pipes may drop some, so that only the end
         itself says it."""
         recipe, (_, world) = self._recipe, self._ranks.current()
-        return None if recipe.drops else recipe.n_batches(recipe.n_samples(0, world, start.position))
+        return None if recipe.drops else recipe.n_batches(recipe.n_samples(0, world, *start[:2]))
 
     def advance_past(self, epoch: int) -> None:
         """Make the next iteration read the epoch after `epoch`, of which a batch was handed on, unless another was
@@ -235,6 +241,7 @@ class ShardDataset(IterableDataset[Any]):
         The caller advances it by `advance_past`. Workers read the epoch that is next now.
         """
         self._clock.announce(self._clock.epoch)
+        self._begin(self._clock.epoch)
         self._tagged = True
         try:
             yield
@@ -245,12 +252,20 @@ class ShardDataset(IterableDataset[Any]):
         worker = get_worker_info()
         share = Share(*self._ranks.current(), *((worker.id, worker.num_workers) if worker else ()))
         start = self._clock.next_start(announced=self._tagged)
-        own = start.epoch == self._own_epoch
-        stream = Stream(self._recipe, self._clock, start, share, advance=not self._tagged, own=own)
+        self._begin(start.epoch)
+        dropped = start.epoch == self._rank_epoch
+        stream = Stream(
+            self._recipe, self._clock, start, share, advance=not self._tagged, dropped_before=dropped
+        )
         return TaggedStream(stream) if self._tagged else stream
 
+    def _begin(self, epoch: int) -> None:
+        draws = self._recipe.listing.draws
+        if draws is not None:
+            draws.begin(epoch)
+
     def __len__(self) -> int:
-        """Batches of this rank in an epoch read from its beginning; samples, without `batch_size`.
+        """Batches of this rank in the next epoch, read from its beginning; samples, without `batch_size`.
 
         Raises:
             TypeError: a pipe may drop samples.
@@ -259,7 +274,7 @@ class ShardDataset(IterableDataset[Any]):
         if names:
             text = f"{', '.join(names)} may drop samples, and how many shows only in reading"
             raise TypeError(f"no length: {text}")
-        return self._recipe.n_batches(self._recipe.n_samples(*self._ranks.current()))
+        return self._recipe.n_batches(self._recipe.n_samples(*self._ranks.current(), self.epoch))
 
     def __getitem__(self, index: Any) -> NoReturn:
         """Raise: a stream has no access by number; use `as_map`."""
@@ -281,6 +296,7 @@ def _listing(
     root: str | os.PathLike[str] | None,
     index: str | os.PathLike[str] | None,
     fresh: bool,
+    keep: float | Callable[[int], float] | ClassRates | None,
     fetch: Fetch,
 ) -> Listing:
     """The samples to read in the shards at `urls`."""
@@ -291,7 +307,15 @@ def _listing(
     base = None if root is None else os.fspath(root)
     if plan is None:
         return everything(paths, index, root=base, fetch=fetch)
-    return planned(paths, as_plan(plan), root=base, fresh=fresh, fetch=fetch)
+    plan = as_plan(plan)
+    draws = (
+        None
+        if keep is None
+        else keep.for_plan(plan)
+        if isinstance(keep, ClassRates)
+        else Schedule(plan, keep)
+    )
+    return planned(paths, plan, root=base, fresh=fresh, fetch=fetch, draws=draws)
 
 
 def _drawn_by(pipes: Sequence[Pipe]) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from adq_wds.pipes.base import OnError, Pipe
 from adq_wds.reading.listing import Listing
 from adq_wds.reading.places import Place, ShardPlaces, each_place
 from adq_wds.remote.fetch import Fetch
-from adq_wds.stream.state import State
+from adq_wds.stream.state import State, read_state
 from adq_wds.tables.plan import CACHED_SHARDS
 
 
@@ -49,9 +49,10 @@ class Recipe:
         """L, the shuffle's lanes."""
         return LANES if self.shuffle else 1
 
-    def n_samples(self, rank: int, world: int, start: int = 0) -> int:
+    def n_samples(self, rank: int, world: int, epoch: int, start: int = 0) -> int:
         """Samples that a rank reads of an epoch from position `start` on."""
-        return n_for_rank(self.listing.n_total, start=start, rank=rank, world=world, uneven=self.uneven)
+        total = self.listing.n_total(epoch)
+        return n_for_rank(total, start=start, rank=rank, world=world, uneven=self.uneven)
 
     def n_batches(self, n_samples: int) -> int:
         """Batches of so many samples; samples, without `batch_size`."""
@@ -62,8 +63,20 @@ class Recipe:
         hash = self.listing.hash
         if self.drawn_by:
             hash = sha256_text("\n".join((hash, *self.drawn_by)))
-        lanes = lanes or self.lanes
-        return State(hash, self.seed, epoch, self.shuffle, self.fresh, lanes, self.batch_size, t)
+        lanes, draws = lanes or self.lanes, self.listing.draws
+        keep = None if draws is None else draws.record(epoch)
+        return State(hash, self.seed, epoch, self.shuffle, self.fresh, lanes, self.batch_size, t, keep=keep)
+
+    def resumed(self, saved: object, rank: int, world: int, *, ended: bool = False) -> State:
+        """A saved state, checked; draws that depend on earlier epochs are restored from it.
+
+        Raises:
+            StateError: damaged, or of another stream than this one on this rank.
+        """
+        state = read_state(saved, replace(self.state(), rank=rank, world=world), self.listing)
+        if self.listing.draws is not None and state.keep is not None:
+            self.listing.draws.restore(state.keep, state.epoch, begun=ended or state.t > 0)
+        return state
 
 
 class Share(NamedTuple):

@@ -21,7 +21,7 @@ from adq_wds.reading.places import Place
 from adq_wds.samples.fields import EPOCH_FIELD, Sample, place_error
 from adq_wds.stream.clock import Clock, Start
 from adq_wds.stream.epoch_order import EpochOrder, Recipe, Share
-from adq_wds.stream.state import check_share, read_state, sealed, split_iterator_state
+from adq_wds.stream.state import check_share, sealed, split_iterator_state
 
 _BLOCK = 1024  # positions looked up together
 _EMPTY = object()  # stands for a batch that lost all its samples
@@ -47,16 +47,17 @@ class Stream(Iterator[Any]):
     Args:
         recipe: options of the stream.
         clock: advanced to the next epoch by the first batch, if `advance`.
-        start: the epoch and position at which all ranks started; its `own`, if samples were dropped before.
+        start: the epoch and position at which all ranks started.
         share: whose batches are read.
+        dropped_before: whether samples were dropped before that, so that the position is this rank's alone.
     """
 
     def __init__(
-        self, recipe: Recipe, clock: Clock, start: Start, share: Share, *, advance: bool, own: bool
+        self, recipe: Recipe, clock: Clock, start: Start, share: Share, *, advance: bool, dropped_before: bool
     ) -> None:
         self._recipe, self._clock, self._share, self._advance = recipe, clock, share, advance
         self._seek(start, share.worker)
-        self._left_out = own
+        self._left_out = dropped_before
         self._warn_of_little()
 
     def _seek(self, start: Start, next_batch: int) -> None:
@@ -65,7 +66,7 @@ class Stream(Iterator[Any]):
         self._start, self._after_served = start, next_batch
         self._order = EpochOrder(recipe, start.epoch, start.lanes)
         self._stages = Stages(recipe, start.epoch)
-        self._n = recipe.n_samples(share.rank, share.world, start.position)
+        self._n = recipe.n_samples(share.rank, share.world, start.epoch, start.position)
         self._size = recipe.batch_size or 1
         self._n_batches = recipe.n_batches(self._n)
         self._whole = share[1:] == (1, 0, 1) and start.position == next_batch == 0
@@ -203,18 +204,21 @@ class Stream(Iterator[Any]):
         state = self._recipe.state(start.epoch, min(t, self._order.n_total), start.lanes)
         if self._recipe.drops or self._left_out:
             state = replace(state, rank=share.rank, world=share.world)
-        own: dict[str, Any] = {"start": start.position, "next_batch": self._next_batch, "ended": self._ended}
-        own["layout"] = list(share)
-        return sealed({**asdict(state), "iterator": own})
+        of_worker: dict[str, Any] = {
+            "start": start.position,
+            "next_batch": self._next_batch,
+            "ended": self._ended,
+        }
+        of_worker["layout"] = list(share)
+        return sealed({**asdict(state), "iterator": of_worker})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume at the state of an iterator of the same worker and layout; else `StateError`."""
-        of_stream, own = split_iterator_state(state)
+        of_stream, of_worker = split_iterator_state(state)
         share = self._share
-        now = replace(self._recipe.state(), rank=share.rank, world=share.world)
-        saved = read_state(of_stream, now, self._order.n_total)
-        check_share(own["layout"], share)
-        self._seek(Start(saved.epoch, own["start"], saved.lanes), own["next_batch"])
+        check_share(of_worker["layout"], share)
+        saved = self._recipe.resumed(of_stream, share.rank, share.world, ended=of_worker["ended"])
+        self._seek(Start(saved.epoch, of_worker["start"], saved.lanes), of_worker["next_batch"])
         self._left_out = saved.rank is not None
         self._clock.resume_at(self._start)
         over = self._next_batch >= self._n_batches
@@ -311,7 +315,7 @@ class Stages:
         return [result for some in replayed(items, work, failed, may_replay=is_of_sample) for result in some]
 
     def _read_samples(self, places: Sequence[Place]) -> list[Sample]:
-        samples = self.readers.read(places)
+        samples = self.readers.read_samples(places)
         if self._recipe.pipes:
             for sample in samples:
                 sample[EPOCH_FIELD] = self._epoch

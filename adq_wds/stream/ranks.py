@@ -33,6 +33,17 @@ class Ranks:
                 )
         return self._known or (0, 1)
 
+    def first_unlike(self, value: str) -> int | None:
+        """The first rank whose value is not rank 0's, asked of all by torch.distributed; None where it does not run, or
+        the rank was given."""
+        import torch.distributed as dist
+
+        if self._given or not (dist.is_available() and dist.is_initialized()):
+            return None
+        values: list[str] = [""] * dist.get_world_size()
+        dist.all_gather_object(values, value)
+        return next((rank for rank, each in enumerate(values) if each != values[0]), None)
+
     def __getstate__(self) -> dict[str, object]:
         self.current()  # a spawned worker has no process group to read it from
         return self.__dict__

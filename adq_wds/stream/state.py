@@ -1,7 +1,7 @@
 """Writes and checks a stream's state: a few fields within 400 bytes of JSON, compared one by one when loaded.
 
-Version 2 has a checksum of all fields, since most values of `t`, `lanes` and `epoch` are plausible. Version 1 is
-still read.
+Version 2 has a checksum of all fields, since most values of `t`, `lanes` and `epoch` are plausible; version 3 has
+`keep`. Earlier ones are still read.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from typing import Any
 
 from adq_wds.errors import StateError, shorten
 from adq_wds.files import sha256_text
+from adq_wds.reading.listing import Listing
 
-VERSION = 2
+VERSION = 3
 _MAX = 2**62
 _REMEDY = {
     "version": "load it with the adq_wds that saved it, or start the epoch anew",
@@ -38,6 +39,7 @@ class State:
     t: int  # first position not handed on yet, of all ranks together
     rank: int | None = None  # with pipes that drop samples, whose place this is
     world: int | None = None
+    keep: str | None = None  # the draws so far, where they are not the plan's
     version: int = VERSION
 
     def as_dict(self) -> dict[str, Any]:
@@ -48,8 +50,8 @@ class State:
 _KINDS = {field.name: str(field.type).split(" | ") for field in fields(State)}
 
 
-def read_state(saved: object, now: State, n_total: int) -> State:
-    """The saved state; a `StateError` unless it is of the stream of `now`, with T = `n_total` positions."""
+def read_state(saved: object, now: State, listing: Listing) -> State:
+    """The saved state; a `StateError` unless it is of the stream of `now`, which reads this listing."""
     values = unsealed(saved, tuple(_KINDS))
     for name, kinds in _KINDS.items():
         if str(type(values[name]).__name__).replace("NoneType", "None") not in kinds:
@@ -59,10 +61,20 @@ def read_state(saved: object, now: State, n_total: int) -> State:
         old, new = values[name], getattr(now, name)
         if old != new and not (name in ("rank", "world") and old is None):
             raise _differs(name, old, new)
-    for name, least, most in (("epoch", 0, _MAX), ("t", 0, n_total), ("lanes", 1, max(n_total, now.lanes))):
-        if not least <= values[name] <= most:
-            raise _damaged(name, values[name], f"{least} to {most}")
+    _check_range("epoch", state.epoch, 0, _MAX)
+    if (state.keep is None) != (listing.draws is None):
+        raise _differs("keep", state.keep, now.keep)
+    if state.keep is not None and listing.draws is not None:
+        listing.draws.check(state.keep, state.epoch)
+    n_total = listing.n_total(state.epoch)
+    _check_range("t", state.t, 0, n_total)
+    _check_range("lanes", state.lanes, 1, max(n_total, now.lanes))
     return state
+
+
+def _check_range(name: str, value: int, least: int, most: int) -> None:
+    if not least <= value <= most:
+        raise _damaged(name, value, f"{least} to {most}")
 
 
 def _damaged(name: str, value: object, expected: str) -> StateError:
@@ -88,17 +100,18 @@ def unsealed(saved: object, names: Sequence[str]) -> dict[str, Any]:
     version = saved.get("version")
     if type(version) is not int or not 1 <= version <= VERSION:
         raise _differs("version", version, VERSION)
-    expected = {*names, "checksum"} if version > 1 else {*names}
+    known = [name for name in names if name != "keep" or version > 2]
+    expected = {*known, "checksum"} if version > 1 else {*known}
     if odd := sorted(map(str, expected ^ set(saved))):
         what = "lacks" if odd[0] in expected else "has an unknown"
         raise StateError(f"damaged state: it {what} field {shorten(odd[0])}; load another checkpoint")
-    state = {name: saved[name] for name in names}
+    state = {name: saved[name] for name in known}
     if version > 1 and saved["checksum"] != _checksum(state):
         raise StateError(
             f"damaged state: its checksum is {shorten(saved['checksum'])}, that of its fields {_checksum(state)!r}: it "
             "was changed since it was saved; load another checkpoint"
         )
-    return state
+    return state if known == list(names) else {**state, "keep": None}
 
 
 def _checksum(state: dict[str, Any]) -> str:
@@ -110,17 +123,20 @@ def _checksum(state: dict[str, Any]) -> str:
 def split_iterator_state(state: object) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split an iterator's state into the stream's and the worker's part. Raises `StateError`: not a state."""
     whole = unsealed(state, (*_KINDS, "iterator"))
-    own = whole.pop("iterator")
+    of_worker = whole.pop("iterator")
     if not (
-        isinstance(own, dict)
-        and sorted(map(str, own)) == ["ended", "layout", "next_batch", "start"]
-        and isinstance(own["ended"], bool)
-        and isinstance(own["layout"], list)
-        and len(own["layout"]) == 4
-        and all(type(n) is int and 0 <= n <= _MAX for n in (*own["layout"], own["next_batch"], own["start"]))
+        isinstance(of_worker, dict)
+        and sorted(map(str, of_worker)) == ["ended", "layout", "next_batch", "start"]
+        and isinstance(of_worker["ended"], bool)
+        and isinstance(of_worker["layout"], list)
+        and len(of_worker["layout"]) == 4
+        and all(
+            type(n) is int and 0 <= n <= _MAX
+            for n in (*of_worker["layout"], of_worker["next_batch"], of_worker["start"])
+        )
     ):
         raise StateError(f"state {shorten(state)} is not an iterator's: expected what its state_dict() gave")
-    return whole if whole["version"] == 1 else sealed(whole), own
+    return sealed({**whole, "version": VERSION}), of_worker
 
 
 def check_share(saved: Sequence[int], now: Sequence[int]) -> None:

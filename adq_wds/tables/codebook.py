@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -16,41 +16,35 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from adq_wds.core.allocation import budget_for
+from adq_wds.core.class_rates import class_rates
 from adq_wds.core.codebook import QUERY_STEP, Checkpoints, solve_rates
+from adq_wds.core.known_copies import KnownCopies
+from adq_wds.core.margin_rule import MarginRule
 from adq_wds.errors import CodebookError, shorten
 from adq_wds.files import atomic_path, canonical_json, sha256_text
-from adq_wds.tables import bounds
-from adq_wds.tables.headers import Natural31, checked, parse_header
+from adq_wds.tables.codebook_header import (
+    HEADER_KEY,
+    LATER,
+    VERSION,
+    CodebookHeader,
+    CodebookSource,
+    check_size,
+    class_faults,
+    read_header,
+)
+from adq_wds.tables.headers import checked
 
-VERSION = 1
 SUFFIX = ".safetensors"
 POOLED = 0  # the row fitted over all classes
 NO_LABEL = -1  # the pooled row's entry in `label`
-_HEADER_KEY = "adq_wds"  # the one entry: of several, the order in the file would change from run to run
+COPY_DRAW = "copy"  # the purpose of the draws in `copies`
 _TENSORS = {"held_out": "I64", "label": "I32", "query": "F32", "threshold": "F64", "weight": "F64"}
-_NUMPY = {"I64": np.int64, "I32": np.int32, "F32": np.float32, "F64": np.float64}
-
-
-class CodebookSource(TypedDict):
-    """The entries of a codebook's header that the fit fills in."""
-
-    encoder: str
-    revision: str
-    preprocessing_hash: str
-    label: str
-    features: str
-    classes: list[Natural31]
-    names: list[str] | None
-    settings: Any
-    scores: Any
-
-
-class CodebookHeader(CodebookSource):
-    """The header of a codebook's file, as FORMAT.md describes it."""
-
-    format: str
-    version: int
-    tensors: dict[str, Any]
+_PARTS: dict[str, tuple[Any, dict[str, str]]] = {
+    "margins": (MarginRule, {"mean": "F64", "scale": "F64", "solution": "F32", "least": "F64"}),
+    "copies": (KnownCopies, {"digest": "U64", "stays": "U64"}),
+}
+_OPTIONAL = {f"{part}.{name}": kind for part, (_, kinds) in _PARTS.items() for name, kind in kinds.items()}
+_NUMPY = {"I64": np.int64, "I32": np.int32, "F32": np.float32, "F64": np.float64, "U64": np.uint64}
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +61,10 @@ class Codebook:
         held_out: (R, K) int64, samples outside the pilot that fell into each bin.
         weight: (R, K) float64, relative weight of a sample of each bin, by the allocation.
         header: encoder, revision and preprocessing_hash of the embeddings, label (the specification), features (their
-            hash), all classes of the fit, with or without a row, their names or None, settings, scores per bin.
+            hash), all classes of the fit, with or without a row, their names or None, settings, scores per bin; see
+            FORMAT.md.
+        margins: how labels of the fit's classes are doubted; None where none are.
+        copies: the contents of the fit's samples; None where copies are not looked for.
         path: its file, or None while it is only in memory.
     """
 
@@ -77,6 +74,8 @@ class Codebook:
     held_out: NDArray[np.int64]
     weight: NDArray[np.float64]
     header: CodebookSource
+    margins: MarginRule | None = field(default=None, kw_only=True)
+    copies: KnownCopies | None = field(default=None, kw_only=True)
     path: Path | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -85,9 +84,10 @@ class Codebook:
 
     def _faults(self) -> Iterator[str]:
         """The faults of the codebook, in an order where each check relies on earlier ones."""
-        for name, kind in _TENSORS.items():
-            if getattr(self, name).dtype != _NUMPY[kind]:
-                yield f"{name} is {getattr(self, name).dtype}, expected {np.dtype(_NUMPY[kind])}"
+        kinds = _TENSORS | _OPTIONAL
+        for name, array in self._tensors().items():
+            if array.dtype != _NUMPY[kinds[name]]:
+                yield f"{name} is {array.dtype}, expected {np.dtype(_NUMPY[kinds[name]])}"
         shape = self.query.shape
         if len(shape) != 4 or 0 in (shape[0], *shape[2:]) or shape[1] >= 2**15:
             yield f"queries of shape {shape}, expected (R, K-1, M, D)"
@@ -119,6 +119,23 @@ class Codebook:
             len(set(names)) != len(names) or max(classes, default=0) >= max(1, len(names))
         ):
             yield "a name stands for two classes, or a class has no name"
+        yield from class_faults(self.header)
+        yield from self._faults_of_parts()
+
+    def _faults_of_parts(self) -> Iterator[str]:
+        """The faults of what not every codebook has."""
+        if self.margins is not None:
+            yield from self.margins.faults()
+            if len(self.margins.mean) != self.width or len(self.margins.least) != len(self.header["classes"]):
+                yield f"margins of {len(self.margins.mean)} numbers and {len(self.margins.least)} classes"
+            if "clean" not in self.header:
+                yield "margins, and nothing of what was doubted"
+            if self.margins.layer_hash() != self.header.get("random_layer"):
+                yield "this numpy draws other random numbers than the one it was fitted with; fit it again"
+        if self.copies is not None:
+            yield from self.copies.faults()
+            if "image" not in self.header:
+                yield "digests, and not of which field"
 
     # ---- What it says
 
@@ -139,8 +156,8 @@ class Codebook:
 
     @property
     def needs_label(self) -> bool:
-        """Whether a class has a row of its own."""
-        return len(self.label) > 1
+        """Whether labels matter: a class has a row, or a rate, of its own, or labels are doubted."""
+        return len(self.label) > 1 or "n" in self.header
 
     def __repr__(self) -> str:
         return f"<Codebook {self.n_bins} bins, {len(self.label) - 1} classes, {self.header['encoder']}, D = {self.width}>"
@@ -153,21 +170,35 @@ class Codebook:
         Raises:
             CodebookError: a name where classes are numbers, or a number where they have names.
         """
+        number = self.class_number(label)
+        return None if number is None else int(self.rows[number])
+
+    def class_number(self, label: int | str | None) -> int | None:
+        """1 … C for a class of the fit, by its position among `classes`; 0 for no label; None for another class.
+
+        Raises:
+            CodebookError: as `row`.
+        """
         if label is None:
-            return POOLED
+            return 0
         if isinstance(label, str) != (self.header["names"] is not None):
             has, got = ("numbers", "the name") if isinstance(label, str) else ("names", "the number")
             raise CodebookError(
                 f"classes of this codebook are {has}, got {got} {shorten(label)}; read the label as it was read when "
                 f"the features were made: label={self.header['label']!r}"
             )
-        return self._rows.get(label)
+        return self._numbers.get(label)
 
     @cached_property
-    def _rows(self) -> dict[int | str, int]:
-        own = {c: r for r, c in enumerate(self.label.tolist()) if r != POOLED}
-        names = self.header["names"]
-        return {c if names is None else names[c]: own.get(c, POOLED) for c in self.header["classes"]}
+    def _numbers(self) -> dict[int | str, int]:
+        classes, names = self.header["classes"], self.header["names"]
+        return {c if names is None else names[c]: i for i, c in enumerate(classes, 1)}
+
+    @cached_property
+    def rows(self) -> NDArray[np.int64]:
+        """(1 + C,) int64: the row for no class, and for each class of the fit."""
+        row_of = {c: r for r, c in enumerate(self.label.tolist()) if r != POOLED}
+        return np.array([POOLED, *(row_of.get(c, POOLED) for c in self.header["classes"])], dtype=np.int64)
 
     @cached_property
     def checkpoints(self) -> Checkpoints:
@@ -183,12 +214,33 @@ class Codebook:
     def rates(self, keep: float) -> NDArray[np.float64]:
         """The probability of keeping a sample of each row and bin, so that `keep` of each row is kept: (R, K) float64.
 
+        `class_rates` are those that a stream is drawn by.
+
         Raises:
             ValueError: `keep` is not a number in [0, 1].
         """
         budget_for(keep, 0)
         pairs = zip(self.frequency(), self.weight, strict=True)
         return np.stack([solve_rates(frequency, weight, float(keep)) for frequency, weight in pairs])
+
+    def class_rates(self, keep: float) -> NDArray[np.float64]:
+        """The probability of keeping a sample of each class and bin: (1 + C, K) float64.
+
+        Row 0 is for no label and classes that were not in the fit, of which `keep` are kept. The others share what
+        is left by the balance that was asked for, so that `keep` of a stream like the fit's samples is kept, its copies
+        not counted, and doubted labels counted, as in a plan.
+
+        Raises:
+            ValueError: `keep` is not a number in [0, 1].
+        """
+        rates = self.rates(keep)[self.rows]
+        if "n" in self.header:
+            rows, balance = self.rows[1:], self.header.get("balance", "class")
+            n_left_out = sum(self.header["clean"]["left_out"]) if "clean" in self.header else 0
+            frequency, weight = self.frequency()[rows], self.weight[rows]
+            n = np.array(self.header["n"])
+            rates[1:] = class_rates(n, n_left_out, frequency, weight, float(keep), balance)
+        return rates
 
     # ---- As a file
 
@@ -198,14 +250,19 @@ class Codebook:
         return sha256_text(canonical_json(self._whole_header()))
 
     def _tensors(self) -> dict[str, NDArray[Any]]:
-        return {name: np.ascontiguousarray(getattr(self, name)) for name in _TENSORS}
+        arrays = {name: getattr(self, name) for name in _TENSORS}
+        for part, (_, kinds) in _PARTS.items():
+            if (of := getattr(self, part)) is not None:
+                arrays |= {f"{part}.{name}": getattr(of, name) for name in kinds}
+        return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
     def _whole_header(self) -> CodebookHeader:
         tensors = {
             name: [list(array.shape), hashlib.sha256(array.data).hexdigest()]
             for name, array in self._tensors().items()
         }
-        return {**self.header, "format": "adq_wds.codebook", "version": VERSION, "tensors": tensors}
+        version = VERSION if self.header.keys() & LATER or len(tensors) > len(_TENSORS) else 1
+        return {**self.header, "format": "adq_wds.codebook", "version": version, "tensors": tensors}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to one safetensors file, whole or not at all.
@@ -216,14 +273,15 @@ class Codebook:
         """
         check_codebook_name(path)
         text = canonical_json(self._whole_header())
-        metadata = {_HEADER_KEY: f"{sha256_text(text)} {text}"}
+        metadata = {HEADER_KEY: f"{sha256_text(text)} {text}"}
         with atomic_path(path) as partial:
             partial.write_bytes(safetensors.numpy.save(self._tensors(), metadata))
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.path is not None:
             return _reopen, (str(self.path), self.hash)
-        return Codebook, (self.query, self.threshold, self.label, self.held_out, self.weight, self.header)
+        make = partial(Codebook, margins=self.margins, copies=self.copies)
+        return make, (self.query, self.threshold, self.label, self.held_out, self.weight, self.header)
 
 
 def check_codebook_name(path: str | os.PathLike[str]) -> None:
@@ -240,13 +298,16 @@ def load_codebook(path: str | os.PathLike[str]) -> Codebook:
     """
     path = Path(path).absolute()
     try:
-        _check_size(path)
+        check_size(path)
         with safetensors.safe_open(
             path, framework="np"
         ) as file:  # holds the arrays' places against the file's size
-            header = _read_header(file.metadata() or {})
-            arrays = {name: _tensor(file, name) for name in _TENSORS}
-            if surplus := set(file.keys()) - set(_TENSORS):
+            header = read_header(file.metadata() or {})
+            arrays: dict[str, Any] = {name: _tensor(file, name) for name in _TENSORS}
+            for part, (kind, names) in _PARTS.items():
+                if any(name.startswith(f"{part}.") for name in file.keys()):  # noqa: SIM118 - no mapping
+                    arrays[part] = kind(**{name: _tensor(file, f"{part}.{name}") for name in names})
+            if surplus := set(file.keys()) - set(_TENSORS) - set(_OPTIONAL):
                 raise ValueError(f"array {shorten(sorted(surplus)[0])}, which no codebook has")
     except FileNotFoundError:
         raise CodebookError(f"{path}: no such file") from None
@@ -254,8 +315,10 @@ def load_codebook(path: str | os.PathLike[str]) -> Codebook:
         raise CodebookError(f"{path}: {error}") from None
     except (safetensors.SafetensorError, OSError, ValueError, RecursionError, MemoryError) as cause:
         raise CodebookError(f"{path}: damaged, or no codebook ({shorten(str(cause), 200)})") from cause
-    own: Any = {name: value for name, value in header.items() if name not in ("format", "version", "tensors")}
-    codebook = Codebook(**arrays, header=own, path=path)
+    source: Any = {
+        name: value for name, value in header.items() if name not in ("format", "version", "tensors")
+    }
+    codebook = Codebook(**arrays, header=source, path=path)
     if codebook._whole_header()["tensors"] != header["tensors"]:
         raise CodebookError(f"{path}: damaged: an array does not match its hash; fit it again")
     return codebook
@@ -266,37 +329,12 @@ def as_codebook(codebook: Codebook | str | os.PathLike[str]) -> Codebook:
     return codebook if isinstance(codebook, Codebook) else load_codebook(codebook)
 
 
-def _check_size(path: Path) -> None:
-    """Raise `ValueError` for a safetensors header that is larger than the file or than ours are."""
-    with path.open("rb") as handle:
-        size = handle.seek(0, os.SEEK_END)
-        handle.seek(0)
-        declared = int.from_bytes(handle.read(8), "little")
-        if declared > min(size, bounds.MAX_HEADER_BYTES):
-            raise ValueError(f"a header of {declared:,} bytes in a file of {size:,}")
-        weight = bounds.header_weight(handle.read(declared))
-    if weight > bounds.MAX_HEADER_WEIGHT:
-        raise ValueError(
-            f"a header of values of about {weight:,} bytes, at most {bounds.MAX_HEADER_WEIGHT:,}"
-        )
-
-
-def _read_header(metadata: Mapping[str, str]) -> CodebookHeader:
-    if _HEADER_KEY not in metadata:
-        raise CodebookError("not made by adq_wds (no header); expected a codebook")
-    digest, _, text = metadata[_HEADER_KEY].partition(" ")
-    try:
-        return parse_header(text.encode(), digest, kind="codebook", version=VERSION, header=CodebookHeader)
-    except ValueError as error:
-        raise CodebookError(str(error)) from error
-
-
 def _tensor(file: Any, name: str) -> NDArray[Any]:
     if name not in file.keys():  # noqa: SIM118 - no mapping
         raise ValueError(f"no array {name!r}")
-    kind = file.get_slice(name).get_dtype()
-    if kind != _TENSORS[name]:
-        raise ValueError(f"array {name!r} is {shorten(kind)}, expected {_TENSORS[name]}")
+    kind, expected = file.get_slice(name).get_dtype(), (_TENSORS | _OPTIONAL)[name]
+    if kind != expected:
+        raise ValueError(f"array {name!r} is {shorten(kind)}, expected {expected}")
     array: NDArray[Any] = file.get_tensor(name)
     return array
 

@@ -1,26 +1,22 @@
-"""Reads numbers per sample from a Parquet file or a folder of features, and joins them to samples by key."""
+"""Reads numbers per sample from a user's Parquet file, and joins them to features by key."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from adq_wds.errors import FeaturesError, PlanError, shorten
+from adq_wds.errors import FeaturesError, shorten
 from adq_wds.score import Score
-from adq_wds.shards.names import ShardNames
-from adq_wds.tables import bounds
 from adq_wds.tables.features import Features
+from adq_wds.tables.keyed_rows import TELL_APART, KeyedRows
 
 
 @dataclass(frozen=True)
@@ -33,7 +29,7 @@ class Column(Score):
 
     Attributes:
         path: the file. Its column ``key`` holds the samples' keys, as text; its column ``shard``, which may be
-            missing where no key stands in two shards, the shards' names, paths or URLs. Or a folder of features.
+            missing where no key stands in two shards, the shards' names, paths or URLs.
         name: the column of numbers; a name that a `Score` may have.
     """
 
@@ -45,13 +41,11 @@ class Column(Score):
 
     @property
     def revision(self) -> str:  # type: ignore[override]
-        """The SHA-256 of the file, or of the features.
+        """The SHA-256 of the file.
 
         Raises:
             FeaturesError: there is no such file, or it cannot be read.
         """
-        if os.path.isdir(self.path):
-            return Features(self.path).hash
         try:
             with open(self.path, "rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
@@ -79,113 +73,40 @@ class Column(Score):
             FeaturesError: the file is not readable or lacks a column; a sample has no row, two rows, or a number
                 that is not finite; a key stands in several shards and the file names none.
         """
-        files = {file.shard: file for file in features}
-        return self.join(list(files), lambda shard: files[shard].spans().keys)
+        return self.join((file.shard, file.spans().keys) for file in features)
 
-    def join(self, shards: Sequence[str], keys_of: Callable[[str], list[str]]) -> NDArray[np.float32]:
-        """(N,) float32, the number of each sample of some shards, in their order.
+    def join(self, samples: Iterable[tuple[str, list[str]]]) -> NDArray[np.float32]:
+        """(N,) float32, the number of each sample.
 
         Args:
-            shards: their names.
-            keys_of: gives the keys of a shard's samples.
+            samples: shards, each with the keys of its samples.
 
         Raises:
             FeaturesError: as `values`.
         """
-        table = self._from_features() if os.path.isdir(self.path) else self._read()
-        if "shard" in table.column_names:
-            groups = self._by_shard(table, shards)
-        else:
-            self._refuse_keys_of_several_shards(shards, keys_of)
-            groups = dict.fromkeys(shards, table)
-        parts = [self._joined(shard, keys_of(shard), groups.get(shard)) for shard in shards]
-        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)
-
-    def _from_features(self) -> pa.Table:
-        features = Features(self.path)
-        first = features.files[0]
-        known = sorted({"norm", "texture", *first.scores} & set(first.header["columns"]))
-        if self.name not in known:
-            raise FeaturesError(
-                f"{self.path}: no column {self.name!r} of numbers; it holds {shorten(known, 200)}"
-            )
-        return pa.concat_tables(file.read(["shard", "key", self.name]) for file in features)
-
-    def _read(self) -> pa.Table:
-        try:
-            bounds.check_footer(Path(self.path))
-            with pq.ParquetFile(self.path) as file:
-                known = file.schema_arrow.names
-                for wanted in ("key", self.name):
-                    if wanted not in known:
-                        raise FeaturesError(
-                            f"{self.path}: no column {wanted!r}; it holds {shorten(known, 200)}"
-                        )
-                table = file.read([name for name in ("shard", "key", self.name) if name in known])
-        except FileNotFoundError:
-            raise FeaturesError(f"{self.path}: no such file") from None
-        except (pa.ArrowException, OSError, ValueError) as cause:
-            raise FeaturesError(
-                f"{self.path}: not a readable Parquet file ({shorten(str(cause))})"
-            ) from cause
-        for name, kind in zip(
-            table.column_names, (*["text"] * (table.num_columns - 1), "numbers"), strict=True
-        ):
-            dtype = table.schema.field(name).type
-            fits = pa.types.is_integer(dtype) or pa.types.is_floating(dtype)
-            if kind == "text":
-                fits = pa.types.is_string(dtype) or pa.types.is_large_string(dtype)
-            if not fits:
-                raise FeaturesError(f"{self.path}: column {name!r} holds {dtype}, expected {kind}")
-        return table
-
-    def _by_shard(self, table: pa.Table, shards: Sequence[str]) -> dict[str, pa.Table]:
-        names = ShardNames(shards)
-        groups: dict[str, list[pa.Table]] = {}
-        for written in pc.unique(table["shard"]).to_pylist():
-            try:
-                shard = names.find(str(written))
-            except PlanError as cause:
-                if "may be" in str(cause):
-                    raise FeaturesError(f"{self.path}: {cause}") from None
-                continue  # a shard that nobody asked for
-            groups.setdefault(shard, []).append(table.filter(pc.equal(table["shard"], written)))
-        return {shard: pa.concat_tables(parts) for shard, parts in groups.items()}
-
-    def _refuse_keys_of_several_shards(
-        self, shards: Sequence[str], keys_of: Callable[[str], list[str]]
-    ) -> None:
-        times = Counter(key for shard in shards for key in keys_of(shard))
-        twice = next((key for key, n in times.items() if n > 1), None)
-        if twice is not None:
-            raise FeaturesError(
-                f"{self.path}: has no column 'shard', and key {shorten(twice)} stands in several shards; add one"
-            )
-
-    def _joined(self, shard: str, keys: list[str], table: pa.Table | None) -> NDArray[np.float32]:
-        text = pa.array(keys, pa.large_string())
-        rows = pa.table({"key": pa.array([], pa.large_string()), self.name: pa.array([], pa.float64())})
-        if table is not None:
-            rows = pa.table({"key": table["key"].cast(pa.large_string()), self.name: table[self.name]})
-            rows = rows.filter(pc.is_in(rows["key"], value_set=text)).combine_chunks()
-        known = rows["key"].combine_chunks()
-        row = pc.index_in(text, value_set=pc.unique(known))
-        if row.null_count:
-            lacking = keys[row.is_null().to_pylist().index(True)]
-            raise FeaturesError(
-                f"{self.path}: no {self.name!r} for {row.null_count:,} samples of shard {shard}, "
-                f"the first key {shorten(lacking)}"
-            )
-        if len(known) > len(keys):
-            twice = next(key for key, n in Counter(known.to_pylist()).items() if n > 1)
-            raise FeaturesError(f"{self.path}: two rows for shard {shard}, key {shorten(twice)}")
-        column = rows[self.name].cast(pa.float64(), safe=False)
+        keyed = KeyedRows(self.path, {self.name: (_is_number, "numbers")})
+        column = keyed.file.read([self.name])[self.name].cast(pa.float64(), safe=False)
         with np.errstate(over="ignore"):  # infinite then, and refused
-            numbers: NDArray[np.float32] = column.to_numpy()[row.to_numpy()].astype(np.float32)
-        bad = ~np.isfinite(numbers)
-        if bad.any():
-            key = keys[int(bad.argmax())]
-            raise FeaturesError(
-                f"{self.path}: shard {shard}, key {shorten(key)}: {self.name!r} is not a finite number"
-            )
-        return numbers
+            numbers: NDArray[np.float32] = column.to_numpy().astype(np.float32)
+        chosen: list[int] = []
+        for shard, keys in samples:
+            row_of = keyed.rows(shard)
+            if lacking := [key for key in keys if key not in row_of]:
+                raise keyed.error(
+                    f"no {self.name!r} for {len(lacking):,} samples of shard {shard}, the first key {shorten(lacking[0])}"
+                )
+            rows = [row_of[key] for key in keys]
+            bad = ~np.isfinite(numbers[rows])
+            if bad.any():
+                key = shorten(keys[int(bad.argmax())])
+                raise keyed.error(f"shard {shard}, key {key}: {self.name!r} is not a finite number")
+            chosen += rows
+        row, n = Counter(chosen).most_common(1)[0] if chosen else (0, 1)
+        if n > 1:
+            key = shorten(keyed.keys[row].as_py())
+            raise keyed.error(f"key {key} stands in several shards{TELL_APART}")
+        return numbers[chosen]
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))

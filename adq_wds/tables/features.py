@@ -18,7 +18,7 @@ from adq_wds.protocols import Label
 from adq_wds.shards.names import check_shard_name, expand_urls, shard_names
 from adq_wds.tables.arrays import ENCODER, SampleId, features_of_arrays
 from adq_wds.tables.features_file import FeaturesFile
-from adq_wds.tables.headers import EmbeddedBy, first_unlike
+from adq_wds.tables.headers import EmbeddedBy, refuse_unlike
 
 
 class FeaturesCommon(EmbeddedBy):
@@ -134,14 +134,8 @@ class Features:
                 raise FeaturesError(
                     f"{self.folder}: {shard} and {short} may be one shard, embedded in two runs; remove the older file"
                 )
-        if unlike := first_unlike([file.header for file in self.files], ALIKE):
-            first, other, name = self.files[0], self.files[unlike[0]], unlike[1]
-            a, b = (shorten(file.header.get(name)) for file in (first, other))
-            remedy = "the same settings" if name != "label" else "one label, which reads labels alone"
-            raise FeaturesError(
-                f"{first.path} and {other.path} do not belong together: {name} {a} and {b}; embed all shards again with "
-                f"{remedy}"
-            )
+        remedy = "embed all shards again with the same settings (another label alone reads labels alone)"
+        refuse_unlike([(file.path, file.header) for file in self.files], ALIKE, remedy)
 
     def __iter__(self) -> Iterator[FeaturesFile]:
         """The file of each shard, in order."""

@@ -19,9 +19,9 @@ from adq_wds.tables.members import MEMBERS
 from adq_wds.tables.parquet import (
     GroupFile,
     column_hashes,
-    embedding_array,
-    embedding_rows,
     embedding_type,
+    list_array,
+    list_rows,
     write_groups,
 )
 from adq_wds.tables.spans import SPAN_FIELDS, Spans
@@ -207,7 +207,7 @@ def _arrow(values: NDArray[Any]) -> pa.Array:
     if values.dtype == np.uint8:
         raw = pa.py_buffer(np.ascontiguousarray(values).tobytes())
         return pa.FixedSizeBinaryArray.from_buffers(_arrow_type(values), len(values), [None, raw])
-    return embedding_array(values) if values.ndim == 2 else pa.array(values)
+    return list_array(values) if values.ndim == 2 else pa.array(values)
 
 
 class FeaturesFile:
@@ -250,20 +250,28 @@ class FeaturesFile:
         self.bad: list[BadRow] = [(*row,) for row in self.header["bad"]]
         if limit is not None and limit < self.n + len(self.bad):
             self.bad = [row for row in self.bad if row[0] < limit]
-            self.n = int(np.searchsorted(self.read(["index"])["index"].to_numpy(), limit))
+            self.n = int(np.searchsorted(self.read_columns(["index"])["index"].to_numpy(), limit))
         self.n_read = self.n + len(self.bad)
 
-    def read(self, columns: list[str]) -> pa.Table:
+    def read_columns(self, columns: list[str]) -> pa.Table:
         """Some columns of the n usable samples, checked against the header's hashes."""
         return self._file.group(0, self._schema, columns).slice(0, self.n)
 
     def spans(self) -> Spans:
         """The spans of the usable samples."""
-        return Spans.from_table(self.read(["index", "key", "byte_offset", "n_bytes", "crc32", MEMBERS.name]))
+        return Spans.from_table(
+            self.read_columns(["index", "key", "byte_offset", "n_bytes", "crc32", MEMBERS.name])
+        )
 
     def bad_spans(self) -> Spans:
         """The spans of the unusable samples."""
         return Spans.from_rows([row[:5] for row in self.bad])
+
+    def all_spans(self) -> tuple[Spans, NDArray[np.int64]]:
+        """The spans of all samples, usable or not, and the order that puts the usable ones, then the others, in theirs."""
+        both = Spans.joined([self.spans(), self.bad_spans()])
+        order = np.argsort(both.index, kind="stable")
+        return both.take(order), order
 
     def embedding(self) -> NDArray[np.float16]:
         """(n, D) float16 unit rows, all finite."""
@@ -310,7 +318,7 @@ class FeaturesFile:
         """(n, 16) uint8, `content_digest` of each sample: equal rows, equal contents. None in older files."""
         if not self.has_digest:
             return None
-        column = self.read(["digest"])["digest"].combine_chunks()
+        column = self.read_columns(["digest"])["digest"].combine_chunks()
         if len(column) == 0:  # then Arrow may give no buffer
             return np.empty((0, DIGEST_BYTES), dtype=np.uint8)
         values = np.frombuffer(column.buffers()[1], dtype=np.uint8)[column.offset * DIGEST_BYTES :]
@@ -325,7 +333,7 @@ class FeaturesFile:
         return self._numbers(name)
 
     def _numbers(self, name: str, width: int | None = None) -> NDArray[Any]:
-        column = self.read([name])[name]
-        numbers = column.to_numpy() if width is None else embedding_rows(column, width)
+        column = self.read_columns([name])[name]
+        numbers = column.to_numpy() if width is None else list_rows(column, width)
         _check_finite(self.shard, name, numbers, lambda: self.spans().keys)
         return numbers

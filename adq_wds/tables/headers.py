@@ -21,7 +21,7 @@ from typing import (
     is_typeddict,
 )
 
-from adq_wds.errors import shorten
+from adq_wds.errors import FeaturesError, shorten
 from adq_wds.files import canonical_json
 
 Natural = Annotated[int, range(2**63)]
@@ -204,6 +204,16 @@ def _is_flat(value: Any, levels: int = 32) -> bool:
 def _shown(value: object) -> str:
     """A text or number of the header; for a list, which may be deep, only its type."""
     return shorten(value) if isinstance(value, (str, int, float)) else type(value).__name__
+
+
+def refuse_unlike(
+    files: Sequence[tuple[object, Mapping[str, Any]]], names: Sequence[str], remedy: str
+) -> None:
+    """Raise `FeaturesError` unless files, each with its header, agree in these entries."""
+    if unlike := first_unlike([header for _, header in files], names):
+        (first, header), (other, unlike_header), name = files[0], files[unlike[0]], unlike[1]
+        a, b = (shorten(each.get(name)) for each in (header, unlike_header))
+        raise FeaturesError(f"{first} and {other} do not belong together: {name} {a} and {b}; {remedy}")
 
 
 def first_unlike(headers: Sequence[Mapping[str, Any]], names: Sequence[str]) -> tuple[int, str] | None:

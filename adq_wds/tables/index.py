@@ -82,31 +82,6 @@ def save_index(
     write_groups(path, _SCHEMA, groups, {"format": "adq_wds.index", "version": VERSION, "shards": entries})
 
 
-def load_index(
-    path: str | os.PathLike[str], *, files: Mapping[str, str | os.PathLike[str]] | None = None
-) -> dict[str, Spans]:
-    """Read an index back, by shard name.
-
-    Args:
-        path: the index.
-        files: the paths of the shards to read, by shard name; only these are returned. Each is compared with the
-            index by size and, where the date differs, by its headers. Payloads are not read.
-
-    Raises:
-        ShardError: the file is damaged or of another kind; a shard of `files` is not in it, or changed since.
-    """
-    indexed = read_index(path)
-    if files is None:
-        return {name: shard.spans for name, shard in indexed.items()}
-    for name, file in files.items():
-        if name not in indexed:
-            raise ShardError(
-                f"shard {shorten(name)} is not in the index {os.fspath(path)}; index it with the others"
-            )
-        check_source(file, name, indexed[name])
-    return {name: indexed[name].spans for name in files}
-
-
 def read_index(path: str | os.PathLike[str]) -> dict[str, IndexedShard]:
     """The whole content of an index, by shard name.
 
@@ -127,27 +102,15 @@ def read_index(path: str | os.PathLike[str]) -> dict[str, IndexedShard]:
     for i, name in enumerate(names):
         table = file.group(i, _SCHEMA, optional=[MEMBERS.name])
         spans, source = Spans.from_table(table), file.header["shards"][i].get("source")
-        fault = _fault(spans)
+        fault = spans.fault()
+        if (spans.index != np.arange(len(spans))).any():
+            fault = "positions are not 0, 1, 2, …"
         if table["shard"].unique().to_pylist() not in ([name], []):
             fault = "rows of another shard"
         if fault is not None:
             raise ShardError(f"{file.path}, shard {name}: damaged: {fault}; make it again")
         indexed[name] = IndexedShard(spans, source)
     return indexed
-
-
-def _fault(spans: Spans) -> str | None:
-    """Why spans cannot be those of one shard; None when they can."""
-    ends = spans.byte_offset + spans.n_bytes
-    if len(set(spans.keys)) != len(spans):
-        return "a key is listed twice"
-    if (spans.index != np.arange(len(spans))).any():
-        return "positions are not 0, 1, 2, …"
-    if (spans.byte_offset < 0).any() or (spans.n_bytes <= 0).any() or (ends < 0).any():
-        return "a span is empty or out of range"
-    if (spans.byte_offset[1:] < ends[:-1]).any():
-        return "spans overlap"
-    return None
 
 
 def check_source(path: str | os.PathLike[str], name: str, indexed: IndexedShard) -> None:

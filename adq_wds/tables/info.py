@@ -114,8 +114,8 @@ def _wids_parts(info: dict[str, Any]) -> dict[str, list[Listed]]:
     if version != 1 or type(version) is not int:
         raise ValueError(f"wids_version {shorten(version)}, expected 1")
     parts: dict[str, list[Listed]] = {}
-    own = [info] if "shardlist" in info else []
-    for part in [*own, *checked(info.get("datasets", []), list[dict[str, Any]], "datasets")]:
+    first = [info] if "shardlist" in info else []
+    for part in [*first, *checked(info.get("datasets", []), list[dict[str, Any]], "datasets")]:
         for other in ("source_url", "base", "base_path"):
             if part.get(other):
                 raise ValueError(f"{other!r} is refused: shards must lie below this file's folder")

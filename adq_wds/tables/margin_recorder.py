@@ -55,16 +55,13 @@ class MarginRecorder:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self._row: dict[tuple[str, str], int] = {}
-        self._sum: list[float] = []
-        self._last: list[float] = []
-        self._n: list[int] = []
+        self._notes: dict[tuple[str, str], tuple[float, float, int]] = {}  # by shard and key: sum, last, n
         if self.path.exists():
             self._add(self.path)
 
     def __len__(self) -> int:
         """How many samples were noted."""
-        return len(self._row)
+        return len(self._notes)
 
     def note(self, urls: Sequence[str] | str, keys: Sequence[str], logits: Any, labels: Any) -> None:
         """Note a batch.
@@ -92,14 +89,8 @@ class MarginRecorder:
             self._put(path_of(shard), key, margin, margin, 1)
 
     def _put(self, shard: str, key: str, total: float, last: float, n: int) -> None:
-        row = self._row.setdefault((shard, key), len(self._sum))
-        if row == len(self._sum):
-            self._sum.append(0.0)
-            self._last.append(0.0)
-            self._n.append(0)
-        self._sum[row] += total
-        self._last[row] = last
-        self._n[row] += n
+        before = self._notes.get((shard, key), (0.0, 0.0, 0))
+        self._notes[shard, key] = (before[0] + total, last, before[2] + n)
 
     def save(self) -> None:
         """Write the file, whole or not at all, rows in order of shard and key.
@@ -107,19 +98,8 @@ class MarginRecorder:
         Raises:
             AdqError: it cannot be written; the old one, if any, is intact.
         """
-        order = sorted(self._row)
-        rows = [self._row[each] for each in order]
-        n = np.array(self._n, dtype=np.int32)[rows]
-        table = pa.table(
-            {
-                "shard": [shard for shard, _ in order],
-                "key": [key for _, key in order],
-                "aum": np.array(self._sum)[rows] / n,
-                "last": np.array(self._last, dtype=np.float32)[rows],
-                "n": n,
-            },
-            schema=_SCHEMA,
-        )
+        rows = [(*where, total / n, last, n) for where, (total, last, n) in sorted(self._notes.items())]
+        table = pa.Table.from_pylist([dict(zip(_SCHEMA.names, row, strict=True)) for row in rows], _SCHEMA)
         with atomic_path(self.path) as partial:
             pq.write_table(table, partial, compression="zstd")
 
@@ -143,7 +123,7 @@ class MarginRecorder:
             AdqError: a file is missing, or not one of a `MarginRecorder`; `out` cannot be written.
         """
         merged = cls.__new__(cls)
-        merged.path, merged._row, merged._sum, merged._last, merged._n = Path(out), {}, [], [], []
+        merged.path, merged._notes = Path(out), {}
         for path in paths:
             merged._add(Path(path))
         merged.save()

@@ -194,7 +194,7 @@ class GroupFile:
         try:
             present = self._present(schema, optional)
             wanted = pa.schema([f for f in present if columns is None or f.name in columns])
-            table = self._read(i, entry["n"], wanted)
+            table = self._read_group(i, entry["n"], wanted)
             hashes = column_hashes(table)
         except (pa.ArrowException, OSError, ValueError, KeyError, RuntimeError, MemoryError) as cause:
             raise self._error(f"{place}: damaged: {shorten(str(cause), 200)}; make it again") from cause
@@ -219,7 +219,7 @@ class GroupFile:
                 raise ValueError("column {}: {}, expected {}".format(field.name, *kinds))
         return pa.schema(present)
 
-    def _read(self, i: int, n: int, wanted: pa.Schema) -> pa.Table:
+    def _read_group(self, i: int, n: int, wanted: pa.Schema) -> pa.Table:
         """Some columns of a row group of `n` rows."""
         for field in wanted:
             bounds.check_width(field, n, self._size)
@@ -246,19 +246,24 @@ class GroupFile:
         return pa.chunked_array(chunks, type=pa.string())
 
 
+def list_type(number: pa.DataType, width: int) -> pa.DataType:
+    """The Arrow type of a column of lists of `width` numbers, with the element's name that Parquet gives it."""
+    return pa.list_(pa.field("element", number, nullable=False), width)
+
+
 def embedding_type(width: int) -> pa.DataType:
-    """The Arrow type of a column of embeddings, with the element's name that Parquet gives it."""
-    return pa.list_(pa.field("element", pa.float16(), nullable=False), width)
+    """The Arrow type of a column of embeddings."""
+    return list_type(pa.float16(), width)
 
 
-def embedding_array(rows: np.ndarray[Any, Any]) -> pa.FixedSizeListArray:
-    """(n, D) float16 as an Arrow column of fixed-size lists."""
+def list_array(rows: np.ndarray[Any, Any]) -> pa.FixedSizeListArray:
+    """(n, D) numbers as an Arrow column of fixed-size lists."""
     flat = pa.array(np.ascontiguousarray(rows).ravel())
-    return pa.FixedSizeListArray.from_arrays(flat, type=embedding_type(rows.shape[1]))
+    return pa.FixedSizeListArray.from_arrays(flat, type=list_type(flat.type, rows.shape[1]))
 
 
-def embedding_rows(column: pa.ChunkedArray, width: int) -> np.ndarray[Any, Any]:
-    """The way back from `embedding_array`: (n, D) float16."""
+def list_rows(column: pa.ChunkedArray, width: int) -> np.ndarray[Any, Any]:
+    """The way back from `list_array`: (n, D) numbers."""
     flat = column.combine_chunks().flatten() if column.num_chunks != 1 else column.chunk(0).flatten()
     rows: np.ndarray[Any, Any] = flat.to_numpy(zero_copy_only=False).reshape(-1, width)
     return rows

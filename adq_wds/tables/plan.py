@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,8 +13,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from adq_wds.checks import listed
 from adq_wds.core.allocation import fresh_draw
-from adq_wds.core.fresh import FreshDraws
+from adq_wds.core.fresh import CACHED_EPOCHS, Draws
 from adq_wds.core.order import LANES
 from adq_wds.errors import PlanError, shorten
 from adq_wds.files import canonical_json, sha256_text
@@ -28,14 +30,13 @@ from adq_wds.tables.plan_rows import (
     SCHEMA,
     PlanShard,
 )
-from adq_wds.tables.spans import Spans, no_samples, scan_spans
+from adq_wds.tables.spans import find_ids, no_samples, scan_spans
 
 VERSION = 2
 """1: no reasons, no shares; fresh draws by whole rounds. 2: `reason`, `duplicate_of` and the header's `cells.share`;
 where labels were doubted also `margin`."""
 CACHED_SHARDS = LANES + 8
 """Shards whose rows are cached: those that a stream reads in turn, and a few that it has just left."""
-_CACHED_EPOCHS = 4  # epochs whose seats in all cells are cached: workers of one stream may be in two
 _ROWS = [name for name in SCHEMA.names if name not in (*REASON_COLUMNS, MARGIN.name)]
 
 
@@ -59,7 +60,6 @@ class Plan:
         self.header, self.path, self._groups = header, path, groups
         self.hash = groups.hash if isinstance(groups, GroupFile) else sha256_text(canonical_json(header))
         self._cached_shards: OrderedDict[str, PlanShard] = OrderedDict()
-        self._epochs: OrderedDict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = OrderedDict()
         made = cast(PlanHeader, header)  # so it is, or one of these lines raises
         try:
             self.shards = [check_shard_name(entry["name"]) for entry in made["shards"]]
@@ -71,6 +71,8 @@ class Plan:
             self._quota = quota.reshape(len(self._classes) or 1, -1)
             self._size = size.reshape(self._quota.shape)
             self._draws = None if made["version"] == 1 else fresh_draws(made, self._size, self._quota)
+            if self._draws is not None:  # every shard uses the seats of an epoch
+                self._seats = lru_cache(CACHED_EPOCHS)(self._draws.seats)
             self.n_samples = sum(int(entry["n"]) for entry in made["shards"])
             self.n_kept = sum(self._kept)
             agrees = (made["n_samples"], made["n_kept"]) == (self.n_samples, self.n_kept)
@@ -137,10 +139,12 @@ class Plan:
         spans = {name: scan_spans(path, shard=name) for name, path in zip(names, paths, strict=True)}
         if not any(map(len, spans.values())):
             raise no_samples(len(spans))
-        wanted = None if keys is None else _find_keys(spans, keys)
-        shards = []
+        wanted = np.full(sum(map(len, spans.values())), keys is None)
+        if keys is not None:
+            wanted[find_ids(((name, each.keys) for name, each in spans.items()), listed("keys", keys))] = True
+        shards, first = [], 0
         for name, shard_spans in spans.items():
-            kept = np.array([wanted is None or (name, key) in wanted for key in shard_spans.keys], dtype=bool)
+            kept = wanted[first : (first := first + len(shard_spans))]
             shards.append(PlanShard.chosen(name, shard_spans, kept))
         return cls.from_shards(shards, header_without_bins({"source": "keys"}))
 
@@ -170,7 +174,7 @@ class Plan:
         if name not in self._position:
             raise PlanError(f"shard {shorten(name)} is not in the plan {self._where}")
         i = self._position[name]
-        table = self._read(i, _ROWS)
+        table = self._read_columns(i, _ROWS)
         if table["shard"].unique().to_pylist() not in ([name], []):
             raise PlanError(f"{self._where}: damaged: rows of another shard under {shorten(name)}")
         shard = PlanShard.from_table(name, table)
@@ -184,19 +188,20 @@ class Plan:
                 self._cached_shards.popitem(last=False)
         return shard
 
-    def _read(self, i: int, columns: Sequence[str]) -> pa.Table:
+    def _read_columns(self, i: int, columns: Sequence[str]) -> pa.Table:
         """Some columns of a shard; columns that not every plan has may be missing."""
         if isinstance(self._groups, GroupFile):
             return self._groups.group(i, SCHEMA, columns, optional=OPTIONAL)
         return self._groups[i]
 
-    def kept_in(self, name: str, epoch: int) -> NDArray[np.bool_]:
+    def kept_in(self, name: str, epoch: int, draws: Draws | None = None) -> NDArray[np.bool_]:
         """Which samples of a shard an epoch keeps, with fresh draws: (n,) bool, rows as in `shard(name)`.
 
         Every epoch keeps as many samples as the plan and goes through each class and bin in the order of ranks, each
         sample once before any twice; epoch 0 is the plan itself. Over the epochs each class and bin gets its exact
         share of `cells.share`, so that every sample of a share above 0 is reached. Must-include samples are kept in
-        all. A plan of version 1 takes its quotas in every epoch.
+        all. A plan of version 1 takes its quotas in every epoch. With `draws`, such as a `Schedule`, their seats are
+        taken in place of the plan's.
 
         Raises:
             PlanError: the shard is not in the plan, its rows are damaged, or a rank contradicts its cell's size.
@@ -208,21 +213,12 @@ class Plan:
         rank, size = rows.rank[drawn], self._size.ravel()[cell]
         if (rank >= size).any():
             raise PlanError(f"{self._where}: shard {shorten(name)}: a rank is beyond the size of its bin")
-        if self._draws is None:
+        if draws is None and self._draws is None:
             kept[drawn] = fresh_draw(rank, size, self._quota.ravel()[cell], epoch)
         else:
-            first, n = self._seats(self._draws, epoch)
+            first, n = self._seats(epoch) if draws is None else draws.seats(epoch)
             kept[drawn] = (rank - first[cell]) % size < n[cell]
         return kept
-
-    def _seats(self, draws: FreshDraws, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """`FreshDraws.seats`, cached for the last few epochs, since every shard uses them."""
-        seats = self._epochs.get(epoch)
-        if seats is None:
-            seats = self._epochs[epoch] = draws.seats(epoch)
-            while len(self._epochs) > _CACHED_EPOCHS:
-                self._epochs.popitem(last=False)
-        return seats
 
     def __iter__(self) -> Iterator[PlanShard]:
         """The rows of each shard with their reasons, in order."""
@@ -233,7 +229,7 @@ class Plan:
         if not set(REASON_COLUMNS) <= set(self._schema.names):
             return shard
         try:
-            return shard.with_reasons(self._read(i, (*REASON_COLUMNS, MARGIN.name)))
+            return shard.with_reasons(self._read_columns(i, (*REASON_COLUMNS, MARGIN.name)))
         except PlanError as error:
             raise PlanError(f"{self._where}: {error}") from None
 
@@ -297,24 +293,3 @@ def _reopen(path: str, expected: str) -> Plan:
     if plan.hash != expected:
         raise PlanError(f"{path}: changed since it was opened (hash {plan.hash[:12]}, was {expected[:12]})")
     return plan
-
-
-def _find_keys(spans: dict[str, Spans], keys: Iterable[str | tuple[str, str]]) -> set[tuple[str, str]]:
-    """The (shard, key) of every requested key."""
-    holders: dict[str, list[str]] = {}
-    for name, shard_spans in spans.items():
-        for key in shard_spans.keys:
-            holders.setdefault(key, []).append(name)
-    if isinstance(keys, str):
-        raise ValueError(f"keys must be a list, got the text {shorten(keys)}; write [{shorten(keys)}]")
-    wanted = set()
-    for wanted_key in keys:
-        shard, key = (None, wanted_key) if isinstance(wanted_key, str) else wanted_key
-        names = [name for name in holders.get(key, []) if shard in (None, name)]
-        if not names:
-            place = "any shard" if shard is None else f"shard {shorten(shard)}"
-            raise PlanError(f"key {shorten(key)} is not in {place}")
-        if len(names) > 1:
-            raise PlanError(f"key {shorten(key)} is in {names[0]} and {names[1]}; give it as (shard, key)")
-        wanted.add((names[0], key))
-    return wanted

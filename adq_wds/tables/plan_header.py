@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
@@ -73,5 +74,9 @@ def fresh_draws(header: PlanHeader, size: NDArray[np.int64], quota: NDArray[np.i
     # 2⁴² samples: below it all sums of units are exact, as integers and as floats
     if not fits.all() or not share.sum() == quota.sum() < 2**42:
         raise ValueError("shares that contradict the sizes and quotas")
-    start = draw(check_seed(header["settings"]["seed"]), 0, "", "", purpose="fresh")
-    return FreshDraws(size.ravel(), quota.ravel(), units.astype(np.int64).ravel(), start)
+    return FreshDraws(size.ravel(), quota.ravel(), units.astype(np.int64).ravel(), fresh_start(header))
+
+
+def fresh_start(header: Mapping[str, Any]) -> int:
+    """Where the fresh draws of a plan's seed start, in units of 2⁻⁶⁴."""
+    return draw(check_seed(header["settings"]["seed"]), 0, "", "", purpose="fresh")

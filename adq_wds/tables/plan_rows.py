@@ -141,15 +141,8 @@ class PlanShard:
             quota: (C, K) int64, kept samples of each class and bin.
         """
         spans, place = self.spans, f"shard {shorten(self.name)}"
-        if len(set(spans.keys)) != len(spans):
-            raise PlanError(f"{place}: a key is listed twice")
-        if len(spans) and (spans.index[0] < 0 or (np.diff(spans.index) <= 0).any()):
-            raise PlanError(f"{place}: positions are not ascending")
-        ends = spans.byte_offset + spans.n_bytes
-        if len(spans) and (spans.byte_offset[0] < 0 or (spans.n_bytes <= 0).any() or (ends < 0).any()):
-            raise PlanError(f"{place}: a span is empty or out of range")
-        if (spans.byte_offset[1:] < ends[:-1]).any():
-            raise PlanError(f"{place}: spans overlap")
+        if (fault := spans.fault()) is not None:
+            raise PlanError(f"{place}: {fault}")
         if self.kept.sum() != n_kept:
             raise PlanError(f"{place}: keeps {self.kept.sum()} samples, its header says {n_kept}")
         binned = self.bin >= 0

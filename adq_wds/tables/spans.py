@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from adq_wds.errors import ShardError
+from adq_wds.errors import PlanError, ShardError, shorten
 from adq_wds.remote.backend import Stamp
 from adq_wds.remote.fetch import Fetch
 from adq_wds.remote.open_shard import open_shard
@@ -64,6 +64,17 @@ class Spans:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def fault(self) -> str | None:
+        """Why they cannot be those of one shard; None when they can."""
+        ends = self.byte_offset + self.n_bytes
+        if len(set(self.keys)) != len(self):
+            return "a key is listed twice"
+        if len(self) and (self.index[0] < 0 or (np.diff(self.index) <= 0).any()):
+            return "positions are not ascending"
+        if (self.byte_offset < 0).any() or (self.n_bytes <= 0).any() or (ends < 0).any():
+            return "a span is empty or out of range"
+        return "spans overlap" if (self.byte_offset[1:] < ends[:-1]).any() else None
 
     def take(self, rows: NDArray[np.int64]) -> Spans:
         """Some of the samples."""
@@ -174,6 +185,36 @@ def scan_spans(
         if checksums:
             return Spans.from_walk(buffer, spans)
         return Spans.from_rows([(i, s.key, s.byte_offset, s.n_bytes, 0) for i, s in enumerate(spans)])
+
+
+def find_ids(
+    keys_of: Iterable[tuple[str, Sequence[str]]], ids: Iterable[Any], *, kind: str = ""
+) -> list[int]:
+    """The positions of samples that are named by key or (shard, key); a pair may be a list, as in JSON.
+
+    Args:
+        keys_of: shard by shard its name and the keys of its samples.
+        ids: the names.
+        kind: what the samples are, for errors.
+
+    Raises:
+        PlanError: a sample is missing, or in several shards.
+    """
+    positions: dict[Any, list[int]] = {tuple(name) if isinstance(name, list) else name: [] for name in ids}
+    first = 0
+    for shard, keys in keys_of if positions else ():
+        for i, key in enumerate(keys, first):
+            for name in (key, (shard, key)):
+                if name in positions:
+                    positions[name].append(i)
+        first += len(keys)
+    for name, where in positions.items():
+        if len(where) != 1:
+            problem = "is not among the usable samples; expected a key, or (shard, key)"
+            if where:
+                problem = "is in several shards; give (shard, key)"
+            raise PlanError(f"{kind}sample {shorten(name)} {problem}")
+    return [i for (i,) in positions.values()]
 
 
 def warn_empty(shard: str, ignored: Ignored | None = None) -> None:

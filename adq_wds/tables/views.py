@@ -20,13 +20,13 @@ from adq_wds.files import canonical_json, sha256_text
 from adq_wds.shards.names import base_name, check_shard_name
 from adq_wds.tables.features import Features, file_name
 from adq_wds.tables.features_file import FeaturesFile
-from adq_wds.tables.headers import EmbeddedBy, Natural, TableHeader, checked, first_unlike
+from adq_wds.tables.headers import EmbeddedBy, Natural, TableHeader, checked, first_unlike, refuse_unlike
 from adq_wds.tables.parquet import (
     GroupFile,
     column_hashes,
-    embedding_array,
-    embedding_rows,
     embedding_type,
+    list_array,
+    list_rows,
     write_groups,
 )
 
@@ -104,7 +104,7 @@ class ShardViews:
             "index": self.index,
             "key": pa.array(self.keys, pa.string()),
             "crc32": self.crc32,
-            "views": embedding_array(self.z.reshape(n, 2 * width)),
+            "views": list_array(self.z.reshape(n, 2 * width)),
         }
         return pa.table(columns, schema=_schema(width))
 
@@ -129,7 +129,7 @@ class ShardViews:
             shard = check_shard_name(entry["name"])
         width = file.header["width"]
         table = file.group(0, _schema(width))
-        z = embedding_rows(table["views"], 2 * width).reshape(-1, 2, width)
+        z = list_rows(table["views"], 2 * width).reshape(-1, 2, width)
         columns = (table["index"].to_numpy(), table["key"].to_pylist(), table["crc32"].to_numpy())
         try:
             return cls(shard, *columns, z, cast(ViewsSource, {name: file.header[name] for name in _ALIKE}))
@@ -171,13 +171,8 @@ class Views:
                 f"{self.folder}: no views here ({which}); embed with views=20_000 (--views 20000)"
             )
         self.files = sorted((ShardViews.load(path) for path in paths), key=lambda file: file.shard)
-        if unlike := first_unlike([file.header for file in self.files], _ALIKE):
-            first, other, name = self.files[0], self.files[unlike[0]], unlike[1]
-            a, b = (shorten(file.header.get(name)) for file in (first, other))
-            raise FeaturesError(
-                f"{self.folder}: the views of {first.shard} and {other.shard} do not belong together: {name} {a} and {b}; "
-                "embed with views= (--views) again"
-            )
+        alike = [(self.folder / file_name(file.shard), file.header) for file in self.files]
+        refuse_unlike(alike, _ALIKE, "embed with views= (--views) again")
 
     @classmethod
     def of(cls, features: Features) -> Views:
@@ -242,7 +237,7 @@ class Views:
 
 def _matched(file: FeaturesFile, views: ShardViews) -> NDArray[np.int64]:
     """(n,) int64: the rows of a shard's features that its views belong to."""
-    table = file.read(["index", "key", "crc32"])
+    table = file.read_columns(["index", "key", "crc32"])
     rows = np.flatnonzero(np.isin(table["index"].to_numpy(), views.index))
     there = table.take(pa.array(rows))
     present = list(zip(*(there[name].to_pylist() for name in ("index", "key", "crc32")), strict=True))
@@ -274,7 +269,13 @@ def choose_rows(features: Features, n: int, *, seed: int) -> NDArray[np.int64]:
         (min(n, N),) int64 rows of `features`, ascending.
     """
     each = [
-        draws(seed, 0, base_name(file.shard), file.read(["key"])["key"].to_pylist(), purpose=core.CHOOSING)
+        draws(
+            seed,
+            0,
+            base_name(file.shard),
+            file.read_columns(["key"])["key"].to_pylist(),
+            purpose=core.CHOOSING,
+        )
         for file in features
     ]
     return core.choose(np.concatenate(each), n)

@@ -281,8 +281,8 @@ def _check_bytes(new: WriteAnew, counted: Counted) -> None:
             f"images would become larger than they were: {numbers} at size {new.size}, which is taken where size= says "
             f"nothing, and quality {new.quality}; give a smaller one, or size={new.size} if it is meant"
         )
-    at = "their own size" if new.size is None else f"size {new.size}"
+    size = "their own size" if new.size is None else f"size {new.size}"
     remedy = "a lower quality or a smaller size would help"
     logger.warning(
-        "images become larger than they were: %s at %s and quality %d; %s", numbers, at, new.quality, remedy
+        "images become larger than they were: %s at %s and quality %d; %s", numbers, size, new.quality, remedy
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from adq_wds.checks import Count, Ratio, positive
+from adq_wds.checks import Count, Ratio, no_bar, positive
 from adq_wds.errors import AdqError, SampleError, shorten
 from adq_wds.files import canonical_json, lock, make_folder, write_text
 from adq_wds.pipes.base import MAX_BAD_FRACTION, OnError, Tally, check_on_error
@@ -127,8 +127,7 @@ def write_shards(
     with lock(folder):
         _clear(shards, overwrite, keep_plan=chosen is not None)
         total = None if chosen is None else chosen.n_kept
-        quiet = None if progress is None else not progress
-        with tqdm(samples, total=total, unit=" samples", desc="write", disable=quiet) as stream:
+        with tqdm(samples, total=total, unit=" samples", desc="write", disable=no_bar(progress)) as stream:
             written = list(write_tars(stream, shards, max_samples=max_samples, max_bytes=max_bytes))
         describe_shards(folder, written, chosen, split, classes)
     return WriteReport(

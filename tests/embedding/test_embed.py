@@ -37,7 +37,7 @@ def test_features_are_those_of_a_plain_loop(shards: list[Path], tmp_path: Path) 
             images = [Image.open(tar.extractfile(m)).convert("RGB") for m in tar if m.name.endswith("jpg")]
         h = np.concatenate([Thumbnail()([image])[0] for image in images]).astype(np.float64)
         norm = np.linalg.norm(h, axis=1)
-        table = file.read(["label", "norm", "texture", "key"])
+        table = file.read_columns(["label", "norm", "texture", "key"])
         assert np.array_equal(file.embedding(), (h / norm[:, None]).astype(np.float16))
         assert table["norm"].to_numpy() == pytest.approx(norm, rel=1e-6)
         single = [texture(np.asarray(image)[None])[0] for image in images]
@@ -81,7 +81,7 @@ def test_images_of_odd_sizes_have_features(tmp_path: Path) -> None:
     images = [Image.new("RGB", size, (200, 10, 10)) for size in ((1, 1), (1, 900), (600, 2), (300, 299))]
     path = write_tar(tmp_path / "odd.tar", [(f"k{i}.png", png(image)) for i, image in enumerate(images)])
     (file,) = adq.embed_shards(path, out=tmp_path / "f", label=None)
-    assert file.read(["texture"])["texture"].to_pylist() == [0.0] * 4
+    assert file.read_columns(["texture"])["texture"].to_pylist() == [0.0] * 4
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_labels(
         members += [(f"k{i}.png", png(Image.new("RGB", (8, 8)))), (f"k{i}.{field}", value)]
     (file,) = adq.embed_shards(write_tar(tmp_path / "l.tar", members), out=tmp_path / "f", label=spec)
     assert file.names == names
-    assert file.read(["label"])["label"].to_pylist() == numbers
+    assert file.read_columns(["label"])["label"].to_pylist() == numbers
 
 
 # ---- What is not done twice
@@ -156,7 +156,7 @@ def test_a_shard_with_one_byte_changed_is_embedded_again(shards: list[Path], tmp
     features = adq.embed_shards(shards, encoder, out)
     assert encoder.n == 123 + 50
     assert features.files[1].spans().rows() == scan_spans(shards[0], shard="b.tar").rows()
-    assert features.files[1].read(["label"])["label"][0].as_py() == 1
+    assert features.files[1].read_columns(["label"])["label"][0].as_py() == 1
 
 
 def test_a_shard_with_only_a_new_date_is_not_embedded_again(shards: list[Path], tmp_path: Path) -> None:
@@ -307,7 +307,7 @@ def test_missing_patches_are_embedded_as_grey(
     units = [row / np.linalg.norm(row) for row in alone]
     assert np.array_equal(np.concatenate([file.embedding() for file in features]), np.float16(units))
     levels = [texture(np.asarray(sample["image"])[None])[0] for sample in samples]
-    assert [v for file in features for v in file.read(["texture"])["texture"].to_pylist()] == levels
+    assert [v for file in features for v in file.read_columns(["texture"])["texture"].to_pylist()] == levels
     said = [r.getMessage() for r in caplog.records if "patches" in r.getMessage()]
     text = "images are stored without some of their patches, which encoders and scores see as grey"
     assert said == [f"shard 0.tar: {text}"]
@@ -359,7 +359,7 @@ def test_two_images_or_lost_places_are_a_bad_sample(patched: list[Path], tmp_pat
         shard, "thumbnail", tmp_path / "f", label=None, on_error="skip", max_bad_fraction=1.0
     )
     (file,) = features
-    assert file.read(["key"])["key"].to_pylist() == ["c"]
+    assert file.read_columns(["key"])["key"].to_pylist() == ["c"]
     assert [row[1] for row in file.bad] == ["a", "b"]
     assert "field 'patches.jpg': no patch mask" in file.bad[1][5]
 

@@ -62,7 +62,7 @@ def assert_nothing_is_torn(folder: Path) -> None:
         if path.parent.name == "features":
             file = FeaturesFile(path)
             assert file.n == N_IMAGES
-            file.read(file.header["columns"])
+            file.read_columns(file.header["columns"])
         elif path.name == "bins.parquet":
             Bins.load(path)
         else:

@@ -145,7 +145,7 @@ def older(folder: Path) -> None:
         file = FeaturesFile(path)
         ours = ("format", "version", "n_classes", "width", "columns", "label_names", "shards", "bad")
         ShardFeatures(
-            file.shard, replace(file.spans(), members=None), file.read(["label"])["label"].to_numpy(), file.embedding(), file.norm(),
+            file.shard, replace(file.spans(), members=None), file.read_columns(["label"])["label"].to_numpy(), file.embedding(), file.norm(),
             file.texture(), {name: value for name, value in file.header.items() if name not in ours}, file.names,
             file.bad_spans(), [row[5] for row in file.bad], None if file.n_classes is None else file.logit_grad(),
             {name: file.score(name) for name in file.scores},
@@ -204,9 +204,13 @@ def test_a_run_with_another_label_plans_anew_and_embeds_nothing(shards: list[Pat
         )  # fmt: skip
 
     run("cls")
-    embedding = FeaturesFile(tmp_path / "run" / "features" / "a.parquet").read(["embedding"])
+    embedding = FeaturesFile(tmp_path / "run" / "features" / "a.parquet").read_columns(["embedding"])
     run("json:word")
-    assert FeaturesFile(tmp_path / "run" / "features" / "a.parquet").read(["embedding"]).equals(embedding)
+    assert (
+        FeaturesFile(tmp_path / "run" / "features" / "a.parquet")
+        .read_columns(["embedding"])
+        .equals(embedding)
+    )
     plan = adq.load_plan(tmp_path / "run" / "plan.parquet")
     assert [entry["name"] for entry in plan.header["classes"]] == ["w0", "w1"]
 

@@ -18,9 +18,12 @@ from adq_wds.core.gradient import logit_gradients
 from adq_wds.core.rng import draws
 from adq_wds.planning.build_plan import build_plan, find_bins
 from adq_wds.planning.fit_codebook import fit_codebook
+from adq_wds.planning.samples import global_labels
+from adq_wds.planning.soften_labels import soften_labels
 from adq_wds.tables.features import Features, file_name
 from adq_wds.tables.features_file import ShardFeatures
 from adq_wds.tables.index import save_index
+from adq_wds.tables.soft_labels import SoftTable
 from adq_wds.tables.spans import Spans
 
 SHARDS = {"a-000000.tar": 9, "b/a-000001.tar": 6}
@@ -109,6 +112,8 @@ def main(folder: Path) -> None:
     (folder / "expected.json").write_text(json.dumps(expected, indent=1) + "\n", encoding="utf-8")
     codebook(folder)
     cleaned(folder)
+    soft(folder)
+    cleaned_codebook(folder)
 
 
 def cleaned(folder: Path) -> None:
@@ -126,6 +131,16 @@ def cleaned(folder: Path) -> None:
     (folder / "cleaned.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
+def soft(folder: Path) -> None:
+    """Soft labels of the features in `folder`, and their values; alone, as there was none before."""
+    soften_labels(folder / "features", out=folder / "soft.parquet")
+    table = SoftTable(folder / "soft.parquet")
+    shards = [table.shard(shard) for shard in SHARDS]
+    rows = [[s.shard, s.keys, s.top.tolist(), s.probability.tolist()] for s in shards]
+    values = {"hash": table.hash, "shards": rows}
+    (folder / "soft.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
 def codebook(folder: Path) -> None:
     """A codebook of the features in `folder`, and its values; alone, for a version that only codebooks have."""
     made = fit_codebook(folder / "features", bins=2, min_pilot=2, out=folder / "codebook.safetensors")
@@ -134,6 +149,34 @@ def codebook(folder: Path) -> None:
     }
     values = {"hash": made.hash, "header": made.header, "rates": made.rates(0.3).tolist(), **arrays}
     (folder / "codebook.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
+def cleaned_codebook(folder: Path) -> None:
+    """A codebook that cleans and balances, of the features in `folder`, and its answers on them."""
+    asked: dict[str, Any] = {"clean": 0.2, "dedup": "exact", "balance": "equal"}
+    made = fit_codebook(
+        folder / "features", bins=2, min_pilot=2, **asked, out=folder / "cleaned_codebook.safetensors"
+    )
+    assert made.margins is not None
+    assert made.copies is not None
+    label, embedding = labels_and_embeddings(folder)
+    values = {
+        "hash": made.hash,
+        "header": made.header,
+        "rates": made.class_rates(0.3).tolist(),
+        "margins": made.margins.margins(embedding, label).tolist(),
+        "least": [None if np.isinf(least) else least for least in made.margins.least.tolist()],
+        "digest": made.copies.digest.tolist(),
+        "stays": made.copies.stays.tolist(),
+    }
+    text = json.dumps(values, indent=1)
+    (folder / "cleaned_codebook.json").write_text(text + "\n", encoding="utf-8")
+
+
+def labels_and_embeddings(folder: Path) -> tuple[NDArray[np.int32], NDArray[np.float16]]:
+    """Of all samples of the features in `folder`."""
+    features = Features(folder / "features")
+    return global_labels(features)[0], np.concatenate([file.embedding() for file in features])
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def test_run_with_a_checkpoint_stores_timms_pooled_features(
             h = model(torch.stack([transform(image) for image in images_of(shard)])).numpy()
         norm = np.linalg.norm(h, axis=1, keepdims=True)
         assert file.embedding() == pytest.approx(h / norm, abs=1e-3)
-        assert file.read(["norm"])["norm"].to_numpy() == pytest.approx(norm[:, 0], rel=1e-3)
+        assert file.read_columns(["norm"])["norm"].to_numpy() == pytest.approx(norm[:, 0], rel=1e-3)
 
 
 @pytest.mark.parametrize("source", ["--checkpoint", "--embeddings"])

@@ -33,7 +33,7 @@ def test_bins_are_those_of_the_stored_embeddings(
 ) -> None:
     features = adq.embed_shards(urls, "thumbnail", tmp_path / "all")
     out = list(embedded(urls).compose(adq.AssignBins(codebook)))
-    labels = np.concatenate([file.read(["label"])["label"].to_numpy() for file in features])
+    labels = np.concatenate([file.read_columns(["label"])["label"].to_numpy() for file in features])
     rows = np.array([1 + c if c < 3 else POOLED for c in labels.tolist()])
     expected = codebook.checkpoints.assign(np.concatenate([file.embedding() for file in features]), rows)
     assert bins(out) == expected.tolist()

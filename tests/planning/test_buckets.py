@@ -26,7 +26,7 @@ def features(make_features: MakeFeatures, tmp_path: Path) -> Features:
 
 
 def labels(features: Features) -> np.ndarray:
-    return np.concatenate([file.read(["label"])["label"].to_numpy() for file in features])
+    return np.concatenate([file.read_columns(["label"])["label"].to_numpy() for file in features])
 
 
 def test_a_class_is_its_rows_in_their_order(make_features: MakeFeatures, tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_a_class_is_its_rows_in_their_order(make_features: MakeFeatures, tmp_pat
     assert told == [file.n for file in features]
     assert all(name.endswith(".parquet") for name in os.listdir(tmp_path / "features"))
     for c in [*asked[::2], *asked[::2]]:
-        where, (embedding,) = buckets.read(c)
+        where, (embedding,) = buckets.rows_of(c)
         assert embedding.dtype == np.float16
         assert (where == np.flatnonzero(label == c)).all()
         assert (embedding == rows[where]).all()

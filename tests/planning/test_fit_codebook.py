@@ -37,7 +37,7 @@ def fit(features: Any, **options: Any) -> adq.Codebook:
 def everything(features: adq.Features) -> tuple[Any, Any, Any, list[tuple[str, str]]]:
     """Embeddings, labels, textures and places of all samples."""
     places = [(file.shard, key) for file in features for key in file.spans().keys]
-    labels = np.concatenate([file.read(["label"])["label"].to_numpy() for file in features])
+    labels = np.concatenate([file.read_columns(["label"])["label"].to_numpy() for file in features])
     return (
         np.concatenate([f.embedding() for f in features]),
         labels,

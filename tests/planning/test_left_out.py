@@ -101,7 +101,7 @@ def test_margins_in_bins_are_reused_for_equal_samples_only(
     find_bins(Features(noisy[0]), bins=3, clean="auto").save(tmp_path / "bins.parquet")
     bins = Bins.load(tmp_path / "bins.parquet")
     fresh = [adq.build_plan(noisy[0], bins=3, keep=keep, clean="auto") for keep in (0.2, 0.6)]
-    monkeypatch.setattr(doubts, "ridge_margins", lambda *_: pytest.fail("fitted again"))
+    monkeypatch.setattr(doubts, "fit_ridge", lambda *_: pytest.fail("fitted again"))
     again = [adq.build_plan(noisy[0], bins=bins, keep=keep, clean="auto") for keep in (0.2, 0.6)]
     assert [plan.hash for plan in again] == [plan.hash for plan in fresh]
     with pytest.raises(pytest.fail.Exception):

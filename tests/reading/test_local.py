@@ -68,7 +68,7 @@ def check(path: Path) -> list[Place]:
     for place in places:
         strict = outcome(lambda place=place: strictly(local, data, place))  # type: ignore[misc]
         for way in ways(place):
-            assert outcome(lambda way=way: local.read(way)) == strict, way  # type: ignore[misc]
+            assert outcome(lambda way=way: local.read_sample(way)) == strict, way  # type: ignore[misc]
     return places
 
 
@@ -128,7 +128,7 @@ def test_usual_samples_take_the_quickest_way(
     for way in ("_read_strictly", *(["parse"] if n_fields < 9 else [])):
         monkeypatch.setattr(LocalShard, way, None)
     local = LocalShard(str(path), "t.tar")
-    assert [len(local.read(place)) for place in places] == [2 + n_fields] * 30
+    assert [len(local.read_sample(place)) for place in places] == [2 + n_fields] * 30
 
 
 @pytest.mark.parametrize("way", [0, 1, 2], ids=["members", "headers", "unchecked"])
@@ -139,7 +139,7 @@ def test_a_flipped_bit_is_an_error_or_changes_nothing(tmp_path: Path, way: int) 
     place = ways(places_of(path)[1])[way]  # jpg and jpf are a bit apart
     data = bytearray(path.read_bytes())
     local = LocalShard(str(path), "t.tar")
-    good, first = local.read(place), place.byte_offset
+    good, first = local.read_sample(place), place.byte_offset
     payloads = {*range(first + 512, first + 552), first + 1536}
     n_errors, n_same = 0, 0
     for byte in range(first, first + place.n_bytes):
@@ -149,7 +149,7 @@ def test_a_flipped_bit_is_an_error_or_changes_nothing(tmp_path: Path, way: int) 
             data[byte] ^= 1 << bit
             path.write_bytes(data)
             try:
-                assert local.read(place) == good, (byte, bit)
+                assert local.read_sample(place) == good, (byte, bit)
                 n_same += 1
             except adq.ShardError as error:
                 assert str(error).startswith("shard t.tar, key 'b': ")  # noqa: PT017
@@ -164,7 +164,7 @@ def test_random_damage_is_an_error_or_changes_nothing(tmp_path: Path) -> None:
     path = write(tmp_path / "t.tar", [(f"k{i}.{f}", bytes(rng.randbytes(9))) for i in range(9) for f in "xy"])
     places, whole = places_of(path), path.read_bytes()
     local = LocalShard(str(path), "t.tar")
-    good = [local.read(place) for place in places]
+    good = [local.read_sample(place) for place in places]
     for _ in range(2000):
         data = bytearray(whole)
         start = rng.randrange(len(data))
@@ -173,7 +173,7 @@ def test_random_damage_is_an_error_or_changes_nothing(tmp_path: Path) -> None:
         for place, expected in zip(places, good, strict=True):
             for way in ways(place)[:2]:
                 with contextlib.suppress(adq.ShardError):
-                    assert local.read(way) == expected
+                    assert local.read_sample(way) == expected
 
 
 LIES: dict[str, dict[str, Any]] = {
@@ -192,9 +192,9 @@ def test_members_hold_for_the_bytes_that_were_walked_only(tmp_path: Path, name: 
     place = places_of(path)[0]
     local = LocalShard(str(path), "t.tar")
     lie = place._replace(**LIES[name], span_crc32=place.span_crc32 ^ 1)
-    assert local.read(lie) == local.read(place)
+    assert local.read_sample(lie) == local.read_sample(place)
     with pytest.raises(adq.ShardError, match=r"^shard t.tar, key 'a': .*expected crc32 00000007"):
-        local.read(lie._replace(crc32=7))
+        local.read_sample(lie._replace(crc32=7))
 
 
 def test_the_error_says_what_stands_there_instead(tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_the_error_says_what_stands_there_instead(tmp_path: Path) -> None:
         with pytest.raises(
             adq.ShardError, match="^shard t.tar, key " + text + ".*; .*planned: do that again$"
         ):
-            local.read(place)
+            local.read_sample(place)
 
 
 def test_a_sample_whose_padding_is_cut_off_is_truncated(tmp_path: Path) -> None:
@@ -226,10 +226,10 @@ def test_a_sample_whose_padding_is_cut_off_is_truncated(tmp_path: Path) -> None:
             local = LocalShard(str(path), "t.tar")
             path.write_bytes(whole[:2000])
             if text is None:
-                assert local.read(place)["x"] == b"one"
+                assert local.read_sample(place)["x"] == b"one"
             else:
                 with pytest.raises(adq.ShardError, match=text + ".*truncated"):
-                    local.read(place)
+                    local.read_sample(place)
             path.write_bytes(whole)
 
 
@@ -246,15 +246,15 @@ def test_a_file_that_cannot_be_read_is_an_error_with_its_place(
     local = LocalShard(str(path), "t.tar")
     monkeypatch.setattr(os, "pread", fails)
     with pytest.raises(adq.ShardError, match=r"t\.tar, key 'a': cannot be read: Input/output error"):
-        local.read(place)
+        local.read_sample(place)
 
 
 def test_a_field_twice_is_an_error(tmp_path: Path) -> None:
     path = write(tmp_path / "t.tar", [("b.jpg", b"1"), ("a.jpg", b"2"), ("a.jpg", b"3")])
     local = LocalShard(str(path), "t.tar")
-    assert local.read(Place(0, 0, 1024, "b", None))["jpg"] == b"1"
+    assert local.read_sample(Place(0, 0, 1024, "b", None))["jpg"] == b"1"
     with pytest.raises(adq.ShardError, match=r"key 'a': .*field twice in a sample"):
-        local.read(Place(0, 1024, 2048, "a", None))
+        local.read_sample(Place(0, 1024, 2048, "a", None))
 
 
 def test_a_folder_in_ustars_prefix_field_is_part_of_the_key(tmp_path: Path) -> None:
@@ -262,7 +262,7 @@ def test_a_folder_in_ustars_prefix_field_is_part_of_the_key(tmp_path: Path) -> N
     path = write(tmp_path / "t.tar", members, tarfile.USTAR_FORMAT)
     _, a = check(path)
     with pytest.raises(adq.ShardError, match="key 'a': bytes differ: found key 'xxx"):
-        LocalShard(str(path), "t.tar").read(ways(a)[1]._replace(key="a"))
+        LocalShard(str(path), "t.tar").read_sample(ways(a)[1]._replace(key="a"))
 
 
 def test_an_unusual_key_or_size_is_not_taken_for_the_usual_one(tmp_path: Path) -> None:
@@ -272,7 +272,7 @@ def test_an_unusual_key_or_size_is_not_taken_for_the_usual_one(tmp_path: Path) -
     local = LocalShard(str(path), "t.tar")
     for place in ways(b)[1:]:
         with pytest.raises(adq.ShardError, match="key 'x': bytes differ: found key 'b'"):
-            local.read(place._replace(key="x"))  # as long as the key that is there
+            local.read_sample(place._replace(key="x"))  # as long as the key that is there
     data, first = bytearray(path.read_bytes()), c.byte_offset
     data[first + 124 : first + 136] = b"000000000010"  # 12 digits, 8 in octal; the usual ones are 11
     head = data[first : first + 512]
@@ -280,7 +280,7 @@ def test_an_unusual_key_or_size_is_not_taken_for_the_usual_one(tmp_path: Path) -
     path.write_bytes(data)
     strict = strictly(local, bytes(data), c)
     assert strict["jpg"] == b"x" * 8
-    assert [local.read(way) for way in ways(c)] == [strict] * 3
+    assert [local.read_sample(way) for way in ways(c)] == [strict] * 3
 
 
 def test_reading_sparsely_gives_the_same_samples(tmp_path: Path) -> None:
@@ -289,7 +289,7 @@ def test_reading_sparsely_gives_the_same_samples(tmp_path: Path) -> None:
     path = write(tmp_path / "t.tar", members)
     sparse, plain = LocalShard(str(path), "t.tar", sparse=True), LocalShard(str(path), "t.tar")
     for place in reversed(places_of(path)):
-        assert sparse.read(place) == plain.read(place)
+        assert sparse.read_sample(place) == plain.read_sample(place)
 
 
 # ---- As the stream uses it

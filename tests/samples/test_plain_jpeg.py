@@ -13,7 +13,7 @@ from PIL import Image, ImageCms, ImageFile
 from adq_wds.errors import SampleError
 from adq_wds.samples import image
 from adq_wds.samples.image import MAX_PIXELS, WHITE, decode_image
-from adq_wds.samples.plain_jpeg import decode_plain_jpeg, plain_jpeg_size, without_end
+from adq_wds.samples.plain_jpeg import decode_plain_jpeg, plain_jpeg, without_end
 from tests.samples.image_files import encode
 
 W, H = 43, 29
@@ -52,6 +52,7 @@ PLAIN = {
     "restart markers": jpeg(restart_marker_rows=1),
     "own tables": jpeg(qtables=[COARSE_TABLE, COARSE_TABLE, COARSE_TABLE]),
     "comment": jpeg(comment=b"a \xff\xd9 in here"),
+    "fill before a marker": after_soi(BASE, b"\xff"),
     "no JFIF": BASE.replace(APP0, b""),
     "two tables in one segment": BASE.replace(TABLE, segment(0xDB, TABLE[4:] + b"\x03" + TABLE[5:])),
     "one pixel": jpeg(Image.new("RGB", (1, 1), (200, 10, 30))),
@@ -70,7 +71,6 @@ NOT_PLAIN = {
     "Adobe marker": after_soi(BASE, segment(0xEE, b"Adobe\0\x64\0\0\0\0\0")),
     "thumbnail in its JFIF": BASE.replace(APP0, segment(0xE0, APP0[4:16] + b"\1\1abc")),
     "short JFIF": BASE.replace(APP0, segment(0xE0, b"JFIF\0\1")),
-    "fill before a marker": after_soi(BASE, b"\xff"),
     "junk before a marker": after_soi(BASE, b"\0"),
     "something after its end": BASE + b"\0",
     "no end": BASE[:-2],
@@ -125,12 +125,14 @@ def test_a_plain_jpeg_never_goes_the_long_way_and_is_the_same(
     monkeypatch.setattr(image, "_decode_any", lambda *_: pytest.fail("went the long way"))
     with Image.open(io.BytesIO(data)) as theirs:
         assert decode_image(data).tobytes() == theirs.tobytes()
-        assert plain_jpeg_size(data) == theirs.size
+        plain = plain_jpeg(data)
+        assert plain is not None
+        assert plain.size == theirs.size
 
 
 @pytest.mark.parametrize("name", NOT_PLAIN)
 def test_whatever_is_not_plain_goes_the_long_way(name: str) -> None:
-    assert plain_jpeg_size(NOT_PLAIN[name]) is None
+    assert plain_jpeg(NOT_PLAIN[name]) is None
     both(NOT_PLAIN[name])
 
 
@@ -144,9 +146,11 @@ def test_damage_has_the_same_answer_on_both_ways(name: str) -> None:
             place = chance.randrange(header if chance.random() < 0.7 else len(data))
             bit_flip = damaged[place] ^ 1 << chance.randrange(8)
             damaged[place] = chance.choice((bit_flip, 0, 0xFF, chance.randrange(256)))
-        size = plain_jpeg_size(bytes(damaged))
-        quick += size is not None
-        if size is None or size[0] * size[1] < 1 << 22:  # else the two images would take a minute
+        plain = plain_jpeg(bytes(damaged))
+        quick += plain is not None
+        if (
+            plain is None or plain.size[0] * plain.size[1] < 1 << 22
+        ):  # else the two images would take a minute
             both(bytes(damaged))
     assert quick > 50, "most damage must reach the short way"
     for _ in range(60):
@@ -164,8 +168,10 @@ def test_a_large_one_is_refused_by_its_header(monkeypatch: pytest.MonkeyPatch) -
 def test_what_the_decoder_refuses_is_left_to_the_long_way() -> None:
     tables = BASE.index(b"\xff\xc4")
     broken = BASE[: tables + 4] + b"\x77" + BASE[tables + 5 :]  # a Huffman table of no class
-    assert plain_jpeg_size(broken) == (W, H)
-    assert decode_plain_jpeg(broken, (W, H)) is None
+    plain = plain_jpeg(broken)
+    assert plain is not None
+    assert plain.size == (W, H)
+    assert decode_plain_jpeg(broken, plain) is None
     with pytest.raises(SampleError, match="cannot decode this JPEG: OSError") as caught:
         decode_image(broken)
     assert isinstance(caught.value.__cause__, OSError)
@@ -175,7 +181,9 @@ def test_with_load_truncated_images_only_the_long_way_is_taken(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
-    assert decode_plain_jpeg(BASE, (W, H)) is None
+    plain = plain_jpeg(BASE)
+    assert plain is not None
+    assert decode_plain_jpeg(BASE, plain) is None
     assert decode_image(BASE).tobytes() == outcome(BASE, long=True)[4]
 
 

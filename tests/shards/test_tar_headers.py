@@ -320,10 +320,7 @@ def test_headers_without_members_take_no_memory() -> None:
     assert peak < 8 << 20
 
 
-def test_limits_are_positive_integers_and_hold() -> None:
-    for bad in (0, -1, 1.5, True, "1"):
-        with pytest.raises(ValueError, match=f"Limits.name_bytes must be a positive integer, got {bad!r}"):
-            Limits(name_bytes=bad)  # type: ignore[arg-type]
+def test_limits_hold() -> None:
     data = header(b"a.jpg", octal(700)) + bytes(1024) + END
     assert len(spans_of(data, member_bytes=700)) == 1
     with pytest.raises(ShardError, match=r"declares 700 bytes, more than Limits.member_bytes \(699\)"):

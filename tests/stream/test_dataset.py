@@ -122,8 +122,10 @@ def test_a_length_that_pipes_hide_is_refused(tar_set: TarSet) -> None:
 
 def test_only_kept_bytes_are_read(tar_set: TarSet, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[Place] = []
-    original = Readers.read
-    monkeypatch.setattr(Readers, "read", lambda self, places: reads.extend(places) or original(self, places))
+    original = Readers.read_samples
+    monkeypatch.setattr(
+        Readers, "read_samples", lambda self, places: reads.extend(places) or original(self, places)
+    )
     list(made(tar_set))
     kept_bytes = sum(int(shard.spans.n_bytes[shard.kept].sum()) for shard in adq.load_plan(tar_set.plan))
     assert sum(place.n_bytes for place in reads) == kept_bytes

@@ -246,13 +246,13 @@ def test_resuming_late_reads_the_rest_only(tmp_path: Path, monkeypatch: pytest.M
     """F21: at 90 % of an epoch, at most 15 % of its bytes."""
     tar_set = write_set(tmp_path / "set", [100] * 5)
     n_read = [0]
-    original = Readers.read
+    original = Readers.read_samples
 
     def read(self: Readers, places: Sequence[Place]) -> Any:
         n_read[0] += sum(place.n_bytes for place in places)
         return original(self, places)
 
-    monkeypatch.setattr(Readers, "read", read)
+    monkeypatch.setattr(Readers, "read_samples", read)
     dataset = made(tar_set, batch_size=6)
     list(dataset)
     whole, n_read[0] = n_read[0], 0

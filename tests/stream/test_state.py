@@ -25,9 +25,16 @@ def resealed(state: State, **change: Any) -> State:
     return sealed({name: value for name, value in {**state, **change}.items() if name != "checksum"})
 
 
+def version_2(state: State) -> State:
+    """As it was saved before there was `keep`."""
+    return sealed(
+        {name: value for name, value in {**state, "version": 2}.items() if name not in ("keep", "checksum")}
+    )
+
+
 def version_1(state: State) -> State:
     """As it was saved before there was a checksum."""
-    return {name: value for name, value in {**state, "version": 1}.items() if name != "checksum"}
+    return {name: value for name, value in {**version_2(state), "version": 1}.items() if name != "checksum"}
 
 
 def after_one(tar_set: TarSet) -> Any:
@@ -41,9 +48,9 @@ def test_a_state_is_small_plain_and_the_same_for_all_ranks(tar_set: TarSet) -> N
     states = [state_after(tar_set, 2, rank=rank, world=3) for rank in range(3)]
     assert states[0] == states[1] == states[2]
     assert states[0] == {
-        "version": 2, "plan": adq.load_plan(tar_set.plan).hash, "seed": 3, "epoch": 0, "shuffle": True,
+        "version": 3, "plan": adq.load_plan(tar_set.plan).hash, "seed": 3, "epoch": 0, "shuffle": True,
         "fresh": False, "lanes": 64, "batch_size": 4, "t": 24, "rank": None, "world": None,
-        "checksum": states[0]["checksum"],
+        "keep": None, "checksum": states[0]["checksum"],
     }  # fmt: skip
     assert re.fullmatch(r"[0-9a-f]{16}", states[0]["checksum"])
     largest = {**states[0], "seed": -(2**63), "epoch": 2**40, "t": 2**40, "rank": 10_000, "world": 10_000}
@@ -89,10 +96,10 @@ def test_a_state_of_another_plan_of_the_same_shards_is_refused(tmp_path: Path) -
     ("change", "text"),
     [
         (
-            {"version": 3},
-            "state has version=3, this stream version=2: load it with the adq_wds that saved it",
+            {"version": 4},
+            "state has version=4, this stream version=3: load it with the adq_wds that saved it",
         ),
-        ({"version": True}, "state has version=True, this stream version=2"),
+        ({"version": True}, "state has version=True, this stream version=3"),
         ({"t": 29}, "damaged state: t is 29, expected 0 to 28"),
         ({"t": -1}, "damaged state: t is -1"),
         ({"t": 4.0}, "damaged state: t is 4.0, expected int"),
@@ -148,6 +155,19 @@ def test_a_state_with_any_field_changed_is_refused(tar_set: TarSet, value: Any) 
         if type(state[field]) is not type(value) or state[field] != value:
             with pytest.raises(adq.StateError, match=r"its checksum is .*; load another checkpoint"):
                 made(tar_set).start_from({**state, field: value})
+
+
+def test_a_state_of_version_2_is_read_with_its_own_fields(tar_set: TarSet) -> None:
+    state, expected = state_after(tar_set, 2), ids(made(tar_set))
+    loader = adq.Loader(made(tar_set))
+    loader.load_state_dict(version_2(state))
+    assert loader.state_dict() == state
+    assert ids(loader) == expected[8:]
+    with pytest.raises(adq.StateError, match="damaged state: it has an unknown field 'keep'"):
+        loader.load_state_dict(resealed(state, version=2))
+    dataset = made(tar_set)
+    dataset.start_from(version_2(after_one(tar_set).state_dict()))
+    assert ids(dataset) == expected[4:]
 
 
 def test_a_state_of_version_1_is_read_with_its_own_fields(tar_set: TarSet) -> None:

@@ -39,7 +39,7 @@ def test_rows_find_their_samples_whatever_the_order(shards: list[str], tmp_path:
         norm = np.linalg.norm(x, axis=1)
         assert np.array_equal(file.embedding(), (x / norm[:, None]).astype(np.float16))
         assert file.norm() == pytest.approx(norm)
-        names = np.array(file.names)[file.read(["label"])["label"].to_numpy()]
+        names = np.array(file.names)[file.read_columns(["label"])["label"].to_numpy()]
         assert names.tolist() == labels[part]
         assert file.digest() is not None
     plan = adq.build_plan(features, keep=0.5, bins=2, out=tmp_path / "plan.parquet")
@@ -52,7 +52,7 @@ def test_they_are_what_the_command_makes_of_the_same_numbers(shards: list[str], 
     ours = adq.Features.from_arrays(shards, KEYS, H, out=tmp_path / "f")
     theirs = adq.embed_shards(shards, out=tmp_path / "g", label=None, embeddings=tmp_path / "e.npy")
     for a, b in zip(ours, theirs, strict=True):
-        assert a.read(a.header["columns"]).equals(b.read(b.header["columns"]))
+        assert a.read_columns(a.header["columns"]).equals(b.read_columns(b.header["columns"]))
 
 
 def test_a_key_of_two_shards_is_given_with_its_shard(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_what_does_not_fit_is_named_and_nothing_written(
 
 def test_labels_may_be_an_array_of_numpy(shards: list[str], tmp_path: Path) -> None:
     features = adq.Features.from_arrays(shards, KEYS, H, np.arange(12) % 3, out=tmp_path / "f")  # type: ignore[arg-type]
-    assert features.files[0].read(["label"])["label"].to_pylist() == [0, 1, 2, 0, 1, 2, 0]
+    assert features.files[0].read_columns(["label"])["label"].to_pylist() == [0, 1, 2, 0, 1, 2, 0]
 
 
 def test_features_of_an_encoder_are_not_overwritten(make_shard: Any, tmp_path: Path) -> None:

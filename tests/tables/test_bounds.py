@@ -18,10 +18,10 @@ from adq_wds.tables import bounds
 from adq_wds.tables.bins import _SCHEMA as BINS
 from adq_wds.tables.bins import Bins
 from adq_wds.tables.features_file import FeaturesFile, _schema
-from adq_wds.tables.index import load_index
 from adq_wds.tables.parquet import HASH_KEY, HEADER_KEY, column_hashes, write_groups
 from adq_wds.tables.plan_rows import OPTIONAL, SCHEMA
 from adq_wds.tables.spans import SPAN_FIELDS
+from tests.folders import load_index
 from tests.programs import run
 
 INDEX = pa.schema(SPAN_FIELDS)

@@ -206,8 +206,8 @@ def drop(what: dict[str, Any], name: str) -> None:
         (lambda h, a: {"adq_wds": "0 {}"}, "damaged: the header does not match its hash"),
         (lambda h, a: h.update(format="adq_wds.plan"), "holds 'adq_wds.plan', expected adq_wds.codebook"),
         (
-            lambda h, a: h.update(version=2),
-            "version 2 of the codebook format; this adq_wds reads versions 1 to 1,",
+            lambda h, a: h.update(version=3),
+            "version 3 of the codebook format; this adq_wds reads versions 1 to 2,",
         ),
         (lambda h, a: h.update(version=True), "version True of the codebook format"),
         (lambda h, a: drop(h, "tensors"), "damaged header: .*no 'tensors'"),

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from adq_wds.tables.parquet import embedding_array
+from adq_wds.tables.parquet import list_array
 from tests.tampering import (
     KINDS,
     Change,
@@ -69,7 +69,14 @@ def two_shards(header: dict[str, Any], tables: list[pa.Table]) -> None:
 
 
 def lists(rows: int, width: int, value: float) -> pa.Array:
-    return embedding_array(np.full((rows, width), value, np.float16))
+    return list_array(np.full((rows, width), value, np.float16))
+
+
+def soft_rows(name: str, second: list[float]) -> pa.Array:
+    """The column of a file of soft labels with another second row."""
+    top = name == "top"
+    rows = [[0, 1], second, [1, 2]] if top else [[0.75, 0.25], second, [0.5, 0.5]]
+    return list_array(np.array(rows, np.int32 if top else np.float32))
 
 
 SPAN = [0, "k", 0, 512, 7, "why"]
@@ -139,6 +146,25 @@ OF_ONE: dict[str, dict[str, tuple[Change, str]]] = {
         "bin below": (put_column("bin", lambda values: [-2, *values[1:]]), "bins must lie in 0 … 2, got -2 … 1"),
         "no pick": (put_column("pick", lambda values: [-1, *values[1:]]), "a binned sample has no pick"),
         "unknown class": (put_column("label", lambda values: [2, *values[1:]]), "of a class that the header does not list"),
+    },
+    "soft": {
+        "hostile shard": (put_entry("name", "../a.tar"), r"damaged header: .*without '\.\.'"),
+        "two shards": (two_shards, "damaged header: .*contradict each other"),
+        **{f"no {name}": (drop(name), f"damaged header: .*no '{name}'")
+           for name in ("source", "temperature", "agreement", "encoder", "n_classes", "names", "n_top")},
+        **{f"classes {value!r}": (put("n_classes", value), "damaged header: .*n_classes is") for value in ("3", 0, 2**40, True)},
+        **{f"top {value!r}": (put("n_top", value), "damaged header: .*n_top is") for value in ("2", 0, 2**20)},
+        "fewer classes than stored": (put("n_classes", 1), "damaged header: .*contradict each other"),
+        "a class less": (put("n_classes", 2), r"key 'k1': not the probabilities of different classes out of 2"),
+        "another width": (put("n_top", 1), "damaged: .*column top.*expected"),
+        "names too few": (put("names", ["cat", "dog"]), "damaged header: .*2 names of 3 classes"),
+        "a name twice": (put("names", ["cat", "dog", "dog"]), "damaged header: .*2 names of 3 classes"),
+        "another source": (put("source", "guess"), "damaged header: .*source is 'guess'"),
+        "other types": (put_column("top", lists(3, 2, 0)), "damaged: .*column top.*expected"),
+        "a key twice": (put_column("key", lambda values: ["k0", "k0", "k2"]), "a key stands twice"),
+        **{f"{name} {value!r}": (put_column(name, soft_rows(name, value)), "key 'k1': not the probabilities of different")
+           for name, value in (("top", [3, 0]), ("top", [-1, 0]), ("top", [1, 1]), ("probability", [0.5, 0.4]),
+                               ("probability", [1.5, -0.5]), ("probability", [np.nan, 1]), ("probability", [np.inf, 0]))},
     },
     "views": {
         "hostile shard": (put_entry("name", "../a.tar"), r"damaged header: .*without '\.\.'"),

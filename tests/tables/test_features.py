@@ -17,7 +17,7 @@ from adq_wds.tables.features import Features
 from adq_wds.tables.features_file import FeaturesFile, ShardFeatures
 from adq_wds.tables.parquet import (
     column_hash,
-    embedding_array,
+    list_array,
 )
 
 MakeFeatures = Callable[..., ShardFeatures]
@@ -45,7 +45,7 @@ def test_writing_and_reading_changes_nothing(made: ShardFeatures, path: Path) ->
     assert file.embedding().dtype == np.float16
     assert file.embedding().tobytes() == made.embedding.tobytes()
     assert file.texture().tobytes() == made.texture.tobytes()
-    columns = file.read(["label", "norm", "shard"])
+    columns = file.read_columns(["label", "norm", "shard"])
     assert columns["label"].to_pylist() == made.label.tolist()
     assert columns["norm"].to_pylist() == made.norm.tolist()
     assert set(columns["shard"].to_pylist()) == {"deep/a.tar"}
@@ -141,7 +141,7 @@ GOLDEN = {
     "string": (pa.array(["a", "öö"], pa.string()), struct.pack("<2q", 1, 4) + "aöö".encode()),
     "fixed_size_binary[2]": (pa.array([b"ab", b"cd"], pa.binary(2)), b"abcd"),
     "fixed_size_list<element: halffloat not null>[2]": (
-        embedding_array(np.array([[0.5, 1], [-2, 0]], np.float16)),
+        list_array(np.array([[0.5, 1], [-2, 0]], np.float16)),
         struct.pack("<4e", 0.5, 1, -2, 0),
     ),
 }

@@ -452,9 +452,9 @@ def test_pairs_may_be_lists_and_a_bare_text_is_refused(make_shard: Callable[...,
 @pytest.mark.parametrize(
     ("keys", "text"),
     [
-        (["nothing"], "key 'nothing' is not in any shard"),
-        ([("a.tar", "s00007")], "key 's00007' is not in shard 'a.tar'"),
-        (["s00003"], r"key 's00003' is in a.tar and b.tar; give it as \(shard, key\)"),
+        (["nothing"], "sample 'nothing' is not among the usable samples"),
+        ([("a.tar", "s00007")], r"sample \('a.tar', 's00007'\) is not among the usable samples"),
+        (["s00003"], r"sample 's00003' is in several shards; give \(shard, key\)"),
     ],
 )
 def test_keys_that_name_no_one_sample_are_refused(

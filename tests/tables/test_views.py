@@ -100,7 +100,7 @@ def test_rows_are_those_with_the_smallest_draws(features: Features) -> None:
     position, z = make_views(features, 25).rows(features)
     drawn = []
     for file in features:
-        keys = file.read(["key"])["key"].to_pylist()
+        keys = file.read_columns(["key"])["key"].to_pylist()
         drawn += draws(3, 0, file.shard, keys, purpose="choose views").tolist()
     assert position.tolist() == sorted(np.argsort(drawn)[:25].tolist())
     assert (position.dtype, z.shape, z.dtype) == (np.dtype(np.int64), (25, 2, 6), np.float16)
@@ -122,7 +122,7 @@ def test_a_choice_does_not_depend_on_folders(make_features: MakeFeatures, tmp_pa
 
 
 def test_the_choice_is_independent_of_the_draw_of_a_plan(features: Features) -> None:
-    keys = features.files[0].read(["key"])["key"].to_pylist()
+    keys = features.files[0].read_columns(["key"])["key"].to_pylist()
     ranks = draws(0, 0, "a.tar", keys)
     assert not np.isin(draws(0, 0, "a.tar", keys, purpose="choose views"), ranks).any()
 
@@ -161,7 +161,9 @@ def test_views_of_two_kinds_do_not_belong_together(features: Features) -> None:
     old = ShardViews.load(views_folder(features) / "c.parquet")
     again = ShardViews(old.shard, old.index, old.keys, old.crc32, old.z, {**old.header, "revision": "2"})
     again.save(views_folder(features) / "c.parquet")
-    with pytest.raises(adq.FeaturesError, match=r"a\.tar and c\.tar do not belong together: .* '1' and '2'"):
+    with pytest.raises(
+        adq.FeaturesError, match=r"a\.parquet and .*c\.parquet do not belong together: .* '1' and '2'"
+    ):
         Views.of(features)
 
 
