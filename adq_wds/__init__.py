@@ -23,10 +23,13 @@ if TYPE_CHECKING:
         ShardError,
         StateError,
     )
+    from adq_wds.jobs.select import select_samples
+    from adq_wds.jobs.synthesize import synthesize
     from adq_wds.mae.checkpoints import load_mae
     from adq_wds.mae.reconstruct_batches import reconstruct_batches
     from adq_wds.pipes.assign_bins import AssignBins
     from adq_wds.pipes.base import Pipe
+    from adq_wds.pipes.cosine import CosineScore
     from adq_wds.pipes.decode import Decode
     from adq_wds.pipes.drop_patches import DropPatches
     from adq_wds.pipes.embed import Embed
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     from adq_wds.pipes.soft_labels import SoftLabels
     from adq_wds.pipes.subsample import Subsample
     from adq_wds.pipes.tolerance import choose_tolerance, measure_drops
+    from adq_wds.pipes.vary import Vary
     from adq_wds.planning.build_plan import build_plan
     from adq_wds.planning.fit_codebook import fit_codebook
     from adq_wds.planning.soften_labels import soften_labels
@@ -59,10 +63,13 @@ if TYPE_CHECKING:
 _NAMES = {  # of each module; type checkers read them above, and programs when one is first used
     "embedding.embed_shards": "embed_shards",
     "errors": "AdqError CodebookError FeaturesError LoaderClosed PlanError SampleError ShardError StateError",
+    "jobs.select": "select_samples",
+    "jobs.synthesize": "synthesize",
     "mae.checkpoints": "load_mae",
     "mae.reconstruct_batches": "reconstruct_batches",
     "pipes.assign_bins": "AssignBins",
     "pipes.base": "Pipe",
+    "pipes.cosine": "CosineScore",
     "pipes.decode": "Decode",
     "pipes.drop_patches": "DropPatches",
     "pipes.embed": "Embed",
@@ -72,6 +79,7 @@ _NAMES = {  # of each module; type checkers read them above, and programs when o
     "pipes.soft_labels": "SoftLabels",
     "pipes.subsample": "Subsample",
     "pipes.tolerance": "choose_tolerance measure_drops",
+    "pipes.vary": "Vary",
     "planning.build_plan": "build_plan",
     "planning.fit_codebook": "fit_codebook",
     "planning.soften_labels": "soften_labels",
@@ -95,12 +103,14 @@ _NAMES = {  # of each module; type checkers read them above, and programs when o
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 __all__ = [
-    "AdqError", "AssignBins", "Bins", "Cache", "ClassRates", "Codebook", "CodebookError", "Column", "Decode", "DropPatches",
-    "Embed", "EncodePatches", "Encoder", "Features", "FeaturesError", "Importance", "Loader",
-    "LoaderClosed", "Map", "MarginRecorder", "Pipe", "Plan", "PlanError", "Reconstruct", "Sample", "SampleError", "Score",
-    "ShardDataset", "ShardError", "SoftLabels", "StateError", "Subsample", "__version__", "as_node", "build_plan",
+    "AdqError", "AssignBins", "Bins", "Cache", "ClassRates", "Codebook", "CodebookError", "Column",
+    "CosineScore", "Decode", "DropPatches", "Embed", "EncodePatches", "Encoder", "Features",
+    "FeaturesError", "Importance", "Loader", "LoaderClosed", "Map", "MarginRecorder", "Pipe", "Plan",
+    "PlanError", "Reconstruct", "Sample", "SampleError", "Score", "ShardDataset", "ShardError",
+    "SoftLabels", "StateError", "Subsample", "Vary", "__version__", "as_node", "build_plan",
     "choose_tolerance", "embed_shards", "encoder", "fit_codebook", "importance", "load_codebook",
-    "load_mae", "load_plan", "measure_drops", "reconstruct_batches", "soften_labels", "write_shards",
+    "load_mae", "load_plan", "measure_drops", "reconstruct_batches", "select_samples", "soften_labels",
+    "synthesize", "write_shards",
 ]  # fmt: skip
 
 

@@ -1,9 +1,9 @@
-"""Defines the protocols of plug-ins: encoders, importances of patches, allocation rules."""
+"""Defines the protocols of plug-ins: encoders, importances of patches, engines of variants, allocation rules."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,25 @@ class Importance(Protocol):
         self, images: Sequence[Image.Image], labels: Sequence[Label], seeds: Sequence[int]
     ) -> NDArray[np.float32]:
         """(B, L) importances of L patches, row by row from the top left, of B upright RGB images of one size."""
+
+
+class VariantEngine(Protocol):
+    """Images to variants of themselves, for `Vary`.
+
+    It may also have the attributes `side`, the (height, width) that it takes, `n_classes`, the classes that it knows, and
+    `draws_itself`: then `noise` is (B,) uint64, a seed for each image.
+    """
+
+    def __call__(
+        self, images: NDArray[np.float32], labels: NDArray[np.int64] | None, noise: NDArray[Any]
+    ) -> NDArray[np.float32]:
+        """(B, 3, H, W) variants of (B, 3, H, W) RGB images, both in [-1, 1].
+
+        Args:
+            images: all of one size.
+            labels: (B,) classes; None where there are none.
+            noise: (B, 3, H, W) float32, standard normal.
+        """
 
 
 Allocation = Callable[[NDArray[np.int64], NDArray[np.float64], float], NDArray[np.float64]]

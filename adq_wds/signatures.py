@@ -19,6 +19,9 @@ from typing import Any
 PLAN = "adq_wds.planning.build_plan.build_plan"
 EMBED = "adq_wds.embedding.embed_shards.embed_shards"
 ENCODER = "adq_wds.models.timm_encoder.timm_encoder"
+SELECT = "adq_wds.jobs.select.select_samples"
+VARY = "adq_wds.jobs.vary.vary_shards"
+SDEDIT = "adq_wds.models.diffusion.load_sdedit"
 
 _TYPES = ("bool", "Count", "int", "Ratio", "float", "str")  # of a union, the first of these is an option's
 _STATEMENT = re.compile(r"^(?=[^\s)\]}\"])", re.MULTILINE)

@@ -33,12 +33,19 @@ def small_mae() -> MaskedAutoencoder:
     return MaskedAutoencoder(MaeSize((32, 32), 16, 16, 1, 2, 8, 1, 2)).eval()
 
 
+def mixed(images: np.ndarray, labels: np.ndarray | None, noise: np.ndarray) -> np.ndarray:
+    """An engine without a network: exact, whatever the batch."""
+    assert labels is not None
+    return np.clip(images + noise / 8 + labels[:, None, None, None] / 64, -1, 1).astype(np.float32)
+
+
 TEXTURE = adq.importance("texture", patch=4)
 THUMBNAIL = adq.encoder("thumbnail")
 # How to make one of each, and variants of some, from a plan beside which a codebook and soft labels lie; a pipe without a line here
 # fails the first test.
 MAKERS: dict[str, Callable[[Path], Pipe]] = {
     "assign_bins": lambda plan: adq.AssignBins(plan.with_name("codebook.safetensors")),
+    "cosine_score": lambda plan: adq.CosineScore(THUMBNAIL, batch_size=7),
     "assign_bins, cleaning": lambda plan: adq.AssignBins(plan.with_name("cleaning.safetensors")),
     "decode": lambda plan: adq.Decode(to="numpy"),
     "decode, stored patches": lambda plan: adq.Decode(to="patches"),
@@ -53,6 +60,8 @@ MAKERS: dict[str, Callable[[Path], Pipe]] = {
     "subsample": lambda plan: adq.Subsample(plan),
     "subsample, fresh": lambda plan: adq.Subsample(plan, epoch=1),
     "subsample, by codebook": lambda plan: adq.Subsample(plan.with_name("codebook.safetensors"), keep=0.5),
+    "vary": lambda plan: adq.Vary(mixed, label="cls", seed=4, batch_size=7),
+    "vary, always the same": lambda plan: adq.Vary(mixed, label="cls", variant=2),
     "subsample, by cleaning codebook": lambda plan: adq.Subsample(
         plan.with_name("cleaning.safetensors"), keep=0.5
     ),
@@ -91,6 +100,8 @@ def ready(name: str, samples: Samples, plan: Path) -> Samples:
         return MAKERS["assign_bins, cleaning"](plan).apply(samples)
     if name == "subsample, by codebook":
         return MAKERS["assign_bins"](plan).apply(samples)
+    if name == "cosine_score":
+        return MAKERS["vary"](plan).apply(MAKERS["embed"](plan).apply(samples))
     if name in ("encode_patches", "decode, stored patches", "reconstruct"):
         samples = MAKERS["drop_patches, random"](plan).apply(samples)
     return adq.EncodePatches().apply(samples) if name == "decode, stored patches" else samples
@@ -196,7 +207,8 @@ def test_what_a_tar_forges_changes_nothing_and_goes_no_further(
     adq.Plan.from_keys(url, keys).save(tmp_path / "forged.parquet")
     read = list(wds.WebDataset(url, shardshuffle=False))
     assert read[0]["__adq_epoch__"] == b"1", "webdataset lets it through"
-    stream = [{**forged, **sample} for sample in ready(name, read, plan)]  # the stage before took some out
+    stream = ready(name, read, plan)  # the stage before took some out
+    stream = [sample | {k: v for k, v in forged.items() if k not in sample} for sample in stream]
     out = list(MAKERS[name](tmp_path / "forged.parquet")(stream))
     place = ("__url__", "__local_path__")
     theirs, ours = ([{k: v for k, v in s.items() if k not in place} for s in each] for each in (out, honest))

@@ -5,12 +5,13 @@ import pytest
 import adq_wds
 
 PUBLIC = [
-    "AdqError", "AssignBins", "Bins", "Cache", "ClassRates", "Codebook", "CodebookError", "Column", "Decode", "DropPatches", "Embed",
-    "EncodePatches", "Encoder", "Features", "FeaturesError", "Importance", "Loader", "LoaderClosed", "Map", "MarginRecorder",
-    "Pipe", "Plan", "PlanError", "Reconstruct", "Sample", "SampleError", "Score", "ShardDataset", "ShardError",
-    "SoftLabels", "StateError", "Subsample", "as_node", "build_plan", "choose_tolerance", "embed_shards", "encoder",
-    "fit_codebook", "importance", "load_codebook", "load_mae", "load_plan", "measure_drops",
-    "reconstruct_batches", "soften_labels", "write_shards",
+    "AdqError", "AssignBins", "Bins", "Cache", "ClassRates", "Codebook", "CodebookError", "Column",
+    "CosineScore", "Decode", "DropPatches", "Embed", "EncodePatches", "Encoder", "Features",
+    "FeaturesError", "Importance", "Loader", "LoaderClosed", "Map", "MarginRecorder", "Pipe", "Plan",
+    "PlanError", "Reconstruct", "Sample", "SampleError", "Score", "ShardDataset", "ShardError",
+    "SoftLabels", "StateError", "Subsample", "Vary", "as_node", "build_plan", "choose_tolerance",
+    "embed_shards", "encoder", "fit_codebook", "importance", "load_codebook", "load_mae", "load_plan",
+    "measure_drops", "reconstruct_batches", "select_samples", "soften_labels", "synthesize", "write_shards",
 ]  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import adq_wds
 from adq_wds.cli.parser import Parser, add_options, keys_in, ratio
-from adq_wds.signatures import EMBED, ENCODER, PLAN, default_of, options_of
+from adq_wds.signatures import EMBED, ENCODER, PLAN, SDEDIT, SELECT, VARY, default_of, options_of
 
 CODEBOOK = "adq_wds.planning.fit_codebook.fit_codebook"
 SOFTEN = "adq_wds.planning.soften_labels.soften_labels"
@@ -33,7 +33,8 @@ def make_parser(earlier_run: dict[str, Any] | None = None) -> Parser:
     parser.add_argument("--version", action="version", version=f"adq {adq_wds.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add_flags in (
-        _run, _embed, _plan, _codebook, _soften, _show, _patches, _write, _pack, _index, _verify, _demo,
+        _run, _embed, _plan, _codebook, _soften, _show, _patches, _write, _pack, _index, _verify, _select,
+        _vary, _demo,
     ):  # fmt: skip
         name, text = add_flags.__name__.removeprefix("_"), add_flags.__doc__
         command = commands.add_parser(
@@ -158,6 +159,26 @@ def _verify(command: Any) -> None:
     _add_shards(command)
     add_options(command, VERIFY)
     command.add_argument("--lines", type=int, default=20, help="differences to print; --json prints all")
+
+
+def _select(command: Any) -> None:
+    """a plan by any number that is stored for each sample: the largest share, or all between two bounds"""
+    _add_shards(command)
+    _add_out(command, "file for the plan", default="plan.parquet")
+    bounds = {"nargs": 2, "type": float, "metavar": ("LOW", "HIGH")}
+    by = "json:NAME, another field of text, FILE.parquet:COLUMN, or a column of features, FOLDER:COLUMN"
+    command.add_argument("--by", required=True, help=f"the number of each sample: {by}")
+    add_options(command, SELECT, between=bounds)
+
+
+def _vary(command: Any) -> None:
+    """write variants of the images by a diffusion network, each with its likeness to the parent beside it"""
+    _add_shards(command)
+    _add_out(command, "folder for the sets of shards, variant-0/ and so on")
+    command.add_argument("--unet", required=True, metavar="DIR", help="folder of a diffusers UNet2DModel")
+    add_options(command, SDEDIT, without=("device",))
+    add_options(command, VARY)
+    _add_encoder(command, "builtin")
 
 
 def _demo(command: Any) -> None:

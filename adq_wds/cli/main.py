@@ -18,9 +18,10 @@ from typing import Any, TextIO
 
 import adq_wds
 from adq_wds.cli.arguments import CODEBOOK, DEMO, INDEX, PACK, PATCHES, SOFTEN, VERIFY, WRITE, make_parser
+from adq_wds.cli.encoders import encoder_arguments, encoder_options, importance_of, source_of
 from adq_wds.cli.parser import check_values, flagged, given
 from adq_wds.errors import AdqError, ShardError, printable
-from adq_wds.signatures import EMBED, ENCODER, PLAN
+from adq_wds.signatures import EMBED, PLAN, SDEDIT, SELECT, VARY
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -162,9 +163,9 @@ def _embed(a: argparse.Namespace) -> None:
     if a.dry_run:
         from adq_wds.embedding.estimate import estimate
 
-        _print(a, estimate(a.shards, _source(a), **given(a, EMBED, without=("progress",))))
+        _print(a, estimate(a.shards, source_of(a), **given(a, EMBED, without=("progress",))))
         return
-    features = _call(a, EMBED, a.shards, _source(a), a.out)
+    features = _call(a, EMBED, a.shards, source_of(a), a.out)
     shown = {
         "features": str(features.folder),
         "samples": len(features),
@@ -240,7 +241,7 @@ def _show_codebook(a: argparse.Namespace, codebook: adq_wds.Codebook) -> None:
 
 
 def _patches(a: argparse.Namespace) -> None:
-    options = _encoder_options(a)
+    options = encoder_options(a)
     if a.checkpoint is None:  # then a pickle can only be the autoencoder's
         options.pop("allow_pickle", None)
     importance = adq_wds.importance(a.importance, patch=a.patch, **options)
@@ -253,7 +254,7 @@ def _patches(a: argparse.Namespace) -> None:
 
 def _write(a: argparse.Namespace) -> None:
     plan = None if a.plan is None else _inside(a.plan, "plan.parquet")
-    _print(a, _call(a, WRITE, a.shards, plan, a.out, importance=_importance(a)))
+    _print(a, _call(a, WRITE, a.shards, plan, a.out, importance=importance_of(a)))
 
 
 def _pack(a: argparse.Namespace) -> None:
@@ -271,6 +272,17 @@ def _verify(a: argparse.Namespace) -> None:
         raise ShardError(f"the shards are not those of the {report.against} {a.plan}: see above")
 
 
+def _select(a: argparse.Namespace) -> None:
+    _show_plan(a, _call(a, SELECT, a.shards, a.by))
+
+
+def _vary(a: argparse.Namespace) -> None:
+    plan = None if a.plan is None else _inside(a.plan, "plan.parquet")
+    engine = _call(a, SDEDIT, a.unet, device=a.device or "cpu")
+    reports = _call(a, VARY, a.shards, engine, adq_wds.encoder(**encoder_arguments(a)), a.out, plan=plan)
+    _print(a, list(map(asdict, reports)), "\n".join(map(str, reports)))
+
+
 def _run(a: argparse.Namespace) -> None:
     if not a.shards:
         raise ValueError("no shards given: name SHARDS, or --from run.json")
@@ -285,12 +297,12 @@ def _run(a: argparse.Namespace) -> None:
 
         check_plan_options(**plan_options)
         options = embed_options | needed(embed_options, plan_options)
-        _print(a, estimate(a.shards, _source(a), plan=plan_options, **options))
+        _print(a, estimate(a.shards, source_of(a), plan=plan_options, **options))
         return
     result = run_job(
         a.shards,
         a.out,
-        encoder=_encoder(a),
+        encoder=encoder_arguments(a),
         embed=embed_options,
         plan=plan_options,
         write=a.write,
@@ -308,40 +320,10 @@ def _demo(a: argparse.Namespace) -> None:
     _print(a, result, demo_text(result, a.out))
 
 
-# ---- Encoders and importances
-
-
-def _encoder_options(a: argparse.Namespace) -> dict[str, Any]:
-    """The flags of an encoder that the command line has, its name under "encoder"."""
-    options = {"encoder": a.encoder, **given(a, ENCODER)}
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def _encoder(a: argparse.Namespace) -> dict[str, Any]:
-    """The same as arguments of `adq_wds.encoder`."""
-    options = _encoder_options(a)
-    return {"spec": options.pop("encoder"), **options}
-
-
-def _source(a: argparse.Namespace) -> adq_wds.Encoder:
-    """The encoder of the flags; with ``--embeddings``, which replace it, one that costs nothing."""
-    return adq_wds.encoder("thumbnail") if a.embeddings is not None else adq_wds.encoder(**_encoder(a))
-
-
-def _importance(a: argparse.Namespace) -> str | adq_wds.Importance:
-    """The importance of the flags: a name, or the object where flags of its encoder are set."""
-    options = _encoder_options(a)
-    if options and a.patch_keep is None:
-        name, value = next(iter(options.items()))
-        raise ValueError(
-            f"{name}={value!r} is about which patches are kept; give patch_keep too, such as 0.75"
-        )
-    return adq_wds.importance(a.importance, **options) if options else str(a.importance)
-
-
 _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     run.__name__.removeprefix("_"): run
     for run in (
-        _run, _embed, _plan, _codebook, _soften, _show, _patches, _write, _pack, _index, _verify, _demo,
+        _run, _embed, _plan, _codebook, _soften, _show, _patches, _write, _pack, _index, _verify, _select,
+        _vary, _demo,
     )
 }  # fmt: skip

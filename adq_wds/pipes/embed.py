@@ -81,7 +81,7 @@ class Embed(Pipe):
         source: Any = self.encoder
         if isinstance(source, str | type) or not callable(source) or not hasattr(source, "revision"):
             hint = f"; write adq_wds.encoder({source!r})" if isinstance(source, str) else ""
-            raise TypeError(f"Embed needs an encoder, got {shorten(source)}{hint}")
+            raise TypeError(f"{type(self).__name__} needs an encoder, got {shorten(source)}{hint}")
         check_spec(self.image, "image")
         positive("max_pixels", self.max_pixels)
         object.__setattr__(self, "chunk", positive("batch_size", self.batch_size))
@@ -94,19 +94,33 @@ class Embed(Pipe):
         return out
 
     def _batch(self, samples: list[Sample]) -> list[Sample]:
+        cleaned, rows, _ = self._embedded(samples)
+        return [
+            {
+                **sample,
+                EMBEDDING_FIELD: row.copy(),
+                ENCODER_FIELD: self._made_by,
+            }  # a view keeps the batch alive
+            for sample, row in zip(cleaned, rows, strict=True)
+        ]
+
+    @property
+    def _made_by(self) -> tuple[str, str, str]:
+        source = self.encoder
+        return source.name, source.revision, getattr(source, "preprocessing_hash", "")
+
+    def _embedded(
+        self, samples: list[Sample]
+    ) -> tuple[list[Sample], NDArray[np.float16], NDArray[np.float32] | None]:
+        """The samples without forged fields, their unit rows (B, D), and the encoder's logits (B, C) or None."""
         cleaned = [clean_fields(sample) for sample in samples]
-        images = [self._image(sample) for sample in cleaned]
-        rows = unit_rows(self._embedded(images))[0].astype(np.float16)
+        h, logits = self._encoded([self._image(sample) for sample in cleaned])
+        rows = unit_rows(h)[0].astype(np.float16)
         wrong = ~np.isfinite(rows).all(axis=1)
         if wrong.any():
             bad = samples[int(wrong.argmax())]
             raise place_error(SampleError("its embedding holds NaN or infinity"), bad)
-        source = self.encoder
-        made_by = (source.name, source.revision, getattr(source, "preprocessing_hash", ""))
-        return [
-            {**sample, EMBEDDING_FIELD: row.copy(), ENCODER_FIELD: made_by}  # a view keeps the batch alive
-            for sample, row in zip(cleaned, rows, strict=True)
-        ]
+        return cleaned, rows, logits
 
     def _image(self, sample: Sample) -> Image.Image:
         stored = stored_patches(sample, self.image, max_pixels=self.max_pixels)
@@ -118,8 +132,8 @@ class Embed(Pipe):
         except SampleError as error:
             raise place_error(error, sample, name) from error.__cause__
 
-    def _embedded(self, images: list[Image.Image]) -> NDArray[np.float32]:
-        with accelerator_of("Embed", f"the encoder {self.encoder.name!r}"):
+    def _encoded(self, images: list[Image.Image]) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        with accelerator_of(type(self).__name__, f"the encoder {self.encoder.name!r}"):
             answer: Any = self.encoder(images)
         with np.errstate(over="ignore"):  # as in `embed_shards`: beyond float32 is infinity
             rows = np.asarray(answer[0], dtype=np.float32)
@@ -127,7 +141,7 @@ class Embed(Pipe):
             raise ValueError(
                 f"encoder {self.encoder.name!r} gave embeddings of shape {rows.shape} for {len(images)} images"
             )
-        return rows
+        return rows, answer[1]
 
 
 def as_rgb(value: Any, max_pixels: int) -> Image.Image:

@@ -87,7 +87,13 @@ def _plan_text(about: dict[str, Any]) -> str:
     if about.get("features"):
         lines.append(f"features: {_plain(about['features']['encoder'])}, D = {about['features']['width']:d}")
     classes = _class_table(about["classes"], about.get("clean"))
-    lines += [f"hash {about['hash']}", "", *_bin_table(about["bins"]), "", *classes]
+    lines += [
+        f"hash {about['hash']}",
+        "",
+        *_bin_table(about["bins"], about["settings"].get("by")),
+        "",
+        *classes,
+    ]
     if (about.get("class_ratio") or 0) > _UNEQUAL and kept:
         lines += ["", *show_balances(about["balances"], about["classes"])]
     return "\n".join(lines).rstrip()
@@ -260,9 +266,9 @@ def _kept_of_classes(about: dict[str, Any]) -> list[str]:
     return lines + _aligned(table) + more
 
 
-def _bin_table(bins: list[dict[str, Any]]) -> list[str]:
+def _bin_table(bins: list[dict[str, Any]], by: str | None) -> list[str]:
     if not bins:
-        return ["no bins: the keys were given"]
+        return ["no bins: the keys were given" if by is None else f"no bins: chosen by {_plain(by)}"]
     scores = sorted(set(bins[0]) - {"size", "kept", "rate", "importance"})
     table = [["bin", "size", *map(_plain, scores), "importance", "rate", "kept"]]
     for i, row in enumerate(bins):

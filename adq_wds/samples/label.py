@@ -67,7 +67,7 @@ def _by_extension(value: Any, field: str, path: str) -> Label:
     if kind in CLASS_FIELDS:
         return _class(value)
     if kind in JSON_FIELDS:
-        return _typed(_json_entry(value, path))
+        return _typed(json_entry(value, path))
     if field == "label" and not isinstance(value, BYTES):  # set by `Decode` from another field
         return _typed(value)
     return _name(value)
@@ -143,7 +143,7 @@ def _name(value: Any) -> str:
     return name
 
 
-def _json_entry(value: Any, path: str) -> Any:
+def json_entry(value: Any, path: str) -> Any:
     """The value at `path` ("a.b") of a JSON document, given as bytes, as text or parsed."""
     if isinstance(value, _TEXT):
         if len(value) > MAX_JSON_BYTES:

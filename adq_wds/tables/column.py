@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,22 +73,33 @@ class Column(Score):
             FeaturesError: the file is not readable or lacks a column; a sample has no row, two rows, or a number
                 that is not finite; a key stands in several shards and the file names none.
         """
+        return self.join((file.shard, file.spans().keys) for file in features)
+
+    def join(self, samples: Iterable[tuple[str, list[str]]]) -> NDArray[np.float32]:
+        """(N,) float32, the number of each sample.
+
+        Args:
+            samples: shards, each with the keys of its samples.
+
+        Raises:
+            FeaturesError: as `values`.
+        """
         keyed = KeyedRows(self.path, {self.name: (_is_number, "numbers")})
         column = keyed.file.read([self.name])[self.name].cast(pa.float64(), safe=False)
         with np.errstate(over="ignore"):  # infinite then, and refused
             numbers: NDArray[np.float32] = column.to_numpy().astype(np.float32)
         chosen: list[int] = []
-        for file in features:
-            keys, row_of = file.spans().keys, keyed.rows(file.shard)
+        for shard, keys in samples:
+            row_of = keyed.rows(shard)
             if lacking := [key for key in keys if key not in row_of]:
                 raise keyed.error(
-                    f"no {self.name!r} for {len(lacking):,} samples of shard {file.shard}, the first key {shorten(lacking[0])}"
+                    f"no {self.name!r} for {len(lacking):,} samples of shard {shard}, the first key {shorten(lacking[0])}"
                 )
             rows = [row_of[key] for key in keys]
             bad = ~np.isfinite(numbers[rows])
             if bad.any():
                 key = shorten(keys[int(bad.argmax())])
-                raise keyed.error(f"shard {file.shard}, key {key}: {self.name!r} is not a finite number")
+                raise keyed.error(f"shard {shard}, key {key}: {self.name!r} is not a finite number")
             chosen += rows
         row, n = Counter(chosen).most_common(1)[0] if chosen else (0, 1)
         if n > 1:

@@ -22,13 +22,10 @@ from adq_wds.files import canonical_json, sha256_text
 from adq_wds.shards.names import ShardNames, check_shard_name, expand_urls, plain_shard_names
 from adq_wds.tables.headers import reopened
 from adq_wds.tables.parquet import GroupFile, Header, column_hashes, write_groups
-from adq_wds.tables.plan_header import PlanEntry, PlanHeader, fresh_draws
+from adq_wds.tables.plan_header import PlanEntry, PlanHeader, fresh_draws, header_without_bins
 from adq_wds.tables.plan_rows import (
     ALWAYS,
-    EXCLUDED,
-    KEPT,
     MARGIN,
-    NEVER,
     OPTIONAL,
     REASON_COLUMNS,
     SCHEMA,
@@ -149,18 +146,8 @@ class Plan:
         shards, first = [], 0
         for name, shard_spans in spans.items():
             kept = wanted[first : (first := first + len(shard_spans))]
-            nowhere = np.full(len(shard_spans), -1, dtype=np.int32)
-            rank = np.where(kept, ALWAYS, NEVER).astype(np.int32)
-            reason = np.where(kept, KEPT, EXCLUDED).astype(np.uint8)
-            bin = nowhere.astype(np.int16)
-            shards.append(PlanShard(name, shard_spans, nowhere, bin, nowhere, rank, kept, reason))
-        header = {
-            "settings": {"source": "keys"},
-            "classes": [],
-            "cells": {"size": [], "quota": [], "share": []},
-            "bins": [],
-        }
-        return cls.from_shards(shards, header)
+            shards.append(PlanShard.chosen(name, shard_spans, kept))
+        return cls.from_shards(shards, header_without_bins({"source": "keys"}))
 
     @property
     def _where(self) -> str:

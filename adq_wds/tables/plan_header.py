@@ -54,6 +54,12 @@ class PlanHeader(TableHeader):
     clean: NotRequired[dict[str, Any]]
 
 
+def header_without_bins(settings: dict[str, Any]) -> dict[str, Any]:
+    """The entries of a plan whose samples were chosen one by one; `settings` say how."""
+    cells: Cells = {"size": [], "quota": [], "share": []}
+    return {"settings": settings, "classes": [], "cells": cells, "bins": []}
+
+
 def fresh_draws(header: PlanHeader, size: NDArray[np.int64], quota: NDArray[np.int64]) -> FreshDraws | None:
     """The draws of a plan of version 2, checked against its sizes and quotas; None for a plan without bins.
 

@@ -67,6 +67,22 @@ class PlanShard:
     duplicate_of: Mapping[int, str] | None = None
     margin: NDArray[np.float32] | None = None
 
+    @classmethod
+    def chosen(
+        cls, name: str, spans: Spans, kept: NDArray[np.bool_], label: NDArray[np.int32] | None = None
+    ) -> PlanShard:
+        """The rows of a selection without bins: samples are kept in every epoch, or never.
+
+        Args:
+            name, spans, label: as in the class; without `label` the samples have no class.
+            kept: (n,) bool.
+        """
+        nowhere = np.full(len(spans), -1, dtype=np.int32)
+        rank = np.where(kept, ALWAYS, NEVER).astype(np.int32)
+        reason = np.where(kept, KEPT, EXCLUDED).astype(np.uint8)
+        classes = nowhere if label is None else label
+        return cls(name, spans, classes, nowhere.astype(np.int16), nowhere, rank, kept, reason)
+
     @cached_property
     def by_key(self) -> dict[str, tuple[bool, int, int]]:
         """Key → (kept, crc32, row)."""

@@ -73,12 +73,12 @@ class ShardPattern:
 
 
 def write_tars(
-    samples: Iterable[Sample], pattern: ShardPattern, *, max_samples: int, max_bytes: int
+    samples: Iterable[Sample], pattern: ShardPattern, *, max_samples: int, max_bytes: int, first: int = 0
 ) -> Iterator[WrittenShard]:
     """Write samples to one shard after another; yields each shard once it has its final name.
 
     A shard ends before it would exceed `max_samples` or `max_bytes` of payload, and before a key that it holds
-    already (the same key in two source shards is normal): keys are never changed.
+    already (the same key in two source shards is normal): keys are never changed. Numbers of shards start at `first`.
 
     Raises:
         SampleError: a sample has no key, holds a value that is not bytes, or would be read back differently.
@@ -86,7 +86,7 @@ def write_tars(
     """
     stream = iter(samples)
     sample = _next(stream)
-    for path in map(pattern.path, count()):
+    for path in map(pattern.path, count(first)):
         if sample is None:
             return
         keys: set[str] = set()

@@ -129,7 +129,7 @@ def write_shards(
         total = None if chosen is None else chosen.n_kept
         with tqdm(samples, total=total, unit=" samples", desc="write", disable=no_bar(progress)) as stream:
             written = list(write_tars(stream, shards, max_samples=max_samples, max_bytes=max_bytes))
-        _describe(folder, written, chosen, split, classes)
+        describe_shards(folder, written, chosen, split, classes)
     return WriteReport(
         len(written),
         sum(shard.n for shard in written),
@@ -273,7 +273,7 @@ def _clear(shards: ShardPattern, overwrite: bool, *, keep_plan: bool) -> None:
         (shards.folder / "plan.parquet").unlink(missing_ok=True)
 
 
-def _describe(
+def describe_shards(
     folder: Path, written: list[WrittenShard], plan: Plan | None, split: str, classes: Sequence[str] | None
 ) -> None:
     """Write the index, read back from the new files; the plan's copy; and last `_info.json`."""

@@ -1,0 +1,119 @@
+"""Writes variants of images to shards, each with its scores, the job behind `adq vary`."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from adq_wds.checks import Count, positive
+from adq_wds.errors import SampleError
+from adq_wds.files import canonical_json
+from adq_wds.pipes.cosine import CosineScore
+from adq_wds.pipes.embed import EMBEDDING_FIELD, Embed
+from adq_wds.pipes.vary import Vary
+from adq_wds.protocols import Encoder, VariantEngine
+from adq_wds.samples.fields import IMAGE_FIELDS, Sample, image_value, place_error
+from adq_wds.shards.names import expand_urls
+from adq_wds.stream.dataset import ShardDataset
+from adq_wds.tables.plan import Plan
+from adq_wds.writing.tars import ShardPattern
+from adq_wds.writing.write_shards import MAX_SAMPLES, WriteReport, refuse_sources, write_shards
+
+_DECIMALS = 6  # of a stored cosine
+
+
+def vary_shards(
+    urls: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    engine: VariantEngine,
+    encoder: Encoder,
+    out: str | os.PathLike[str],
+    *,
+    plan: Plan | str | os.PathLike[str] | None = None,
+    variants: Count = 1,
+    label: str | None = "cls",
+    image: str = IMAGE_FIELDS,
+    seed: int = 0,
+    batch_size: Count = 64,
+    max_samples: Count = MAX_SAMPLES,
+    overwrite: bool = False,
+    progress: bool | None = None,
+) -> list[WriteReport]:
+    """Write variants of the images of some shards: a set of shards each, ``OUT/variant-0/%06d.tar`` and so on.
+
+    A variant is a ``png`` in its parent's place, under the parent's key. The ``json`` beside it has ``cos``, the cosine
+    of both embeddings, and, where the encoder has a head and there are labels, ``agree``; entries that the parent's
+    json had stay. `select_samples` chooses by either. Other fields stay as they are.
+
+    Args:
+        urls: the parents' shards, as `expand_urls` reads them.
+        engine: what makes variants, as `Vary` takes it.
+        encoder: what embeds parents and variants.
+        out: folder for the sets; the variant's number goes on from 0.
+        plan: the plan of the parents that are varied; all by default.
+        variants: how many sets.
+        label: field with the class, a number; "none" for unlabelled data.
+        image: field with the image.
+        seed: of the noise.
+        batch_size: images per call of the engine, at most.
+        max_samples: samples in a shard, at most.
+        overwrite: replace the shards of an earlier run.
+        progress: show a bar; only on a terminal by default.
+
+    Raises:
+        ValueError: an argument is out of range, or a new shard would replace one of `urls`.
+        SampleError: an image cannot be varied or scored; see `Vary` and `CosineScore`.
+        AdqError: a folder holds an earlier run's shards, or cannot be written.
+    """
+    paths = expand_urls(urls)
+    spec = None if label == "none" else label
+    reports = []
+    for variant in range(positive("variants", variants)):
+        pattern = Path(out) / f"variant-{variant}" / "%06d.tar"
+        refuse_sources(paths, ShardPattern(str(pattern)))
+        stages = (
+            Embed(encoder, image, batch_size=batch_size),
+            Vary(engine, spec, seed, variant, batch_size, image=image),
+            CosineScore(encoder, image, batch_size=batch_size, label=spec),
+        )
+        stream: Iterable[Sample] = ShardDataset(paths, plan=plan, rank=0, world=1)
+        for stage in stages:
+            stream = stage(stream)
+        options: Any = {"max_samples": max_samples, "overwrite": overwrite, "progress": progress}
+        reports.append(write_shards(_stored(stream, image), pattern, **options))
+    return reports
+
+
+def _stored(stream: Iterable[Sample], image: str) -> Iterator[Sample]:
+    """The samples as they are written: the variant as ``png``, its scores in ``json``."""
+    for sample in stream:
+        name, variant = image_value(sample, image)
+        others = {
+            field: value for field, value in sample.items() if field not in (name, "json", "cos", "agree")
+        }
+        others.pop(EMBEDDING_FIELD)
+        yield {**others, "png": _png(variant), "json": _with_scores(sample)}
+
+
+def _with_scores(sample: Sample) -> bytes:
+    """The parent's json with the scores among its entries."""
+    try:
+        entries = json.loads(sample.get("json", b"{}"))
+        scores = {"cos": round(sample["cos"], _DECIMALS), "agree": sample.get("agree")}
+        known = {name: value for name, value in scores.items() if value is not None}
+        return canonical_json({**entries, **known}).encode("utf-8")
+    except (TypeError, ValueError):  # no object, or NaN in it
+        raise place_error(
+            SampleError("no JSON object, to which cos could be added"), sample, "json"
+        ) from None
+
+
+def _png(image: Image.Image) -> bytes:
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return out.getvalue()
