@@ -1,7 +1,9 @@
 """The examples run as they are, as a newcomer would run them."""
 
+import importlib.util
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -16,9 +18,10 @@ import adq_wds as adq
 from adq_wds.mae.checkpoints import save_mae
 from adq_wds.mae.network import MaeSize, MaskedAutoencoder
 from adq_wds.mae.patches import cut
+from adq_wds.models import SDEdit, load_scheduler, load_unet
 from adq_wds.stream.state import sealed
 from adq_wds.writing.write_shards import write_kept
-from tests.conftest import write_tar
+from tests.conftest import load_example, write_tar
 from tests.programs import FILE, run
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -181,3 +184,42 @@ def test_hugging_faces_streams_give_exactly_the_kept_samples(
     homes = {name: str(tmp_path / "cache") for name in ("HF_HOME", "HF_DATASETS_CACHE")}
     out = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, **homes})
     assert out.stdout == "24 of the 24 kept samples, out of 120\n"
+
+
+needs_diffusers = pytest.mark.skipif(
+    importlib.util.find_spec("diffusers") is None or importlib.util.find_spec("sklearn") is None,
+    reason="needs diffusers and scikit-learn",
+)
+
+
+@needs_diffusers
+def test_a_student_is_trained_without_data(tmp_path: Path) -> None:
+    few = ["--rounds", "1", "--steps", "5", "--teacher-steps", "20", "--unet-steps", "3"]
+    command = [sys.executable, str(EXAMPLES / "dda.py"), "-o", str(tmp_path), *few]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    table = [line for line in lines if line.startswith(("bank", "real", "teacher"))]
+    assert [line[:28].strip() for line in table] == [
+        "teacher", "bank", "bank + variants", "bank + top half by cosine", "bank + random half", "real digits",
+    ]  # fmt: skip
+    assert re.fullmatch(r"data-free student: \d+\.\d", lines[-1])
+
+
+@needs_diffusers
+def test_a_unet_goes_on_where_it_was_stopped(make_shard: Callable[..., Path], tmp_path: Path) -> None:
+    module = load_example("train_unet")
+    options = {"side": 8, "classes": 2, "steps": 6, "channels": (8, 16), "batch_size": 8, "save_every": 2}
+    shards = [str(make_shard("t-0.tar", 40))]
+    module.train_unet(shards, tmp_path / "whole", **options)
+
+    def kill(*words: object, **more: object) -> None:
+        raise KeyboardInterrupt
+
+    module.print = kill  # type: ignore[attr-defined] # it prints behind each checkpoint
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            module.train_unet(shards, tmp_path / "killed", **options)
+    module.train_unet(shards, tmp_path / "killed", **options)
+    name = "diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert SDEdit(load_unet(tmp_path / "whole"), load_scheduler(tmp_path / "whole")).n_classes == 3
