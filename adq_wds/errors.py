@@ -120,3 +120,12 @@ def shorten(value: object, limit: int = 80) -> str:
         return text
     head = (limit - 3) // 2
     return text[:head] + "..." + text[-(limit - 3 - head) :]
+
+
+def reason_of(error: BaseException) -> str:
+    r"""A foreign error's type and text on one line.
+
+    >>> reason_of(ValueError("no\n  good"))
+    'ValueError: no good'
+    """
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -203,7 +203,6 @@ def lock(folder: str | os.PathLike[str]) -> Iterator[None]:
             raise AdqError(f"cannot write {path}: {_reason(error)}") from error
         yield
     finally:
-        path.unlink(
-            missing_ok=True
-        )  # while it is locked: a waiting process that has it open then sees another file of that name
+        # while it is locked: a waiting process that has it open then sees another file of that name
+        path.unlink(missing_ok=True)
         os.close(handle)

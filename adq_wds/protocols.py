@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 Label = int | str | None
+Answer = tuple[NDArray[np.float32], NDArray[np.float32] | None]
+"""An encoder's: embeddings (B, D), and logits (B, C) where there is a head."""
 
 
 class Encoder(Protocol):
@@ -22,9 +24,7 @@ class Encoder(Protocol):
     def revision(self) -> str: ...
     @property
     def preprocessing_hash(self) -> str: ...
-    def __call__(
-        self, images: Sequence[Image.Image]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    def __call__(self, images: Sequence[Image.Image]) -> Answer:
         """Embeddings (B, D), and logits (B, C) where there is a head, of B upright RGB images of any size."""
 
 

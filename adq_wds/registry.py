@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
 from adq_wds.core.allocation import adaptive, published, uniform
-from adq_wds.errors import AdqError
+from adq_wds.errors import AdqError, reason_of
 from adq_wds.models import SHIPPED_ENCODERS
 
 if TYPE_CHECKING:
@@ -224,8 +224,7 @@ def _made(kind: str, name: str, factory: Callable[..., Any], options: dict[str, 
     except (AdqError, ValueError):
         raise
     except Exception as error:
-        text = " ".join(str(error).split())[:200]
-        raise AdqError(f"{kind} {name!r} cannot be made: {type(error).__name__}: {text}") from error
+        raise AdqError(f"{kind} {name!r} cannot be made: {reason_of(error)}") from error
 
 
 def _installed_names(kind: str) -> list[str]:

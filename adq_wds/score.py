@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from adq_wds.errors import SampleError, shorten
+from adq_wds.errors import SampleError, reason_of, shorten
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 # columns of our tables and of `adq show`, which a user's score must not hide
@@ -104,8 +104,7 @@ def sample_value(score: Score, image: Image.Image | None, h: NDArray[np.float32]
         given = score.per_sample(image if score.needs_image else None, h)
         number = float(given) if np.ndim(given) == 0 else None
     except Exception as error:
-        text = " ".join(str(error).split())[:200]
-        raise SampleError(f"score {score.name!r} fails on it: {type(error).__name__}: {text}") from error
+        raise SampleError(f"score {score.name!r} fails on it: {reason_of(error)}") from error
     if number is None or not abs(number) <= float(np.finfo(np.float32).max):
         shape = "" if number is not None else f" of shape {np.shape(given)}"
         raise SampleError(
@@ -139,8 +138,7 @@ def bin_values(
     try:
         given = np.asarray(score.per_bin([part for part in parts if len(part)]))
     except Exception as error:
-        text = " ".join(str(error).split())[:200]
-        raise ValueError(f"score {score.name!r}: per_bin fails: {type(error).__name__}: {text}") from error
+        raise ValueError(f"score {score.name!r}: per_bin fails: {reason_of(error)}") from error
     if given.shape != (int(filled.sum()),) or given.dtype.kind not in "iuf":
         raise ValueError(
             f"score {score.name!r}: per_bin must give ({int(filled.sum())},) numbers, one per bin that holds samples, "

@@ -111,12 +111,12 @@ ABLATIONS: dict[str, Arm] = {
     **{
         f"{rule}-{encoder}": Arm(options, encoder=encoder)
         for encoder in ("thumbnail", "random-weights")
-        # one bin: the encoder decides margins alone; a clean set, where `auto` leaves out nothing: bins alone
-        for rule, options in (("chosen-one-bin", {**ONE_BIN, **CHOSEN}), ("chosen", CHOSEN))
+        # the first by margins alone, at a share, as `auto` may not trust a weak encoder's; then the whole rule
+        for rule, options in (("clean-20", {**ONE_BIN, "clean": 0.2}), ("chosen", CHOSEN))
     },
 }
-"""`chosen`, each with one part changed. `chosen` itself (α 0.65, K 10, both scores, `builtin-free`) and
-`chosen-one-bin` (K 1) belong to them."""
+"""`chosen`, each with one part changed. `chosen` itself (α 0.65, K 10, both scores, `builtin-free`), `chosen-one-bin`
+(K 1) and `clean-20` belong to them."""
 
 PATCHES: dict[str, Arm] = {
     name: replace(RANDOM, images=name)

@@ -30,9 +30,9 @@ from numpy.typing import NDArray
 import adq_wds as adq
 from adq_wds.core.allocation import adaptive
 from adq_wds.core.scores import importance
-from adq_wds.embedding.views import embed_views
 from adq_wds.planning.build_plan import find_bins
 from adq_wds.planning.diversity_head import EPOCHS, N_SEEDS, head_diversity
+from adq_wds.tables.views import Views
 from benchmarks.common import data_folder, parser, report, seconds
 
 ENCODER = "builtin-free"
@@ -64,10 +64,10 @@ def main() -> None:
         embedding_s = seconds(lambda: adq.embed_shards(shards, ENCODER, out, progress=False), 1)[0]
         features = adq.Features(out)
         bins = find_bins(features, bins=N_BINS, scratch=Path(out), progress=False)
-        views_s = seconds(lambda: embed_views(features, shards, ENCODER, views=N_IMAGES, progress=False), 1)[
+        views_s = seconds(lambda: adq.embed_shards(shards, ENCODER, out, views=N_IMAGES, progress=False), 1)[
             0
         ]
-        position, z = embed_views(features, shards, ENCODER, views=N_IMAGES, progress=False).rows(features)
+        position, z = Views(features).rows()
     bin, size = bins.bin[position], np.bincount(bins.bin, minlength=N_BINS)
     scores = bins.scores()
     rows = {"none": row(scores["diversity"], None, scores["texture"])}

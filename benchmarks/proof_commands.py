@@ -100,7 +100,7 @@ def commands() -> list[Command]:
         *of(("clean",), "small", MAIN["clean"], 0.05, 0.2, seeds=FIVE),
         *of(("all-three",), "resnet20", MAIN["all-three"]),
         *of(("all-three",), "convnext", MAIN["all-three"]),
-        *of(both, "tiny", ("chosen", "chosen-one-bin", "clean-50", "easiest-20", *ABLATIONS)),
+        *of(both, "tiny", ("chosen", "chosen-one-bin", "clean-20", "clean-50", "easiest-20", *ABLATIONS)),
         *of(both, "tiny", (*RIVALS, "full"), 0.02, 0.05, 0.1, 0.2, 0.3),  # time to accuracy
         *of(both, "tiny", ("random", *PATCHES)),
     ]

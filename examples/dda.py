@@ -111,12 +111,7 @@ def main() -> None:
     digits = write_digits(out / "digits")
     every, classes = load([*digits["train"], *digits["test"]])
     order = torch.randperm(len(every), generator=torch.Generator().manual_seed(a.seed))
-    images, labels, test, truth = (
-        every[order[539:]],
-        classes[order[539:]],
-        every[order[:539]],
-        classes[order[:539]],
-    )
+    (test, images), (truth, labels) = ((x[order[:539]], x[order[539:]]) for x in (every, classes))
     torch.manual_seed(a.seed)
 
     def loss(net: Net, x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

@@ -29,6 +29,7 @@ settings.load_profile("untimed")
 
 MakeShard = Callable[..., Path]
 MakeFeatures = Callable[..., ShardFeatures]
+MonkeyPatch, Caplog, Capsys = pytest.MonkeyPatch, pytest.LogCaptureFixture, pytest.CaptureFixture[str]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -160,9 +161,8 @@ def synthetic_features(
         embedding = embedding if signed else np.maximum(embedding, 0)
         embedding /= np.maximum(np.linalg.norm(embedding, axis=1, keepdims=True), 1e-9)
     total = n + len(bad)
-    spans = Spans.from_rows(
-        [(i, f"k{first + i:04d}", i * 2048, 1024 + i % 1000, i + 7) for i in range(total)]
-    )
+    rows = [(i, f"k{first + i:04d}", i * 2048, 1024 + i % 1000, i + 7) for i in range(total)]
+    spans = Spans.from_rows(rows)
     good = np.setdiff1d(np.arange(total), bad)
     return ShardFeatures(
         shard=shard,

@@ -9,7 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+import adq_wds as adq
+from adq_wds.embedding import views
 from adq_wds.models.thumbnail import Thumbnail
+from adq_wds.samples.fields import IMAGE_FIELDS
+from adq_wds.shards.names import expand_urls, shard_names
+from adq_wds.tables.views import Views
 from tests.conftest import write_tar
 
 Fields = Mapping[str, bytes | None]
@@ -74,3 +79,11 @@ def unit(h: NDArray[Any]) -> NDArray[np.float16]:
     """Rows as features hold them."""
     wide = h.astype(np.float64)
     return (wide / np.linalg.norm(wide, axis=1, keepdims=True)).astype(np.float16)
+
+
+def embed_views(features: adq.Features, shards: Any, encoder: Any, **options: Any) -> Views:
+    """The views of some features, as `adq.embed_shards` makes them with ``views=``."""
+    paths = expand_urls(shards)
+    usual: dict[str, Any] = {"views": 20_000, "image": IMAGE_FIELDS, "batch_size": 64, "workers": 2}
+    path_of = dict(zip(shard_names(paths), paths, strict=True))
+    return views.embed_views(features, path_of, adq.encoder(encoder), **usual | options)

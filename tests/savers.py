@@ -68,29 +68,19 @@ KINDS: dict[str, tuple[str, Callable[[], list[Save]], Callable[[Path], object]]]
         lambda path: list(adq.load_plan(path)),
     ),
     "codebook": (
-        "c.safetensors",
-        lambda: _golden(adq.load_codebook, "codebook.safetensors", "v2"),
-        adq.load_codebook,
+        "c.safetensors", lambda: _golden(adq.load_codebook, "codebook.safetensors", "v2"), adq.load_codebook,
     ),
     "bins": ("bins.parquet", lambda: _golden(Bins.load, "bins.parquet", "v1", "v2"), Bins.load),
     "mae": ("m.safetensors", _mae, load_mae),
-    "picture": (
-        "p.png",
-        lambda: [_picture(picture(0, 32)), _picture(picture(1, 320))],
-        _read_picture,
-    ),
+    "picture": ("p.png", lambda: [_picture(picture(0, 32)), _picture(picture(1, 320))], _read_picture),
     "index": ("index.parquet", lambda: [_index("v1"), _index("v2")], load_index),
     "features": (
         "f.parquet",
         lambda: [synthetic_features("a.tar", [0] * n).save for n in (10, 2_000)],
         lambda path: [FeaturesFile(path).shard],
     ),
-    "text": (
-        "run.json",
-        lambda: [lambda path, text=text: write_text(path, text) for text in TEXTS],
-        _read_text,
-    ),
-}
+    "text": ("run.json", lambda: [lambda path, text=text: write_text(path, text) for text in TEXTS], _read_text),
+}  # fmt: skip
 
 
 def main(folder: Path) -> None:

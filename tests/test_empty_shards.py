@@ -1,7 +1,5 @@
 """A sound shard without samples counts as 0 everywhere, with one warning; a set without samples is an error."""
 
-from __future__ import annotations
-
 import io
 import tarfile
 from collections.abc import Callable
@@ -12,7 +10,7 @@ import pytest
 import adq_wds as adq
 from adq_wds.cli.main import main
 from adq_wds.embedding.estimate import estimate
-from tests.conftest import jpeg
+from tests.conftest import Caplog, Capsys, jpeg
 from tests.reading.test_local import write
 
 N = 16
@@ -44,15 +42,13 @@ def shards(request: pytest.FixtureRequest, tmp_path: Path) -> list[str]:
     return [str(path) for path in paths]
 
 
-def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+def warnings(caplog: Caplog) -> list[str]:
     texts = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     caplog.clear()
     return [text for text in texts if "no samples" in text]
 
 
-def test_every_reader_and_job_counts_none_with_one_warning(
-    shards: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_every_reader_counts_none_with_one_warning(shards: list[str], tmp_path: Path, caplog: Caplog) -> None:
     index, out = tmp_path / "i.parquet", tmp_path / "f"
 
     def once(work: Callable[[], object]) -> object:
@@ -93,7 +89,7 @@ def test_features_of_a_shard_that_lost_its_samples_go(shards: list[str], tmp_pat
     assert len(adq.Features(out)) == N
 
 
-def test_a_set_without_any_sample_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_set_without_any_sample_is_an_error(tmp_path: Path, capsys: Capsys) -> None:
     paths = [str(tmp_path / name) for name in ("a.tar", "b.tar")]
     for path in paths:
         Path(path).write_bytes(bytes(1024))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -21,10 +22,11 @@ from adq_wds.mae.patches import cut
 from adq_wds.models import SDEdit, load_scheduler, load_unet
 from adq_wds.stream.state import sealed
 from adq_wds.writing.write_shards import write_kept
-from tests.conftest import load_example, write_tar
+from tests.conftest import Capsys, MonkeyPatch, load_example, write_tar
 from tests.programs import FILE, run
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+SMALLER: Any = {"patch_keep": 0.75, "importance": "random", "size": 64}
 
 
 def example(name: str, *arguments: str) -> str:
@@ -62,7 +64,7 @@ def test_training_on_a_plan_goes_on_where_it_was_stopped(
 
 
 def test_one_pass_keeps_a_part_of_shards_no_fit_has_seen(
-    make_shard: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_shard: Callable[..., Path], tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     seen, new = make_shard("a.tar", 80), make_shard("b.tar", 200, first=80)
@@ -89,43 +91,18 @@ def test_a_fifth_of_a_set_of_instructions_is_kept(given: bool, tmp_path: Path) -
 
 @pytest.mark.parametrize("stored", [True, False])
 def test_a_vision_transformer_learns_from_kept_patches_alone(
-    make_shard: Callable[..., Path],
-    tmp_path: Path,
-    stored: bool,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    make_shard: Callable[..., Path], tmp_path: Path, stored: bool, monkeypatch: MonkeyPatch, capsys: Capsys
 ) -> None:
     make_shard("in/a.tar", 64, side=64)
-    options = [
-        "--size",
-        "64",
-        "--depth",
-        "1",
-        "--classes",
-        "2",
-        "--workers",
-        "0",
-        "--epochs",
-        "6",
-        "--batch-size",
-        "16",
-    ]
+    options = ["--size", "64", "--depth", "1", "--classes", "2", "--workers", "0", "--epochs", "6"]
+    options += ["--batch-size", "16"]
     if stored:
-        write_kept(
-            tmp_path / "in",
-            None,
-            tmp_path / "small" / "%d.tar",
-            patch_keep=0.75,
-            importance="random",
-            size=64,
-        )
+        write_kept(tmp_path / "in", None, tmp_path / "small" / "%d.tar", **SMALLER)
     else:
         options += ["--drop", "random"]
     folder = tmp_path / ("small" if stored else "in")
     monkeypatch.setattr(sys, "argv", ["vit_on_patches.py", str(folder), *options])
-    runpy.run_path(
-        str(EXAMPLES / "vit_on_patches.py"), run_name="__main__"
-    )  # here: torch and timm are loaded
+    runpy.run_path(str(EXAMPLES / "vit_on_patches.py"), run_name="__main__")  # here, torch is loaded
     out = capsys.readouterr().out
     assert out.count("4 batches of 12 of 16 patches") == 6
     losses = [float(line.rpartition(" ")[2]) for line in out.splitlines()]
@@ -147,11 +124,7 @@ def test_with_all_patches_kept_it_is_the_vision_transformer() -> None:
 
 @pytest.mark.parametrize("stored", [True, False], ids=["stored", "dropped on the way"])
 def test_a_classifier_trains_on_images_rebuilt_on_the_fly(
-    make_shard: Callable[..., Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    stored: bool,
+    make_shard: Callable[..., Path], tmp_path: Path, monkeypatch: MonkeyPatch, capsys: Capsys, stored: bool
 ) -> None:
     for i in range(2):
         make_shard(f"in/t-{i}.tar", 32, first=32 * i)
@@ -159,8 +132,7 @@ def test_a_classifier_trains_on_images_rebuilt_on_the_fly(
     folder = tmp_path / "in"
     if stored:
         folder = tmp_path / "small"
-        smaller = {"patch_keep": 0.75, "importance": "random", "size": 64}
-        write_kept(tmp_path / "in", None, folder / "%d.tar", **smaller)  # type: ignore[arg-type]
+        write_kept(tmp_path / "in", None, folder / "%d.tar", **SMALLER)
         torch.manual_seed(0)
         network = MaskedAutoencoder(MaeSize((64, 64), 16, 16, 1, 2, 8, 1, 2))
         save_mae(network, tmp_path / "mae.safetensors", {})

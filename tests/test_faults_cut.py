@@ -1,7 +1,5 @@
 """A shard, or a cached block, that another process cuts short while it is read: an error, and never a signal. F41."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 
@@ -13,7 +11,7 @@ from adq_wds.remote.open_shard import open_shard
 from adq_wds.shards.samples_in_tar import iter_spans, payload_crc32, read_sample
 from adq_wds.tables.index import save_index
 from adq_wds.tables.spans import scan_spans
-from tests.conftest import jpeg
+from tests.conftest import Capsys, MonkeyPatch, jpeg
 from tests.programs import run
 from tests.reading.test_local import write
 
@@ -48,9 +46,7 @@ def shard(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("planned", [False, True])
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("how", [*HOWS, "shuffle"])
-def test_a_stream_over_a_shard_cut_short_says_shard_and_key(
-    shard: Path, how: str, workers: int, planned: bool
-) -> None:
+def test_a_stream_over_a_cut_shard_names_it(shard: Path, how: str, workers: int, planned: bool) -> None:
     plan = ""
     if planned:
         plan = str(shard.with_name("plan.parquet"))
@@ -87,12 +83,7 @@ def images(tmp_path: Path) -> Path:
     "command", ["index", "verify", "verify --decode", "embed", "run", "dry run", "write"]
 )
 def test_a_command_over_a_shard_cut_short_ends_with_its_name(
-    images: Path,
-    command: str,
-    after: int,
-    how: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    images: Path, command: str, after: int, how: str, monkeypatch: MonkeyPatch, capfd: Capsys
 ) -> None:
     """Cut just before one of its first reads."""
     index, plan, size = images.with_name("i.parquet"), images.with_name("p.parquet"), images.stat().st_size

@@ -17,7 +17,7 @@ import pytest
 import adq_wds as adq
 from adq_wds.cli.main import main
 from adq_wds.files import lock
-from tests.conftest import jpeg, write_tar
+from tests.conftest import Capsys, MonkeyPatch, jpeg, write_tar
 from tests.folders import contents
 
 Filling = Callable[..., tuple[int, str]]
@@ -42,7 +42,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def here(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(home: Path, tmp_path: Path, monkeypatch: MonkeyPatch) -> Path:
     """A copy of `home`, and the current folder."""
     shutil.copytree(home, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
@@ -116,9 +116,8 @@ def filling() -> Iterator[Filling]:
 
     Without a name every file has so much room and no more.
     """
-    process = subprocess.Popen(
-        [sys.executable, "-c", FILL], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, "-c", FILL], text=True, **pipes)
     assert process.stdin is not None
     assert process.stdout is not None
 
@@ -152,10 +151,8 @@ def test_a_disk_that_fills_up_costs_no_file_and_is_named(name: str, here: Path, 
         for other, data in old.items():
             (target.parent / other).write_bytes(data)
         code, said = filling(name, limit, *second)
-        assert (code, said.splitlines()[-1].partition(" (")[0]) == (
-            1,
-            f"adq: AdqError: cannot write {target}: no space left",
-        )
+        last = said.splitlines()[-1].partition(" (")[0]
+        assert (code, last) == (1, f"adq: AdqError: cannot write {target}: no space left")
         assert (target.read_bytes() == old[name]) if stays else not target.exists()
         assert not list(target.parent.glob(".*"))
         assert not (target.parent / "_info.json").exists()
@@ -165,9 +162,7 @@ def test_a_disk_that_fills_up_costs_no_file_and_is_named(name: str, here: Path, 
 
 @pytest.mark.parametrize("limit", [0, 10, 100, 4_000, 20_000])
 @pytest.mark.parametrize("job", WRITERS)
-def test_a_full_disk_at_any_write_is_named_and_leaves_nothing(
-    job: str, limit: int, here: Path, filling: Filling
-) -> None:
+def test_a_full_disk_at_any_write_leaves_nothing(job: str, limit: int, here: Path, filling: Filling) -> None:
     """F42: the lock's own text, scratch files and shared memory included."""
     for folder in ("out", "photos"):
         (here / folder).mkdir()
@@ -236,9 +231,8 @@ def test_a_full_standard_output_or_error_is_met(stream: str, here: Path) -> None
     assert (here / "out" / "plan.parquet").exists()
     if stream == "stdout":
         assert result.returncode == 1
-        assert result.stderr.splitlines()[-1].startswith(
-            "adq: AdqError: cannot write the standard output: No space"
-        )
+        said = "adq: AdqError: cannot write the standard output: No space"
+        assert result.stderr.splitlines()[-1].startswith(said)
         assert "Traceback" not in result.stderr
     else:
         assert result.returncode == 0
@@ -255,9 +249,7 @@ def test_a_missing_folder_is_made(job: str, here: Path) -> None:
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_a_file_in_the_folders_place_is_named(
-    job: str, here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_file_in_the_folders_place_is_named(job: str, here: Path, capsys: Capsys) -> None:
     (here / "file").write_text("mine")
     assert main(command(job, "file/out")) in (1, 2)
     assert "file/out" in capsys.readouterr().err
@@ -304,9 +296,7 @@ FILES = {job: JOBS[job].rpartition("/")[2] for job in ("plan", "codebook", "inde
 
 
 @pytest.mark.parametrize("job", FILES)
-def test_a_folder_in_the_files_place_is_named_and_left(
-    job: str, here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_in_the_files_place_is_named_and_left(job: str, here: Path, capsys: Capsys) -> None:
     path = here / "out" / FILES[job]
     path.mkdir(parents=True)
     assert main(command(job, "out")) == 1
@@ -329,9 +319,7 @@ def test_a_link_stays_a_link_and_its_file_is_written(job: str, here: Path) -> No
 
 @pytest.mark.parametrize("target", ["itself", "missing/folder/file"])
 @pytest.mark.parametrize("job", FILES)
-def test_a_link_that_leads_nowhere_is_named(
-    job: str, target: str, here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_link_that_leads_nowhere_is_named(job: str, target: str, here: Path, capsys: Capsys) -> None:
     (here / "out").mkdir()
     path = here / "out" / FILES[job]
     path.symlink_to(path if target == "itself" else here / target)
@@ -346,9 +334,7 @@ def test_a_link_that_leads_nowhere_is_named(
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_the_second_job_in_a_folder_hears_who_works_there(
-    job: str, here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_second_job_in_a_folder_hears_who_works_there(job: str, here: Path, capsys: Capsys) -> None:
     (here / "out").mkdir()
     with lock("out"):
         assert main(command(job, "out")) == 1
@@ -360,9 +346,7 @@ def test_the_second_job_in_a_folder_hears_who_works_there(
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_a_clock_that_goes_backwards_changes_nothing(
-    job: str, here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_clock_that_goes_backwards_changes_nothing(job: str, here: Path, monkeypatch: MonkeyPatch) -> None:
     assert main(command(job, "forwards")) == 0
     for name in ("time", "monotonic", "perf_counter"):
         ticks: Any = itertools.count(2e9, -3600.0)

@@ -23,9 +23,9 @@ from tests.conftest import jpeg, write_tar
 from tests.pipes.streams import npy
 from tests.programs import run
 from tests.samples.image_files import NOT_IMAGES, REASONS, black_png, bombs, encode
-from tests.tables.test_codebook import made
+from tests.tampering import codebook
 
-CODEBOOK = made()
+CODEBOOK = codebook()
 
 
 def fields_of(i: int) -> dict[str, bytes]:
@@ -108,9 +108,8 @@ def samples_of(kinds: list[str], between: int) -> dict[str, dict[str, bytes]]:
 
 def write_shard(path: Path, kinds: list[str], *, between: int) -> str:
     samples = samples_of(kinds, between)
-    return str(
-        write_tar(path, [(f"{k}.{name}", data) for k, s in samples.items() for name, data in s.items()])
-    )
+    members = [(f"{k}.{name}", data) for k, s in samples.items() for name, data in s.items()]
+    return str(write_tar(path, members))
 
 
 def pipes(**options: Any) -> list[adq.Pipe]:

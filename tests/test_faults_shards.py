@@ -13,7 +13,7 @@ import adq_wds as adq
 from adq_wds.cli.main import main
 from adq_wds.jobs.index import index_shards
 from adq_wds.shards.samples_in_tar import Span, iter_spans
-from tests.conftest import MakeShard, write_tar
+from tests.conftest import Capsys, MakeShard, write_tar
 
 HOW = ("plan", "index", "scan")
 Samples = list[dict[str, Any]]
@@ -87,7 +87,7 @@ def check_cut(shard: Shard, cut: int, how: str) -> None:
         assert how == "scan" or "when it was indexed: it changed since; index it again" in error
 
 
-@pytest.mark.parametrize(("how", "n"), [("plan", 600), ("index", 100), ("scan", 200)])
+@pytest.mark.parametrize(("how", "n"), [("plan", 600), ("index", 100), ("scan", 400)])
 def test_no_truncation_passes_in_silence(shard: Shard, how: str, n: int) -> None:
     """F2; an index notices by the file's size."""
     rng = random.Random(0)
@@ -164,11 +164,9 @@ def check_damage(shard: Shard, region: list[str], at: int, new: bytes, how: str)
 
 
 @pytest.mark.parametrize(
-    ("how", "n_flips", "n_blocks"), [("plan", 1500, 200), ("index", 300, 40), ("scan", 300, 40)]
+    ("how", "n_flips", "n_blocks"), [("plan", 1500, 200), ("index", 300, 40), ("scan", 600, 100)]
 )
-def test_no_flip_or_zeroed_block_passes_none_is_invented(
-    shard: Shard, how: str, n_flips: int, n_blocks: int
-) -> None:
+def test_no_flip_or_zeroed_block_passes_or_adds(shard: Shard, how: str, n_flips: int, n_blocks: int) -> None:
     """F3: undetected 0, false alarms 0."""
     rng, region = random.Random(0), regions(shard)
     for _ in range(n_flips):
@@ -192,9 +190,7 @@ def test_damage_is_the_same_error_in_workers_and_for_any_policy(shard: Shard, ho
     assert len(set(texts)) == 1
 
 
-def test_verify_tells_damage_by_its_exit_code_and_names_it(
-    shard: Shard, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_verify_tells_damage_by_exit_code_and_name(shard: Shard, tmp_path: Path, capsys: Capsys) -> None:
     plan = str(tmp_path / "plan.parquet")
     shard.plan.save(plan)
     rng, region = random.Random(0), regions(shard)
@@ -219,18 +215,13 @@ def two_shards(tmp_path: Path) -> tuple[list[Path], dict[str, Any]]:
     """Two shards of the same keys; each field says whose it is."""
     paths = []
     for name in "ab":
-        members = [
-            (f"k{i}.{field}", f"{name}{i}".encode() * (30 + 100 * (field == "jpg")))
-            for i in range(4)
-            for field in ("cls", "jpg", "txt")
-        ]
+        places = [(i, field) for i in range(4) for field in ("cls", "jpg", "txt")]
+        members = [(f"k{i}.{f}", f"{name}{i}".encode() * (30 + 100 * (f == "jpg"))) for i, f in places]
         paths.append(write_tar(tmp_path / f"{name}.tar", members))
     urls = [str(path) for path in paths]
     index_shards(urls, tmp_path / "index.parquet")
-    return paths, {
-        "plan": {"plan": adq.Plan.from_keys(urls, None)},
-        "index": {"index": tmp_path / "index.parquet"},
-    }
+    plan, index = adq.Plan.from_keys(urls, None), tmp_path / "index.parquet"
+    return paths, {"plan": {"plan": plan}, "index": {"index": index}}
 
 
 def check_unmixed(samples: Iterator[dict[str, Any]]) -> int:
@@ -266,12 +257,8 @@ def test_what_webdataset_mixes_a_plan_refuses(tmp_path: Path) -> None:
     n = mixed = 0
     for _ in range(200):
         first.write_bytes(data[: rng.randrange(len(data))])
-        options: dict[str, Any] = {
-            "shardshuffle": False,
-            "handler": wds.ignore_and_continue,
-            "empty_check": False,
-        }
-        stock = wds.WebDataset([str(first), str(second)], **options)
+        options: dict[str, Any] = {"handler": wds.ignore_and_continue, "empty_check": False}
+        stock = wds.WebDataset([str(first), str(second)], shardshuffle=False, **options)
         fields = [{bytes(v)[:2] for k, v in s.items() if k[:2] != "__"} for s in stock]
         is_mixed = any(len(each) > 1 for each in fields)
         mixed += is_mixed

@@ -15,7 +15,7 @@ from adq_wds.cli.arguments import make_parser
 from adq_wds.cli.main import main
 from adq_wds.cli.parser import keys_in
 from adq_wds.samples.label import read_label
-from tests.conftest import jpeg, write_tar
+from tests.conftest import Capsys, jpeg, write_tar
 
 MakeShard = Callable[..., Path]
 
@@ -39,9 +39,6 @@ def probe(*arguments: str) -> tuple[int, set[str], str]:
     out, _, last = done.stdout.rpartition("LOADED ")
     code, *loaded = last.split()
     return int(code), set(loaded), out + done.stderr
-
-
-# ---- Start
 
 
 @pytest.mark.parametrize(
@@ -90,9 +87,6 @@ def test_a_mistake_is_found_before_a_heavy_library_is_loaded(line: str) -> None:
     assert text in shown.splitlines()[-1]
 
 
-# ---- Ratios
-
-
 @pytest.mark.parametrize("name", ["run", "plan", "codebook", "demo", "show"])
 def test_a_percentage_is_a_ratio(name: str) -> None:
     positional = {"demo": [], "run": ["-o", "out"]}.get(name, ["x"])
@@ -102,9 +96,6 @@ def test_a_percentage_is_a_ratio(name: str) -> None:
         assert arguments.keep == float(f"{percent / 100:.2f}")
 
 
-# ---- Words that look like flags and are none
-
-
 def test_values_that_begin_with_a_minus_are_values(tmp_path: Path) -> None:
     parser = make_parser()
     assert parser.parse_args(["run", "x", "-o", "out", "--seed", "-3"]).seed == -3
@@ -112,9 +103,6 @@ def test_values_that_begin_with_a_minus_are_values(tmp_path: Path) -> None:
     assert parser.parse_args(["run", "x", "-qo", "out"]).out == "out"
     assert parser.parse_args(["run", "x", "--ou=out"]).out == "out"  # argparse takes a beginning
     assert main(["plan", str(tmp_path), "--alpha", "-0.5"]) == 2
-
-
-# ---- A run's folder stands for the file inside
 
 
 @pytest.fixture
@@ -127,7 +115,7 @@ def run(make_shard: MakeShard, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def printed(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) -> str:
+def printed(capsys: Capsys, *arguments: object, code: int = 0) -> str:
     """What a command prints, or its last line of error."""
     capsys.readouterr()
     assert main(list(map(str, arguments))) == code
@@ -135,9 +123,7 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 
     return out if code == 0 else err.splitlines()[-1]
 
 
-def test_a_runs_folder_stands_for_what_is_in_it(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_runs_folder_stands_for_what_is_in_it(run: Path, tmp_path: Path, capsys: Capsys) -> None:
     shards, plan = tmp_path / "in", (run / "plan.parquet").read_bytes()
     assert printed(capsys, "show", run) == printed(capsys, "show", run / "plan.parquet")
     assert main(["run", "--from", str(run), "-o", str(tmp_path / "again"), "-q"]) == 0
@@ -162,9 +148,7 @@ def test_a_runs_folder_stands_for_what_is_in_it(
         (["run", "-o", "out", "--from", "{}"], "run.json"),
     ],
 )
-def test_a_folder_without_the_file_is_called_that(
-    arguments: list[str], name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_without_it_is_told(arguments: list[str], name: str, tmp_path: Path, capsys: Capsys) -> None:
     said = printed(capsys, *(word.format(tmp_path) for word in arguments), code=2)
     assert f"{tmp_path}: a folder without {name}; name the file" in said
 
@@ -177,30 +161,23 @@ def test_what_needs_no_network_loads_no_torch(run: Path, tmp_path: Path) -> None
         assert loaded <= {"pyarrow"}
 
 
-# ---- Kept keys
-
-
-def test_printed_keys_are_the_kept_ones_and_are_read_again(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_printed_keys_are_the_kept_ones_and_are_read_again(run: Path, tmp_path: Path, capsys: Capsys) -> None:
     plan = adq.load_plan(run / "plan.parquet")
-    kept = [
-        (shard.name, key) for shard in plan for key, k in zip(shard.spans.keys, shard.kept, strict=True) if k
-    ]
+    rows = [(shard.name, zip(shard.spans.keys, shard.kept, strict=True)) for shard in plan]
+    kept = [(name, key) for name, pairs in rows for key, k in pairs if k]
     text = printed(capsys, "show", run, "--keys")
     lines = [line.split("\t") for line in text.splitlines()]
     assert [line[-1] for line in lines] == [key for _, key in kept]
     assert [len(line) for line in lines] == [1 if shard == "c.tar" else 2 for shard, _ in kept]
-    assert json.loads(printed(capsys, "show", run, "--keys", "--json")) == [
-        line if len(line) == 2 else line[0] for line in lines
-    ]
+    as_json = json.loads(printed(capsys, "show", run, "--keys", "--json"))
+    assert as_json == [line if len(line) == 2 else line[0] for line in lines]
     (tmp_path / "keys.txt").write_text(text)
     again = ["plan", run, "--bins", "2", "--seed", "1", "--must-include", tmp_path / "keys.txt"]
     printed(capsys, *again, "-o", tmp_path / "p.parquet")
     assert adq.load_plan(tmp_path / "p.parquet").keys() == plan.keys()
 
 
-def test_keys_of_any_letters_are_read_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_keys_of_any_letters_are_read_again(tmp_path: Path, capsys: Capsys) -> None:
     names = ["a\tb", "-g", " h ", "ü"]
     shard = write_tar(tmp_path / "s.tar", [(f"{name}.txt", b"x") for name in names])
     adq.Plan.from_keys(shard, names).save(tmp_path / "plan.parquet")
@@ -219,9 +196,7 @@ def test_a_line_of_keys_ends_at_a_line_break_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["a\nb", "a\rb", "a\x1b[31mb", "a\u2028b"])
-def test_a_key_that_is_no_line_of_text_is_refused(
-    tmp_path: Path, key: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_key_that_is_no_line_of_text_is_refused(tmp_path: Path, key: str, capsys: Capsys) -> None:
     shard = write_tar(tmp_path / "s.tar", [("a.txt", b"x"), (f"{key}.txt", b"x")])
     adq.Plan.from_keys(shard, ["a", key]).save(tmp_path / "plan.parquet")
     assert "--json lists such keys" in printed(capsys, "show", tmp_path, "--keys", code=2)
@@ -238,7 +213,7 @@ def test_printing_keys_into_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["s00003\n", "a.tar/s00003\n", "a.tar,s00003\n"])
 def test_an_ambiguous_or_unknown_key_is_answered_with_its_form(
-    run: Path, tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
+    run: Path, tmp_path: Path, text: str, capsys: Capsys
 ) -> None:
     (tmp_path / "keys.txt").write_text(text)
     flags = ["--must-include", tmp_path / "keys.txt", "-o", tmp_path / "p.parquet"]
@@ -250,12 +225,7 @@ def test_an_ambiguous_or_unknown_key_is_answered_with_its_form(
     assert ("SHARD<TAB>KEY") in make_parser().commands["plan"].format_help()
 
 
-# ---- Quiet
-
-
-def test_quiet_prints_nothing_but_what_was_asked_for(
-    make_shard: MakeShard, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_quiet_prints_only_what_was_asked_for(make_shard: MakeShard, tmp_path: Path, capsys: Capsys) -> None:
     shards, run = make_shard("in/a.tar", 30), tmp_path / "run"
     for command in (
         f"run {shards} --encoder thumbnail -o {run}",
@@ -275,9 +245,6 @@ def test_quiet_prints_nothing_but_what_was_asked_for(
         assert printed(capsys, *command.split(), "-q"), command
 
 
-# ---- Errors that say what to type
-
-
 @pytest.mark.parametrize(
     ("fields", "typed"),
     [
@@ -290,7 +257,7 @@ def test_quiet_prints_nothing_but_what_was_asked_for(
     ],
 )
 def test_typing_what_the_errors_say_embeds_the_shard(
-    fields: tuple[str, ...], typed: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    fields: tuple[str, ...], typed: list[str], tmp_path: Path, capsys: Capsys
 ) -> None:
     payload = {"jpg": jpeg(0), "png": jpeg(0), "cls": b"1"}
     members = [(f"s{i}.{field}", payload[field.rpartition(".")[2]]) for i in range(3) for field in fields]
@@ -310,9 +277,7 @@ def test_a_field_inside_json_is_offered_with_its_path() -> None:
         read_label({"__key__": "k", "jpg": b"", "meta.json": b"{}"}, "json:a.b")
 
 
-def test_scattered_members_are_answered_with_a_sorting_tar(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_scattered_members_are_answered_with_a_sorting_tar(tmp_path: Path, capsys: Capsys) -> None:
     names = [f"s{i}.{field}" for field in ("jpg", "cls") for i in range(2)]
     shard = write_tar(tmp_path / "a.tar", [(name, b"0") for name in names])
     assert "tar --sort=name -cf" in printed(capsys, "embed", shard, "-o", tmp_path / "f", code=1)

@@ -86,10 +86,8 @@ def test_every_key_of_a_run_and_its_shards_is_named(make_shard: MakeShard, tmp_p
     from adq_wds.cli.main import main
 
     shard, out = make_shard("a-000000.tar", 12), tmp_path / "run"
-    assert (
-        main(["run", str(shard), "--keep", "0.5", "--encoder", "thumbnail", "--write", "-o", str(out), "-q"])
-        == 0
-    )
+    flags = ["--keep", "0.5", "--encoder", "thumbnail", "--write", "-o", str(out), "-q"]
+    assert main(["run", str(shard), *flags]) == 0
     run = json.loads((out / "run.json").read_text(encoding="utf-8"))
     assert unnamed([*run, *run["arguments"], *run["shards"][0]], section("run.json")) == []
     info = json.loads((out / "shards" / "_info.json").read_text(encoding="utf-8"))

@@ -166,14 +166,8 @@ def test_the_same_features_still_give_the_same_plan() -> None:
     """
     folder = GOLDEN / VERSIONS[-1]
     old = adq.load_plan(folder / "plan.parquet")
-    plan = adq.build_plan(
-        folder / "features",
-        bins=2,
-        kernel=old.header["settings"]["kernel"],
-        keep=0.5,
-        seed=3,
-        must_include=[("a-000000.tar", "k001")],
-    )
+    asked: Any = {"kernel": old.header["settings"]["kernel"], "must_include": [("a-000000.tar", "k001")]}
+    plan = adq.build_plan(folder / "features", bins=2, keep=0.5, seed=3, **asked)
     assert plan.table().equals(old.table())
     assert plan.header["cells"] == old.header["cells"]
     assert np.isclose(plan.header["bins"][0]["importance"], old.header["bins"][0]["importance"], atol=1e-12)

@@ -69,9 +69,7 @@ def test_three_loaders_read_one_order_and_two_go_on_in_it(shards: str, plan: str
     assert int(size[1]) < 400
 
 
-def test_a_webdataset_pipeline_trains_on_a_plan_in_a_webloader(
-    shards: str, plan: str, tmp_path: Path
-) -> None:
+def test_a_webdataset_pipeline_trains_in_a_webloader(shards: str, plan: str, tmp_path: Path) -> None:
     pattern = f"{tmp_path}/t-{{0..2}}.tar"
     out = run("webdataset_loop.py", pattern, plan, "--side", 16, "--workers", 0, "--epochs", 2)
     assert "30 of 60 samples" in out
@@ -139,6 +137,36 @@ def test_lightning_resumes_from_a_checkpoint_of_any_step(shards: str, plan: str,
     assert fit() == expected
     for step in (1, 4, 5, 6, 10, 14):
         assert fit(ckpt_path=tmp_path / "ck" / f"step={step}.ckpt") == expected[step:], step
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lightning_reads_epochs_of_other_lengths(shards: str, tmp_path: Path) -> None:
+    """Where it asks for the length of each."""
+    needs("lightning")
+    import lightning
+
+    class Net(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.n_samples = [0, 0, 0]
+
+        def training_step(self, batch: Any, i: int) -> torch.Tensor:
+            self.n_samples[self.current_epoch] += len(batch)
+            return torch.zeros(1, requires_grad=True).sum()
+
+        def configure_optimizers(self) -> None:
+            return None
+
+    plan = adq.build_plan(adq.embed_shards(shards, "thumbnail", tmp_path / "features"), bins=2, keep=0.2)
+    dataset = adq.ShardDataset(
+        shards, plan=plan, fresh=True, keep=lambda e: (0.1, 0.5, 0.3)[e % 3], batch_size=4
+    )
+    net = Net()
+    lightning.Trainer(
+        max_epochs=3, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=False, reload_dataloaders_every_n_epochs=1,
+    ).fit(net, adq.Loader(dataset))  # fmt: skip
+    assert net.n_samples == [6, 30, 18]
 
 
 def launched(n: int, *command: str) -> str:

@@ -1,7 +1,5 @@
 """What does the name of an importance stand for? `adq.importance`, its options, and what installed packages offer."""
 
-from __future__ import annotations
-
 import importlib.metadata
 from pathlib import Path
 from typing import Any
@@ -59,9 +57,6 @@ def offer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
 
 
-# ---- Names
-
-
 def test_every_name_gives_an_importance_of_its_patches() -> None:
     for name in IMPORTANCES:
         options = {"encoder": VIT, **SMALL} if name == "attention" else {}
@@ -96,17 +91,6 @@ def test_options_reach_encoder_and_map(tmp_path: Path) -> None:
     assert isinstance(vit, AttentionImportance)
 
 
-def test_a_label_changes_the_map_only_where_labels_are_used() -> None:
-    images = pictures(1)
-    for use_labels in (True, False):
-        importance = adq.importance("gradcam", patch=4, use_labels=use_labels)
-        maps = [importance(images, [label], [0]) for label in range(10)]
-        assert (len({m.tobytes() for m in maps}) > 1) == use_labels
-
-
-# ---- Objects and packages
-
-
 def test_an_object_is_taken_as_it_is() -> None:
     mine = Mine(8)
     assert adq.importance(mine) is mine
@@ -128,9 +112,6 @@ def test_installed_packages_offer_importances(offer: None) -> None:
         adq.importance("gone")
     with pytest.raises(ValueError, match="unknown importance 'mime'; did you mean mine"):
         adq.importance("mime")
-
-
-# ---- What is wrong
 
 
 @pytest.mark.parametrize(

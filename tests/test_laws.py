@@ -133,9 +133,8 @@ def same(a: Any, b: Any) -> bool:
 
 def test_every_public_pipe_is_tested_here(plan: Path) -> None:
     public = {type_ for name in adq.__all__ if isinstance(type_ := getattr(adq, name), type)}
-    assert {type(make(plan)) for make in MAKERS.values()} == {
-        each for each in public if issubclass(each, Pipe)
-    } - {Pipe}
+    made = {type(make(plan)) for make in MAKERS.values()}
+    assert made == {each for each in public if issubclass(each, Pipe)} - {Pipe}
 
 
 @pytest.fixture(params=sorted(MAKERS))
@@ -212,16 +211,12 @@ def test_what_a_tar_forges_changes_nothing_and_goes_no_further(
     stream = [sample | {k: v for k, v in forged.items() if k not in sample} for sample in stream]
     out = list(MAKERS[name](tmp_path / "forged.parquet")(stream))
     place = ("__url__", "__local_path__")
-    assert same(
-        [{k: v for k, v in s.items() if k not in place} for s in out],
-        [{k: v for k, v in s.items() if k not in place} for s in honest],
-    )
+    theirs, ours = ([{k: v for k, v in s.items() if k not in place} for s in each] for each in (out, honest))
+    assert same(theirs, ours)
 
 
 def _apply_elsewhere(pipe: Pipe, samples: Samples) -> Samples:
-    torch.set_num_threads(
-        1
-    )  # as torch's own workers do: threads stay behind in a fork, and it would wait for them
+    torch.set_num_threads(1)  # as torch's own workers do: it would wait for threads that a fork has not
     return pipe.apply(samples)
 
 

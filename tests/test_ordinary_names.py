@@ -6,7 +6,7 @@ import pytest
 
 import adq_wds as adq
 from adq_wds.cli.main import main
-from tests.conftest import jpeg, write_tar
+from tests.conftest import Capsys, jpeg, write_tar
 
 NAMES = [
     "birds & bees-000.tar", "train's-000.tar", "train[1].tar", "2024:05-000.tar", "log-10:00.tar", "a;b!.tar", "中文 é.tar",
@@ -20,17 +20,12 @@ def shards(tmp_path: Path) -> list[str]:
     for k, name in enumerate(NAMES):
         path = tmp_path / "in" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        samples = range(6 * k, 6 * k + 6)
-        write_tar(
-            path,
-            [(f"s{i:03d}.{f}", d) for i in samples for f, d in (("jpg", jpeg(i)), ("cls", b"%d" % (i % 2)))],
-        )
+        fields = [(i, (("jpg", jpeg(i)), ("cls", b"%d" % (i % 2)))) for i in range(6 * k, 6 * k + 6)]
+        write_tar(path, [(f"s{i:03d}.{name}", data) for i, pairs in fields for name, data in pairs])
     return [str(tmp_path / "in" / name) for name in NAMES]
 
 
-def test_ordinary_characters_work_everywhere(
-    shards: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_ordinary_characters_work_everywhere(shards: list[str], tmp_path: Path, capsys: Capsys) -> None:
     out = str(tmp_path / "R&D's [run] 1:2")
     plan, index = f"{out}/plan.parquet", f"{out}/index.parquet"
     run = ["run", *shards, "--encoder", "thumbnail", "--bins", "2", "--keep", "0.5", "-o", out]
@@ -55,9 +50,7 @@ def test_ordinary_characters_work_everywhere(
 @pytest.mark.parametrize(
     "name", ["a*.tar", "{a}.tar", "a|b.tar", "$HOME.tar", " a.tar", 'a"b.tar', "a\x1b[1m.tar", "a\\b.tar"]
 )
-def test_a_name_that_cannot_be_is_said_before_any_work(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_name_that_cannot_be_is_said_before_any_work(name: str, tmp_path: Path, capsys: Capsys) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / name).write_bytes(b"never opened")
     shard, out = str(tmp_path / "in" / name), str(tmp_path / "out")
@@ -75,9 +68,7 @@ def test_a_name_that_cannot_be_is_said_before_any_work(
     assert not Path(out).exists()
 
 
-def test_two_shards_of_one_features_file_are_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_two_shards_of_one_features_file_are_named(tmp_path: Path, capsys: Capsys) -> None:
     names = ["a/b.tar", "c/b.tar", "a--b.tar"]
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -90,9 +81,8 @@ def test_two_shards_of_one_features_file_are_named(
     (tmp_path / "a").mkdir(exist_ok=True)
     for folder in (long, long / "a"):
         (folder / f"{'y' * 100}.tar").touch()
-    assert (
-        main(["embed", str(long), str(long / "a"), "--encoder", "thumbnail", "-o", str(tmp_path / "o")]) == 2
-    )
+    command = ["embed", str(long), str(long / "a"), "--encoder", "thumbnail", "-o", str(tmp_path / "o")]
+    assert main(command) == 2
     assert "is too long" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
 

@@ -39,9 +39,7 @@ def savers(folder: Path) -> Iterator[list[Program]]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_four_writers_of_one_path_tear_nothing_and_all_succeed(
-    kind: str, folder: Path, savers: list[Program]
-) -> None:
+def test_four_writers_of_one_path_all_succeed(kind: str, folder: Path, savers: list[Program]) -> None:
     """F40: two versions by turns, a reader beside them; of the plan's five writers one is killed meanwhile."""
     name, _, read = KINDS[kind]
     victim = savers[4] if kind == "plan" else None

@@ -30,7 +30,7 @@ from adq_wds.models.checkpoints import PICKLE_SUFFIXES, load_weights
 from tests.conftest import jpeg, write_tar
 from tests.folders import load_index
 from tests.programs import run
-from tests.tables.test_codebook import made
+from tests.tampering import codebook
 
 
 class Runs:
@@ -89,22 +89,8 @@ def stream(tar: Path, **options: Any) -> None:
 def as_member(tar: Path, data: Path) -> Path:
     """A shard whose fields are that file's bytes, under every name that a decoder might act on."""
     names = [
-        "jpg",
-        "cls",
-        "json",
-        "txt",
-        "emb.npy",
-        "npy",
-        "npz",
-        "pkl",
-        "pickle",
-        "pyd",
-        "pth",
-        "pt",
-        "ten",
-        "tb",
-        "mp",
-    ]
+        "jpg", "cls", "json", "txt", "emb.npy", "npy", "npz", "pkl", "pickle", "pyd", "pth", "pt", "ten", "tb", "mp",
+    ]  # fmt: skip
     return write_tar(tar, [(f"a.{name}", data.read_bytes()) for name in names])
 
 
@@ -176,7 +162,7 @@ ROLES: dict[str, list[Opener]] = {  # a file's name → all that would open it
     ],
     "member": [
         lambda file, home: stream(as_member(home / "m.tar", file), pipes=[adq.Decode(label=None)]),
-        lambda file, home: stream(as_member(home / "m.tar", file), pipes=[adq.AssignBins(made(), None)]),
+        lambda file, home: stream(as_member(home / "m.tar", file), pipes=[adq.AssignBins(codebook(), None)]),
         lambda file, home: main_fails("embed", as_member(home / "m.tar", file), "-o", home / "f", "--label", "none",
                                       "--embeddings", "field:emb.npy"),
         lambda file, home: main_fails("embed", as_member(home / "m.tar", file), "-o", home / "f", "--encoder", "thumbnail"),
@@ -196,12 +182,8 @@ FORBIDDEN = (
 
 def make_home(home: Path) -> None:
     (home / "in").mkdir(parents=True)
-    members = [
-        (f"s{i}.{field}", data)
-        for i in range(9)
-        for field, data in (("jpg", jpeg(i)), ("cls", b"%d" % (i % 2)))
-    ]
-    write_tar(home / "in" / "a.tar", members)
+    fields = [(i, (("jpg", jpeg(i)), ("cls", b"%d" % (i % 2)))) for i in range(9)]
+    write_tar(home / "in" / "a.tar", [(f"s{i}.{name}", data) for i, pairs in fields for name, data in pairs])
 
 
 def open_all(folder: str) -> None:
@@ -240,14 +222,12 @@ def outcomes(folder: Path) -> list[list[Any]]:
 
 def test_no_file_under_any_name_runs_anything(tmp_path: Path) -> None:
     """S1: every payload under every name that something opens."""
-    n = 0
     for name, data in PAYLOADS.items():
         for role in ROLES:
             path = tmp_path / "files" / name / role
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
-            n += 1
-    assert n >= 40
+    assert len(PAYLOADS) * len(ROLES) >= 40
     *rows, alarm = outcomes(tmp_path)
     assert alarm[-1] == ["pickle.find_class", "os.system"]
     assert len(rows) == len(PAYLOADS) * sum(map(len, ROLES.values()))
@@ -272,9 +252,8 @@ def evil_columns(path: Path) -> Path:
         for group in range(file.num_row_groups):
             table = file.read_row_group(group)
             writer.write_table(pa.Table.from_arrays(table.columns, schema=changed.remove_metadata()))
-        writer.add_key_value_metadata(
-            {k: v for k, v in file.metadata.metadata.items() if k != b"ARROW:schema"}
-        )
+        metadata = {k: v for k, v in file.metadata.metadata.items() if k != b"ARROW:schema"}
+        writer.add_key_value_metadata(metadata)
     return out
 
 

@@ -76,18 +76,15 @@ def test_all_three_holds_all_three() -> None:
 
 
 def test_shards_read_back_and_are_made_once(tmp_path: Path) -> None:
-    members = [
-        (f"{i:03d}.{e}", d) for i in range(40) for e, d in (("jpg", b"%d" % i), ("cls", b"%d" % (i % 4)))
-    ]
+    fields = [(i, (("jpg", b"%d" % i), ("cls", b"%d" % (i % 4)))) for i in range(40)]
+    members = [(f"{i:03d}.{e}", d) for i, pairs in fields for e, d in pairs]
     source = [write_tar(tmp_path / "cifar10-train-0.tar", members)]
     paths = make_set("noise40", source, tmp_path / "sets")
     truth = json.loads((paths[0].parent / "truth.json").read_text())
     again = read_source(paths)
     assert sum(image.label != truth[image.key][0] for image in again) == 16
-    assert (
-        len(adq.ShardDataset([str(path) for path in paths], plan=adq.Plan.from_keys(map(str, paths), None)))
-        == 40
-    )
+    urls = [str(path) for path in paths]
+    assert len(adq.ShardDataset(urls, plan=adq.Plan.from_keys(urls, None))) == 40
     before = paths[0].read_bytes()
     assert make_set("noise40", [], tmp_path / "sets") == paths
     assert make_set("noise40", source, tmp_path / "others")[0].read_bytes() == before

@@ -1,7 +1,5 @@
 """F46: an error of ours that a user's own function raises names shard and key, exactly once, wherever it is called."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -103,6 +103,12 @@ def _show(command: Any) -> None:
         help="only the kept keys, a line each, as --must-include reads them: KEY, or SHARD<TAB>KEY where a key "
         "stands in several shards",
     )
+    command.add_argument(
+        "--left-out",
+        action="store_true",
+        help="only the samples left out before bins, a line each: reason, shard, key, label, and of a copy the "
+        "sample that stays, with its label where that differs, or the margin of a doubted label",
+    )
     keep = options_of(CODEBOOK)["keep"].default
     command.add_argument("--keep", type=ratio, default=keep, help="of a codebook, whose rates hang on it")
 

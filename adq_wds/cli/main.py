@@ -189,13 +189,18 @@ def _soften(a: argparse.Namespace) -> None:
 
 def _show(a: argparse.Namespace) -> None:
     if Path(a.plan).suffix == ".safetensors":
-        _refuse(a, "keys", "on a codebook, which lists no samples; leave it out")
+        for name in ("keys", "left_out"):
+            _refuse(a, name, "on a codebook, which lists no samples; leave it out")
         _show_codebook(a, adq_wds.load_codebook(a.plan))
         return
     _refuse(a, "keep", "on a plan, which says its own; leave it out")
     plan = adq_wds.load_plan(_inside(a.plan, "plan.parquet"))
     if a.keys:
         _print_keys(a, plan)
+    elif a.left_out:
+        from adq_wds.report.left_out import left_out_samples, show_left_out
+
+        _print(a, samples := list(left_out_samples(plan)), show_left_out(samples))
     else:
         _show_plan(a, plan)
 
@@ -203,7 +208,7 @@ def _show(a: argparse.Namespace) -> None:
 def _refuse(a: argparse.Namespace, name: str, why: str) -> None:
     """Raise `ValueError` for a flag that was given and would do nothing."""
     if getattr(a, name) != make_parser().commands[a.command].get_default(name):
-        raise ValueError(f"--{name} has no effect {why}")
+        raise ValueError(f"--{name.replace('_', '-')} has no effect {why}")
 
 
 def _print_keys(a: argparse.Namespace, plan: adq_wds.Plan) -> None:

@@ -151,9 +151,8 @@ def count(text: str) -> int:
 def keys_in(path: str) -> list[str | tuple[str, ...]]:
     """Keys from a file: one a line, or shard and key with a tab between."""
     try:
-        lines = (
-            Path(path).read_text(encoding="utf-8-sig").split("\n")
-        )  # not `splitlines`: a key may hold U+2028
+        # not `splitlines`: a key may hold U+2028
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise argparse.ArgumentTypeError(f"{path}: not UTF-8 text: {error.reason}") from None
     return [tuple(line.split("\t", 1)) if "\t" in line else line for line in lines if line]

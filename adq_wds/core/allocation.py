@@ -7,19 +7,22 @@ from numpy.typing import NDArray
 
 from adq_wds.core.seats import parts, tree_seats, whole_shares
 
+I64 = NDArray[np.int64]
+F64 = NDArray[np.float64]
+
 _POWER = {"class": 1.0, "equal": 0.0}
 _WEIGHT_STEP = 2.0**-20  # so that no last bit of a power moves a seat
 
 
 def split_budget(
-    size: NDArray[np.int64],
-    weight: NDArray[np.float64],
+    size: I64,
+    weight: F64,
     budget: int,
     *,
     seed: int = 0,
     name: str = "",
-    low: NDArray[np.int64] | None = None,
-) -> NDArray[np.int64]:
+    low: I64 | None = None,
+) -> I64:
     """Split `budget` picks over K cells in proportion to their weights.
 
     The exact shares are clip(λ·weight, low, size), with the λ at which they sum to `budget`; a keyed tree rounds them
@@ -53,12 +56,12 @@ def split_budget(
 
 
 def exact_shares(
-    size: NDArray[np.int64],
-    weight: NDArray[np.float64],
+    size: I64,
+    weight: F64,
     budget: int,
     *,
-    low: NDArray[np.int64] | None = None,
-) -> NDArray[np.int64]:
+    low: I64 | None = None,
+) -> I64:
     """The shares that `split_budget` rounds: (K,) int64, in the unit of sizes and budget.
 
     >>> exact_shares(np.array([500, 500, 200]), np.array([1.0, 2.0, 1.0]), 100)
@@ -72,9 +75,7 @@ def exact_shares(
     return share
 
 
-def fresh_draw(
-    rank: NDArray[np.int32], size: NDArray[np.int64], quota: NDArray[np.int64], epoch: int
-) -> NDArray[np.bool_]:
+def fresh_draw(rank: NDArray[np.int32], size: I64, quota: I64, epoch: int) -> NDArray[np.bool_]:
     """The samples that an epoch keeps, by the rule of plans of version 1.
 
     Epoch e keeps ranks with (rank − e·quota) mod size < quota: exactly `quota` of a cell in each epoch, epoch 0 as a
@@ -103,9 +104,7 @@ def fresh_draw(
     return fresh
 
 
-def adaptive(
-    size: NDArray[np.int64], importance: NDArray[np.float64], keep: float, *, alpha: float = 0.65
-) -> NDArray[np.float64]:
+def adaptive(size: I64, importance: F64, keep: float, *, alpha: float = 0.65) -> F64:
     """ADQ's weights: size · (alpha · K · importance + 1 − alpha).
 
     Args:
@@ -124,13 +123,11 @@ def adaptive(
     array([12.5,  7.5])
     """
     check_ratio("alpha", alpha)
-    weight: NDArray[np.float64] = size * (alpha * len(size) * importance + (1.0 - alpha))
+    weight: F64 = size * (alpha * len(size) * importance + (1.0 - alpha))
     return weight
 
 
-def published(
-    size: NDArray[np.int64], importance: NDArray[np.float64], keep: float, *, alpha: float = 0.65
-) -> NDArray[np.float64]:
+def published(size: I64, importance: F64, keep: float, *, alpha: float = 0.65) -> F64:
     """The paper's weights: size · r, r = alpha · importance + (1 − alpha) · size / Σ size.
 
     For bins of equal size they are those of `adaptive`, times a constant. Of bins of unequal size a larger one has a
@@ -153,11 +150,11 @@ def published(
     """
     check_ratio("alpha", alpha)
     rate = alpha * importance + (1.0 - alpha) * size / max(1, int(size.sum()))
-    weight: NDArray[np.float64] = size * rate
+    weight: F64 = size * rate
     return weight
 
 
-def uniform(size: NDArray[np.int64], importance: NDArray[np.float64], keep: float) -> NDArray[np.float64]:
+def uniform(size: I64, importance: F64, keep: float) -> F64:
     """DQ's weights: every bin in proportion to its size.
 
     Source: Zhou et al. 2023 (arXiv 2308.10524).
@@ -168,7 +165,7 @@ def uniform(size: NDArray[np.int64], importance: NDArray[np.float64], keep: floa
     return size.astype(np.float64)
 
 
-def weigh_classes(n: NDArray[np.int64], balance: str | float) -> NDArray[np.float64]:
+def weigh_classes(n: I64, balance: str | float) -> F64:
     """What each class weighs when classes share the budget: its samples to the power of `balance`.
 
     Args:

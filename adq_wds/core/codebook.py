@@ -24,14 +24,15 @@ from numpy.typing import NDArray
 from adq_wds.core.graphcut import Binning
 from adq_wds.core.kernel import ROW_STEP, unit_rows
 
+I64 = NDArray[np.int64]
+F64 = NDArray[np.float64]
+
 QUERY_STEP = 2.0**-23  # a query's entries are below 2, so float32 holds them exactly
 _UNIT_ROUNDOFF = 2.0**-24  # of float32
 _BLOCK_BYTES = 16 << 20  # float32 scratch of one block of samples
 
 
-def bin_checkpoints(
-    rows: NDArray[np.float64], binning: Binning, checkpoints: int
-) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+def bin_checkpoints(rows: F64, binning: Binning, checkpoints: int) -> tuple[NDArray[np.float32], F64]:
     """The query at each checkpoint of every bin but the last, and the value of the sample picked there.
 
     The checkpoints of a bin of s samples are its picks ceil(s/M), ceil(2s/M), ..., s, counted from 1.
@@ -57,7 +58,7 @@ def bin_checkpoints(
     order = np.lexsort((binning.pick, binning.bin))
     query = np.empty((len(sizes) - 1, checkpoints, width), dtype=np.float32)
     threshold = np.empty(query.shape[:2])
-    left: NDArray[np.float64] = rows.sum(axis=0)
+    left: F64 = rows.sum(axis=0)
     for k, members in enumerate(np.split(order, np.cumsum(sizes)[:-1])[:-1]):
         taken, done = np.zeros(width), 0
         for j in range(checkpoints):
@@ -82,7 +83,7 @@ class Checkpoints:
     """
 
     query: NDArray[np.float32]
-    threshold: NDArray[np.float64]
+    threshold: F64
 
     def assign(self, embedding: NDArray[np.float16], row: NDArray[np.integer]) -> NDArray[np.int16]:
         """The bin of every sample, by the rule of its row; the answer for one does not depend on the others.
@@ -120,9 +121,7 @@ class Checkpoints:
         if row.shape != (len(embedding),) or (len(row) and not 0 <= row.min() <= row.max() < n_rows):
             raise ValueError(f"row must hold {len(embedding)} integers in 0 ... {n_rows - 1}")
 
-    def _block(
-        self, embedding: NDArray[np.float16], row: NDArray[np.integer], position: NDArray[np.int64]
-    ) -> NDArray[np.int64]:
+    def _block(self, embedding: NDArray[np.float16], row: NDArray[np.integer], position: I64) -> I64:
         """(n,) bins of samples sorted by row: by float32 where that decides, else exactly."""
         x = np.take(_float32_of_half(), embedding.view(np.uint16))  # ten times as fast as astype
         norm = np.sqrt(np.einsum("nd,nd->n", x, x))
@@ -143,7 +142,7 @@ class Checkpoints:
         bins[unsure] = self._exact(x[unsure], row[unsure])
         return bins
 
-    def _exact(self, x: NDArray[np.float32], row: NDArray[np.integer]) -> NDArray[np.int64]:
+    def _exact(self, x: NDArray[np.float32], row: NDArray[np.integer]) -> I64:
         """(n,) bins of samples sorted by row."""
         bins = np.empty(len(x), dtype=np.int64)
         rows = unit_rows(x)
@@ -197,16 +196,14 @@ def _runs(row: NDArray[np.integer]) -> Iterator[tuple[int, slice]]:
     return ((int(row[start]), slice(start, stop)) for start, stop in pairwise(edges) if stop > start)
 
 
-def _first(met: NDArray[np.bool_]) -> NDArray[np.int64]:
+def _first(met: NDArray[np.bool_]) -> I64:
     """(K-1, n) bool to (n,): the first bin that is met, the last one, K-1, where none is."""
     with_last: NDArray[np.bool_] = np.concatenate([met, np.ones((1, met.shape[1]), dtype=bool)])
-    first: NDArray[np.int64] = with_last.argmax(axis=0)
+    first: I64 = with_last.argmax(axis=0)
     return first
 
 
-def solve_rates(
-    frequency: NDArray[np.float64], weight: NDArray[np.float64], keep: float
-) -> NDArray[np.float64]:
+def solve_rates(frequency: F64, weight: F64, keep: float) -> F64:
     """Rates of K bins, in proportion to their weights and at most 1, that keep a given part of a stream.
 
     Args:
@@ -232,9 +229,7 @@ def solve_rates(
     return rate
 
 
-def _water_fill(
-    frequency: NDArray[np.float64], weight: NDArray[np.float64], amount: float
-) -> NDArray[np.float64]:
+def _water_fill(frequency: F64, weight: F64, amount: float) -> F64:
     """min(1, level * weight) with sum(frequency * rate) = amount; 1 in all bins with a weight where that is not enough."""
     order = np.argsort(-weight, kind="stable")
     f, w = frequency[order], weight[order]

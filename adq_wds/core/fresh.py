@@ -14,6 +14,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+I64 = NDArray[np.int64]
+
 ONE = 1 << 20
 """Shares are whole multiples of 1/ONE, which floats and JSON hold exactly."""
 _GOLDEN = 0x9E3779B97F4A7C15  # 2⁶⁴/φ, odd
@@ -25,7 +27,7 @@ _SORTED = 1 << 16  # so many epochs are sorted to be counted; more are counted o
 class Draws(Protocol):
     """Says which samples of each cell an epoch takes."""
 
-    def seats(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def seats(self, epoch: int) -> tuple[I64, I64]:
         """See `FreshDraws.seats`."""
 
 
@@ -42,13 +44,11 @@ class FreshDraws:
     Source: ours. RS2 (Okanovic et al., ICLR 2024) is this with one cell.
     """
 
-    def __init__(
-        self, size: NDArray[np.int64], quota: NDArray[np.int64], share: NDArray[np.int64], start: int
-    ) -> None:
+    def __init__(self, size: I64, quota: I64, share: I64, start: int) -> None:
         self._size, self._quota, self._start = size, quota, start
         self._whole, self._part = _borders(share)
 
-    def seats(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def seats(self, epoch: int) -> tuple[I64, I64]:
         """Where an epoch begins in each cell, and how many samples it takes there.
 
         Args:
@@ -95,15 +95,15 @@ class VaryingDraws:
 
     def __init__(
         self,
-        size: NDArray[np.int64],
+        size: I64,
         start: int,
-        quota: Callable[[], NDArray[np.int64]],
-        shares: Callable[[range], Iterable[tuple[NDArray[np.int64], NDArray[np.int64]]]],
+        quota: Callable[[], I64],
+        shares: Callable[[range], Iterable[tuple[I64, I64]]],
     ) -> None:
         self._size, self._start, self._quota, self._shares = size, start, quota, shares
         self._before_all = 1, np.zeros_like(size)
         self._counted = self._before_all  # the seats of each cell in epochs 1 to, not with, the first number
-        self._cached: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
+        self._cached: dict[int, tuple[I64, I64]] = {}
 
     def forget(self, since: int = 0) -> None:
         """Count the epochs from this one on again, since their shares have changed."""
@@ -111,7 +111,7 @@ class VaryingDraws:
             self._counted = self._before_all
         self._cached = {epoch: seats for epoch, seats in self._cached.items() if epoch < since}
 
-    def seats(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def seats(self, epoch: int) -> tuple[I64, I64]:
         """See `FreshDraws.seats`; the last few epochs are cached."""
         epoch = _checked(epoch)
         if epoch not in self._cached:
@@ -121,7 +121,7 @@ class VaryingDraws:
                 del self._cached[next(iter(self._cached))]
         return self._cached[epoch]
 
-    def _count(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _count(self, epoch: int) -> tuple[I64, I64]:
         last, taken = self._counted if self._counted[0] <= epoch else self._before_all
         for epochs, share in self._shares(range(last, epoch)):
             taken = taken + self._seats_in(epochs, share)
@@ -129,7 +129,7 @@ class VaryingDraws:
         ((epochs, share),) = self._shares(range(epoch, epoch + 1))
         return (self.seats(0)[1] + taken) % np.maximum(self._size, 1), self._seats_in(epochs, share)
 
-    def _seats_in(self, epochs: NDArray[np.int64], share: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _seats_in(self, epochs: I64, share: I64) -> I64:
         """(M,) int64: the seats of each cell in some epochs together."""
         whole, part = _borders(share)
         steps = epochs.astype(np.uint64) * np.uint64(_GOLDEN) + np.uint64(self._start)
@@ -142,7 +142,7 @@ def _checked(epoch: int) -> int:
     return int(epoch)  # a numpy integer would overflow
 
 
-def _borders(share: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+def _borders(share: I64) -> tuple[I64, NDArray[np.uint64]]:
     """(M + 1,) the borders of the cells on the line: whole seats, and what is left in units of 2⁻⁶⁴."""
     borders = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(share)])
     return borders // ONE, (borders % ONE).astype(np.uint64) << np.uint64(44)

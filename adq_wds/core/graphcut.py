@@ -123,9 +123,8 @@ def graphcut_bins_gram(
     """
     sizes = bin_sizes(len(similarity), bins)
     order: list[int] = []
-    start: NDArray[np.float64] = 0.5 * similarity.sum(
-        axis=1
-    )  # sums over V, halved: a pick is one subtraction of a row
+    # sums over V, halved: a pick is one subtraction of a row
+    start: NDArray[np.float64] = 0.5 * similarity.sum(axis=1)
     for size in sizes.tolist():
         gain = start.copy()
         for _ in range(size):

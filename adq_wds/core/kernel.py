@@ -58,9 +58,7 @@ def unit_rows(embedding: NDArray[Any]) -> NDArray[np.float64]:
         if embedding.dtype == np.float64:  # squares of 1e200 or 1e-200 would overflow or vanish
             np.ldexp(block, -np.frexp(peak)[1][:, None], out=block)
         squares = np.square(block.T, order="C")  # (D, b)
-        norm = np.sqrt(
-            np.add.accumulate(squares, axis=0, out=squares)[-1]
-        )  # (b,), added in the order of columns
+        norm = np.sqrt(np.add.accumulate(squares, axis=0, out=squares)[-1])  # (b,), in the order of columns
         norm[norm == 0] = 1.0
         block /= norm[:, None]
         block /= ROW_STEP

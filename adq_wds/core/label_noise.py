@@ -10,7 +10,8 @@ from adq_wds.core.margin import Margins
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
-_QUANTILES = np.array([0.05, 0.10, 0.15, 0.20, 0.25, 0.30])
+_NARROW = np.array([0.05, 0.10, 0.15, 0.20, 0.25, 0.30])  # where the line bends little
+_WIDE = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8])  # where it is steady
 _TYPICAL = 0.2  # the quantile whose counts stand for an estimate's standard error
 _CERTAIN = 3.0  # standard errors by which one source must exceed the pooled estimate, and
 _BENT = 0.03  # so much more, since the line is none where two classes are much alike
@@ -27,10 +28,12 @@ def wrong_shares(margins: Margins, label: NDArray[np.integer]) -> F64:
 
         (share of label k below the q-quantile of the others) / q = η + slope · q,
 
-    where the slope comes from hard samples with right labels. η is the line's value at q = 0. It is estimated
-    twice: against all other classes, and against the class that k is most often taken for, by the difference
+    where the slope comes from hard samples with right labels. η is the line's value at q = 0, read from q = 5 to 30 %
+    and from q = 10 to 80 %: the larger one, since a line that bends upwards hides wrong labels and few samples scatter
+    the first. It is estimated twice: against all other classes, and against the class that k is most often taken for, by the difference
     of both predictions; the second counts where it clearly exceeds the first (wrong labels that come from one
-    class). Estimates of small classes are shrunk towards the mean of all, and shares below 2 % count as none.
+    class). Estimates of small classes are shrunk towards the mean of all, shares below 2 % count as none, and no share
+    is larger than that of negative margins: a label that the others predict is not doubted.
 
     Args:
         margins: from `ridge_margins`.
@@ -60,19 +63,26 @@ def wrong_shares(margins: Margins, label: NDArray[np.integer]) -> F64:
     share, error = _combined(pooled, single, source, n)
     mean = (share * n).sum() / n.sum()
     trust = _SPREAD**2 / (_SPREAD**2 + error**2)
-    share = np.clip(trust * share + (1 - trust) * mean, 0.0, 0.9)
+    negative = np.bincount(label, weights=margins.margin < 0, minlength=n_classes) / np.maximum(n, 1)
+    share = np.clip(trust * share + (1 - trust) * mean, 0.0, np.minimum(negative, 0.9))
     return np.where((share >= _LEAST) & (n > 0), share, 0.0)
 
 
 def _share(labelled: NDArray[np.floating], others: NDArray[np.floating]) -> float:
-    """The intercept of a weighted line through (q, share of `labelled` below the others' q-quantile, over q)."""
+    """η of `labelled` against `others`, as `wrong_shares` says."""
     if not len(others):
         return 0.0
-    bound = np.quantile(others, _QUANTILES)
-    ratio = np.searchsorted(np.sort(labelled), bound) / len(labelled) / _QUANTILES
-    q_mean, mean = np.average(_QUANTILES, weights=_QUANTILES), np.average(ratio, weights=_QUANTILES)
-    q = _QUANTILES - q_mean
-    slope = (_QUANTILES * q * (ratio - mean)).sum() / (_QUANTILES * q * q).sum()
+    ordered = np.sort(labelled)
+    return max(_intercept(ordered, others, quantiles) for quantiles in (_NARROW, _WIDE))
+
+
+def _intercept(labelled: NDArray[np.floating], others: NDArray[np.floating], quantiles: F64) -> float:
+    """Of a weighted line through (q, share of `labelled`, ascending, below the others' q-quantile, over q)."""
+    bound = np.quantile(others, quantiles)
+    ratio = np.searchsorted(labelled, bound) / len(labelled) / quantiles
+    q_mean, mean = np.average(quantiles, weights=quantiles), np.average(ratio, weights=quantiles)
+    q = quantiles - q_mean
+    slope = (quantiles * q * (ratio - mean)).sum() / (quantiles * q * q).sum()
     return float(max(mean - max(slope, 0.0) * q_mean, 0.0))
 
 

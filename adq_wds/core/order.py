@@ -59,13 +59,15 @@ from numpy.typing import NDArray
 
 from adq_wds.core.rng import draw
 
+I64 = NDArray[np.int64]
+
 Uneven = Literal["pad", "drop", "ragged", "error"]
 UNEVEN: tuple[str, ...] = get_args(Uneven)
 LANES = 64
 BLOCK_BYTES = 2 << 20
 
 
-def shard_order(n_shards: int, *, stream: str, seed: int, epoch: int) -> NDArray[np.int64]:
+def shard_order(n_shards: int, *, stream: str, seed: int, epoch: int) -> I64:
     """The order in which an epoch lays its shards on the line: (S,) int64, a permutation.
 
     Args:
@@ -79,7 +81,7 @@ def shard_order(n_shards: int, *, stream: str, seed: int, epoch: int) -> NDArray
     return np.argsort(raw, kind="stable").astype(np.int64, copy=False)
 
 
-def blocks_of(n_bytes: NDArray[np.int64]) -> NDArray[np.int64]:
+def blocks_of(n_bytes: I64) -> I64:
     """The block of each kept row of a shard: neighbours that begin within the same `BLOCK_BYTES` of kept bytes.
 
     Args:
@@ -95,9 +97,7 @@ def blocks_of(n_bytes: NDArray[np.int64]) -> NDArray[np.int64]:
     return begins // BLOCK_BYTES
 
 
-def row_order(
-    n_bytes: NDArray[np.int64], *, shard: str, stream: str, seed: int, epoch: int
-) -> NDArray[np.int64]:
+def row_order(n_bytes: I64, *, shard: str, stream: str, seed: int, epoch: int) -> I64:
     """The order of a shard's kept rows on the line: (n,) int64, a permutation that leaves blocks together.
 
     Args:
@@ -113,7 +113,7 @@ def row_order(
     return np.lexsort((raw[:n], raw[n:][block])).astype(np.int64, copy=False)
 
 
-def on_line(t: NDArray[np.int64], *, n_total: int, n_lanes: int) -> NDArray[np.int64]:
+def on_line(t: I64, *, n_total: int, n_lanes: int) -> I64:
     """Places on the line of positions `t`: lane t mod L, place t div L in it.
 
     Args:
@@ -129,9 +129,7 @@ def on_line(t: NDArray[np.int64], *, n_total: int, n_lanes: int) -> NDArray[np.i
     return place
 
 
-def in_shards(
-    place: NDArray[np.int64], ends: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def in_shards(place: I64, ends: I64) -> tuple[I64, I64]:
     """The shard that each place on the line lies in, and the place inside it.
 
     Args:
@@ -176,8 +174,6 @@ def n_for_rank(n_total: int, *, start: int, rank: int, world: int, uneven: Uneve
     return left // world
 
 
-def rank_positions(
-    k: NDArray[np.int64], *, n_total: int, start: int, rank: int, world: int
-) -> NDArray[np.int64]:
+def rank_positions(k: I64, *, n_total: int, start: int, rank: int, world: int) -> I64:
     """The `k`-th positions of a rank: start + rank + k · world, from the front again beyond T: (n,) int64."""
     return (start + rank + k * world) % n_total

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+F64 = NDArray[np.float64]
+
 Normalise = str  # "sum" | "minmax"
 DECIMALS = 12  # importances are rounded to it, so that a last bit of a machine's sums cannot move a pick
 
@@ -19,9 +21,9 @@ class BinSums:
     """
 
     n: NDArray[np.int64]  # (K,)
-    texture: NDArray[np.float64] | None  # (K,); None where no image was looked at
-    embedding: NDArray[np.float64]  # (K, D) Σz
-    squares: NDArray[np.float64]  # (K,) Σ‖z‖²
+    texture: F64 | None  # (K,); None where no image was looked at
+    embedding: F64  # (K, D) Σz
+    squares: F64  # (K,) Σ‖z‖²
 
     @classmethod
     def empty(cls, n_bins: int, width: int, *, texture: bool = True) -> BinSums:
@@ -29,9 +31,7 @@ class BinSums:
         levels = np.zeros(n_bins) if texture else None
         return cls(np.zeros(n_bins, np.int64), levels, np.zeros((n_bins, width)), np.zeros(n_bins))
 
-    def add(
-        self, bin: NDArray[np.int16], rows: NDArray[np.float64], texture: NDArray[np.float32] | None
-    ) -> None:
+    def add(self, bin: NDArray[np.int16], rows: F64, texture: NDArray[np.float32] | None) -> None:
         """Add samples.
 
         Args:
@@ -55,13 +55,13 @@ def rows_by_bin(bin: NDArray[np.integer], n_bins: int) -> list[NDArray[np.int64]
     return np.split(order, np.searchsorted(bin[order], np.arange(n_bins + 1)))[1:-1]
 
 
-def bin_scores(sums: BinSums) -> dict[str, NDArray[np.float64]]:
+def bin_scores(sums: BinSums) -> dict[str, F64]:
     """(K,) float64 of each score that every set has: "diversity", and "texture" where there are images."""
     texture = {} if sums.texture is None else {"texture": representativeness(sums)}
     return {**texture, "diversity": diversity(sums)}
 
 
-def representativeness(sums: BinSums) -> NDArray[np.float64]:
+def representativeness(sums: BinSums) -> F64:
     """Mean texture level of each bin: (K,) float64, NaN where a bin is empty; of images only.
 
     Source: Li et al. 2024 (arXiv 2412.16895).
@@ -71,7 +71,7 @@ def representativeness(sums: BinSums) -> NDArray[np.float64]:
         return sums.texture / sums.n
 
 
-def diversity(sums: BinSums) -> NDArray[np.float64]:
+def diversity(sums: BinSums) -> F64:
     """Diversity of each bin: 1 over the mean similarity 0.5 + 0.5·cos of its pairs of distinct samples.
 
     About 1 (all alike) to 2 (orthogonal). From running sums, Σ over pairs of cos = (‖Σz‖² − Σ‖z‖²) / 2, in O(M·D)
@@ -92,8 +92,8 @@ def diversity(sums: BinSums) -> NDArray[np.float64]:
 
 
 def diversity_of_views(
-    z: NDArray[np.float64], bin: NDArray[np.integer], n_bins: int, *, size: NDArray[np.int64] | None = None
-) -> NDArray[np.float64]:
+    z: F64, bin: NDArray[np.integer], n_bins: int, *, size: NDArray[np.int64] | None = None
+) -> F64:
     """Diversity of each bin from views: 1 over the mean similarity 0.5 + 0.5·cos of views of different images.
 
     With M = 2 · images rows in a bin, the sum of cos over ordered pairs, without a row and itself and without the two
@@ -133,15 +133,15 @@ def diversity_of_views(
     return _without_gaps(value, size > 0)
 
 
-def _without_gaps(value: NDArray[np.float64], holds: NDArray[np.bool_]) -> NDArray[np.float64]:
+def _without_gaps(value: F64, holds: NDArray[np.bool_]) -> F64:
     """(K,): where there is no finite value the mean of the others; NaN for a bin that holds no sample."""
     finite = np.isfinite(value)
     filled = np.where(finite, value, value[finite].mean() if finite.any() else 1.0)
-    whole: NDArray[np.float64] = np.where(holds, filled, np.nan)
+    whole: F64 = np.where(holds, filled, np.nan)
     return whole
 
 
-def importance(scores: list[NDArray[np.float64]], *, normalise: Normalise = "sum") -> NDArray[np.float64]:
+def importance(scores: list[F64], *, normalise: Normalise = "sum") -> F64:
     """Importance of each bin: the scores, normalised over the bins, added, and scaled to sum 1.
 
     Args:
@@ -161,15 +161,13 @@ def importance(scores: list[NDArray[np.float64]], *, normalise: Normalise = "sum
     for score in scores:
         filled = ~np.isnan(score)
         total += _normalised(np.where(filled, score, 0.0), filled, normalise)
-    value: NDArray[np.float64] = np.round(total / total.sum(), DECIMALS)
+    value: F64 = np.round(total / total.sum(), DECIMALS)
     return value
 
 
-def _normalised(
-    value: NDArray[np.float64], filled: NDArray[np.bool_], normalise: Normalise
-) -> NDArray[np.float64]:
+def _normalised(value: F64, filled: NDArray[np.bool_], normalise: Normalise) -> F64:
     """One score over the bins that hold samples; uniform where it does not tell them apart."""
-    share: NDArray[np.float64] = np.zeros_like(value)
+    share: F64 = np.zeros_like(value)
     low, high = value[filled].min(), value[filled].max()
     if high == low:
         share[filled] = 1.0 / filled.sum()
@@ -180,6 +178,6 @@ def _normalised(
     return share
 
 
-def rounded(score: NDArray[np.float64]) -> list[float | None]:
+def rounded(score: F64) -> list[float | None]:
     """Values rounded for a header, so that equal features give equal headers on any machine; None for NaN."""
     return [None if np.isnan(v) else round(float(v), DECIMALS) for v in score]

@@ -10,12 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from adq_wds.errors import AdqError, FeaturesError, SampleError
+from adq_wds.errors import AdqError, FeaturesError, SampleError, reason_of
 from adq_wds.pipes.base import replayed
-from adq_wds.protocols import Encoder
-
-Answer = tuple[NDArray[np.float32], NDArray[np.float32] | None]
-"""Embeddings (B, D), and logits (B, C) where there is a head."""
+from adq_wds.protocols import Answer, Encoder
 
 
 def encoder_answer(
@@ -45,7 +42,7 @@ def encoder_answer(
     if len(errors) == 1:
         raise AdqError(
             f"encoder {encoder.name!r} fails on {len(images)} images at once, and on none of them alone "
-            f"({type(errors[0]).__name__}: {one_line(errors[0])}); a smaller batch_size may help"
+            f"({reason_of(errors[0])}); a smaller batch_size may help"
         ) from errors[0]
     logits = [rows for _, rows in answers if rows is not None]
     return h, joined(shard, logits) if logits and len(logits) == len(answers) else None
@@ -59,11 +56,6 @@ def joined(shard: str, parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
                 f"shard {shard}: embeddings of {parts[0].shape[1]} and of {part.shape[1]} numbers; they must be alike"
             )
     return np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
-
-
-def one_line(error: Exception) -> str:
-    """The text of a foreign error on one line."""
-    return " ".join(str(error).split())[:500]
 
 
 def _checked(answer: Any, n: int) -> Answer:

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from adq_wds.core.texture import SHORT_SIDE, texture
-from adq_wds.embedding.answers import Answer, encoder_answer, one_line
+from adq_wds.embedding.answers import encoder_answer
 from adq_wds.embedding.logit_grad import gradient_columns
 from adq_wds.embedding.shard import Batch, ShardJob, joined_columns
 from adq_wds.embedding.source import StoredEmbeddings
-from adq_wds.errors import AdqError, SampleError, shorten
-from adq_wds.protocols import Label
+from adq_wds.errors import AdqError, SampleError, reason_of, shorten
+from adq_wds.protocols import Answer, Label
 from adq_wds.samples.fields import STORED_FIELDS, Sample, content_digest, place_error
 from adq_wds.samples.label import read_label
 from adq_wds.samples.whole_image import whole_image
@@ -166,7 +166,7 @@ def _embed_images(job: ShardJob, part: list[_Decoded], bad: dict[int, AdqError])
         return np.stack([sample.h for sample in part if sample.h is not None]), None
 
     def failed(k: int, error: Exception) -> None:
-        text = f"encoder {source.name!r} fails on it: {type(error).__name__}: {one_line(error)}"
+        text = f"encoder {source.name!r} fails on it: {reason_of(error)}"
         bad[part[k].i] = job.bad_sample(part[k].i, text)
         bad[part[k].i].__cause__ = error
 

@@ -114,10 +114,11 @@ def embed_shards(
         if not names:
             raise no_samples(len(request.paths))
         features = Features(folder, shards=names, limit=limit)
-        if not isinstance(request.source, StoredEmbeddings) and request.settings.views:
+        settings = request.settings
+        if settings.views and settings.image is not None and not isinstance(request.source, StoredEmbeddings):
             embed_views(
-                features, request.paths, request.source, views=views, image=request.settings.image, batch_size=batch_size,
-                workers=workers, progress=progress,
+                features, dict(zip(request.names, request.paths, strict=True)), request.source, views=settings.views,
+                image=settings.image, batch_size=settings.batch_size, workers=settings.workers, progress=progress,
             )  # fmt: skip
     return features
 

@@ -102,9 +102,8 @@ class Batch:
     good: list[int] = field(default_factory=list)  # those that were embedded
     labels: dict[int, Label] = field(default_factory=dict)  # of these and of those whose embedding is known
     digests: dict[int, bytes] = field(default_factory=dict)  # likewise
-    columns: dict[str, NDArray[np.float32]] = field(
-        default_factory=dict
-    )  # of `good`; embedding (n, D), texture, ...
+    # of `good`; embedding (n, D), texture, ...
+    columns: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     bad: dict[int, AdqError] = field(default_factory=dict)  # each other one, save those that stay bad
     has_gaps: bool = False  # some images were stored without some of their patches
 

@@ -13,9 +13,9 @@ from PIL import Image
 from adq_wds.core.rng import generator
 from adq_wds.core.unit_rows import unit_rows
 from adq_wds.core.views import CROPPING, crop_box
-from adq_wds.embedding.answers import encoder_answer, one_line
+from adq_wds.embedding.answers import encoder_answer
 from adq_wds.embedding.batch import in_parts
-from adq_wds.errors import FeaturesError, SampleError, ShardError, located
+from adq_wds.errors import FeaturesError, SampleError, ShardError, located, reason_of
 from adq_wds.protocols import Encoder
 from adq_wds.samples.fields import FieldSpec, Sample
 from adq_wds.samples.whole_image import whole_image
@@ -94,9 +94,7 @@ def _embed_images(
     """(b, D) float16 unit rows of one view of some samples."""
 
     def failed(k: int, error: Exception) -> None:
-        text = (
-            f"encoder {encoder.name!r} fails on its view {number}: {type(error).__name__}: {one_line(error)}"
-        )
+        text = f"encoder {encoder.name!r} fails on its view {number}: {reason_of(error)}"
         raise located(SampleError(text), shard=job.name, key=job.spans.keys[part[k]]) from error
 
     h, _ = encoder_answer(encoder, images, failed, shard=job.name)

@@ -11,6 +11,8 @@ import PIL.Image
 import torch
 from numpy.typing import NDArray
 
+from adq_wds.protocols import Answer
+
 
 @dataclass(frozen=True, eq=False)
 class CallableEncoder:
@@ -57,9 +59,7 @@ class CallableEncoder:
                     f"encoder {self.name!r}: a network needs transform=, from a PIL image to its input tensor"
                 )
 
-    def __call__(
-        self, images: Sequence[PIL.Image.Image]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    def __call__(self, images: Sequence[PIL.Image.Image]) -> Answer:
         """Embed a batch.
 
         Args:

@@ -17,7 +17,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from adq_wds.errors import AdqError, shorten
+from adq_wds.errors import AdqError, reason_of, shorten
 
 PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".pth.tar")
 # Keys of the weights in training scripts' checkpoints: averaged weights before the raw ones (DINO's teacher is an average).
@@ -103,9 +103,8 @@ def _load_safetensors(file: BinaryIO, path: Path) -> tuple[State, dict[str, str]
         state = safetensors.torch.load(data)
     except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
         raise AdqError(f"checkpoint {path}: not a whole safetensors file: {_cause(error, data)}") from error
-    header = json.loads(
-        data[8 : 8 + int.from_bytes(data[:8], "little")]
-    )  # which safetensors has just checked
+    # which safetensors has just checked
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     return dict(sorted(state.items())), header.get("__metadata__") or {}
 
 
@@ -129,8 +128,7 @@ def _load_pickle(file: BinaryIO, path: Path) -> tuple[Any, dict[str, str]]:
 
 def _cause(error: Exception, data: bytes) -> str:
     """Why a file could not be read, on one line, with its first bytes (a web page, a Git LFS pointer)."""
-    text = " ".join(str(error).split())[:160]
-    return f"{type(error).__name__}: {text} (starts with {data[:16]!r}); fetch it again"
+    return f"{reason_of(error)} (starts with {data[:16]!r}); fetch it again"
 
 
 def _unwrap(content: object) -> State | None:

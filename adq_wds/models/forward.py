@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 
 import torch
 
-from adq_wds.errors import AdqError
+from adq_wds.errors import AdqError, reason_of
 
 Pass = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
 """From (B, 3, H, W) to h (B, D), and logits (B, C) or None."""
@@ -138,9 +138,7 @@ class CompiledPass:
                 self._compiled(
                     torch.zeros(shape, device=self.device).contiguous(memory_format=self.memory_format)
                 )
-            except (
-                Exception
-            ) as error:  # compilers, their caches and torch's tracer each fail in their own ways
+            except Exception as error:  # compilers, caches and torch's tracer fail in their own ways
                 raise self._not_compiled(error) from error
             self._ready.add(n_threads)
 
@@ -169,8 +167,7 @@ def check_bfloat16(device: torch.device) -> None:
             if reached != torch.bfloat16:
                 why = f"torch computes in {reached} on {device}, not in bfloat16"
         except (RuntimeError, TypeError, NotImplementedError) as error:
-            text = " ".join(str(error).split())[:160]
-            why = f"torch does not compute in bfloat16 on {device} ({text})"
+            why = f"torch does not compute in bfloat16 on {device} ({reason_of(error)})"
     if why:
         raise ValueError(f"amp=True: {why}; leave amp off, or take another device")
 

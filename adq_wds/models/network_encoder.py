@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from adq_wds.errors import AdqError
 from adq_wds.models.forward import CompiledPass, ForwardOptions, Pass
+from adq_wds.protocols import Answer
 from adq_wds.samples.image import check_rgb
 
 Prepare = Callable[[Sequence[PIL.Image.Image]], torch.Tensor]
@@ -70,9 +71,7 @@ class NetworkEncoder:
             network = CompiledPass(self.name, network, self.device, self.options.memory_format)
         object.__setattr__(self, "_network", network)
 
-    def __call__(
-        self, images: Sequence[PIL.Image.Image]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    def __call__(self, images: Sequence[PIL.Image.Image]) -> Answer:
         """Embed a batch.
 
         Args:

@@ -13,7 +13,7 @@ import timm
 import timm.models
 import torch
 
-from adq_wds.errors import AdqError, shorten
+from adq_wds.errors import AdqError, reason_of, shorten
 from adq_wds.models import SHIPPED_ENCODERS
 from adq_wds.models.checkpoints import State, common_prefix, load_weights, misfit
 
@@ -154,10 +154,9 @@ def _config(name: str, cache_dir: str | Path | None) -> dict[str, Any]:
 
 def _unfetched(name: str, config: dict[str, Any], error: Exception) -> AdqError:
     source = config.get("hf_hub_id") or config.get("url") or name.partition(":")[2] or "no known source"
-    text = " ".join(str(error).split())[:200]
     return AdqError(
         f"timm model {name!r}: its weights or configuration cannot be loaded; tried {source} and the local cache "
-        f"({type(error).__name__}: {text}); with the weights in a local file give checkpoint=FILE.safetensors"
+        f"({reason_of(error)}); with the weights in a local file give checkpoint=FILE.safetensors"
     )
 
 

@@ -14,6 +14,7 @@ import timm.data
 import torch
 
 from adq_wds.checks import positive
+from adq_wds.errors import reason_of
 from adq_wds.files import canonical_json, sha256_text
 from adq_wds.models.checkpoints import state_sha256
 from adq_wds.models.forward import ForwardOptions, pick_device
@@ -134,10 +135,9 @@ def _probe_width(model: torch.nn.Module, name: str, input_size: tuple[int, ...],
             black = torch.zeros(1, *input_size, device=device).to(memory_format=torch.channels_last)
             h, _ = pooled_and_logits(model, black, head=False)
     except Exception as error:  # networks refuse in their own ways: assertions, shape errors, missing methods
-        text = " ".join(str(error).split())[:160]
         raise ValueError(
             f"timm model {name!r} gives no pooled features for an input of {input_size}: "
-            f"{type(error).__name__}: {text}; choose another image_size or model"
+            f"{reason_of(error)}; choose another image_size or model"
         ) from error
     if h.ndim != 2 or input_size[0] != 3:
         raise ValueError(

@@ -5,18 +5,19 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 from adq_wds.checks import Count, Ratio
 from adq_wds.core.cells import Balance
 from adq_wds.errors import PlanError
-from adq_wds.files import canonical_json, lock, make_folder
+from adq_wds.files import canonical_json
 from adq_wds.planning.bins import bin_samples, check_fit
 from adq_wds.planning.importance import Normalise, score_bins
 from adq_wds.planning.leave_out import leave_out
 from adq_wds.planning.options import Options, plan_options
+from adq_wds.planning.output import locked_folder
 from adq_wds.planning.samples import SampleId, Samples, read_samples
 from adq_wds.planning.seats import Draw, make_cells, take_seats
 from adq_wds.planning.table import make_table
@@ -24,7 +25,7 @@ from adq_wds.protocols import Allocation
 from adq_wds.registry import BinsBy, Kernel
 from adq_wds.score import Score
 from adq_wds.tables.bins import Bins
-from adq_wds.tables.features import Features
+from adq_wds.tables.features import Features, as_features
 from adq_wds.tables.plan import Plan, load_plan
 
 logger = logging.getLogger("adq_wds")
@@ -95,7 +96,8 @@ def build_plan(
             features' digests say so), must-include samples before others; None keeps copies. A cosine in (0, 1],
             such as 0.995, also leaves out samples whose embedding is that near to an earlier one's of their class.
         clean: leaves out samples whose label is doubted, as a fit on the embeddings of all other samples prefers
-            another class. "auto" estimates for each class which share is wrong, next to none where labels are right;
+            another class. "auto" estimates for each class which share is wrong, next to none where labels are right, and
+            leaves out none, with a warning, where the fit cannot tell: too few samples, or a weak encoder;
             a number in (0, 1) is the share of every class. One sample of a class stays, and must-includes do.
         memory_bytes: what one class's similarity matrix may take; larger classes need none, and more time.
         out: file to write the plan to; a plan without one stays in memory.
@@ -116,17 +118,8 @@ def build_plan(
     arguments = dict(locals())
     del arguments["features"]
     options = plan_options(**arguments)
-    if out is not None and Path(out).is_dir():
-        raise PlanError(f"{out}: a folder; give the plan a file name, such as {Path(out) / 'plan.parquet'}")
-    if not isinstance(features, Features):
-        features = Features(features)
-    if out is not None and Path(os.path.realpath(out)).parent == Path(os.path.realpath(features.folder)):
-        raise PlanError(
-            f"{out}: lies among the features, where every file is one shard's; write it elsewhere"
-        )
-    folder = None if out is None else make_folder(Path(out).parent)
-    # locked before the work, so that of two jobs one learns it at once
-    with nullcontext() if folder is None else lock(folder):
+    features = as_features(features)
+    with locked_folder(out, PlanError, beside=features) as folder:
         plan = make_plan(features, options, scratch=folder)
         if out is None:
             return plan

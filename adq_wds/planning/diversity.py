@@ -39,12 +39,12 @@ def diversity_behind(features: Features, bins: Bins, head: str, *, progress: boo
     """
     from adq_wds.planning.diversity_head import DEFINITION, EPOCHS, N_SEEDS, head_diversity
 
-    views = Views.of(features)
+    views = Views(features)
     made_from = {"views": views.hash, "definition": f"{DEFINITION}; first seed {HEAD_SEED}"}
     size = np.bincount(bins.bin[bins.bin >= 0], minlength=bins.n_bins)
     if (known := _known(bins, head, made_from, size)) is not None:
         return known
-    position, z = views.rows(features)
+    position, z = views.rows()
     logger.info("diversity behind the %s head, from two views of %d images", head, len(z))
     with tqdm(total=N_SEEDS * EPOCHS, unit=" epochs", desc="head", disable=no_bar(progress)) as bar:
         value, spread = head_diversity(
@@ -53,9 +53,8 @@ def diversity_behind(features: Features, bins: Bins, head: str, *, progress: boo
     others = bins.header.get("heads")
     entry = {**made_from, "images": len(z), "value": rounded(value), "spread": rounded(spread)}
     bins.header["heads"] = {**(others if isinstance(others, dict) else {}), head: entry}
-    known = _known(
-        bins, head, made_from, size
-    )  # as the header has it, so that a later plan sees the same digits
+    # as the header has it, so that a later plan sees the same digits
+    known = _known(bins, head, made_from, size)
     assert known is not None
     return known
 

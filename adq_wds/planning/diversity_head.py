@@ -67,17 +67,9 @@ def contrastive(
         epochs: passes over the images, >= 0.
         progress: called with numbers that add up to `epochs`.
 
-    Raises:
-        ValueError: views of another shape, or not finite.
-
     Source: Li et al. 2024 (arXiv 2412.16895) train a contrastive head; the loss is that of Chen et al. 2020 (SimCLR,
     arXiv 2002.05709); width, rate, batch and epochs are ours.
     """
-    if z.ndim != 3 or z.shape[1] != 2 or z.shape[2] < 1:
-        raise ValueError(f"views of shape {z.shape}, expected (M, 2, D): two of each image")
-    if not np.isfinite(z).all():
-        row = int(np.argwhere(~np.isfinite(z))[0][0])
-        raise ValueError(f"the views of image {row} hold NaN or infinity; embed them again")
     head = new_head(z.shape[2], seed=seed)
     if len(z) < 2:
         logger.warning("views of %d images: no two to tell apart, so the head stays untrained", len(z))

@@ -19,7 +19,8 @@ from adq_wds.tables.features_file import NO_LABEL
 from adq_wds.tables.plan_rows import KEPT, LABEL
 
 DECIMALS = 4
-_WEAK = 0.6  # share of right labels that the fit must predict
+_WEAK = 0.5  # of what a perfect fit would predict beyond chance: a fit must predict more,
+_CERTAIN = 3.0  # by so many standard errors
 _TOO_MANY = 0.45  # above this share of wrong labels, the encoder is more likely to be wrong
 
 logger = logging.getLogger("adq_wds")
@@ -28,15 +29,15 @@ logger = logging.getLogger("adq_wds")
 def leave_out_doubted(samples: Samples, options: Options) -> None:
     """Leave out the samples of the lowest margins in each class: a given share, or with "auto" an estimated one.
 
-    "auto" leaves out none where the encoder is too weak to tell wrong labels from hard samples. Margins are
+    "auto" leaves out none where the fit is too weak to tell wrong labels from hard samples. Margins are
     stored in `samples.margin`, NaN for samples left out earlier. One sample of a class stays.
 
     Raises:
         PlanError: there are no labels, or fewer than two classes.
     """
     asked = {
-        "clean": options.clean is not None,
-        "the score difficulty": "difficulty" in options.scores,
+        f"clean={options.clean!r}": options.clean is not None,
+        "the score 'difficulty'": "difficulty" in options.scores,
         "bins_by='difficulty'": options.bins_by == "difficulty",
     }
     if not any(asked.values()):
@@ -47,14 +48,17 @@ def leave_out_doubted(samples: Samples, options: Options) -> None:
     if NO_LABEL in samples.classes:
         raise PlanError(f"{what} needs labels, and these features have none; leave it out")
     if len(np.unique(row)) < 2:
-        raise PlanError(f"{what} needs samples of two or more classes; leave it out")
+        raise PlanError(
+            f"{what} needs samples of two or more classes; the {len(here):,} that earlier reasons leave in are of one: "
+            "leave it out"
+        )
     margin, summary = _earlier_margins(samples) or _measure(samples, here, row)
     samples.margin, samples.margins = margin, summary
     n, estimate = np.bincount(row, minlength=len(samples.classes)), np.array(summary["wrong"])
     wrong = float((estimate * n).sum() / n.sum())
-    weak = wrong > _TOO_MANY or summary["accuracy"] < _WEAK * (1.0 - wrong)
+    weak = _is_weak(summary["accuracy"], wrong, n)
     if weak:
-        _warn_of_weak_fit(summary["accuracy"], wrong, auto=options.clean == "auto")
+        _warn_of_weak_fit(summary["accuracy"], wrong, n, auto=options.clean == "auto")
     if options.clean is None:
         return
     share = np.full(len(n), options.clean) if options.clean != "auto" else estimate * (not weak)
@@ -123,7 +127,14 @@ def _lowest(
     return lowest
 
 
-def _warn_of_weak_fit(accuracy: float, wrong: float, *, auto: bool) -> None:
+def _is_weak(accuracy: float, wrong: float, n: NDArray[np.int64]) -> bool:
+    """Whether a fit that predicts so many labels, of classes of `n` samples, so many of which seem wrong, tells little."""
+    chance = 1 / np.count_nonzero(n)  # of a fit whose classes weigh the same
+    least = chance + _WEAK * (1 - wrong - chance)
+    return wrong > _TOO_MANY or accuracy - _CERTAIN * np.sqrt(accuracy * (1 - accuracy) / n.sum()) < least
+
+
+def _warn_of_weak_fit(accuracy: float, wrong: float, n: NDArray[np.int64], *, auto: bool) -> None:
     """Warn that margins are unreliable: the fit does not predict right labels, or too many labels seem wrong."""
     remedy = (
         "nothing is left out; embed with a better encoder, or give a share"
@@ -131,7 +142,8 @@ def _warn_of_weak_fit(accuracy: float, wrong: float, *, auto: bool) -> None:
         else "embed with a better encoder"
     )
     logger.warning(
-        "the leave-one-out fit predicts only %.0f %% of the labels, and %.0f %% of the labels seem wrong: this encoder "
-        "tells these classes badly apart, so margins say little of labels: %s",
-        100 * accuracy, 100 * wrong, remedy,
+        "the leave-one-out fit on %d samples predicts only %.0f %% of the labels (%.0f %% by chance), and %.0f %% of the "
+        "labels seem wrong: too few samples, or an encoder that tells these classes badly apart, so margins say little "
+        "of labels: %s",
+        n.sum(), 100 * accuracy, 100 / np.count_nonzero(n), 100 * wrong, remedy,
     )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,18 +21,18 @@ from adq_wds.core.graphcut import graphcut_bins
 from adq_wds.core.kernel import unit_rows
 from adq_wds.core.scores import BinSums, bin_scores, importance, rounded
 from adq_wds.errors import CodebookError, FeaturesError, shorten
-from adq_wds.files import lock, make_folder
 from adq_wds.planning.buckets import ClassBuckets
 from adq_wds.planning.codebook_parts import check_digests, codebook_parts, samples_to_fit
 from adq_wds.planning.importance import Normalise
 from adq_wds.planning.options import Options, plan_options
+from adq_wds.planning.output import locked_folder
 from adq_wds.planning.samples import keyed_draws
 from adq_wds.planning.seats import weigh_bins
 from adq_wds.protocols import Allocation
 from adq_wds.registry import SCORES, look_up
 from adq_wds.tables.codebook import NO_LABEL, Codebook, check_codebook_name, load_codebook
 from adq_wds.tables.codebook_header import CodebookSource
-from adq_wds.tables.features import Features
+from adq_wds.tables.features import Features, as_features
 from adq_wds.tables.plan_rows import KEPT
 
 PILOT = 5_000  # rows at most, unless more are asked for: a similarity matrix of 200 MB
@@ -101,7 +101,7 @@ def fit_codebook(
             estimates for each class which share is wrong, next to none where labels are right; a number in (0, 1) is
             the share of every class. A sample of a stream is doubted below the lowest margin of its class that is left.
             Samples of these features then seem to fit better than new ones, since the fit knows their labels. Takes
-            4·C·(D + 1,025) bytes.
+            at most 4·C·(D + 1,025) bytes.
         memory_bytes: what one pilot's similarity matrix may take; larger pilots need none, and more time.
         out: file to write to, ending in .safetensors; a codebook without one stays in memory.
         progress: show a bar; only on a terminal by default.
@@ -127,20 +127,14 @@ def fit_codebook(
         bins=bins, keep=keep, seed=seed, alpha=alpha, allocation=allocation, scores=scores, normalise=normalise,
         memory_bytes=memory_bytes, balance=balance, dedup=dedup, clean=clean,
     )  # fmt: skip
-    folder = None
     if out is not None:
         check_codebook_name(out)
-        if Path(out).is_dir():
-            raise CodebookError(f"{os.fspath(out)}: a folder; give the codebook a file name")
-        folder = make_folder(Path(out).parent)
-    if not isinstance(features, Features):
-        features = Features(features)
+    features = as_features(features)
     check_digests(features, options)
     options = options.settled(features)
     fit = _Fit(features, options, pilot, checkpoints)
     classes = fit.classes_with_rules(max(min_pilot, options.bins))
-    # locked before the work, so that of two jobs one learns it at once
-    with nullcontext() if folder is None else lock(folder):
+    with locked_folder(out, CodebookError) as folder:
         rules = fit.rules(classes, folder, progress)
         codebook = _codebook(fit, rules, {"checkpoints": checkpoints, "min_pilot": min_pilot})
         _warn_of_crowds(codebook)

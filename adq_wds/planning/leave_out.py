@@ -6,6 +6,7 @@ samples whose reason is still KEPT. A new one is such a function, and its name i
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import numpy as np
@@ -21,6 +22,8 @@ from adq_wds.planning.samples import Samples, digest_of, find_samples, name_samp
 from adq_wds.tables.plan_rows import DUPLICATE, EXCLUDED, KEPT
 
 _LEFT_OUT = -2  # class of a sample that is left out
+
+logger = logging.getLogger("adq_wds")
 
 
 def leave_out_classes(samples: Samples, options: Options) -> None:
@@ -52,8 +55,23 @@ def leave_out_copies(samples: Samples, options: Options) -> None:
         digests = [rows for file in samples.features if (rows := file.digest()) is not None]
         samples.stays = first_of(np.concatenate(digests), samples.reason == KEPT)
         samples.reason[samples.stays != np.arange(len(samples))] = DUPLICATE
+        _warn_of_other_labels(samples)
     if isinstance(options.dedup, float):
         _leave_out_near_copies(samples, options)
+
+
+def _warn_of_other_labels(samples: Samples) -> None:
+    """Count equal contents with unequal labels, and name two."""
+    label, stays = samples.label, samples.stays
+    other = np.flatnonzero(label != label[stays])
+    if len(other):
+        i, j = int(other[0]), int(stays[other[0]])
+        names = name_samples(samples.features, [i, j])
+        logger.warning(
+            "%d copies have another label than the sample that stays, such as %s (class %d) of %s (class %d); "
+            "`adq show --left-out` lists them",
+            len(other), shorten(names[i]), label[i], shorten(names[j]), label[j],
+        )  # fmt: skip
 
 
 def _leave_out_near_copies(samples: Samples, options: Options) -> None:

@@ -6,20 +6,20 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from adq_wds.checks import no_bar
 from adq_wds.core.copies import first_of
 from adq_wds.core.margin import ridge_margins
 from adq_wds.core.soft_labels import top_probabilities
 from adq_wds.errors import FeaturesError, shorten
-from adq_wds.files import lock, make_folder
+from adq_wds.planning.output import locked_folder
 from adq_wds.planning.samples import global_labels
-from adq_wds.tables.features import Features
+from adq_wds.tables.features import Features, as_features
 from adq_wds.tables.features_file import NO_LABEL, FeaturesFile
 from adq_wds.tables.soft_labels import MAX_CLASSES, SOURCES, ShardSoftLabels, save_soft_labels
 
@@ -97,7 +97,7 @@ def soften_labels(
         raise ValueError(f"source must be one of {', '.join(SOURCES)}, got {shorten(source)}")
     if temperature is not None and not (0 < temperature < math.inf):
         raise ValueError(f"temperature must be a number > 0, got {temperature!r}")
-    opened = features if isinstance(features, Features) else Features(features)
+    opened = as_features(features)
     if not len(opened):
         raise FeaturesError(f"{opened.folder}: no usable samples in {len(opened.files)} shards")
     label, names = global_labels(opened)
@@ -107,12 +107,7 @@ def soften_labels(
         raise FeaturesError(
             f"{opened.folder}: labels up to {n_classes - 1:,}; at most {MAX_CLASSES:,} classes are held"
         )
-    path = Path(out)
-    if Path(os.path.realpath(path)).parent == Path(os.path.realpath(opened.folder)):
-        raise FeaturesError(
-            f"{path}: lies among the features, where every file is one shard's; write it elsewhere"
-        )
-    with lock(make_folder(path.parent)):
+    with locked_folder(out, FeaturesError, beside=opened):
         if source == "ridge":
             top, probability, temperature = _by_ridge(opened, label, temperature, progress)
         else:
@@ -120,7 +115,7 @@ def soften_labels(
             top, probability = _by_network(opened, n_classes, source, temperature, progress)
         agreement = float(np.mean(top[:, 0] == label)) if is_labelled else None
         save_soft_labels(
-            path,
+            out,
             list(_by_shard(opened, top, probability)),
             {
                 "source": source,
@@ -134,7 +129,9 @@ def soften_labels(
                 "names": names,
             },
         )
-    return SoftReport(str(path), len(opened.files), len(opened), n_classes, source, temperature, agreement)
+    return SoftReport(
+        os.fspath(out), len(opened.files), len(opened), n_classes, source, temperature, agreement
+    )
 
 
 def _by_ridge(
@@ -148,8 +145,7 @@ def _by_ridge(
         raise FeaturesError(f"{features.folder}: no labels, which source='ridge' needs; embed with label=")
     if len(classes) < 2:
         raise FeaturesError(f"{features.folder}: one class, and source='ridge' needs two or more")
-    quiet = None if progress is None else not progress
-    with tqdm(total=3 * len(features.files), unit="shard", desc="soften", disable=quiet) as bar:
+    with tqdm(total=3 * len(features.files), unit="shard", desc="soften", disable=no_bar(progress)) as bar:
 
         def rows() -> Iterator[NDArray[np.float16]]:
             start = 0
@@ -184,9 +180,8 @@ def _by_network(
             f"{features.folder}: embeddings of {features.width} numbers (encoder {features.header['encoder']!r}) are no "
             f"{source} of {n_classes} classes; embed with a network that gives {source} as its embeddings"
         )
-    quiet = None if progress is None else not progress
     parts = []
-    for file in tqdm(features.files, unit="shard", desc="soften", disable=quiet):
+    for file in tqdm(features.files, unit="shard", desc="soften", disable=no_bar(progress)):
         rows = file.embedding().astype(np.float64) * file.norm()[:, None]
         if source == "probabilities":
             _check_probabilities(file, rows)

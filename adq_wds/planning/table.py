@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,15 +11,12 @@ from numpy.typing import NDArray
 from adq_wds.core.cells import Cells
 from adq_wds.core.fresh import ONE
 from adq_wds.core.scores import DECIMALS, rounded
-from adq_wds.errors import shorten
 from adq_wds.planning.options import Options
 from adq_wds.planning.samples import Samples, name_samples
 from adq_wds.planning.seats import equal_to_alpha_0
 from adq_wds.tables.features_file import NO_LABEL, FeaturesFile
 from adq_wds.tables.plan import Plan
 from adq_wds.tables.plan_rows import BAD, DUPLICATE, KEPT, NEVER, QUOTA, REASONS, PlanShard
-
-logger = logging.getLogger("adq_wds")
 
 
 def make_table(
@@ -84,7 +80,7 @@ def _header_of_set(samples: Samples, shards: list[PlanShard], options: Options) 
         "texture": None if texture is None else _mean_texture(texture, samples.kept),
         "bad": sum(len(file.bad) for file in features),
         "reasons": dict(zip(REASONS, np.bincount(reasons, minlength=len(REASONS)).tolist(), strict=True)),
-        "copies_of_other_label": _count_other_labels(samples),
+        "copies_of_other_label": int((samples.label != samples.label[samples.stays]).sum()),
         **({} if samples.doubts is None else {"clean": samples.doubts}),
     }
 
@@ -133,17 +129,3 @@ def _mean_texture(texture: NDArray[np.float32], kept: NDArray[np.bool_]) -> dict
     return {
         name: round(float(part.sum(dtype=np.float64)) / max(1, len(part)), 6) for name, part in parts.items()
     }
-
-
-def _count_other_labels(samples: Samples) -> int:
-    """Count copies whose label differs from the sample that stays; warn and name one."""
-    label, stays = samples.label, samples.stays
-    other = np.flatnonzero(label != label[stays])
-    if len(other):
-        i, j = int(other[0]), int(stays[other[0]])
-        names = name_samples(samples.features, [i, j])
-        logger.warning(
-            "%d copies have another label than the sample that stays, such as %s (class %d) of %s (class %d)",
-            len(other), shorten(names[i]), label[i], shorten(names[j]), label[j],
-        )  # fmt: skip
-    return len(other)

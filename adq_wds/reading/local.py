@@ -51,7 +51,14 @@ class SpanReader:
             ShardError: the bytes there are not one whole sample with that key and crc32.
             SampleError: a member has the name of one of WebDataset's own fields.
         """
-        _, offset, n_bytes, key, crc, *_ = place
+        _, offset, n_bytes, key, crc, fields, cuts, span_crc32 = place
+        if fields is not None and crc32(data) == span_crc32 and len(data) == n_bytes:
+            sample: Sample = {"__key__": key, "__url__": self._url}
+            i = 0
+            for field in fields:
+                sample[field] = data[cuts[i] : cuts[i + 1]]
+                i += 2
+            return sample
         if len(data) != n_bytes:
             where = f"at byte {offset + len(data)}" if data else f"before byte {offset}"
             raise self._wrong(f"ends {where}, but this sample at {offset + n_bytes}: truncated", key)
@@ -147,18 +154,12 @@ class LocalShard(SpanReader):
         """Does nothing: the file is local."""
 
     def read_sample(self, place: Place) -> Sample:
-        """The sample at a place, cut out where its payloads are known to lie; else see `SpanReader.parse`."""
-        _, offset, n_bytes, key, _, fields, cuts, span_crc32 = place
-        if fields is not None and offset + n_bytes <= self._file.n_bytes:
-            try:
-                data = os.pread(self._file.fd, n_bytes, offset)
-            except OSError:  # raised below, with shard and key
-                data = b""
-            if crc32(data) == span_crc32 and len(data) == n_bytes:
-                sample: Sample = {"__key__": key, "__url__": self._url}
-                i = 0
-                for field in fields:
-                    sample[field] = data[cuts[i] : cuts[i + 1]]
-                    i += 2
-                return sample
-        return self.parse(self._file.read_some(offset, n_bytes, key=key), place)
+        """The sample at a place; see `SpanReader.parse`."""
+        offset, n_bytes, file = place[1], place[2], self._file
+        try:  # before the slower `read_some`, which names what is wrong
+            data = os.pread(file.fd, n_bytes, offset) if offset + n_bytes <= file.n_bytes else b""
+        except OSError:
+            data = b""
+        if len(data) != n_bytes:
+            data = file.read_some(offset, n_bytes, key=place[3])
+        return self.parse(data, place)

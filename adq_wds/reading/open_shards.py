@@ -34,15 +34,12 @@ class Reader(Protocol):
 
     def expect(self, offset: int) -> None:
         """The sample at this byte will be read soon."""
-        ...
 
     def read_sample(self, place: Place) -> Sample:
         """The sample at a place; see `SpanReader.parse`."""
-        ...
 
     def close(self) -> None:
         """Close it."""
-        ...
 
 
 class Readers:

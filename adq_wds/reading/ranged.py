@@ -44,7 +44,6 @@ class Kept:
     """
 
     def __init__(self, byte_offset: NDArray[np.int64], n_bytes: NDArray[np.int64], *, grouped: bool) -> None:
-        self._n_bytes = n_bytes
         block = blocks_of(n_bytes) if grouped else np.arange(len(n_bytes))
         ends = byte_offset + n_bytes
         gap = byte_offset[1:] - ends[:-1]

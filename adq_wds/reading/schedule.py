@@ -39,12 +39,12 @@ class StreamDraws(ABC):
         """See `core.fresh.FreshDraws.seats`."""
 
     @abstractmethod
-    def record(self, epoch: int) -> str:
-        """What a state in an epoch says of the draws of all epochs so far."""
+    def record(self, epoch: int, *, begun: bool) -> str:
+        """What a state says of the draws of all epochs before one, and of that one if it has `begun`."""
 
     @abstractmethod
-    def check(self, record: str, epoch: int) -> None:
-        """Raise `StateError` unless a state's record of an epoch is of draws like these."""
+    def check(self, record: str, epoch: int, *, begun: bool) -> None:
+        """Raise `StateError` unless a state's record is of draws like these."""
 
     @abstractmethod
     def begin(self, epoch: int) -> None:
@@ -52,7 +52,7 @@ class StreamDraws(ABC):
 
     @abstractmethod
     def restore(self, record: str, epoch: int, *, begun: bool) -> None:
-        """Continue from a checked record of an epoch, of which samples were read before if it has `begun`."""
+        """Continue from a checked record."""
 
 
 class Schedule(StreamDraws):
@@ -133,17 +133,19 @@ class Schedule(StreamDraws):
             for share, group in zip(shares, of_budget[i : i + _BLOCK], strict=True):
                 yield group, share.ravel()
 
-    def record(self, epoch: int) -> str:
-        """16 hexadecimal digits that stand for the numbers of samples of all epochs up to this one."""
-        self.n_total(epoch)
-        totals = np.array(self._totals[: epoch + 1], dtype="<i8")
+    def record(self, epoch: int, *, begun: bool) -> str:
+        """16 hexadecimal digits that stand for the numbers of samples of the epochs; see `StreamDraws`."""
+        n = epoch + begun
+        if n:
+            self.n_total(n - 1)
+        totals = np.array(self._totals[:n], dtype="<i8")
         return hashlib.sha256(totals.tobytes()).hexdigest()[:16]
 
-    def check(self, record: str, epoch: int) -> None:
-        """Raise `StateError` unless epochs 0 to `epoch` had as many samples as now."""
-        if epoch >= _MAX_EPOCHS or record != self.record(epoch):
+    def check(self, record: str, epoch: int, *, begun: bool) -> None:
+        """Raise `StateError` unless the epochs had as many samples as now; see `StreamDraws`."""
+        if epoch >= _MAX_EPOCHS or record != self.record(epoch, begun=begun):
             raise StateError(
-                f"state is of another schedule: keep= does not give the ratios that epochs 0 to {epoch} were read with; "
+                f"state is of another schedule: keep= does not give the ratios that epochs up to {epoch} were read with; "
                 "use that schedule (later epochs may change), or start anew"
             )
 

@@ -156,12 +156,9 @@ class Backend(Protocol):
 
     def stamp(self) -> Stamp:
         """Size, and date where it is known (else 0)."""
-        ...
 
     def ranges(self, ranges: Sequence[Range]) -> list[bytes]:
         """The bytes of some ranges, requested together. May raise `NoRanges`."""
-        ...
 
     def chunks(self) -> Iterator[bytes]:
         """The whole, in order."""
-        ...

@@ -38,12 +38,7 @@ def draw_sheet(rows: Sequence[Sequence[Panel]], titles: Sequence[str]) -> Image.
     Args:
         rows: the panels of each image, one per title.
         titles: of the columns.
-
-    Raises:
-        ValueError: no rows, or rows of other lengths.
     """
-    if not rows or any(len(row) != len(titles) for row in rows):
-        raise ValueError(f"{[len(row) for row in rows]} panels in rows, expected {len(titles)} in each")
     n_lines = max(len(panel.lines) for row in rows for panel in row)
     height = CELL + n_lines * _LINE + _GAP
     sheet = Image.new(

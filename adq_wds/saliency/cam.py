@@ -23,8 +23,6 @@ from adq_wds.saliency.plain import grid_of
 Maps = Callable[[torch.Tensor], torch.Tensor]
 Parts = tuple[Maps, Maps, nn.Linear | None]
 
-METHODS = ("gradcam", "gradcam++")
-
 
 @dataclass(frozen=True, eq=False)
 class CamImportance:
@@ -128,7 +126,7 @@ def cam_importance(
             labels; False takes the predicted class always.
 
     Raises:
-        ValueError: an unknown method, an encoder without classifier, or a network without feature maps (a ViT).
+        ValueError: an encoder without classifier, or a network without feature maps (a ViT).
 
     Source: Selvaraju et al. 2017 (arXiv 1610.02391), Chattopadhyay et al. 2018 (arXiv 1710.11063); for choosing
     patches Zhou et al. 2023 (arXiv 2308.10524), who take the predicted class. The closed forms are ours.
@@ -138,8 +136,6 @@ def cam_importance(
     >>> importance.closed, importance([PIL.Image.new("RGB", (32, 32))], [3], [0]).shape
     (True, (1, 64))
     """
-    if method not in METHODS:
-        raise ValueError(f"method={method!r}: expected one of {', '.join(METHODS)}")
     patch = positive("patch", patch)
     if encoder.n_classes is None:
         raise ValueError(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adq_wds.errors import shorten
+from adq_wds.errors import reason_of, shorten
 
 MAGIC = b"\x93NUMPY"
 MAX_HEADER_BYTES = 10_000  # NumPy's own limit
@@ -87,11 +87,8 @@ def read_header(start: bytes, size: int) -> NpyHeader:
 def _parsed(version: tuple[int, int], header: bytes, end: int) -> NpyHeader:
     try:
         shape, fortran_order, dtype = _VERSIONS[version][1](io.BytesIO(header))
-    except (
-        Exception
-    ) as error:  # NumPy hands the text to Python's tokenizer and literal reader: any may object
-        text = " ".join(f"{type(error).__name__}: {error}".split())[:160]
-        raise NpyError(f"damaged npy header ({text})") from error
+    except Exception as error:  # NumPy hands the text to Python's tokenizer and literal reader
+        raise NpyError(f"damaged npy header ({reason_of(error)})") from error
     return NpyHeader(shape, fortran_order, dtype, end)
 
 

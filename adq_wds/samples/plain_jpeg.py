@@ -78,10 +78,8 @@ def plain_jpeg(data: bytes) -> Plain | None:
             size, frame = frame_size(data, start), marker
         elif marker == SCAN:
             return Plain(size, frame, end) if 0 not in size and end < len(data) else None
-        elif marker not in _MEANINGLESS and (
-            marker != _APP0 or end - start != 18
-        ):  # JFIF without a thumbnail
-            return None
+        elif marker not in _MEANINGLESS and (marker != _APP0 or end - start != 18):
+            return None  # nor JFIF's header without a thumbnail
     return None
 
 

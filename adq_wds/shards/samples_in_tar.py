@@ -48,11 +48,6 @@ from adq_wds.errors import SampleError, ShardError, located, shorten
 from adq_wds.shards.shard_file import ShardFile
 from adq_wds.shards.tar_headers import BLOCK, DEFAULT_LIMITS, Entry, Limits, View, iter_entries
 
-__all__ = [
-    "DEFAULT_LIMITS", "Buffer", "Ignored", "Limits", "Member", "Span",
-    "WrongSample", "expected_span", "iter_spans", "payload_crc32", "read_sample", "span_at", "span_crc32", "split_name",
-]  # fmt: skip
-
 Buffer: TypeAlias = bytes | bytearray | memoryview | ShardFile
 """What holds a tar: bytes in memory, or a file that is read by offset."""
 

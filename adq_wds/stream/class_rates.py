@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from adq_wds.core.allocation import exact_shares
 from adq_wds.core.fresh import ONE, VaryingDraws
 from adq_wds.errors import AdqError, StateError, shorten
-from adq_wds.reading.schedule import StreamDraws
+from adq_wds.reading.schedule import Schedule, StreamDraws
 from adq_wds.stream.clock import Clock
 from adq_wds.stream.ranks import Ranks
 from adq_wds.stream.rate_history import RateHistory
@@ -201,13 +201,13 @@ class ClassRates(StreamDraws):
         """Note that an epoch is read: its rates may not change any more."""
         self._history.begun = max(self._history.begun, epoch)
 
-    def record(self, epoch: int) -> str:
+    def record(self, epoch: int, *, begun: bool) -> str:
         """The updates that count for an epoch and the next one, in base64; see FORMAT.md."""
         n = int(np.searchsorted(self._history.since, epoch + 1, side="right"))
         return self._history.packed(n)
 
-    def check(self, record: str, epoch: int) -> None:
-        """Raise `StateError` unless a record of an epoch is of updates of this plan's classes."""
+    def check(self, record: str, epoch: int, *, begun: bool) -> None:
+        """Raise `StateError` unless a record is of updates of this plan's classes."""
         since, of_class = self._history.unpacked(record)
         size, least = self._cells.size.sum(axis=1) * ONE, self._cells.least.sum(axis=1)
         if not (
@@ -219,8 +219,18 @@ class ClassRates(StreamDraws):
             raise StateError("damaged state: its rates by class contradict the plan; load another checkpoint")
 
     def restore(self, record: str, epoch: int, *, begun: bool) -> None:
-        """Continue from a checked record of an epoch, of which samples were read before if it has `begun`."""
+        """Continue from a checked record of an epoch, which may still get other rates unless it has `begun`."""
         self._history.replace(*self._history.unpacked(record), begun=epoch if begun else epoch - 1)
+
+
+Keep = float | Callable[[int], float] | ClassRates
+
+
+def draws_of(plan: Plan, keep: Keep | None) -> StreamDraws | None:
+    """The draws of a plan by a ratio, a function that gives ratios, or rates; None for the plan's own."""
+    if keep is None:
+        return None
+    return keep.for_plan(plan) if isinstance(keep, ClassRates) else Schedule(plan, keep)
 
 
 def _numbers(name: str, values: Any, n: int) -> NDArray[np.float64]:

@@ -16,19 +16,17 @@ from adq_wds.core.rng import check_seed
 from adq_wds.errors import ShardError, shorten
 from adq_wds.pipes.base import OnError, Pipe, check_on_error
 from adq_wds.reading.listing import Listing, everything, planned
-from adq_wds.reading.schedule import Schedule
 from adq_wds.remote.backend import TIMEOUT, Access
 from adq_wds.remote.cache import Cache, as_cache
 from adq_wds.remote.fetch import Fetch
 from adq_wds.shards.names import expand_urls, is_url
 from adq_wds.stream.as_map import MapView
-from adq_wds.stream.class_rates import ClassRates
+from adq_wds.stream.class_rates import ClassRates, Keep, draws_of
 from adq_wds.stream.clock import Clock, Start
 from adq_wds.stream.epoch_order import Recipe, Share
 from adq_wds.stream.iterator import Stream, TaggedStream
 from adq_wds.stream.ranks import Ranks
 from adq_wds.stream.state import check_only_worker, split_iterator_state
-from adq_wds.tables.codebook import Codebook
 from adq_wds.tables.plan import Plan, as_plan
 
 _MAX_EPOCH = 2**62 - 1
@@ -115,7 +113,7 @@ class ShardDataset(IterableDataset[Any]):
         world: int | None = None,
         uneven: Uneven = "pad",
         fresh: bool = False,
-        keep: float | Callable[[int], float] | ClassRates | None = None,
+        keep: Keep | None = None,
         on_error: OnError = "raise",
         cache: Cache | str | os.PathLike[str] | None = None,
         root: str | os.PathLike[str] | None = None,
@@ -150,7 +148,6 @@ class ShardDataset(IterableDataset[Any]):
             on_error=on_error,
             verify=verify and listing.checked,
             fetch=fetch,
-            drawn_by=_drawn_by(pipes),
         )
         self._clock = Clock()
         self._tagged = False
@@ -218,7 +215,8 @@ class ShardDataset(IterableDataset[Any]):
         """
         recipe, (rank, world) = self._recipe, self._ranks.current()
         t = start.position + n_batches * (recipe.batch_size or 1) * world
-        state = recipe.state(start.epoch, min(t, recipe.listing.n_total(start.epoch)), start.lanes)
+        t = min(t, recipe.listing.n_total(start.epoch)) if t else 0  # a schedule may end before
+        state = recipe.state(start.epoch, t, start.lanes)
         if recipe.drops or dropped or start.epoch == self._rank_epoch:
             state = replace(state, rank=rank, world=world)
         return state.as_dict()
@@ -296,7 +294,7 @@ def _listing(
     root: str | os.PathLike[str] | None,
     index: str | os.PathLike[str] | None,
     fresh: bool,
-    keep: float | Callable[[int], float] | ClassRates | None,
+    keep: Keep | None,
     fetch: Fetch,
 ) -> Listing:
     """The samples to read in the shards at `urls`."""
@@ -308,25 +306,7 @@ def _listing(
     if plan is None:
         return everything(paths, index, root=base, fetch=fetch)
     plan = as_plan(plan)
-    draws = (
-        None
-        if keep is None
-        else keep.for_plan(plan)
-        if isinstance(keep, ClassRates)
-        else Schedule(plan, keep)
-    )
-    return planned(paths, plan, root=base, fresh=fresh, fetch=fetch, draws=draws)
-
-
-def _drawn_by(pipes: Sequence[Pipe]) -> tuple[str, ...]:
-    """The plans and codebooks that pipes select by: hash, keep and seed of each."""
-    sources = {
-        value.hash: f"{value.hash} {getattr(pipe, 'keep', None)} {getattr(pipe, 'seed', None)}"
-        for pipe in pipes
-        for value in vars(pipe).values()
-        if isinstance(value, Plan | Codebook)
-    }
-    return tuple(sources.values())
+    return planned(paths, plan, root=base, fresh=fresh, fetch=fetch, draws=draws_of(plan, keep))
 
 
 def _check(pipes: object, batch_size: object, fields: object, collate: object, uneven: object) -> None:

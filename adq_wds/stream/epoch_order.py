@@ -18,7 +18,8 @@ from adq_wds.reading.listing import Listing
 from adq_wds.reading.places import Place, ShardPlaces, each_place
 from adq_wds.remote.fetch import Fetch
 from adq_wds.stream.state import State, read_state
-from adq_wds.tables.plan import CACHED_SHARDS
+from adq_wds.tables.codebook import Codebook
+from adq_wds.tables.plan import CACHED_SHARDS, Plan
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,6 @@ class Recipe:
     on_error: OnError
     verify: bool
     fetch: Fetch
-    drawn_by: tuple[str, ...] = ()  # the plans and codebooks of pipes: hash, keep and seed
 
     @property
     def drops(self) -> bool:
@@ -48,6 +48,18 @@ class Recipe:
     def lanes(self) -> int:
         """L, the shuffle's lanes."""
         return LANES if self.shuffle else 1
+
+    @property
+    def hash(self) -> str:
+        """Changes with all that the order depends on: the listing, and the plans and codebooks that pipes select by."""
+        drawn_by = {
+            value.hash: f"{value.hash} {getattr(pipe, 'keep', None)} {getattr(pipe, 'seed', None)}"
+            for pipe in self.pipes
+            for value in vars(pipe).values()
+            if isinstance(value, Plan | Codebook)
+        }
+        listed = self.listing.hash
+        return sha256_text("\n".join((listed, *drawn_by.values()))) if drawn_by else listed
 
     def n_samples(self, rank: int, world: int, epoch: int, start: int = 0) -> int:
         """Samples that a rank reads of an epoch from position `start` on."""
@@ -60,12 +72,10 @@ class Recipe:
 
     def state(self, epoch: int = 0, t: int = 0, lanes: int = 0) -> State:
         """The state of a stream that stands at `t`."""
-        hash = self.listing.hash
-        if self.drawn_by:
-            hash = sha256_text("\n".join((hash, *self.drawn_by)))
         lanes, draws = lanes or self.lanes, self.listing.draws
-        keep = None if draws is None else draws.record(epoch)
-        return State(hash, self.seed, epoch, self.shuffle, self.fresh, lanes, self.batch_size, t, keep=keep)
+        keep = None if draws is None else draws.record(epoch, begun=t > 0)
+        state = (self.hash, self.seed, epoch, self.shuffle, self.fresh, lanes, self.batch_size, t)
+        return State(*state, keep=keep)
 
     def resumed(self, saved: object, rank: int, world: int, *, ended: bool = False) -> State:
         """A saved state, checked; draws that depend on earlier epochs are restored from it.

@@ -65,8 +65,8 @@ def read_state(saved: object, now: State, listing: Listing) -> State:
     if (state.keep is None) != (listing.draws is None):
         raise _differs("keep", state.keep, now.keep)
     if state.keep is not None and listing.draws is not None:
-        listing.draws.check(state.keep, state.epoch)
-    n_total = listing.n_total(state.epoch)
+        listing.draws.check(state.keep, state.epoch, begun=state.t > 0)
+    n_total = listing.n_total(state.epoch) if state.t else 0  # a schedule may end with the epoch before
     _check_range("t", state.t, 0, n_total)
     _check_range("lanes", state.lanes, 1, max(n_total, now.lanes))
     return state

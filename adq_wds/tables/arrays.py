@@ -57,9 +57,8 @@ def features_of_arrays(
     first."""
     h = _checked_embeddings(embeddings, keys)
     y = _checked_labels(labels, len(h))
-    stamps = [
-        source_stamp(path) for path in paths
-    ]  # before they are read: a shard replaced meanwhile is seen to differ
+    # before they are read: a shard replaced meanwhile is seen to differ
+    stamps = [source_stamp(path) for path in paths]
     scanned = [_scanned(path, name) for path, name in zip(paths, names, strict=True)]
     rows = _matched(dict(zip(names, (spans.keys for spans, _ in scanned), strict=True)), keys)
     header: FeaturesSource = {

@@ -32,7 +32,7 @@ from adq_wds.tables.codebook_header import (
     class_faults,
     read_header,
 )
-from adq_wds.tables.headers import checked
+from adq_wds.tables.headers import checked, reopened
 
 SUFFIX = ".safetensors"
 POOLED = 0  # the row fitted over all classes
@@ -279,7 +279,7 @@ class Codebook:
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.path is not None:
-            return _reopen, (str(self.path), self.hash)
+            return reopened, (load_codebook, CodebookError, str(self.path), self.hash)
         make = partial(Codebook, margins=self.margins, copies=self.copies)
         return make, (self.query, self.threshold, self.label, self.held_out, self.weight, self.header)
 
@@ -299,9 +299,8 @@ def load_codebook(path: str | os.PathLike[str]) -> Codebook:
     path = Path(path).absolute()
     try:
         check_size(path)
-        with safetensors.safe_open(
-            path, framework="np"
-        ) as file:  # holds the arrays' places against the file's size
+        # holds the arrays' places against the file's size
+        with safetensors.safe_open(path, framework="np") as file:
             header = read_header(file.metadata() or {})
             arrays: dict[str, Any] = {name: _tensor(file, name) for name in _TENSORS}
             for part, (kind, names) in _PARTS.items():
@@ -337,12 +336,3 @@ def _tensor(file: Any, name: str) -> NDArray[Any]:
         raise ValueError(f"array {name!r} is {shorten(kind)}, expected {expected}")
     array: NDArray[Any] = file.get_tensor(name)
     return array
-
-
-def _reopen(path: str, expected: str) -> Codebook:
-    codebook = load_codebook(path)
-    if codebook.hash != expected:
-        raise CodebookError(
-            f"{path}: changed since it was opened (hash {codebook.hash[:12]}, was {expected[:12]})"
-        )
-    return codebook

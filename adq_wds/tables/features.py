@@ -15,7 +15,7 @@ from adq_wds.checks import positive
 from adq_wds.errors import FeaturesError, shorten
 from adq_wds.files import canonical_json, lock, make_folder, sha256_text
 from adq_wds.protocols import Label
-from adq_wds.shards.names import check_shard_name, expand_urls, shard_names
+from adq_wds.shards.names import expand_urls, plain_shard_names
 from adq_wds.tables.arrays import ENCODER, SampleId, features_of_arrays
 from adq_wds.tables.features_file import FeaturesFile
 from adq_wds.tables.headers import EmbeddedBy, refuse_unlike
@@ -111,7 +111,7 @@ class Features:
             plan = adq.build_plan(features, keep=0.2, out="plan.parquet")
         """
         paths = expand_urls(shards)
-        names = [check_shard_name(name) for name in shard_names(paths)]
+        names = plain_shard_names(paths)
         folder = make_folder(out)
         with lock(folder):
             for name in names:
@@ -134,7 +134,7 @@ class Features:
                 raise FeaturesError(
                     f"{self.folder}: {shard} and {short} may be one shard, embedded in two runs; remove the older file"
                 )
-        remedy = "embed all shards again with the same settings (another label alone reads labels alone)"
+        remedy = "embed all shards again with one encoder and one label (which alone reads labels alone)"
         refuse_unlike([(file.path, file.header) for file in self.files], ALIKE, remedy)
 
     def __iter__(self) -> Iterator[FeaturesFile]:
@@ -205,6 +205,11 @@ class Features:
         """SHA-256 over the contents: settings and one hash per shard and column, not file bytes or dates."""
         shards = [[*file.header["shards"], file.n_read, file.names, file.bad] for file in self.files]
         return sha256_text(canonical_json([self.header, shards]))
+
+
+def as_features(features: Features | str | os.PathLike[str]) -> Features:
+    """`features` themselves, or those in that folder."""
+    return features if isinstance(features, Features) else Features(features)
 
 
 def _refuse_foreign(path: Path) -> None:

@@ -268,7 +268,7 @@ class FeaturesFile:
         return Spans.from_rows([row[:5] for row in self.bad])
 
     def all_spans(self) -> tuple[Spans, NDArray[np.int64]]:
-        """The spans of all samples, usable or not, and the order that puts the usable ones, then the others, in theirs."""
+        """All spans in the shard's order, and (n_read,) int64: each one's row among the usable, then the other samples."""
         both = Spans.joined([self.spans(), self.bad_spans()])
         order = np.argsort(both.index, kind="stable")
         return both.take(order), order

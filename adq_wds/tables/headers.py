@@ -21,7 +21,7 @@ from typing import (
     is_typeddict,
 )
 
-from adq_wds.errors import FeaturesError, shorten
+from adq_wds.errors import AdqError, FeaturesError, shorten
 from adq_wds.files import canonical_json
 
 Natural = Annotated[int, range(2**63)]
@@ -204,6 +204,15 @@ def _is_flat(value: Any, levels: int = 32) -> bool:
 def _shown(value: object) -> str:
     """A text or number of the header; for a list, which may be deep, only its type."""
     return shorten(value) if isinstance(value, (str, int, float)) else type(value).__name__
+
+
+def reopened(load: Callable[[str], Any], error: Callable[[str], AdqError], path: str, expected: str) -> Any:
+    """What pickled as its path and hash: the file, opened again; an error where its content is another by now."""
+    opened = load(path)
+    if opened.hash != expected:
+        hashes = f"hash {opened.hash[:12]}, was {expected[:12]}"
+        raise error(f"{path}: changed since it was opened ({hashes})")
+    return opened
 
 
 def refuse_unlike(

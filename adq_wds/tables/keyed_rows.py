@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from adq_wds.errors import FeaturesError, PlanError, shorten
+from adq_wds.errors import FeaturesError, PlanError, reason_of, shorten
 from adq_wds.shards.names import ShardNames, path_of
 from adq_wds.tables import bounds
 
@@ -114,8 +114,7 @@ class KeyedRows:
 
     def damaged(self, error: Exception) -> FeaturesError:
         """The error of a file that cannot be read."""
-        text = " ".join(str(error).split())[:160]
-        return self.error(f"not a whole Parquet file ({type(error).__name__}: {text})")
+        return self.error(f"not a whole Parquet file ({reason_of(error)})")
 
 
 def _plain(shard: str) -> str:

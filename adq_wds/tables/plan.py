@@ -20,6 +20,7 @@ from adq_wds.core.order import LANES
 from adq_wds.errors import PlanError, shorten
 from adq_wds.files import canonical_json, sha256_text
 from adq_wds.shards.names import ShardNames, check_shard_name, expand_urls, plain_shard_names
+from adq_wds.tables.headers import reopened
 from adq_wds.tables.parquet import GroupFile, Header, column_hashes, write_groups
 from adq_wds.tables.plan_header import PlanEntry, PlanHeader, fresh_draws, header_without_bins
 from adq_wds.tables.plan_rows import (
@@ -269,7 +270,7 @@ class Plan:
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.path is not None:
-            return _reopen, (str(self.path), self.hash)
+            return reopened, (load_plan, PlanError, str(self.path), self.hash)
         return Plan, (self.header, [shard.table() for shard in self])
 
 
@@ -286,10 +287,3 @@ def load_plan(path: str | os.PathLike[str]) -> Plan:
 def as_plan(plan: Plan | str | os.PathLike[str]) -> Plan:
     """`plan` itself, or the plan at that path."""
     return plan if isinstance(plan, Plan) else load_plan(plan)
-
-
-def _reopen(path: str, expected: str) -> Plan:
-    plan = load_plan(path)
-    if plan.hash != expected:
-        raise PlanError(f"{path}: changed since it was opened (hash {plan.hash[:12]}, was {expected[:12]})")
-    return plan

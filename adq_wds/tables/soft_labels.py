@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from adq_wds.errors import FeaturesError, PlanError, shorten
 from adq_wds.shards.names import ShardNames, base_name, check_shard_name
-from adq_wds.tables.headers import TableHeader
+from adq_wds.tables.headers import TableHeader, reopened
 from adq_wds.tables.parquet import GroupFile, column_hashes, list_array, list_rows, list_type, write_groups
 from adq_wds.tables.plan import CACHED_SHARDS
 
@@ -111,9 +111,8 @@ def save_soft_labels(
         entries.append({"name": shard.shard, "n": len(shard.keys), "columns": column_hashes(tables[-1])})
     n_top = shards[0].top.shape[1]
     whole = {**header, "n_top": n_top, "format": "adq_wds.soft", "version": VERSION, "shards": entries}
-    write_groups(
-        path, _schema(n_top), tables, whole, compression="none"
-    )  # readers bound lists by the file's size
+    # readers bound lists by the file's size
+    write_groups(path, _schema(n_top), tables, whole, compression="none")
 
 
 class SoftTable:
@@ -192,13 +191,4 @@ class SoftTable:
         return self._cached[name]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (str(self.path), self.hash)
-
-
-def _reopen(path: str, expected: str) -> SoftTable:
-    table = SoftTable(path)
-    if table.hash != expected:
-        raise FeaturesError(
-            f"{path}: changed since it was opened (hash {table.hash[:12]}, was {expected[:12]})"
-        )
-    return table
+        return reopened, (SoftTable, FeaturesError, str(self.path), self.hash)

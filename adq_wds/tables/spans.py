@@ -18,15 +18,8 @@ from adq_wds.remote.backend import Stamp
 from adq_wds.remote.fetch import Fetch
 from adq_wds.remote.open_shard import open_shard
 from adq_wds.shards.names import base_name, is_url
-from adq_wds.shards.samples_in_tar import (
-    DEFAULT_LIMITS,
-    Buffer,
-    Ignored,
-    Span,
-    iter_spans,
-    payload_crc32,
-    span_crc32,
-)
+from adq_wds.shards.samples_in_tar import Buffer, Ignored, Span, iter_spans, payload_crc32, span_crc32
+from adq_wds.shards.tar_headers import DEFAULT_LIMITS
 from adq_wds.tables.members import MEMBERS, members_text
 
 logger = logging.getLogger("adq_wds")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +19,7 @@ from adq_wds.files import canonical_json, sha256_text
 from adq_wds.shards.names import base_name, check_shard_name
 from adq_wds.tables.features import Features, file_name
 from adq_wds.tables.features_file import FeaturesFile
-from adq_wds.tables.headers import EmbeddedBy, Natural, TableHeader, checked, first_unlike, refuse_unlike
+from adq_wds.tables.headers import EmbeddedBy, Natural, TableHeader, checked, refuse_unlike
 from adq_wds.tables.parquet import (
     GroupFile,
     column_hashes,
@@ -149,35 +148,29 @@ def _schema(width: int) -> pa.Schema:
 
 
 class Views:
-    """A folder of views, loaded: two embeddings for each image of a keyed sample.
+    """The views beside some features, loaded: two embeddings for each image of a keyed sample.
 
     Args:
-        folder: where `embed_views` wrote one file per shard: `views` in the folder of the features.
-        shards: use only these; every one must be there. All by default.
+        features: of the same shards; `embed_views` wrote one file for each into their folder ``views``.
 
     Raises:
-        FeaturesError: no views, a shard's missing, a damaged file, or files of different encoders or settings.
+        FeaturesError: a shard's views are missing or damaged, of another encoder or other settings than the others' or
+            the features'.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], *, shards: Sequence[str] | None = None) -> None:
-        self.folder = Path(folder)
-        names = None if shards is None else [file_name(shard) for shard in shards]
-        paths = sorted(self.folder.glob("*.parquet")) if names is None else [self.folder / n for n in names]
+    def __init__(self, features: Features) -> None:
+        self._features, self.folder = features, views_folder(features)
+        paths = [self.folder / file_name(file.shard) for file in features]
         missing = [path.name for path in paths if not path.is_file()]
-        if not paths or missing:
+        if missing:
             more = f" and {len(missing) - 1} more are" if len(missing) > 1 else " is"
-            which = f"{missing[0]}{more} missing" if missing else "no *.parquet"
             raise FeaturesError(
-                f"{self.folder}: no views here ({which}); embed with views=20_000 (--views 20000)"
+                f"{self.folder}: no views here ({missing[0]}{more} missing); embed with views=20_000 (--views 20000)"
             )
-        self.files = sorted((ShardViews.load(path) for path in paths), key=lambda file: file.shard)
-        alike = [(self.folder / file_name(file.shard), file.header) for file in self.files]
-        refuse_unlike(alike, _ALIKE, "embed with views= (--views) again")
-
-    @classmethod
-    def of(cls, features: Features) -> Views:
-        """Load the views of these features' shards."""
-        return cls(views_folder(features), shards=[file.shard for file in features])
+        self.files = [ShardViews.load(path) for path in paths]
+        again = "embed with views= (--views) again"
+        refuse_unlike(list(zip(paths, (file.header for file in self.files), strict=True)), _ALIKE, again)
+        refuse_unlike([(features.folder, features.header), (self.folder, self.header)], _FROM_FEATURES, again)
 
     def __len__(self) -> int:
         """Images; each has two views."""
@@ -197,40 +190,26 @@ class Views:
         shards = [[file.shard, len(file.keys), column_hashes(file.table())] for file in self.files]
         return sha256_text(canonical_json([self.header, shards]))
 
-    def rows(self, features: Features) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
+    def rows(self) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
         """The views by their samples' rows in the features.
 
-        Args:
-            features: those that the views were made beside.
-
         Returns:
-            positions (M,) int64 among all rows of `features`, ascending; and z (M, 2, D) float16, unit or zero rows.
+            positions (M,) int64 among all rows of the features, ascending; and z (M, 2, D) float16, unit or zero rows.
 
         Raises:
-            FeaturesError: the features are of another encoder or other samples, or the views are not one keyed
-                sample of the set: a job ended early, or shards came or went since.
+            FeaturesError: the features are of other samples, or the views are not one keyed sample of the set: a job
+                ended early, or shards came or went since.
         """
-        if unlike := first_unlike([self.header, features.header], _FROM_FEATURES):
-            a, b = (shorten(header.get(unlike[1])) for header in (self.header, features.header))
-            raise FeaturesError(
-                f"{self.folder}: views made with {unlike[1]} {a}, features with {b}; make the views again"
-            )
-        by_shard = {file.shard: file for file in self.files}
         position, first = [], 0
-        for file in features:
-            if file.shard not in by_shard:
-                raise FeaturesError(
-                    f"{self.folder}: no views here of shard {file.shard}; embed with views=20_000 (--views 20000)"
-                )
-            position.append(first + _matched(file, by_shard.pop(file.shard)))
+        for file, views in zip(self._features, self.files, strict=True):
+            position.append(first + _matched(file, views))
             first += file.n
         chosen = np.concatenate(position)
-        if by_shard or not np.array_equal(
-            chosen, choose_rows(features, len(chosen), seed=self.header["seed"])
-        ):
+        one_draw = choose_rows(self._features, len(chosen), seed=self.header["seed"])
+        if not np.array_equal(chosen, one_draw):
             raise FeaturesError(
-                f"{self.folder}: these {len(self)} views are not one keyed sample of the {len(features)} samples (a job "
-                "ended early, or shards came or went since); embed with views= (--views) again"
+                f"{self.folder}: these {len(self)} views are not one keyed sample of the {first} samples (a job ended "
+                "early, or shards came or went since); embed with views= (--views) again"
             )
         return chosen, np.concatenate([file.z for file in self.files])
 

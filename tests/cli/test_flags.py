@@ -13,11 +13,8 @@ FILE = Path(__file__).parent / "flags.txt"
 
 def flags() -> list[str]:
     """A line for each flag: command, flag and aliases, default, then choices and number of words where there are some."""
-    return [
-        _line(name, command, action)
-        for name, command in make_parser().commands.items()
-        for action in command._actions
-    ]
+    commands = make_parser().commands.items()
+    return [_line(name, command, action) for name, command in commands for action in command._actions]
 
 
 def _line(name: str, command: argparse.ArgumentParser, action: argparse.Action) -> str:

@@ -1,7 +1,5 @@
 """The naive greedy that GraphCut's evaluators must equal, and what their tests share."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

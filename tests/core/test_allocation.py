@@ -69,23 +69,15 @@ def slow_split(
         cells = [k for k in cells if low[k] < size[k]]
         w = [Fraction(max(1, round(Fraction(weight[k]) * Fraction(2) ** scale))) for k in cells]
         w = w if part == "" else [Fraction(int(size[k])) for k in cells]
-        seats = grown(
-            w, [int(low[k]) for k in cells], [int(size[k]) for k in cells], total, seed, f"{name}/{part}"
-        )
+        bounds = [int(low[k]) for k in cells], [int(size[k]) for k in cells]
+        seats = grown(w, *bounds, total, seed, f"{name}/{part}")
         for k, n in zip(cells, seats, strict=True):
             quota[k] = n
     return quota
 
 
-cells = st.lists(
-    st.tuples(
-        st.integers(0, 9),
-        st.one_of(st.integers(0, 4).map(float), st.floats(0, 10, allow_subnormal=False)),
-        st.integers(0, 3),
-    ),
-    min_size=1,
-    max_size=7,
-)
+weights = st.one_of(st.integers(0, 4).map(float), st.floats(0, 10, allow_subnormal=False))
+cells = st.lists(st.tuples(st.integers(0, 9), weights, st.integers(0, 3)), min_size=1, max_size=7)
 
 
 @settings(max_examples=150)
@@ -108,9 +100,8 @@ def test_large_splits_equal_the_slow_ones() -> None:
     size = rng.integers(0, 200, 60)
     for weight in (rng.uniform(0.9, 1.1, 60) * size, rng.random(60) * size, rng.random(60) + 0.01):
         for budget in (1, 500, 2500, int(size.sum()) - 3):
-            assert split_budget(size, weight, budget, seed=1).tolist() == slow_split(
-                size, weight, budget, seed=1
-            )
+            found = split_budget(size, weight, budget, seed=1)
+            assert found.tolist() == slow_split(size, weight, budget, seed=1)
 
 
 @pytest.mark.parametrize("scale", [2.0**-1000, 0.5, 2.0**20, 2.0**1000])
@@ -129,7 +120,7 @@ def test_cells_of_weight_0_are_filled_when_all_others_are_full() -> None:
 
 # ---- Fairness: over seeds, the mean of a cell's seats is its share
 
-SEEDS = 2000
+SEEDS = 1000
 FAIR: dict[str, tuple[Any, Any, int, Any]] = {
     "200 classes of one": (np.ones(200, dtype=int), np.ones(200), 40, None),
     "bins of one and two": (np.array([2, 2] + [1] * 8), np.array([2.0, 2.0] + [1.0] * 8), 2, None),
@@ -160,9 +151,7 @@ def test_splits_of_other_names_are_rounded_independently() -> None:
 
 @settings(max_examples=150)
 @given(cells, st.data())
-def test_exact_shares_lie_within_a_unit_of_the_fractions(
-    cells: list[tuple[int, float, int]], data: st.DataObject
-) -> None:
+def test_exact_shares_are_the_fractions(cells: list[tuple[int, float, int]], data: st.DataObject) -> None:
     size, weight, low = (np.array(column) for column in zip(*cells, strict=True))
     weight, low = np.maximum(weight, 0.5), np.minimum(low, size)
     budget = data.draw(st.integers(int(low.sum()), int(size.sum())))
@@ -182,10 +171,8 @@ def test_adaptive_at_alpha_0_is_uniform_for_any_sizes() -> None:
 @pytest.mark.parametrize("alpha", [0.0, 0.65, 1.0])
 def test_published_is_the_papers_and_adaptive_for_equal_bins(size: list[int], alpha: float) -> None:
     importance = [0.4, 0.3, 0.2, 0.1]
-    rates = [
-        alpha * i + (1 - alpha) * n / sum(size) if n else 0.0 for n, i in zip(size, importance, strict=True)
-    ]
-    papers = [rate * n for rate, n in zip(rates, size, strict=True)]
+    pairs = list(zip(size, importance, strict=True))
+    papers = [n * (alpha * i + (1 - alpha) * n / sum(size)) if n else 0.0 for n, i in pairs]
     given = (np.array(size), np.array(importance), 0.2)
     assert published(*given, alpha=alpha) == pytest.approx(papers, abs=1e-12)
     ours = adaptive(*given, alpha=alpha)

@@ -10,9 +10,7 @@ SAMPLES = st.lists(st.tuples(st.integers(0, 4), st.booleans(), st.booleans()), m
 
 
 @given(SAMPLES)
-def test_the_first_of_equal_samples_stays_or_those_that_must(
-    samples: list[tuple[int, bool, bool]],
-) -> None:
+def test_the_first_of_equal_samples_stays_or_those_that_must(samples: list[tuple[int, bool, bool]]) -> None:
     contents, among, must = (np.array([row[i] for row in samples]) for i in range(3))
     among, must = among.astype(bool), must.astype(bool) & among.astype(bool)
     digest = np.repeat(contents.astype(np.uint8), 16).reshape(-1, 16)

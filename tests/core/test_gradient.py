@@ -1,7 +1,5 @@
 """Are last-layer gradients right however sure the network is, and are their bins exactly the naive greedy's?"""
 
-from __future__ import annotations
-
 import math
 import warnings
 from decimal import Decimal, localcontext
@@ -126,9 +124,8 @@ def kernel_of(kind: str, **sizes: int) -> GradientKernel:
 def plain_matrix(logit_grad: np.ndarray, norm: np.ndarray, embedding: np.ndarray) -> np.ndarray:
     """The definition, one entry at a time, in Python's floats and whole numbers."""
     b, h = unit_rows(logit_grad), unit_rows(embedding)
-    cos_b, cos_h = (
-        np.rint(x * 2**16).astype(np.int64) @ np.rint(x * 2**16).astype(np.int64).T for x in (b, h)
-    )
+    steps = [np.rint(x * 2**16).astype(np.int64) for x in (b, h)]
+    cos_b, cos_h = (x @ x.T for x in steps)
     a = [1.0 / math.sqrt(1.0 + x * x) for x in norm.astype(np.float64).tolist()]
     c = [x * y for x, y in zip(norm.astype(np.float64).tolist(), a, strict=True)]
     n = len(norm)

@@ -1,7 +1,5 @@
 """Are the bins exactly those of the naive greedy, whatever the data, the evaluator and the number of threads?"""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import warnings
@@ -127,9 +125,8 @@ def test_one_and_two_blas_threads_give_the_same_bytes():
 
 def test_the_budget_chooses_the_evaluator_at_its_exact_edge(monkeypatch):
     used = []
-    monkeypatch.setattr(
-        graphcut, "pool_order", lambda rows, sizes, **kw: used.append("pool") or np.arange(len(rows))
-    )
+    pool = lambda rows, sizes, **options: used.append("pool") or np.arange(len(rows))  # noqa: E731
+    monkeypatch.setattr(graphcut, "pool_order", pool)
     rows = features("relu", n=30)
     graphcut_bins(rows, 3, memory_bytes=30 * 30 * 8)
     assert used == []

@@ -125,9 +125,7 @@ def bilinear(image: NDArray[np.float32], height: int, width: int) -> NDArray[np.
     ("size", "grid", "P"),
     [((2, 3), (3, 2), 4), ((1, 1), (2, 2), 3), ((7, 5), (2, 3), 2), ((4, 4), (4, 4), 1)],
 )
-def test_patch_means_are_means_of_the_map_at_the_images_size(
-    size: tuple[int, int], grid: tuple[int, int], P: int
-) -> None:
+def test_patch_means_are_of_the_resized_map(size: tuple[int, int], grid: tuple[int, int], P: int) -> None:
     cams = np.random.default_rng(3).random((2, *size), dtype=np.float32)
     found = patch_means(cams, grid, P)
     assert found.dtype == np.float32

@@ -1,7 +1,5 @@
 """Are unit rows rounded as stated, and are their dot products exact?"""
 
-from __future__ import annotations
-
 import itertools
 import math
 

@@ -1,7 +1,5 @@
 """The share of wrong labels is estimated inside each class, and next to nothing where all are right."""
 
-from __future__ import annotations
-
 from functools import cache
 
 import numpy as np

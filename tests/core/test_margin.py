@@ -30,7 +30,7 @@ def refitted(
     z, rest = fit.widen(x), np.arange(len(x)) != i
     omega = fit.weight[y]
     whole = z.T @ (omega[:, None] * z)
-    ridge = 1e-3 * np.trace(whole) / z.shape[1] * np.eye(z.shape[1])
+    ridge = fit.ridge * np.trace(whole) / z.shape[1] * np.eye(z.shape[1])
     target = np.eye(len(fit.weight))[y]
     left = z[rest].T @ (omega[rest, None] * z[rest]) + ridge
     without: NDArray[np.float64] = z[i] @ np.linalg.solve(
@@ -39,13 +39,32 @@ def refitted(
     return without
 
 
-def test_left_out_predictions_equal_refits_without_the_sample() -> None:
-    x, y, _ = noisy_set()
+@pytest.mark.parametrize("n", [20, 240])
+def test_left_out_predictions_equal_refits_without_the_sample(n: int) -> None:
+    x, y, _ = noisy_set(n=n)
     fit = fit_ridge(lambda: [x], y, hidden=HIDDEN)
     rows = x.astype(np.float64)
     left_out = fit.left_out(rows, y)
-    for i in range(0, len(y), 7):
+    for i in range(0, n, 7):
         np.testing.assert_allclose(left_out[i], refitted(fit, rows, y, i), atol=1e-6, rtol=0)
+
+
+def test_the_ridge_is_the_one_that_predicts_best_what_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y, _ = noisy_set(wrong=0.2)
+    chosen = fit_ridge(lambda: [x], y, hidden=HIDDEN)
+    error = {}
+    for ridge in module.RIDGES:
+        monkeypatch.setattr(module, "RIDGES", (ridge,))
+        fit = fit_ridge(lambda: [x], y, hidden=HIDDEN)
+        each = np.square(fit.left_out(x.astype(np.float64), y) - np.eye(4)[y]).sum(axis=1)
+        error[ridge] = np.average(each, weights=fit.weight[y])
+    assert chosen.ridge == min(error, key=error.__getitem__)
+
+
+def test_few_samples_need_a_larger_ridge_than_many() -> None:
+    x, y, _ = noisy_set(n=4000, wrong=0.2)
+    ridge = [fit_ridge(lambda n=n: [x[:n]], y[:n], hidden=HIDDEN).ridge for n in (40, 4000)]
+    assert ridge[0] > ridge[1]
 
 
 def test_margins_follow_from_the_left_out_predictions() -> None:

@@ -1,7 +1,5 @@
 """Near copies: the blocked answer is the double loop's."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from numpy.typing import NDArray

@@ -45,9 +45,8 @@ def test_patches_are_copies() -> None:
 
 @pytest.mark.parametrize("shape", [(0, 4), (4, 3), (6, 4), (3, 4)])
 def test_a_patch_that_does_not_divide_the_image_is_refused(shape: tuple[int, int]) -> None:
-    with pytest.raises(
-        ValueError, match=rf"image of {shape[0]} x {shape[1]} pixels .* patches of 4 x 4; resize or crop"
-    ):
+    text = rf"image of {shape[0]} x {shape[1]} pixels .* patches of 4 x 4; resize or crop"
+    with pytest.raises(ValueError, match=text):
         patch_grid(*shape, 4)
 
 
@@ -87,13 +86,14 @@ def test_no_patch_left_out_comes_before_a_kept_one(B: int, L: int, data: st.Data
 def test_importances_that_overflowed_are_refused_by_their_place() -> None:
     importance = np.zeros((3, 4), np.float16)
     importance[2, 1] = np.inf
-    with pytest.raises(
-        ValueError, match="importance of patch 1 of image 2 is inf, expected a finite number; half prec"
-    ):
+    with pytest.raises(ValueError, match=r"importance of patch 1 of image 2 is inf, .*; half prec"):
         top_patches(importance, 2)
     importance[1, 3] = np.nan
     with pytest.raises(ValueError, match="importance of patch 3 of image 1 is nan"):
         top_patches(importance, 2)
+    for wrong in (np.zeros(4), np.zeros((1, 4), np.int64)):
+        with pytest.raises(ValueError, match=r"importance must be \(B, L\) floats, got"):
+            top_patches(wrong, 1)
 
 
 @given(k=st.integers(1, 300), P=st.sampled_from([1, 8, 16]), cells=st.integers(1, 40), odd=st.integers(0, 7))
@@ -101,9 +101,7 @@ def test_columns_leave_the_fewest_cells_blank(k: int, P: int, cells: int, odd: i
     max_side = cells * P + min(odd, P - 1)
     fits = [c for c in range(1, k + 1) if c * P <= max_side and -(-k // c) * P <= max_side]
     if not fits:
-        with pytest.raises(
-            ValueError, match=f"{k} patches of {P} x {P} pixels do not tile an image of at most"
-        ):
+        with pytest.raises(ValueError, match=f"{k} patches of {P} x {P} pixels do not tile an image of at"):
             tile_columns(k, P, max_side=max_side)
         return
     expected = min(fits, key=lambda c: (-(-k // c) * c - k, -c))
@@ -130,14 +128,5 @@ def test_blank_cells_have_the_mean_colour_of_the_last_patch() -> None:
     patches = np.zeros((3, 2, 2, 3), np.uint8)
     patches[2, 0] = (200, 100, 4)
     assert tile(patches, 2)[2:, 2:].tolist() == [[[100, 50, 2]] * 2] * 2
-
-
-@pytest.mark.parametrize("importance", [np.zeros(4), np.zeros((1, 4), np.int64)], ids=["row", "int"])
-def test_importances_that_are_no_matrix_of_floats_are_refused(importance: NDArray[np.float64]) -> None:
-    with pytest.raises(ValueError, match=r"importance must be \(B, L\) floats, got"):
-        top_patches(importance, 1)
-
-
-def test_more_patches_than_an_image_has_cells_are_refused() -> None:
     with pytest.raises(ValueError, match="an image of 4 cells does not hold 5 patches"):
         untile(noise(4, 4, 3), 5, 2)

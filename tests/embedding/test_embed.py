@@ -16,13 +16,13 @@ from PIL import Image
 import adq_wds as adq
 from adq_wds.core.texture import texture
 from adq_wds.embedding.estimate import estimate
-from adq_wds.embedding.views import embed_views
 from adq_wds.models.thumbnail import Thumbnail
 from adq_wds.tables.features_file import FeaturesFile
 from adq_wds.tables.spans import scan_spans
 from adq_wds.writing.write_shards import write_kept
-from tests.conftest import MakeShard, jpeg, write_tar
-from tests.embedded import Watching, dates, files, png
+from tests.conftest import Caplog, MakeShard, jpeg, write_tar
+from tests.embedded import Watching, dates, embed_views, files, png
+from tests.folders import flip, spans_of
 
 # ---- What is in them
 
@@ -58,7 +58,9 @@ def test_one_file_for_each_shard_named_after_it(make_shard: MakeShard, tmp_path:
     assert list(files(tmp_path / "f")) == ["u.parquet", "x--t.parquet", "y--t.parquet"]
 
 
-def test_bytes_depend_neither_on_workers_nor_order_nor_batches(shards: list[Path], tmp_path: Path) -> None:
+def test_bytes_depend_neither_on_workers_nor_order_nor_batches(
+    shards: list[Path], tmp_path: Path, caplog: Caplog
+) -> None:
     """F26."""
     adq.embed_shards(shards, "thumbnail", tmp_path / "f", workers=1, batch_size=64)
     expected = files(tmp_path / "f")
@@ -67,6 +69,7 @@ def test_bytes_depend_neither_on_workers_nor_order_nor_batches(shards: list[Path
         order = shards[::-1] if i % 2 else sorted(shards)
         adq.embed_shards(order, "thumbnail", out, workers=workers, batch_size=batch_size)
         assert files(out) == expected
+    assert "patches" not in caplog.text
 
 
 def test_a_networks_bytes_depend_neither_on_workers_nor_order(shards: list[Path], tmp_path: Path) -> None:
@@ -97,12 +100,7 @@ def test_images_of_odd_sizes_have_features(tmp_path: Path) -> None:
     ],
 )
 def test_labels(
-    tmp_path: Path,
-    field: str,
-    values: list[bytes],
-    spec: Any,
-    names: Any,
-    numbers: list[int],
+    tmp_path: Path, field: str, values: list[bytes], spec: Any, names: Any, numbers: list[int]
 ) -> None:
     members = []
     for i, value in enumerate(values):
@@ -115,28 +113,22 @@ def test_labels(
 # ---- What is not done twice
 
 
-def test_a_second_run_embeds_nothing_and_touches_nothing(shards: list[Path], tmp_path: Path) -> None:
+def test_a_second_run_makes_only_what_is_missing(shards: list[Path], tmp_path: Path) -> None:
     encoder, out = Watching(), tmp_path / "f"
     first = adq.embed_shards(shards, encoder, out)
-    before = dates(out)
-    again = adq.embed_shards(shards[::-1], encoder, out, batch_size=5, workers=1)
-    assert (encoder.n, dates(out), again.hash) == (123, before, first.hash)
-
-
-def test_only_what_is_missing_is_made(shards: list[Path], tmp_path: Path) -> None:
-    encoder, out = Watching(), tmp_path / "f"
-    adq.embed_shards(shards, encoder, out)
-    before = files(out)
+    whole = files(out)
     (out / "b.parquet").unlink()
     adq.embed_shards(shards, encoder, out)
-    assert encoder.n == 123 + 50
-    assert files(out) == before
+    assert (encoder.n, files(out)) == (123 + 50, whole)
+    before = dates(out)
+    for path in shards:
+        os.utime(path, ns=(1, 1))  # a new date alone is no change
+    again = adq.embed_shards(shards[::-1], encoder, out, batch_size=5, workers=1)
+    assert (encoder.n, dates(out), again.hash) == (123 + 50, before, first.hash)
 
 
 @pytest.mark.parametrize(("before", "after"), [(20, 30), (1, 2)])
-def test_a_grown_shard_is_embedded_again(
-    make_shard: MakeShard, tmp_path: Path, before: int, after: int
-) -> None:
+def test_a_grown_shard_is_made_again(make_shard: MakeShard, tmp_path: Path, before: int, after: int) -> None:
     """tar pads to 10,240 bytes: the size of the file may stay while it gains a sample."""
     encoder, out = Watching(), tmp_path / "f"
     path = make_shard("a.tar", before)
@@ -152,21 +144,13 @@ def test_a_grown_shard_is_embedded_again(
 def test_a_shard_with_one_byte_changed_is_embedded_again(shards: list[Path], tmp_path: Path) -> None:
     encoder, out = Watching(), tmp_path / "f"
     adq.embed_shards(shards, encoder, out)
-    flip_label(shards[0])
+    span = spans_of(shards[0])[0]
+    flip(shards[0], next(member.offset for member in span.members if member.field == "cls"))
+    os.utime(shards[0], ns=(1, 1))
     features = adq.embed_shards(shards, encoder, out)
     assert encoder.n == 123 + 50
     assert features.files[1].spans().rows() == scan_spans(shards[0], shard="b.tar").rows()
     assert features.files[1].read_columns(["label"])["label"][0].as_py() == 1
-
-
-def test_a_shard_with_only_a_new_date_is_not_embedded_again(shards: list[Path], tmp_path: Path) -> None:
-    encoder, out = Watching(), tmp_path / "f"
-    adq.embed_shards(shards, encoder, out)
-    before = dates(out)
-    for path in shards:
-        os.utime(path, ns=(1, 1))
-    adq.embed_shards(shards, encoder, out)
-    assert (encoder.n, dates(out)) == (123, before)
 
 
 def test_a_shard_replaced_meanwhile_is_embedded_again(make_shard: MakeShard, tmp_path: Path) -> None:
@@ -200,9 +184,7 @@ def test_no_more_shards_than_workers_are_open(make_shard: MakeShard, tmp_path: P
     assert max(unsaved) <= workers
 
 
-def test_damaged_features_are_made_again_with_a_warning(
-    shards: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_damaged_features_are_made_again_warned(shards: list[Path], tmp_path: Path, caplog: Caplog) -> None:
     out = tmp_path / "f"
     adq.embed_shards(shards, "thumbnail", out)
     whole = files(out)
@@ -246,17 +228,10 @@ def test_a_limit_runs_over_the_shards_and_is_completed_later(shards: list[Path],
     before = dates(out)
     view = adq.embed_shards(shards, encoder, out, limit=60)
     assert (len(view), encoder.n, dates(out)) == (60, 133, before)
-    assert [file.spans().rows() for file in view] == [file.spans().rows() for file in first]
-    assert view.hash != whole.hash
-
-
-def test_a_limit_gives_the_features_of_a_fresh_folder(shards: list[Path], tmp_path: Path) -> None:
-    adq.embed_shards(shards, out=tmp_path / "whole")
-    view = adq.embed_shards(shards, out=tmp_path / "whole", limit=55)
-    fresh = adq.embed_shards(shards, out=tmp_path / "fresh", limit=55)
-    for a, b in zip(view, fresh, strict=True):
+    for a, b in zip(view, first, strict=True):  # a view of the whole is what a fresh folder holds
         assert a.spans().rows() == b.spans().rows()
         assert np.array_equal(a.embedding(), b.embedding())
+    assert view.hash != whole.hash
 
 
 def test_a_header_says_what_was_done(shards: list[Path], tmp_path: Path) -> None:
@@ -268,20 +243,6 @@ def test_a_header_says_what_was_done(shards: list[Path], tmp_path: Path) -> None
     json.dumps(header)
 
 
-# ---- Made by hand
-
-
-def flip_label(path: Path) -> None:
-    """The first sample's label from 0 to 1: the same size, one byte changed, another date."""
-    with tarfile.open(path) as tar:
-        at = next(member for member in tar if member.name.endswith(".cls")).offset_data
-    data = bytearray(path.read_bytes())
-    assert data[at : at + 1] == b"0"
-    data[at] ^= 1
-    path.write_bytes(data)
-    os.utime(path, ns=(1, 1))
-
-
 # ---- Images without some of their patches
 
 
@@ -289,16 +250,14 @@ def flip_label(path: Path) -> None:
 def patched(make_shard: MakeShard, tmp_path: Path) -> list[Path]:
     """Two shards of 20 images, half of whose patches are dropped."""
     whole = make_shard("whole.tar", 40, side=64)
-    write_kept(
-        whole, None, tmp_path / "p" / "%d.tar",
-        patch_keep=0.5, importance="random", size=64, max_samples=20,
-    )  # fmt: skip
+    options: Any = {"patch_keep": 0.5, "importance": "random", "size": 64, "max_samples": 20}
+    write_kept(whole, None, tmp_path / "p" / "%d.tar", **options)
     return sorted((tmp_path / "p").glob("*.tar"))
 
 
 @pytest.mark.parametrize("image", [None, "patches.jpg"])
 def test_missing_patches_are_embedded_as_grey(
-    patched: list[Path], tmp_path: Path, image: str | None, caplog: pytest.LogCaptureFixture
+    patched: list[Path], tmp_path: Path, image: str | None, caplog: Caplog
 ) -> None:
     options: Any = {} if image is None else {"image": image}
     features = adq.embed_shards(patched, "thumbnail", tmp_path / "f", batch_size=7, workers=2, **options)
@@ -335,30 +294,17 @@ class Seen(Thumbnail):
         return super().__call__(images)
 
 
-def test_nothing_is_logged_of_whole_images(
-    shards: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    adq.embed_shards(shards, "thumbnail", tmp_path / "f")
-    assert "patches" not in caplog.text
-
-
 def test_two_images_or_lost_places_are_a_bad_sample(patched: list[Path], tmp_path: Path) -> None:
     (sample, *_) = adq.ShardDataset(patched, shuffle=False)
     stripped = io.BytesIO()
     Image.open(io.BytesIO(sample["patches.jpg"])).save(stripped, "JPEG")
-    fields = [
-        ("a.patches.jpg", sample["patches.jpg"]),
-        ("a.jpg", jpeg(0)),
-        ("b.patches.jpg", stripped.getvalue()),
-    ]
-    fields += [("c.patches.jpg", sample["patches.jpg"])]
-    shard = write_tar(tmp_path / "bad.tar", fields)
+    patches = sample["patches.jpg"]
+    fields = [("a.patches.jpg", patches), ("a.jpg", jpeg(0)), ("b.patches.jpg", stripped.getvalue())]
+    shard = write_tar(tmp_path / "bad.tar", [*fields, ("c.patches.jpg", patches)])
     with pytest.raises(adq.SampleError, match=r"key 'a': fields 'jpg' and 'patches.jpg' are both .* name"):
         adq.embed_shards(shard, "thumbnail", tmp_path / "f", label=None)
-    features = adq.embed_shards(
-        shard, "thumbnail", tmp_path / "f", label=None, on_error="skip", max_bad_fraction=1.0
-    )
-    (file,) = features
+    options: Any = {"label": None, "on_error": "skip", "max_bad_fraction": 1.0}
+    (file,) = adq.embed_shards(shard, "thumbnail", tmp_path / "f", **options)
     assert file.read_columns(["key"])["key"].to_pylist() == ["c"]
     assert [row[1] for row in file.bad] == ["a", "b"]
     assert "field 'patches.jpg': no patch mask" in file.bad[1][5]

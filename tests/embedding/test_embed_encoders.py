@@ -68,9 +68,7 @@ def test_strange_numbers_have_unit_rows_or_0(shard: Path, tmp_path: Path, value:
         (lambda images: (["x"] * len(images), None), r"ValueError: could not convert string"),
     ],
 )  # fmt: skip
-def test_an_answer_of_the_wrong_shape_is_named(
-    shard: Path, tmp_path: Path, answer: Answer, text: str
-) -> None:
+def test_an_answer_of_wrong_shape_is_named(shard: Path, tmp_path: Path, answer: Answer, text: str) -> None:
     with pytest.raises(adq.SampleError, match=r"shard a.tar, key 'k0': encoder 'watching' fails .*" + text):
         adq.embed_shards(shard, Watching(answer), tmp_path / "f")
 

@@ -3,7 +3,6 @@
 import bz2
 import json
 import logging
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +11,9 @@ from typing import Any
 import pytest
 
 import adq_wds as adq
-from adq_wds.files import lock
 from adq_wds.tables.features_file import FeaturesFile
 from tests.conftest import write_tar
 from tests.embedded import Fields, files, png, shard_of
-from tests.programs import run
 
 # ---- Samples
 
@@ -34,7 +31,7 @@ BAD_SAMPLES: list[tuple[Fields, str]] = [
 
 
 @pytest.mark.parametrize(("fields", "text"), BAD_SAMPLES)
-def test_a_bad_sample_ends_a_strict_run_or_is_listed(
+def test_a_bad_sample_is_an_error_or_listed(
     tmp_path: Path, fields: Fields, text: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = shard_of(tmp_path / "a.tar", 10, {4: fields, 8: {"png": b"later"}})
@@ -83,10 +80,9 @@ def test_bad_samples_are_counted_over_all_shards(tmp_path: Path) -> None:
     """Ten small shards of which a fifth is bad: none is large enough to be judged alone."""
     bad: dict[int, Fields] = {i: {"png": b"x"} for i in range(0, 20, 5)}
     paths = [shard_of(tmp_path / f"{i}.tar", 20, bad) for i in range(10)]
-    with pytest.raises(adq.SampleError, match=r"samples are bad, more than max_bad_fraction=0.1"):
-        adq.embed_shards(paths, "thumbnail", tmp_path / "f", on_error="skip")
-    with pytest.raises(adq.SampleError, match=r"samples are bad, more than max_bad_fraction=0.1"):
-        adq.embed_shards(paths, "thumbnail", tmp_path / "f", on_error="skip")  # shards done before count too
+    for _ in range(2):  # shards done before count too
+        with pytest.raises(adq.SampleError, match=r"samples are bad, more than max_bad_fraction=0.1"):
+            adq.embed_shards(paths, "thumbnail", tmp_path / "f", on_error="skip")
 
 
 def test_shards_with_equal_base_names_are_told_apart(tmp_path: Path) -> None:
@@ -108,9 +104,6 @@ def test_labels_of_two_kinds_in_a_shard_are_refused(tmp_path: Path) -> None:
     path = shard_of(tmp_path / "a.tar", 4, {i: odd if i == 2 else {"json": b'{"y": 1}'} for i in range(4)})
     with pytest.raises(adq.SampleError, match=r"shard a.tar, key 'k2': label 'b', but the shard's .* is 1"):
         adq.embed_shards(path, out=tmp_path / "f", label="json:y")
-
-
-# ---- Shards
 
 
 TWICE = [("k0.png", png(0)), ("k0.cls", b"0"), ("k1.png", png(1)), ("k0.txt", b"")]
@@ -140,26 +133,6 @@ def test_a_damaged_shard_is_named_and_the_others_are_kept(
 
 
 @pytest.mark.parametrize(
-    ("urls", "text"),
-    [
-        ("none-*.tar", r"no shards match '.*none-\*.tar'"),
-        (["a.tar", "a.tar"], r"shard '.*a.tar' is listed 2 times"),
-        (["a.tar", "./a.tar"], r"is listed twice"),
-        ([], r"no shards given"),
-        (["a/b.tar", "c/b.tar", "a--b.tar"], r"shards 'a/b.tar' and 'a--b.tar' would both be a--b.parquet"),
-    ],
-)
-def test_shards_that_cannot_be_named_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, urls: Any, text: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    shard_of(tmp_path / "a.tar", 3)
-    with pytest.raises(ValueError, match=text):
-        adq.embed_shards(urls, out=tmp_path / "f")
-    assert not (tmp_path / "f").exists()
-
-
-@pytest.mark.parametrize(
     ("options", "text"),
     [
         ({"batch_size": 0}, r"batch_size must be an integer >= 1, got 0"),
@@ -181,53 +154,10 @@ def test_wrong_arguments_are_value_errors(tmp_path: Path, options: dict[str, Any
     assert not list(tmp_path.glob("f/*.parquet"))
 
 
-# ---- The folder
-
-
-def test_the_second_job_in_a_folder_hears_who_works_there(tmp_path: Path) -> None:
-    path = shard_of(tmp_path / "a.tar", 3)
-    (tmp_path / "f").mkdir()
-    with lock(tmp_path / "f"), pytest.raises(adq.AdqError, match=rf"is in use by pid {os.getpid()} on "):
-        adq.embed_shards(path, out=tmp_path / "f")
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_read_only_folder_is_named(tmp_path: Path) -> None:
-    path = shard_of(tmp_path / "a.tar", 3)
-    (tmp_path / "f").mkdir(mode=0o555)
-    with pytest.raises(adq.AdqError, match=r"cannot write into the folder .*f: permission denied"):
-        adq.embed_shards(path, out=tmp_path / "f")
-
-
-def test_a_file_in_the_folders_place_is_named(tmp_path: Path) -> None:
-    path = shard_of(tmp_path / "a.tar", 3)
-    (tmp_path / "f").write_text("")
-    with pytest.raises(adq.AdqError, match=r"cannot make the folder .*f: "):
-        adq.embed_shards(path, out=tmp_path / "f")
-
-
-@pytest.mark.parametrize("n_bytes", [100, 20_000, 60_000])
-def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path: Path, n_bytes: int) -> None:
-    """F27, by a limit on the size of a file in a process of its own."""
-    path = shard_of(tmp_path / "a.tar", 200)
-    code = (
-        "import resource, adq_wds\n"
-        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({n_bytes}, {n_bytes}))\n"
-        f"adq_wds.embed_shards({str(path)!r}, out={str(tmp_path / 'f')!r})\n"
-    )
-    out = run(code)
-    last = out.stderr.strip().splitlines()[-1]
-    assert last.startswith("adq_wds.errors.AdqError: cannot write ")
-    assert "f/a.parquet: no space left" in last
-    assert set(os.listdir(tmp_path / "f")) <= {".adq.lock"}
-    assert len(adq.embed_shards(path, out=tmp_path / "f")) == 200
-
-
 def test_a_skip_is_one_line_even_for_a_hostile_key(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    write_tar(
-        tmp_path / "a.tar", [("k\n1.png", b"x"), ("k\n1.cls", b"1"), ("k2.png", png(2)), ("k2.cls", b"1")]
-    )
+    members = [("k\n1.png", b"x"), ("k\n1.cls", b"1"), ("k2.png", png(2)), ("k2.cls", b"1")]
+    write_tar(tmp_path / "a.tar", members)
     adq.embed_shards(tmp_path / "a.tar", out=tmp_path / "f", on_error="skip")
     assert all("\n" not in record.getMessage() for record in caplog.records)
     assert FeaturesFile(tmp_path / "f" / "a.parquet").bad[0][1] == "k\n1"

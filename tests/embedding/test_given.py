@@ -18,7 +18,7 @@ from adq_wds.cli.main import main
 from adq_wds.embedding.estimate import estimate
 from adq_wds.registry import encoder
 from adq_wds.tables.spans import scan_spans
-from tests.conftest import jpeg, write_tar
+from tests.conftest import Caplog, Capsys, MonkeyPatch, jpeg, write_tar
 from tests.embedded import npy, png, unit
 
 D = 6
@@ -61,9 +61,8 @@ def test_features_are_those_of_the_same_embeddings_in_a_file(tmp_path: Path) -> 
         inside = embed(shards, tmp_path / f"inside{workers}", workers=workers, batch_size=batch_size)
         for ours, theirs in zip(inside, stored, strict=True):
             for column in theirs.header["columns"]:
-                assert ours.read_columns([column])[column].equals(theirs.read_columns([column])[column]), (
-                    column
-                )
+                a, b = (each.read_columns([column])[column] for each in (ours, theirs))
+                assert a.equals(b), column
 
 
 BAD = [
@@ -125,7 +124,7 @@ def test_another_field_or_an_encoder_needs_another_folder(tmp_path: Path) -> Non
         adq.embed_shards(path, "thumbnail", out)
 
 
-def test_adq_run_repeats_from_its_own_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_adq_run_repeats_from_its_own_record(tmp_path: Path, capsys: Capsys) -> None:
     path, out = str(write(tmp_path / "a.tar", vectors(12))), str(tmp_path / "out")
     run = ["run", path, "-o", out, "--embeddings", "field:emb.npy", "--bins", "2", "--keep", "0.5", "--json"]
     assert main(run) == 0
@@ -156,12 +155,9 @@ def by_key(shards: list[Path], tmp_path: Path) -> NDArray[np.float32]:
     rows = [(s.name, key) for s in shards for key in scan_spans(s, shard=s.name).keys]
     h = np.random.default_rng(0).normal(size=(len(rows), 6)).astype(np.float32)
     order = np.random.default_rng(1).permutation(len(rows))
-    columns = {
-        "shard": [rows[i][0] for i in order],
-        "key": [rows[i][1] for i in order],
-        "embedding": list(h[order]),
-    }
-    pq.write_table(pa.table(columns), tmp_path / "e.parquet")
+    shard, key = zip(*(rows[i] for i in order), strict=True)
+    table = pa.table({"shard": shard, "key": key, "embedding": list(h[order])})
+    pq.write_table(table, tmp_path / "e.parquet")
     return h
 
 
@@ -227,13 +223,8 @@ H = np.random.default_rng(0).normal(size=(2 * N, 8)).astype(np.float32)
 
 
 def texts(first: int) -> list[tuple[str, bytes]]:
-    members = []
-    for i in range(first, first + N):
-        members += [
-            (f"t{i:03d}.json", json.dumps({"text": f"do {i}"}).encode()),
-            (f"t{i:03d}.emb.npy", npy(H[i])),
-        ]
-    return members
+    fields = [(i, {"json": b'{"text": "do %d"}' % i, "emb.npy": npy(H[i])}) for i in range(first, first + N)]
+    return [(f"t{i:03d}.{name}", data) for i, sample in fields for name, data in sample.items()]
 
 
 @pytest.fixture
@@ -245,10 +236,8 @@ def text_shards(tmp_path: Path) -> list[Path]:
 def embeddings(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The same numbers in each form."""
     if request.param == "parquet":
-        pq.write_table(
-            pa.table({"key": [f"t{i:03d}" for i in range(2 * N)], "embedding": list(H)}),
-            tmp_path / "e.parquet",
-        )
+        table = pa.table({"key": [f"t{i:03d}" for i in range(2 * N)], "embedding": list(H)})
+        pq.write_table(table, tmp_path / "e.parquet")
         return str(tmp_path / "e.parquet")
     if request.param == "npy":
         np.save(tmp_path / "e.npy", H)
@@ -262,12 +251,11 @@ def embeddings(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def test_text_is_planned_by_its_own_embeddings(
-    text_shards: list[Path], embeddings: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    text_shards: list[Path], embeddings: str, tmp_path: Path, caplog: Caplog
 ) -> None:
     caplog.set_level(logging.INFO, "adq_wds")
-    features = adq.embed_shards(
-        text_shards, out=tmp_path / "f", label=None, embeddings=embeddings, scores=[Length()]
-    )
+    options: Any = {"label": None, "embeddings": embeddings, "scores": [Length()]}
+    features = adq.embed_shards(text_shards, out=tmp_path / "f", **options)
     assert features.header["image"] == "none"
     assert features.texture() is None
     assert "shard a.tar has no image field: samples are taken without images" in caplog.text
@@ -281,16 +269,14 @@ def test_text_is_planned_by_its_own_embeddings(
     named = adq.build_plan(features, keep=0.2, bins=3, scores=["diversity"])
     assert named.hash == plan.hash
     assert adq.build_plan(features, keep=0.2, bins=3, scores=[Length()]).n_kept == 12
-    kept = [
-        sample["__key__"]
-        for sample in adq.ShardDataset([str(s) for s in text_shards], plan=plan, shuffle=False)
-    ]
+    stream = adq.ShardDataset([str(s) for s in text_shards], plan=plan, shuffle=False)
+    kept = [sample["__key__"] for sample in stream]
     rows = plan.table().to_pylist()
     assert sorted(kept) == sorted(row["key"] for row in rows if row["kept"])
 
 
 def test_texture_asked_for_by_name_says_what_to_do(text_shards: list[Path], tmp_path: Path) -> None:
-    features = adq.embed_shards(text_shards, out=tmp_path / "f", label=None, embeddings="field:emb.npy")
+    features = embed(text_shards, tmp_path / "f", label=None)
     for scores in (["texture"], ["texture", "diversity"]):
         with pytest.raises(adq.FeaturesError, match=r"no texture here.*scores=\['diversity'\]"):
             adq.build_plan(features, scores=scores)
@@ -303,37 +289,23 @@ def test_texture_asked_for_by_name_says_what_to_do(text_shards: list[Path], tmp_
 @pytest.mark.parametrize("image", [None, "none"])
 def test_no_image_may_be_said_and_then_none_is_decoded(tmp_path: Path, image: Any) -> None:
     """The second image is damaged, which nobody notices."""
-    members = [
-        ("a.jpg", jpeg(0)),
-        ("a.emb.npy", npy(H[0])),
-        ("b.jpg", jpeg(1)[:40]),
-        ("b.emb.npy", npy(H[1])),
-    ]
-    shard = write_tar(tmp_path / "a.tar", members)
-    features = adq.embed_shards(
-        shard, out=tmp_path / "f", image=image, label=None, embeddings="field:emb.npy"
-    )
-    (file,) = features
+    a, b = ("a.jpg", jpeg(0)), ("b.jpg", jpeg(1)[:40])
+    shard = write_tar(tmp_path / "a.tar", [a, ("a.emb.npy", npy(H[0])), b, ("b.emb.npy", npy(H[1]))])
+    (file,) = embed(shard, tmp_path / "f", image=image, label=None)
     assert (file.n, file.has_texture) == (2, False)
     digest = file.digest()
     assert digest is not None
     assert digest[0].tobytes() == hashlib.blake2b(jpeg(0), digest_size=16).digest()
     with pytest.raises(adq.SampleError, match=r"key 'b'.*embeddings are given, so image=None .* none\)"):
-        adq.embed_shards(shard, out=tmp_path / "g", label=None, embeddings="field:emb.npy")
+        embed(shard, tmp_path / "g", label=None)
     with pytest.raises(adq.FeaturesError, match=r"made with image 'none', now 'jpg'"):
-        adq.embed_shards(shard, out=tmp_path / "f", image="jpg", label=None, embeddings="field:emb.npy")
+        embed(shard, tmp_path / "f", image="jpg", label=None)
 
 
 def test_digests_of_text_are_of_every_field_and_no_key(tmp_path: Path) -> None:
-    bodies = [b"x", b"x", b"y", b"x"]
-    fields = [("json", "emb.npy")] * 3 + [("jsn", "emb.npy")]
-    members = [
-        (f"k{i}.{name}", data)
-        for i, (body, names) in enumerate(zip(bodies, fields, strict=True))
-        for name, data in zip(names, (body, npy(H[0])), strict=True)
-    ]
-    shard = write_tar(tmp_path / "a.tar", members)
-    (file,) = adq.embed_shards(shard, out=tmp_path / "f", label=None, embeddings="field:emb.npy")
+    fields = [("json", b"x"), ("json", b"x"), ("json", b"y"), ("jsn", b"x")]
+    members = [(f"k{i}.{n}", d) for i, field in enumerate(fields) for n, d in (field, ("emb.npy", npy(H[0])))]
+    (file,) = embed(write_tar(tmp_path / "a.tar", members), tmp_path / "f", label=None)
     digest = file.digest()
     assert digest is not None
     a, b, c, d = (row.tobytes() for row in digest)
@@ -345,37 +317,19 @@ def test_what_needs_images_refuses_to_go_without(text_shards: list[Path], tmp_pa
     with pytest.raises(ValueError, match=r"image=None \(--image none\) needs embeddings made elsewhere"):
         adq.embed_shards(text_shards, "thumbnail", tmp_path / "f", image=None)
     with pytest.raises(ValueError, match="score 'bright' looks at images, and image=None leaves them out"):
-        adq.embed_shards(
-            text_shards, out=tmp_path / "f", image="none", embeddings="field:emb.npy", scores=[Bright()]
-        )
+        embed(text_shards, tmp_path / "f", image="none", scores=[Bright()])
     with pytest.raises(adq.SampleError, match="key 't000': no image field: looked for"):
-        adq.embed_shards(
-            text_shards, out=tmp_path / "f", label=None, embeddings="field:emb.npy", scores=[Bright()]
-        )
+        embed(text_shards, tmp_path / "f", label=None, scores=[Bright()])
     with pytest.raises(ValueError, match="views need an encoder"):
-        adq.embed_shards(text_shards, out=tmp_path / "f", label=None, embeddings="field:emb.npy", views=3)
+        embed(text_shards, tmp_path / "f", label=None, views=3)
 
 
 def test_the_command_plans_text(
-    text_shards: list[Path],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    text_shards: list[Path], tmp_path: Path, capsys: Capsys, monkeypatch: MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    run = [
-        "run",
-        "a.tar",
-        "b.tar",
-        "--label",
-        "none",
-        "--embeddings",
-        "field:emb.npy",
-        "--keep",
-        "0.2",
-        "-o",
-        "r",
-    ]
+    run = ["run", "a.tar", "b.tar", "--label", "none", "--keep", "0.2", "-o", "r"]
+    run += ["--embeddings", "field:emb.npy"]
     assert main([*run, "--dry-run", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert (said["samples"], said["kept"]) == (2 * N, 12)
@@ -386,12 +340,8 @@ def test_the_command_plans_text(
     n_bytes = sum(path.stat().st_size for path in (tmp_path / "r" / "features").glob("*.parquet"))
     assert abs(said["features_bytes"] - 2 * N * (8 * 2 + 64 + 16)) == 0
     assert said["features_bytes"] < n_bytes + 20_000
-    assert (
-        estimate(["a.tar"], encoder("thumbnail"), image="none", label=None, embeddings="field:emb.npy")[
-            "samples"
-        ]
-        == N
-    )
+    options: Any = {"image": "none", "label": None, "embeddings": "field:emb.npy"}
+    assert estimate(["a.tar"], encoder("thumbnail"), **options)["samples"] == N
 
 
 @pytest.mark.parametrize("with_images", [True, False])
@@ -399,7 +349,5 @@ def test_an_empty_first_shard_says_nothing_of_the_others(tmp_path: Path, with_im
     members = [(f"t{i}.{'jpg' if with_images else 'txt'}", jpeg(i)) for i in range(4)]
     two = [str(write_tar(tmp_path / "a.tar", [])), str(write_tar(tmp_path / "b.tar", members))]
     np.save(tmp_path / "e.npy", H[:4])
-    features = adq.embed_shards(
-        two, embeddings=tmp_path / "e.npy", label=None, out=tmp_path / "f", progress=False
-    )
+    features = adq.embed_shards(two, out=tmp_path / "f", embeddings=tmp_path / "e.npy", label=None)
     assert [file.has_texture for file in features] == [with_images]

@@ -16,8 +16,8 @@ import adq_wds as adq
 from adq_wds.models.thumbnail import Thumbnail
 from adq_wds.score import Score
 from adq_wds.tables.features_file import FeaturesFile, ShardFeatures
-from tests.conftest import jpeg, write_tar
-from tests.embedded import Watching, files, png
+from tests.conftest import Caplog, jpeg, write_tar
+from tests.embedded import Watching, files, shard_of
 
 N = 12
 
@@ -51,9 +51,7 @@ def shards(tmp_path: Path) -> list[Path]:
     return [write_tar(tmp_path / f"{name}.tar", members(20 * i)) for i, name in enumerate("abc")]
 
 
-def test_another_label_gives_the_features_of_a_fresh_job(
-    shards: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_another_label_gives_a_fresh_jobs_bytes(shards: list[Path], tmp_path: Path, caplog: Caplog) -> None:
     caplog.set_level(logging.INFO, "adq_wds")
     encoder = Watching(with_head)
     adq.embed_shards(shards, encoder, tmp_path / "f", scores=[Red()])
@@ -76,7 +74,7 @@ def test_scores_that_are_not_asked_for_now_stay(shards: list[Path], tmp_path: Pa
     assert features.score("red").tobytes() == before.tobytes()
 
 
-def test_only_bad_samples_are_tried_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_only_bad_samples_are_tried_again(tmp_path: Path, caplog: Caplog) -> None:
     """One has no cls, one no json, one no whole image."""
     caplog.set_level(logging.INFO, "adq_wds")
     every = members(0)
@@ -115,16 +113,14 @@ def test_a_stopped_job_leaves_each_shard_old_or_new(shards: list[Path], tmp_path
     new, now = files(tmp_path / "fresh"), files(tmp_path / "f")
     assert [now[name] == new[name] for name in new] == [True, False, False]
     assert [now[name] == old[name] for name in new] == [False, True, True]
-    with pytest.raises(adq.FeaturesError, match=r"label .*embed all shards again with one label"):
+    with pytest.raises(adq.FeaturesError, match=r"label .*embed all shards again with .* one label"):
         adq.Features(tmp_path / "f")
     adq.embed_shards(shards, encoder, tmp_path / "f", label=label)
     assert files(tmp_path / "f") == new
     assert encoder.n == 2 * n
 
 
-def test_logit_gradients_depend_on_the_labels(
-    shards: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_logit_gradients_depend_on_the_labels(shards: list[Path], tmp_path: Path, caplog: Caplog) -> None:
     caplog.set_level(logging.INFO, "adq_wds")
     encoder = Watching(with_head)
     adq.embed_shards(shards, encoder, tmp_path / "f", logit_grad=True)
@@ -152,9 +148,7 @@ def older(folder: Path) -> None:
         ).save(path)  # fmt: skip
 
 
-def test_older_features_get_digests_without_an_encoder(
-    shards: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_older_features_get_digests_unencoded(shards: list[Path], tmp_path: Path, caplog: Caplog) -> None:
     caplog.set_level(logging.INFO, "adq_wds")
     shards.append(write_tar(tmp_path / "d.tar", [*members(90), ("z.jpg", jpeg(0)[:60]), ("z.cls", b"0")]))
     encoder = Watching(with_head)
@@ -204,25 +198,16 @@ def test_a_run_with_another_label_plans_anew_and_embeds_nothing(shards: list[Pat
         )  # fmt: skip
 
     run("cls")
-    embedding = FeaturesFile(tmp_path / "run" / "features" / "a.parquet").read_columns(["embedding"])
+    path = tmp_path / "run" / "features" / "a.parquet"
+    embedding = FeaturesFile(path).read_columns(["embedding"])
     run("json:word")
-    assert (
-        FeaturesFile(tmp_path / "run" / "features" / "a.parquet")
-        .read_columns(["embedding"])
-        .equals(embedding)
-    )
+    assert FeaturesFile(path).read_columns(["embedding"]).equals(embedding)
     plan = adq.load_plan(tmp_path / "run" / "plan.parquet")
     assert [entry["name"] for entry in plan.header["classes"]] == ["w0", "w1"]
 
 
-# ---- Numbers and words
-
-
 def labelled(path: Path, labels: list[bytes]) -> Path:
-    fields = [
-        (f"k{i}.{name}", data) for i, y in enumerate(labels) for name, data in (("png", png(i)), ("cls", y))
-    ]
-    return write_tar(path, fields)
+    return shard_of(path, len(labels), {i: {"cls": label} for i, label in enumerate(labels)})
 
 
 @pytest.mark.parametrize(
@@ -233,20 +218,13 @@ def labelled(path: Path, labels: list[bytes]) -> Path:
         ([b"?", b"a", b"0", b"b"], r"key 'k0', field 'cls': '\?' is neither", [1, 3]),
     ],
 )  # fmt: skip
-def test_the_first_label_sets_the_kind_of_a_shard(
-    tmp_path: Path, labels: list[bytes], text: str, kept: list[int]
-) -> None:
+def test_the_first_label_sets_the_kind(tmp_path: Path, labels: Any, text: str, kept: list[int]) -> None:
     shard = labelled(tmp_path / "a.tar", labels)
     with pytest.raises(adq.SampleError, match=r"shard a\.tar, " + text):
         adq.embed_shards(shard, "thumbnail", tmp_path / "f")
     for i, (batch_size, workers) in enumerate([(64, 1), (1, 3)]):
-        options: Any = {
-            "on_error": "skip",
-            "max_bad_fraction": 1,
-            "batch_size": batch_size,
-            "workers": workers,
-        }
-        (file,) = adq.embed_shards(shard, "thumbnail", tmp_path / f"f{i}", **options)
+        options: Any = {"max_bad_fraction": 1, "batch_size": batch_size, "workers": workers}
+        (file,) = adq.embed_shards(shard, "thumbnail", tmp_path / f"f{i}", on_error="skip", **options)
         assert file.spans().index.tolist() == kept
 
 
@@ -260,9 +238,6 @@ def test_shards_of_numbers_and_of_words_are_refused(tmp_path: Path, words_first:
         with pytest.raises(adq.FeaturesError, match=text):
             adq.embed_shards(shards, "thumbnail", tmp_path / "f")
     assert list(files(tmp_path / "f")) == ["a.parquet"]
-    features = adq.embed_shards(
-        shards, "thumbnail", tmp_path / "g", label=lambda sample: sample["cls"].decode() + "!"
-    )
-    assert [file.names for file in features] == [
-        sorted(f"{y.decode()}!" for y in part) for part in (first, second)
-    ]
+    features = adq.embed_shards(shards, "thumbnail", tmp_path / "g", label=lambda s: s["cls"].decode() + "!")
+    expected = [sorted(f"{y.decode()}!" for y in part) for part in (first, second)]
+    assert [file.names for file in features] == expected

@@ -60,6 +60,9 @@ class Picky(Red):
         return float("nan") if int(np.asarray(image).sum()) % 3 == 0 else 1.0
 
 
+SKIP: Any = {"on_error": "skip", "max_bad_fraction": 1.0}
+
+
 @pytest.fixture
 def shards(make_shard: MakeShard) -> list[Path]:
     return [make_shard("a.tar", 30), make_shard("b.tar", 20, first=30)]
@@ -107,9 +110,7 @@ def _samples(path: Path) -> list[dict[str, Any]]:
 def test_a_bad_value_names_the_sample_and_is_skipped_when_asked(shards: list[Path], tmp_path: Path) -> None:
     with pytest.raises(adq.SampleError, match=r"shard a\.tar, key 's\d+': score 'picky' gave nan, .* one"):
         adq.embed_shards(shards, "thumbnail", tmp_path / "f", scores=[Picky()])
-    features = adq.embed_shards(
-        shards, "thumbnail", tmp_path / "f", scores=[Picky()], on_error="skip", max_bad_fraction=1.0
-    )
+    features = adq.embed_shards(shards, "thumbnail", tmp_path / "f", scores=[Picky()], **SKIP)
     bad = sum(len(file.bad) for file in features)
     assert bad > 5
     assert len(features) == 50 - bad
@@ -163,9 +164,7 @@ def test_a_column_more_never_makes_a_folder_less(shards: list[Path], tmp_path: P
 
 def test_columns_of_samples_that_are_gone_are_not_kept(shards: list[Path], tmp_path: Path) -> None:
     """A score that fails on some leaves them out; asked for again without it, they come back without old numbers."""
-    adq.embed_shards(
-        shards, "thumbnail", tmp_path / "f", scores=[Picky()], on_error="skip", max_bad_fraction=1.0
-    )
+    adq.embed_shards(shards, "thumbnail", tmp_path / "f", scores=[Picky()], **SKIP)
     features = adq.embed_shards(shards, "thumbnail", tmp_path / "f", scores=[Red()])
     assert len(features) == 50
     assert [file.scores for file in features] == [{"red": "1"}] * 2
@@ -194,12 +193,8 @@ def test_a_run_sees_that_a_score_changed(
     shards: list[Path], installed: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     installed["red"] = f"{__name__}:Red"
-    run = [
-        "run",
-        *map(str, shards),
-        *["--encoder", "thumbnail", "--scores", "red", "-q", "-o"],
-        str(tmp_path / "r"),
-    ]
+    flags = ["--encoder", "thumbnail", "--scores", "red", "-q", "-o", str(tmp_path / "r")]
+    run = ["run", *map(str, shards), *flags]
     assert main(run) == 0
     old = adq.load_plan(tmp_path / "r" / "plan.parquet").hash
     monkeypatch.setattr(importlib.metadata.EntryPoint, "load", lambda point: Redder)
@@ -242,10 +237,7 @@ def test_an_installed_score_is_found_by_name(
 @pytest.mark.parametrize(
     ("offered", "text"),
     [
-        (
-            {"red": "no_such_module:Red"},
-            r"score 'red' \(no_such_module:Red\) cannot be loaded: ModuleNotFoundError",
-        ),
+        ({"red": "no_such_module:Red"}, r"'red' \(no_such_module:Red\) cannot be loaded: ModuleNotFound"),
         ({"red": f"{__name__}:First"}, "entry point 'red' of adq_wds.scores gives a score named 'first'"),
         ({"red": f"{__name__}:Unmade"}, "score 'red' cannot be made: RuntimeError: no model"),
         ({"other": f"{__name__}:Red"}, "unknown score 'red'; did you mean"),
@@ -259,8 +251,6 @@ def test_an_installed_score_that_cannot_be_used_is_refused(
         adq.embed_shards(shards, "thumbnail", tmp_path / "f", scores=["red"])
 
 
-def test_nothing_is_loaded_unless_named(
-    shards: list[Path], installed: dict[str, str], tmp_path: Path
-) -> None:
+def test_nothing_is_loaded_unnamed(shards: list[Path], installed: dict[str, str], tmp_path: Path) -> None:
     installed["red"] = "no_such_module:Red"
     adq.build_plan(adq.embed_shards(shards, "thumbnail", tmp_path / "f"))

@@ -49,7 +49,7 @@ def rows(source: StoredEmbeddings, shard: str, keys: list[str], first: int = 0) 
 
 @pytest.mark.parametrize("of", [pa.float16(), pa.float32(), pa.float64()])
 @pytest.mark.parametrize("kind", [pa.list_, pa.large_list, lambda of: pa.list_(of, 3)])
-def test_lists_of_any_float_are_read(
+def test_any_list_is_read(
     tmp_path: Path, of: pa.DataType, kind: Callable[[pa.DataType], pa.DataType]
 ) -> None:
     values = pa.array(list(H.astype(of.to_pandas_dtype())), type=kind(of))
@@ -59,21 +59,13 @@ def test_lists_of_any_float_are_read(
     assert (source.width, source.n_rows, source.by_position) == (3, 5, False)
 
 
-TEXTS = {
-    "string": lambda texts: pa.array(texts),
-    "large": lambda texts: pa.array(texts, pa.large_string()),
-    "view": lambda texts: pa.array(texts, pa.string_view()),
-    "dictionary": lambda texts: pa.array(texts).dictionary_encode(),
-}
-
-
-@pytest.mark.parametrize("kind", TEXTS)
-def test_keys_and_shards_of_any_text_type_are_read(tmp_path: Path, kind: str) -> None:
-    table = pa.table({"key": TEXTS[kind](KEYS), "shard": TEXTS[kind](["x.tar"] * 5), "embedding": list(H)})
-    pq.write_table(table, tmp_path / "e.parquet")
-    np.testing.assert_array_equal(
-        rows(open_embeddings(tmp_path / "e.parquet"), "x.tar", ["c", "a"]), H[[2, 0]]
-    )
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
+)
+def test_keys_and_shards_of_any_text_type_are_read(tmp_path: Path, kind: pa.DataType) -> None:
+    key, shard = pa.array(KEYS, kind), pa.array(["x.tar"] * 5, kind)
+    source = open_embeddings(write(tmp_path / "e.parquet", keys=key, shard=shard))
+    np.testing.assert_array_equal(rows(source, "x.tar", ["c", "a"]), H[[2, 0]])
 
 
 def test_tensor_columns_are_read(tmp_path: Path) -> None:
@@ -96,9 +88,8 @@ def test_rows_agree_with_a_dictionary_in_any_order(tmp_path: Path) -> None:
     shards = [f"s{i}.tar" for i in rng.integers(0, 7, n)]
     keys = [f"k{i}" for i in range(n)]
     h = rng.normal(size=(n, 4)).astype(np.float32)
-    source = open_embeddings(
-        write(tmp_path / "e.parquet", h, keys, group=n // (3 * MAX_GROUPS), shard=shards)
-    )
+    path = write(tmp_path / "e.parquet", h, keys, group=n // (3 * MAX_GROUPS), shard=shards)
+    source = open_embeddings(path)
     oracle = {(s, k): row for s, k, row in zip(shards, keys, h, strict=True)}
     for shard in rng.permutation(sorted(set(shards)) * 2):
         asked = [str(key) for key in rng.permutation([key for s, key in oracle if s == shard])]
@@ -342,6 +333,7 @@ LIES = [  # of a field, and of a file where they are wrong there too
     (npy(header("(-1, -4)"), 16), "damaged npy header|float32 of shape"),
     (npy(header("(1, 0)")), r"float32 of shape \(1, 0\); expected"),
     (npy(header("()"), 4), r"float32 of shape \(\); expected"),
+    (npy(header(f"({'9' * 4400},)")), "damaged npy header|of shape"),  # Python refuses to show such a number
     (npy(header("(1, 1, 4)"), 16), r"float32 of shape \(1, 1, 4\)"),
     (npy(header("(1, True)"), 4), r"float32 of shape \(1, True\)"),
     (npy(header("(1, 4)", "'<i4'"), 16), r"int32 of shape \(1, 4\)"),
@@ -363,7 +355,7 @@ LIES = [  # of a field, and of a file where they are wrong there too
 
 
 @pytest.mark.parametrize(("data", "text"), LIES)
-def test_a_lying_npy_is_refused_unallocated(
+def test_a_lying_npy_is_not_allocated(
     data: bytes, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -428,21 +420,12 @@ def test_a_field_is_opened_by_name_alone(tmp_path: Path, monkeypatch: pytest.Mon
         assert open_embeddings(path).name == "stored:field:emb.npy"
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "",
-        "emb",
-        "emb.pkl",
-        "a.npy;b.npy",
-        ".npy",
-        "emb..npy",
-        "EMB.npy",
-        "emb.npy ",
-        "x/emb.npy",
-        "emb.npy:a",
-    ],
-)
+NO_FIELDS = [
+    "", "emb", "emb.pkl", "a.npy;b.npy", ".npy", "emb..npy", "EMB.npy", "emb.npy ", "x/emb.npy", "emb.npy:a",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NO_FIELDS)
 def test_a_name_that_is_no_npy_field_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=r"embeddings 'field:.*': expected field: and the name of one field"):
         open_embeddings(f"field:{name}")

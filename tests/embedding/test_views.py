@@ -16,13 +16,12 @@ import adq_wds as adq
 import adq_wds.embedding.batch
 from adq_wds.core.rng import generator
 from adq_wds.core.views import crop_box
-from adq_wds.embedding.views import embed_views
 from adq_wds.embedding.views_batch import make_view
 from adq_wds.files import lock
 from adq_wds.models.thumbnail import Thumbnail
-from adq_wds.tables.views import Views, choose_rows, views_folder
-from tests.conftest import MakeShard
-from tests.embedded import Watching, dates, files
+from adq_wds.tables.views import choose_rows, views_folder
+from tests.conftest import Caplog, MakeShard, MonkeyPatch
+from tests.embedded import Watching, dates, embed_views, files
 from tests.programs import Program
 
 Rows = np.ndarray[Any, Any]
@@ -35,16 +34,15 @@ def features(shards: list[Path], tmp_path: Path) -> adq.Features:
 
 def images_of(path: Path) -> dict[str, Image.Image]:
     with tarfile.open(path) as tar:
-        return {
-            m.name[:-4]: Image.open(tar.extractfile(m)).convert("RGB") for m in tar if m.name.endswith("jpg")
-        }
+        found = [m for m in tar if m.name.endswith("jpg")]
+        return {m.name[:-4]: Image.open(tar.extractfile(m)).convert("RGB") for m in found}
 
 
 # ---- What is in them
 
 
 def test_views_are_those_of_a_plain_loop(features: adq.Features, shards: list[Path]) -> None:
-    position, z = embed_views(features, shards, Watching(), views=40, seed=5, batch_size=7).rows(features)
+    position, z = embed_views(features, shards, Watching(), views=40, seed=5, batch_size=7).rows()
     assert np.array_equal(position, choose_rows(features, 40, seed=5))
     samples = [(path, key) for path in sorted(shards) for key in images_of(path)]
     for row, at in enumerate(position.tolist()):
@@ -59,9 +57,7 @@ def test_views_are_those_of_a_plain_loop(features: adq.Features, shards: list[Pa
             assert np.array_equal(z[row, number], (h / np.linalg.norm(h)).astype(np.float16))
 
 
-def test_only_chosen_samples_are_read(
-    features: adq.Features, shards: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_chosen_are_read(features: adq.Features, shards: list[Path], monkeypatch: MonkeyPatch) -> None:
     encoder, read = Watching(), []
     original = adq_wds.embedding.views_batch.read_sample
 
@@ -77,9 +73,7 @@ def test_only_chosen_samples_are_read(
 
 
 @pytest.mark.parametrize("options", [{"workers": 1}, {"workers": 3}, {"workers": 8}])
-def test_workers_and_order_change_no_byte(
-    features: adq.Features, shards: list[Path], options: dict[str, int]
-) -> None:
+def test_workers_change_no_byte(features: adq.Features, shards: list[Path], options: dict[str, int]) -> None:
     embed_views(features, shards, Watching(), views=60, batch_size=8, workers=2)
     before = files(views_folder(features))
     for path in views_folder(features).iterdir():
@@ -104,9 +98,7 @@ def test_a_network_gives_the_same_bytes_with_any_workers(shards: list[Path], tmp
     assert made[0] == made[1]
 
 
-def test_large_images_are_cut_into_parts(
-    features: adq.Features, shards: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_images_are_cut(features: adq.Features, shards: list[Path], monkeypatch: MonkeyPatch) -> None:
     embed_views(features, shards, Watching(), views=60)
     before = files(views_folder(features))
     monkeypatch.setattr(adq_wds.embedding.batch, "PART_PIXELS", 16 * 16 * 2 * 3)
@@ -118,10 +110,10 @@ def test_large_images_are_cut_into_parts(
 
 
 def test_a_larger_number_keeps_the_smaller_ones_views(features: adq.Features, shards: list[Path]) -> None:
-    few, z_few = embed_views(features, shards, Watching(), views=20).rows(features)
-    many, z_many = embed_views(features, shards, Watching(), views=60).rows(features)
+    few, z_few = embed_views(features, shards, Watching(), views=20).rows()
+    many, z_many = embed_views(features, shards, Watching(), views=60).rows()
     assert np.array_equal(z_many[np.isin(many, few)], z_few)
-    other, _ = embed_views(features, shards, Watching(), views=20, seed=1).rows(features)
+    other, _ = embed_views(features, shards, Watching(), views=20, seed=1).rows()
     assert not np.array_equal(few, other)
 
 
@@ -147,10 +139,10 @@ def test_a_view_depends_on_seed_key_number_and_base_name_alone() -> None:
 def test_limited_features_have_views_of_their_own_samples(shards: list[Path], tmp_path: Path) -> None:
     limited = adq.embed_shards(shards, Watching(), tmp_path / "g", limit=60)  # b.tar's 50, then 10 of a.tar
     assert {file.shard for file in limited} == {"a.tar", "b.tar"}
-    position, _ = embed_views(limited, shards, Watching(), views=30).rows(limited)
+    position, _ = embed_views(limited, shards, Watching(), views=30).rows()
     assert len(position) == 30
     whole = adq.embed_shards(shards, Watching(), tmp_path / "g")
-    assert len(embed_views(whole, shards, Watching(), views=30).rows(whole)[0]) == 30
+    assert len(embed_views(whole, shards, Watching(), views=30).rows()[0]) == 30
 
 
 def test_features_with_bad_samples_have_views_of_the_good_ones(tmp_path: Path, make_shard: MakeShard) -> None:
@@ -161,7 +153,7 @@ def test_features_with_bad_samples_have_views_of_the_good_ones(tmp_path: Path, m
     data[at : at + 4] = b"hell"
     path.write_bytes(data)
     features = adq.embed_shards(path, Watching(), tmp_path / "g", on_error="skip", max_bad_fraction=1.0)
-    assert (len(features), len(embed_views(features, path, Watching()).rows(features)[0])) == (11, 11)
+    assert (len(features), len(embed_views(features, path, Watching()).rows()[0])) == (11, 11)
 
 
 # ---- Made once
@@ -175,9 +167,7 @@ def test_what_is_there_is_not_made_again(features: adq.Features, shards: list[Pa
     assert (encoder.calls, dates(views_folder(features))) == ([], before)
 
 
-def test_only_damaged_or_missing_files_are_made(
-    features: adq.Features, shards: list[Path], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_only_damaged_or_missing_are_made(features: adq.Features, shards: list[Path], caplog: Caplog) -> None:
     embed_views(features, shards, Watching(), views=200)
     before = files(views_folder(features))
     (views_folder(features) / "b.parquet").unlink()
@@ -199,7 +189,7 @@ def test_other_samples_of_a_shard_are_viewed_anew(
     make_shard("c.tar", 3, side=17, **change)
     changed = adq.embed_shards(shards, Watching(), features.folder)
     encoder = Watching()
-    embed_views(changed, shards, encoder, views=200).rows(changed)
+    embed_views(changed, shards, encoder, views=200).rows()
     assert sum(encoder.calls) == 6
 
 
@@ -220,7 +210,6 @@ def test_a_job_that_failed_goes_on_where_it_was(features: adq.Features, shards: 
 SLOW_JOB = """
 import sys, time
 import adq_wds as adq
-from adq_wds.embedding.views import embed_views
 from adq_wds.models.thumbnail import Thumbnail
 fast = Thumbnail.__call__
 def slow(self, images):
@@ -229,7 +218,7 @@ def slow(self, images):
 Thumbnail.__call__ = slow
 folder, *shards = sys.argv[1:]
 print("ready", flush=True)
-embed_views(adq.Features(folder), shards, "thumbnail", workers=2, batch_size=4)
+adq.embed_shards(shards, "thumbnail", folder, views=200, workers=2, batch_size=4)
 """
 
 
@@ -248,7 +237,7 @@ def test_a_killed_job_leaves_whole_files(make_shard: MakeShard, tmp_path: Path) 
         assert after.items() >= before.items()
     survived = files(views_folder(features))
     views = embed_views(features, shards, "thumbnail", batch_size=4)
-    assert len(views.rows(features)[0]) == 120
+    assert len(views.rows()[0]) == 120
     assert files(views_folder(features)).items() >= survived.items()
     assert not list(views_folder(features).glob(".*.partial"))
     resumed = files(views_folder(features))
@@ -266,54 +255,6 @@ def test_only_the_folder_of_the_views_is_locked(features: adq.Features, shards: 
 
 
 # ---- What is refused
-
-
-@pytest.mark.parametrize(
-    ("encoder", "text"),
-    [
-        (Watching(name="other"), r"made with encoder 'watching' .*, now 'other'"),
-        (
-            Watching(revision="2"),
-            r"made with revision '1' \(encoder 'watching'\), now '2' \(encoder 'watching'\)",
-        ),
-        (Watching(preprocessing_hash="abc"), r"made with preprocessing_hash '' .*, now 'abc'"),
-        ("thumbnail", r"made with encoder 'watching' .*, now 'thumbnail'"),
-    ],
-)
-def test_another_encoder_is_refused(
-    features: adq.Features, shards: list[Path], encoder: Any, text: str
-) -> None:
-    with pytest.raises(adq.FeaturesError, match=text + ".*views need the one of the features"):
-        embed_views(features, shards, encoder)
-    assert not views_folder(features).exists()
-
-
-def test_stored_embeddings_have_no_encoder_to_embed_views_with(shards: list[Path], tmp_path: Path) -> None:
-    np.save(tmp_path / "e.npy", np.random.default_rng(0).normal(size=(123, 4)))
-    features = adq.embed_shards(shards, out=tmp_path / "g", embeddings=tmp_path / "e.npy")
-    with pytest.raises(adq.FeaturesError, match=r"stored embeddings 'stored:e\.npy', and .* is no encoder"):
-        embed_views(features, shards, "thumbnail")
-
-
-def test_an_image_function_is_asked_for_and_must_be_the_same(shards: list[Path], tmp_path: Path) -> None:
-    features = adq.embed_shards(shards, Watching(), tmp_path / "g", image=the_jpeg)
-    with pytest.raises(ValueError, match=r"found by .* when they were embedded; give it as image="):
-        embed_views(features, shards, Watching())
-    with pytest.raises(adq.FeaturesError, match=r"made with image 'function:.*the_jpeg' .*, now 'jpg'"):
-        embed_views(features, shards, Watching(), image="jpg")
-    assert len(embed_views(features, shards, Watching(), image=the_jpeg, views=9)) == 9
-
-
-def the_jpeg(sample: dict[str, Any]) -> bytes:
-    data: bytes = sample["jpg"]
-    return data
-
-
-def test_other_shards_are_named(features: adq.Features, shards: list[Path], make_shard: MakeShard) -> None:
-    with pytest.raises(adq.FeaturesError, match=r"shard a\.tar has .* but is not among the 2 .*1 missing"):
-        embed_views(features, [shards[0], shards[2]], Watching())
-    with pytest.raises(adq.FeaturesError, match=r"shard d\.tar has no features \(1 in all have .* it first"):
-        embed_views(features, [*shards, make_shard("d.tar", 2)], Watching())
 
 
 @pytest.mark.parametrize("change", ["byte", "another", "shorter", "gone"])
@@ -374,35 +315,7 @@ def test_a_view_that_cannot_be_embedded_is_named(
 
 
 @pytest.mark.parametrize(("value", "unit"), [(1e30, 0.5), (1e-42, 0.5), (0, 0)])
-def test_strange_numbers_are_unit_rows_or_0(
-    shards: list[Path], tmp_path: Path, value: float, unit: float
-) -> None:
+def test_odd_numbers_are_unit_or_0(shards: list[Path], tmp_path: Path, value: float, unit: float) -> None:
     encoder = Watching(lambda images: (np.full((len(images), 4), value, np.float32), None))
     features = adq.embed_shards(shards, encoder, tmp_path / "g")
-    assert (embed_views(features, shards, encoder, views=5).rows(features)[1] == unit).all()
-
-
-@pytest.mark.parametrize(
-    ("options", "text"),
-    [
-        ({"views": 0}, "views must be an integer >= 1, got 0"),
-        ({"batch_size": 2.5}, r"batch_size must be an integer >= 1, got 2\.5"),
-        ({"workers": -1}, "workers must be an integer >= 1, got -1"),
-        ({"seed": 2**63}, "seed must fit into 64 bits"),
-        ({"image": "jpg;;"}, "jpg;;"),
-    ],
-)
-def test_arguments_out_of_range_are_refused(
-    features: adq.Features, shards: list[Path], options: dict[str, Any], text: str
-) -> None:
-    with pytest.raises(ValueError, match=text):
-        embed_views(features, shards, Watching(), **options)
-
-
-def test_progress_counts_every_chosen_sample_once(
-    features: adq.Features, shards: list[Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    for _ in range(2):
-        embed_views(features, shards, Watching(), views=60, progress=True)
-        assert "60/60" in capsys.readouterr().err
-    assert len(Views.of(features)) == 60
+    assert (embed_views(features, shards, encoder, views=5).rows()[1] == unit).all()

@@ -1,13 +1,11 @@
 """An index says where every sample lies, is made once, and notices when its shards are no longer those."""
 
-import bz2
 import json
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -15,10 +13,10 @@ import adq_wds as adq
 from adq_wds.cli.main import main
 from adq_wds.jobs.index import IndexReport, index_shards
 from adq_wds.shards.samples_in_tar import payload_crc32, read_sample, span_at
-from adq_wds.tables.index import read_index, save_index
+from adq_wds.tables.index import save_index
 from adq_wds.tables.spans import Spans, scan_spans
 from adq_wds.writing.write_shards import write_kept
-from tests.conftest import MakeShard
+from tests.conftest import Capsys, MakeShard
 from tests.folders import load_index, members
 
 
@@ -55,9 +53,6 @@ def swap_keys(data: bytes, old: bytes, new: bytes) -> bytes:
     return b"".join(blocks)
 
 
-# ---- What it says
-
-
 def test_every_sample_is_where_the_index_says(shards: list[Path], tmp_path: Path) -> None:
     report = index_shards(shards, tmp_path / "i.parquet")
     found = load_index(tmp_path / "i.parquet")
@@ -89,9 +84,8 @@ def test_the_file_has_the_columns_that_are_documented(shards: list[Path], tmp_pa
     assert table["index"].to_pylist() == [*range(5), *range(6), *range(4)]
     header = json.loads(file.metadata.metadata[b"adq_wds"])
     assert header["format"] == "adq_wds.index"
-    stamps = {
-        path.name: {"bytes": path.stat().st_size, "mtime_ns": path.stat().st_mtime_ns} for path in shards
-    }
+    found = [(path.name, path.stat()) for path in shards]
+    stamps = {name: {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns} for name, stat in found}
     assert {entry["name"]: entry["source"] for entry in header["shards"]} == stamps
 
 
@@ -106,9 +100,6 @@ def test_scan_index_and_the_index_of_written_shards_agree(shards: list[Path], tm
     expected = rows({path.name: scan_spans(path, shard=path.name) for path in paths})
     for file in ("i.parquet", "k.parquet", "out/index.parquet"):
         assert rows(load_index(tmp_path / file)) == expected
-
-
-# ---- Again
 
 
 def test_shards_of_the_same_size_and_date_are_not_read_again(
@@ -142,9 +133,6 @@ def test_nothing_but_an_index_is_written_over(shards: list[Path], tmp_path: Path
         assert before is None or path.read_bytes() == before
 
 
-# ---- Descriptions
-
-
 def test_counts_of_a_description_are_compared(shards: list[Path], tmp_path: Path) -> None:
     info: dict[str, Any] = {"splits": {"t": {"filenames": ["b.tar", "a.tar"], "shard_lengths": [6, 5]}}}
     (tmp_path / "in" / "_info.json").write_text(json.dumps(info))
@@ -163,22 +151,6 @@ def test_counts_of_a_description_are_compared(shards: list[Path], tmp_path: Path
     assert index_shards(tmp_path / "in" / "index.json", tmp_path / "w.parquet").samples == 9
 
 
-# ---- What cannot be read
-
-
-def test_unreadable_shards_are_named(shards: list[Path], tmp_path: Path) -> None:
-    data = shards[0].read_bytes()
-    (tmp_path / "z.tar").write_bytes(bz2.compress(data))
-    os.mkfifo(tmp_path / "f.tar")
-    (tmp_path / "e.tar").touch()
-    (tmp_path / "cut.tar").write_bytes(data[:3000])
-    cases = {"z": "bzip2", "f": "fifo", "e": "empty file", "cut": "truncated", "no": "cannot be opened"}
-    for name, text in cases.items():
-        with pytest.raises(adq.ShardError, match=rf"shard .*{name}\.tar.*{text}"):
-            index_shards([*shards, tmp_path / f"{name}.tar"], tmp_path / "i.parquet")
-        assert not (tmp_path / "i.parquet").exists()
-
-
 def test_wrong_arguments_are_value_errors(shards: list[Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"split 'train' needs a description, such as FOLDER/_info\.json"):
         index_shards(shards, tmp_path / "i.parquet", split="train")
@@ -188,9 +160,6 @@ def test_wrong_arguments_are_value_errors(shards: list[Path], tmp_path: Path) ->
     shutil.copy(shards[0], tmp_path / "a*.tar")
     with pytest.raises(adq.PlanError, match=r"is refused: it holds \*; rename"):
         index_shards(tmp_path / "a*.tar", tmp_path / "i.parquet")
-
-
-# ---- Is it still theirs?
 
 
 @pytest.fixture
@@ -203,13 +172,9 @@ def files(shards: list[Path]) -> dict[str, Path]:
     return {path.name: path for path in shards}
 
 
-def test_an_index_of_unchanged_or_moved_shards_is_taken(
-    shards: list[Path], index: Path, tmp_path: Path
-) -> None:
+def test_an_index_of_same_or_moved_shards_is_taken(shards: list[Path], index: Path, tmp_path: Path) -> None:
     everything = rows(load_index(index))
-    assert rows(load_index(index, files=files(shards))) == {
-        path.name: everything[path.name] for path in shards
-    }
+    assert rows(load_index(index, files=files(shards))) == {p.name: everything[p.name] for p in shards}
     moved = [Path(shutil.copy(path, tmp_path)) for path in shards]  # with the dates of now
     for path in moved:
         touch(path)
@@ -259,68 +224,7 @@ def test_a_shard_that_is_not_there_is_named(shards: list[Path], index: Path) -> 
         load_index(index, files=files(shards))
 
 
-def spans(*rows: tuple[int, str, int, int, int]) -> Spans:
-    return Spans.from_rows(rows)
-
-
-@pytest.mark.parametrize(
-    ("found", "text"),
-    [
-        (spans((0, "a", 0, 1024, 1), (1, "a", 1024, 1024, 1)), "a key is listed twice"),
-        (spans((0, "a", 0, 1024, 1), (2, "b", 1024, 1024, 1)), "positions are not 0, 1, 2"),
-        (spans((0, "a", 0, 1024, 1), (1, "b", 512, 1024, 1)), "spans overlap"),
-        (spans((0, "a", -512, 1024, 1)), "a span is empty or out of range"),
-        (spans((0, "a", 0, 0, 1)), "a span is empty or out of range"),
-        (spans((0, "a", 2**63 - 1, 1024, 1)), "a span is empty or out of range"),
-    ],
-)
-def test_an_index_that_contradicts_itself_is_refused(found: Spans, text: str, tmp_path: Path) -> None:
-    with np.errstate(over="ignore"):
-        save_index(tmp_path / "i.parquet", [("a.tar", found)])
-        with pytest.raises(adq.ShardError, match=rf"i\.parquet, shard a\.tar: damaged: {text}"):
-            load_index(tmp_path / "i.parquet")
-
-
-@pytest.mark.parametrize(
-    "source", [3, {}, {"bytes": 1}, {"bytes": 1, "mtime_ns": True}, {"bytes": "1", "mtime_ns": 1}]
-)
-def test_a_stamp_of_another_form_is_refused(source: Any, tmp_path: Path) -> None:
-    save_index(tmp_path / "i.parquet", [("a.tar", spans((0, "a", 0, 1024, 1)))], sources={"a.tar": source})
-    with pytest.raises(adq.ShardError, match=r"damaged header: .*shards\[0\]\.source"):
-        read_index(tmp_path / "i.parquet")
-
-
-def test_rows_of_another_shard_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = spans((0, "a", 0, 1024, 1))
-    columns = found.columns("b.tar", members=True)
-    monkeypatch.setattr(Spans, "columns", lambda self, name, **options: columns)
-    save_index(tmp_path / "i.parquet", [("a.tar", found)])
-    with pytest.raises(adq.ShardError, match=r"shard a\.tar: damaged: rows of another shard"):
-        read_index(tmp_path / "i.parquet")
-
-
-def test_no_cut_and_no_flip_of_an_index_is_loaded_wrongly(index: Path, tmp_path: Path) -> None:
-    data, expected = index.read_bytes(), rows(load_index(index))
-    rng = np.random.default_rng(0)
-    copy = tmp_path / "copy.parquet"
-    refused = []
-    for at in rng.integers(0, len(data), 60).tolist():
-        for damaged in (data[:at], data[:at] + bytes([data[at] ^ (1 << at % 8)]) + data[at + 1 :]):
-            copy.write_bytes(damaged)
-            try:
-                assert rows(load_index(copy)) == expected  # a byte that says nothing
-            except adq.ShardError as error:
-                refused.append(str(error))
-    assert len(refused) >= 60
-    assert all("copy.parquet" in text for text in refused)
-
-
-# ---- The command
-
-
-def test_the_command_says_what_it_did(
-    shards: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_says_what_it_did(shards: list[Path], tmp_path: Path, capsys: Capsys) -> None:
     out = str(tmp_path / "new" / "i.parquet")
     assert main(["index", *map(str, shards), "-o", out]) == 0
     assert capsys.readouterr().out == f"15 samples of 3 shards in {out} (3 shards read, 0 unchanged)\n"
@@ -330,18 +234,8 @@ def test_the_command_says_what_it_did(
     assert said == {"path": out, "shards": 3, "samples": 15, "bytes": total, "scanned": 0}
 
 
-def test_the_command_ends_with_the_code_of_its_error(
-    shards: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_ends_with_its_errors_code(shards: list[Path], tmp_path: Path, capsys: Capsys) -> None:
     shards[0].write_bytes(shards[0].read_bytes()[:3000])
-    for url, code, text in (
-        (str(tmp_path / "in"), 1, "adq: ShardError: shard b.tar"),
-        ("pipe:curl -u u:s3cret https://h/a.tar", 2, "adq: shard 'pipe:' … 'a.tar' is a command"),
-        (" PIPE:s3cret", 2, "is a command, and running it is refused"),
-        ("a.tar::pipe:s3cret", 2, "is a command, and running it is refused"),
-    ):
-        assert main(["index", url, "-o", str(tmp_path / "i.parquet")]) == code
-        error = capsys.readouterr().err
-        assert text in error
-        assert "s3cret" not in error
+    assert main(["index", str(tmp_path / "in"), "-o", str(tmp_path / "i.parquet")]) == 1
+    assert "adq: ShardError: shard b.tar" in capsys.readouterr().err
     assert not (tmp_path / "i.parquet").exists()

@@ -62,9 +62,8 @@ def test_every_image_is_read_back_with_its_bytes_and_label(tmp_path: Path) -> No
     report = pack_folder(lay(tmp_path / "in", files), tmp_path / "out" / "%03d.tar", max_samples=8)
     samples = read(tmp_path / "out")
     assert images(samples) == Counter(files.values())
-    assert {s["__key__"]: int(s["cls"]) for s in samples} == {
-        name.rsplit(".", 1)[0]: int(name[1]) for name in files
-    }
+    labels = {s["__key__"]: int(s["cls"]) for s in samples}
+    assert labels == {name.rsplit(".", 1)[0]: int(name[1]) for name in files}
     assert (report.samples, report.shards, report.classes) == (31, 4, ["c0", "c1", "c2"])
     assert info(tmp_path / "out")["classes"] == ["c0", "c1", "c2"]
     assert (tmp_path / "out" / "index.parquet").is_file()
@@ -89,18 +88,10 @@ def test_files_and_seed_alone_decide_bytes_and_order(tmp_path: Path) -> None:
 
 
 MIXED: Files = {
-    **classes_of(2, 20),
-    "c0/empty.jpg": b"",
-    "c0/page.PNG": b"<html>404</html>",
-    "c1/.DS_Store": b"x",
-    "c1/._0001.jpg": b"x",
-    ".git/a/b.jpg": b"x",
-    ".git/c": b"x",
-    "README": b"about",
-    "c1/notes.txt": b"n",
-    "c1/two.TXT": b"n",
-    "top.jpg": picture(500),
-}
+    **classes_of(2, 20), "c0/empty.jpg": b"", "c0/page.PNG": b"<html>404</html>", "c1/.DS_Store": b"x",
+    "c1/._0001.jpg": b"x", ".git/a/b.jpg": b"x", ".git/c": b"x", "README": b"about", "c1/notes.txt": b"n",
+    "c1/two.TXT": b"n", "top.jpg": picture(500),
+}  # fmt: skip
 
 
 def test_every_file_is_packed_or_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -182,23 +173,7 @@ def test_any_name_becomes_a_key_of_its_own_that_is_read_back(tmp_path: Path) -> 
 
 
 def test_the_field_is_named_after_the_content(tmp_path: Path) -> None:
-    pairs = [
-        "JPEG",
-        "jpg",
-        "PNG",
-        "png",
-        "WEBP",
-        "webp",
-        "GIF",
-        "gif",
-        "BMP",
-        "bmp",
-        "TIFF",
-        "tif",
-        "PPM",
-        "ppm",
-    ]
-    forms = dict(zip(pairs[::2], pairs[1::2], strict=True))
+    forms = {"JPEG": "jpg", "TIFF": "tif"} | {f: f.lower() for f in ("PNG", "WEBP", "GIF", "BMP", "PPM")}
     root = lay(tmp_path / "in", {f"{form}.jpeg": picture(1, form) for form in forms})
     pack_folder(root, tmp_path / "out" / "%d.tar")
     fields = {s["__key__"]: [n for n in s if n[:2] != "__"] for s in read(tmp_path / "out")}
@@ -291,7 +266,7 @@ def test_the_command_packs_and_run_plans_the_shards(
 
 
 @pytest.mark.parametrize("command", ["run", "embed", "index"])
-def test_a_folder_of_images_given_for_shards_is_pointed_to_pack(
+def test_a_folder_of_images_as_shards_is_pointed_to_pack(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = lay(tmp_path / "in", classes_of(1, 2))

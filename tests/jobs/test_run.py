@@ -26,9 +26,8 @@ def shards(make_shard: MakeShard) -> list[Path]:
 def run(
     shards: list[Path], out: Path, *, write: bool = False, embed: Any = None, **plan: Any
 ) -> dict[str, Any]:
-    return run_job(
-        shards, out, encoder={"spec": "thumbnail"}, embed=embed or {}, plan={**PLAN, **plan}, write=write
-    )
+    options: Any = {"encoder": {"spec": "thumbnail"}, "embed": embed or {}, "plan": {**PLAN, **plan}}
+    return run_job(shards, out, write=write, **options)
 
 
 def test_the_folder_holds_what_it_should(shards: list[Path], tmp_path: Path) -> None:
@@ -72,9 +71,7 @@ def changed(before: dict[str, int], after: dict[str, int]) -> set[str]:
         {"classes": [1]},
     ],
 )
-def test_other_arguments_redo_only_what_depends_on_them(
-    shards: list[Path], tmp_path: Path, other: dict[str, Any]
-) -> None:
+def test_other_arguments_redo_what_depends(shards: list[Path], tmp_path: Path, other: dict[str, Any]) -> None:
     run(shards, tmp_path / "out")
     before = dates(tmp_path / "out")
     assert not run(shards, tmp_path / "out", **other)["nothing_to_do"]
@@ -94,7 +91,7 @@ def test_other_arguments_redo_only_what_depends_on_them(
         ({"image": "jpg"}, r"made with image 'jpg;.*, now 'jpg'"),  # needs another folder
     ],
 )
-def test_a_failed_run_leaves_the_earlier_one(
+def test_failure_keeps_the_old_run(
     shards: list[Path], tmp_path: Path, wrong: dict[str, Any], text: str
 ) -> None:
     run(shards, tmp_path / "out")

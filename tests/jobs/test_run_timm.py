@@ -23,7 +23,7 @@ def images_of(shard: Path) -> list[Image.Image]:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])
-def test_run_with_a_checkpoint_stores_timms_pooled_features(
+def test_run_with_a_checkpoint_stores_timms_features(
     name: str, make_shard: Callable[..., Path], tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
@@ -51,10 +51,8 @@ def test_run_with_a_checkpoint_stores_timms_pooled_features(
 def test_new_numbers_under_the_old_path_are_not_nothing_to_do(
     source: str, make_shard: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shard, file = (
-        make_shard("t.tar", 4),
-        tmp_path / ("e.npy" if source == "--embeddings" else "w.safetensors"),
-    )
+    shard = make_shard("t.tar", 4)
+    file = tmp_path / ("e.npy" if source == "--embeddings" else "w.safetensors")
     run = ["run", str(shard), "-o", str(tmp_path / "out"), source, str(file), "--bins", "1"]
     for seed, code in ((0, 0), (0, 0), (1, 1)):
         if source == "--embeddings":

@@ -15,9 +15,10 @@ import adq_wds as adq
 from adq_wds.cli.main import main
 from adq_wds.jobs.show_patches import show_patches
 from adq_wds.mae.network import MaeSize, MaskedAutoencoder
-from adq_wds.report.patch_sheet import Panel, draw_sheet, heat, holes, psnr
+from adq_wds.report.patch_sheet import heat, holes, psnr
 from adq_wds.samples.patch_file import decode, encode_patches, encode_whole, keep_patches
 from adq_wds.writing.write_shards import write_kept
+from tests.conftest import Caplog, Capsys
 
 
 @pytest.fixture
@@ -89,9 +90,7 @@ def test_a_wrong_ratio_is_called_by_its_name(shard: str, tmp_path: Path, keep: A
         show_patches(shard, adq.importance("texture"), tmp_path / "p.png", patch_keep=keep)
 
 
-def test_the_built_in_classifier_is_named(
-    shard: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_built_in_classifier_is_named(shard: str, tmp_path: Path, caplog: Caplog) -> None:
     with caplog.at_level(logging.INFO, "adq_wds"):
         show_patches(shard, adq.importance("texture"), tmp_path / "p.png", size=32, samples=1)
         assert not caplog.text
@@ -112,7 +111,7 @@ def test_images_that_lack_patches_already_are_refused(
     assert not (tmp_path / "p.png").exists()
 
 
-def test_the_command_draws_and_tells(shard: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_draws_and_tells(shard: str, tmp_path: Path, capsys: Capsys) -> None:
     flags = ["--size", "64", "--importance", "texture", "--samples", "2"]
     assert main(["patches", shard, "-o", str(tmp_path / "p.png"), *flags]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -142,13 +141,9 @@ def test_pixels_are_where_they_should_be() -> None:
     where = np.zeros((8, 8), dtype=bool)
     where[0, 0] = True
     assert np.isclose(psnr(image, other, where), 10 * np.log10(255**2 / 100))
-    with pytest.raises(ValueError, match=r"\[1\] panels in rows, expected 2 in each"):
-        draw_sheet([[Panel(image, ())]], ["a", "b"])
 
 
-def test_a_pickle_may_be_the_networks_alone(
-    shard: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_pickle_may_be_the_networks_alone(shard: str, tmp_path: Path, capsys: Capsys) -> None:
     mae = tmp_path / "mae.pth"
     torch.save({"model": network(64).state_dict()}, mae)
     given = f"-o {tmp_path / 'p.png'} --mae {mae} --size 64 --importance random --samples 1".split()

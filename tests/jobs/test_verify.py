@@ -19,7 +19,7 @@ from adq_wds.cli.main import main
 from adq_wds.jobs.index import index_shards
 from adq_wds.jobs.verify import Report, verify_shards
 from adq_wds.samples.patch_file import encode, encode_whole
-from tests.conftest import MakeShard, jpeg, picture, write_tar
+from tests.conftest import Capsys, MakeShard, jpeg, picture, write_tar
 from tests.folders import flip, members, spans_of
 
 Said = list[tuple[str, str | None, str]]
@@ -58,9 +58,7 @@ def of_b(*named: str) -> Said:
 # ---- What is as it was
 
 
-def test_a_fresh_plan_index_and_features_verify_clean(
-    shards: list[Path], plan: adq.Plan, tmp_path: Path
-) -> None:
+def test_a_fresh_plan_or_features_verify_clean(shards: list[Path], plan: adq.Plan, tmp_path: Path) -> None:
     index_shards(shards, tmp_path / "i.parquet")
     features = tmp_path / "features"
     for source, kind, kept in (
@@ -105,11 +103,8 @@ def test_features_and_plans_of_some_samples_and_of_bad_ones(make_shard: MakeShar
     assert verified(adq.build_plan(features, bins=2, keep=1.0), shard, decode=True).n_contents == 5
     other = make_shard("b.tar", 6)
     features = adq.embed_shards(other, "thumbnail", tmp_path / "g", limit=4)
-    for source, path in (
-        (features, other),
-        (tmp_path / "g", other),
-        (adq.Features(tmp_path / "f", limit=4), shard),
-    ):
+    first = adq.Features(tmp_path / "f", limit=4)
+    for source, path in ((features, other), (tmp_path / "g", other), (first, shard)):
         report = verified(source, path)
         assert (report.read, report.equal) == (4, True)  # the others were never looked at
     plan = adq.build_plan(features, bins=2, keep=0.5)  # a stream would stop there
@@ -121,9 +116,7 @@ def test_features_and_plans_of_some_samples_and_of_bad_ones(make_shard: MakeShar
 # ---- F29: each change is found and named
 
 
-def test_an_added_or_removed_shard_is_named(
-    shards: list[Path], plan: adq.Plan, make_shard: MakeShard
-) -> None:
+def test_an_added_or_lost_shard_is_named(shards: list[Path], plan: adq.Plan, make_shard: MakeShard) -> None:
     report = verified(plan, [*shards, make_shard("in/d.tar", 2)])
     assert said(report) == [("d.tar", None, "extra shard")]
     assert (report.ok, report.missing) == (25, 0)
@@ -132,25 +125,20 @@ def test_an_added_or_removed_shard_is_named(
     assert said(report) == [("b.tar", None, "missing shard")]
     kept_ok = plan.n_kept - int(plan.shard("b.tar").kept.sum())
     assert (report.ok, report.missing, report.kept_ok) == (17, 8, kept_ok)
-
-
-def test_a_renamed_shard_is_missing_and_extra(shards: list[Path], plan: adq.Plan) -> None:
     shards[0] = shards[0].rename(shards[0].with_name("z.tar"))
     report = verified(plan, shards)
     assert said(report) == [("b.tar", None, "missing shard"), ("z.tar", None, "extra shard")]
     assert report.missing == 8
 
 
-def test_two_files_of_one_name_are_both_named(
-    shards: list[Path], plan: adq.Plan, make_shard: MakeShard
-) -> None:
+def test_two_files_of_a_name_are_named(shards: list[Path], plan: adq.Plan, make_shard: MakeShard) -> None:
     report = verified(plan, [*shards, make_shard("other/b.tar", 8)])
     assert said(report) == [("b.tar", None, "second file")]
     assert re.search(r"'.*other/b\.tar' and '.*in/b\.tar' both match 'b\.tar'", report.text())
     assert report.ok == 25
 
 
-def test_a_regrown_shard_is_named_sample_by_sample(
+def test_a_regrown_shard_is_named_by_sample(
     shards: list[Path], plan: adq.Plan, make_shard: MakeShard
 ) -> None:
     make_shard("in/b.tar", 10)  # two more at its end
@@ -210,21 +198,15 @@ def test_all_differences_are_listed_and_not_the_first_only(
 
 
 def test_what_stands_behind_a_damaged_header_is_still_compared(shards: list[Path], plan: adq.Plan) -> None:
+    write_tar(shards[0], [(name.replace("s00005", "s00905"), data) for name, data in members(shards[0])])
     spans = spans_of(shards[0])
     flip(shards[0], spans[1].byte_offset)
     flip(shards[0], spans[6].members[0].offset)
     report = verified(plan, shards, decode=True)
-    assert said(report) == of_b("damaged", "1 damaged", "6 changed")
+    assert said(report) == of_b("damaged", "1 damaged", "5 missing", "6 changed")
     assert f"byte {spans[1].byte_offset}: bad header: checksum does not match" in str(report.differences[0])
-    assert report.ok == 23
-
-
-def test_a_key_behind_a_damaged_header_is_compared_too(shards: list[Path], plan: adq.Plan) -> None:
-    write_tar(shards[0], [(name.replace("s00005", "s00905"), data) for name, data in members(shards[0])])
-    flip(shards[0], spans_of(shards[0])[1].byte_offset)
-    report = verified(plan, shards)
-    assert said(report) == of_b("damaged", "1 damaged", "5 missing")
     assert "key 's00905' is in its place" in str(report.differences[2])
+    assert report.ok == 22
 
 
 def test_a_key_twice_is_named_and_the_others_are_compared(shards: list[Path], plan: adq.Plan) -> None:
@@ -237,15 +219,11 @@ def test_a_key_twice_is_named_and_the_others_are_compared(shards: list[Path], pl
     write_tar(shards[0], [*found[:4], *found[:2], *found[4:]])  # apart, and in front of the others
     report = verified(plan, shards)
     assert said(report)[0] == ("b.tar", None, "damaged")
-    assert [key for _, key, _ in said(report)[1:]] == [
-        f"s{i:05d}" for i in range(2, 8)
-    ]  # none is at its place
+    assert [key for _, key, _ in said(report)[1:]] == [f"s{i:05d}" for i in range(2, 8)]  # none in its place
     assert report.differs + report.missing == 6
 
 
-def test_unreadable_shards_are_named_and_their_samples_missing(
-    shards: list[Path], plan: adq.Plan, tmp_path: Path
-) -> None:
+def test_unreadable_shards_are_named_all_missing(shards: list[Path], plan: adq.Plan, tmp_path: Path) -> None:
     path, data = shards[0], shards[0].read_bytes()
     cases: list[tuple[Callable[[], Any], str]] = [
         (lambda: None, "unreadable: cannot be opened: No such file"),
@@ -320,15 +298,9 @@ def test_of_patch_images_mask_geometry_and_pixels_are_checked(tmp_path: Path, im
         "a.patches.jpg": (good, None),
         "b.patches.jpg": (good.replace(segment, b""), "no patch mask: this JPEG has no APP9 segment"),
         "c.patches.jpg": (other_crc, "damaged patch mask: crc32"),
-        "d.patches.jpg": (
-            good[:20] + segment + smaller[20:],
-            "the stored image has 32 x 32 pixels .*, its patch mask",
-        ),
+        "d.patches.jpg": (good[:20] + segment + smaller[20:], "the stored image has 32 x 32 .*, its patch"),
         "e.patches.jpg": (good[:-40], "cannot decode this JPEG"),
-        "f.patches.webp": (
-            b"RIFF\x04\0\0\0WEBP",
-            "no patch-dropped image: .* write it again from the original",
-        ),
+        "f.patches.webp": (b"RIFF\x04\0\0\0WEBP", "no patch-dropped image: .* write it again from the"),
     }
     shard = write_tar(tmp_path / "p.tar", [(name, data) for name, (data, _) in found.items()])
     report = verified(adq.Plan.from_keys(str(shard), None), shard, decode=True, **image)
@@ -418,17 +390,12 @@ def test_wrong_arguments_are_value_errors(shards: list[Path], plan: adq.Plan) ->
 
 
 def test_secrets_in_urls_are_never_said(plan: adq.Plan) -> None:
-    with pytest.raises(ValueError, match="is a command, and running it is refused") as error:
-        verify_shards(plan, ["x.tar", "pipe:curl -H s3cret http://h/b.tar"])
-    assert "s3cret" not in str(error.value)
     report = verify_shards(plan, ["http://u:s3cret@127.0.0.1:1/b.tar?t=s3cret"])  # nobody listens there
     assert "shard b.tar: unreadable: no connection" in report.text()
     assert "s3cret" not in report.text()
 
 
-def test_a_damaged_or_missing_table_is_its_own_error(
-    shards: list[Path], plan: adq.Plan, tmp_path: Path
-) -> None:
+def test_a_damaged_or_lost_table_is_its_error(shards: list[Path], plan: adq.Plan, tmp_path: Path) -> None:
     index_shards(shards, tmp_path / "i.parquet")
     shutil.copy(tmp_path / "features" / "b.parquet", tmp_path / "f.parquet")
     (tmp_path / "empty").mkdir()
@@ -440,12 +407,8 @@ def test_a_damaged_or_missing_table_is_its_own_error(
     ):
         with pytest.raises(kind, match=text):
             verify_shards(tmp_path / name, shards)
-    damaged = {
-        "plan.parquet": adq.PlanError,
-        "i.parquet": adq.ShardError,
-        "features/b.parquet": adq.FeaturesError,
-    }
-    for name, kind in damaged.items():
+    damaged = {"plan": adq.PlanError, "i": adq.ShardError, "features/b": adq.FeaturesError}
+    for name, kind in ((f"{name}.parquet", kind) for name, kind in damaged.items()):
         data = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(data[:8] + bytes([data[8] ^ 255]) * 40 + data[48:])
         with pytest.raises(kind, match=r"\.parquet.*damaged"):
@@ -468,11 +431,7 @@ def test_hostile_names_stay_on_one_line(shards: list[Path], plan: adq.Plan, tmp_
 
 
 def test_lines_are_bounded_and_json_lists_all(
-    shards: list[Path],
-    plan: adq.Plan,
-    make_shard: MakeShard,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    shards: list[Path], plan: adq.Plan, make_shard: MakeShard, tmp_path: Path, capsys: Capsys
 ) -> None:
     make_shard("in/b.tar", 8, first=100)
     make_shard("in/a.tar", 9, first=8, side=20)
@@ -498,7 +457,7 @@ def test_lines_are_bounded_and_json_lists_all(
 
 
 def test_exit_codes_say_equal_different_and_wrong_usage(
-    shards: list[Path], plan: adq.Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shards: list[Path], plan: adq.Plan, tmp_path: Path, capsys: Capsys
 ) -> None:
     index, folder = str(tmp_path / "i.parquet"), str(tmp_path / "in")
     index_shards(shards, index)

@@ -20,12 +20,8 @@ One = tuple[Path, bytes, adq.Plan, list[Span]]
 @pytest.fixture
 def one(make_shard: MakeShard) -> One:
     shard = make_shard("a.tar", 6)
-    return (
-        shard,
-        shard.read_bytes(),
-        adq.Plan.from_keys(str(shard), None),
-        list(iter_spans(shard.read_bytes(), shard="a.tar")),
-    )
+    data, plan = shard.read_bytes(), adq.Plan.from_keys(str(shard), None)
+    return shard, data, plan, list(iter_spans(data, shard="a.tar"))
 
 
 def padding(spans: list[Span]) -> set[int]:
@@ -34,9 +30,7 @@ def padding(spans: list[Span]) -> set[int]:
     return {at for end in ends for at in range(end, end + -end % 512)}
 
 
-def test_no_flip_or_zeroed_block_passes_or_is_invented(
-    one: One,
-) -> None:
+def test_no_flip_or_zeroed_block_passes_or_is_invented(one: One) -> None:
     """F3: undetected 0, false alarms 0."""
     shard, data, plan, spans = one
     expected = next(iter(open_listed(plan)))
@@ -59,9 +53,7 @@ def test_no_flip_or_zeroed_block_passes_or_is_invented(
         assert (not check_shard(shard, expected).differences) == (data[at : at + 512] == bytes(512))
 
 
-def test_no_truncation_passes_and_the_lost_samples_are_counted(
-    one: One,
-) -> None:
+def test_no_truncation_passes_and_the_lost_samples_are_counted(one: One) -> None:
     """F2."""
     shard, data, plan, spans = one
     expected = next(iter(open_listed(plan)))
@@ -95,14 +87,8 @@ def test_two_shards_cut_and_joined_never_pass(one: One, make_shard: MakeShard) -
 def test_hostile_spans_in_features_never_read_elsewhere(one: One) -> None:
     shard, data, plan, _ = one
     expected, size = next(iter(open_listed(plan))), len(data)
-    for byte_offset, n_bytes in (
-        (-2048, 2048),
-        (0, 2**62),
-        (size, 512),
-        (2**62, 2**62),
-        (-size, 2048),
-        (512, -512),
-    ):
+    hostile = ((-2048, 2048), (0, 2**62), (size, 512), (2**62, 2**62), (-size, 2048), (512, -512))
+    for byte_offset, n_bytes in hostile:
         row = (0, "nobody", byte_offset, n_bytes, 1)
         spans = type(expected.spans).from_rows([row])
         listed = replace(expected, spans=spans, used=np.ones(1, dtype=bool), labels=None, complete=False)

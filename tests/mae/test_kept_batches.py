@@ -57,10 +57,7 @@ def test_patches_of_an_image_of_another_shape_are_refused(
 ) -> None:
     """As many patches might fit, and would be put in wrong places."""
     small = dataset(make_shard, side=12, **options)
-    with pytest.raises(
-        ValueError,
-        match=r"3 x 3 patches, .* 4 x 4: give DropPatches",
-    ):
+    with pytest.raises(ValueError, match=r"3 x 3 patches, .* 4 x 4: give DropPatches"):
         list(adq.reconstruct_batches(small, mae))
 
 
@@ -80,9 +77,7 @@ def test_arrays_of_numbers_become_tensors_and_names_stay() -> None:
     assert (names.tolist(), others) == (["a", "b"], ["x", "y"])
 
 
-def test_images_of_different_numbers_do_not_stack(
-    make_shard: Callable[..., Path],
-) -> None:
+def test_images_of_different_numbers_do_not_stack(make_shard: Callable[..., Path]) -> None:
     shards = [make_shard("a.tar", 2, side=16), make_shard("b.tar", 2, side=12)]
     drop = adq.DropPatches(adq.importance("random", patch=4))
     ragged = adq.ShardDataset(shards, pipes=[adq.Decode(), drop], fields=FIELDS, batch_size=4)

@@ -1,7 +1,5 @@
 """Does the autoencoder see kept patches only, give them back as they were, and compute what its papers' code computes?"""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import math
@@ -19,9 +17,7 @@ from adq_wds.mae.network import MaeSize, MaskedAutoencoder
 from adq_wds.mae.patches import cut, joined, sine_positions, smooth_fill
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-SIZE = MaeSize(
-    (24, 40), 8, width=16, depth=2, heads=2, decoder_width=12, decoder_depth=2, decoder_heads=3
-)  # 3 × 5 patches
+SIZE = MaeSize((24, 40), 8, width=16, depth=2, heads=2, decoder_width=12, decoder_depth=2, decoder_heads=3)
 L = SIZE.n_patches
 COLOURS: dict[str, Any] = {"mean": (0.3, 0.5, 0.6), "std": (0.2, 0.3, 0.1)}
 NORM_PIX = dataclasses.replace(SIZE, norm_pix=True, **COLOURS)
@@ -58,9 +54,7 @@ def as_pixels(keep: torch.Tensor, size: MaeSize = SIZE) -> torch.Tensor:
     return grid.repeat_interleave(size.patch, 1).repeat_interleave(size.patch, 2)
 
 
-def kept_of(
-    images: torch.Tensor, keep: torch.Tensor, size: MaeSize = SIZE
-) -> tuple[torch.Tensor, torch.Tensor]:
+def kept_of(images: torch.Tensor, keep: torch.Tensor, size: MaeSize = SIZE) -> tuple[torch.Tensor, ...]:
     """Kept patches and their places; every row keeps equally many."""
     positions = keep.nonzero()[:, 1].view(len(keep), -1)
     return cut(images, size.patch)[torch.arange(len(keep))[:, None], positions], positions
@@ -119,9 +113,7 @@ def test_positions_are_the_authors_sines(grid: tuple[int, int], width: int) -> N
 @pytest.mark.parametrize("layout", ["published", "version 5", "saved by version 5"])
 @pytest.mark.parametrize("mask_ratio", [0.25, 0.75])
 def test_equal_to_transformers(tmp_path: Any, layout: str, mask_ratio: float) -> None:
-    transformers = pytest.importorskip(
-        "transformers", reason="needs transformers: pip install adq-wds[bench]"
-    )
+    transformers = pytest.importorskip("transformers", reason="needs transformers: the extra `bench`")
     from safetensors.torch import load_file, save_file
 
     from adq_wds.mae.checkpoints import load_mae
@@ -142,9 +134,8 @@ def test_equal_to_transformers(tmp_path: Any, layout: str, mask_ratio: float) ->
         save_file(theirs.state_dict(), weights)
     elif layout == "published":
         saved = load_file(weights)
-        save_file(
-            {k.replace("decoder_encoder.layer", "decoder_layers"): v for k, v in saved.items()}, weights
-        )
+        names = {k: k.replace("decoder_encoder.layer", "decoder_layers") for k in saved}
+        save_file({names[k]: v for k, v in saved.items()}, weights)
     ours = load_mae(tmp_path)
     assert (ours.size.heads, ours.size.decoder_heads, ours.size.norm_pix) == (4, 2, True)
     assert ours.size.norm_eps == pytest.approx(1e-12)
@@ -157,9 +148,8 @@ def test_equal_to_transformers(tmp_path: Any, layout: str, mask_ratio: float) ->
     patches, positions = kept_of(images, answer.mask == 0, ours.size)
     found = ours(ours.normalised(patches), positions)
     torch.testing.assert_close(found.flatten(2), answer.logits, rtol=1e-4, atol=1e-4)
-    squares = (
-        (answer.logits.view_as(found) - ours.targets(cut(images, 8), positions)).square().mean((2, 3, 4))
-    )
+    errors = answer.logits.view_as(found) - ours.targets(cut(images, 8), positions)
+    squares = errors.square().mean((2, 3, 4))
     loss = (squares * answer.mask).sum() / answer.mask.sum()
     assert float(loss) == pytest.approx(float(answer.loss), rel=1e-4)
 
@@ -203,18 +193,15 @@ def test_where_nothing_is_kept_the_data_sets_statistics_hold() -> None:
 @pytest.mark.parametrize(
     ("grid", "P", "places"), [((6, 3), 2, [0, 5, 7]), ((5, 2), 5, [0, 3]), ((6, 1), 5, [0])]
 )
-def test_a_fill_weighs_near_pixels_by_the_fifth_power(
-    grid: tuple[int, int], P: int, places: list[int]
-) -> None:
+def test_a_fill_weighs_pixels_by_the_fifth_power(grid: tuple[int, int], P: int, places: list[int]) -> None:
     """By a plain convolution, and for larger patches by a Fourier transform."""
     H, W = grid[0] * P, grid[1] * P
     image = torch.rand(1, H, W, 3, generator=torch.Generator().manual_seed(0))
     positions = torch.tensor([places])
     patches = cut(image, P)
     found = joined(smooth_fill(patches[:, positions[0]], positions, grid), grid)[0].numpy()
-    known = joined(torch.zeros(1, grid[0] * grid[1], P, P, 1).index_fill(1, positions[0], 1.0), grid)[
-        0, :, :, 0
-    ]
+    here = torch.zeros(1, grid[0] * grid[1], P, P, 1).index_fill(1, positions[0], 1.0)
+    known = joined(here, grid)[0, :, :, 0]
     at, values = np.argwhere(known.numpy()), image[0][known.bool()].double().numpy()
     alone = 0
     for pixel in np.ndindex(H, W):
@@ -251,9 +238,8 @@ def test_a_dropped_patch_borrows_statistics_from_near_ones() -> None:
         expected = ((predicted[0, place].double() * (v + 1e-6).sqrt() + m) * std + mean) * 255
         torch.testing.assert_close(found[0, place].double(), expected, rtol=1e-4, atol=1e-3)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(net.pixels(predicted, kept, positions), found), (
-            "what is borrowed is float32 always"
-        )
+        again = net.pixels(predicted, kept, positions)
+    assert torch.equal(again, found), "what is borrowed is float32 always"
 
 
 # Whole images

@@ -1,7 +1,5 @@
 """Does the training script draw what it says, resume exactly, and write weights that load?"""
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections.abc import Callable
@@ -77,7 +75,7 @@ def test_weights_load_and_their_header_says_how_they_were_made(
     assert 5 < found["psnr_db"] < 40
 
 
-def test_the_measured_psnr_is_of_dropped_pixels_only(
+def test_the_psnr_is_of_dropped_pixels_only(
     script: ModuleType, make_shard: Callable[..., Path], tmp_path: Path
 ) -> None:
     a = script.arguments().parse_args(
@@ -93,9 +91,6 @@ def test_the_measured_psnr_is_of_dropped_pixels_only(
     dropped = torch.ones(8, 16, dtype=torch.bool).scatter_(1, positions, False)
     squares = (cut(images, 4)[dropped].double() - 128).square()
     assert script.psnr(grey, a) == pytest.approx(10 * np.log10(255**2 / squares.mean().item()), abs=1e-6)
-
-
-# What is drawn
 
 
 def n_neighbours(positions: torch.Tensor, grid: tuple[int, int]) -> float:

@@ -1,7 +1,5 @@
 """Does the encoder that comes with the package give what its weights say, and does its training script make such weights?"""
 
-from __future__ import annotations
-
 import json
 import pickle
 import shutil
@@ -45,9 +43,6 @@ def step_by_step(name: str, image: PIL.Image.Image) -> tuple[NDArray[np.float64]
     h = x.sum((2, 3))[0] / 16
     logits = (w["head.weight"] @ h + w["head.bias"]).numpy() if "head.weight" in w else None
     return h.numpy(), logits
-
-
-# The encoder
 
 
 @all_names
@@ -126,7 +121,8 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
         builtin_encoder("buildin")
 
 
-# The files
+def cut_to(n: int) -> Any:
+    return lambda path: path.write_bytes(path.read_bytes()[:n])
 
 
 def another_network(path: Path) -> None:
@@ -137,13 +133,7 @@ def another_network(path: Path) -> None:
     ("damage", "text"),
     [
         (Path.unlink, r"builtin\.safetensors: no such file; .*: install that again"),
-        *(
-            (
-                lambda path, n=n: path.write_bytes(path.read_bytes()[:n]),
-                r"builtin\.safetensors: .*install that again",
-            )
-            for n in (0, 5, 300, 100_000)
-        ),
+        *((cut_to(n), r"builtin\.safetensors: .*install that again") for n in (0, 5, 300, 100_000)),
         (another_network, r"do not fit encoder 'builtin': 11 missing .*\(64, 3, 3, 3\), expected"),
     ],
 )
@@ -177,14 +167,10 @@ def test_a_file_is_small_finite_and_says_how_it_was_made(name: str) -> None:
 @all_names
 def test_the_accuracy_in_the_header_is_what_the_files_reach(name: str, cifar10: Path, tmp_path: Path) -> None:
     script = load_example("train_builtin")
-    sets = [
-        script.read_shards(str(cifar10 / f"cifar10-{part}-*.tar"), tmp_path) for part in ("train", "test")
-    ]
+    shards = [str(cifar10 / f"cifar10-{part}-*.tar") for part in ("train", "test")]
+    sets = [script.read_shards(each, tmp_path) for each in shards]
     reached = script.accuracies(builtin_encoder(name).model, *sets)
     assert reached == pytest.approx(json.loads(load_weights(weights_path(name)).header["accuracy"]), abs=5e-4)
-
-
-# The training script
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """Is anybody's function or network an encoder, and are its answers checked?"""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Does the thumbnail encoder give the mean colours of 8×8 cells, for any sizes, without torch?"""
 
-from __future__ import annotations
-
 import pickle
 import subprocess
 import sys

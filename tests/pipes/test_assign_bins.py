@@ -3,7 +3,6 @@
 import logging
 import operator
 import re
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import pytest
 
 import adq_wds as adq
 from adq_wds.pipes.assign_bins import RULE_FIELD
-from adq_wds.samples.npy import NpyError, read_vector
 from adq_wds.tables.codebook import POOLED
 from tests.pipes.streams import npy, raw
 
@@ -28,9 +26,7 @@ def bins(samples: Any) -> list[int]:
     return [sample["bin.cls"] for sample in samples]
 
 
-def test_bins_are_those_of_the_stored_embeddings(
-    urls: list[str], codebook: adq.Codebook, tmp_path: Path
-) -> None:
+def test_bins_are_the_stored_embeddings(urls: list[str], codebook: adq.Codebook, tmp_path: Path) -> None:
     features = adq.embed_shards(urls, "thumbnail", tmp_path / "all")
     out = list(embedded(urls).compose(adq.AssignBins(codebook)))
     labels = np.concatenate([file.read_columns(["label"])["label"].to_numpy() for file in features])
@@ -49,9 +45,8 @@ def test_an_unseen_class_and_no_label_go_by_the_pooled_rule(
     samples = list(embedded(urls))
     with caplog.at_level(logging.WARNING, logger="adq_wds"):
         out = adq.AssignBins(codebook).apply(samples)
-    assert [r.message for r in caplog.records] == [
-        "class 3 is new to the codebook: such samples go by the rule over all"
-    ]
+    said = "class 3 is new to the codebook: such samples go by the rule over all"
+    assert [r.message for r in caplog.records] == [said]
     unlabelled = adq.AssignBins(codebook, None).apply(samples)
     assert {sample[RULE_FIELD][1] for sample in unlabelled} == {POOLED}
     new = [i for i, sample in enumerate(samples) if sample["cls"] == b"3"]
@@ -115,15 +110,7 @@ BAD_EMBEDDINGS: list[tuple[Any, str]] = [
     (np.zeros((2, 192)), r"numbers of shape \(2, 192\), expected one vector"),
     (np.zeros(0), r"numbers of shape \(0,\), expected one vector"),
     (np.float32(3), "holds float32, expected"),
-    (b"", "not an npy file"),
-    (b"<html>", "not an npy file"),
-    (npy(np.zeros(192))[:-1], "declares 1536 bytes of numbers, shape .192,., and holds 1535"),
-    (npy(np.zeros(192)) + b"0", "declares 1536 bytes of numbers, shape .192,., and holds 1537"),
-    (npy(np.zeros(192)).replace(b"<f8", b"|O8"), "object of shape"),
-    (npy(np.zeros(192)).replace(b"(192,)", b"(2**9)"), "damaged npy header"),
     (npy(np.zeros(192)).replace(b"(192,), }           ", b"(8589934592,), }    "), "declares 68719476736 bytes"),
-    (b"\x93NUMPY\x02\x00" + struct.pack("<I", 2**31) + b"{}", "declares a header of 2147483660 bytes"),
-    (b"\x93NUMPY\x09\x00" + b"\x00" * 100, "not an npy file of version 1 or 2"),
 ]  # fmt: skip
 
 
@@ -131,22 +118,17 @@ def test_an_embedding_that_cannot_be_used_is_a_bad_sample(urls: list[str], codeb
     """S5 among them: an npy file that declares 64 GiB is refused before anything is allocated."""
     good = [{**sample, "emb.npy": npy(np.ones(192, np.float32))} for sample in raw(urls)]
     for value, text in BAD_EMBEDDINGS:
-        bad = {k: v for k, v in good[7].items() if k != "emb.npy"} | (
-            {} if value is None else {"emb.npy": value}
-        )
+        bad = {k: v for k, v in {**good[7], "emb.npy": value}.items() if v is not None}
         samples = [*good[:7], bad, *good[8:]]
         with pytest.raises(adq.SampleError, match=f"^shard t-0.tar, key 's00007', field 'emb.npy': .*{text}"):
             list(adq.AssignBins(codebook)(samples))
         assert len(list(adq.AssignBins(codebook, on_error="skip")(samples))) == 99
 
 
-def test_labels_of_another_kind_end_the_stream(urls: list[str], codebook: adq.Codebook) -> None:
+def test_labels_of_another_kind_or_missing_ones_are_errors(urls: list[str], codebook: adq.Codebook) -> None:
     samples = [{**sample, "txt": b"dog"} for sample in embedded(urls)]
     with pytest.raises(adq.CodebookError, match="classes of this codebook are numbers, got the name 'dog'"):
         list(adq.AssignBins(codebook, "txt", on_error="skip")(samples))
-
-
-def test_a_label_that_is_missing_is_a_bad_sample(urls: list[str], codebook: adq.Codebook) -> None:
     samples = list(embedded(urls))
     del samples[3]["cls"]
     with pytest.raises(adq.SampleError, match=r"shard t-0.tar, key 's00003': no label field: looked for cls"):
@@ -164,10 +146,3 @@ def test_wrong_arguments_are_met_when_it_is_made(codebook: adq.Codebook, tmp_pat
         adq.AssignBins(codebook, "pkl")
     with pytest.raises(ValueError, match="embedding must name a field, got 3"):
         adq.AssignBins(codebook, embedding=3)  # type: ignore[arg-type]
-
-
-def test_a_shape_of_thousands_of_digits_is_a_bad_sample() -> None:
-    """Python refuses to show such a number; the error must not try."""
-    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({'9' * 4400},), }}\n".encode()
-    with pytest.raises(NpyError, match=r"damaged npy header|of shape"):
-        read_vector(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)

@@ -1,7 +1,5 @@
 """Does DropPatches keep exactly the patches that matter most, each as it was, whatever stream it stands in? F35."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable, Sequence
 from operator import itemgetter
@@ -35,10 +33,8 @@ def png(image: NDArray[np.uint8]) -> bytes:
 
 
 def samples(n: int = 6, *, url: str = "x/a.tar", **size: int) -> list[Sample]:
-    return [
-        {"__key__": f"k{i}", "__url__": url, "png": png(pixels(i, **size)), "cls": str(i % 3).encode()}
-        for i in range(n)
-    ]
+    fields = [{"png": png(pixels(i, **size)), "cls": b"%d" % (i % 3)} for i in range(n)]
+    return [{"__key__": f"k{i}", "__url__": url, **each} for i, each in enumerate(fields)]
 
 
 def dropped(given: list[Sample], importance: str = "random", patch: int = 4, **options: Any) -> list[Sample]:
@@ -50,21 +46,15 @@ def crop(image: NDArray[np.uint8], number: int, patch: int) -> NDArray[np.uint8]
     return image[row * patch : (row + 1) * patch, column * patch : (column + 1) * patch]
 
 
-# ---- What is kept
-
-
 @pytest.mark.parametrize("keep", [0.0, 0.3, 0.75, 1.0])
 @pytest.mark.parametrize("name", ["texture", "random"])
 def test_the_most_important_patches_are_kept_in_their_order(name: str, keep: float) -> None:
     given = samples()
     recorded: list[NDArray[np.float32]] = []
 
-    def importance(
-        images: Sequence[Image.Image], labels: Sequence[Any], seeds: Sequence[int]
-    ) -> NDArray[np.float32]:
-        scores = adq.importance(name, patch=4)(images, labels, seeds)
-        recorded.append(scores)
-        return scores
+    def importance(*given: Any) -> NDArray[np.float32]:
+        recorded.append(adq.importance(name, patch=4)(*given))
+        return recorded[-1]
 
     found = adq.DropPatches(importance, keep=keep, patch=4).apply(given)
     (scores,) = recorded
@@ -114,9 +104,6 @@ def test_the_draw_hangs_on_seed_epoch_shard_and_key_alone() -> None:
         assert positions(**other) != first  # type: ignore[arg-type]
 
 
-# ---- What the importance is told
-
-
 class Telling:
     """An importance that writes down what it was given."""
 
@@ -133,7 +120,7 @@ class Telling:
         return np.full(self.shape or (len(images), 24), self.value, np.float32)
 
 
-def test_the_importance_gets_labels_only_if_asked() -> None:
+def test_an_importance_is_called_once_a_chunk_labels_if_asked() -> None:
     given = samples(3)
     for label, expected in ((None, [None] * 3), ("cls", [0, 1, 2])):
         importance = Telling()
@@ -143,9 +130,6 @@ def test_the_importance_gets_labels_only_if_asked() -> None:
         importance = Telling()
         out = adq.DropPatches(importance, label=decoded).apply(adq.Decode().apply(given))
         assert importance.heard[0][1] == [sample["label"] for sample in out] == [0, 1, 2]
-
-
-def test_a_chunk_is_one_call_of_the_importance() -> None:
     importance = Telling()
     adq.DropPatches(importance).apply(samples(6))
     assert [n for n, _, _ in importance.heard] == [6]
@@ -168,18 +152,12 @@ def test_a_classifiers_map_hangs_on_the_batch_by_rounding_only() -> None:
         assert all(abs(whole[i][place] - last) <= slack[i, 0] for place in differing)
 
 
-# ---- Batches
-
-
 def test_batches_collate_and_a_masked_autoencoder_takes_them(make_shard: MakeShard) -> None:
     """F35: kept pixels come out exactly as they were stored."""
     shard = make_shard("a.tar", 12, side=32)
-    dataset = adq.ShardDataset(
-        shard,
-        pipes=[adq.Decode(), adq.DropPatches(adq.importance("texture", patch=8), keep=0.75)],
-        fields=("patches", "positions", "grid", "label"),
-        batch_size=6,
-    )
+    pipes = [adq.Decode(), adq.DropPatches(adq.importance("texture", patch=8), keep=0.75)]
+    fields = ("patches", "positions", "grid", "label")
+    dataset = adq.ShardDataset(shard, pipes=pipes, fields=fields, batch_size=6)
     torch.manual_seed(0)
     mae = MaskedAutoencoder(MaeSize((32, 32), 8, 16, 1, 2, 16, 1, 2)).eval()
     for patches, positions, grid, label in dataset:
@@ -189,9 +167,6 @@ def test_batches_collate_and_a_masked_autoencoder_takes_them(make_shard: MakeSha
         images = mae.reconstruct_patches(patches, positions).numpy()
         for image, own, places in zip(images, patches.numpy(), positions.tolist(), strict=True):
             assert all(np.array_equal(crop(image, n, 8), p) for n, p in zip(places, own, strict=True))
-
-
-# ---- What is wrong
 
 
 @pytest.mark.parametrize(
@@ -245,12 +220,8 @@ def test_patches_are_not_dropped_twice() -> None:
     stored = adq.EncodePatches().apply(kept)
     field = "patches.jpg"
     filled = adq.Decode(label=None).apply(stored)
-    for given, name, options in (
-        (filled, "image", {}),
-        (stored, field, {}),
-        (stored, field, {"image": field}),
-    ):
-        with pytest.raises(
-            adq.SampleError, match=f"key 'k0', field '{name}': some of its patches are dropped"
-        ):
+    named = {"image": field}
+    for given, name, options in ((filled, "image", {}), (stored, field, {}), (stored, field, named)):
+        text = f"key 'k0', field '{name}': some of its patches are dropped"
+        with pytest.raises(adq.SampleError, match=text):
             dropped(given, patch=16, **options)

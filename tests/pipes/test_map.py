@@ -1,7 +1,5 @@
 """Are a function's draws its own, whatever a tar brings and wherever the stage stands?"""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +52,6 @@ def test_an_epoch_set_by_a_source_changes_every_draw() -> None:
 
 
 def test_a_function_that_gives_no_sample_is_named() -> None:
-    with pytest.raises(
-        adq.SampleError, match=r"shard t.tar, key 'a': .*the function gave NoneType, expected a sample"
-    ):
+    text = "shard t.tar, key 'a': .*the function gave NoneType, expected a sample"
+    with pytest.raises(adq.SampleError, match=text):
         list(adq.Map(lambda sample: None)([{"__key__": "a", "__url__": "t.tar"}]))  # type: ignore[arg-type,return-value]

@@ -28,9 +28,7 @@ def pictures(n: int, seed: int = 0) -> Any:
 
 
 def samples_of(images: Any, **options: Any) -> Samples:
-    raw = [
-        {"__key__": f"k{i}", "__url__": "a.tar", "image": image, "cls": i} for i, image in enumerate(images)
-    ]
+    raw = [{"__key__": f"k{i}", "__url__": "a.tar", "image": x, "cls": i} for i, x in enumerate(images)]
     drop = adq.DropPatches(adq.importance("random", patch=4), **{"keep": 0.5, **options})
     return drop.apply(raw)
 
@@ -100,9 +98,6 @@ def test_damaged_weights_are_an_error_and_no_image(mae: MaskedAutoencoder) -> No
         Reconstruct(broken).apply(samples_of(pictures(1)))
 
 
-# ---- Batches
-
-
 def collated(samples: Samples) -> Any:
     return torch.utils.data.default_collate([(s["patches"], s["positions"], s["cls"]) for s in samples])
 
@@ -157,11 +152,8 @@ def test_a_batch_that_holds_images_already_is_refused(mae: MaskedAutoencoder) ->
 
 
 def test_batches_of_every_form_give_the_same(mae: MaskedAutoencoder) -> None:
-    samples = (
-        samples_of(pictures(5))
-        + samples_of(pictures(4, seed=1), keep=0.75)
-        + samples_of(pictures(2), keep=1.0)
-    )
+    samples = samples_of(pictures(5)) + samples_of(pictures(4, seed=1), keep=0.75)
+    samples += samples_of(pictures(2), keep=1.0)
     samples = [samples[i] for i in np.random.default_rng(0).permutation(11)]
     expected = np.stack([sample["image"] for sample in Reconstruct(mae).apply(samples)])
     (ragged,) = reconstruct_batches([samples], mae, mean=(0, 0, 0), std=(1, 1, 1))

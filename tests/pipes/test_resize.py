@@ -1,7 +1,5 @@
 """Is the square in the middle the one that shrinking and cutting out gives?"""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from PIL import Image

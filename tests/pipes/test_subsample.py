@@ -23,11 +23,8 @@ Setup = tuple[list[str], Path, adq.Plan]
 def setup(make_shard: Callable[..., Path], tmp_path: Path) -> Setup:
     """Three shards of 30 samples, the second with the first's keys; a plan of every third sample."""
     shards = [make_shard("t-0.tar", 30), make_shard("t-1.tar", 30), make_shard("t-2.tar", 30, first=30)]
-    keys = [
-        (path.name, f"s{i:05d}")
-        for path, first in zip(shards, (0, 0, 30), strict=True)
-        for i in range(first, first + 30, 3)
-    ]
+    places = zip(shards, (0, 0, 30), strict=True)
+    keys = [(path.name, f"s{i:05d}") for path, first in places for i in range(first, first + 30, 3)]
     path = tmp_path / "plan.parquet"
     adq.Plan.from_keys(shards, keys).save(path)
     return [str(shard) for shard in shards], path, adq.load_plan(path)
@@ -47,19 +44,12 @@ def test_exactly_the_kept_samples_pass_with_their_bytes(setup: Setup) -> None:
 
 
 @pytest.mark.parametrize(("workers", "start"), [(0, None), (2, "fork"), (2, "spawn")])
-def test_a_stock_loop_reads_them_in_workers_for_two_epochs(
-    setup: Setup, workers: int, start: str | None
-) -> None:
+def test_a_stock_loop_reads_them_in_workers_twice(setup: Setup, workers: int, start: str | None) -> None:
     """Spawned workers, of 3 s each, stay for the second epoch; forked ones are started anew."""
     urls, path, plan = setup
     dataset = raw(urls, empty_check=False).compose(adq.Subsample(path)).to_tuple("__url__", "__key__")
-    loader = torch.utils.data.DataLoader(
-        dataset,
-        batch_size=None,
-        num_workers=workers,
-        multiprocessing_context=start,
-        persistent_workers=start == "spawn",
-    )
+    options: Any = {"multiprocessing_context": start, "persistent_workers": start == "spawn"}
+    loader = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=workers, **options)
     for _epoch in range(2):
         seen = Counter((Path(url).name, key) for url, key in loader)
         assert seen == Counter(kept_by(plan))
@@ -87,14 +77,10 @@ def test_what_is_dropped_is_never_decoded(setup: Setup) -> None:
     assert len(calls) == len(plan)
 
 
-def test_shuffled_streams_are_subsampled_alike(setup: Setup) -> None:
+def test_the_data_may_be_shuffled_and_move(setup: Setup, tmp_path: Path) -> None:
     urls, path, plan = setup
     shuffled = wds.WebDataset(urls, shardshuffle=3).shuffle(50).compose(adq.Subsample(path))
     assert Counter(ids(shuffled)) == Counter(kept_by(plan))
-
-
-def test_the_data_may_move(setup: Setup, tmp_path: Path) -> None:
-    urls, path, plan = setup
     (tmp_path / "elsewhere").mkdir()
     moved = [str(Path(url).rename(tmp_path / "elsewhere" / Path(url).name)) for url in urls]
     assert ids(raw(moved).compose(adq.Subsample(path))) == kept_by(plan)
@@ -106,10 +92,7 @@ def test_what_is_not_in_the_plan_is_an_error_also_when_skipping(
     urls, path, _ = setup
     other = str(make_shard("u-0.tar", 3))
     make_shard("t-0.tar", 31)
-    for given, text in (
-        ([other], r"shard 'u-0.tar' is not in the plan"),
-        (urls, "shard t-0.tar, key 's00030': not in"),
-    ):
+    for given, text in (([other], "shard 'u-0.tar' is not"), (urls, "shard t-0.tar, key 's00030': not in")):
         for on_error in ("raise", "skip"):
             with pytest.raises(adq.PlanError, match=text):
                 list(raw(given).compose(adq.Subsample(path, on_error=on_error)))

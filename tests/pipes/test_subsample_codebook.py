@@ -36,18 +36,11 @@ def expected(samples: Samples, codebook: adq.Codebook, keep: float, seed: int, e
 
 
 @pytest.mark.parametrize("keep", [0.1, 0.5, 0.9])
-def test_a_sample_is_kept_when_its_draw_is_below_the_rate(
-    assigned: Samples, codebook: adq.Codebook, keep: float
-) -> None:
+def test_a_draw_below_the_rate_keeps_a_sample(assigned: Samples, codebook: adq.Codebook, keep: float) -> None:
     for seed in (0, 5):
         out = list(adq.Subsample(codebook, keep=keep, seed=seed)(assigned))
         assert ids(out) == expected(assigned, codebook, keep, seed)
         assert 0 < len(out) < 100
-
-
-def test_keep_is_three_tenths_unless_said(assigned: Samples, codebook: adq.Codebook, tmp_path: Path) -> None:
-    out = ids(adq.Subsample(tmp_path / "codebook.safetensors")(assigned))
-    assert out == expected(assigned, codebook, 0.3, 0)
 
 
 def test_a_smaller_keep_lies_inside_a_larger_one(assigned: Samples, codebook: adq.Codebook) -> None:
@@ -57,9 +50,11 @@ def test_a_smaller_keep_lies_inside_a_larger_one(assigned: Samples, codebook: ad
     assert all(set(small) < set(large) for small, large in pairwise(kept))
 
 
-def test_order_folders_and_neighbours_change_nothing(
+def test_order_and_neighbours_change_nothing(
     assigned: Samples, codebook: adq.Codebook, tmp_path: Path
 ) -> None:
+    out = ids(adq.Subsample(tmp_path / "codebook.safetensors")(assigned))
+    assert out == expected(assigned, codebook, 0.3, 0)  # three tenths, unless said
     pipe = adq.Subsample(codebook, keep=0.5)
     moved = [{**s, "__url__": f"/elsewhere/{Path(s['__url__']).name}"} for s in assigned]
     shuffled = [moved[i] for i in np.random.default_rng(0).permutation(100)]
@@ -90,7 +85,7 @@ def test_epochs_draw_anew_only_when_asked(assigned: Samples, codebook: adq.Codeb
         assert ids(adq.Subsample(codebook, keep=0.5, epoch=epoch)(later)) == second
 
 
-def test_what_the_stages_before_put_is_taken_off_again(
+def test_what_stages_put_is_taken_off_again(
     assigned: Samples, urls: list[str], codebook: adq.Codebook
 ) -> None:
     original = dict(zip(ids(raw(urls)), raw(urls), strict=True))
@@ -113,10 +108,8 @@ def test_one_pass_in_workers_keeps_the_same_and_can_be_decoded(
 ) -> None:
     pipes = (adq.Embed(adq.encoder("thumbnail")), adq.AssignBins(codebook), adq.Subsample(codebook, keep=0.5))
     dataset = raw(urls).compose(*pipes).decode("pil").to_tuple("__key__", "jpg", "cls")
-    loader = torch.utils.data.DataLoader(
-        dataset, batch_size=None, num_workers=workers, multiprocessing_context=start
-    )
-    seen = list(loader)
+    options: Any = {"num_workers": workers, "multiprocessing_context": start}
+    seen = list(torch.utils.data.DataLoader(dataset, batch_size=None, **options))
     assert sorted(key for key, _, _ in seen) == sorted(key for _, key in expected(assigned, codebook, 0.5, 0))
     assert all(image.size == (16, 16) and isinstance(label, int) for _, image, label in seen)
 
@@ -134,9 +127,8 @@ def test_no_bin_or_one_of_another_codebook_ends_the_stream(
     with pytest.raises(adq.CodebookError, match=text):
         list(pipe([{**s, "bin.cls": b"1"} for s in assigned]))
     other = adq.fit_codebook(adq.Features(tmp_path / "features"), bins=4, min_pilot=5, seed=1)
-    with pytest.raises(
-        adq.CodebookError, match=r"its bin is by another codebook \(\w{12}, here \w{12}\): use one"
-    ):
+    text = r"its bin is by another codebook \(\w{12}, here \w{12}\): use one"
+    with pytest.raises(adq.CodebookError, match=text):
         list(adq.Subsample(other)(assigned))
 
 
@@ -160,11 +152,8 @@ def test_it_pickles_small(codebook: adq.Codebook, assigned: Samples) -> None:
 
 
 def stages(codebook: adq.Codebook, **options: Any) -> list[adq.Pipe]:
-    return [
-        adq.Embed(adq.encoder("thumbnail")),
-        adq.AssignBins(codebook),
-        adq.Subsample(codebook, **{"keep": 0.4, **options}),
-    ]
+    last = adq.Subsample(codebook, **{"keep": 0.4, **options})
+    return [adq.Embed(adq.encoder("thumbnail")), adq.AssignBins(codebook), last]
 
 
 def test_a_source_of_ours_draws_and_resumes_by_a_codebook(
@@ -180,9 +169,8 @@ def test_a_source_of_ours_draws_and_resumes_by_a_codebook(
     batches = iter(loader)
     first = [next(batches) for _ in range(4)]
     state = loader.state_dict()
-    again = adq.ShardDataset(
-        urls, pipes=stages(adq.load_codebook(codebook.path)), shuffle=True, batch_size=8, rank=0, world=1
-    )
+    options: Any = {"shuffle": True, "batch_size": 8, "rank": 0, "world": 1}
+    again = adq.ShardDataset(urls, pipes=stages(adq.load_codebook(codebook.path)), **options)
     resumed = adq.Loader(again)
     resumed.load_state_dict(state)
     assert ids(s for batch in [*first, *resumed] for s in batch) == ids(kept)

@@ -4,8 +4,6 @@ WebDataset's tar reader ends without an error at a bad header. The oracle is tha
 against those of the sound shards one by one.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Iterable
 from itertools import islice
@@ -17,7 +15,7 @@ import torch
 import webdataset as wds
 
 import adq_wds as adq
-from tests.conftest import write_tar
+from tests.conftest import Caplog, write_tar
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
@@ -40,19 +38,15 @@ class Set(NamedTuple):
 
 
 def members(rng: random.Random, prefix: str, n: int) -> list[tuple[str, bytes]]:
-    return [
-        (f"{prefix}{i}.{field}", rng.randbytes(rng.randrange(1, 900)))
-        for i in range(n)
-        for field in ("jpg", "txt")
-    ]
+    names = [f"{prefix}{i}.{field}" for i in range(n) for field in ("jpg", "txt")]
+    return [(name, rng.randbytes(rng.randrange(1, 900))) for name in names]
 
 
 @pytest.fixture
 def two(tmp_path: Path) -> Set:
     rng = random.Random(0)
-    urls = [
-        str(write_tar(tmp_path / f"{name}.tar", members(rng, name, n))) for name, n in (("a", 6), ("b", 2))
-    ]
+    paths = [write_tar(tmp_path / f"{name}.tar", members(rng, name, n)) for name, n in (("a", 6), ("b", 2))]
+    urls = [str(path) for path in paths]
     keys = ["a1", "a3", "a5", "b1"]
     plan = adq.Plan.from_keys(urls, keys)
     found, error = by_webdataset(urls)
@@ -115,13 +109,8 @@ def workers(urls: list[str], plan: adq.Plan) -> Iterable[Any]:
 
 
 LINES: dict[str, Callable[[list[str], adq.Plan], Iterable[Any]]] = {
-    "plain": plain,
-    "shuffled": shuffled,
-    "decode": decoded_before,
-    "handler": going_on,
-    "node": node,
-    "workers": workers,
-}
+    "plain": plain, "shuffled": shuffled, "decode": decoded_before, "handler": going_on, "node": node, "workers": workers,
+}  # fmt: skip
 
 
 def read(line: str, two: Set) -> tuple[Samples, str | None]:
@@ -136,7 +125,7 @@ def read(line: str, two: Set) -> tuple[Samples, str | None]:
     return got, None
 
 
-def check(two: Set, line: str, caplog: pytest.LogCaptureFixture) -> bool:
+def check(two: Set, line: str, caplog: Caplog) -> bool:
     """Exactly what was lost or changed is noticed; True if something was."""
     handler = {"handler": wds.ignore_and_continue} if line == "handler" else {}
     given, failed = by_webdataset(two.urls, **handler)
@@ -183,22 +172,15 @@ DAMAGES = {cut: 600, flip: 1500, zero: 200, delete: 200, swap: 200}
 OTHERS = [line for line in LINES if line not in ("plain", "workers")]
 
 
+SLOW = [pytest.param(line, 1500, marks=pytest.mark.slow) for line in OTHERS]
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize(
-    ("line", "most"),
-    [
-        ("plain", 1500),
-        *((line, 30) for line in OTHERS),
-        ("workers", 2),
-        *(pytest.param(line, 1500, marks=pytest.mark.slow) for line in OTHERS),
-    ],
+    ("line", "most"), [("plain", 1500), *((line, 30) for line in OTHERS), ("workers", 2), *SLOW]
 )
 def test_no_damage_passes_in_silence_and_none_is_invented(
-    two: Set,
-    line: str,
-    most: int,
-    damage: Callable[[bytes, random.Random], bytes],
-    caplog: pytest.LogCaptureFixture,
+    two: Set, line: str, most: int, damage: Callable[[bytes, random.Random], bytes], caplog: Caplog
 ) -> None:
     """F2 and F3 at their figures, and as many deleted and swapped blocks."""
     rng, n, n_harmed = random.Random(1), min(DAMAGES[damage], most), 0
@@ -220,19 +202,18 @@ def cut_between(two: Set) -> None:
     two.damage(two.data[: int(spans.byte_offset[3])])
 
 
-def test_who_stops_early_is_told_nothing(two: Set, caplog: pytest.LogCaptureFixture) -> None:
+def test_who_stops_early_is_told_nothing(two: Set, caplog: Caplog) -> None:
     cut_between(two)
     for n in range(2):
         assert len(list(islice(plain(two.urls, two.plan), n))) == n
     assert len(list(raw(two.urls).compose(adq.Subsample(two.plan)).with_epoch(2))) == 2
     assert caplog.text == ""
-    with pytest.raises(
-        adq.ShardError, match=r"^shard a\.tar, key 'a3': never came, nor did 1 more of its 3 kept"
-    ):
+    text = r"^shard a\.tar, key 'a3': never came, nor did 1 more of its 3 kept"
+    with pytest.raises(adq.ShardError, match=text):
         list(plain(two.urls, two.plan))
 
 
-def test_with_warn_it_is_one_line_in_the_log(two: Set, caplog: pytest.LogCaptureFixture) -> None:
+def test_with_warn_it_is_one_line_in_the_log(two: Set, caplog: Caplog) -> None:
     cut_between(two)
     stage = adq.Subsample(two.plan, missing="warn")
     assert [sample["__key__"] for sample in raw(two.urls).compose(stage)] == ["a1", "b1"]
@@ -240,16 +221,15 @@ def test_with_warn_it_is_one_line_in_the_log(two: Set, caplog: pytest.LogCapture
     assert line.startswith("Subsample: shard a.tar, key 'a3': never came, nor did 1 more")
     assert "adq verify" in line
     filtered = raw(two.urls).select(lambda sample: sample["__key__"] != "b1")
-    with pytest.raises(
-        adq.ShardError, match=r"shard a\.tar, key 'a3'.*nor 1 kept samples of other shards \('b\.tar'\)"
-    ):
+    text = r"shard a\.tar, key 'a3'.*nor 1 kept samples of other shards \('b\.tar'\)"
+    with pytest.raises(adq.ShardError, match=text):
         list(filtered.compose(adq.Subsample(two.plan)))
     for wrong in ("skip", None, True):
         with pytest.raises(ValueError, match="missing must be 'raise' or 'warn'"):
             adq.Subsample(two.plan, missing=wrong)  # type: ignore[arg-type]
 
 
-def test_a_shard_that_gives_nothing_is_warned_of_once(two: Set, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_shard_that_gives_nothing_is_warned_of_once(two: Set, caplog: Caplog) -> None:
     two.damage(bytes(BLOCK) + two.data[BLOCK:])
     stream = raw(two.urls).compose(adq.Subsample(two.plan))
     for _ in range(2):
@@ -263,9 +243,8 @@ def test_whole_samples_before_an_error_are_handed_on_first(two: Set) -> None:
     two.damage(two.data[: int(spans.byte_offset[5]) + 600])
     stream = iter(plain(two.urls, two.plan))
     got = [next(stream)["__key__"], next(stream)["__key__"]]
-    with pytest.raises(
-        adq.ShardError, match=r"^shard a\.tar: cannot be read after key 'a4' \(ReadError: .*adq verify"
-    ):
+    text = r"^shard a\.tar: cannot be read after key 'a4' \(ReadError: .*adq verify"
+    with pytest.raises(adq.ShardError, match=text):
         next(stream)
     assert got == ["a1", "a3"]
 
@@ -333,11 +312,8 @@ def test_what_an_epoch_keeps_is_what_must_come(tmp_path: Path, two: Set) -> None
     plan = adq.build_plan(features, bins=2, keep=0.25)
     whole = list(raw(urls))
     for epoch in range(3):
-        keys = {
-            key
-            for key, kept in zip(plan.shard("c.tar").spans.keys, plan.kept_in("c.tar", epoch), strict=True)
-            if kept
-        }
+        spans = plan.shard("c.tar").spans
+        keys = {key for key, kept in zip(spans.keys, plan.kept_in("c.tar", epoch), strict=True) if kept}
         for options in ({"epoch": epoch}, {"epoch": lambda epoch=epoch: epoch}):
             for left_out in whole:
                 stream = [sample for sample in whole if sample is not left_out]
@@ -351,9 +327,8 @@ def test_what_an_epoch_keeps_is_what_must_come(tmp_path: Path, two: Set) -> None
 
 def test_the_readers_errors_name_the_shard(two: Set, tmp_path: Path) -> None:
     Path(two.urls[1]).rename(tmp_path / "moved.tar")
-    with pytest.raises(
-        adq.ShardError, match=r"^shard b\.tar: cannot be read \(FileNotFoundError: No such file"
-    ):
+    text = r"^shard b\.tar: cannot be read \(FileNotFoundError: No such file"
+    with pytest.raises(adq.ShardError, match=text):
         list(plain(two.urls, two.plan))
     command = f"pipe:head -c 700 {two.urls[0]}; echo s3cret >/dev/null; exit 3"
     text = r"^shard a\.tar: cannot be read \((OSError: exit 3|ReadError: .*)\)"  # whichever is noticed first
@@ -377,12 +352,8 @@ def test_the_errors_of_other_stages_stay_what_they_are(two: Set) -> None:
 
         return stage
 
-    for error in (
-        TheirOwnError("a", 1),
-        ValueError("no"),
-        FileNotFoundError(2, "No such file", "labels.csv"),
-        EOFError(),
-    ):
+    gone = FileNotFoundError(2, "No such file", "labels.csv")
+    for error in (TheirOwnError("a", 1), ValueError("no"), gone, EOFError()):
         with pytest.raises(type(error)) as caught:
             list(raw(two.urls).map(fail(error)).compose(adq.Subsample(two.plan)))
         assert caught.value is error

@@ -31,12 +31,8 @@ def plan(urls: list[str], tmp_path: Path) -> adq.Plan:
 
 
 def kept_in(plan: adq.Plan, epoch: int) -> Ids:
-    return [
-        (name, key)
-        for name in plan.shards
-        for key, kept in zip(plan.shard(name).spans.keys, plan.kept_in(name, epoch), strict=True)
-        if kept
-    ]
+    rows = [(s.name, zip(s.spans.keys, plan.kept_in(s.name, epoch), strict=True)) for s in plan]
+    return [(name, key) for name, each in rows for key, kept in each if kept]
 
 
 def test_every_epoch_keeps_what_the_plan_says_of_it(urls: list[str], plan: adq.Plan) -> None:
@@ -76,9 +72,8 @@ class SharedEpoch:
 def test_workers_follow_a_shared_epoch(urls: list[str], plan: adq.Plan, start: str, persistent: bool) -> None:
     epoch = SharedEpoch()
     dataset = raw(urls).compose(adq.Subsample(plan, epoch=epoch)).to_tuple("__url__", "__key__")
-    loader = torch.utils.data.DataLoader(
-        dataset, batch_size=None, num_workers=2, multiprocessing_context=start, persistent_workers=persistent
-    )
+    options: Any = {"multiprocessing_context": start, "persistent_workers": persistent}
+    loader = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=2, **options)
     for number in range(3):
         epoch.number.value = number
         assert Counter((Path(url).name, key) for url, key in loader) == Counter(kept_in(plan, number))

@@ -1,7 +1,5 @@
 """Does a tolerance keep the fewest patches that it allows, and does the one chosen for a budget stay within it?"""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -145,9 +143,7 @@ TABLES = st.tuples(st.integers(1, 6), st.integers(1, 5), st.integers(0, 2**32 - 
 
 @settings(max_examples=60)
 @given(TABLES, st.floats(0.01, 1.0), st.booleans())
-def test_the_tolerance_is_the_least_within_the_budget(
-    shape: tuple[int, int, int], share: float, of_bytes: bool
-) -> None:
+def test_tolerance_is_the_least_in_budget(shape: tuple[int, int, int], share: float, of_bytes: bool) -> None:
     n, more, seed = shape
     rng = np.random.default_rng(seed)
     shift = np.hstack([np.zeros((n, 1)), rng.integers(0, 5, (n, more)) / 8]).astype(np.float32)
@@ -238,7 +234,6 @@ def test_an_image_without_feature_has_shifted_wholly() -> None:
     white = ((255, 255),) * 3
     image = np.full((SIDE, SIDE, 3), 255, np.uint8)
     image[:16, :16] = 0
-    table = measure_drops(
-        [{"__key__": "a", "__url__": "a.tar", "image": image}], TEXTURE, adq.encoder(black, name="black")
-    )
+    sample = {"__key__": "a", "__url__": "a.tar", "image": image}
+    table = measure_drops([sample], TEXTURE, adq.encoder(black, name="black"))
     assert (table.shift[0, 1:] == 1).all()

@@ -121,7 +121,7 @@ def test_the_plan_is_opened_from_its_file(folder: Path, tmp_path: Path) -> None:
     ("out", "text"),
     [
         ("features/plan.parquet", "lies among the features"),
-        (".", r"a folder; give the plan a file name, such as .*plan\.parquet"),
+        (".", "a folder; give a file name"),
         ("file/plan.parquet", r"cannot make the folder .*file"),
         ("read-only/plan.parquet", r"cannot write into the folder .*: permission denied"),
     ],

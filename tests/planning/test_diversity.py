@@ -57,7 +57,7 @@ def test_a_plan_does_not_hang_on_whether_the_head_was_known(
 
 def test_the_heads_diversity_makes_the_importance(features: adq.Features) -> None:
     plan = adq.build_plan(features, bins=3, keep=0.4, diversity_head="contrastive")
-    position, z = Views.of(features).rows(features)
+    position, z = Views(features).rows()
     assert len(position) == 40
     table = plan.table().to_pydict()
     bin = np.array(table["bin"])
@@ -158,11 +158,11 @@ def test_the_command_embeds_the_views_it_needs_and_trains_once(
     assert "diversity_spread" in shown
     assert "diversity_head contrastive" in shown
     features = adq.Features(tmp_path / "run" / "features")
-    assert len(Views.of(features).rows(features)[0]) == 56  # all of them: fewer than the default
+    assert len(Views(features).rows()[0]) == 56  # all of them: fewer than the default
     assert main([*run, "--keep", "0.2"]) == 0
     assert trained == ["contrastive"]
     assert main([*run, "--keep", "0.2", "--views", "20"]) == 0
     assert trained == ["contrastive"] * 2
-    assert len(Views.of(features).rows(features)[0]) == 20
+    assert len(Views(features).rows()[0]) == 20
     assert main([*run, "--keep", "0.3", "--views", "20"]) == 0
     assert trained == ["contrastive"] * 2

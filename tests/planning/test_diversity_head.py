@@ -183,19 +183,3 @@ def test_progress_adds_up_to_three_trainings(n: int) -> None:
     told: list[int] = []
     head_diversity(views(n), np.zeros(n, np.int16), 1, epochs=4, progress=told.append)
     assert sum(told) == 3 * 4 == heads.N_SEEDS * 4
-
-
-@pytest.mark.parametrize(
-    ("z", "bin", "options", "text"),
-    [
-        (np.zeros((4, 6), np.float16), np.zeros(4, int), {}, r"views of shape \(4, 6\)"),
-        (np.zeros((4, 3, 6), np.float16), np.zeros(4, int), {}, r"views of shape \(4, 3, 6\)"),
-        (np.full((4, 2, 6), np.nan, np.float16), np.zeros(4, int), {}, "views of image 0 hold NaN"),
-    ],
-)  # fmt: skip
-def test_views_that_do_not_fit_are_refused_before_training(
-    z: Rows, bin: Rows, options: dict[str, Any], text: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.optim, "Adam", None)
-    with pytest.raises(ValueError, match=text):
-        head_diversity(z, bin, 2, **options)

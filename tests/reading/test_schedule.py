@@ -184,7 +184,7 @@ def test_a_ratio_out_of_range_is_refused_with_its_epoch(
 def test_a_later_ratio_is_refused_when_its_epoch_is_read(plans: dict[float, adq.Plan]) -> None:
     draws = Schedule(plans[0.3], lambda epoch: 0.5 if epoch < 3 else float("nan"))
     draws.seats(2)
-    for method in (draws.seats, draws.n_total, draws.record):
+    for method in (draws.seats, draws.n_total):
         with pytest.raises(ValueError, match="keep: epoch 3 has nan"):
             method(4)
     with pytest.raises(ValueError, match="keep: epoch 1,048,576 is too far"):
@@ -222,8 +222,11 @@ def test_a_plan_whose_shares_are_of_other_rules_is_refused(plans: dict[float, ad
 def test_a_record_is_of_the_numbers_so_far(plans: dict[float, adq.Plan]) -> None:
     a = Schedule(plans[0.3], lambda epoch: 0.1 + epoch / 100)
     b = Schedule(plans[0.3], lambda epoch: 0.1 + epoch / 100 if epoch < 5 else 1)
-    assert len(a.record(0)) == 16
-    b.check(a.record(4), 4)
-    for record, epoch in ((a.record(5), 5), (a.record(4), 3), ("rates:", 0), (a.record(0), 1 << 30)):
+    assert a.record(4, begun=True) == a.record(5, begun=False)
+    assert len(a.record(0, begun=False)) == 16
+    b.check(a.record(5, begun=False), 5, begun=False)
+    for record, epoch in ((a.record(5, begun=True), 5), (a.record(4, begun=True), 3), ("rates:", 0)):
         with pytest.raises(StateError, match=r"of another schedule: .* use that schedule"):
-            b.check(record, epoch)
+            b.check(record, epoch, begun=True)
+    with pytest.raises(StateError, match="of another schedule"):
+        b.check(a.record(0, begun=True), 1 << 30, begun=False)

@@ -16,6 +16,7 @@ import pytest
 
 import adq_wds as adq
 from adq_wds.remote.cache import Cache, as_cache
+from tests.conftest import Caplog, MonkeyPatch
 from tests.remote.conftest import Server
 from tests.stream.conftest import contents, write_set
 
@@ -176,7 +177,7 @@ def test_one_that_waits_fills_when_the_other_fails(tmp_path: Path) -> None:
     assert got == [content("a")]
 
 
-def test_a_process_forked_meanwhile_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_forked_meanwhile_holds_nobody_up(tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
     """It has the locks' files open too, for as long as it lives."""
     cache, children = Cache(tmp_path, 2500), []
 
@@ -242,9 +243,7 @@ def test_an_open_entry_stays_readable_when_it_goes(tmp_path: Path) -> None:
     assert get(cache, "b") == content("b")
 
 
-def test_an_entry_beyond_the_bound_is_read_and_not_kept(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_entry_beyond_the_bound_is_read_and_not_kept(tmp_path: Path, caplog: Caplog) -> None:
     cache = Cache(tmp_path, max_bytes=1500)
     get(cache, "a")
     assert get(cache, "large", 2000) == content("large", 2000)
@@ -256,9 +255,7 @@ def test_an_entry_beyond_the_bound_is_read_and_not_kept(
     assert list(entries(tmp_path).values()) == [2000]
 
 
-def test_an_entry_that_goes_at_once_is_read_all_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_entry_that_goes_at_once_is_read_all_the_same(tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
     """Another process may need the room before this one has opened what it wrote."""
     replace = os.replace
 

@@ -131,7 +131,7 @@ def test_a_full_disk_is_said_and_breaks_no_entry(tmp_path: Path, at: int) -> Non
     ("kind", "text"),
     [("a file", "File exists"), ("below a file", "Not a directory"), ("denied", "Permission denied")],
 )
-def test_a_folder_that_cannot_be_written_is_said(
+def test_an_unwritable_folder_is_said(
     tmp_path: Path, kind: str, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "c"

@@ -151,9 +151,6 @@ def test_a_plan_or_an_index_names_no_command(tars: TarSet, marker: Path) -> None
     assert not marker.exists()
 
 
-# ---- allowed
-
-
 @pytest.mark.parametrize("known", ["plan", "none"])
 @pytest.mark.parametrize("n_workers", [0, 2])
 @pytest.mark.parametrize("cached", [False, True])
@@ -182,9 +179,6 @@ def test_a_slow_command_is_waited_for_as_long_as_it_writes(tars: TarSet) -> None
     part = f"dd if={tar} bs=2048 2>/dev/null"
     slowly = f"for i in $(seq 0 7); do {part} skip=$i count=1; sleep 0.4; done; {part} skip=8"
     assert read(slowly, timeout=2.5) == data
-
-
-# ---- endings
 
 
 ENDED = "its command ended with exit code"

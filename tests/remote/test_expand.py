@@ -22,7 +22,8 @@ from adq_wds.remote import expand as expand_module
 from adq_wds.remote.expand import expand
 from adq_wds.remote.fetch import Fetch
 from adq_wds.remote.open_shard import open_shard
-from adq_wds.shards.samples_in_tar import DEFAULT_LIMITS, iter_spans
+from adq_wds.shards.samples_in_tar import iter_spans
+from adq_wds.shards.tar_headers import DEFAULT_LIMITS
 from tests.remote.conftest import Server
 from tests.shards.test_samples_in_tar import pack
 from tests.stream.conftest import Options, TarSet, contents, write_set
@@ -40,9 +41,8 @@ def tars(running: Server) -> TarSet:
         Path(f"{url}.gz").write_bytes(gzip.compress(data))
         third = len(data) // 3
         parts = [data[:third], data[third:third], data[third : 2 * third + 5], data[2 * third + 5 :]]
-        Path(url.replace(".tar", ".many.tar.gz")).write_bytes(
-            b"".join(map(gzip.compress, parts)) + bytes(999)
-        )
+        packed = b"".join(map(gzip.compress, parts)) + bytes(999)
+        Path(url.replace(".tar", ".many.tar.gz")).write_bytes(packed)
     return tar_set
 
 
@@ -187,9 +187,7 @@ def test_each_members_trailer_is_verified(member: str, field: str) -> None:
     data = pack(("a.jpg", NOISE[:3000]))
     parts = [bytearray(gzip.compress(data[:2000])), bytearray(gzip.compress(data[2000:]))]
     parts[0 if member == "first" else 1][-8 if field == "crc" else -4] ^= 1
-    with pytest.raises(
-        adq.ShardError, match=r"^shard s.tar: damaged: not a valid gzip stream; write or fetch"
-    ):
+    with pytest.raises(adq.ShardError, match=r"^shard s.tar: damaged: not a valid gzip stream; write or"):
         expanded(cut(b"".join(parts), 700))
 
 
@@ -295,9 +293,8 @@ def test_zeros_of_any_ratio_pass_below_the_free_bytes(monkeypatch: pytest.Monkey
     monkeypatch.setattr(expand_module, "_FREE", 1 << 20)
     small = pack(("a.jpg", bytes(1_000_000)))
     assert expanded([gzip.compress(small, 9)]) == small
-    with pytest.raises(
-        adq.ShardError, match=r"bytes unpack to [0-9,]+, as no packed shard does: refused; unpack it yourself"
-    ):
+    text = r"bytes unpack to [0-9,]+, as no packed shard does: refused; unpack it yourself"
+    with pytest.raises(adq.ShardError, match=text):
         expanded([gzip.compress(pack(("a.jpg", bytes(3_000_000))), 9)])
 
 
@@ -317,8 +314,7 @@ def test_a_bomb_in_a_file_leaves_no_file_behind(tmp_path: Path, monkeypatch: pyt
 
 def test_a_size_beyond_the_limits_is_never_written(tmp_path: Path) -> None:
     out = io.BytesIO()
-    with pytest.raises(
-        adq.ShardError, match=r"byte 0: declares 5368709120 bytes, more than Limits.member_bytes"
-    ):
+    text = "byte 0: declares 5368709120 bytes, more than Limits.member_bytes"
+    with pytest.raises(adq.ShardError, match=text):
         expand([declares(5 << 30), bytes(1000)], out, shard="s.tar", limits=DEFAULT_LIMITS)
     assert out.getvalue() == b""

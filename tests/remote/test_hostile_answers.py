@@ -1,7 +1,5 @@
 """Servers that answer with too much, too slowly, from elsewhere, or packed: memory and time stay bounded. F45."""
 
-from __future__ import annotations
-
 import gzip
 import socket
 import threading

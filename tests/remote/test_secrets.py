@@ -18,7 +18,7 @@ from adq_wds.jobs.run import run_job
 from adq_wds.jobs.verify import verify_shards
 from adq_wds.remote import with_fsspec, with_obstore
 from adq_wds.writing.write_shards import write_kept
-from tests.conftest import jpeg, write_tar
+from tests.conftest import Caplog, Capsys, MonkeyPatch, jpeg, write_tar
 from tests.remote.conftest import Server
 
 pytest.importorskip("obstore")
@@ -35,9 +35,8 @@ def plan(running: Server) -> str:
         (folder / kind).mkdir()
     for i in range(2):
         keys = range(8 * i, 8 * i + 8)
-        members = [
-            (f"s{k:03d}.{e}", d) for k in keys for e, d in (("jpg", jpeg(k)), ("cls", b"%d" % (k % 2)))
-        ]
+        fields = [(k, (("jpg", jpeg(k)), ("cls", b"%d" % (k % 2)))) for k in keys]
+        members = [(f"s{k:03d}.{e}", d) for k, pairs in fields for e, d in pairs]
         data = bytearray(write_tar(folder / f"good/t-{i}.tar", members).read_bytes())
         (folder / f"cut/t-{i}.tar").write_bytes(data[:3000])
         second = data.index(b".cls")
@@ -63,9 +62,7 @@ def urls(server: Server, plan: str) -> Urls:
 
 
 @pytest.fixture
-def nothing_told(
-    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str], tmp_path: Path
-) -> Check:
+def nothing_told(caplog: Caplog, capfd: Capsys, tmp_path: Path) -> Check:
     """nothing_told(errors): no secret in these, in what was logged (ours: at any level), printed, or written."""
 
     def check(*errors: BaseException) -> None:
@@ -151,7 +148,7 @@ def test_errors_logs_and_files_hold_no_secret(
     "wrong", ["404", "401", "a page", "refused connection", "broken off", "damaged", "not there"]
 )
 def test_nor_do_those_of_the_other_library(
-    wrong: str, urls: Urls, plan: str, server: Server, nothing_told: Check, monkeypatch: pytest.MonkeyPatch
+    wrong: str, urls: Urls, plan: str, server: Server, nothing_told: Check, monkeypatch: MonkeyPatch
 ) -> None:
     monkeypatch.setattr("adq_wds.remote.store.importlib.util.find_spec", lambda name: None)
     server.cut = 100
@@ -182,7 +179,7 @@ def test_what_a_command_says_holds_no_secret(
 
 @pytest.mark.parametrize("on_error", ["raise", "skip"])
 def test_bad_samples_of_a_url_are_named_without_it(
-    on_error: Any, urls: Urls, plan: str, nothing_told: Check, caplog: pytest.LogCaptureFixture
+    on_error: Any, urls: Urls, plan: str, nothing_told: Check, caplog: Caplog
 ) -> None:
     decode = adq.Decode(image="jpg", label="cls")
     dataset = adq.ShardDataset([urls()[0], urls("bad")[1]], pipes=[decode], on_error=on_error)
@@ -197,9 +194,7 @@ def test_bad_samples_of_a_url_are_named_without_it(
     nothing_told(*errors)
 
 
-def test_what_a_good_run_writes_holds_no_secret(
-    urls: Urls, plan: str, tmp_path: Path, nothing_told: Check
-) -> None:
+def test_a_good_run_writes_no_secret(urls: Urls, plan: str, tmp_path: Path, nothing_told: Check) -> None:
     """Features, bins, plan, run.json, shards, _info.json, index; a cache too. The plan is that of the files."""
     options: Any = {"encoder": {"spec": "thumbnail"}, "embed": {}, "plan": {"bins": 2, "keep": 0.5}}
     run_job(urls(), tmp_path / "run", write=True, **options)

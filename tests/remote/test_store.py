@@ -65,9 +65,7 @@ def test_a_query_stays_and_a_user_becomes_a_header(server: Server, data: bytes) 
 @pytest.mark.parametrize(
     ("fault", "text"), [("404", r"not found \(404\)"), ("403", "refused"), ("401", "refused")]
 )
-def test_a_refusal_is_one_request_and_says_no_url(
-    remote: Open, server: Server, fault: str, text: str
-) -> None:
+def test_a_refusal_is_one_request_without_url(remote: Open, server: Server, fault: str, text: str) -> None:
     """F11."""
     url = remote(fault)
     with pytest.raises(adq.ShardError, match=f"shard f.bin: {text}.*: check ") as error:
@@ -196,14 +194,9 @@ os.wait()
 
 @pytest.mark.parametrize(
     ("how", "text"),
-    [
-        ("both", "same\n"),
-        ("alone", "which obstore does not survive: start workers with multiprocessing_context="),
-    ],
+    [("both", "same\n"), ("alone", "which obstore does not survive: start workers with multiprocessing_")],
 )
-def test_a_forked_process_reads_or_is_told_what_to_do(
-    server: Server, data: bytes, how: str, text: str
-) -> None:
+def test_a_forked_process_reads_or_says_what_to_do(server: Server, data: bytes, how: str, text: str) -> None:
     """obstore's threads stay behind in a fork, where its next request would hang."""
     command = [sys.executable, "-c", FORKED, f"{server.url}/ok/f.bin", how]
     out = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True).stdout

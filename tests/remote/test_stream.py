@@ -17,7 +17,7 @@ import adq_wds as adq
 from adq_wds.jobs.index import index_shards
 from adq_wds.reading import ranged
 from tests.remote.conftest import Server
-from tests.stream.conftest import Options, TarSet, contents, made, write_set
+from tests.stream.conftest import Options, TarSet, contents, made, slow, write_set
 
 pytest.importorskip("obstore")
 
@@ -40,10 +40,7 @@ def remote(server: Server, served: TarSet, fault: str = "ok", **options: Any) ->
 def kept_spans(plan: str) -> list[tuple[str, list[tuple[int, int]]]]:
     """Of each shard, first byte and the byte behind the last of each kept sample."""
     return [
-        (
-            shard.name,
-            [(a, a + n) for _, _, a, n, _ in shard.spans.take(shard.kept.nonzero()[0]).rows()],
-        )
+        (shard.name, [(a, a + n) for _, _, a, n, _ in shard.spans.take(shard.kept.nonzero()[0]).rows()])
         for shard in adq.load_plan(plan)
     ]
 
@@ -99,7 +96,7 @@ def test_with_a_cache_ranges_are_merged_and_asked_for_once(
 
 
 @pytest.mark.parametrize(
-    ("context", "used_before"), [("fork", False), ("fork", True), ("spawn", True), ("forkserver", True)]
+    ("context", "used_before"), [("fork", False), ("fork", True), ("spawn", True), slow("forkserver", True)]
 )
 def test_workers_read_remote_shards_and_share_the_cache(
     server: Server, served: TarSet, tmp_path: Path, context: str, used_before: bool
@@ -193,10 +190,8 @@ def test_what_cannot_be_read_ends_the_stream_without_the_url(
     timeout = 0.5 if fault == "stall" else 30.0
     dataset = adq.ShardDataset(urls, plan=served.plan, on_error="skip", timeout=timeout)
     samples = iter(adq.Loader(dataset, num_workers=n_workers))
-    with (
-        caplog.at_level(logging.DEBUG),
-        pytest.raises(adq.ShardError, match=f"shard t-000.tar{text}") as error,
-    ):
+    refused = pytest.raises(adq.ShardError, match=f"shard t-000.tar{text}")
+    with caplog.at_level(logging.DEBUG), refused as error:
         list(samples)
     assert "s3cret" not in str(error.value) + caplog.text
     with pytest.raises(adq.LoaderClosed):
@@ -248,7 +243,7 @@ def test_all_samples_are_read_by_an_index_or_else_whole(
         caplog.clear()
 
 
-def test_resuming_near_the_end_fetches_little(
+def test_resuming_near_the_end_reads_little(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """F21, of a cache that starts empty."""

@@ -26,9 +26,7 @@ def folder(make_features: MakeFeatures, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("keep", [0.05, 0.3, 0.7])
 @pytest.mark.parametrize("must", [[], ["k0102", "k0101"]], ids=["", "must"])
 @pytest.mark.parametrize("allocation", ["adaptive", "published", "uniform"])
-def test_counts_are_those_of_plans_with_that_balance(
-    keep: float, must: list[str], allocation: str, folder: Path
-) -> None:
+def test_counts_are_those_of_such_plans(keep: float, must: list[str], allocation: str, folder: Path) -> None:
     asked: dict[str, Any] = {
         "bins": 3, "keep": keep, "must_include": must, "exclude": ["k0001"], "allocation": allocation, "alpha": 0.9,
     }  # fmt: skip

@@ -27,9 +27,8 @@ def features(make_features: MakeFeatures, tmp_path: Path) -> list[ShardFeatures]
 
 @pytest.fixture
 def plan(features: list[ShardFeatures], tmp_path: Path) -> adq.Plan:
-    return adq.build_plan(
-        tmp_path / "features", bins=5, keep=0.3, must_include=["k0000"], out=tmp_path / "plan.parquet"
-    )
+    options: Any = {"bins": 5, "keep": 0.3, "must_include": ["k0000"]}
+    return adq.build_plan(tmp_path / "features", **options, out=tmp_path / "plan.parquet")
 
 
 def test_described_numbers_are_those_of_the_table(plan: adq.Plan, features: list[ShardFeatures]) -> None:

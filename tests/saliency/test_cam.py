@@ -1,7 +1,5 @@
 """Are class activation maps those of their definitions, and closed only where the network allows it?"""
 
-from __future__ import annotations
-
 import pickle
 from functools import cache
 from typing import Any
@@ -63,9 +61,6 @@ def by_hooks(
 def relative(found: NDArray[np.floating], expected: NDArray[np.floating]) -> float:
     assert expected.max() > 0
     return float(np.abs(found - expected).max() / expected.max())
-
-
-# Closed and by gradient
 
 
 @each_method
@@ -141,9 +136,6 @@ def test_only_a_plain_head_is_closed(between: str) -> None:
         assert not is_closed(head, maps, other)
 
 
-# Classes
-
-
 @each_method
 @pytest.mark.parametrize("name", ["builtin", "convnext_atto"])
 def test_the_class_is_the_label_else_the_prediction(name: str, method: str) -> None:
@@ -167,16 +159,10 @@ def test_the_class_is_the_label_else_the_prediction(name: str, method: str) -> N
 @pytest.mark.parametrize("label", [10, -1, "cat", 2.7])
 def test_a_label_that_is_no_class_is_refused(label: Any) -> None:
     importance = cam_importance(builtin_encoder(), patch=4)
-    with pytest.raises(
-        ValueError,
-        match=f"image 1 .*label {label!r}, .*0 to 9; .*use_labels=False",
-    ):
+    with pytest.raises(ValueError, match=f"image 1 .*label {label!r}, .*0 to 9; .*use_labels=False"):
         importance(pictures(2, (32, 32)), [3, label], [0, 0])
     with pytest.raises(ValueError, match="1 labels for 2 images"):
         importance(pictures(2, (32, 32)), [3], [0, 0])
-
-
-# Images
 
 
 def test_an_image_gets_the_same_answer_in_any_batch() -> None:
@@ -184,9 +170,8 @@ def test_an_image_gets_the_same_answer_in_any_batch() -> None:
     images, labels = pictures(9, (32, 32)), [*range(9)]
     whole = importance(images, labels, [0] * 9)
     for i in range(9):
-        np.testing.assert_allclose(
-            importance([images[i]], [labels[i]], [0])[0], whole[i], rtol=1e-4, atol=1e-7
-        )
+        (alone,) = importance([images[i]], [labels[i]], [0])
+        np.testing.assert_allclose(alone, whole[i], rtol=1e-4, atol=1e-7)
     assert importance([], [], []).size == 0
 
 
@@ -237,18 +222,10 @@ def test_it_runs_inside_a_callers_inference_mode() -> None:
         np.testing.assert_array_equal(inside, importance(images, [1, 2], [0, 0]))
 
 
-# What is refused
-
-
 def test_what_cannot_be_explained_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"method='cam': expected one of gradcam, gradcam\+\+"):
-        cam_importance(builtin_encoder(), method="cam", patch=4)
     with pytest.raises(ValueError, match="encoder 'builtin-free' gives no logits, and gradcam explains them"):
         cam_importance(builtin_encoder("builtin-free"), method="gradcam", patch=4)
-    with pytest.raises(
-        ValueError,
-        match=r"'vit_tiny_patch16_224' .*\(2, 17, 192\).*attention_importance",
-    ):
+    with pytest.raises(ValueError, match=r"'vit_tiny_patch16_224' .*\(2, 17, 192\).*attention_importance"):
         cam_importance(random_encoder("vit_tiny_patch16_224"), patch=4)
     for patch in (0, 4.0, True):
         with pytest.raises(ValueError, match=f"patch must be an integer >= 1, got {patch!r}"):

@@ -1,7 +1,5 @@
 """Do texture and chance judge each image by itself, whatever else is in the batch?"""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from PIL import Image

@@ -1,7 +1,5 @@
 """Image files for tests: a whole one of each format, damaged ones, those that are none, and small ones that claim much."""
 
-from __future__ import annotations
-
 import io
 import struct
 import zlib

@@ -1,7 +1,5 @@
 """Is the one field found that a spec names, and is every other sample refused by shard, key and field?"""
 
-from __future__ import annotations
-
 import io
 import pickle
 from pathlib import Path
@@ -57,21 +55,20 @@ def test_no_image_names_the_fields_there_are() -> None:
         image_bytes(make(txt=b"", cls=b""), "jpg;png")
     with pytest.raises(SampleError, match=r"the sample has no field"):
         image_bytes(make())
+    with pytest.raises(SampleError, match=r"^shard \?: no image field"):
+        image_bytes({"cls": b"1"})
     many = {f"f{i:02}": b"" for i in range(50)} | {"a" * 20_000_000: b""}
     with pytest.raises(SampleError, match=r"'f08' and 41 more") as caught:
         image_bytes(make(**many))
     assert len(str(caught.value)) < 1000
 
 
-def test_two_images_are_both_named_with_the_remedy() -> None:
+def test_two_images_or_a_decoded_one_are_named_with_the_remedy() -> None:
     text = r"key 'n01/7': fields 'jpg' and 'png' are both there; name one, such as image='jpg'"
     with pytest.raises(SampleError, match=text):
         image_bytes(make(png=b"", jpg=b""))
     with pytest.raises(SampleError, match=r"'cls' and 'txt' are both there; .* label='cls'"):
         read_label(make(cls=b"1", txt=b"a"), "cls;txt")
-
-
-def test_a_decoded_image_is_refused_with_the_remedy() -> None:
     with pytest.raises(SampleError, match=r"field 'jpg': holds Image, expected .* before \.decode\(\)"):
         image_bytes(make(jpg=Image.new("RGB", (1, 1))))
 
@@ -88,11 +85,6 @@ def test_the_background_reaches_the_decoder() -> None:
     clear = make(png=png((9, 9, 9, 0), "RGBA"))
     assert whole_image(clear)[1].getpixel((0, 0)) == (255, 255, 255)
     assert whole_image(clear, background=(1, 2, 3))[1].getpixel((0, 0)) == (1, 2, 3)
-
-
-def test_a_samples_place_may_be_unknown() -> None:
-    with pytest.raises(SampleError, match=r"^shard \?: no image field"):
-        image_bytes({"cls": b"1"})
 
 
 MALFORMED: list[tuple[str, list[Any]]] = [
@@ -124,9 +116,6 @@ def test_right_specs_pass_the_check() -> None:
     for read in (image_bytes, check_spec):
         with pytest.raises(SpecError, match="'jpg;json:a': a path, 'a', leads to a label, never to an image"):
             read(*((make(jpg=b""), "jpg;json:a") if read is image_bytes else ("jpg;json:a", "image")))  # type: ignore[operator]
-
-
-def test_a_malformed_spec_inside_a_function_is_one_too() -> None:
     with pytest.raises(SpecError, match="would run what a pickle says"):
         read_label(make(cls=b"1"), lambda sample: read_label(sample, "pkl"))
 
@@ -197,12 +186,10 @@ def test_forged_fields_are_dropped_and_the_sample_left_alone() -> None:
     assert sample == before
 
 
-@given(
-    st.dictionaries(
-        st.sampled_from(["jpg", "a__adq_", "__adq_", "__adq_x__", "__ADQ_x__", "_", "_adq_"]),
-        st.sampled_from([b"1", "1", 1, None, 0.5]),
-    )
-)
+NAMES = st.sampled_from(["jpg", "a__adq_", "__adq_", "__adq_x__", "__ADQ_x__", "_", "_adq_"])
+
+
+@given(st.dictionaries(NAMES, st.sampled_from([b"1", "1", 1, None, 0.5])))
 def test_only_our_names_with_what_a_tar_can_bring_are_dropped(sample: Sample) -> None:
     kept = [(k, v) for k, v in sample.items() if not (k.startswith("__adq_") and isinstance(v, (bytes, str)))]
     out = clean_fields(sample)

@@ -3,8 +3,6 @@
 The references are worked out with numpy from the values that were put in; Pillow only writes the files.
 """
 
-from __future__ import annotations
-
 import io
 import logging
 import struct
@@ -217,9 +215,7 @@ def exif(orientation: int, order: str = "<", kind: int = 3) -> bytes:
 @pytest.mark.parametrize("orientation", DISPLAY)
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
-def test_an_image_stands_upright_whatever_its_exif_orientation(
-    form: str, order: str, orientation: int
-) -> None:
+def test_an_image_stands_upright_by_its_exif_orientation(form: str, order: str, orientation: int) -> None:
     plain = np.asarray(decode_image(encode(SMOOTH, form)))
     image = decode_image(encode(SMOOTH, form, exif=exif(orientation, order)))
     assert np.array_equal(np.asarray(image), DISPLAY[orientation](plain))

@@ -1,7 +1,5 @@
 """Does `decode_image` answer damage, bombs and files that are no image with a `SampleError`, soon and cheaply?"""
 
-from __future__ import annotations
-
 import random
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -13,13 +11,12 @@ from PIL import GifImagePlugin, Image, ImageFile
 from adq_wds.errors import SampleError
 from adq_wds.samples import image
 from adq_wds.samples.image import IMAGE_FORMATS, decode_image
+from tests.conftest import MonkeyPatch
 from tests.samples.image_files import NOT_IMAGES, RGB, WHOLE, H, W, bombs, encode
 
 
 @pytest.mark.parametrize("kind", NOT_IMAGES)
-def test_what_is_no_whole_image_is_an_error_and_no_program_runs(
-    kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_no_whole_image_is_an_error_and_no_program_runs(kind: str, monkeypatch: MonkeyPatch) -> None:
     data, text = NOT_IMAGES[kind]
     started: list[object] = []
     monkeypatch.setattr(subprocess.Popen, "__init__", lambda self, *a, **k: started.append(a))
@@ -37,7 +34,7 @@ def test_formats_are_fixed_and_each_is_read() -> None:
 
 
 @pytest.mark.parametrize("form", ["PNG", "WEBP", "GIF", "TIFF", "AVIF"])
-def test_several_frames_are_refused_and_not_counted(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_frames_are_refused_and_not_counted(form: str, monkeypatch: MonkeyPatch) -> None:
     if form not in WHOLE:
         pytest.skip("this Pillow has no AVIF")
     data = encode(RGB, form, save_all=True, append_images=[Image.new("RGB", (W, H))])
@@ -62,9 +59,7 @@ def test_bad_options_are_the_programs_error() -> None:
             decode_image(WHOLE["PNG"], background=colour)  # type: ignore[arg-type]
 
 
-def test_with_load_truncated_images_no_half_image_passes(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_with_load_truncated_images_no_half_image_passes(monkeypatch: MonkeyPatch) -> None:
     plain = {form: np.asarray(decode_image(data)) for form, data in WHOLE.items()}
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     for form, data in WHOLE.items():
@@ -76,9 +71,7 @@ def test_with_load_truncated_images_no_half_image_passes(
 
 
 @pytest.mark.parametrize("name", ["WEBP lossless", "WEBP lossy", "WEBP canvas"])
-def test_a_large_webp_is_refused_before_its_reader_makes_room(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_large_webp_is_refused_before_its_reader_makes_room(name: str, monkeypatch: MonkeyPatch) -> None:
     monkeypatch.setitem(image._READERS, "WEBP", lambda file: pytest.fail("opened"))
     with pytest.raises(SampleError, match="too large"):
         decode_image(bombs()[name])

@@ -1,7 +1,5 @@
 """Is every label right, or refused with shard, key and field in the text?"""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Does damage to a patch-dropped image end in a `SampleError`, before anything is made on its word? F9, F35, S5."""
 
-from __future__ import annotations
-
 import io
 import random
 import struct

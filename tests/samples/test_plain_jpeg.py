@@ -1,7 +1,5 @@
 """Does the short way through a plain JPEG give what the long way gives, image for image and error for error?"""
 
-from __future__ import annotations
-
 import io
 import random
 from typing import Any
@@ -14,6 +12,7 @@ from adq_wds.errors import SampleError
 from adq_wds.samples import image
 from adq_wds.samples.image import MAX_PIXELS, WHITE, decode_image
 from adq_wds.samples.plain_jpeg import decode_plain_jpeg, plain_jpeg, without_end
+from tests.conftest import MonkeyPatch
 from tests.samples.image_files import encode
 
 W, H = 43, 29
@@ -117,9 +116,7 @@ def both(data: bytes) -> tuple[object, ...]:
 
 
 @pytest.mark.parametrize("name", PLAIN)
-def test_a_plain_jpeg_never_goes_the_long_way_and_is_the_same(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_plain_jpeg_never_goes_the_long_way_and_is_the_same(name: str, monkeypatch: MonkeyPatch) -> None:
     data = PLAIN[name]
     assert both(data)[0] is Image.Image
     monkeypatch.setattr(image, "_decode_any", lambda *_: pytest.fail("went the long way"))
@@ -159,7 +156,7 @@ def test_damage_has_the_same_answer_on_both_ways(name: str) -> None:
         both(cut + b"\xff\xd9")
 
 
-def test_a_large_one_is_refused_by_its_header(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_one_is_refused_by_its_header(monkeypatch: MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "frombytes", lambda *_: pytest.fail("decoded"))
     with pytest.raises(SampleError, match=f"too large: {W} x {H} = {W * H} pixels, at most {W * H - 1}"):
         decode_image(BASE, max_pixels=W * H - 1)
@@ -177,9 +174,7 @@ def test_what_the_decoder_refuses_is_left_to_the_long_way() -> None:
     assert isinstance(caught.value.__cause__, OSError)
 
 
-def test_with_load_truncated_images_only_the_long_way_is_taken(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_with_load_truncated_images_only_the_long_way_is_taken(monkeypatch: MonkeyPatch) -> None:
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     plain = plain_jpeg(BASE)
     assert plain is not None
@@ -193,9 +188,7 @@ ONE_SCAN |= {n: NOT_PLAIN[n] for n in ("grey", "CMYK", "RGB in the file", "EXIF"
 
 @pytest.mark.parametrize("name", ONE_SCAN)
 @pytest.mark.parametrize("fill_up", [False, True])
-def test_a_scan_that_ends_before_its_last_blocks_is_refused(
-    name: str, fill_up: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_scan_without_its_last_block_is_refused(name: str, fill_up: bool, monkeypatch: MonkeyPatch) -> None:
     """libjpeg would fill up with grey and say nothing that Pillow tells."""
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", fill_up)
     data, chance = ONE_SCAN[name], random.Random(name)

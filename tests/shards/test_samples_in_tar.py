@@ -1,7 +1,5 @@
 """Does the tar reader find the samples that webdataset finds, and refuse what webdataset loses?"""
 
-from __future__ import annotations
-
 import bz2
 import io
 import os
@@ -9,7 +7,6 @@ import pickle
 import shutil
 import subprocess
 import tarfile
-import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +20,6 @@ from adq_wds.errors import SampleError, ShardError
 from adq_wds.remote.open_shard import open_shard
 from adq_wds.shards.samples_in_tar import (
     Ignored,
-    Limits,
     WrongSample,
     expected_span,
     iter_spans,
@@ -32,6 +28,7 @@ from adq_wds.shards.samples_in_tar import (
     span_at,
     split_name,
 )
+from adq_wds.shards.tar_headers import Limits
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 
@@ -112,17 +109,8 @@ def test_samples_equal_webdatasets_in_what_gnu_tar_writes(tmp_path: Path, form: 
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(os.urandom(700))
-    arguments = [
-        "tar",
-        f"--format={form}",
-        "--sort=name",
-        "-cf",
-        str(tmp_path / "x.tar"),
-        "-C",
-        str(folder),
-        ".",
-    ]
-    subprocess.run(arguments, check=True)
+    arguments = f"tar --format={form} --sort=name -cf {tmp_path}/x.tar -C {folder} ."
+    subprocess.run(arguments.split(), check=True)
     data = (tmp_path / "x.tar").read_bytes()
     assert ours(data) == stock(data)
     assert len(ours(data)) == (2 if form == "v7" else 3)
@@ -160,59 +148,6 @@ def test_samples_equal_webdatasets_for_any_unrepeated_names(names: list[str], fo
             assert read_sample(data, span, url="u") == sample
 
 
-# F6: sixteen cases of keys; "listed twice" is the caller's
-
-
-@pytest.mark.parametrize(
-    ("names", "place"),
-    [
-        (["a.jpg", "a.cls", "a.jpg", "a.cls"], r"shard s.tar, key 'a', field 'jpg': field twice"),
-        (["a.jpg", "a.JPG"], r"key 'a', field 'jpg': field twice in a sample"),
-        (["a.jpg", "b.jpg", "a.jpg"], r"shard s.tar, key 'a': key twice in a shard \(again at byte 2048\)"),
-        (["a.jpg", "b.jpg", "a.cls", "b.cls"], r"key 'a': key twice in a shard"),
-        (["ok.jpg", "\udcff\udcfe.jpg"], r"byte 1024: name b'\\xff\\xfe.jpg' is not UTF-8"),
-    ],
-)
-def test_names_that_would_mix_or_lose_samples_are_refused(names: list[str], place: str) -> None:
-    with pytest.raises(ShardError, match=place):
-        ours(pack(*names, form=tarfile.GNU_FORMAT))
-
-
-def test_the_same_key_in_two_shards_is_two_samples() -> None:
-    first, second = pack(("a.cls", b"1")), pack(("a.cls", b"2"))
-    assert [ours(first)[0]["cls"], ours(second)[0]["cls"]] == [b"1", b"2"]
-
-
-@pytest.mark.parametrize(
-    ("names", "keys", "ignored"),
-    [
-        (["img.v1.jpg", "img.v2.jpg"], {"img": ["v1.jpg", "v2.jpg"]}, 0),
-        (["./a.jpg", "a.jpg"], {"./a": ["jpg"], "a": ["jpg"]}, 0),
-        (["README", "a.jpg", "x/README", "a.cls", "a.b/c"], {"a": ["jpg", "cls"]}, 3),
-        (["._a.jpg", ".hidden", "dir/._a.jpg", "a.jpg"], {"a": ["jpg"]}, 3),
-        (["__x__", "__x__/a.jpg", "__x.__", "__x__.jpg"], {"__x__": ["jpg"]}, 3),
-        (["A.jpg", "a.JPG", "a.Cls"], {"A": ["jpg"], "a": ["jpg", "cls"]}, 0),
-        (
-            [unicodedata.normalize(f, "é.jpg") for f in ("NFC", "NFD")],
-            {"\xe9": ["jpg"], "e\u0301": ["jpg"]},
-            0,
-        ),
-        (["a\nb.jpg", "a\tb\x1b.jpg"], {"a\nb": ["jpg"], "a\tb\x1b": ["jpg"]}, 0),
-        (["", "a.jpg", "/", "a."], {"a": ["jpg", ""]}, 2),
-    ],
-    ids=["dotted", "dot-slash", "no-extension", "leading-dot", "meta", "case", "NFC/NFD", "control", "empty"],
-)
-def test_names_become_the_keys_fields_and_counts_of_the_table(
-    names: list[str], keys: dict[str, list[str]], ignored: int
-) -> None:
-    counts = Ignored()
-    data = pack(*[(name, b"") for name in names], form=tarfile.GNU_FORMAT)
-    spans = list(iter_spans(data, shard="s.tar", ignored=counts))
-    assert {span.key: [member.field for member in span.members] for span in spans} == keys
-    assert counts.n_members == ignored
-    assert [member.n_bytes for span in spans for member in span.members] == [0] * sum(map(len, keys.values()))
-
-
 def test_ignored_members_are_told_in_one_line() -> None:
     counts = Ignored()
     assert str(counts) == "no members ignored"
@@ -242,13 +177,21 @@ def test_forged_fields_are_dropped_but_counted_in_the_crc() -> None:
 def test_a_sample_of_too_many_members_is_refused() -> None:
     data = pack(*[f"a.{i}" for i in range(4)])
     assert len(list(iter_spans(data, shard="s.tar", limits=Limits(sample_members=4)))) == 1
-    with pytest.raises(
-        ShardError, match=r"key 'a': more than 3 members in one sample \(Limits.sample_members\)"
-    ):
+    with pytest.raises(ShardError, match=r"key 'a': more than 3 members .* \(Limits.sample_members\)"):
         list(iter_spans(data, shard="s.tar", limits=Limits(sample_members=3)))
 
 
-# spans
+def test_whole_samples_before_damage_are_given_for_any_batch() -> None:
+    names = [f"{i}.{field}" for i in range(3000) for field in ("jpg", "cls")]  # more headers than one batch
+    data = pack(*[(name, b"") for name in names])
+    for broken in (1, 2000, 2999):
+        damaged, spans = bytearray(data), []
+        damaged[broken * 1024 + 600] ^= 1  # in the second header of sample `broken`
+        text = f"s.tar, byte {broken * 1024 + 512}: bad header: checksum does not match; write or fetch"
+        with pytest.raises(ShardError, match=text):  # noqa: PT012 - what came before counts
+            for span in iter_spans(bytes(damaged), shard="s.tar"):
+                spans.append(span)
+        assert [span.key for span in spans] == [str(i) for i in range(broken)]
 
 
 def test_a_span_must_hold_exactly_one_sample() -> None:
@@ -261,7 +204,7 @@ def test_a_span_must_hold_exactly_one_sample() -> None:
         (data[b.byte_offset + b.n_bytes :][:1024], "holds 0 samples"),
         (
             data[b.byte_offset :][: b.n_bytes + 1024],
-            r"holds 1 samples \('b'\), expected exactly one from end to end",
+            r"holds 1 samples \('b'\), expected exactly one from end",
         ),
         (both + bytes(512), "end-of-archive marker inside a span"),
         (both[: a.n_bytes] + b"x", "truncated"),
@@ -284,9 +227,6 @@ def test_spans_pickle_and_compare() -> None:
     (span,) = iter_spans(pack("a.jpg"), shard="s.tar")
     assert pickle.loads(pickle.dumps(span)) == span  # noqa: S301
     assert Limits() == Limits(member_bytes=1 << 32)
-
-
-# files
 
 
 def test_a_shard_file_reads_like_its_bytes_and_is_closed(tmp_path: Path) -> None:
@@ -326,10 +266,8 @@ def test_what_is_no_tar_file_is_refused_by_path(tmp_path: Path) -> None:
     texts = {"empty": "empty file", "folder": "a directory", "fifo": "a fifo, socket or device", "bz2": "bzip2: unpack it",
              "loop": "symbolic links", "missing": "No such file", "empty/x": "Not a directory"}  # fmt: skip
     for name, text in texts.items():
-        with (
-            pytest.raises(ShardError, match=f"shard {tmp_path}/{name}: .*{text}"),
-            open_shard(tmp_path / name),
-        ):
+        refused = pytest.raises(ShardError, match=f"shard {tmp_path}/{name}: .*{text}")
+        with refused, open_shard(tmp_path / name):
             pass
 
 
@@ -337,10 +275,8 @@ def test_what_is_no_tar_file_is_refused_by_path(tmp_path: Path) -> None:
 def test_an_unreadable_file_is_refused_by_path(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(pack("a.jpg"))
     (tmp_path / "a.tar").chmod(0)
-    with (
-        pytest.raises(ShardError, match=r"a\.tar: cannot be opened: Permission denied"),
-        open_shard(tmp_path / "a.tar"),
-    ):
+    refused = pytest.raises(ShardError, match=r"a\.tar: cannot be opened: Permission denied")
+    with refused, open_shard(tmp_path / "a.tar"):
         pass
 
 
@@ -350,9 +286,8 @@ def test_a_span_is_taken_only_with_the_key_and_payload_expected() -> None:
     assert expected_span(data, shard="s.tar", key="a", crc32=crc) == span
     assert expected_span(data, shard="s.tar", key="a", crc32=None) == span
     for key, wanted in (("b", crc), ("a", crc ^ 1)):
-        with pytest.raises(
-            WrongSample, match=f"found key 'a' with crc32 {crc:08x}, expected .*{wanted:08x}"
-        ) as wrong:
+        text = f"found key 'a' with crc32 {crc:08x}, expected .*{wanted:08x}"
+        with pytest.raises(WrongSample, match=text) as wrong:
             expected_span(data, shard="s.tar", key=key, crc32=wanted)
         assert (wrong.value.span, wrong.value.crc32) == (span, crc)
     with pytest.raises(WrongSample, match=r"^in its span, ") as wrong:

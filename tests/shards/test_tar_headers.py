@@ -1,7 +1,5 @@
 """Are tar headers read as their writers meant them, and lying ones refused before anything is read or skipped?"""
 
-from __future__ import annotations
-
 import os
 import time
 import tracemalloc
@@ -13,7 +11,8 @@ import pytest
 
 from adq_wds.errors import ShardError
 from adq_wds.remote.open_shard import open_shard
-from adq_wds.shards.samples_in_tar import Ignored, Limits, Span, iter_spans, span_at
+from adq_wds.shards.samples_in_tar import Ignored, Span, iter_spans, span_at
+from adq_wds.shards.tar_headers import Limits
 
 END = bytes(1024)
 NEGATIVE = b"\xff" * 12
@@ -81,9 +80,6 @@ def quick_and_small() -> Iterator[None]:
         tracemalloc.stop()
 
 
-# headers as written by all kinds of tar
-
-
 @pytest.mark.parametrize(
     ("head", "key", "n_bytes"),
     [
@@ -124,13 +120,8 @@ def test_a_checksum_may_be_signed_and_written_in_any_width() -> None:
         for n_members in (1, 20):  # verified one by one, and together
             heads = b"".join(header(b"%d.jpg" % i) for i in range(n_members))
             assert len(spans_of(heads + header(name, checksum=checksum) + END)) == n_members + 1
-    for checksum in (
-        b"%06o\0 " % (total + 1),
-        b"%06o\0 " % (total - 256),
-        bytes(8),
-        b"00x123\0 ",
-        b"%06o1 " % total,
-    ):
+    wrong = (b"%06o\0 " % (total + 1), b"%06o\0 " % (total - 256), bytes(8), b"00x123\0 ", b"%06o1 " % total)
+    for checksum in wrong:
         for n_members in (1, 20):
             heads = b"".join(header(b"%d.jpg" % i) for i in range(n_members))
             with pytest.raises(ShardError, match=f"byte {len(heads)}: bad header: checksum does not match"):
@@ -145,31 +136,6 @@ def test_a_global_header_is_ignored_even_inside_a_sample() -> None:
     assert (span.byte_offset, span.n_bytes) == (1024, 2048)
     assert str(ignored) == "2 members ignored: first '(global PAX header)'"
     assert span_at(data[1024:3072], shard="s.tar").key == "a"
-
-
-# F7: what is no plain file
-
-
-@pytest.mark.parametrize(
-    ("kind", "text"),
-    [
-        (b"1", "hard link 'x/a.jpg'"),
-        (b"2", "symbolic link 'x/a.jpg'"),
-        (b"3", "character device 'x/a.jpg'"),
-        (b"4", "block device 'x/a.jpg'"),
-        (b"6", "fifo 'x/a.jpg'"),
-        (b"S", "sparse file 'x/a.jpg'"),
-        (b"V", "member of unknown type 'V' 'x/a.jpg'"),
-        (b"M", "member of unknown type 'M' 'x/a.jpg'"),
-    ],
-)
-def test_what_is_no_plain_file_is_refused_by_name(kind: bytes, text: str) -> None:
-    data = header(b"ok.jpg") + header(b"x/a.jpg", octal(1 << 30), kind) + END
-    with (
-        quick_and_small(),
-        pytest.raises(ShardError, match=f"shard s.tar, byte 512: {text}: only plain files"),
-    ):
-        spans_of(data)
 
 
 def test_directories_are_ignored_and_counted() -> None:
@@ -199,10 +165,7 @@ BIG = record(b"size", b"%d" % (1 << 40))
         (pax(record(b"GNU.sparse.major", b"1")) + header(), r"sparse file \(PAX GNU.sparse\)"),
         (pax(record(b"path", b"b.jpg"), b"g") + header(), "global PAX header sets path or size"),
         (pax(record(b"size", b"0"), b"g") + header(), "global PAX header sets path or size"),
-        (
-            header(b"Pax", octal(99999), b"x"),
-            r"'x' header \(long name or PAX\) declares 99999 bytes, but 1536 are left",
-        ),
+        (header(b"Pax", octal(99999), b"x"), r"'x' header .* declares 99999 bytes, but 1536 are left"),
         (pax(b"3 path=b.jpg\n") + header(), "damaged PAX record"),
         (pax(b"99 path=b.jpg\n") + header(), "damaged PAX record b'99 path=b.jpg"),
         (pax(b"0 path=b.jpg\n") + header(), "damaged PAX record"),
@@ -213,61 +176,25 @@ BIG = record(b"size", b"%d" % (1 << 40))
         (pax(record(b"path", b"a\0.jpg")) + header(), "with a NUL in it"),
         (pax(record(b"path", b"\xff.jpg")) + header(), r"name b'\\xff.jpg' is not UTF-8"),
         (pax(record(b"path", b"p" * 4097)) + header(), "name of 4097 bytes: longer than Limits.name_bytes"),
-        (
-            long_name(b"b.jpg") + pax(record(b"path", b"c.jpg")) + header(),
-            "two long names.*'b.jpg' and b'c.jpg'",
-        ),
+        (long_name(b"b.x") + pax(record(b"path", b"c.x")) + header(), "two long names.*'b.x' and b'c.x'"),
         (long_name(b"b.jpg") * 2 + header(), "prefix headers b'LL' in front of one member"),
         (pax(record(b"a", b"b")) + pax(record(b"a", b"b"), b"g") + header(), "prefix headers b'xg'"),
         (header(magic=b"ustar  ", prefix=b"14000000000"), "access times"),
     ],
 )
 def test_a_lying_or_ambiguous_header_is_refused(head: bytes, text: str) -> None:
-    with (
-        quick_and_small(),
-        pytest.raises(ShardError, match=f"shard s.tar, byte (512|1024|1536|2560): .*{text}"),
-    ):
-        spans_of(header(b"ok.jpg") + head + padded(b"12345") + END)
-
-
-# F8: sizes that lie, refused before any read or skip
-
-
-@pytest.mark.parametrize("n_bytes", [10**9, 1 << 33, 1 << 40, 1 << 62])
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [(b"a.jpg", b"0"), (b"README", b"0"), (b"PaxHeader", b"x")],
-    ids=["read", "filtered", "meta"],
-)
-def test_a_size_beyond_file_or_limits_is_refused_at_once(n_bytes: int, name: bytes, kind: bytes) -> None:
-    head = header(name, base_256(n_bytes) if n_bytes >= 1 << 33 else octal(n_bytes), kind)
-    text = (
-        rf"byte 512: .* declares {n_bytes} bytes, (more than Limits\.\w+_bytes|but 2048 are left: truncated)"
-    )
+    text = f"shard s.tar, byte (512|1024|1536|2560): .*{text}"
     with quick_and_small(), pytest.raises(ShardError, match=text):
-        spans_of(header(b"ok.jpg") + head + bytes(2048))
+        spans_of(header(b"ok.jpg") + head + padded(b"12345") + END)
 
 
 def test_a_sparse_file_as_long_as_declared_fails_by_the_limit(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     path.write_bytes(header(b"a.jpg", base_256(5 << 30)))
     os.truncate(path, (5 << 30) + 2048)
-    with (
-        quick_and_small(),
-        open_shard(path) as view,
-        pytest.raises(ShardError, match=r"more than Limits.member_bytes \(4294967296\)"),
-    ):
+    refused = pytest.raises(ShardError, match=r"more than Limits.member_bytes \(4294967296\)")
+    with quick_and_small(), open_shard(path) as view, refused:
         list(iter_spans(view, shard="a.tar"))
-
-
-def test_a_20_mb_name_is_refused_from_its_header() -> None:
-    for head in (long_name(b"n" * 20_000_000), pax(record(b"path", b"n" * 20_000_000))):
-        data = head + header() + END
-        with (
-            quick_and_small(),
-            pytest.raises(ShardError, match=r"declares 200000\d\d bytes, more than Limits\.(name|pax)"),
-        ):
-            spans_of(data)
 
 
 def test_a_wrong_checksum_explains_the_walk_that_it_led_astray() -> None:
@@ -275,15 +202,9 @@ def test_a_wrong_checksum_explains_the_walk_that_it_led_astray() -> None:
     liar = bytearray(good)
     liar[124:136] = octal(3 << 29)  # another digit sum: checksums do not see digits change places
     for n_good in (0, 20):
+        before = b"".join(header(b"%d.x" % i, octal(1)) + padded(b"x") for i in range(n_good))
         with pytest.raises(ShardError, match=f"byte {n_good * 1024}: .*checksum does not match"):
-            spans_of(
-                b"".join(header(b"%d.x" % i, octal(1)) + padded(b"x") for i in range(n_good))
-                + bytes(liar)
-                + END
-            )
-
-
-# where an archive ends
+            spans_of(before + bytes(liar) + END)
 
 
 def test_an_archive_ends_with_zeros_and_nothing_behind() -> None:
@@ -297,10 +218,7 @@ def test_an_archive_ends_with_zeros_and_nothing_behind() -> None:
         (body + bytes(511), "byte 1023: truncated: no end-of-archive marker"),
         (body + bytes(512) + header(b"b.jpg") + END, r"byte 512: data after the end-of-archive marker"),
         (body + bytes(9000) + b"x", "data after the end-of-archive marker"),
-        (
-            body + bytes((1 << 20) + 512),
-            "1049088 bytes after the end of the archive, more than Limits.padding_bytes",
-        ),
+        (body + bytes((1 << 20) + 512), "1049088 bytes after the end .*, more than Limits.padding_bytes"),
         (b"<html>" + b"x" * 2000, r"byte 0: not a tar file \(starts with b'<html>"),
         (b"\x1f\x8b" + b"x" * 2000, r"not a tar file"),
         (long_name(b"b.jpg") + END, "byte 1024: bad header"),

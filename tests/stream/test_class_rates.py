@@ -144,7 +144,7 @@ def test_fifty_epochs_are_those_of_the_slow_replay(planned: Planned, data: st.Da
             clock.epoch = epoch
             rates.begin(epoch - 1)
             rates.update(data.draw(loss))
-            since, of_class = rates._history.unpacked(rates.record(epoch))
+            since, of_class = rates._history.unpacked(rates.record(epoch, begun=True))
             assert since[-1] == epoch
             share = np.stack([
                 exact_shares(cells.size[c] * ONE, cells.weight[c], n, low=cells.least[c])
@@ -159,8 +159,8 @@ def test_fifty_epochs_are_those_of_the_slow_replay(planned: Planned, data: st.Da
             assert (int(first[cell]), int(n[cell])) == (place[cell] % n_cell, count)
             place[cell] += count
         assert n.sum() == 36
-    jumps.check(rates.record(50), 50)
-    jumps.restore(rates.record(50), 50, begun=True)
+    jumps.check(rates.record(50, begun=True), 50, begun=True)
+    jumps.restore(rates.record(50, begun=True), 50, begun=True)
     for epoch in (50, 7, 0, 33):  # at once and backwards, from a state
         assert all((a == b).all() for a, b in zip(jumps.seats(epoch), rates.seats(epoch), strict=True))
 
@@ -194,7 +194,7 @@ def test_a_second_update_before_an_epoch_replaces_the_first(planned: Planned) ->
     a.seats(3)  # looked at before
     for rates in (a, b):
         rates.update(UP)
-    assert a.record(0) == b.record(0)
+    assert a.record(0, begun=True) == b.record(0, begun=True)
     assert all((x == y).all() for x, y in zip(a.seats(3), b.seats(3), strict=True))
 
 

@@ -59,9 +59,7 @@ def test_a_ranks_order_does_not_depend_on_workers(tar_set: TarSet, options: Opti
 @pytest.mark.parametrize("uneven", ["pad", "ragged", "drop"])
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("n_shards", [1, 7, 24])
-def test_every_layout_covers_the_plan(
-    tar_sets: dict[int, TarSet], n_shards: int, shuffle: bool, uneven: Any
-) -> None:
+def test_all_layouts_cover_it(tar_sets: dict[int, TarSet], n_shards: int, shuffle: bool, uneven: Any) -> None:
     """F13: 180 layouts."""
     tar_set = tar_sets[n_shards]
     kept = Counter(tar_set.kept)

@@ -107,7 +107,7 @@ def test_a_state_is_refused_by_another_schedule_and_read_by_one_of_an_equal_past
     next(batches)
     state = loader.state_dict()
     stream(planned, other_later).start_from(state)
-    text = "state is of another schedule: keep= does not give the ratios that epochs 0 to 2 were read with"
+    text = "state is of another schedule: keep= does not give the ratios that epochs up to 2 were read with"
     with pytest.raises(adq.StateError, match=text):
         stream(planned, other).start_from(state)
     with pytest.raises(adq.StateError, match=r"state has keep='\w{16}', this stream keep=None"):
@@ -115,6 +115,20 @@ def test_a_state_is_refused_by_another_schedule_and_read_by_one_of_an_equal_past
     plain = adq.Loader(stream(planned, None)).state_dict()
     with pytest.raises(adq.StateError, match=r"state has keep=None, this stream keep='\w{16}'"):
         stream(planned).start_from(plain)
+
+
+def test_a_schedule_may_end(planned: Any) -> None:
+    """After its last epoch there is a state, which is read; an epoch more is an error."""
+    ratios = [0.1, 0.5]
+    loader = adq.Loader(stream(planned, ratios.__getitem__))
+    assert [len(ids(loader)) for _ in range(2)] == [9, 45]
+    state = loader.state_dict()
+    assert (state["epoch"], state["t"]) == (2, 0)
+    again = adq.Loader(stream(planned, ratios.__getitem__))
+    again.load_state_dict(state)
+    assert again.state_dict() == state
+    with pytest.raises(ValueError, match="keep: epoch 2: IndexError"):
+        next(iter(again))
 
 
 @pytest.mark.parametrize("kind", ["torch", "node"])

@@ -48,9 +48,7 @@ def take(batches: Any, n: int) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("kind", sorted(LOADERS))
 @pytest.mark.parametrize("persistent", [True, False])
 @pytest.mark.parametrize("start", STARTS)
-def test_epochs_follow_each_other_in_any_loader(
-    tar_set: TarSet, kind: str, persistent: bool, start: str
-) -> None:
+def test_epochs_follow_in_any_loader(tar_set: TarSet, kind: str, persistent: bool, start: str) -> None:
     """F17: workers, kept or made anew, read the epochs that no worker would."""
     expected = epochs_of(made(tar_set), 3)
     options = {"persistent_workers": persistent, "multiprocessing_context": start}
@@ -69,9 +67,7 @@ def test_spawned_workers_get_all_they_need(tar_set: TarSet) -> None:
 
 
 @pytest.mark.parametrize(("n_workers", "persistent"), [(0, False), (2, True), (2, False)])
-def test_an_iteration_reads_the_epoch_after_the_one_left(
-    tar_set: TarSet, n_workers: int, persistent: bool
-) -> None:
+def test_iterating_reads_the_epoch_after_the_left(tar_set: TarSet, n_workers: int, persistent: bool) -> None:
     """Left before the first batch, none was begun; left anywhere after it, or read to its end, one was."""
     expected = epochs_of(made(tar_set), 6)
     loader = adq.Loader(made(tar_set), num_workers=n_workers, persistent_workers=persistent)

@@ -39,9 +39,8 @@ def test_writing_and_reading_changes_nothing(bins: Bins, path: Path) -> None:
         assert getattr(again, name).tolist() == getattr(bins, name).tolist()
     assert again.header == bins.header
     assert (again.n_bins, again.classes) == (3, [0, 1])
-    assert {n: s.tolist() for n, s in again.scores().items()} == {
-        n: s.tolist() for n, s in bins.scores().items()
-    }
+    scores, expected = ({n: s.tolist() for n, s in each.scores().items()} for each in (again, bins))
+    assert scores == expected
 
 
 def test_an_empty_bin_has_no_score_there_and_back(make_features: MakeFeatures, tmp_path: Path) -> None:
@@ -60,25 +59,15 @@ def test_columns_of_unequal_length_are_refused(bins: Bins) -> None:
 @pytest.mark.parametrize(
     ("margins", "n", "match"),
     [
-        (None, 13, "the margins and the header contradict each other"),
-        (
-            {"fit": "0", "accuracy": 0.9, "wrong": [0.0, 0.0]},
-            None,
-            "the margins and the header contradict each other",
-        ),
-        (
-            {"fit": "0", "accuracy": 0.9, "wrong": [0.0, 0.0]},
-            12,
-            "the margins and the header contradict each other",
-        ),
+        (None, 13, "margins and the header contradict each other"),
+        ({"fit": "0", "accuracy": 0.9, "wrong": [0.0, 0.0]}, None, "margins and the header contradict each"),
+        ({"fit": "0", "accuracy": 0.9, "wrong": [0.0, 0.0]}, 12, "margins and the header contradict each"),
         ({"fit": "0", "accuracy": 0.9, "wrong": [0.0]}, 13, "says of margins what cannot be"),
         ({"fit": "0", "accuracy": 1.5, "wrong": [0.0, 0.0]}, 13, "says of margins what cannot be"),
         ({"fit": "0", "accuracy": 0.9, "wrong": "no"}, 13, "margins.wrong"),
     ],
 )
-def test_margins_that_contradict_the_header_are_refused(
-    margins: Any, n: int | None, match: str, bins: Bins
-) -> None:
+def test_margins_against_the_header_are_refused(margins: Any, n: int | None, match: str, bins: Bins) -> None:
     header: Any = bins.header if margins is None else {**bins.header, "margins": margins}
     margin = None if n is None else np.zeros(n, dtype=np.float32)
     with pytest.raises(adq.PlanError, match=match):

@@ -18,7 +18,7 @@ from adq_wds.tables import bounds
 from adq_wds.tables.bins import _SCHEMA as BINS
 from adq_wds.tables.bins import Bins
 from adq_wds.tables.features_file import FeaturesFile, _schema
-from adq_wds.tables.parquet import HASH_KEY, HEADER_KEY, column_hashes, write_groups
+from adq_wds.tables.parquet import HASH_KEY, HEADER_KEY, write_groups
 from adq_wds.tables.plan_rows import OPTIONAL, SCHEMA
 from adq_wds.tables.spans import SPAN_FIELDS
 from tests.folders import load_index
@@ -188,38 +188,11 @@ def test_a_header_that_is_no_json_of_ours_is_refused(name: str, kind: str, tmp_p
         READ[kind](tmp_path / "x.parquet")
 
 
-@pytest.mark.parametrize(
-    ("shards", "text"),
-    [
-        ([{"n": 1, "columns": {}}], ".*no 'name'"),
-        ([{"n": 1, "name": "/etc/passwd", "columns": {}}], "shard name '/etc/passwd' is refused"),
-    ],
-)
-def test_an_index_of_other_names_is_a_shard_error(shards: Any, text: str, tmp_path: Path) -> None:
-    rows = zeros(INDEX, 1, 1, shard=same("a", 1), key=same("k", 1))
-    put(tmp_path / "x.parquet", "index", INDEX, rows, shards=shards)
-    with pytest.raises(adq.ShardError, match=rf"x\.parquet: damaged header: {text}"):
-        load_index(tmp_path / "x.parquet")
-
-
-def test_an_index_that_lists_a_shard_twice_is_refused(tmp_path: Path) -> None:
-    (batch,) = zeros(INDEX, 1, 1, shard=same("a.tar", 1), key=same("k", 1))
-    table = pa.Table.from_batches([batch])
-    entry = {"name": "a.tar", "n": 1, "columns": column_hashes(table)}
-    header = {"format": "adq_wds.index", "version": 1, "shards": [entry, entry]}
-    write_groups(tmp_path / "x.parquet", INDEX, [table, table], header)
-    with pytest.raises(adq.ShardError, match=r"x\.parquet: damaged header: shard a\.tar is listed twice"):
-        load_index(tmp_path / "x.parquet")
-
-
 def test_a_file_of_other_columns_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path / "x.parquet", "bins", INDEX, zeros(INDEX, 1, 1, shard=same("a", 1), key=same("k", 1)))
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", lambda *a, **k: pytest.fail("read"))
     with pytest.raises(adq.PlanError, match=r"damaged: .no column 'label', only .*byte_offset"):
         Bins.load(tmp_path / "x.parquet")
-
-
-# ---- What is written can be read back
 
 
 @pytest.mark.parametrize("n_bytes", [bounds.MAX_HEADER_BYTES + 1, 110_000_000])

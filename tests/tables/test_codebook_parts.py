@@ -13,7 +13,8 @@ import safetensors.numpy
 import adq_wds as adq
 from adq_wds.core.known_copies import KnownCopies
 from adq_wds.core.margin_rule import MarginRule
-from tests.tables.test_codebook import made, rewrite
+from tests.tampering import codebook as made_codebook
+from tests.tampering import rewritten_codebook
 
 CLEAN = {"accuracy": 0.9, "wrong": [0.1, 0.0, 0.2], "left_out": [5, 0, 20], "of": [50, 10, 100]}
 
@@ -40,7 +41,7 @@ def whole(**changed: Any) -> adq.Codebook:
         **changed.pop("header", {}),
     }
     parts = {"margins": margins(), "copies": copies(), **changed}
-    return made(header={name: value for name, value in header.items() if value is not None}, **parts)
+    return made_codebook(header={name: value for name, value in header.items() if value is not None}, **parts)
 
 
 @pytest.fixture
@@ -67,16 +68,16 @@ def test_what_is_saved_is_loaded_and_pickled(saved: Path) -> None:
 
 def test_a_codebook_without_them_is_of_version_1(saved: Path) -> None:
     assert whole()._whole_header()["version"] == 2
-    assert made()._whole_header()["version"] == 1
-    assert made(header={"n": [1, 2, 3]})._whole_header()["version"] == 2
-    assert whole().hash != whole(copies=None).hash != made().hash
+    assert made_codebook()._whole_header()["version"] == 1
+    assert made_codebook(header={"n": [1, 2, 3]})._whole_header()["version"] == 2
+    assert whole().hash != whole(copies=None).hash != made_codebook().hash
 
 
 def test_classes_have_numbers_rows_and_rates() -> None:
     codebook = whole()
     assert [codebook.class_number(c) for c in (None, 0, 1, 3, 2)] == [0, 1, 2, 3, None]
     assert codebook.rows.tolist() == [0, 0, 1, 2]
-    assert np.array_equal(made().class_rates(0.3), made().rates(0.3)[[0, 0, 1, 2]])
+    assert np.array_equal(made_codebook().class_rates(0.3), made_codebook().rates(0.3)[[0, 0, 1, 2]])
     for keep in (0.1, 0.4, 0.84):
         rates = codebook.class_rates(keep)
         assert np.array_equal(rates[0], codebook.rates(keep)[0])
@@ -136,7 +137,7 @@ def drop(name: str) -> Callable[[dict[str, Any], dict[str, Any]], None]:
 
 @pytest.mark.parametrize("name", ["margins.least", "copies.stays"])
 def test_a_file_with_a_part_of_a_part_is_refused(saved: Path, name: str) -> None:
-    rewrite(saved, drop(name))
+    rewritten_codebook(saved, drop(name))
     with pytest.raises(adq.CodebookError, match=f"no array '{name}'"):
         adq.load_codebook(saved)
 

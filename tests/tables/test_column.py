@@ -11,7 +11,7 @@ import pytest
 import adq_wds as adq
 from adq_wds.cli.main import main
 from adq_wds.tables.column import Column
-from tests.conftest import write_tar
+from tests.conftest import Capsys, write_tar
 
 ROWS = [("a.tar", f"k{i}") for i in range(6)] + [("b.tar", f"k{i}") for i in range(3, 7)]
 
@@ -77,9 +77,7 @@ def test_what_does_not_fit_is_refused(case: str, features: adq.Features, tmp_pat
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no Parquet"])
-def test_a_file_that_is_none_is_refused(
-    content: bytes | None, features: adq.Features, tmp_path: Path
-) -> None:
+def test_a_file_of_none_is_refused(content: bytes | None, features: adq.Features, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "x").write_bytes(content)
     with pytest.raises(adq.FeaturesError, match=r"x: (no such file|not a whole Parquet)"):
@@ -112,9 +110,7 @@ def test_a_column_is_a_score_of_a_plan(make_shard: Any, tmp_path: Path) -> None:
         adq.build_plan(features, scores=[Column(tmp_path / "x.parquet", "label")])
 
 
-def test_adq_run_takes_a_column_and_sees_it_change(
-    make_shard: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_adq_run_takes_a_column_and_sees_it_change(make_shard: Any, tmp_path: Path, capsys: Capsys) -> None:
     shard = make_shard("a.tar", 60)
     keys = adq.Plan.from_keys([str(shard)], None).keys()
     for loss, nothing in ((1.0, False), (1.0, True), (2.0, False)):

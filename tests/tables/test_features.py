@@ -15,10 +15,7 @@ import pytest
 import adq_wds as adq
 from adq_wds.tables.features import Features
 from adq_wds.tables.features_file import FeaturesFile, ShardFeatures
-from adq_wds.tables.parquet import (
-    column_hash,
-    list_array,
-)
+from adq_wds.tables.parquet import column_hash, list_array
 
 MakeFeatures = Callable[..., ShardFeatures]
 BAD = [2, 7]
@@ -76,9 +73,7 @@ def test_gradients_and_scores_are_columns_of_version_2(make_features: MakeFeatur
 
 
 @pytest.mark.parametrize("labels", [[], [0, 2, 1]])
-def test_digests_are_a_column_of_version_3(
-    make_features: MakeFeatures, tmp_path: Path, labels: list[int]
-) -> None:
+def test_digests_are_a_v3_column(make_features: MakeFeatures, tmp_path: Path, labels: list[int]) -> None:
     made = make_features("a.tar", labels, bad=[0])
     assert FeaturesFile(tmp_path / "features" / "a.parquet").digest() is None
     digest = np.random.default_rng(0).integers(0, 256, (len(labels), 16), dtype=np.uint8)
@@ -201,10 +196,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"label": np.full(8, -2, np.int32), "names": None}, "labels -2 … -2, expected -1 …"),
     ({"label": np.full(8, 3, np.int32)}, "labels 3 … 3, expected 0 … 2"),
     ({"label": np.full(8, -1, np.int32)}, "labels -1 … -1, expected 0 … 2"),
-    (
-        {"embedding": np.ones((8, 4), np.float32)},
-        r"embedding is \(8, 4\) float32, expected 8 rows of .*halffloat",
-    ),
+    ({"embedding": np.ones((8, 4), np.float32)}, r"embedding is \(8, 4\) float32, expected 8 rows of .*half"),
     ({"embedding": np.ones((8, 0), np.float16)}, r"embedding is \(8, 0\) float16"),
     ({"embedding": np.ones(8, np.float16)}, r"embedding is \(8,\) float16"),
     ({"bad_reasons": []}, "0 reasons for 2 bad samples"),
@@ -212,10 +204,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"logit_grad": np.ones((8, 3), np.float16)}, "logit gradients and a header that contradicts them"),
     ({"logit_grad": np.ones((2, 3), np.float16)}, r"logit_grad is \(2, 3\) float16, expected 8 rows"),
     ({"scores": {"sharp": np.ones(2, np.float32)}}, r"sharp is \(2,\) float32, expected 8 rows"),
-    (
-        {"digest": np.zeros((2, 16), np.uint8)},
-        r"digest is \(2, 16\) uint8, expected 8 rows of fixed_size_binary\[16\]",
-    ),
+    ({"digest": np.zeros((2, 16), np.uint8)}, r"digest is \(2, 16\) uint8, expected 8 rows of .*\[16\]"),
     ({"digest": np.zeros((8, 15), np.uint8)}, r"digest is \(8, 15\) uint8"),
     ({"digest": np.zeros((8, 16))}, r"digest is \(8, 16\) float64"),
 ]
@@ -253,9 +242,7 @@ def test_files_are_ordered_by_shard_name(make_features: MakeFeatures, tmp_path: 
         ("width", "width 6 and 7"),
     ],
 )
-def test_features_made_otherwise_are_not_mixed(
-    name: str, text: str, make_features: MakeFeatures, tmp_path: Path
-) -> None:
+def test_other_features_do_not_mix(name: str, text: str, make_features: MakeFeatures, tmp_path: Path) -> None:
     """F29."""
     make_features("a.tar", [0, 1])
     odd = make_features("b.tar", [0, 1], width=7 if name == "width" else 6)
@@ -266,16 +253,14 @@ def test_features_made_otherwise_are_not_mixed(
         Features(tmp_path / "features")
 
 
-def test_two_files_for_one_shard_are_refused(path: Path) -> None:
+def test_two_files_of_a_shard_and_foreign_ones_are_refused(path: Path) -> None:
     path.with_name("copy.parquet").write_bytes(path.read_bytes())
-    text = (
-        r"(copy|deep--a)\.parquet and .*(copy|deep--a)\.parquet both describe shard deep/a\.tar; remove one"
-    )
-    with pytest.raises(adq.FeaturesError, match=text):
+    one = r"(copy|deep--a)\.parquet"
+    with pytest.raises(
+        adq.FeaturesError, match=rf"{one} and .*{one} both describe shard deep/a\.tar; remove"
+    ):
         Features(path.parent)
-
-
-def test_a_foreign_file_among_features_is_named(path: Path) -> None:
+    path.with_name("copy.parquet").unlink()
     pq.write_table(pa.table({"a": [1]}), path.with_name("z.parquet"))
     with pytest.raises(adq.FeaturesError, match=r"z\.parquet: not made by adq_wds"):
         Features(path.parent)
@@ -323,7 +308,4 @@ def test_a_limit_counts_good_and_bad_samples(limit: int, make_features: MakeFeat
 def test_a_limit_that_is_none_is_refused_with_its_value(limit: Any, path: Path) -> None:
     with pytest.raises(ValueError, match=f"limit must be an integer >= 1, got {limit!r}"):
         Features(path.parent, limit=limit)
-
-
-def test_features_say_what_they_are(path: Path) -> None:
     assert repr(Features(path.parent)) == "<Features 8 samples in 1 shards, synthetic, D = 6>"

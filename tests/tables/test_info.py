@@ -11,18 +11,9 @@ import adq_wds as adq
 from adq_wds.shards.names import shown_url
 from adq_wds.tables.info import read_info
 
-TIMM = {
-    "splits": {
-        "train": {
-            "name": "train",
-            "num_samples": 12,
-            "filenames": ["a.tar", "x/b.tar"],
-            "shard_lengths": [5, 7],
-        },
-        "val": {"name": "val", "num_samples": 3, "filenames": ["v.tar"], "shard_lengths": [3]},
-    },
-    "classes": ["cat", "dog"],
-}
+TRAIN = {"name": "train", "num_samples": 12, "filenames": ["a.tar", "x/b.tar"], "shard_lengths": [5, 7]}
+VAL = {"name": "val", "num_samples": 3, "filenames": ["v.tar"], "shard_lengths": [3]}
+TIMM = {"splits": {"train": TRAIN, "val": VAL}, "classes": ["cat", "dog"]}
 WIDS = {
     "wids_version": 1,
     "name": "all",

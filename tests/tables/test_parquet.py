@@ -9,14 +9,7 @@ import pytest
 
 from adq_wds.errors import PlanError
 from adq_wds.files import canonical_json, sha256_text
-from adq_wds.tables.parquet import (
-    HASH_KEY,
-    HEADER_KEY,
-    GroupFile,
-    column_hash,
-    column_hashes,
-    write_groups,
-)
+from adq_wds.tables.parquet import HASH_KEY, HEADER_KEY, GroupFile, column_hash, column_hashes, write_groups
 
 KEY = pa.field("key", pa.string(), nullable=False)
 SIZE = pa.field("size", pa.int32(), nullable=False)

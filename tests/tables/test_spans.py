@@ -8,7 +8,7 @@ import pytest
 from adq_wds.remote.open_shard import open_shard
 from adq_wds.shards.samples_in_tar import iter_spans, payload_crc32
 from adq_wds.tables.spans import scan_spans, walk_shard
-from tests.conftest import write_tar
+from tests.conftest import Caplog, write_tar
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_rows_are_the_walks(shard: Path) -> None:
     ("limit", "keys", "n_ignored"), [(None, "abc", 2), (1, "a", 1), (3, "abc", 2), (9, "abc", 2)]
 )
 def test_a_walk_stops_after_its_limit_and_logs_what_it_ignored(
-    shard: Path, caplog: pytest.LogCaptureFixture, limit: int | None, keys: str, n_ignored: int
+    shard: Path, caplog: Caplog, limit: int | None, keys: str, n_ignored: int
 ) -> None:
     caplog.set_level(logging.INFO, "adq_wds")
     with open_shard(shard) as buffer:
@@ -43,9 +43,7 @@ def test_a_walk_stops_after_its_limit_and_logs_what_it_ignored(
     assert record.getMessage().startswith(f"shard a.tar: {n_ignored} member")
 
 
-def test_an_empty_shard_is_a_warning_that_names_what_it_holds(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_empty_shard_is_a_warning_that_names_what_it_holds(tmp_path: Path, caplog: Caplog) -> None:
     path = write_tar(tmp_path / "a.tar", [("README", b"")])
     assert len(scan_spans(path, shard="a.tar")) == 0
     (record,) = caplog.records

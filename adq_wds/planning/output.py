@@ -1,0 +1,41 @@
+"""Locks the folder that a job of planning writes to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from adq_wds.errors import AdqError
+from adq_wds.files import lock, make_folder
+from adq_wds.tables.features import Features
+
+
+@contextmanager
+def locked_folder(
+    out: str | os.PathLike[str] | None, error: Callable[[str], AdqError], *, beside: Features | None = None
+) -> Iterator[Path | None]:
+    """The folder of the file that a job writes, made and locked; None where it writes none.
+
+    Locked before the work, so that of two jobs one learns it at once.
+
+    Args:
+        out: the file.
+        error: raised where `out` is a folder, or lies among the features.
+        beside: features that it must not lie among.
+
+    Raises:
+        AdqError: the folder cannot be written, or another job works in it.
+    """
+    if out is None:
+        yield None
+        return
+    file = Path(out)
+    if file.is_dir():
+        raise error(f"{file}: a folder; give a file name")
+    if beside is not None and os.path.dirname(os.path.realpath(file)) == os.path.realpath(beside.folder):
+        raise error(f"{file}: lies among the features, where every file is one shard's; write it elsewhere")
+    folder = make_folder(file.parent)
+    with lock(folder):
+        yield folder
