@@ -108,7 +108,7 @@ def main() -> None:
     )
     result: dict[str, Any] = {"runs": a.runs, "before": commit.stdout.strip(), "tasks": {}}
     with tempfile.TemporaryDirectory() as work:
-        paths = {}
+        paths: dict[Path, list[Any]] = {}
         for checkout in (Path(__file__).parents[1], a.before):  # each version reads what it wrote itself
             folder = f"{work}/{len(paths)}"
             arguments = ["run", *shards, "--encoder", "thumbnail", "--keep", "0.2", "-o", folder, "--quiet"]
