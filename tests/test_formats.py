@@ -142,7 +142,7 @@ def test_codebooks_that_clean_are_read_and_answer_to_the_last_value() -> None:
     ]
 
 
-def test_plans_with_margins_are_read_and_made_again() -> None:
+def test_plans_with_margins_are_read_and_made_again_from_their_bins() -> None:
     folder = GOLDEN / "v3"
     expected = json.loads((folder / "cleaned.json").read_text(encoding="utf-8"))
     plan, bins = adq.load_plan(folder / "cleaned.parquet"), Bins.load(folder / "cleaned_bins.parquet")
@@ -151,12 +151,9 @@ def test_plans_with_margins_are_read_and_made_again() -> None:
     rows["margin"] = [None if margin != margin else margin for margin in rows["margin"]]
     assert rows == expected["plan"]
     asked: dict[str, Any] = {"clean": 0.2, "dedup": 0.99, "exclude": [("a-000000.tar", "k001")]}
-    for made in (bins, 2):
-        again = adq.build_plan(folder / "features", bins=made, keep=0.5, seed=3, balance=0.5, **asked)
-        assert again.table()["margin"].to_pylist() == pytest.approx(
-            plan.table()["margin"].to_pylist(), nan_ok=True
-        )
-        assert again.hash == plan.hash
+    # by the margins in these bins; margins of new bins are by the newest rule
+    again = adq.build_plan(folder / "features", bins=bins, keep=0.5, seed=3, balance=0.5, **asked)
+    assert again.hash == plan.hash
 
 
 def test_the_same_features_still_give_the_same_plan() -> None:

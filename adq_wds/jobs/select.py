@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from adq_wds.checks import Ratio
+from adq_wds.checks import Ratio, no_bar
 from adq_wds.core.allocation import budget_for
 from adq_wds.errors import FeaturesError, PlanError, SampleError, located, shorten
 from adq_wds.files import lock, make_folder
@@ -169,15 +169,14 @@ def _read_all(urls: Urls, field: str | None, label: str | None, progress: bool |
     """
     paths = expand_urls(urls)
     named = sorted(zip(plain_shard_names(paths), paths, strict=True))
-    quiet = None if progress is None else not progress
-    bar = tqdm(named, desc="select", unit=" shards", disable=quiet)
-    shards = [_read(path, name, field, label) for name, path in bar]
+    bar = tqdm(named, desc="select", unit=" shards", disable=no_bar(progress))
+    shards = [_read_shard(path, name, field, label) for name, path in bar]
     if not any(len(shard.spans) for shard in shards):
         raise no_samples(len(shards))
     return shards
 
 
-def _read(path: str, name: str, field: str | None, label: str | None) -> _Shard:
+def _read_shard(path: str, name: str, field: str | None, label: str | None) -> _Shard:
     value: list[float] = []
     labels: list[Label] = []
     with open_shard(path) as buffer:

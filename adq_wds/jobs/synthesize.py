@@ -18,7 +18,7 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
-from adq_wds.checks import Count, integer, positive
+from adq_wds.checks import Count, integer, no_bar, positive
 from adq_wds.core.rng import check_seed, draw
 from adq_wds.errors import AdqError, shorten
 from adq_wds.files import atomic_path, canonical_json, make_folder, write_text
@@ -111,7 +111,7 @@ def synthesize(
     todo = [r for r in range(start, rounds) if r % world == rank]
     if kind != "noisy":
         todo = [r for r in todo if not pattern.path(r).exists()]
-    for r in tqdm(todo, desc="rounds", disable=None if progress is None else not progress):
+    for r in tqdm(todo, desc="rounds", disable=no_bar(progress)):
         draws = torch.Generator().manual_seed(draw(seed, r, "", kind, purpose="synthesize") >> 1)
         labels = ((torch.arange(n) + r * n) % n_classes).to(device)
         if kind == "noisy":

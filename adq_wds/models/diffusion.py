@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from adq_wds.checks import Count, positive
-from adq_wds.errors import AdqError, shorten
+from adq_wds.errors import AdqError, reason_of, shorten
 from adq_wds.models.forward import pick_device
 
 DETERMINISTIC = ("DDIMScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler")
@@ -173,8 +173,8 @@ class Latent:
         if self.strength is not None:
             options["strength"] = self.strength
         if self._takes_prompt:
-            told = labels.tolist() if self.prompts and labels is not None else []
-            options["prompt"] = [self.prompts[label] for label in told] or [""] * len(images)
+            classes = labels.tolist() if self.prompts and labels is not None else []
+            options["prompt"] = [self.prompts[label] for label in classes] or [""] * len(images)
         made = self.pipeline(image=drawn, output_type="pt", **options).images.float().cpu()
         size = images.shape[2:]
         out: NDArray[np.float32] = F.interpolate(made, size, mode="bicubic", antialias=True).numpy() * 2 - 1
@@ -222,8 +222,7 @@ def load_unet(folder: str | os.PathLike[str], *, device: str = "cpu") -> Any:
         options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
         unet = diffusers.UNet2DModel.from_pretrained(str(path), low_cpu_mem_usage=False, **options)
     except Exception as error:
-        text = " ".join(str(error).split())
-        raise AdqError(f"{path}: cannot be loaded as a UNet2DModel: {shorten(text, 200)}") from error
+        raise AdqError(f"{path}: cannot be loaded as a UNet2DModel: {reason_of(error)}") from error
     return unet.to(pick_device(device)).eval().requires_grad_(False)
 
 

@@ -95,12 +95,9 @@ class Embed(Pipe):
 
     def _batch(self, samples: list[Sample]) -> list[Sample]:
         cleaned, rows, _ = self._embedded(samples)
-        return [
-            {
-                **sample,
-                EMBEDDING_FIELD: row.copy(),
-                ENCODER_FIELD: self._made_by,
-            }  # a view keeps the batch alive
+        made_by = self._made_by
+        return [  # copies: a view keeps the batch alive
+            {**sample, EMBEDDING_FIELD: row.copy(), ENCODER_FIELD: made_by}
             for sample, row in zip(cleaned, rows, strict=True)
         ]
 

@@ -110,7 +110,7 @@ def test_a_class_of_one_sample_keeps_it(make_features: MakeFeatures, tmp_path: P
 
 def test_what_the_features_lack_is_said(make_features: MakeFeatures, tmp_path: Path) -> None:
     make_features("a.tar", [-1] * 40)
-    for options, what in (({"clean": "auto"}, "clean"), ({"balance": 0.5}, "balance=0.5")):
+    for options, what in (({"clean": "auto"}, "clean='auto'"), ({"balance": 0.5}, "balance=0.5")):
         with pytest.raises(
             adq.FeaturesError, match=f"features: {what} needs labels, and these features have none"
         ):
@@ -118,7 +118,7 @@ def test_what_the_features_lack_is_said(make_features: MakeFeatures, tmp_path: P
     with pytest.raises(adq.FeaturesError, match=r"a.parquet: dedup='exact' needs digests, .* embed again"):
         fit(tmp_path / "features", dedup="exact")
     make_features("a.tar", [3] * 40, contents=range(40), image="function:mine.image")
-    with pytest.raises(adq.FeaturesError, match="features: clean needs samples of two or more classes"):
+    with pytest.raises(adq.FeaturesError, match=r"features: clean=0.1 needs samples of two or more classes"):
         fit(tmp_path / "features", clean=0.1)
     with pytest.raises(
         adq.FeaturesError, match="needs an image field with a name, and a function gave these"
