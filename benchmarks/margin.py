@@ -7,7 +7,7 @@ Synthetic rows of width 512, made block by block by a seeded generator, so that 
 passes. What does not (factoring a matrix of 1,537 rows) is timed with 2,048 rows and counted once.
 Seconds of processor time are those of all threads; memory is the peak of a fresh process over its size before.
 
-Last measured on two cores of an AMD EPYC that other programs kept busy (load about ten, so processor time tells more than
+Last measured before λ was chosen among five, on two cores of an AMD EPYC that other programs kept busy (load about ten, so processor time tells more than
 seconds; numpy 2.4.6, OpenBLAS): 50,000 rows 15 s of processor time (52 s on the clock), 158 MiB. ImageNet's size, a tenth
 of it timed: 530 s of processor time (1,880 s on the clock), 1.2 GiB.
 """
