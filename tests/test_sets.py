@@ -99,7 +99,9 @@ def test_doubted_labels_are_judged_against_the_truth(tmp_path: Path) -> None:
         Image.fromarray(pixels.astype(np.uint8)).save(image, "PNG")
         members += [(f"{i:04d}.jpg", image.getvalue()), (f"{i:04d}.cls", b"%d" % (i % 2))]
     paths = make_set("noise20", [write_tar(tmp_path / "cifar10-train-0.tar", members)], tmp_path / "sets")
-    result = judged(paths, tmp_path / "features", "thumbnail")
+    truth = json.loads((paths[0].parent / "truth.json").read_text())
+    features = adq.embed_shards(paths, "thumbnail", tmp_path / "features", progress=False)
+    result = judged(truth, features)
     assert (result["samples"], result["wrong"]) == (400, 0.2)
     out, precision, recall = (result[name] for name in ("left_out", "precision", "recall"))
     assert 0.2 < precision < 1

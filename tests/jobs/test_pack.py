@@ -221,7 +221,7 @@ def test_what_cannot_be_packed_is_refused_at_once(tmp_path: Path) -> None:
 
 KILLED = """
 import sys, time, adq_wds.jobs.pack as pack
-read, paths = pack._read, []
+read, paths = pack._read_image, []
 
 def read_twelve(path):
     paths.append(path)
@@ -230,7 +230,7 @@ def read_twelve(path):
         time.sleep(600)
     return read(path)
 
-pack._read = read_twelve
+pack._read_image = read_twelve
 pack.pack_folder(sys.argv[1], sys.argv[2], max_samples=5)
 """
 
