@@ -7,7 +7,8 @@ ratio of both, this version over the other, round by round.
     git worktree add --detach /tmp/before COMMIT
     python -m benchmarks.versions --data DATA --before /tmp/before --out benchmarks/results/versions.json
 
-CIFAR-10's training shards; `thumbnail` embeds. Only names that both versions have are used.
+CIFAR-10's training shards; `thumbnail` embeds. Only names that both versions have
+are used.
 """
 
 from __future__ import annotations
@@ -23,38 +24,54 @@ from typing import Any
 
 from benchmarks.common import data_folder, parser, report, spread
 
-# Before `---` what is not timed; SHARDS, FEATURES, PLAN and OUT are paths.
+STREAM = "ds = adq.ShardDataset({}, batch_size=256, collate=list)"
+ADQ = "subprocess.run([sys.executable, '-m', 'adq_wds', {}], check=True, stdout=subprocess.DEVNULL)"
+# What is prepared, and what is measured. SHARDS, FEATURES, PLAN and OUT are paths.
 TASKS = {
-    "--help": "import subprocess, sys\n---\nsubprocess.run([sys.executable, '-m', 'adq_wds', 'run', '--help'], "
-    "check=True, stdout=subprocess.DEVNULL)",
-    "embed": "import adq_wds as adq\nadq.embed_shards(SHARDS[4:5], 'thumbnail', OUT + '/g', progress=False)\n---\n"
-    "adq.embed_shards(SHARDS[:4], 'thumbnail', OUT + '/f', progress=False)",
-    "plan": "import adq_wds as adq\nadq.build_plan\n---\n"
-    "adq.build_plan(FEATURES, keep=0.2, progress=False).save(OUT + '/plan.parquet')",
-    "codebook": "import adq_wds as adq\nadq.fit_codebook\n---\n"
-    "adq.fit_codebook(FEATURES, pilot=1000, progress=False)",
-    "assign": "import adq_wds as adq\nbook = adq.fit_codebook(FEATURES, pilot=200, progress=False)\n"
-    "pipe = adq.AssignBins(book)\n"
-    "rows = next(iter(adq.Features(FEATURES))).embedding()\n"
-    "samples = [{'__key__': str(i), '__url__': 'a.tar', 'emb.npy': row, 'cls': b'3'} for i, row in enumerate(rows)]\n"
-    "---\nfor _ in range(4):\n for i in range(0, len(samples), 256): pipe.apply(samples[i : i + 256])",
-    "subsample": "import adq_wds as adq\npipe = adq.Subsample(adq.load_plan(PLAN))\n"
-    "kept = list(adq.ShardDataset(SHARDS[:2], shuffle=False))\n---\nfor _ in range(8): list(pipe(iter(kept)))",
-    "raw, all": "import adq_wds as adq\nds = adq.ShardDataset(SHARDS, shuffle=True, batch_size=256, collate=list)\n"
-    "for _ in ds: pass\n---\nfor _ in range(3):\n for _ in ds: pass",
-    "raw, 20 %": "import adq_wds as adq\nds = adq.ShardDataset(SHARDS, plan=PLAN, shuffle=True, batch_size=256, "
-    "collate=list)\nfor _ in ds: pass\n---\nfor _ in range(10):\n for _ in ds: pass",
-    "decoded, 20 %": "import adq_wds as adq\nds = adq.ShardDataset(SHARDS, plan=PLAN, batch_size=256, collate=list, "
-    "pipes=[adq.Decode(to='numpy')])\nfor _ in ds: pass\n---\nfor _ in range(3):\n for _ in ds: pass",
-    "write": "import adq_wds as adq\nadq.write_shards\nfrom adq_wds.cli.main import main\n---\n"
-    "assert main(['write', *SHARDS, '--plan', PLAN, '-o', OUT + '/%06d.tar', '--quiet']) == 0",
-    "verify": "import adq_wds as adq\nfrom adq_wds.cli.main import main\n---\n"
-    "assert main(['verify', PLAN, *SHARDS, '--quiet']) == 0",
-    "patches": "import adq_wds as adq\nds = adq.ShardDataset(SHARDS[:1], shuffle=False, pipes=[adq.Decode(to='numpy'), "
-    "adq.DropPatches('texture', keep=0.75, patch=4), adq.EncodePatches(), adq.Decode(to='patches')])\n---\nfor _ in ds: pass",
+    "--help": ("", ADQ.format("'run', '--help'")),
+    "embed": (
+        "adq.embed_shards(SHARDS[4:5], 'thumbnail', OUT + '/g', progress=False)",
+        "adq.embed_shards(SHARDS[:4], 'thumbnail', OUT + '/f', progress=False)",
+    ),
+    "plan": (
+        "adq.build_plan",
+        "adq.build_plan(FEATURES, keep=0.2, progress=False).save(OUT + '/plan.parquet')",
+    ),
+    "codebook": ("adq.fit_codebook", "adq.fit_codebook(FEATURES, pilot=1000, progress=False)"),
+    "assign": (
+        """
+pipe = adq.AssignBins(adq.fit_codebook(FEATURES, pilot=200, progress=False))
+rows = next(iter(adq.Features(FEATURES))).embedding()
+samples = [{"__key__": str(i), "__url__": "a.tar", "emb.npy": row, "cls": b"3"} for i, row in enumerate(rows)]
+""",
+        """
+for i in range(0, 4 * len(samples), 256):
+    pipe.apply(samples[i % len(samples) :][:256])
+""",
+    ),
+    "subsample": (
+        "pipe = adq.Subsample(adq.load_plan(PLAN)); kept = list(adq.ShardDataset(SHARDS[:2], shuffle=False))",
+        "for _ in range(8): list(pipe(iter(kept)))",
+    ),
+    "raw, all": (STREAM.format("SHARDS") + "; list(ds)", "for _ in range(3): list(ds)"),
+    "raw, 20 %": (STREAM.format("SHARDS, plan=PLAN") + "; list(ds)", "for _ in range(10): list(ds)"),
+    "decoded, 20 %": (
+        STREAM.format("SHARDS, plan=PLAN, pipes=[adq.Decode(to='numpy')]") + "; list(ds)",
+        "for _ in range(3): list(ds)",
+    ),
+    "write": ("", ADQ.format("'write', *SHARDS, '--plan', PLAN, '-o', OUT + '/%06d.tar', '--quiet'")),
+    "verify": ("", ADQ.format("'verify', PLAN, *SHARDS")),
+    "patches": (
+        """
+pipes = [adq.Decode(to="numpy"), adq.DropPatches("texture", keep=0.75, patch=4), adq.EncodePatches()]
+ds = adq.ShardDataset(SHARDS[:1], shuffle=False, pipes=[*pipes, adq.Decode(to="patches")])
+""",
+        "for _ in ds: pass",
+    ),
 }
 _FRAME = """
-import json, resource, sys, time
+import json, resource, subprocess, sys
+import adq_wds as adq
 SHARDS, FEATURES, PLAN, OUT = json.loads(sys.argv[1])
 def spent():
     return sum(u.ru_utime + u.ru_stime for u in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
@@ -68,7 +85,7 @@ print(json.dumps([spent() - start, peak / 1024]))
 
 def measure(task: str, checkout: Path, paths: list[Any]) -> tuple[float, float]:
     """Processor seconds and peak memory, in MiB, of a task with the package of a checkout."""
-    prepare, work = TASKS[task].split("---\n")
+    prepare, work = TASKS[task]
     with tempfile.TemporaryDirectory() as out:
         code = _FRAME.format(prepare=prepare, work=work)
         environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
