@@ -1,7 +1,7 @@
 """Does diffusion, or its filter, help a student that is trained without data? And what does `Vary` cost?
 
     python -m benchmarks.dda digits --seeds 5 --out benchmarks/results/dda_digits.json
-    python -m benchmarks.dda overhead --runs 20 --out benchmarks/results/dda_overhead.json
+    python -m benchmarks.dda overhead --runs 10 --out benchmarks/results/dda_overhead.json
 
 `digits` runs `examples/dda.py` once a seed, which varies split, teacher, bank, diffusion and students, and gives for each arm the
 accuracy on held-out digits and the agreement with the teacher on all 1,797, and paired differences from the bank alone and

@@ -116,6 +116,9 @@ def main() -> None:
     made.add_argument("--before", required=True, type=Path, help="a checkout of the other version")
     made.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     a = made.parse_args()
+    a.before = a.before.resolve()
+    if not (a.before / "adq_wds").is_dir():
+        sys.exit(f"{a.before}: no checkout of the package")
     shards = [str(path) for path in sorted(data_folder("cifar10", a.data).glob("cifar10-train-*.tar"))]
     commit = subprocess.run(
         [shutil.which("git") or "git", "-C", str(a.before), "rev-parse", "--short", "HEAD"],

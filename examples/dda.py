@@ -118,11 +118,11 @@ def main() -> None:
         return F.cross_entropy(net(x), labels[rows])
 
     teacher = fit(Net(16), images, a.teacher_steps, a.seed, loss)
-
     recipe = Recipe(steps=100, rate=0.05, shift=1)
     bank = adq.synthesize(teacher, out / "bank", side=8, rounds=a.rounds, recipe=recipe, seed=a.seed)
-    train_unet(bank, out / "unet", side=8, classes=10, steps=a.unet_steps, seed=a.seed)
-    engine = load_sdedit(out / "unet", strength=0.5, steps=20)
+    unet = out / f"unet-{a.rounds}"  # a bank that grew is another set
+    train_unet(bank, unet, side=8, classes=10, steps=a.unet_steps, seed=a.seed)
+    engine = load_sdedit(unet, strength=0.5, steps=20)
     encoder = adq.encoder(Encode(teacher), name="teacher", revision=f"seed {a.seed}")
     vary_shards(bank, engine, encoder, out / "variants", overwrite=True, seed=a.seed, batch_size=200)
     variants = str(out / "variants" / "variant-0" / "*.tar")

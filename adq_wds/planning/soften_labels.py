@@ -88,7 +88,8 @@ def soften_labels(
     Raises:
         ValueError: an option is out of range.
         FeaturesError: damaged features or none usable; for "ridge" no labels, or fewer than two classes; for the others
-            embeddings that are not as wide as there are classes, or (with its key) no probabilities.
+            embeddings with fewer numbers than there are classes (where classes have names, another number), or (with its
+            key) no probabilities.
         AdqError: `out` cannot be written, or another job works in its folder.
 
     Source: ours; renormalised top classes as in Shen and Xing 2022 (arXiv 2112.01528), marginal re-norm.
@@ -103,6 +104,8 @@ def soften_labels(
     label, names = global_labels(opened)
     is_labelled = label[0] != NO_LABEL
     n_classes = len(names) if names is not None else int(label.max()) + 1 if is_labelled else opened.width
+    if source != "ridge" and names is None:  # a network may know more classes than these samples have
+        n_classes = max(n_classes, opened.width)
     if n_classes > MAX_CLASSES:
         raise FeaturesError(
             f"{opened.folder}: labels up to {n_classes - 1:,}; at most {MAX_CLASSES:,} classes are held"

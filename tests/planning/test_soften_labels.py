@@ -89,6 +89,13 @@ def test_logits_give_the_softmax_of_the_eight_likeliest_classes(n_classes: int, 
     assert report.agreement == pytest.approx(np.mean(logits.argmax(axis=1) == np.arange(30) % n_classes))
 
 
+def test_logits_of_more_classes_than_are_there(make_features: MakeFeatures, tmp_path: Path) -> None:
+    make_features("a.tar", LABEL, embedding=np.tile(np.eye(6), (10, 1)))
+    report = adq.soften_labels(tmp_path / "features", source="logits", out=tmp_path / "soft.parquet")
+    assert report.n_classes == 6
+    assert all_rows(tmp_path / "soft.parquet")[0][:6, 0].tolist() == list(range(6))
+
+
 def test_unlabelled_features_of_logits_give_soft_labels(make_features: MakeFeatures, tmp_path: Path) -> None:
     make_features("a.tar", [-1] * 4)
     report = adq.soften_labels(tmp_path / "features", source="logits", out=tmp_path / "soft.parquet")
@@ -134,7 +141,7 @@ def test_the_command_writes_the_file_and_says_what_is_in_it(
 BAD: dict[str, tuple[list[int], dict[str, Any], str]] = {
     "no labels": ([-1] * 6, {}, "no labels, which source='ridge' needs"),
     "one class": ([4] * 6, {}, "one class, and source='ridge' needs two or more"),
-    "no logits": ([0, 1] * 3, {"source": "logits"}, "embeddings of 6 numbers .* are no logits of 2 classes"),
+    "no logits": ([0, 7] * 3, {"source": "logits"}, "embeddings of 6 numbers .* are no logits of 8 classes"),
     "no probabilities": (
         [*range(6)],
         {"source": "probabilities"},
