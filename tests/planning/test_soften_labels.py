@@ -133,8 +133,8 @@ def test_the_command_writes_the_file_and_says_what_is_in_it(
     assert main(["soften", str(tmp_path / "features"), "-o", out, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["source"] == "ridge"
     assert (tmp_path / "soft.parquet").read_bytes() == first
-    assert main(["soften", str(tmp_path / "features"), "-o", out, "--source", "logits"]) == 1
-    assert "embeddings of 6 numbers" in capsys.readouterr().err
+    assert main(["soften", str(tmp_path / "features"), "-o", out, "--source", "probabilities"]) == 1
+    assert "no probabilities" in capsys.readouterr().err
     assert (tmp_path / "soft.parquet").read_bytes() == first
 
 
