@@ -35,7 +35,8 @@ class ClassRates(StreamDraws):
 
     One update an epoch, on all ranks, with equal numbers: it counts for the epoch that begins next, in running workers
     too, and never for one that has begun. Where torch.distributed gives the ranks it is compared between them. The state
-    holds the shares of all epochs; losses that were summed up before a crash are the training's matter::
+    holds the shares of all epochs, of at most 4096 updates (fewer from 512 classes on, as 16 MiB hold them, but 256 at
+    least): after these the rates stay as they are, and `update` raises. Losses that were summed up before a crash are the training's matter::
 
         rates = adq.ClassRates(plan)
         ds = adq.ShardDataset(urls, plan=plan, fresh=True, keep=rates, batch_size=64, fields=("image", "label"))
@@ -115,7 +116,7 @@ class ClassRates(StreamDraws):
         Raises:
             ValueError: a loss is negative or not finite, of a class that is not in the plan, or there is none; the
                 shape is wrong; or ranks differ. The rates stay.
-            AdqError: no data set has these rates, or there were too many updates.
+            AdqError: no data set has these rates, or there is no room for another update; see `ClassRates`.
         """
         if self._clock is None or self._ranks is None:
             raise AdqError(

@@ -21,7 +21,8 @@ _GENERATION, _N, _BEGUN = range(3)  # places in the first row
 
 
 class RateHistory:
-    """The updates of C >= 2 classes, each with the epoch from which on it counts.
+    """The updates of C >= 2 classes, each with the epoch from which on it counts: 4096, less where 16 MiB hold fewer,
+    but 256 at least.
 
     A row is an epoch and C seats in units of 1/ONE; the first row holds three numbers of its own.
     """
@@ -79,7 +80,7 @@ class RateHistory:
         rows, n = self._rows, int(np.searchsorted(self.since, since))
         if n + 1 == len(rows):
             raise AdqError(
-                f"ClassRates: room for {n:,} updates and no more; update in every second epoch only"
+                f"ClassRates: there is room for {n:,} updates, and all are made: the rates stay as they are; stop updating"
             )
         rows[n + 1] = [since, *of_class.tolist()]
         rows[0, _N] = n + 1

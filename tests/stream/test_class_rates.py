@@ -472,5 +472,8 @@ def test_more_updates_than_there_is_room_for_are_refused(
         clock.epoch = epoch
         rates.update(UP)
     clock.epoch = 4
-    with pytest.raises(adq.AdqError, match="room for 3 updates and no more"):
-        rates.update(UP)
+    before = rates.rates
+    text = "room for 3 updates, and all are made: the rates stay as they are; stop updating"
+    with pytest.raises(adq.AdqError, match=text):
+        rates.update(losses_after(1))
+    assert rates.rates == before
