@@ -146,7 +146,9 @@ class Schedule(StreamDraws):
         try:
             same = epoch < _MAX_EPOCHS and record == self.record(epoch, begun=begun)
         except ValueError as error:
-            raise StateError(f"state is of epoch {epoch}, to which this schedule does not reach: {error}") from error
+            raise StateError(
+                f"state is of epoch {epoch}, to which this schedule does not reach: {error}"
+            ) from error
         if not same:
             raise StateError(
                 f"state is of another schedule: keep= does not give the ratios that epochs up to {epoch} were read with; "

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import get_worker_info
 
 from adq_wds.errors import AdqError, StateError
-from adq_wds.stream.clock import shared
+from adq_wds.stream.clock import apart, shared
 
 _BYTES = 1 << 24  # for all updates, unless these are too few
 _LEAST, _MOST = 256, 4096
@@ -37,8 +36,8 @@ class RateHistory:
 
     @property
     def _rows(self) -> NDArray[np.int64]:
-        """The rows, no longer shared in a process that is no worker of the creating one, such as another rank."""
-        if self._pid != os.getpid() and get_worker_info() is None:
+        """The rows, no longer shared in a process that is no worker of the creating one."""
+        if apart(self._pid):
             self._share(self._tensor.clone())
         rows: NDArray[np.int64] = self._tensor.numpy()
         return rows
