@@ -143,7 +143,13 @@ class Schedule(StreamDraws):
 
     def check(self, record: str, epoch: int, *, begun: bool) -> None:
         """Raise `StateError` unless the epochs had as many samples as now; see `StreamDraws`."""
-        if epoch >= _MAX_EPOCHS or record != self.record(epoch, begun=begun):
+        try:
+            same = epoch < _MAX_EPOCHS and record == self.record(epoch, begun=begun)
+        except ValueError as error:
+            raise StateError(
+                f"state is of epoch {epoch}, to which this schedule does not reach: {error}"
+            ) from error
+        if not same:
             raise StateError(
                 f"state is of another schedule: keep= does not give the ratios that epochs up to {epoch} were read with; "
                 "use that schedule (later epochs may change), or start anew"

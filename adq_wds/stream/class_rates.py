@@ -22,6 +22,8 @@ from adq_wds.tables.plan import Plan
 from adq_wds.tables.plan_cells import plan_cells
 from adq_wds.tables.plan_header import fresh_start
 
+_FAR = 2.0**62  # seats, in units of 1/ONE, that no class has
+
 
 class ClassRates(StreamDraws):
     """Rates by class that follow the training: the higher the mean loss of a class, the more seats it gets.
@@ -33,7 +35,8 @@ class ClassRates(StreamDraws):
 
     One update an epoch, on all ranks, with equal numbers: it counts for the epoch that begins next, in running workers
     too, and never for one that has begun. Where torch.distributed gives the ranks it is compared between them. The state
-    holds the shares of all epochs; losses that were summed up before a crash are the training's matter::
+    holds the shares of all epochs, of at most 4096 updates (fewer from 512 classes on, as 16 MiB hold them, but 256 at
+    least): after these the rates stay as they are, and `update` raises. Losses that were summed up before a crash are the training's matter::
 
         rates = adq.ClassRates(plan)
         ds = adq.ShardDataset(urls, plan=plan, fresh=True, keep=rates, batch_size=64, fields=("image", "label"))
@@ -62,9 +65,11 @@ class ClassRates(StreamDraws):
     """
 
     def __init__(self, plan: Plan, *, bound: float = 2.0) -> None:
-        if isinstance(bound, bool) or not isinstance(bound, (int, float)) or not 1 < bound < math.inf:
+        number = isinstance(bound, (int, float, np.integer, np.floating)) and not isinstance(bound, bool)
+        if not number or not 1 < bound < math.inf:
             raise ValueError(f"bound must be a number above 1, got {shorten(bound)}")
-        self._bound, self._plan_hash, self._cells = bound, plan.hash, plan_cells(plan)
+        self._bound = float(min(bound, _FAR))
+        self._plan_hash, self._cells = plan.hash, plan_cells(plan)
         self.classes: list[int] = [entry["label"] for entry in plan.header["classes"]]
         self._row = {label: row for row, label in enumerate(self.classes)}
         self._of_class = self._cells.share.sum(axis=1)  # (C,) seats in the plan, in units of 1/ONE
@@ -111,22 +116,38 @@ class ClassRates(StreamDraws):
         Raises:
             ValueError: a loss is negative or not finite, of a class that is not in the plan, or there is none; the
                 shape is wrong; or ranks differ. The rates stay.
-            AdqError: no data set has these rates, or there were too many updates.
+            AdqError: no data set has these rates, or there is no room for another update; see `ClassRates`.
         """
         if self._clock is None or self._ranks is None:
             raise AdqError(
                 "ClassRates.update: no data set has these rates yet: ShardDataset(..., keep=rates)"
             )
-        of_class = self._shifted(self._means(loss, counts))
-        digest = hashlib.sha256(of_class.astype("<i8").tobytes()).hexdigest()
-        other = self._ranks.first_unlike(digest)
-        if other is not None:
-            raise ValueError(
-                f"ClassRates.update: rank {other} has other losses than rank 0; sum them up over all ranks (all_reduce) first"
-            )
+        of_class = self._agreed(loss, counts, self._ranks)
         since = max(1, self._clock.epoch, self._history.begun + 1)
         self._history.add(since, of_class)
         self._draws.forget(since)
+
+    def _agreed(self, loss: Mapping[int, float] | Any, counts: Any, ranks: Ranks) -> NDArray[np.int64]:
+        """(C,) int64: seats of each class, equal on all ranks; if not, or if one has an error, all raise."""
+        error: Exception | None = None
+        try:
+            of_class = self._shifted(self._means(loss, counts))
+            own = hashlib.sha256(of_class.astype("<i8").tobytes()).hexdigest(), ""
+        except Exception as raised:  # the other ranks wait for an answer
+            error, own = raised, ("", f"{type(raised).__name__}: {raised}")
+        values = ranks.all_values(own)
+        if error is not None and len(values) == 1:
+            raise error
+        for rank, (_, trouble) in enumerate(values):
+            if trouble:
+                raise ValueError(f"ClassRates.update: rank {rank}: {trouble}") from error
+        for rank, value in enumerate(values):
+            if value != values[0]:
+                raise ValueError(
+                    f"ClassRates.update: rank {rank} has other losses than rank 0; sum them up over all ranks "
+                    "(all_reduce) first"
+                )
+        return of_class
 
     def _means(self, loss: Mapping[int, float] | Any, counts: Any) -> NDArray[np.float64]:
         """(C,) float64 mean losses."""
@@ -163,7 +184,8 @@ class ClassRates(StreamDraws):
         low = np.maximum(
             cells.least.sum(axis=1), np.minimum(base, np.ceil(base / self._bound).astype(np.int64))
         )
-        most = np.minimum(cells.size.sum(axis=1) * ONE, np.floor(base * float(self._bound)).astype(np.int64))
+        most = np.minimum(base * self._bound, _FAR).astype(np.int64)  # in floats first: int64 would overflow
+        most = np.minimum(cells.size.sum(axis=1) * ONE, most)
         weight = base * (loss / loss.max() if loss.any() else np.ones_like(loss))
         return exact_shares(np.maximum(base, most), weight, int(base.sum()), low=low)
 

@@ -110,8 +110,8 @@ class Clock:
         self._epoch_when_copied = int(self._values[_EPOCH])
 
     def _part(self) -> None:
-        """Stop sharing in a process that is no worker of the creating one, such as another rank."""
-        if self._pid != os.getpid() and get_worker_info() is None:
+        """Stop sharing in a process that is no worker of the creating one."""
+        if apart(self._pid):
             self._values = shared(self._values.clone())
             self._settle()
 
@@ -121,6 +121,11 @@ class Clock:
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         self._values = shared(state[0])  # as it is, when sent to a worker
         self._settle(*state[1:])
+
+
+def apart(pid: int) -> bool:
+    """Whether this process is neither the one that made something shared nor a worker of it, such as another rank."""
+    return pid != os.getpid() and get_worker_info() is None
 
 
 def shared(values: torch.Tensor) -> torch.Tensor:

@@ -158,7 +158,11 @@ class ShardDataset(IterableDataset[Any]):
 
     def __repr__(self) -> str:
         listing = self._recipe.listing
-        return f"<ShardDataset {listing.n_total(self.epoch):,} samples in {len(listing.names)} shards, epoch {self.epoch}>"
+        try:
+            samples = f"{listing.n_total(self.epoch):,} samples"
+        except ValueError:  # a schedule may have ended
+            samples = "an unknown number of samples"
+        return f"<ShardDataset {samples} in {len(listing.names)} shards, epoch {self.epoch}>"
 
     @property
     def fields(self) -> tuple[str, ...] | None:

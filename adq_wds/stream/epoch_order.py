@@ -52,14 +52,8 @@ class Recipe:
     @property
     def hash(self) -> str:
         """Changes with all that the order depends on: the listing, and the plans and codebooks that pipes select by."""
-        drawn_by = {
-            value.hash: f"{value.hash} {getattr(pipe, 'keep', None)} {getattr(pipe, 'seed', None)}"
-            for pipe in self.pipes
-            for value in vars(pipe).values()
-            if isinstance(value, Plan | Codebook)
-        }
-        listed = self.listing.hash
-        return sha256_text("\n".join((listed, *drawn_by.values()))) if drawn_by else listed
+        listed, drawn = self.listing.hash, _drawn_by(self.pipes)
+        return sha256_text("\n".join((listed, *drawn))) if drawn else listed
 
     def n_samples(self, rank: int, world: int, epoch: int, start: int = 0) -> int:
         """Samples that a rank reads of an epoch from position `start` on."""
@@ -129,6 +123,30 @@ class EpochOrder:
         position = np.empty(len(t), np.int64)
         position[by_shard] = np.arange(len(t))
         return each_place(parts, position, verify=self._recipe.verify)
+
+
+def _drawn_by(pipes: tuple[Pipe, ...]) -> list[str]:
+    """What each pipe selects by: its plan or codebook, ratio, seed and epoch.
+
+    A pipe that drops nothing counts only if it is the first with its codebook and none selects by that.
+    """
+    tables = [{v.hash for v in vars(pipe).values() if isinstance(v, Plan | Codebook)} for pipe in pipes]
+    known = set().union(*(own for pipe, own in zip(pipes, tables, strict=True) if not pipe.one_to_one))
+    drawn = []
+    for pipe, own in zip(pipes, tables, strict=True):
+        settings = f"{getattr(pipe, 'keep', None)} {getattr(pipe, 'seed', None)}{_epoch_text(pipe)}"
+        counted = own - known if pipe.one_to_one else own
+        drawn += [f"{table} {settings}" for table in sorted(counted)]
+        known |= own
+    return drawn
+
+
+def _epoch_text(pipe: Pipe) -> str:
+    """How a pipe takes its epoch; nothing for None and for 0, which draws the same, as in states from before."""
+    epoch = getattr(pipe, "epoch", None)
+    if callable(epoch):
+        return " function"
+    return f" {epoch}" if epoch and isinstance(epoch, int | str | np.integer) else ""
 
 
 def _rows(recipe: Recipe, epoch: int, shard: int) -> tuple[ShardPlaces, NDArray[np.int64]]:

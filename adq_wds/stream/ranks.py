@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from typing import TypeVar
 
 from adq_wds.errors import StateError
+
+T = TypeVar("T")
 
 
 class Ranks:
@@ -33,16 +36,15 @@ class Ranks:
                 )
         return self._known or (0, 1)
 
-    def first_unlike(self, value: str) -> int | None:
-        """The first rank whose value is not rank 0's, asked of all by torch.distributed; None where it does not run, or
-        the rank was given."""
+    def all_values(self, value: T) -> list[T]:
+        """The values of all ranks, by torch.distributed; this one alone where it does not run, or the rank was given."""
         import torch.distributed as dist
 
         if self._given or not (dist.is_available() and dist.is_initialized()):
-            return None
-        values: list[str] = [""] * dist.get_world_size()
+            return [value]
+        values = [value] * dist.get_world_size()
         dist.all_gather_object(values, value)
-        return next((rank for rank, each in enumerate(values) if each != values[0]), None)
+        return values
 
     def __getstate__(self) -> dict[str, object]:
         self.current()  # a spawned worker has no process group to read it from

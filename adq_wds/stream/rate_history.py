@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import get_worker_info
 
 from adq_wds.errors import AdqError, StateError
-from adq_wds.stream.clock import shared
+from adq_wds.stream.clock import apart, shared
 
 _BYTES = 1 << 24  # for all updates, unless these are too few
 _LEAST, _MOST = 256, 4096
@@ -21,7 +20,8 @@ _GENERATION, _N, _BEGUN = range(3)  # places in the first row
 
 
 class RateHistory:
-    """The updates of C >= 2 classes, each with the epoch from which on it counts.
+    """The updates of C >= 2 classes, each with the epoch from which on it counts: 4096, less where 16 MiB hold fewer,
+    but 256 at least.
 
     A row is an epoch and C seats in units of 1/ONE; the first row holds three numbers of its own.
     """
@@ -36,8 +36,8 @@ class RateHistory:
 
     @property
     def _rows(self) -> NDArray[np.int64]:
-        """The rows, no longer shared in a process that is no worker of the creating one, such as another rank."""
-        if self._pid != os.getpid() and get_worker_info() is None:
+        """The rows, no longer shared in a process that is no worker of the creating one."""
+        if apart(self._pid):
             self._share(self._tensor.clone())
         rows: NDArray[np.int64] = self._tensor.numpy()
         return rows
@@ -79,7 +79,7 @@ class RateHistory:
         rows, n = self._rows, int(np.searchsorted(self.since, since))
         if n + 1 == len(rows):
             raise AdqError(
-                f"ClassRates: room for {n:,} updates and no more; update in every second epoch only"
+                f"ClassRates: there is room for {n:,} updates, and all are made: the rates stay as they are; stop updating"
             )
         rows[n + 1] = [since, *of_class.tolist()]
         rows[0, _N] = n + 1

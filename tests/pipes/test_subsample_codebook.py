@@ -11,6 +11,7 @@ import torch
 
 import adq_wds as adq
 from adq_wds.core.rng import draw
+from adq_wds.files import sha256_text
 from adq_wds.pipes.assign_bins import RULE_FIELD
 from adq_wds.pipes.embed import ENCODER_FIELD
 from tests.pipes.streams import ids, raw
@@ -185,3 +186,38 @@ def test_a_state_is_of_its_codebook_keep_and_seed(
     for pipes in (stages(other), stages(codebook, keep=0.5), stages(codebook, seed=1), []):
         with pytest.raises(adq.StateError, match="it belongs to another plan or other shards"):
             adq.ShardDataset(urls, pipes=pipes).start_from(state)
+
+
+def test_a_state_is_of_the_way_epochs_are_drawn(urls: list[str], codebook: adq.Codebook) -> None:
+    def state(**options: Any) -> dict[str, Any]:
+        return adq.Loader(adq.ShardDataset(urls, pipes=stages(codebook, **options))).state_dict()
+
+    epochs: list[Any] = [None, 3, "sample", lambda: 3]
+    states = [state(epoch=epoch) for epoch in epochs]
+    for i, epoch in enumerate(epochs):
+        again = adq.ShardDataset(urls, pipes=stages(codebook, epoch=epoch))
+        for j, saved in enumerate(states):
+            if i == j:
+                again.start_from(saved)
+            else:
+                with pytest.raises(adq.StateError, match="it belongs to another plan or other shards"):
+                    again.start_from(saved)
+    assert state(epoch=0) == state()  # the same draws
+
+
+def test_a_state_names_each_pipe_that_draws(urls: list[str], codebook: adq.Codebook) -> None:
+    def of(*pipes: adq.Pipe) -> str:
+        return str(adq.Loader(adq.ShardDataset(urls, pipes=[*pipes])).state_dict()["plan"])
+
+    assign = adq.AssignBins(codebook)
+    half, fifth = (adq.Subsample(codebook, keep=keep, keep_fields=True) for keep in (0.5, 0.2))
+    assert of(assign, half, assign) != of(assign, fifth, assign)
+    assert of(assign, fifth, half) not in (of(assign, half), of(assign, half, half))
+    listed = adq.Loader(adq.ShardDataset(urls)).state_dict()["plan"]
+    first: list[tuple[list[adq.Pipe], str]] = [
+        ([assign], "None None"),
+        ([assign, half], "0.5 0"),
+        (stages(codebook, keep=None), "None 0"),
+    ]
+    for pipes, drawn in first:  # states from before load
+        assert of(*pipes) == sha256_text(f"{listed}\n{codebook.hash} {drawn}")

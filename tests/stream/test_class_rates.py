@@ -5,6 +5,7 @@ import json
 import math
 import pickle
 from collections import Counter
+from datetime import timedelta
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -227,18 +228,23 @@ def test_workers_follow_the_updates(planned: Planned, kind: str, persistent: boo
 
 
 def _rank(rank: int, store: str, dataset: adq.ShardDataset, rates: adq.ClassRates, out: Any) -> None:
-    """Two epochs of one of two ranks, each with losses of its own, added up; then an update without adding up."""
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    """Two epochs of one of two ranks, each with losses of its own, added up; then updates that must be refused."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+    )
     loader = adq.Loader(dataset)
     read = [ids(loader)]
     totals = torch.tensor([[2.0, 6, 20 * rank], [4, 2, 4]])
     torch.distributed.all_reduce(totals)
     rates.update(*totals)
     read.append(ids(loader))
-    try:
-        rates.update([1.0, 1.0, rank])
-    except ValueError as error:
-        out.put((rank, read, str(error)))
+    texts = []
+    for wrong in ([1.0, 1.0, rank], [1.0, 1.0, math.nan if rank else 1.0]):
+        try:
+            rates.update(wrong)
+        except ValueError as error:
+            texts.append(str(error))
+    out.put((rank, read, texts))
     torch.distributed.destroy_process_group()
 
 
@@ -263,8 +269,10 @@ def test_ranks_agree_or_are_refused(planned: Planned, tmp_path: Path) -> None:
     expected.append(ids(loader))
     for epoch in range(2):
         assert Counter(results[0][1][epoch] + results[1][1][epoch]) == Counter(expected[epoch])
-    for _, _, text in results:
-        assert text.startswith("ClassRates.update: rank 1 has other losses than rank 0; sum them up over all")
+    for _, _, texts in results:
+        start = "ClassRates.update: rank 1"
+        assert texts[0].startswith(f"{start} has other losses than rank 0; sum them up over all ranks")
+        assert texts[1:] == [f"{start}: ValueError: loss of class 2 is nan, expected a finite number >= 0"]
     assert rates.rates == adq.ClassRates(planned[1]).rates  # of the process that made it
 
 
@@ -416,6 +424,14 @@ def test_a_wrong_bound_is_refused(planned: Planned, bound: Any) -> None:
         adq.ClassRates(planned[1], bound=bound)
 
 
+@pytest.mark.parametrize("bound", [1e12, 1e300, 10**400, np.float32(100), np.int64(100)])
+def test_a_large_bound_leaves_the_losses_to_decide(planned: Planned, bound: Any) -> None:
+    expected, rates = (alone(planned[1], bound=each)[0] for each in (100.0, bound))
+    for each in (expected, rates):
+        each.update({0: 1.0, 1: 2.0, 2: 3.0})
+    assert rates.rates == expected.rates != adq.ClassRates(planned[1]).rates
+
+
 def test_rates_are_of_one_plan_and_one_data_set(planned: Planned) -> None:
     shards, plan = planned
     rates = adq.ClassRates(plan)
@@ -456,5 +472,8 @@ def test_more_updates_than_there_is_room_for_are_refused(
         clock.epoch = epoch
         rates.update(UP)
     clock.epoch = 4
-    with pytest.raises(adq.AdqError, match="room for 3 updates and no more"):
-        rates.update(UP)
+    before = rates.rates
+    text = "room for 3 updates, and all are made: the rates stay as they are; stop updating"
+    with pytest.raises(adq.AdqError, match=text):
+        rates.update(losses_after(1))
+    assert rates.rates == before

@@ -127,6 +127,11 @@ def test_a_schedule_may_end(planned: Any) -> None:
     again = adq.Loader(stream(planned, ratios.__getitem__))
     again.load_state_dict(state)
     assert again.state_dict() == state
+    assert repr(again.dataset) == "<ShardDataset an unknown number of samples in 3 shards, epoch 2>"
+    shorter = adq.Loader(stream(planned, ratios[:1].__getitem__))
+    text = "state is of epoch 2, to which this schedule does not reach: keep: epoch 1: IndexError"
+    with pytest.raises(adq.StateError, match=text):
+        shorter.load_state_dict(state)
     with pytest.raises(ValueError, match="keep: epoch 2: IndexError"):
         next(iter(again))
 
