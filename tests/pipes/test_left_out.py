@@ -1,6 +1,7 @@
 """A stream drops the copies and doubted labels that a codebook recognises, says why, and keeps its classes balanced."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,8 @@ def test_copies_without_images_are_told_by_their_other_fields(in_shards: bool, t
     features = adq.embed_shards(tar, out=tmp_path / "features", image=None, embeddings=source)
     codebook = adq.fit_codebook(features, bins=2, min_pilot=3, dedup="exact")
     samples = list(raw(tar))
-    for form in [npy] if in_shards else [npy, np.asarray]:
+    forms: list[Callable[[Any], Any]] = [npy] if in_shards else [npy, np.asarray]
+    for form in forms:
         with_rows = [{**sample, "emb.npy": form(row)} for sample, row in zip(samples, h, strict=True)]
         out = list(adq.AssignBins(codebook)(with_rows))
         assert [s[REASON_FIELD] for s in out] == ["duplicate" if i and i % 10 == 0 else "" for i in range(60)]
