@@ -54,11 +54,6 @@ class RidgeFit:
         """(B, F) float64 rows of Z from (B, D) embeddings."""
         return _widen(embedding, self.mean, self.scale, self.projection, self.offset)
 
-    def predict(self, embedding: F64) -> F64:
-        """(B, C) float64 predictions for samples that are not in the fit."""
-        predicted: F64 = self.widen(embedding) @ self.solution
-        return predicted
-
     def left_out(self, embedding: F64, label: NDArray[np.int64]) -> F64:
         """Predictions for samples of the fit, each as if it had been left out.
 

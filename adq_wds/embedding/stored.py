@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 
 from adq_wds.embedding.source import StoredEmbeddings
-from adq_wds.embedding.stored_field import PREFIX, FieldEmbeddings
+from adq_wds.embedding.stored_field import FieldEmbeddings
 from adq_wds.embedding.stored_npy import NpyEmbeddings
 from adq_wds.embedding.stored_parquet import ParquetEmbeddings
+from adq_wds.samples.npy import FIELD_PREFIX
 
 
 def open_embeddings(path: str | os.PathLike[str]) -> StoredEmbeddings:
@@ -24,8 +25,8 @@ def open_embeddings(path: str | os.PathLike[str]) -> StoredEmbeddings:
         ValueError: no such file or folder, another suffix, or not the name of an npy field.
         FeaturesError: the file is damaged, declares more than it holds, or has other columns, shapes or types.
     """
-    if isinstance(path, str) and path.startswith(PREFIX):
-        return FieldEmbeddings(path.removeprefix(PREFIX))
+    if isinstance(path, str) and path.startswith(FIELD_PREFIX):
+        return FieldEmbeddings(path.removeprefix(FIELD_PREFIX))
     path = Path(path).absolute()
     if not path.exists():
         raise ValueError(f"embeddings {path}: no such file or folder")

@@ -10,9 +10,7 @@ from numpy.typing import NDArray
 from adq_wds.embedding.source import StoredEmbeddings
 from adq_wds.errors import SampleError, shorten
 from adq_wds.samples.fields import Sample, place_error
-from adq_wds.samples.npy import NpyError, read_vector
-
-PREFIX = "field:"
+from adq_wds.samples.npy import FIELD_PREFIX, NpyError, read_vector
 
 
 @dataclass(frozen=True)
@@ -40,10 +38,10 @@ class FieldEmbeddings(StoredEmbeddings):
         plain = all(part.replace("-", "").replace("_", "").isalnum() for part in parts)
         if not plain or self.field != self.field.lower() or parts[-1] != "npy":
             raise ValueError(
-                f"embeddings {PREFIX + self.field!r}: expected {PREFIX} and the name of one field, in lower case, that "
-                "ends in npy, such as 'field:emb.npy'"
+                f"embeddings {FIELD_PREFIX + self.field!r}: expected {FIELD_PREFIX} and the name of one field, in lower case, "
+                "that ends in npy, such as 'field:emb.npy'"
             )
-        object.__setattr__(self, "name", PREFIX + self.field)
+        object.__setattr__(self, "name", FIELD_PREFIX + self.field)
         object.__setattr__(self, "revision", f"field={self.field}")
 
     def row(self, sample: Sample, *, shard: str, position: int) -> NDArray[np.float32]:

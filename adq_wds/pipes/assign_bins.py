@@ -15,9 +15,17 @@ from adq_wds.core.unit_rows import unit_rows
 from adq_wds.errors import CodebookError, SampleError, shorten
 from adq_wds.pipes.base import Pipe
 from adq_wds.pipes.embed import EMBEDDING_FIELD, ENCODER_FIELD
-from adq_wds.samples.fields import FieldSpec, Sample, check_spec, clean_fields, content_digest, place_error
+from adq_wds.samples.fields import (
+    FieldSpec,
+    Sample,
+    check_absent,
+    check_spec,
+    clean_fields,
+    content_digest,
+    place_error,
+)
 from adq_wds.samples.label import read_label
-from adq_wds.samples.npy import NpyError, read_vector
+from adq_wds.samples.npy import FIELD_PREFIX, NpyError, read_vector
 from adq_wds.shards.names import base_name
 from adq_wds.tables.codebook import COPY_DRAW, Codebook, as_codebook
 from adq_wds.tables.plan_rows import DUPLICATE, LABEL, REASONS
@@ -35,13 +43,14 @@ class AssignBins(Pipe):
     """Put every sample's bin into a new field, ``bin.cls``: an integer from 0, in the order in which bins were filled.
 
     The embedding is in ``emb.npy``, from `Embed` or from the shard itself (an npy file of one vector, decoded or
-    not). A class that the codebook has not seen, and a sample without a label, uses the rule over all classes; the
-    first such class is logged.
+    not). A class that the codebook has not seen, and every sample with ``label=None``, uses the rule over all classes;
+    the first such class is logged.
 
     Where the codebook looks for copies or doubted labels, ``reason.txt`` says why `Subsample` drops a sample:
-    "duplicate", "label", or "" for none. ``margin.json`` is then how well its label fits: the label's prediction less the
-    best other one; None for a class that the fit has not seen, which is never doubted. Copies are told by the bytes of
-    the image, so this stage stands before decoding.
+    "duplicate", "label", or "" for none. Where it doubts labels, ``margin.json`` is how well the label fits: its
+    prediction less the best other one; None for a class that the fit has not seen, which is never doubted. Copies are
+    told by the bytes of the image, so this stage stands before decoding; where the features were made without images, by
+    the bytes of all fields but the embedding's, which counts only where it is the field that the fit's embeddings were in.
 
     Args:
         codebook: a codebook, or its path.
@@ -56,8 +65,9 @@ class AssignBins(Pipe):
 
     Raises (while streaming):
         CodebookError: embeddings of another encoder than the codebook's, or labels of another kind.
-        SampleError: no embedding, one that is damaged, not finite or of another width, no label, or, where copies are
-            looked for, no image's bytes.
+        SampleError: no embedding, one that is damaged, not finite or of another width, no label where labels matter,
+            a field that is to be added is there already (``reason.txt``, ``margin.json``), or, where copies are looked
+            for, no image's bytes.
     """
 
     chunk: ClassVar[int] = 64
@@ -86,6 +96,9 @@ class AssignBins(Pipe):
         if not samples:
             return []
         cleaned = [clean_fields(sample) for sample in samples]
+        _, *of_cleaning = added_fields(self._codebook)
+        for sample in cleaned:
+            check_absent(sample, of_cleaning, "AssignBins")
         numbers = np.array([self._class_number(sample) for sample in cleaned])
         vectors = np.stack([self._vector(sample) for sample in cleaned])
         bins = self._codebook.checkpoints.assign(vectors, self._codebook.rows[numbers])
@@ -108,8 +121,7 @@ class AssignBins(Pipe):
             reason[margins.doubted(margin, label)] = REASONS[LABEL]
             columns[MARGIN_FIELD] = [None if np.isnan(m) else m for m in margin.tolist()]
         if copies is not None:
-            image = self._codebook.header["image"]
-            digests = [content_digest(sample, None if image == "none" else image) for sample in samples]
+            digests = [self._digest(sample) for sample in samples]
             digest = np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(len(samples), -1)
             draw = [
                 sample_draw(0, 0, base_name(s["__url__"]), s["__key__"], purpose=COPY_DRAW) for s in samples
@@ -118,6 +130,15 @@ class AssignBins(Pipe):
         if margins is not None or copies is not None:
             columns[REASON_FIELD] = reason.tolist()
         return columns
+
+    def _digest(self, sample: Sample) -> bytes:
+        """The digest that `embed_shards` takes of the sample, without embeddings that the shards did not bring."""
+        image = self._codebook.header["image"]
+        if image != "none":
+            return content_digest(sample, image)
+        if self._codebook.encoder[0] != FIELD_PREFIX + self.embedding:
+            sample = {name: value for name, value in sample.items() if name != self.embedding}
+        return content_digest(sample)
 
     def _class_number(self, sample: Sample) -> int:
         if not self._codebook.needs_label:

@@ -61,8 +61,11 @@ def leave_out_doubted(samples: Samples, options: Options) -> None:
         _warn_of_weak_fit(summary["accuracy"], wrong, n, auto=options.clean == "auto")
     if options.clean is None:
         return
-    share = np.full(len(n), options.clean) if options.clean != "auto" else estimate * (not weak)
-    out = _lowest(margin[here], row, share)
+    share, most = options.clean, np.maximum(n - 1, 0)
+    if share == "auto":  # no label that the fit predicts, though the estimate is rounded
+        n_negative = np.bincount(row[margin[here] < 0], minlength=len(n))
+        share, most = estimate * (not weak), np.minimum(most, n_negative)
+    out = _lowest(margin[here], row, np.minimum(np.rint(share * n).astype(np.int64), most))
     samples.reason[here[out]] = LABEL
     samples.doubts = {
         "accuracy": summary["accuracy"],
@@ -116,12 +119,11 @@ def _embeddings(samples: Samples) -> Iterator[NDArray[np.float16]]:
 
 
 def _lowest(
-    margin: NDArray[np.float32], row: NDArray[np.int64], share: NDArray[np.float64]
+    margin: NDArray[np.float32], row: NDArray[np.int64], n_out: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Positions of the lowest margins of each class, ties by position."""
+    """Positions of the lowest margins, so many of each class, ties by position."""
     order = np.lexsort((margin, row))  # stable
-    n = np.bincount(row, minlength=len(share))
-    n_out = np.minimum(np.rint(share * n).astype(np.int64), np.maximum(n - 1, 0))
+    n = np.bincount(row, minlength=len(n_out))
     place = np.arange(len(row)) - np.repeat(np.cumsum(n) - n, n)  # of each in its class
     lowest: NDArray[np.int64] = order[place < np.repeat(n_out, n)]
     return lowest

@@ -30,9 +30,10 @@ from adq_wds.planning.samples import keyed_draws
 from adq_wds.planning.seats import weigh_bins
 from adq_wds.protocols import Allocation
 from adq_wds.registry import SCORES, look_up
-from adq_wds.tables.codebook import NO_LABEL, Codebook, check_codebook_name, load_codebook
+from adq_wds.tables.codebook import Codebook, check_codebook_name, load_codebook
 from adq_wds.tables.codebook_header import CodebookSource
 from adq_wds.tables.features import Features, as_features
+from adq_wds.tables.features_file import NO_LABEL
 from adq_wds.tables.plan_rows import KEPT
 
 PILOT = 5_000  # rows at most, unless more are asked for: a similarity matrix of 200 MB
@@ -101,7 +102,7 @@ def fit_codebook(
             estimates for each class which share is wrong, next to none where labels are right; a number in (0, 1) is
             the share of every class. A sample of a stream is doubted below the lowest margin of its class that is left.
             Samples of these features then seem to fit better than new ones, since the fit knows their labels. Takes
-            at most 4·C·(D + 1,025) bytes.
+            at most 4·C·(D + 1,027) + 16·D bytes.
         memory_bytes: what one pilot's similarity matrix may take; larger pilots need none, and more time.
         out: file to write to, ending in .safetensors; a codebook without one stays in memory.
         progress: show a bar; only on a terminal by default.
@@ -127,14 +128,16 @@ def fit_codebook(
         bins=bins, keep=keep, seed=seed, alpha=alpha, allocation=allocation, scores=scores, normalise=normalise,
         memory_bytes=memory_bytes, balance=balance, dedup=dedup, clean=clean,
     )  # fmt: skip
+    if options.dedup not in (None, "exact"):
+        raise ValueError(f"dedup must be 'exact' or None for a codebook, got {shorten(dedup)}")
     if out is not None:
         check_codebook_name(out)
     features = as_features(features)
     check_digests(features, options)
     options = options.settled(features)
-    fit = _Fit(features, options, pilot, checkpoints)
-    classes = fit.classes_with_rules(max(min_pilot, options.bins))
     with locked_folder(out, CodebookError) as folder:
+        fit = _Fit(features, options, pilot, checkpoints)
+        classes = fit.classes_with_rules(max(min_pilot, options.bins))
         rules = fit.rules(classes, folder, progress)
         codebook = _codebook(fit, rules, {"checkpoints": checkpoints, "min_pilot": min_pilot})
         _warn_of_crowds(codebook)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from adq_wds.errors import reason_of, shorten
 
 MAGIC = b"\x93NUMPY"
+FIELD_PREFIX = "field:"  # the name of the encoder of embeddings in a field of the samples begins so
 MAX_HEADER_BYTES = 10_000  # NumPy's own limit
 # header length: its width in bytes and its reader, by format version; version 3 is for names that are not Latin
 _VERSIONS: dict[tuple[int, int], tuple[int, Any]] = {

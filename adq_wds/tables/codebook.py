@@ -16,7 +16,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from adq_wds.core.allocation import budget_for
-from adq_wds.core.class_rates import class_rates
+from adq_wds.core.balanced_rates import balanced_rates
 from adq_wds.core.codebook import QUERY_STEP, Checkpoints, solve_rates
 from adq_wds.core.known_copies import KnownCopies
 from adq_wds.core.margin_rule import MarginRule
@@ -32,11 +32,11 @@ from adq_wds.tables.codebook_header import (
     class_faults,
     read_header,
 )
+from adq_wds.tables.features_file import NO_LABEL  # also the pooled row's entry in `label`
 from adq_wds.tables.headers import checked, reopened
 
 SUFFIX = ".safetensors"
 POOLED = 0  # the row fitted over all classes
-NO_LABEL = -1  # the pooled row's entry in `label`
 COPY_DRAW = "copy"  # the purpose of the draws in `copies`
 _TENSORS = {"held_out": "I64", "label": "I32", "query": "F32", "threshold": "F64", "weight": "F64"}
 _PARTS: dict[str, tuple[Any, dict[str, str]]] = {
@@ -239,7 +239,7 @@ class Codebook:
             n_left_out = sum(self.header["clean"]["left_out"]) if "clean" in self.header else 0
             frequency, weight = self.frequency()[rows], self.weight[rows]
             n = np.array(self.header["n"])
-            rates[1:] = class_rates(n, n_left_out, frequency, weight, float(keep), balance)
+            rates[1:] = balanced_rates(n, n_left_out, frequency, weight, float(keep), balance)
         return rates
 
     # ---- As a file

@@ -38,7 +38,7 @@ class KeyedRows:
         keys: (N,) the keys of its rows, as Arrow text.
 
     Raises:
-        FeaturesError: it is missing or damaged, or a column is missing or of another type.
+        FeaturesError: it is missing, damaged or without rows, or a column is missing or of another type.
     """
 
     def __init__(
@@ -69,6 +69,8 @@ class KeyedRows:
             raise self.damaged(cause) from cause
         if any(column.null_count for column in texts):
             raise self.error("an empty key or shard")
+        if not len(texts[0]):
+            raise self.error("no rows; expected one for each sample")
         self.keys = texts[0]
         self._rows: dict[str, NDArray[np.int64]] = {"": np.arange(len(self.keys))}
         if self._has_shard:

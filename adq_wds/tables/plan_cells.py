@@ -42,15 +42,13 @@ def plan_cells(plan: Plan) -> Cells:
     Weights of a user's allocation are not in a plan: its shares stand for them.
 
     Raises:
-        PlanError: the plan cannot share another budget: it is of version 1, or of keys, or its shares do not follow from
+        PlanError: the plan cannot share another budget: it is of version 1, or has no bins, or its shares do not follow from
             its settings.
     """
     header: Mapping[str, Any] = plan.header
     where = plan.path or "plan"
     if not header["classes"]:
-        raise PlanError(
-            f"{where}: made of keys, so it has no bins to draw from at another ratio; leave keep= out"
-        )
+        raise PlanError(f"{where}: has no bins to draw from at another ratio; leave keep= out")
     if header["version"] == 1:
         raise PlanError(
             f"{where}: version 1 has its quotas only, for one ratio; plan again, or leave keep= out"

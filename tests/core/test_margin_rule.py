@@ -33,7 +33,7 @@ def rule(fit: Any) -> MarginRule:
 
 def test_the_margin_of_a_new_sample_is_a_plain_ridge_prediction(fit: Any, rule: MarginRule) -> None:
     embedding, label = samples(500, 1)
-    predicted = fit.predict(embedding.astype(np.float64))
+    predicted = fit.widen(embedding.astype(np.float64)) @ fit.solution
     for row, c, margin in zip(predicted, label, rule.margins(embedding, label), strict=True):
         assert margin == pytest.approx(row[c] - np.delete(row, c).max(), abs=1e-3)
 

@@ -1,6 +1,7 @@
 """A stream drops the copies and doubted labels that a codebook recognises, says why, and keeps its classes balanced."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import adq_wds as adq
 from adq_wds.pipes.assign_bins import MARGIN_FIELD, REASON_FIELD, RULE_FIELD
 from tests.conftest import MakeShard, jpeg, write_tar
-from tests.pipes.streams import ids, raw
+from tests.pipes.streams import ids, npy, raw
 
 Samples = list[dict[str, Any]]
 
@@ -118,7 +119,7 @@ def test_a_source_of_ours_drops_the_same(
     assert "of the dropped 12 duplicate" in caplog.text
 
 
-def test_a_field_of_that_name_from_the_shard_decides_nothing(
+def test_a_field_of_that_name_from_the_shard_decides_nothing_and_is_not_lost(
     urls: list[str], codebook: adq.Codebook, tmp_path: Path
 ) -> None:
     plain = adq.fit_codebook(tmp_path / "features", bins=3, min_pilot=5)
@@ -126,7 +127,35 @@ def test_a_field_of_that_name_from_the_shard_decides_nothing(
     kept = list(adq.Subsample(plain, keep=1.0)(adq.AssignBins(plain)(forged)))
     assert len(kept) == 110
     assert {s[REASON_FIELD] for s in kept} == {b"label"}
-    assert {s[REASON_FIELD] for s in adq.AssignBins(codebook)(forged)} == {"", "label", "duplicate"}
+    for name in (REASON_FIELD, MARGIN_FIELD):
+        own = [{**s, name: b"1"} if i == 3 else s for i, s in enumerate(embedded(urls))]
+        text = f"^shard t-0.tar, key 's00003', field '{name}': is there already; rename or drop it before AssignBins"
+        with pytest.raises(adq.SampleError, match=text):
+            list(adq.AssignBins(codebook)(own))
+        assert len(list(adq.AssignBins(codebook, on_error="skip")(own))) == 109
+
+
+@pytest.mark.parametrize("in_shards", [False, True])
+def test_copies_without_images_are_told_by_their_other_fields(in_shards: bool, tmp_path: Path) -> None:
+    """The embedding is one of the contents only where the shards brought it."""
+    h = np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32)
+    h[::10] = h[0]
+    fields = [(("txt", b"text %d" % (i if i % 10 else 0)), ("cls", b"0")) for i in range(60)]
+    given = [
+        ((*two, ("emb.npy", npy(row))) if in_shards else two) for two, row in zip(fields, h, strict=True)
+    ]
+    members = [(f"k{i:02d}.{name}", data) for i, of in enumerate(given) for name, data in of]
+    tar = str(write_tar(tmp_path / "t.tar", members))
+    np.save(tmp_path / "e.npy", h)
+    source = "field:emb.npy" if in_shards else str(tmp_path / "e.npy")
+    features = adq.embed_shards(tar, out=tmp_path / "features", image=None, embeddings=source)
+    codebook = adq.fit_codebook(features, bins=2, min_pilot=3, dedup="exact")
+    samples = list(raw(tar))
+    forms: list[Callable[[Any], Any]] = [npy] if in_shards else [npy, np.asarray]
+    for form in forms:
+        with_rows = [{**sample, "emb.npy": form(row)} for sample, row in zip(samples, h, strict=True)]
+        out = list(adq.AssignBins(codebook)(with_rows))
+        assert [s[REASON_FIELD] for s in out] == ["duplicate" if i and i % 10 == 0 else "" for i in range(60)]
 
 
 def test_copies_need_the_bytes_of_the_image(urls: list[str], codebook: adq.Codebook) -> None:

@@ -11,6 +11,7 @@ import pytest
 import adq_wds as adq
 from adq_wds.cli.main import main
 from adq_wds.core.rng import draw
+from adq_wds.planning import doubts
 from adq_wds.tables.features import file_name
 from adq_wds.tables.features_file import ShardFeatures
 
@@ -138,11 +139,42 @@ def test_what_the_features_lack_is_said(make_features: MakeFeatures, tmp_path: P
         ({"clean": 1}, "clean must be above 0 and below 1, got 1"),
         ({"clean": float("nan")}, r"clean must be a number in \[0, 1\], got nan"),
         ({"dedup": "all"}, "dedup must be "),
+        ({"dedup": 0.9}, "dedup must be 'exact' or None for a codebook, got 0.9"),
     ],
 )
 def test_wrong_options_are_met_before_any_work(tmp_path: Path, options: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         fit(tmp_path / "no features here", **options)
+
+
+def test_a_place_that_cannot_be_written_is_met_before_labels_are_doubted(
+    shards: list[ShardFeatures], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doubts, "fit_ridge", lambda *_: pytest.fail("fitted first"))
+    (tmp_path / "a.safetensors").mkdir()
+    with pytest.raises(adq.CodebookError, match="a folder; give a file name"):
+        fit(tmp_path / "features", clean=0.2, out=tmp_path / "a.safetensors")
+
+
+def test_auto_doubts_no_label_that_the_fit_predicts(
+    shards: list[ShardFeatures], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the share of negative margins is rounded up."""
+
+    def all_negative(margins: Any, label: Any) -> Any:
+        return np.bincount(label, weights=margins.margin < 0) / np.bincount(label)
+
+    monkeypatch.setattr(doubts, "wrong_shares", all_negative)
+    monkeypatch.setattr(doubts, "DECIMALS", 1)
+    plan = adq.build_plan(tmp_path / "features", bins=3, keep=1.0, clean="auto").table().to_pydict()
+    n_negative = [0, 0, 0]
+    for label, margin in zip(plan["label"], plan["margin"], strict=True):
+        n_negative[label] += margin < 0
+    rounded_up = np.rint(np.round(np.divide(n_negative, [76, 50, 24]), 1) * [76, 50, 24]) > n_negative
+    assert rounded_up.any()
+    doubted = [m for m, why in zip(plan["margin"], plan["reason"], strict=True) if why == "label"]
+    assert doubted
+    assert max(doubted) < 0
 
 
 def test_a_weak_encoder_is_warned_of_and_leaves_out_nothing(

@@ -11,7 +11,7 @@ from adq_wds.core.codebook import solve_rates
 F64 = NDArray[np.float64]
 
 
-def class_rates(
+def balanced_rates(
     n: NDArray[np.int64],
     n_left_out: int,
     frequency: F64,
@@ -38,7 +38,7 @@ def class_rates(
     Source: ours.
 
     >>> one = np.ones((2, 1))
-    >>> class_rates(np.array([90, 10]), 0, one, one, 0.1, "equal").ravel().round(3).tolist()
+    >>> balanced_rates(np.array([90, 10]), 0, one, one, 0.1, "equal").ravel().round(3).tolist()
     [0.056, 0.5]
     """
     part = n / (n.sum() + n_left_out)  # (C,) of the stream

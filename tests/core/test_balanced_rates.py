@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from adq_wds.core.allocation import exact_shares, weigh_classes
-from adq_wds.core.class_rates import class_rates
+from adq_wds.core.balanced_rates import balanced_rates
 
 N = np.array([5000, 900, 100, 12])
 ONE = 1 << 20
@@ -19,12 +19,12 @@ KEEPS = (0.0, 0.01, 0.1, 0.5, 0.8, 0.95)
 def test_the_sum_is_what_was_asked_for(balance: str | float, n_left_out: int) -> None:
     part, before = N / (N.sum() + n_left_out), np.zeros((4, 5))
     for keep in KEEPS:
-        rates = class_rates(N, n_left_out, FREQUENCY, WEIGHT, keep, balance)
+        rates = balanced_rates(N, n_left_out, FREQUENCY, WEIGHT, keep, balance)
         assert (part[:, None] * FREQUENCY * rates).sum() == pytest.approx(min(keep, part.sum()), abs=1e-12)
         assert (rates <= 1).all()
         assert (rates >= before - 1e-12).all()
         before = rates
-    assert (class_rates(N, n_left_out, FREQUENCY, WEIGHT, 1.0, balance) == 1).all()
+    assert (balanced_rates(N, n_left_out, FREQUENCY, WEIGHT, 1.0, balance) == 1).all()
 
 
 @pytest.mark.parametrize("balance", ["class", "equal", 0.3])
@@ -32,17 +32,17 @@ def test_classes_are_kept_as_by_a_plans_exact_shares(balance: str | float) -> No
     for keep in KEEPS:
         budget = round(keep * (int(N.sum()) + 700) * ONE)
         shares = exact_shares(N * ONE, weigh_classes(N, balance), min(budget, int(N.sum()) * ONE)) / ONE
-        rates = class_rates(N, 700, FREQUENCY, WEIGHT, keep, balance)
+        rates = balanced_rates(N, 700, FREQUENCY, WEIGHT, keep, balance)
         assert N * (FREQUENCY * rates).sum(axis=1) == pytest.approx(shares, abs=1e-4)
 
 
 def test_with_none_all_cells_share_at_once() -> None:
-    rates = class_rates(N, 0, FREQUENCY, WEIGHT, 0.2, "none")
+    rates = balanced_rates(N, 0, FREQUENCY, WEIGHT, 0.2, "none")
     level = rates / WEIGHT
     assert level[rates < 1] == pytest.approx(level.min())
 
 
 def test_a_class_of_which_nothing_is_left_has_a_rate() -> None:
     n = np.array([50, 0, 10, 1])
-    assert class_rates(n, 0, FREQUENCY, WEIGHT, 0.25, "class")[1] @ FREQUENCY[1] == pytest.approx(0.25)
-    assert (class_rates(n, 0, FREQUENCY, WEIGHT, 0.5, "equal")[1] == 1).all()
+    assert balanced_rates(n, 0, FREQUENCY, WEIGHT, 0.25, "class")[1] @ FREQUENCY[1] == pytest.approx(0.25)
+    assert (balanced_rates(n, 0, FREQUENCY, WEIGHT, 0.5, "equal")[1] == 1).all()
