@@ -178,7 +178,7 @@ def _vary(command: Any) -> None:
     command.add_argument("--unet", required=True, metavar="DIR", help="folder of a diffusers UNet2DModel")
     add_options(command, SDEDIT, without=("device",))
     add_options(command, VARY)
-    _add_encoder(command, "builtin")
+    _add_encoder(command, "builtin-free")  # the classes of `builtin` are those of CIFAR-10
 
 
 def _demo(command: Any) -> None:

@@ -30,6 +30,7 @@ from adq_wds.tables.plan_header import header_without_bins
 from adq_wds.tables.plan_rows import PlanShard
 from adq_wds.tables.spans import Spans, no_samples, walk_shard
 
+BALANCES = ("class", "none")
 Urls = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 
@@ -58,13 +59,15 @@ def select_samples(
             the first by shard and key.
         at_least: keep numbers from this one up.
         between: keep numbers from the first to the second, both included.
-        balance: with `keep`: "class" takes that share of every class, "none" of all samples together.
+        balance: "class" takes the share `keep` of every class, "none" of all samples together. Without `keep` it
+            changes nothing: bounds take what lies within them, of any class.
         label: field with the class, for the balance "class"; "none" for one class.
         out: file to write the plan to; a plan without one stays in memory.
         progress: show a bar; only on a terminal by default.
 
     Raises:
-        ValueError: none or several rules, one out of range, or a malformed field.
+        ValueError: none or several rules, one that is no finite number or out of range, another balance, or a malformed
+            field.
         SampleError: a sample lacks the number or the class, or holds something else there.
         FeaturesError: the file lacks the number of a sample.
         PlanError: the rule keeps nothing; has the least and the largest number.
@@ -72,7 +75,7 @@ def select_samples(
 
     Source: ours.
     """
-    rule = _rule(keep, at_least, between)
+    rule = _rule(keep, at_least, between, balance)
     source = _source(by)
     needs_label = keep is not None and balance == "class" and label not in (None, "none")
     if needs_label:
@@ -115,31 +118,43 @@ class _Shard:
     labels: list[Label]
 
 
-def _rule(keep: float | None, at_least: float | None, between: tuple[float, float] | None) -> dict[str, Any]:
+def _rule(
+    keep: float | None, at_least: float | None, between: tuple[float, float] | None, balance: str
+) -> dict[str, Any]:
     """The one rule that was given, for the plan's header: `keep`, or bounds."""
+    if balance not in BALANCES:
+        raise ValueError(f"balance must be one of {', '.join(BALANCES)}, got {shorten(balance)}")
     rules = {"keep": keep, "at_least": at_least, "between": between}
     given = [f"{name}=" for name, value in rules.items() if value is not None]
     if len(given) != 1:
         what = " and ".join(given) or "none"
         raise ValueError(f"give one of keep=, at_least= and between=; got {what}")
     if keep is not None:
-        if not 0 < keep <= 1:  # NaN fails too
+        if not _is_finite(keep) or not 0 < keep <= 1:
             raise ValueError(f"keep must lie in (0, 1], got {keep!r}")
         return {"keep": float(keep)}
     if between is not None:
-        low, high = map(float, between)
-        if not low <= high:
-            raise ValueError(f"between must be two numbers, the lower first, got {low} and {high}")
-        return {"at_least": low, "at_most": high}
-    if at_least is None or not np.isfinite(at_least):
+        bounds = list(between) if isinstance(between, Iterable) else []
+        if len(bounds) != 2 or not all(map(_is_finite, bounds)) or not bounds[0] <= bounds[1]:
+            raise ValueError(f"between must be two finite numbers, the lower first, got {shorten(between)}")
+        return {"at_least": float(bounds[0]), "at_most": float(bounds[1])}
+    if at_least is None or not _is_finite(at_least):
         raise ValueError(f"at_least must be a finite number, got {at_least!r}")
     return {"at_least": float(at_least)}
+
+
+def _is_finite(number: Any) -> bool:
+    """Whether it is a number of Python or numpy, neither NaN nor infinite."""
+    is_number = isinstance(number, (int, float, np.integer, np.floating)) and not isinstance(number, bool)
+    return is_number and bool(np.isfinite(number))
 
 
 def _source(by: str | Column) -> str | Column:
     """The field of every sample, or the column of numbers."""
     if isinstance(by, Column):
         return by
+    if not isinstance(by, str):
+        raise ValueError(f"by must be one field or FILE.parquet:COLUMN, got {shorten(by)}")
     path, colon, name = by.rpartition(":")
     if colon and (path.endswith(".parquet") or os.path.isdir(path)):
         return Column(path, name)

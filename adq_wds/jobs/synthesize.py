@@ -6,7 +6,8 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -62,11 +63,11 @@ def synthesize(
     Rounds that are there are not made again, so a killed job goes on, and a bank grows with `rounds`. Without `terms`,
     and with another kind than "noisy", a round depends on teacher, settings, seed and its number alone: processes may
     share them by `rank` and `world`. ``bank.json`` holds the teacher's hash and the settings; ``index.parquet`` and
-    ``_info.json`` come when all rounds are there.
+    ``_info.json`` come when all rounds are there; ``_info.json`` goes when a bank begins to grow.
 
     Args:
-        teacher: a frozen classifier; takes (B, 3, side, side) in [0, 1] (its normalisation inside), gives (B, C) logits.
-            On the device where it is to run.
+        teacher: a classifier; takes (B, 3, side, side) in [0, 1] (its normalisation inside), gives (B, C) logits. On the
+            device where it is to run. Rounds run it frozen and in evaluation mode; at the end it is as it was.
         out: folder of the bank.
         side: height and width of the images.
         kind: "pixels", "generator" or "noisy"; see `RECIPES`.
@@ -97,36 +98,53 @@ def synthesize(
         raise ValueError(
             "rounds of kind 'noisy' hand a generator on, so one process makes them; give world=1"
         )
-    teacher = teacher.eval().requires_grad_(False)
-    n, rounds = positive("images", images), positive("rounds", rounds)
-    n_classes = _n_classes(teacher, positive("side", side), classes)
-    _check_losses(teacher, kind, side, recipe)
-    folder = make_folder(out)
-    settings = {"kind": kind, "side": side, "images": n, "seed": check_seed(seed), "n_classes": n_classes}
-    named = [getattr(term, "__qualname__", type(term).__qualname__) for term in terms]
-    _settle(folder, {"teacher": hash_of(teacher), **settings, **asdict(recipe), "terms": named})
-    pattern = ShardPattern(str(folder / PATTERN))
-    kept, start = _load_kept(folder, side) if kind == "noisy" else (None, 0)
-    device = next(teacher.parameters()).device
-    todo = [r for r in range(start, rounds) if r % world == rank]
-    if kind != "noisy":
-        todo = [r for r in todo if not pattern.path(r).exists()]
-    for r in tqdm(todo, desc="rounds", disable=no_bar(progress)):
-        draws = torch.Generator().manual_seed(draw(seed, r, "", kind, purpose="synthesize") >> 1)
-        labels = ((torch.arange(n) + r * n) % n_classes).to(device)
-        if kind == "noisy":
-            kept = (Generator(side, draws) if kept is None or r % NEW_GENERATOR == 0 else kept).to(device)
-            source = noisy_source(labels, n_classes, kept, draws)
-        else:
-            source = (pixel_source if kind == "pixels" else latent_source)(n, side, draws, device)
-        try:
-            made = invert(teacher, labels, source, recipe, draws, terms=terms)
-        except AdqError as error:
-            raise AdqError(f"round {r}, {error}") from None
-        _write_round(made, labels.tolist(), r, pattern)
-        if kept is not None:
-            _save_kept(folder, kept, r)
-    return _finish(folder, [pattern.path(r) for r in range(rounds)], n, classes, new=bool(todo))
+    with _frozen(teacher):
+        n, rounds = positive("images", images), positive("rounds", rounds)
+        n_classes = _n_classes(teacher, positive("side", side), classes)
+        _check_losses(teacher, kind, side, recipe)
+        folder = make_folder(out)
+        settings = {"kind": kind, "side": side, "images": n, "seed": check_seed(seed), "n_classes": n_classes}
+        named = [getattr(term, "__qualname__", type(term).__qualname__) for term in terms]
+        _settle(folder, {"teacher": hash_of(teacher), **settings, **asdict(recipe), "terms": named})
+        pattern = ShardPattern(str(folder / PATTERN))
+        kept, start = _load_kept(folder, side) if kind == "noisy" else (None, 0)
+        device = next(teacher.parameters()).device
+        todo = [r for r in range(start, rounds) if r % world == rank]
+        if kind != "noisy":
+            todo = [r for r in todo if not pattern.path(r).exists()]
+        if todo:  # until `_finish` the set is not complete
+            (folder / "_info.json").unlink(missing_ok=True)
+        for r in tqdm(todo, desc="rounds", disable=no_bar(progress)):
+            draws = torch.Generator().manual_seed(draw(seed, r, "", kind, purpose="synthesize") >> 1)
+            labels = ((torch.arange(n) + r * n) % n_classes).to(device)
+            if kind == "noisy":
+                kept = (Generator(side, draws) if kept is None or r % NEW_GENERATOR == 0 else kept).to(device)
+                source = noisy_source(labels, n_classes, kept, draws)
+            else:
+                source = (pixel_source if kind == "pixels" else latent_source)(n, side, draws, device)
+            try:
+                made = invert(teacher, labels, source, recipe, draws, terms=terms)
+            except AdqError as error:
+                raise AdqError(f"round {r}, {error}") from None
+            _write_round(made, labels.tolist(), r, pattern)
+            if kept is not None:
+                _save_kept(folder, kept, r)
+        return _finish(folder, [pattern.path(r) for r in range(rounds)], n, classes)
+
+
+@contextmanager
+def _frozen(network: nn.Module) -> Iterator[None]:
+    """A network in evaluation mode and without gradients; afterwards each part is as it was."""
+    training = [(module, module.training) for module in network.modules()]
+    wanted = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
+    network.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        for module, was in training:
+            module.training = was
+        for parameter, wants in wanted:
+            parameter.requires_grad_(wants)
 
 
 def hash_of(network: nn.Module) -> str:
@@ -214,11 +232,9 @@ def _load_kept(folder: Path, side: int) -> tuple[Generator | None, int]:
     return generator, r + 1
 
 
-def _finish(
-    folder: Path, paths: list[Path], n: int, classes: Sequence[str] | None, *, new: bool
-) -> list[str]:
+def _finish(folder: Path, paths: list[Path], n: int, classes: Sequence[str] | None) -> list[str]:
     """The rounds that are there; when all are, described as a set of shards."""
     there = [path for path in paths if path.exists()]
-    if len(there) == len(paths) and (new or not (folder / "_info.json").exists()):
+    if len(there) == len(paths) and not (folder / "_info.json").exists():
         describe_shards(folder, [WrittenShard(path, n, 0) for path in paths], None, "train", classes)
     return list(map(str, there))

@@ -77,16 +77,16 @@ def rotated(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, t
 
 
 class Contrast:
-    """A contrastive term over a memory bank: an image is near its mirror image, and far from others and earlier ones.
+    """A contrastive term: an image is near its mirror image, and far from those of the others of its round.
 
     Args:
         features: (B, 3, S, S) images to the teacher's (B, D) features.
         width: D.
         weight, temperature: of the loss.
-        negatives: earlier images that are remembered.
         seed: of the head, a random projection to 256.
 
-    Source: Fang et al. 2021 (CMI, arXiv 2105.08584); there the head is trained, and pairs are two crops.
+    Source: Fang et al. 2021 (CMI, arXiv 2105.08584); there the head is trained, pairs are two crops,
+        and a memory bank holds images of earlier rounds.
     """
 
     def __init__(
@@ -96,17 +96,11 @@ class Contrast:
         *,
         weight: float = 0.8,
         temperature: float = 0.2,
-        negatives: int = 4096,
         seed: int = 0,
     ) -> None:
-        self.features, self.weight, self.temperature, self.negatives = (
-            features,
-            weight,
-            temperature,
-            negatives,
-        )
+        self.features, self.weight, self.temperature = features, weight, temperature
         head = torch.randn(width, WIDTH, generator=torch.Generator().manual_seed(seed))
-        self.head, self.bank = head / math.sqrt(width), torch.empty(0, WIDTH)
+        self.head = head / math.sqrt(width)
 
     def _projected(self, images: torch.Tensor) -> torch.Tensor:
         features = self.features(images)
@@ -115,10 +109,5 @@ class Contrast:
     def __call__(self, seen: Seen) -> torch.Tensor:
         """The loss; see `Term`."""
         z, mirrored = self._projected(seen.images), self._projected(seen.images.flip(3))
-        likeness = z @ torch.cat([mirrored, self.bank.to(z)]).T / self.temperature
+        likeness = z @ mirrored.T / self.temperature
         return self.weight * F.cross_entropy(likeness, torch.arange(len(z), device=z.device))
-
-    @torch.no_grad()
-    def remember(self, images: torch.Tensor) -> None:
-        """Add the images of a finished round, in [0, 1]; the oldest leave."""
-        self.bank = torch.cat([self.bank, self._projected(images).cpu()])[-self.negatives :]

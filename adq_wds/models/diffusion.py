@@ -26,6 +26,7 @@ from adq_wds.models.forward import pick_device
 
 DETERMINISTIC = ("DDIMScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler")
 STRENGTH = 0.5
+_HAIR = 1e-6  # of a step: what a product of floats may lack
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +100,7 @@ class SDEdit:
             self.scheduler.config
         )  # multistep schedulers hold a state
         scheduler.set_timesteps(self.steps)
-        start = self.steps - int(self.steps * self.strength)
+        start = self.steps - _steps_taken(self.strength, self.steps)
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(start)
         timesteps = scheduler.timesteps[start:].to(weight.device)
@@ -171,7 +172,9 @@ class Latent:
         options: dict[str, Any] = {"num_inference_steps": self.steps, "guidance_scale": self.guidance}
         options["generator"] = [torch.Generator().manual_seed(int(seed) >> 1) for seed in noise]
         if self.strength is not None:
-            options["strength"] = self.strength
+            options["strength"] = min(
+                1.0, self.strength + _HAIR / self.steps
+            )  # it takes int(strength * steps)
         if self._takes_prompt:
             classes = labels.tolist() if self.prompts and labels is not None else []
             options["prompt"] = [self.prompts[label] for label in classes] or [""] * len(images)
@@ -233,11 +236,14 @@ def load_scheduler(folder: str | os.PathLike[str]) -> Any:
         folder: as for `load_unet`; a pipeline's folder holds ``scheduler/``.
 
     Raises:
-        AdqError: diffusers is missing, or the settings cannot be read.
+        AdqError: diffusers is missing, or the settings cannot be read or are not those of a scheduler.
     """
     diffusers, path = _diffusers(), _inside(folder, "scheduler") / "scheduler_config.json"
     config = _json(path, "no settings here") if path.exists() else {}
-    return diffusers.DDIMScheduler.from_config(config)
+    try:
+        return diffusers.DDIMScheduler.from_config(config)
+    except Exception as error:
+        raise AdqError(f"{path}: no settings of a scheduler: {reason_of(error)}") from error
 
 
 def _diffusers() -> ModuleType:
@@ -260,7 +266,7 @@ def _json(path: Path, missing: str) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise AdqError(f"{path.parent}: {missing} (no {path.name})") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise AdqError(f"{path}: cannot be read: {shorten(str(error), 200)}") from error
     if not isinstance(config, dict):
         raise AdqError(f"{path}: holds {type(config).__name__}, expected an object")
@@ -270,5 +276,10 @@ def _json(path: Path, missing: str) -> dict[str, Any]:
 def _check_strength(strength: float, steps: int) -> None:
     if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not 0 <= strength <= 1:
         raise ValueError(f"strength must be a number in [0, 1], got {strength!r}")
-    if strength and not int(strength * steps):
+    if strength and not _steps_taken(strength, steps):
         raise ValueError(f"strength={strength} of {steps} steps is none; give at least {1 / steps:g}")
+
+
+def _steps_taken(strength: float, steps: int) -> int:
+    """strength · steps rounded down, where 0.29 · 100 is 29, not the 28.999999999999996 of a float."""
+    return int(strength * steps + _HAIR)

@@ -12,22 +12,24 @@ from adq_wds.pipes.embed import EMBEDDING_FIELD, ENCODER_FIELD, Embed
 from adq_wds.samples.fields import FieldSpec, Sample, check_spec, place_error
 from adq_wds.samples.label import find_label
 
+_DECIMALS = 6
+
 
 @dataclass(frozen=True, eq=False)
 class CosineScore(Embed):
     """Add to every sample ``cos``, the cosine of its image's embedding with that of its parent, ``emb.npy``.
 
-    It stands behind `Embed`, which embeds the parent, and `Vary`, which replaces it; both embed with one encoder. Where
-    the encoder gives logits and a label is read, ``agree`` says whether the largest logit is the label's. Nothing is
-    dropped: store both numbers beside the variant, and choose by them when reading (`select_samples`).
+    It stands behind `Embed`, which embeds the parent, and `Vary`, which replaces it; both embed with one encoder. The
+    cosine is rounded to 6 decimals, and equal embeddings give 1 exactly; one without length gives 0. Where the encoder
+    gives logits and the label is one of its classes, ``agree`` says whether the largest logit is the label's. Nothing
+    is dropped: store both numbers beside the variant, and choose by them when reading (`select_samples`).
 
     Args:
         encoder, image, batch_size, max_pixels: as in `Embed`.
         label: field with the class, a number: "label" after `Decode`, "cls" before it; None for none.
 
     Raises (while streaming):
-        SampleError: as `Embed`; no embedding of the parent, or one of another encoder; a label that is a word or not
-            one of the encoder's classes.
+        SampleError: as `Embed`; no label; no embedding of the parent, or one of another encoder.
 
     Source: Li et al. 2024 (arXiv 2410.17606), cosine filter; scores that are stored in place of a threshold are ours.
 
@@ -38,7 +40,7 @@ class CosineScore(Embed):
     >>> samples = [sample]
     >>> for pipe in pipes:
     ...     samples = pipe.apply(samples)
-    >>> round(samples[0]["cos"], 2)
+    >>> samples[0]["cos"]
     1.0
     """
 
@@ -52,10 +54,9 @@ class CosineScore(Embed):
         cleaned, rows, logits = self._embedded(samples)
         out = []
         for i, (sample, row) in enumerate(zip(cleaned, rows, strict=True)):
-            cos = float(self._parent(sample).astype(np.float64) @ row.astype(np.float64))
-            scored = {**sample, "cos": cos}
-            label = None if logits is None or self.label is None else self._class(sample, logits.shape[1])
-            if logits is not None and label is not None:
+            scored = {**sample, "cos": round(_cosine(self._parent(sample), row), _DECIMALS)}
+            label = None if logits is None else find_label(sample, self.label)[1]
+            if logits is not None and isinstance(label, int) and label < logits.shape[1]:
                 scored["agree"] = bool(logits[i].argmax() == label)
             out.append(scored)
         return out
@@ -70,9 +71,9 @@ class CosineScore(Embed):
             return parent
         raise place_error(SampleError(text), sample, EMBEDDING_FIELD)
 
-    def _class(self, sample: Sample, n_classes: int) -> int | None:
-        name, label = find_label(sample, self.label)
-        if isinstance(label, str) or (label is not None and label >= n_classes):
-            text = f"label {shorten(label)} is none of the encoder's {n_classes} classes; label=None scores cos alone"
-            raise place_error(SampleError(text), sample, name)
-        return label
+
+def _cosine(a: NDArray[np.float16], b: NDArray[np.float16]) -> float:
+    """The cosine of two float16 rows, which are of length 1 but for their rounding; 0 where one is of length 0."""
+    a64, b64 = a.astype(np.float64), b.astype(np.float64)
+    length = np.sqrt((a64 @ a64) * (b64 @ b64))  # sums of float16 products are exact: equal rows give 1
+    return float(np.clip(a64 @ b64 / length, -1, 1)) if length > 0 else 0.0

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from adq_wds.errors import PlanError, located, shorten
 from adq_wds.tables.plan import Plan
 from adq_wds.tables.plan_rows import BAD, DUPLICATE, EXCLUDED, LABEL, REASONS
 
@@ -20,6 +21,9 @@ def left_out_samples(plan: Plan) -> Iterator[dict[str, Any]]:
     Yields:
         `reason`, `shard`, `key`, `label`; of a copy also `duplicate_of` ("SHARD/KEY" of the sample that stays) and
         `label_there`; of a doubted label `margin`. Labels are names where classes have names; a bad sample has none.
+
+    Raises:
+        PlanError: a copy names a sample that the plan lacks. Located.
     """
     table, names = plan.table(), plan.header.get("names")
     if "reason" not in table.column_names:  # version 1 gives none
@@ -35,6 +39,9 @@ def left_out_samples(plan: Plan) -> Iterator[dict[str, Any]]:
     for row in out.to_pylist():
         entry = {name: row[name] for name in ("reason", "shard", "key")} | {"label": shown(row["label"])}
         if row["duplicate_of"]:
+            if row["duplicate_of"] not in label_of:
+                error = PlanError(f"duplicate_of {shorten(row['duplicate_of'])} names no sample of the plan")
+                raise located(error, shard=row["shard"], key=row["key"])
             there = shown(label_of[row["duplicate_of"]])
             entry |= {"duplicate_of": row["duplicate_of"], "label_there": there}
         if row["reason"] == REASONS[LABEL]:

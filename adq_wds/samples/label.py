@@ -143,15 +143,25 @@ def _name(value: Any) -> str:
     return name
 
 
+def read_json(value: Any) -> Any:
+    """A JSON document, given as bytes, as text or parsed.
+
+    Raises:
+        SampleError: it is larger than `MAX_JSON_BYTES`, nested too deeply, or no JSON.
+    """
+    if not isinstance(value, _TEXT):
+        return value
+    if len(value) > MAX_JSON_BYTES:
+        raise SampleError(f"{len(value)} bytes of JSON, at most {MAX_JSON_BYTES} are read")
+    try:
+        return json.loads(value.lstrip("\ufeff") if isinstance(value, str) else bytes(value))
+    except (ValueError, RecursionError) as error:
+        raise SampleError(f"not JSON that can be read: {shorten(str(error), 200)}") from error
+
+
 def json_entry(value: Any, path: str) -> Any:
     """The value at `path` ("a.b") of a JSON document, given as bytes, as text or parsed."""
-    if isinstance(value, _TEXT):
-        if len(value) > MAX_JSON_BYTES:
-            raise SampleError(f"{len(value)} bytes of JSON, at most {MAX_JSON_BYTES} are read")
-        try:
-            value = json.loads(value.lstrip("\ufeff") if isinstance(value, str) else bytes(value))
-        except (ValueError, RecursionError) as error:
-            raise SampleError(f"not JSON that can be read: {shorten(str(error), 200)}") from error
+    value = read_json(value)
     for step in path.split(".") if path else ():
         if not isinstance(value, dict) or step not in value:
             is_object = isinstance(value, dict)

@@ -123,6 +123,9 @@ def test_the_command_shows_what_it_kept(
     assert json.loads(capsys.readouterr().out)["settings"]["keep"] == 0.5
     assert main(["select", *paths, "--by", "json:cos", "-o", out]) == 2
     assert "give one of --keep, --at-least and --between; got none" in capsys.readouterr().err
+    for high in ("inf", "nan"):
+        assert main(["select", *paths, "--by", "json:cos", "--between", "0.5", high, "-o", out]) == 2
+        assert "--between must be two finite numbers" in capsys.readouterr().err
 
 
 WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
@@ -136,7 +139,15 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "keep NaN": ({"keep": float("nan")}, ValueError, r"keep must lie in \(0, 1\]"),
     "two rules": ({"at_least": 0.1}, ValueError, "got keep= and at_least="),
     "no rule": ({"keep": None}, ValueError, "got none"),
-    "bounds turned": ({"keep": None, "between": (1, 0)}, ValueError, "the lower first, got 1.0 and 0.0"),
+    "bounds turned": ({"keep": None, "between": (1, 0)}, ValueError, r"the lower first, got \(1, 0\)"),
+    "an infinite bound": ({"keep": None, "between": (0.5, float("inf"))}, ValueError, "between must be two finite numb"),
+    "bounds as text": ({"keep": None, "between": "01"}, ValueError, "between must be two finite numbers.*got '01'"),
+    "one bound": ({"keep": None, "between": 0.5}, ValueError, "between must be two finite numbers.*got 0.5"),
+    "three bounds": ({"keep": None, "between": (0, 1, 2)}, ValueError, "between must be two finite numbers"),
+    "keep as text": ({"keep": "0.5"}, ValueError, r"keep must lie in \(0, 1\], got '0.5'"),
+    "at least as text": ({"keep": None, "at_least": "1"}, ValueError, "at_least must be a finite number, got '1'"),
+    "another balance": ({"balance": "klass"}, ValueError, "balance must be one of class, none, got 'klass'"),
+    "several fields": ({"by": ["a"]}, ValueError, r"by must be one field or FILE.parquet:COLUMN, got \['a'\]"),
     "at least NaN": ({"keep": None, "at_least": float("nan")}, ValueError, "at_least must be a finite number"),
     "nothing kept": (
         {"keep": None, "at_least": 7},

@@ -103,6 +103,40 @@ def test_a_bank_grows(kind: Any, whole: dict[str, dict[str, bytes]], tmp_path: P
     assert files(tmp_path) == whole[kind]
 
 
+@pytest.mark.parametrize("kind", ["pixels", "noisy"])
+def test_a_bank_that_was_killed_while_it_grew_is_described_anew(
+    kind: Any, whole: dict[str, dict[str, bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synthesize(net(), tmp_path, kind=kind, rounds=2, **QUICK)
+    describe: Any = vars(module)["describe_shards"]
+    monkeypatch.setattr(module, "describe_shards", killed_at(1, describe, after=False))
+    with pytest.raises(KeyboardInterrupt):
+        synthesize(net(), tmp_path, kind=kind, rounds=5, **QUICK)
+    monkeypatch.setattr(module, "describe_shards", describe)
+    assert not (tmp_path / "_info.json").exists()
+    synthesize(net(), tmp_path, kind=kind, rounds=5, **QUICK)
+    assert files(tmp_path) == whole[kind]
+
+
+def test_the_teacher_is_left_as_it_was(tmp_path: Path) -> None:
+    teacher = net().train().requires_grad_(True)
+    first = next(teacher.children()).eval()
+    next(first.parameters()).requires_grad_(False)
+    before = [m.training for m in teacher.modules()], [p.requires_grad for p in teacher.parameters()]
+    assert len({*before[0]}) == len({*before[1]}) == 2
+    synthesize(teacher, tmp_path, rounds=1, **QUICK)
+    assert (
+        [m.training for m in teacher.modules()],
+        [p.requires_grad for p in teacher.parameters()],
+    ) == before
+    with pytest.raises(ValueError, match="tells 3 classes apart"):
+        synthesize(teacher, tmp_path / "b", classes=["a"], **QUICK)
+    assert (
+        [m.training for m in teacher.modules()],
+        [p.requires_grad for p in teacher.parameters()],
+    ) == before
+
+
 def test_another_seed_or_round_makes_other_images(whole: dict[str, dict[str, bytes]], tmp_path: Path) -> None:
     synthesize(net(), tmp_path, rounds=2, seed=1, **QUICK)
     tars = {files(tmp_path)[f"round-00000{r}.tar"] for r in (0, 1)} | {whole["pixels"]["round-000000.tar"]}

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import adq_wds as adq
+from adq_wds.cli.arguments import make_parser
 from adq_wds.cli.main import main
 from adq_wds.jobs.vary import vary_shards
 from tests.conftest import MakeShard, jpeg, write_tar
@@ -80,10 +81,47 @@ def test_entries_of_the_parents_json_stay(tmp_path: Path) -> None:
     (entries,) = scores(tmp_path / "v" / "variant-0").values()
     assert (entries["label"], entries["of"]) == (1, "me")
     assert set(entries) == {"label", "of", "cos"}
-    for content in (b"[1]", b'{"a": NaN}', b"{"):
+    wrong = {
+        b"[1]": "no JSON object",
+        b'{"a": NaN}': "no JSON object",
+        b"{": "not JSON",
+        b"[" * 99_999: "not JSON",
+    }
+    for content, message in wrong.items():
         bad = write_tar(tmp_path / "bad.tar", [("x.jpg", jpeg(0)), ("x.json", content)])
-        with pytest.raises(adq.SampleError, match=r"shard bad.tar, key 'x', field 'json': no JSON object"):
+        with pytest.raises(adq.SampleError, match=rf"shard bad.tar, key 'x', field 'json': {message}"):
             vary_shards([bad], noisy, adq.encoder("thumbnail"), tmp_path / "w", label="none")
+
+
+@pytest.mark.parametrize("field", ["png", "cos", "agree", "emb.npy", "json:cos", "json:agree"])
+def test_no_field_or_entry_of_the_parent_is_lost(field: str, tmp_path: Path) -> None:
+    name, _, entry = field.partition(":")
+    content = b'{"%s": 1}' % entry.encode() if entry else jpeg(1)
+    shard = write_tar(tmp_path / "a.tar", [("x.jpg", jpeg(0)), (f"x.{name}", content)])
+    options: Any = {"image": "jpg", "label": "none"}
+    with pytest.raises(
+        adq.SampleError, match=rf"shard a.tar, key 'x', field '{field}': is there already; rename"
+    ):
+        vary_shards([shard], noisy, adq.encoder("thumbnail"), tmp_path / "v", **options)
+    png = write_tar(tmp_path / "b.tar", [("x.png", jpeg(0))])
+    vary_shards([png], noisy, adq.encoder("thumbnail"), tmp_path / "w", label="none")
+    assert list(scores(tmp_path / "w" / "variant-0")) == ["x"]
+
+
+def test_the_commands_encoder_knows_no_classes() -> None:
+    arguments = make_parser().parse_args(["vary", "a.tar", "--unet", "unet", "-o", "v"])
+    assert arguments.encoder == "builtin-free"
+
+
+def test_labels_beyond_the_encoders_classes_have_no_agreement(tmp_path: Path) -> None:
+    shard = write_tar(
+        tmp_path / "a.tar", [("x.jpg", jpeg(0)), ("x.cls", b"3"), ("y.jpg", jpeg(1)), ("y.cls", b"10")]
+    )
+    vary_shards([shard], noisy, adq.encoder("builtin"), tmp_path / "v")
+    assert [set(entries) for entries in scores(tmp_path / "v" / "variant-0").values()] == [
+        {"cos", "agree"},
+        {"cos"},
+    ]
 
 
 def test_shards_of_an_earlier_run_and_of_the_parents_stay(shards: list[Path], tmp_path: Path) -> None:
