@@ -63,7 +63,7 @@ for i in range(0, 4 * len(samples), 256):
     "verify": ("", ADQ.format("'verify', PLAN, *SHARDS")),
     "patches": (
         """
-pipes = [adq.Decode(to="numpy"), adq.DropPatches("texture", keep=0.75, patch=4), adq.EncodePatches()]
+pipes = [adq.Decode(to="numpy"), adq.DropPatches(adq.importance("texture", patch=4), keep=0.75, patch=4), adq.EncodePatches()]
 ds = adq.ShardDataset(SHARDS[:1], shuffle=False, pipes=[*pipes, adq.Decode(to="patches")])
 """,
         "for _ in ds: pass",
