@@ -63,8 +63,8 @@ for i in range(0, 4 * len(samples), 256):
     "verify": ("", ADQ.format("'verify', PLAN, *SHARDS")),
     "patches": (
         """
-pipes = [adq.Decode(to="numpy"), adq.DropPatches(adq.importance("texture", patch=4), keep=0.75, patch=4), adq.EncodePatches()]
-ds = adq.ShardDataset(SHARDS[:1], shuffle=False, pipes=[*pipes, adq.Decode(to="patches")])
+pipes = [adq.Decode(to="numpy"), adq.DropPatches(adq.importance("texture"), keep=0.75), adq.EncodePatches()]
+ds = adq.ShardDataset(SHARDS[:1], shuffle=False, pipes=pipes)
 """,
         "for _ in ds: pass",
     ),
