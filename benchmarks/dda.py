@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import mean, median
 from typing import Any
 
 import numpy as np
@@ -28,10 +28,9 @@ import torch
 
 import adq_wds as adq
 from benchmarks.common import parser, report
+from benchmarks.records import mean_of
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "dda.py"
-T_95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
-"""Two-sided 95 % of Student's t, by degrees of freedom."""
 ROW = re.compile(r"^(\S.*?) +(\d+) +([\d.]+) +([\d.]+)$", re.MULTILINE)
 PAIRS = [
     ("bank + variants", "bank"),
@@ -62,18 +61,12 @@ def digits(seeds: int, work: Path, options: list[str]) -> dict[str, Any]:
     }
     pairs = {
         f"{a} − {b}": {
-            measure: _interval([t[a][i] - t[b][i] for t in tables])
+            measure: mean_of([t[a][i] - t[b][i] for t in tables])
             for i, measure in enumerate(("accuracy", "agreement"))
         }
         for a, b in PAIRS
     }
     return {"seeds": tables, "mean": arms, "paired": pairs}
-
-
-def _interval(differences: list[float]) -> dict[str, Any]:
-    n = len(differences)
-    half = T_95[n - 1] * stdev(differences) / n**0.5 if 1 < n <= 10 else None
-    return {"mean": mean(differences), "half_95": half, "each": differences}
 
 
 def overhead(side: int, batch: int, runs: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from benchmarks.arms import ARMS
 from benchmarks.common import machine
 from benchmarks.plans import Task, selection
 
-T_95 = (12.71, 4.30, 3.18, 2.78, 2.57)  # Student's t for 95 %, of 2 to 6 pairs
+T_95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # Student's t for 95 %, of 2 to 10 pairs
 
 
 class Results:
@@ -137,7 +137,7 @@ def mean_of(pairs: Sequence[float]) -> dict[str, Any]:
     """`n`, `mean`, and half the width of the mean's 95 % interval by Student's t, None for one pair."""
     half = None
     if len(pairs) > 1:
-        half = round(T_95[min(len(pairs), 6) - 2] * statistics.stdev(pairs) / len(pairs) ** 0.5, 2)
+        half = round(T_95[min(len(pairs), 10) - 2] * statistics.stdev(pairs) / len(pairs) ** 0.5, 2)
     return {"n": len(pairs), "mean": round(statistics.mean(pairs), 2), "half_width": half}
 
 

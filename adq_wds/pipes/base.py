@@ -174,6 +174,14 @@ def before_error(stream: Iterator[T]) -> tuple[list[T], Exception | None]:
     return items, None
 
 
+def in_batches(
+    work: Callable[[list[Sample]], list[Sample]], samples: list[Sample], batch_size: int
+) -> list[Sample]:
+    """The results of `work` over batches of at most `batch_size` samples, in order."""
+    starts = range(0, len(samples), batch_size)
+    return [made for start in starts for made in work(samples[start : start + batch_size])]
+
+
 @dataclass(frozen=True, eq=False)
 class Pipe(ABC):
     """A stage of a stream: samples in, at most as many samples out, in order.

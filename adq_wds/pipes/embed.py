@@ -13,7 +13,7 @@ from adq_wds.checks import positive
 from adq_wds.core.unit_rows import unit_rows
 from adq_wds.errors import SampleError, shorten
 from adq_wds.pipes.accelerator import accelerator_of
-from adq_wds.pipes.base import Pipe
+from adq_wds.pipes.base import Pipe, in_batches
 from adq_wds.protocols import Encoder
 from adq_wds.samples.fields import (
     IMAGE_FIELDS,
@@ -88,10 +88,7 @@ class Embed(Pipe):
 
     def apply(self, samples: list[Sample]) -> list[Sample]:
         """Each sample with ``emb.npy``, (D,) float16 of length 1, or 0 where the encoder gave zeros."""
-        out: list[Sample] = []
-        for start in range(0, len(samples), self.batch_size):
-            out += self._batch(samples[start : start + self.batch_size])
-        return out
+        return in_batches(self._batch, samples, self.batch_size)
 
     def _batch(self, samples: list[Sample]) -> list[Sample]:
         cleaned, rows, _ = self._embedded(samples)

@@ -13,7 +13,7 @@ from adq_wds.checks import integer, positive
 from adq_wds.core.rng import check_seed, draw, generator
 from adq_wds.errors import SampleError, shorten
 from adq_wds.pipes.accelerator import accelerator_of
-from adq_wds.pipes.base import Pipe
+from adq_wds.pipes.base import Pipe, in_batches
 from adq_wds.pipes.embed import as_rgb
 from adq_wds.protocols import VariantEngine
 from adq_wds.samples.fields import (
@@ -95,10 +95,7 @@ class Vary(Pipe):
 
     def apply(self, samples: list[Sample]) -> list[Sample]:
         """Each sample with a variant in its image's place."""
-        out: list[Sample] = []
-        for start in range(0, len(samples), self.batch_size):
-            out += self._batch(samples[start : start + self.batch_size])
-        return out
+        return in_batches(self._batch, samples, self.batch_size)
 
     def _batch(self, samples: list[Sample]) -> list[Sample]:
         out = [clean_fields(sample) for sample in samples]
