@@ -125,7 +125,7 @@ def test_a_round_descends_to_the_wanted_classes_and_keeps_the_best_step(kind: st
     teacher, labels, losses = net(), torch.arange(12) % 3, []
 
     def watch(shown: Seen) -> torch.Tensor:
-        losses.append(float(F.cross_entropy(shown.logits, shown.labels)))
+        losses.append(F.cross_entropy(shown.logits, shown.labels).item())
         assert shown.features.shape == (12, 5)
         assert 0 <= shown.images.min() <= shown.images.max() <= 1
         return torch.zeros(())
@@ -139,7 +139,7 @@ def test_a_round_descends_to_the_wanted_classes_and_keeps_the_best_step(kind: st
     assert losses[-1] < 0.75 * losses[0]
     assert images.dtype == torch.uint8
     assert images.shape == (12, 3, 8, 8)
-    assert float(F.cross_entropy(teacher(images / 255), labels)) < 0.75 * losses[0]
+    assert F.cross_entropy(teacher(images / 255), labels).item() < 0.75 * losses[0]
 
 
 def test_the_images_are_those_of_the_step_with_the_least_loss_rounded() -> None:
