@@ -12,6 +12,7 @@ import adq_wds as adq
 from adq_wds.remote.backend import Access, NoRanges
 from adq_wds.remote.store import Remote
 from adq_wds.remote.with_fsspec import Fsspec
+from tests.conftest import NOBODY
 from tests.remote.conftest import Open, Server, opened
 
 pytest.importorskip("obstore")
@@ -139,7 +140,7 @@ def test_bytes_behind_the_end_are_an_error(remote: Open, part: tuple[int, int]) 
 
 def test_nobody_listening_is_said(open_url: Open) -> None:
     with pytest.raises(adq.ShardError, match=r"shard f.bin: no connection: check host and port"):
-        read(open_url("http://127.0.0.1:1/x?t=s3cret", 2.0), 0, 10)
+        read(open_url(f"http://{NOBODY}/x?t=s3cret", 2.0), 0, 10)
 
 
 def test_urls_that_nothing_reads_are_refused() -> None:
