@@ -2,6 +2,7 @@
 
     python -m benchmarks.dda digits --seeds 5 --work WORK --out benchmarks/results/dda_digits.json
     python -m benchmarks.dda tables --out benchmarks/results/dda_digits.json
+    python -m benchmarks.dda picture --work WORK/seed-0 --out docs/pictures/dda.svg
     python -m benchmarks.dda cifar10 --teacher wrn40-2 --student wrn16-1 --data DATA --work WORK --out FILE.json
     python -m benchmarks.dda cifar10 --teacher resnet34 --student resnet18 --data DATA --work WORK --out FILE.json
     python -m benchmarks.dda folder --train "train-*.tar" --test "test-*.tar" --work WORK --out FILE.json
@@ -9,7 +10,7 @@
 
 `digits` trains all arms of `benchmarks.dda_arms`: the seed varies split, teacher, bank, diffusion and students. Differences are
 paired by seed, with 95 % intervals (Student's t). A seed that the result file holds is not run again. `tables` prints
-them as Markdown. `cifar10` and `folder` (CIFAR-100's shards, 64 × 64 images, ...) distil at NAYER's budget, say their hours
+them as Markdown, `picture` draws parents and variants. `cifar10` and `folder` (CIFAR-100's shards, 64 × 64 images, ...) distil at NAYER's budget, say their hours
 first, and go on where they were stopped. `overhead` times `Vary` beside its engine called alone on the same images, in turns.
 
 Last measured: see docs/dda.md; `overhead`: 1.03 times the engine's CPU time (an engine of 8 ms an image, 32 × 32, batches of
@@ -52,6 +53,7 @@ from benchmarks.dda_arms import (
     one_seed,
 )
 from benchmarks.dda_images import Schedule, distil, hours
+from benchmarks.dda_picture import picture
 from benchmarks.records import mean_of
 from benchmarks.training import read_images
 
@@ -199,13 +201,15 @@ def main() -> None:
     """Run one of the commands."""
     whole = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     commands = whole.add_subparsers(dest="what", required=True)
-    made = {what: commands.add_parser(what) for what in ("digits", "tables", "cifar10", "folder", "overhead")}
+    words = ("digits", "tables", "picture", "cifar10", "folder", "overhead")
+    made = {what: commands.add_parser(what) for what in words}
     for command in made.values():
         command.add_argument("--out", help="the result file")
     made["digits"].add_argument("--seeds", type=int, default=5)
     made["digits"].add_argument("--first-seed", type=int, default=0)
     made["digits"].add_argument("--work", type=Path, help="folder to keep; a temporary one by default")
     add_flags(made["digits"], Budget)
+    made["picture"].add_argument("--work", type=Path, required=True, help="folder of a seed of `digits`")
     for what in ("cifar10", "folder"):
         made[what].add_argument("--work", type=Path, required=True, help="folder of teacher, bank and states")
         made[what].add_argument("--device", default="auto")
@@ -223,6 +227,8 @@ def main() -> None:
             print(tables(digits(seeds, a.work or Path(folder), settings(Budget, a), a.out)))
     elif a.what == "tables":
         print(tables(json.loads(Path(a.out).read_text(encoding="utf-8"))))
+    elif a.what == "picture":
+        Path(a.out).write_text(picture(a.work), encoding="utf-8")
     elif a.what == "overhead":
         torch.set_num_threads(1)
         report(overhead(32, 64, a.runs), a.out)
