@@ -17,7 +17,18 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import adq_wds
-from adq_wds.cli.arguments import CODEBOOK, DEMO, INDEX, PACK, PATCHES, SOFTEN, VERIFY, WRITE, make_parser
+from adq_wds.cli.arguments import (
+    CODEBOOK,
+    DEMO,
+    INDEX,
+    PACK,
+    PATCHES,
+    REPORT,
+    SOFTEN,
+    VERIFY,
+    WRITE,
+    make_parser,
+)
 from adq_wds.cli.encoders import encoder_arguments, encoder_options, importance_of, source_of
 from adq_wds.cli.parser import check_values, flagged, given
 from adq_wds.errors import AdqError, ShardError, printable
@@ -313,6 +324,10 @@ def _run(a: argparse.Namespace) -> None:
     _print(a, result, f"{text}{show_plan(adq_wds.load_plan(plan))}\n\nplan: {plan}")
 
 
+def _report(a: argparse.Namespace) -> None:
+    _print(a, _call(a, REPORT, a.plan, a.shards or None, a.out))
+
+
 def _demo(a: argparse.Namespace) -> None:
     from adq_wds.demo.run_demo import demo_text
 
@@ -324,6 +339,6 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     run.__name__.removeprefix("_"): run
     for run in (
         _run, _embed, _plan, _codebook, _soften, _show, _patches, _write, _pack, _index, _verify, _select,
-        _vary, _demo,
+        _vary, _report, _demo,
     )
 }  # fmt: skip
