@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from adq_wds.checks import integer
-from adq_wds.core.rng import draws
 from adq_wds.errors import PlanError, shorten
 from adq_wds.files import write_text
 from adq_wds.jobs.index import Urls

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adq_wds.report.render import render
+from adq_wds.report.reasons import TITLES
 from adq_wds.report.samples import Samples
 from adq_wds.report.section import Section
 from adq_wds.tables.plan_rows import KEPT, REASONS
@@ -52,6 +53,7 @@ def class_section(samples: Samples) -> Section:
         most=int(n[:C].max(initial=0)),
         least=int(n[:C].min(initial=n.max(initial=0))),
         n_empty=int((counts[:C, KEPT] == 0).sum()),
+        titles=TITLES,
         reasons=[word for i, word in enumerate(REASONS) if counts[:, i].any()],
         curve=_curve(n, counts[:, KEPT]) if len(names) > _SHOWN else None,
     )

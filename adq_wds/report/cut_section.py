@@ -12,12 +12,13 @@ import numpy as np
 from adq_wds.report.neighbours import nearest_samples
 from adq_wds.report.picture import Shown, shown_samples
 from adq_wds.report.render import render
+from adq_wds.report.reasons import TITLES
 from adq_wds.report.samples import Samples
 from adq_wds.report.section import Section
 from adq_wds.tables.features import Features
 from adq_wds.tables.plan_rows import DUPLICATE, LABEL
 
-_GROUPS, _COPIES = 24, 5  # groups of copies shown, and copies in each
+_GROUPS, _COPIES = 24, 4  # groups of copies shown, and copies in each
 _DOUBTED, _NEIGHBOURS, _PICTURED = 24, 8, 3  # labels shown, neighbours asked, and those shown
 
 
@@ -86,7 +87,7 @@ class CutPart:
 
     def section(self, pictures: Mapping[int, str]) -> Section:
         """The section; `pictures` are ``data:`` URIs by row."""
-        return Section("Cuts", render("cuts.html", part=self, pictures=pictures))
+        return Section("Cuts", render("cuts.html", part=self, pictures=pictures, titles=TITLES))
 
 
 def _groups(samples: Samples) -> list[Group]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from adq_wds.report.samples import Samples
-from adq_wds.report.summary import TEXTS
+from adq_wds.report.reasons import TITLES
 
 SIDE = 96
 """Longest side of a small picture in pixels; smaller images stay as they are."""
@@ -40,7 +40,7 @@ def shown_samples(samples: Samples, rows: Iterable[int], *, captions: bool = Tru
     return [
         Shown(
             row,
-            f"{samples.place(row)}, {samples.class_name(row)}, {TEXTS[reason][0]}",
+            f"{samples.place(row)}, {samples.class_name(row)}, {TITLES[reason]}",
             reason,
             samples.class_name(row) if captions and len(samples.classes) > 1 else "",
         )

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from adq_wds.report.escaped import shown
+from adq_wds.report.reasons import TEXTS, TITLES
 from adq_wds.report.render import percent, render
 from adq_wds.report.samples import Samples
 from adq_wds.report.section import Section
@@ -14,14 +15,6 @@ from adq_wds.report.text import describe_plan
 from adq_wds.tables.plan import Plan
 from adq_wds.tables.plan_rows import KEPT, REASONS
 
-TEXTS = {  # of each reason: a title, and what it means
-    "kept": ("kept", "read in the plan's first epoch"),
-    "quota": ("over quota", "in a bin that gave its share already; fresh draws take them in later epochs"),
-    "duplicate": ("duplicate", "a copy of a sample that stays"),
-    "label": ("label doubted", "the other samples speak for another class"),
-    "bad": ("unreadable", "damaged, or without image or label"),
-    "excluded": ("excluded", "of a class or on a list that was not to be used"),
-}
 _UNEQUAL = 3.0  # times: classes whose sizes differ by more are worth a warning
 _NAMED = 5
 
@@ -54,7 +47,9 @@ def summary_section(plan: Plan, samples: Samples, *, about: str, more: list[str]
     n = len(samples)
     counts = np.bincount(samples.reason, minlength=len(REASONS)).tolist()
     reasons = [
-        Reason(word, k, *TEXTS[word]) for word, k in zip(REASONS, counts, strict=True) if k or word == "kept"
+        Reason(word, k, TITLES[word], TEXTS[word])
+        for word, k in zip(REASONS, counts, strict=True)
+        if k or word == "kept"
     ]
     described = describe_plan(plan)
     kept = samples.reason == KEPT
