@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from adq_wds.report.render import render
 from adq_wds.report.reasons import TITLES
+from adq_wds.report.render import render
 from adq_wds.report.samples import Samples
 from adq_wds.report.section import Section
 from adq_wds.tables.plan_rows import KEPT, REASONS

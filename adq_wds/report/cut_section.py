@@ -11,8 +11,8 @@ import numpy as np
 
 from adq_wds.report.neighbours import nearest_samples
 from adq_wds.report.picture import Shown, shown_samples
-from adq_wds.report.render import render
 from adq_wds.report.reasons import TITLES
+from adq_wds.report.render import render
 from adq_wds.report.samples import Samples
 from adq_wds.report.section import Section
 from adq_wds.tables.features import Features

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from adq_wds.report.samples import Samples
 from adq_wds.report.reasons import TITLES
+from adq_wds.report.samples import Samples
 
 SIDE = 96
 """Longest side of a small picture in pixels; smaller images stay as they are."""
