@@ -53,6 +53,7 @@ def _run(command: Any) -> None:
     _add_shards(command, nargs="*")
     _add_out(command, "folder for features/, bins.parquet, plan.parquet, run.json")
     command.add_argument("--write", action="store_true", help="also write the kept samples to OUT/shards/")
+    command.add_argument("--report", action="store_true", help="also write a page of it to OUT/report.html")
     command.add_argument(
         "--from",
         dest="from_run",
