@@ -163,9 +163,9 @@ def demo_text(result: dict[str, Any], out: str | os.PathLike[str]) -> str:
     other = "builtin" if encoder == "thumbnail" else "thumbnail"
     flags = "" if encoder == "builtin" else f" --encoder {encoder}"
     flags += "" if folder == DEFAULT_OUT else f" -o {folder}"
-    report = f"Open {folder}/{REPORT} in a browser: what ADQ's plan (seed 0) keeps, and why."
+    report = f"{folder}/{REPORT}: what ADQ's plan keeps and why, with pictures."
     if not (Path(out) / REPORT).exists():
-        report = 'For a page with pictures of it: pip install "adq-wds[report]", and adq demo again.'
+        report = 'For a page with pictures of it: pip install "adq-wds[report]"; run it again.'
     return f"""
 {table_text(result)}
 

@@ -93,7 +93,7 @@ def write_report(
     features = None if features is None else as_features(features)
     notes = [] if features is not None else ["Without features there is no map, and no neighbours are shown."]
     pictures = Pictures(plan, _paths(plan, urls, run, root, thumbnails, notes), _image_of(plan, image))
-    parts = [BinPart.of(samples), CutPart.of(samples, features)]
+    parts: list[BinPart | CutPart | TypicalPart] = [BinPart.of(samples), CutPart.of(samples, features)]
     if features is not None:
         parts.append(TypicalPart.of(samples, features))
     wanted = list(dict.fromkeys(row for part in parts for row in part.rows))

@@ -51,8 +51,9 @@ def nearest_samples(
         best = np.concatenate([best, cosine], axis=1)
         best_row = np.concatenate([best_row, np.broadcast_to(there, cosine.shape)], axis=1)
         order = np.argsort(-best, axis=1, kind="stable")[:, :n]
-        best, best_row = (np.take_along_axis(values, order, axis=1) for values in (best, best_row))
-    known = queries.any(axis=1)
+        best = np.take_along_axis(best, order, axis=1)
+        best_row = np.take_along_axis(best_row, order, axis=1)
+    known = (queries != 0).any(axis=1)
     return [
         [
             (int(row), float(c))

@@ -85,11 +85,11 @@ class Samples:
 
     def class_name(self, row: int) -> str:
         """The name of a sample's class."""
-        return self.names[self.class_row[row]]
+        return self.names[int(self.class_row[row])]
 
     def reason_name(self, row: int) -> str:
         """Why a sample is kept or not, a word of `REASONS`."""
-        return REASONS[self.reason[row]]
+        return REASONS[int(self.reason[row])]
 
     @property
     def reasons_by_class(self) -> NDArray[np.int64]:
