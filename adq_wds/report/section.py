@@ -1,4 +1,4 @@
-"""A part of the report's page."""
+"""Defines a section of the report page."""
 
 from __future__ import annotations
 
