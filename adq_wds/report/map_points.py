@@ -14,15 +14,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from adq_wds.core.rng import generator
-from adq_wds.errors import printable
+from adq_wds.report.escaped import shown
 from adq_wds.tables.plan_rows import NEVER
 
 MAX_POINTS = 1_000_000
 KEY_BYTES = 4 << 20
 """Of all keys, compressed. Keys that do not compress, such as digests, are packed for some samples only."""
 _STEPS = 2**16 - 1
-_MAX_CHARACTERS = 160
-"""Of a name; a longer one is cut in the middle."""
+_LONGEST = 160  # characters of a name
 
 Codes = NDArray[np.integer[Any]]
 
@@ -76,7 +75,7 @@ def quantise(xy: NDArray[np.floating[Any]]) -> tuple[NDArray[np.uint16], NDArray
 
 
 def choose_points(placed: NDArray[np.bool_], wanted: Sequence[int]) -> NDArray[np.int64]:
-    """The rows that become points, ascending: all that have a place, or a seeded choice of `MAX_POINTS`, the wanted first."""
+    """The rows that become points: all that have a place, or a seeded choice of `MAX_POINTS`, the wanted first; ascending."""
     rows = np.flatnonzero(placed)
     if len(rows) <= MAX_POINTS:
         return rows
@@ -98,7 +97,7 @@ def pack_points(
     """All that the map shows, for `map.js`.
 
     The deflate stream is a uint32 with the length of a header, the header as JSON, the arrays that it lists, one after
-    the other, and the keys in UTF-8; numbers are little-endian. Names are `printable`.
+    the other, and the keys in UTF-8; numbers are little-endian. Names are as a page may show them.
 
     Args:
         table: n rows, from `report_table`.
@@ -109,20 +108,22 @@ def pack_points(
     placed = np.isfinite(xy).all(axis=1)
     wanted = sorted({*thumbnails, *(nearest[row] for row in thumbnails if row in nearest)})
     rows = choose_points(placed, wanted)
-    point = {
-        row: int(i) for row in wanted if (i := np.searchsorted(rows, row)) < len(rows) and rows[i] == row
-    }
-    shown = table.take(pa.array(rows))
-    names, arrays = _categories(shown)
-    named, lengths, text = _pack_keys(shown, np.isin(rows, wanted))
+    kept = table["kept"].to_numpy(zero_copy_only=False)
+    rows = rows[np.argsort(kept[rows], kind="stable")]  # kept points are drawn last
+    is_wanted = np.isin(rows, wanted)
+    point = {int(rows[i]): i for i in np.flatnonzero(is_wanted).tolist()}
+    drawn = table.take(pa.array(rows))
+    names, arrays = _categories(drawn)
+    named, lengths, text = _pack_keys(drawn, is_wanted)
     places, _, _ = quantise(xy[rows])
-    rank = shown["rank"].to_numpy().astype(np.int64) + 2  # 1: always kept
+    rank = drawn["rank"].to_numpy().astype(np.int64) + 2  # 1: always kept
     rank[rank == NEVER + 2] = 0
     arrays = {"x": places[:, 0], "y": places[:, 1], **arrays, "rank": rank, "named": named, "length": lengths}
     small = {name: np.ascontiguousarray(_narrow(values)) for name, values in arrays.items()}
     header = {
         "arrays": [[name, len(values), values.itemsize] for name, values in small.items()],
         "names": names,
+        "counts": {name: np.bincount(arrays[name], minlength=len(names[name])).tolist() for name in names},
         "images": [
             [point[row], uri, point.get(nearest.get(row, -1), -1)]
             for row, uri in sorted(thumbnails.items())
@@ -132,49 +133,40 @@ def pack_points(
     head = json.dumps(header, separators=(",", ":")).encode()
     parts = [len(head).to_bytes(4, "little"), head, *(values.tobytes() for values in small.values()), text]
     packed = base64.b64encode(_deflate(b"".join(parts))).decode("ascii")
-    return PackedPoints(packed, places, arrays["kept"].astype(bool), len(named), int(placed.sum()))
+    return PackedPoints(packed, places, kept[rows], len(named), int(placed.sum()))
 
 
-def _categories(shown: pa.Table) -> tuple[dict[str, list[str]], dict[str, Codes]]:
+def _categories(drawn: pa.Table) -> tuple[dict[str, list[str]], dict[str, Codes]]:
     """Names and codes of what points can be coloured by, and of the shards."""
-    bin, kept = shown["bin"].to_numpy().astype(np.int64), shown["kept"].to_numpy(zero_copy_only=False)
+    bin, kept = drawn["bin"].to_numpy().astype(np.int64), drawn["kept"].to_numpy(zero_copy_only=False)
     n_bins = int(bin.max()) + 1 if len(bin) else 0
     names = {"kept": ["dropped", "kept"], "bin": ["in no bin", *(f"bin {i}" for i in range(n_bins))]}
     codes: dict[str, Codes] = {"kept": kept.astype(np.uint8), "bin": bin + 1}
     for name in ("reason", "class", "shard"):
-        if name in shown.column_names:
-            column = shown[name].combine_chunks()
+        if name in drawn.column_names:
+            column = drawn[name].combine_chunks()
             dictionary = column.dictionary.to_pylist()
             codes[name] = column.indices.to_numpy()
-            names[name] = [_shown(word) for word in dictionary]
+            names[name] = [shown(word, _LONGEST) for word in dictionary]
     return names, codes
 
 
-def _pack_keys(shown: pa.Table, first: NDArray[np.bool_]) -> tuple[Codes, Codes, bytes]:
+def _pack_keys(drawn: pa.Table, first: NDArray[np.bool_]) -> tuple[Codes, Codes, bytes]:
     """The points whose keys are packed, ascending; the length of each in UTF-8; and all bytes.
 
     All points where their keys fit, else those `first`, kept ones, and others, each in a seeded order.
     """
-    keys = [_shown(key).encode() for key in shown["key"].to_pylist()]
+    keys = [shown(key, _LONGEST).encode() for key in drawn["key"].to_pylist()]
     points = np.arange(len(keys))
     text = b"".join(keys)
     order = None
     while (n_bytes := len(_deflate(text))) > KEY_BYTES:
         if order is None:
-            rank = 2 * first + shown["kept"].to_numpy(zero_copy_only=False)
+            rank = 2 * first + drawn["kept"].to_numpy(zero_copy_only=False)
             order = _draw(points, rank, len(points), purpose="report keys")
         points = np.sort(order[: int(len(points) * min(0.95, KEY_BYTES / n_bytes))])
         text = b"".join(keys[i] for i in points.tolist())
     return points, np.array([len(keys[i]) for i in points.tolist()], dtype=np.int64), text
-
-
-def _shown(name: str) -> str:
-    """A name on one line, safe to show, cut in the middle where it is long."""
-    text = printable(name).replace("\n", "\\n").replace("\t", "\\t")
-    if len(text) <= _MAX_CHARACTERS:
-        return text
-    half = _MAX_CHARACTERS // 2
-    return f"{text[:half]}…{text[-half:]}"
 
 
 def _narrow(values: Codes) -> Codes:

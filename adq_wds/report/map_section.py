@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import pkgutil
 from collections.abc import Mapping
-from html import escape
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +10,7 @@ from numpy.typing import NDArray
 
 from adq_wds.report.map_picture import HEIGHT, WIDTH, map_picture
 from adq_wds.report.map_points import PackedPoints, pack_points
+from adq_wds.report.render import asset
 from adq_wds.report.section import Section
 
 TITLE = "Map"
@@ -34,19 +33,17 @@ def map_section(
     points = pack_points(table, xy, thumbnails, nearest or {})
     if not points.n:
         return Section(TITLE, "<p>No sample has an embedding, so there is no map.</p>")
-    text = (
-        "Samples whose embeddings are alike lie close together. Blue points are kept, grey ones are not; "
-        "distances are those of a projection onto two directions, so points that lie apart are apart, while points that "
-        "lie together may not be."
-    )
     picture = map_picture(points.places, points.kept)
-    words = f"{points.n:,} samples as points, {int(points.kept.sum()):,} of them kept"
+    words = f"Map of {points.n:,} samples, {int(points.kept.sum()):,} of them kept"
     html = (
-        f'<p>{escape(text)}</p>\n<p class="hint">{escape(" ".join(_notes(points, len(table))))}</p>\n'
-        f'<div class="map" id="adq-map"><img src="{picture}" alt="{escape(words)}" width="{WIDTH}" height="{HEIGHT}"></div>\n'
+        "<p>Samples with similar embeddings lie close together. Those that lie apart differ; those that lie together may "
+        "differ in a way that a plane cannot show.</p>\n"
+        f'<p class="hint">{" ".join(_notes(points, len(table)))}</p>\n'
+        f'<div class="map" id="adq-map"><img src="{picture}" alt="{words}" width="{WIDTH}" height="{HEIGHT}">'
+        '<p class="hint">Blue: kept. Grey: not kept.</p></div>\n'
         f'<script type="text/plain" id="adq-map-data">{points.text}</script>'
     )
-    return Section(TITLE, html, _asset("map.js"), _asset("map.css"))
+    return Section(TITLE, html, asset("map.js"), asset("map.css"))
 
 
 def _notes(points: PackedPoints, n: int) -> list[str]:
@@ -61,9 +58,3 @@ def _notes(points: PackedPoints, n: int) -> list[str]:
             f"{points.n_named:,} points name their keys, kept ones first; the other keys are in report.parquet."
         )
     return notes or [f"All {n:,} samples are drawn."]
-
-
-def _asset(name: str) -> str:
-    data = pkgutil.get_data("adq_wds.report", f"templates/{name}")
-    assert data is not None, name
-    return data.decode("utf-8")

@@ -5,7 +5,7 @@
   const root = document.getElementById("adq-map");
   if (!root || !("DecompressionStream" in window)) return; // the picture stays
   const data = await unpacked(document.getElementById("adq-map-data").textContent);
-  const { arrays, names, images } = data;
+  const { arrays, names, counts, images } = data;
   const { x, y, kept } = arrays;
   const n = x.length;
   const imageOf = new Map(images.map(([point, uri, near]) => [point, { uri, near }]));
@@ -19,7 +19,7 @@
   canvas.setAttribute("aria-label", `Map of ${n.toLocaleString("en")} samples. Arrow keys move it, plus and minus zoom, ` +
     "0 shows all. Enter chooses the sample nearest to the middle, N and P the next and previous ones, Escape none.");
   const choice = el("select", {});
-  const choices = ["kept", "reason", "bin", "class"].filter((name) => name in names && new Set(arrays[name]).size > 1);
+  const choices = ["kept", "reason", "bin", "class"].filter((name) => name in names && counts[name].filter(Boolean).length > 1);
   if (!choices.length) choices.push("kept");
   for (const name of choices) choice.append(el("option", { value: name, textContent: name }));
   const find = el("input", { type: "search", placeholder: "Find a key", autocomplete: "off", spellcheck: false });
@@ -73,10 +73,10 @@
     const disc = [];
     for (let dy = -r; dy <= r; dy++) for (let dx = -r; dx <= r; dx++) if (dx * dx + dy * dy <= r * r + 1) disc.push(dy * w + dx);
     const dots = Int32Array.from(disc), nDots = dots.length;
-    // Kept points come last and lie on top; with one value chosen, its points do.
-    for (let pass = 0; pass < 2; pass++) {
+    // Kept points come last in the arrays, so that they lie on top; with one value chosen its points do.
+    for (let pass = only < 0 ? 1 : 0; pass < 2; pass++) {
       for (let i = 0; i < n; i++) {
-        if ((only < 0 ? kept[i] : +(code[i] === only)) !== pass) continue;
+        if (only >= 0 && (code[i] === only) !== (pass === 1)) continue;
         const px = (left + x[i] * s) | 0, py = (top - y[i] * s) | 0;
         if (px < r || py < r || px >= w - r || py >= h - r) continue;
         const at = py * w + px, colour = table[code[i]];
@@ -175,10 +175,9 @@
   }
 
   function showLegend() {
-    const name = choice.value, counts = new Float64Array(names[name].length), all = colours(name);
-    for (let i = 0; i < n; i++) counts[arrays[name][i]]++;
-    const order = [...counts.keys()].filter((i) => counts[i]);
-    if (name !== "bin") order.sort((a, b) => counts[b] - counts[a] || a - b);
+    const name = choice.value, number = counts[name], all = colours(name);
+    const order = [...number.keys()].filter((i) => number[i]);
+    if (name !== "bin") order.sort((a, b) => number[b] - number[a] || a - b);
     legend.replaceChildren(...order.slice(0, SHOWN).map((i) => {
       const dot = el("i", {});
       dot.style.backgroundColor = all[i];
@@ -188,7 +187,7 @@
         redraw();
       });
       item.setAttribute("aria-pressed", "false");
-      item.append(dot, el("bdi", { textContent: names[name][i] || "no label" }), ` ${counts[i].toLocaleString("en")}`);
+      item.append(dot, el("bdi", { textContent: names[name][i] || "no label" }), ` ${number[i].toLocaleString("en")}`);
       return el("li", {}, item);
     }));
     if (order.length > SHOWN) legend.append(el("li", { className: "hint", textContent: `and ${order.length - SHOWN} more` }));
