@@ -24,6 +24,7 @@ from adq_wds.cli.arguments import (
     INDEX,
     PACK,
     PATCHES,
+    REPORT,
     SOFTEN,
     VERIFY,
     WRITE,
@@ -318,6 +319,10 @@ def _run(a: argparse.Namespace) -> None:
         options = embed_options | needed(embed_options, plan_options)
         _print(a, estimate(a.shards, source_of(a), plan=plan_options, **options))
         return
+    if a.report:
+        from adq_wds.report.render import environment
+
+        environment()  # raises for a missing package before any work
     result = run_job(
         a.shards,
         a.out,
@@ -327,9 +332,15 @@ def _run(a: argparse.Namespace) -> None:
         write=a.write,
         progress=a.progress,
     )
-    plan = Path(a.out) / "plan.parquet"
+    plan, made = Path(a.out) / "plan.parquet", ""
+    if a.report:
+        made = f"\nreport: {_call(a, REPORT, a.out, a.shards, Path(a.out) / 'report.html', image=None)}"
     text = "nothing to do: the same run is here already\n" if result["nothing_to_do"] else ""
-    _print(a, result, f"{text}{show_plan(adq_wds.load_plan(plan))}\n\nplan: {plan}")
+    _print(a, result, f"{text}{show_plan(adq_wds.load_plan(plan))}\n\nplan: {plan}{made}")
+
+
+def _report(a: argparse.Namespace) -> None:
+    _print(a, _call(a, REPORT, a.plan, a.shards or None, a.out))
 
 
 def _demo(a: argparse.Namespace) -> None:
@@ -343,6 +354,6 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     run.__name__.removeprefix("_"): run
     for run in (
         _run, _embed, _plan, _codebook, _soften, _show, _export, _patches, _write, _pack, _index, _verify, _select,
-        _vary, _demo,
+        _vary, _report, _demo,
     )
 }  # fmt: skip
