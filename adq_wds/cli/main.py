@@ -17,7 +17,19 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import adq_wds
-from adq_wds.cli.arguments import CODEBOOK, DEMO, INDEX, PACK, PATCHES, SOFTEN, VERIFY, WRITE, make_parser
+from adq_wds.cli.arguments import (
+    CODEBOOK,
+    DEMO,
+    EXPORT,
+    INDEX,
+    PACK,
+    PATCHES,
+    REPORT,
+    SOFTEN,
+    VERIFY,
+    WRITE,
+    make_parser,
+)
 from adq_wds.cli.encoders import encoder_arguments, encoder_options, importance_of, source_of
 from adq_wds.cli.parser import check_values, flagged, given
 from adq_wds.errors import AdqError, ShardError, printable
@@ -217,7 +229,7 @@ def _print_keys(a: argparse.Namespace, plan: adq_wds.Plan) -> None:
     Raises:
         ValueError: a key is not printable on one line; escaped, it would be another key.
     """
-    from adq_wds.report.text import kept_samples
+    from adq_wds.tables.key_lists import kept_samples
 
     kept = [[key] if shard is None else [shard, key] for shard, key in kept_samples(plan)]
     lines = ["\t".join(names) for names in kept]
@@ -265,6 +277,14 @@ def _index(a: argparse.Namespace) -> None:
     _print(a, _call(a, INDEX, a.shards, a.out))
 
 
+def _export(a: argparse.Namespace) -> None:
+    plan = adq_wds.load_plan(_inside(a.plan, "plan.parquet"))
+    _call(a, EXPORT, plan, a.to, a.out)
+    _print(
+        a, {"path": a.out, "format": a.to, "kept": plan.n_kept}, f"{plan.n_kept:,} kept samples in {a.out}"
+    )
+
+
 def _verify(a: argparse.Namespace) -> None:
     report = _call(a, VERIFY, _inside(a.plan, "plan.parquet", required=False), a.shards)
     _print(a, report, report.text(lines=a.lines))
@@ -299,6 +319,10 @@ def _run(a: argparse.Namespace) -> None:
         options = embed_options | needed(embed_options, plan_options)
         _print(a, estimate(a.shards, source_of(a), plan=plan_options, **options))
         return
+    if a.report:
+        from adq_wds.report.render import environment
+
+        environment()  # raises for a missing package before any work
     result = run_job(
         a.shards,
         a.out,
@@ -308,9 +332,15 @@ def _run(a: argparse.Namespace) -> None:
         write=a.write,
         progress=a.progress,
     )
-    plan = Path(a.out) / "plan.parquet"
+    plan, made = Path(a.out) / "plan.parquet", ""
+    if a.report:
+        made = f"\nreport: {_call(a, REPORT, a.out, a.shards, Path(a.out) / 'report.html', image=None)}"
     text = "nothing to do: the same run is here already\n" if result["nothing_to_do"] else ""
-    _print(a, result, f"{text}{show_plan(adq_wds.load_plan(plan))}\n\nplan: {plan}")
+    _print(a, result, f"{text}{show_plan(adq_wds.load_plan(plan))}\n\nplan: {plan}{made}")
+
+
+def _report(a: argparse.Namespace) -> None:
+    _print(a, _call(a, REPORT, a.plan, a.shards or None, a.out))
 
 
 def _demo(a: argparse.Namespace) -> None:
@@ -323,7 +353,7 @@ def _demo(a: argparse.Namespace) -> None:
 _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     run.__name__.removeprefix("_"): run
     for run in (
-        _run, _embed, _plan, _codebook, _soften, _show, _patches, _write, _pack, _index, _verify, _select,
-        _vary, _demo,
+        _run, _embed, _plan, _codebook, _soften, _show, _export, _patches, _write, _pack, _index, _verify, _select,
+        _vary, _report, _demo,
     )
 }  # fmt: skip

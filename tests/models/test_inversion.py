@@ -10,7 +10,14 @@ import torch.nn.functional as F
 from torch import nn
 
 import adq_wds as adq
-from adq_wds.models.adversaries import Contrast, Seen, kl_adversary, rotated, rotation_adversary
+from adq_wds.models.adversaries import (
+    Contrast,
+    Seen,
+    kl_adversary,
+    rotated,
+    rotation_adversary,
+    rotation_loss,
+)
 from adq_wds.models.inversion import (
     Generator,
     Recipe,
@@ -106,6 +113,17 @@ def test_the_rotation_adversary_is_a_joint_class_and_turn(bounded: bool) -> None
     value = float(rotation_adversary(features, head, bounded=bounded)(shown))
     assert value == pytest.approx(-10 * expected / 24, abs=1e-5)
     assert [len(part) for part in rotated(shown.images, shown.labels)] == [24, 24]
+
+
+def test_a_trained_head_leaves_the_rotation_adversary_less_to_find() -> None:
+    shown, head = seen(), nn.Linear(192, 12)
+    adversary, descent = rotation_adversary(nn.Flatten(), head), torch.optim.SGD(head.parameters(), 0.01)
+    before = float(adversary(shown).detach())
+    for _ in range(20):
+        descent.zero_grad()
+        rotation_loss(nn.Flatten(), head, shown.images, shown.labels).backward()
+        descent.step()
+    assert before < float(adversary(shown).detach()) < 0
 
 
 def test_the_contrastive_term_tells_images_of_a_round_apart() -> None:
