@@ -115,7 +115,7 @@ def test_the_rotation_adversary_is_a_joint_class_and_turn(bounded: bool) -> None
     assert [len(part) for part in rotated(shown.images, shown.labels)] == [24, 24]
 
 
-def test_a_trained_head_leaves_the_rotation_adversary_less_to_find() -> None:
+def test_a_trained_head_leaves_the_adversary_less_to_find() -> None:
     shown, head = seen(), nn.Linear(192, 12)
     adversary, descent = rotation_adversary(nn.Flatten(), head), torch.optim.SGD(head.parameters(), 0.01)
     before = float(adversary(shown).detach())
