@@ -157,7 +157,7 @@ def soon(holds: Callable[[], bool]) -> bool:
 def run(
     source: str, *arguments: str, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program to its end, for at most a quarter of an hour, as `subprocess.run(..., capture_output=True, text=True)`."""
+    """Run a program to its end, for at most 15 minutes, as `subprocess.run(..., capture_output=True, text=True)`."""
     program = Program(source, *arguments, env=env)
     out, errors = program.communicate()
     return subprocess.CompletedProcess(["-c", *arguments], program.wait(), out, errors)
