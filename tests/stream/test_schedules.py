@@ -3,8 +3,6 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -170,12 +168,6 @@ def test_a_wrong_ratio_of_a_later_epoch_is_its_error(planned: Any) -> None:
             list(loader)
         with pytest.raises(ValueError, match="keep: epoch 1 has 0"):
             len(loader)
-
-
-def test_plans_of_one_ratio_only_are_refused(tmp_path: Path, make_shard: Callable[..., Path]) -> None:
-    shard = str(make_shard("a.tar", 3))
-    with pytest.raises(adq.PlanError, match="plan: has no bins to draw from at another ratio"):
-        adq.ShardDataset(shard, plan=adq.Plan.from_keys(shard, None), fresh=True, keep=0.5)
 
 
 def test_numbers_of_samples_are_refused_with_fresh_draws(planned: Any) -> None:
