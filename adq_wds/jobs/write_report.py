@@ -19,6 +19,7 @@ from adq_wds.jobs.read_pictures import Pictures
 from adq_wds.report.bin_section import BinPart
 from adq_wds.report.class_section import class_section
 from adq_wds.report.cut_section import CutPart
+from adq_wds.report.figures import draw_figures
 from adq_wds.report.map_section import map_section
 from adq_wds.report.nearest_kept import nearest_kept
 from adq_wds.report.page import page
@@ -77,6 +78,7 @@ def write_report(
     features: Features | str | os.PathLike[str] | None = None,
     thumbnails: int = 2000,
     projection: Projection = "pca",
+    figures: str | os.PathLike[str] | None = None,
     image: FieldSpec | None = None,
     root: str | None = None,
 ) -> WrittenReport:
@@ -89,13 +91,14 @@ def write_report(
         features: embeddings of the samples, for the map, neighbours and typical samples; by default those of the run.
         thumbnails: pictures in the file, at most; 0 reads no shard.
         projection: how the map is made of the features: pca, or umap, which needs umap-learn and takes minutes.
+        figures: folder for figures of reasons, classes and bins, as SVG and PNG, light and dark.
         image: field with the image; by default that of the plan's features.
         root: folder that the names are relative to, where a path fits several.
 
     Raises:
         ValueError: an argument is out of range.
         PlanError, FeaturesError: the plan or features are damaged.
-        AdqError: jinja2 is missing, or the file cannot be written.
+        AdqError: jinja2 or matplotlib is missing, or the file cannot be written.
     """
     environment()  # raises for a missing package before any work
     thumbnails = integer("thumbnails", thumbnails, least=0)
@@ -121,6 +124,8 @@ def write_report(
     bins, *others = (part.section(pictures.uri) for part in parts)
     write_text(out, page("What is kept, and why", [first, class_section(samples), bins, *drawn, *others]))
     save_report_table(table, rows := Path(out).with_suffix(".parquet"))
+    if figures is not None:
+        draw_figures(samples, figures)
     counts = dict(plan.header.get("reasons", {}))
     return WrittenReport(
         os.fspath(out),
