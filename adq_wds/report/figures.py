@@ -89,7 +89,14 @@ def _classes(axes: Any, samples: Samples, colours: Any) -> None:
         axes.set_yscale("symlog", linthresh=1)
         axes.set(xlabel="classes, the largest first")
     axes.set(ylabel="samples")
-    axes.legend(frameon=False)
+    axes.legend(
+        frameon=False,
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=len(REASONS),
+        handlelength=1,
+        columnspacing=1,
+    )
 
 
 def _bins(axes: Any, samples: Samples, colours: Any) -> None:
@@ -101,4 +108,11 @@ def _bins(axes: Any, samples: Samples, colours: Any) -> None:
     axes.set(xlabel="bin, in the order filled", ylabel="kept, %")
     if len(bins) <= _NAMED:
         axes.set_xticks(x)
-    axes.legend(frameon=False)
+    axes.legend(
+        frameon=False,
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=len(REASONS),
+        handlelength=1,
+        columnspacing=1,
+    )

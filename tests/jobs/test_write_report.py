@@ -13,7 +13,7 @@ import adq_wds as adq
 from adq_wds.cli.main import main
 from adq_wds.jobs.write_report import write_report
 from adq_wds.report.render import environment
-from tests.conftest import Capsys, MakeFeatures, MakeShard, MonkeyPatch, write_tar
+from tests.conftest import Capsys, MakeFeatures, MakeShard, MonkeyPatch, picture, write_tar
 
 
 @pytest.fixture
@@ -164,6 +164,23 @@ def test_a_missing_package_is_one_line_that_names_the_extra(
     assert main(["report", str(run), "-o", str(tmp_path / "r.html")]) == 1
     assert 'pip install "adq-wds[report]"' in capsys.readouterr().err
     assert not (tmp_path / "r.html").exists()
+
+
+def test_no_other_table_is_replaced(run: Path, tmp_path: Path) -> None:
+    before = (run / "plan.parquet").read_bytes()
+    with pytest.raises(adq.AdqError, match=r"plan\.parquet is no report's table"):
+        write_report(run, None, run / "plan.html")
+    assert (run / "plan.parquet").read_bytes() == before
+    with pytest.raises(ValueError, match=r"ends in \.html"):
+        write_report(run, None, run / "plan.parquet")
+
+
+def test_a_sheet_of_patches_is_shown_and_must_be_a_picture(run: Path, tmp_path: Path) -> None:
+    picture(3).save(run / "patches.png")
+    write_report(run, None, tmp_path / "r.html")
+    assert "Sheet of patches" in text_of(tmp_path / "r.html")
+    with pytest.raises(adq.SampleError, match=r"patches: '.*run\.json': not an image"):
+        write_report(run, None, tmp_path / "r.html", patches=run / "run.json")
 
 
 def test_a_plan_of_version_1_is_shown(tmp_path: Path) -> None:
