@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,8 +91,9 @@ def _draw(rows: NDArray[np.int64], first: NDArray[Any], n: int, *, purpose: str)
 def pack_points(
     table: pa.Table,
     xy: NDArray[np.floating[Any]],
-    thumbnails: Mapping[int, str],
+    pictures: Mapping[int, str],
     nearest: Mapping[int, int],
+    elsewhere: Collection[int] = (),
 ) -> PackedPoints:
     """All that the map shows, for `map.js`.
 
@@ -102,11 +103,13 @@ def pack_points(
     Args:
         table: n rows, from `report_table`.
         xy: (n, 2), a place for each row; rows with NaN are left out.
-        thumbnails: data URIs by row.
+        pictures: ``data:`` URIs by row.
         nearest: by row, the row of the nearest kept sample of its class.
+        elsewhere: rows whose pictures the page has already; their rows stand for the URIs.
     """
+    on_page = set(elsewhere)
     placed = np.isfinite(xy).all(axis=1)
-    wanted = sorted({*thumbnails, *(nearest[row] for row in thumbnails if row in nearest)})
+    wanted = sorted({*pictures, *(nearest[row] for row in pictures if row in nearest)})
     rows = choose_points(placed, wanted)
     kept = table["kept"].to_numpy(zero_copy_only=False)
     rows = rows[np.argsort(kept[rows], kind="stable")]  # kept points are drawn last
@@ -125,8 +128,8 @@ def pack_points(
         "names": names,
         "counts": {name: np.bincount(arrays[name], minlength=len(names[name])).tolist() for name in names},
         "images": [
-            [point[row], uri, point.get(nearest.get(row, -1), -1)]
-            for row, uri in sorted(thumbnails.items())
+            [point[row], row if row in on_page else uri, point.get(nearest.get(row, -1), -1)]
+            for row, uri in sorted(pictures.items())
             if row in point
         ],
     }
