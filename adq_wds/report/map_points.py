@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,7 +93,6 @@ def pack_points(
     xy: NDArray[np.floating[Any]],
     pictures: Mapping[int, str],
     nearest: Mapping[int, int],
-    elsewhere: Collection[int] = (),
 ) -> PackedPoints:
     """All that the map shows, for `map.js`.
 
@@ -105,9 +104,7 @@ def pack_points(
         xy: (n, 2), a place for each row; rows with NaN are left out.
         pictures: ``data:`` URIs by row.
         nearest: by row, the row of the nearest kept sample of its class.
-        elsewhere: rows whose pictures the page has already; their rows stand for the URIs.
     """
-    on_page = set(elsewhere)
     placed = np.isfinite(xy).all(axis=1)
     wanted = sorted({*pictures, *(nearest[row] for row in pictures if row in nearest)})
     rows = choose_points(placed, wanted)
@@ -128,7 +125,7 @@ def pack_points(
         "names": names,
         "counts": {name: np.bincount(arrays[name], minlength=len(names[name])).tolist() for name in names},
         "images": [
-            [point[row], row if row in on_page else uri, point.get(nearest.get(row, -1), -1)]
+            [point[row], uri, point.get(nearest.get(row, -1), -1)]
             for row, uri in sorted(pictures.items())
             if row in point
         ],

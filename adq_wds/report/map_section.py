@@ -2,56 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from adq_wds.core.rng import generator
 from adq_wds.report.map_picture import HEIGHT, WIDTH, map_picture
 from adq_wds.report.map_points import PackedPoints, pack_points
-from adq_wds.report.nearest_kept import nearest_kept
 from adq_wds.report.render import asset
-from adq_wds.report.samples import Samples
 from adq_wds.report.section import Section
-from adq_wds.tables.features import Features
 
 TITLE = "Map"
-_SAMPLED = 1000  # samples whose pictures the map shows, each with the nearest kept one
-
-
-@dataclass(frozen=True)
-class MapPart:
-    """The map of a plan's samples.
-
-    Attributes:
-        table: of the samples, with `x` and `y`, see `report_table`.
-        nearest: by row, the row of the nearest kept sample of the same class.
-        rows: the samples whose pictures are shown, in the order of importance.
-    """
-
-    table: pa.Table
-    nearest: Mapping[int, int]
-    rows: list[int]
-
-    @classmethod
-    def of(
-        cls, table: pa.Table, samples: Samples, features: Features, elsewhere: Collection[int] = ()
-    ) -> MapPart:
-        """Chooses samples at random, seeded; of those shown `elsewhere` on the page the nearest kept ones are known too."""
-        draws = generator(0, 0, "", "", purpose="report pictures")
-        chosen = draws.permutation(len(samples))[:_SAMPLED].tolist()
-        nearest = nearest_kept(samples, features, [*chosen, *elsewhere])
-        pairs = ((row, nearest[row]) if row in nearest else (row,) for row in chosen)
-        return cls(table, nearest, list(dict.fromkeys(row for pair in pairs for row in pair)))
-
-    def section(self, pictures: Mapping[int, str], elsewhere: Collection[int] = ()) -> Section:
-        """The section; `pictures` are ``data:`` URIs by row, and those of rows shown `elsewhere` are on the page already."""
-        xy = np.stack([self.table[axis].to_numpy() for axis in ("x", "y")], axis=1)
-        return map_section(self.table, xy, pictures, self.nearest, elsewhere)
 
 
 def map_section(
@@ -59,7 +22,6 @@ def map_section(
     xy: NDArray[np.floating[Any]],
     pictures: Mapping[int, str],
     nearest: Mapping[int, int],
-    elsewhere: Collection[int] = (),
 ) -> Section:
     """The map as a section: a picture, which the script replaces by points that can be looked at one by one.
 
@@ -68,9 +30,8 @@ def map_section(
         xy: (n, 2), a place for each row; NaN for rows without one.
         pictures: ``data:`` URIs by row.
         nearest: by row, the row of the nearest kept sample of the same class.
-        elsewhere: rows whose pictures the page has outside the map, in images with the attribute ``data-row``.
     """
-    points = pack_points(table, xy, pictures, nearest, elsewhere)
+    points = pack_points(table, xy, pictures, nearest)
     if not points.n:
         return Section(TITLE, "<p>No sample has an embedding, so there is no map.</p>")
     picture = map_picture(points.places, points.kept)

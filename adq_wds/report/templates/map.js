@@ -8,9 +8,7 @@
   const { arrays, names, counts, images } = data;
   const { x, y } = arrays;
   const n = x.length;
-  // A picture is given, or shown elsewhere on the page under the number of its row.
-  const sourceOf = (picture) => (typeof picture === "number" ? document.querySelector(`img[data-row="${picture}"]`)?.src : picture);
-  const imageOf = new Map(images.map(([point, picture, near]) => [point, { picture, near }]));
+  const imageOf = new Map(images.map(([point, uri, near]) => [point, { uri, near }]));
   const FULL = 65535; // the largest coordinate
   const SHOWN = 12; // values of a legend
   const FALLBACK = { kept: "#0072b2", quota: "#8a9299", duplicate: "#d9730d", label: "#b5469a", bad: "#d1332e", excluded: "#8c6d46" };
@@ -157,17 +155,17 @@
     panel.append(list);
     const own = imageOf.get(point);
     if (!own) return;
-    panel.append(figure(own.picture, "this sample"));
+    panel.append(figure(own.uri, "this sample"));
     if (own.near < 0) return;
     const other = imageOf.get(own.near);
-    if (other) panel.append(figure(other.picture, "nearest kept of its class"));
+    if (other) panel.append(figure(other.uri, "nearest kept of its class"));
     panel.append(button("Go to the nearest kept", () => goTo(own.near)));
   }
   function value(name, point) {
     return names[name][arrays[name][point]];
   }
-  function figure(picture, caption) {
-    return el("figure", {}, el("img", { src: sourceOf(picture) ?? "data:,", alt: "" }), el("figcaption", { textContent: caption }));
+  function figure(uri, caption) {
+    return el("figure", {}, el("img", { src: uri, alt: "" }), el("figcaption", { textContent: caption }));
   }
   function goTo(point) {
     middle = [x[point], y[point]];
