@@ -44,7 +44,9 @@ def test_equal_features_give_equal_places(features: adq.Features) -> None:
     assert places.tobytes() == project(adq.Features(features.folder)).tobytes()
 
 
-@pytest.mark.parametrize(("rows", "rank"), [([[0.6, 0.8]] * 5, 0), ([[1, 0], [0, 1], [1, 0]], 1), ([[1, 0]], 0)])
+@pytest.mark.parametrize(
+    ("rows", "rank"), [([[0.6, 0.8]] * 5, 0), ([[1, 0], [0, 1], [1, 0]], 1), ([[1, 0]], 0)]
+)
 def test_a_direction_without_spread_is_zero(
     rows: list[list[float]], rank: int, make_features: MakeFeatures, tmp_path: Path
 ) -> None:

@@ -71,7 +71,7 @@ def test_features_of_other_samples_are_refused(
 ) -> None:
     folder = tmp_path / "others"
     make_features("a.tar", [0, 1, 0, 1], bad=[1], folder=folder)
-    with pytest.raises(adq.FeaturesError, match="no features of shard 'b.tar'"):
+    with pytest.raises(adq.FeaturesError, match=r"no features of shard 'b\.tar'"):
         feature_rows(plan, adq.Features(folder))
     b = make_features("b.tar", [0, 0], first=10, folder=folder)
     replace(b, spans=replace(b.spans, crc32=b.spans.crc32 + np.uint32([0, 1]))).save(folder / "b.parquet")
