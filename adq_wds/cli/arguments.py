@@ -8,12 +8,14 @@ from typing import Any
 import adq_wds
 from adq_wds.cli.parser import Parser, add_options, keys_in, ratio
 from adq_wds.signatures import EMBED, ENCODER, PLAN, SDEDIT, SELECT, VARY, default_of, options_of
+from adq_wds.tables.exchange import FORMATS
 
 CODEBOOK = "adq_wds.planning.fit_codebook.fit_codebook"
 SOFTEN = "adq_wds.planning.soften_labels.soften_labels"
 PATCHES = "adq_wds.jobs.show_patches.show_patches"
 WRITE = "adq_wds.writing.write_shards.write_kept"
 PACK = "adq_wds.jobs.pack.pack_folder"
+EXPORT = "adq_wds.tables.exchange.export_plan"
 INDEX = "adq_wds.jobs.index.index_shards"
 VERIFY = "adq_wds.jobs.verify.verify_shards"
 REPORT = "adq_wds.jobs.write_report.write_report"
@@ -34,7 +36,7 @@ def make_parser(earlier_run: dict[str, Any] | None = None) -> Parser:
     parser.add_argument("--version", action="version", version=f"adq {adq_wds.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add_flags in (
-        _run, _embed, _plan, _codebook, _soften, _show, _patches, _write, _pack, _index, _verify, _select,
+        _run, _embed, _plan, _codebook, _soften, _show, _export, _patches, _write, _pack, _index, _verify, _select,
         _vary, _report, _demo,
     ):  # fmt: skip
         name, text = add_flags.__name__.removeprefix("_"), add_flags.__doc__
@@ -113,6 +115,18 @@ def _show(command: Any) -> None:
     )
     keep = options_of(CODEBOOK)["keep"].default
     command.add_argument("--keep", type=ratio, default=keep, help="of a codebook, whose rates hang on it")
+
+
+def _export(command: Any) -> None:
+    """write which samples a plan keeps, as another library reads it"""
+    command.add_argument("plan", metavar="PLAN", help="a plan file, or the folder of a run")
+    command.add_argument("--to", required=True, choices=FORMATS, help="the form, one of those below")
+    _add_out(command, "file to write; a new folder for webshart", metavar="PATH")
+    add_options(command, EXPORT)
+    command.formatter_class = argparse.RawDescriptionHelpFormatter
+    width = max(map(len, FORMATS))
+    forms = (f"  {name:{width}}  {form.help}" for name, form in FORMATS.items())
+    command.epilog = "forms:\n" + "\n".join(forms)
 
 
 def _patches(command: Any) -> None:

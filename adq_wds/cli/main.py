@@ -20,6 +20,7 @@ import adq_wds
 from adq_wds.cli.arguments import (
     CODEBOOK,
     DEMO,
+    EXPORT,
     INDEX,
     PACK,
     PATCHES,
@@ -228,7 +229,7 @@ def _print_keys(a: argparse.Namespace, plan: adq_wds.Plan) -> None:
     Raises:
         ValueError: a key is not printable on one line; escaped, it would be another key.
     """
-    from adq_wds.report.text import kept_samples
+    from adq_wds.tables.key_lists import kept_samples
 
     kept = [[key] if shard is None else [shard, key] for shard, key in kept_samples(plan)]
     lines = ["\t".join(names) for names in kept]
@@ -274,6 +275,14 @@ def _pack(a: argparse.Namespace) -> None:
 
 def _index(a: argparse.Namespace) -> None:
     _print(a, _call(a, INDEX, a.shards, a.out))
+
+
+def _export(a: argparse.Namespace) -> None:
+    plan = adq_wds.load_plan(_inside(a.plan, "plan.parquet"))
+    _call(a, EXPORT, plan, a.to, a.out)
+    _print(
+        a, {"path": a.out, "format": a.to, "kept": plan.n_kept}, f"{plan.n_kept:,} kept samples in {a.out}"
+    )
 
 
 def _verify(a: argparse.Namespace) -> None:
@@ -344,7 +353,7 @@ def _demo(a: argparse.Namespace) -> None:
 _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     run.__name__.removeprefix("_"): run
     for run in (
-        _run, _embed, _plan, _codebook, _soften, _show, _patches, _write, _pack, _index, _verify, _select,
+        _run, _embed, _plan, _codebook, _soften, _show, _export, _patches, _write, _pack, _index, _verify, _select,
         _vary, _report, _demo,
     )
 }  # fmt: skip
