@@ -140,7 +140,7 @@ def _print(a: argparse.Namespace, value: Any, text: str | None = None) -> None:
             else f"{name.replace('_', ' ')}: {entry}"
             for name, entry in value.items()
         )
-    elif a.quiet and a.command not in ("show", "patches", "verify"):
+    elif a.quiet and a.command not in ("show", "why", "patches", "verify"):
         return
     _print_text(str(value) if text is None else text)
 
@@ -276,6 +276,12 @@ def _index(a: argparse.Namespace) -> None:
     _print(a, _call(a, INDEX, a.shards, a.out))
 
 
+def _why(a: argparse.Namespace) -> None:
+    plan = adq_wds.load_plan(_inside(a.plan, "plan.parquet"))
+    features = None if a.features is None else _inside(a.features, "features", required=False)
+    _print(a, plan.why(a.key, features=features))
+
+
 def _export(a: argparse.Namespace) -> None:
     plan = adq_wds.load_plan(_inside(a.plan, "plan.parquet"))
     _call(a, EXPORT, plan, a.to, a.out)
@@ -342,7 +348,7 @@ def _demo(a: argparse.Namespace) -> None:
 _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     run.__name__.removeprefix("_"): run
     for run in (
-        _run, _embed, _plan, _codebook, _soften, _show, _export, _patches, _write, _pack, _index, _verify, _select,
+        _run, _embed, _plan, _codebook, _soften, _show, _why, _export, _patches, _write, _pack, _index, _verify, _select,
         _vary, _demo,
     )
 }  # fmt: skip
