@@ -16,7 +16,8 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -143,6 +144,14 @@ class Program:
             self.wait()
         late.cancel()
         return said
+
+
+def soon(holds: Callable[[], bool]) -> bool:
+    """Whether it comes to hold within five minutes: no machine is too slow."""
+    deadline = time.monotonic() + 300
+    while not (there := holds()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return there
 
 
 def run(

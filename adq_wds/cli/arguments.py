@@ -19,6 +19,7 @@ PACK = "adq_wds.jobs.pack.pack_folder"
 EXPORT = "adq_wds.tables.exchange.export_plan"
 INDEX = "adq_wds.jobs.index.index_shards"
 VERIFY = "adq_wds.jobs.verify.verify_shards"
+REPORT = "adq_wds.jobs.write_report.write_report"
 DEMO = "adq_wds.demo.run_demo.run_demo"
 
 
@@ -36,8 +37,8 @@ def make_parser(earlier_run: dict[str, Any] | None = None) -> Parser:
     parser.add_argument("--version", action="version", version=f"adq {adq_wds.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add_flags in (
-        _run, _embed, _plan, _codebook, _soften, _show, _why, _export, _patches, _write, _pack, _index, _verify, _select,
-        _vary, _demo,
+        _run, _embed, _plan, _codebook, _soften, _show, _why, _export, _patches, _write, _pack, _index, _verify,
+        _select, _vary, _report, _demo,
     ):  # fmt: skip
         name, text = add_flags.__name__.removeprefix("_"), add_flags.__doc__
         command = commands.add_parser(
@@ -55,6 +56,7 @@ def _run(command: Any) -> None:
     _add_shards(command, nargs="*")
     _add_out(command, "folder for features/, bins.parquet, plan.parquet, run.json")
     command.add_argument("--write", action="store_true", help="also write the kept samples to OUT/shards/")
+    command.add_argument("--report", action="store_true", help="also write a page of it to OUT/report.html")
     command.add_argument(
         "--from",
         dest="from_run",
@@ -203,6 +205,14 @@ def _vary(command: Any) -> None:
     add_options(command, SDEDIT, without=("device",))
     add_options(command, VARY)
     _add_encoder(command, "builtin-free")  # the classes of `builtin` are those of CIFAR-10
+
+
+def _report(command: Any) -> None:
+    """write one HTML page: what a plan keeps, why the rest is not kept, with pictures"""
+    command.add_argument("plan", metavar="PLAN", help="a plan file, or the folder of a run")
+    _add_shards(command, nargs="*", more="; without any, a run's own where they are local files")
+    _add_out(command, "file for the page", default=default_of(REPORT, "out"))
+    add_options(command, REPORT)
 
 
 def _demo(command: Any) -> None:

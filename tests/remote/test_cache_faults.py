@@ -88,7 +88,7 @@ def test_a_kill_after_an_entry_got_its_name_keeps_the_count(tmp_path: Path) -> N
     get(cache, "a")
     process = FORK.Process(target=_is_killed_when_it_has_named_its_entry, args=(str(tmp_path),))
     process.start()
-    process.join(120)
+    process.join(300)
     assert process.exitcode == -signal.SIGKILL
     cache.open("b", never).close()
     for key in "cdefg":

@@ -82,7 +82,7 @@ def test_a_server_that_fails_is_asked_again_and_then_named(server: Server, data:
     assert read(opened(f"{server.url}/busy/f.bin"), 5, 9) == data[5:9]
     assert server.n_of["/busy/f.bin"] == 3
     with pytest.raises(adq.ShardError, match=r"shard f.bin: the server fails \(500\): try again later"):
-        read(opened(f"{server.url}/500/f.bin", 3.0), 0, 10)
+        read(opened(f"{server.url}/500/f.bin"), 0, 10)
     assert 1 < server.n_of["/500/f.bin"] < 10
 
 

@@ -230,7 +230,7 @@ def test_workers_follow_the_updates(planned: Planned, kind: str, persistent: boo
 def _rank(rank: int, store: str, dataset: adq.ShardDataset, rates: adq.ClassRates, out: Any) -> None:
     """Two epochs of one of two ranks, each with losses of its own, added up; then updates that must be refused."""
     torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timedelta(seconds=300)
     )
     loader = adq.Loader(dataset)
     read = [ids(loader)]
@@ -259,7 +259,7 @@ def test_ranks_agree_or_are_refused(planned: Planned, tmp_path: Path) -> None:
     ]
     for program in programs:
         program.start()
-    results = sorted(out.get(timeout=120) for _ in programs)
+    results = sorted(out.get(timeout=300) for _ in programs)
     for program in programs:
         program.join()
     one = adq.ClassRates(planned[1])
