@@ -71,7 +71,8 @@ def read_members(database: Path, number: int, n_samples: int, n_bytes: int) -> t
 
 def _rows(cursor: sqlite3.Cursor, database: Path) -> list[tuple[Any, ...]]:
     """All rows, whose text takes no more than the database does: columns may be computed."""
-    rows, left = [], database.stat().st_size
+    rows: list[tuple[Any, ...]] = []
+    left = database.stat().st_size
     for row in cursor:
         left -= len(row[1]) if isinstance(row[1], (str, bytes)) else 0
         if left < 0:
