@@ -37,7 +37,7 @@ def make_shards(folder: Path) -> list[Path]:
 def _add(tar: tarfile.TarFile, name: str, data: bytes | None, mtime: float = 0) -> None:
     """A file, or without data a folder."""
     member = tarfile.TarInfo(name)
-    member.mtime = mtime  # type: ignore[assignment]
+    member.mtime = mtime
     if data is None:
         member.type = tarfile.DIRTYPE
     else:
