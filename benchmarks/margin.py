@@ -4,12 +4,13 @@ Command:
     python -m benchmarks.margin --out benchmarks/results/margin.json
 Synthetic rows of width 512, made block by block by a seeded generator, so that no pass holds them all. The large set
 (1,281,167 rows, 1,000 classes) is timed on --part of its rows, and what grows with the rows is scaled up: the three
-passes. What does not (factoring a matrix of 1,537 rows) is timed with 2,048 rows and counted once.
+passes. What does not (choosing λ: five matrices of 1,537 rows, each judged on 8,192 samples) is timed with 16,384 rows
+and counted once.
 Seconds of processor time are those of all threads; memory is the peak of a fresh process over its size before.
 
-Last measured before λ was chosen among five, on two cores of an AMD EPYC that other programs kept busy (load about ten, so processor time tells more than
-seconds; numpy 2.4.6, OpenBLAS): 50,000 rows 15 s of processor time (52 s on the clock), 158 MiB. ImageNet's size, a tenth
-of it timed: 530 s of processor time (1,880 s on the clock), 1.2 GiB.
+Last measured on two cores of an AMD EPYC that other programs kept busy (load about nine, so processor time tells more
+than seconds; numpy 2.4.6, OpenBLAS): 50,000 rows 25 s of processor time (105 s on the clock), 378 MiB. ImageNet's size,
+a tenth of it timed: 565 s of processor time (2,011 s on the clock), 546 MiB.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from benchmarks.common import in_own_process, parser, peak_rss_bytes, report
 D = 512
 SETS = {"cifar": (50_000, 10), "imagenet": (1_281_167, 1_000)}
 BLOCK = 8192
-FIXED_ROWS = 2048
+FIXED_ROWS = 16384
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -84,18 +84,23 @@ def small(n_classes: int) -> nn.Module:
     return _five_convolutions(24, n_classes)
 
 
-def resnet18(n_classes: int) -> nn.Module:
-    """ResNet-18 for small images: a 3×3 stem, no max pooling. 556 M multiply-adds an image of 32×32.
+def resnet(blocks: Sequence[int], n_classes: int) -> nn.Module:
+    """A ResNet for small images, of so many two-convolution blocks on each grid: a 3×3 stem, no max pooling.
 
     Source: He et al. 2016 (arXiv 1512.03385), with the stem that is usual on CIFAR.
     """
     layers: list[nn.Module] = [_convolution(3, 64)]
     n_in = 64
-    for width, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
-        for step in (stride, 1):
+    for width, stride, n_blocks in zip((64, 128, 256, 512), (1, 2, 2, 2), blocks, strict=True):
+        for step in (stride, *[1] * (n_blocks - 1)):
             layers.append(_basic_block(n_in, width, stride=step))
             n_in = width
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, n_classes))
+
+
+def resnet18(n_classes: int) -> nn.Module:
+    """ResNet-18 for small images. 556 M multiply-adds an image of 32×32."""
+    return resnet((2, 2, 2, 2), n_classes)
 
 
 def tiny(n_classes: int) -> nn.Module:

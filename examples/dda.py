@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ from adq_wds.jobs.vary import vary_shards
 from adq_wds.models.diffusion import load_sdedit
 from adq_wds.models.inversion import Recipe
 
-TEMPERATURE = 4.0
+TEMPERATURE, RECIPE = 4.0, Recipe(steps=100, rate=0.05, shift=1)
+Loss = Callable[["Net", torch.Tensor, torch.Tensor], torch.Tensor]  # of a network, images and their rows
 
 
 class Net(nn.Module):
@@ -37,14 +39,17 @@ class Net(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for before, after, stride in ((1, width, 1), (width, 2 * width, 2), (2 * width, 2 * width, 1)):
-            conv = nn.Conv2d(before, after, 3, stride, 1, bias=False)
-            layers += [conv, nn.BatchNorm2d(after), nn.ReLU()]
+            layers += [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
         self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten())
         self.head = nn.Linear(8 * width, 10)
 
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, 3, 8, 8) in [0, 1] to (B, 8 * width)."""
+        return self.body((x.mean(1, keepdim=True) - 0.3) * 3)  # type: ignore[no-any-return]
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, 3, 8, 8) in [0, 1] to logits (B, 10)."""
-        return self.head(self.body((x.mean(1, keepdim=True) - 0.3) * 3))  # type: ignore[no-any-return]
+        return self.head(self.features(x))  # type: ignore[no-any-return]
 
 
 class Encode:
@@ -55,8 +60,7 @@ class Encode:
 
     def __call__(self, images: list[Any]) -> tuple[torch.Tensor, torch.Tensor]:
         pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 255
-        with torch.inference_mode():
-            return self.teacher.body((pixels.mean(1, keepdim=True) - 0.3) * 3), self.teacher(pixels)
+        return self.teacher.features(pixels), self.teacher(pixels)
 
 
 def load(shards: Any, plan: adq.Plan | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,9 +70,10 @@ def load(shards: Any, plan: adq.Plan | None = None) -> tuple[torch.Tensor, torch
     return torch.stack(images) / 255, torch.tensor(labels)
 
 
-def fit(net: Net, images: torch.Tensor, steps: int, seed: int, loss_of: Any) -> Net:
-    """SGD over images shifted by up to one pixel, each by a draw of its own; the rate falls as a cosine."""
-    draws = torch.Generator().manual_seed(seed)
+def fit(width: int, images: torch.Tensor, steps: int, seed: int, loss_of: Loss) -> Net:
+    """Train a new network by SGD over images shifted by up to one pixel, each by a draw of its own."""
+    torch.manual_seed(seed)
+    net, draws = Net(width), torch.Generator().manual_seed(seed)
     sgd = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, steps)
     padded = F.pad(images, (1, 1, 1, 1))
@@ -78,23 +83,26 @@ def fit(net: Net, images: torch.Tensor, steps: int, seed: int, loss_of: Any) -> 
         rows = torch.randint(len(images), (64,), generator=draws)
         loss = loss_of(net, shifted[torch.randint(9, (64,), generator=draws), rows], rows)
         sgd.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         sgd.step()
         schedule.step()
     return net.eval().requires_grad_(False)
 
 
-def distil(teacher: Net, images: torch.Tensor, steps: int, seed: int) -> Net:
-    """A student of half the teacher's width, which learns its answers."""
+def label_loss(labels: torch.Tensor) -> Loss:
+    """Cross-entropy with the labels."""
+    return lambda net, x, rows: F.cross_entropy(net(x), labels[rows])
+
+
+def agreement_loss(teacher: Net) -> Loss:
+    """KL(teacher‖student) of the answers at a temperature."""
 
     def loss(student: Net, x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            target = (teacher(x) / TEMPERATURE).log_softmax(1)
+        target = (teacher(x) / TEMPERATURE).log_softmax(1)
         answer = (student(x) / TEMPERATURE).log_softmax(1)
         return F.kl_div(answer, target, reduction="batchmean", log_target=True) * TEMPERATURE**2
 
-    torch.manual_seed(seed)
-    return fit(Net(8), images, steps, seed, loss)
+    return loss
 
 
 def main() -> None:
@@ -102,7 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("-o", "--out", default="dda/", help="folder for bank, UNet and variants")
     parser.add_argument("--rounds", type=int, default=10, help="of 200 images each")
-    parser.add_argument("--steps", type=int, default=2000, help="of every student")
+    parser.add_argument("--steps", type=int, default=1500, help="of every student")
     parser.add_argument("--teacher-steps", type=int, default=1500)
     parser.add_argument("--unet-steps", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
@@ -112,14 +120,8 @@ def main() -> None:
     every, classes = load([*digits["train"], *digits["test"]])
     order = torch.randperm(len(every), generator=torch.Generator().manual_seed(a.seed))
     (test, images), (truth, labels) = ((x[order[:539]], x[order[539:]]) for x in (every, classes))
-    torch.manual_seed(a.seed)
-
-    def loss(net: Net, x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(net(x), labels[rows])
-
-    teacher = fit(Net(16), images, a.teacher_steps, a.seed, loss)
-    recipe = Recipe(steps=100, rate=0.05, shift=1)
-    bank = adq.synthesize(teacher, out / "bank", side=8, rounds=a.rounds, recipe=recipe, seed=a.seed)
+    teacher = fit(16, images, a.teacher_steps, a.seed, label_loss(labels))
+    bank = adq.synthesize(teacher, out / "bank", side=8, rounds=a.rounds, recipe=RECIPE, seed=a.seed)
     unet = out / f"unet-{a.rounds}"  # a bank that grew is another set
     train_unet(bank, unet, side=8, classes=10, steps=a.unet_steps, seed=a.seed)
     engine = load_sdedit(unet, strength=0.5, steps=20)
@@ -130,13 +132,13 @@ def main() -> None:
 
     parents, varied = load(bank)[0], load(variants)[0]
     some = torch.randperm(len(varied), generator=torch.Generator().manual_seed(a.seed))[: len(varied) // 2]
-    arms = {"bank": parents, "bank + variants": torch.cat([parents, varied])}
-    arms["bank + top half by cosine"] = torch.cat([parents, load(variants, half)[0]])
-    arms["bank + random half"] = torch.cat([parents, varied[some]])
+    more = {"variants": varied, "top half by cosine": load(variants, half)[0], "random half": varied[some]}
+    arms = {"bank": parents} | {f"bank + {name}": torch.cat([parents, x]) for name, x in more.items()}
     arms["real digits"] = images
     answers = teacher(every).argmax(1)
     print(f"{'student on':28} {'images':>7} {'accuracy %':>11} {'agreement with teacher %':>25}")
-    nets = {"teacher": teacher} | {arm: distil(teacher, x, a.steps, a.seed) for arm, x in arms.items()}
+    students = {arm: fit(8, x, a.steps, a.seed, agreement_loss(teacher)) for arm, x in arms.items()}
+    nets = {"teacher": teacher} | students
     accuracy = {arm: 100 * float((net(test).argmax(1) == truth).float().mean()) for arm, net in nets.items()}
     for arm, net in nets.items():
         agree = 100 * float((net(every).argmax(1) == answers).float().mean())

@@ -71,10 +71,6 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.parquet"))}
 
 
-def dates(folder: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in folder.glob("*.parquet")}
-
-
 def unit(h: NDArray[Any]) -> NDArray[np.float16]:
     """Rows as features hold them."""
     wide = h.astype(np.float64)

@@ -18,10 +18,11 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in dates(folder)}
 
 
-def dates(folder: Path) -> dict[str, int]:
-    """When each of them was written."""
+def dates(folder: Path) -> dict[str, tuple[int, int]]:
+    """What changes when one of them is written anew: its number on the disk, and its date."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != ".adq.lock")
-    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in paths}
+    stats = {str(path.relative_to(folder)): path.stat() for path in paths}
+    return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in stats.items()}
 
 
 def members(path: Path) -> Members:

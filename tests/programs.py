@@ -16,7 +16,8 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -131,7 +132,7 @@ class Program:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
 
-    def communicate(self, text: str = "", timeout: float = 300) -> tuple[str, str]:
+    def communicate(self, text: str = "", timeout: float = 900) -> tuple[str, str]:
         """All that it writes until it ends; it is killed after so many seconds."""
         late = threading.Timer(timeout, self.kill)
         late.start()
@@ -145,10 +146,18 @@ class Program:
         return said
 
 
+def soon(holds: Callable[[], bool]) -> bool:
+    """Whether it comes to hold within five minutes: no machine is too slow."""
+    deadline = time.monotonic() + 300
+    while not (there := holds()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return there
+
+
 def run(
     source: str, *arguments: str, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program to its end, for at most five minutes, as `subprocess.run(..., capture_output=True, text=True)`."""
+    """Run a program to its end, for at most 15 minutes, as `subprocess.run(..., capture_output=True, text=True)`."""
     program = Program(source, *arguments, env=env)
     out, errors = program.communicate()
     return subprocess.CompletedProcess(["-c", *arguments], program.wait(), out, errors)

@@ -8,14 +8,18 @@ from typing import Any
 import adq_wds
 from adq_wds.cli.parser import Parser, add_options, keys_in, ratio
 from adq_wds.signatures import EMBED, ENCODER, PLAN, SDEDIT, SELECT, VARY, default_of, options_of
+from adq_wds.tables.exchange import FORMATS
 
 CODEBOOK = "adq_wds.planning.fit_codebook.fit_codebook"
 SOFTEN = "adq_wds.planning.soften_labels.soften_labels"
 PATCHES = "adq_wds.jobs.show_patches.show_patches"
+WHY = "adq_wds.tables.plan_why.explain"
 WRITE = "adq_wds.writing.write_shards.write_kept"
 PACK = "adq_wds.jobs.pack.pack_folder"
+EXPORT = "adq_wds.tables.exchange.export_plan"
 INDEX = "adq_wds.jobs.index.index_shards"
 VERIFY = "adq_wds.jobs.verify.verify_shards"
+REPORT = "adq_wds.jobs.write_report.write_report"
 DEMO = "adq_wds.demo.run_demo.run_demo"
 
 
@@ -33,8 +37,8 @@ def make_parser(earlier_run: dict[str, Any] | None = None) -> Parser:
     parser.add_argument("--version", action="version", version=f"adq {adq_wds.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add_flags in (
-        _run, _embed, _plan, _codebook, _soften, _show, _patches, _write, _pack, _index, _verify, _select,
-        _vary, _demo,
+        _run, _embed, _plan, _codebook, _soften, _show, _why, _export, _patches, _write, _pack, _index, _verify,
+        _select, _vary, _report, _demo,
     ):  # fmt: skip
         name, text = add_flags.__name__.removeprefix("_"), add_flags.__doc__
         command = commands.add_parser(
@@ -52,6 +56,7 @@ def _run(command: Any) -> None:
     _add_shards(command, nargs="*")
     _add_out(command, "folder for features/, bins.parquet, plan.parquet, run.json")
     command.add_argument("--write", action="store_true", help="also write the kept samples to OUT/shards/")
+    command.add_argument("--report", action="store_true", help="also write a page of it to OUT/report.html")
     command.add_argument(
         "--from",
         dest="from_run",
@@ -111,6 +116,27 @@ def _show(command: Any) -> None:
     )
     keep = options_of(CODEBOOK)["keep"].default
     command.add_argument("--keep", type=ratio, default=keep, help="of a codebook, whose rates hang on it")
+
+
+def _why(command: Any) -> None:
+    """why one sample is kept or not, and which keep ratio would have kept it"""
+    command.add_argument(
+        "key", metavar="KEY", help="the sample; SHARD/KEY where a key stands in several shards"
+    )
+    command.add_argument("--plan", required=True, help="a plan file, or the folder of a run")
+    add_options(command, WHY)
+
+
+def _export(command: Any) -> None:
+    """write which samples a plan keeps, as another library reads it"""
+    command.add_argument("plan", metavar="PLAN", help="a plan file, or the folder of a run")
+    command.add_argument("--to", required=True, choices=FORMATS, help="the form, one of those below")
+    _add_out(command, "file to write; a new folder for webshart", metavar="PATH")
+    add_options(command, EXPORT)
+    command.formatter_class = argparse.RawDescriptionHelpFormatter
+    width = max(map(len, FORMATS))
+    forms = (f"  {name:{width}}  {form.help}" for name, form in FORMATS.items())
+    command.epilog = "forms:\n" + "\n".join(forms)
 
 
 def _patches(command: Any) -> None:
@@ -181,6 +207,14 @@ def _vary(command: Any) -> None:
     _add_encoder(command, "builtin-free")  # the classes of `builtin` are those of CIFAR-10
 
 
+def _report(command: Any) -> None:
+    """write one HTML page: what a plan keeps, why the rest is not kept, with pictures"""
+    command.add_argument("plan", metavar="PLAN", help="a plan file, or the folder of a run")
+    _add_shards(command, nargs="*", more="; without any, a run's own where they are local files")
+    _add_out(command, "file for the page", default=default_of(REPORT, "out"))
+    add_options(command, REPORT)
+
+
 def _demo(command: Any) -> None:
     """see it work: digits, plans, small trainings and a table; nothing is fetched"""
     default = default_of(DEMO, "out")
@@ -192,7 +226,7 @@ def _demo(command: Any) -> None:
 
 
 def _add_output_flags(command: Any) -> None:
-    quiet = "warnings only; what was asked for, of show, patches, verify, --json or --dry-run, is printed all the same"
+    quiet = "warnings only; what was asked for, of show, why, patches, verify, --json or --dry-run, is printed all the same"
     command.add_argument("--json", action="store_true", help="print JSON")
     command.add_argument("-q", "--quiet", action="store_true", help=quiet)
     bars = "progress bars; by default only on a terminal"

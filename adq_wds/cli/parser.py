@@ -18,6 +18,7 @@ from adq_wds.core.rng import check_seed
 from adq_wds.errors import printable
 from adq_wds.registry import BUILT_IN_SCORES, GONE, HEADS
 from adq_wds.signatures import Option, options_of
+from adq_wds.tables.key_lists import read_txt
 
 NONE = "none"  # the word for None
 _OF_EVERY_COMMAND = ("out", "progress")
@@ -151,11 +152,9 @@ def count(text: str) -> int:
 def keys_in(path: str) -> list[str | tuple[str, ...]]:
     """Keys from a file: one a line, or shard and key with a tab between."""
     try:
-        # not `splitlines`: a key may hold U+2028
-        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
+        return list(read_txt(Path(path)))
     except UnicodeDecodeError as error:
         raise argparse.ArgumentTypeError(f"{path}: not UTF-8 text: {error.reason}") from None
-    return [tuple(line.split("\t", 1)) if "\t" in line else line for line in lines if line]
 
 
 _TYPES: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "Count": count, "Ratio": ratio}

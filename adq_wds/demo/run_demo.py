@@ -7,6 +7,7 @@ import logging
 import os
 import platform
 import shlex
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from adq_wds.demo.train import Images, Training, train_all
 from adq_wds.errors import AdqError
 from adq_wds.files import lock, make_folder, write_text
 from adq_wds.jobs.run import run_job
+from adq_wds.jobs.write_report import DEFAULT_OUT as REPORT
+from adq_wds.jobs.write_report import write_report
 from adq_wds.pipes.decode import Decode
 from adq_wds.planning.build_plan import build_plan, find_bins
 from adq_wds.planning.options import plan_options
@@ -106,6 +109,9 @@ def run_demo(
             "images": {"train": n, "test": n_test},
             **findings(make_table(trainings, accuracies), shared=shared, cells=cells),
         }
+        (folder / REPORT).unlink(missing_ok=True)
+        if find_spec("jinja2") is not None:
+            write_report(folder / "run", shards["train"], folder / REPORT)
         write_text(file, json.dumps(result, indent=1) + "\n")
     return result
 
@@ -157,11 +163,15 @@ def demo_text(result: dict[str, Any], out: str | os.PathLike[str]) -> str:
     other = "builtin" if encoder == "thumbnail" else "thumbnail"
     flags = "" if encoder == "builtin" else f" --encoder {encoder}"
     flags += "" if folder == DEFAULT_OUT else f" -o {folder}"
+    report = f"{folder}/{REPORT}: what ADQ's plan keeps and why, with pictures."
+    if not (Path(out) / REPORT).exists():
+        report = 'For a page with pictures of it: pip install "adq-wds[report]"; run it again.'
     return f"""
 {table_text(result)}
 
 Files in {folder}: train/ and test/ (tar shards), run/ (features, bins, plan of
 ADQ, seed 0), plans/ (a plan for each kind and seed), demo.json (all numbers).
+{report}
 
 Next:
   adq show {folder}/run/plan.parquet

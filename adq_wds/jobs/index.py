@@ -13,9 +13,10 @@ from adq_wds.checks import no_bar
 from adq_wds.errors import AdqError, ShardError
 from adq_wds.files import lock, make_folder
 from adq_wds.shards.names import expand_urls, plain_shard_names
+from adq_wds.tables.beside import IndexesBeside
 from adq_wds.tables.index import IndexedShard, read_index, save_index
 from adq_wds.tables.info import read_info
-from adq_wds.tables.spans import no_samples, scan_spans, source_stamp, warn_empty
+from adq_wds.tables.spans import Spans, no_samples, scan_spans, source_stamp, warn_empty
 
 Urls = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
@@ -29,7 +30,9 @@ class IndexReport:
         shards: shards in it.
         samples: samples in them.
         bytes: bytes of the shards' files.
-        scanned: shards that were read just now; the others had not changed since an earlier run.
+        scanned: shards that were read just now.
+        taken: shards whose samples were taken from another library's index beside them; the others had not changed
+            since an earlier run.
     """
 
     path: str
@@ -37,11 +40,14 @@ class IndexReport:
     samples: int
     bytes: int
     scanned: int
+    taken: int = 0
 
     def __str__(self) -> str:
+        taken = f", {self.taken:,} taken from indexes beside them" if self.taken else ""
+        unchanged = self.shards - self.scanned - self.taken
         return (
             f"{self.samples:,} samples of {self.shards:,} shards in {self.path} "
-            f"({self.scanned:,} shards read, {self.shards - self.scanned:,} unchanged)"
+            f"({self.scanned:,} shards read{taken}, {unchanged:,} unchanged)"
         )
 
 
@@ -50,6 +56,7 @@ def index_shards(
     out: str | os.PathLike[str] = "index.parquet",
     *,
     split: str | None = None,
+    checksums: bool = True,
     progress: bool | None = None,
 ) -> IndexReport:
     """Scan shards and write where each sample lies to one file, whole or not at all.
@@ -61,29 +68,39 @@ def index_shards(
             whose counts are compared with the shards.
         out: the index's file.
         split: one split of a description; all by default.
+        checksums: read every byte for checksums. Without, samples are taken from the index that Megatron-Energon or
+            webshart wrote beside a shard, if it is still true of the shard, else from its headers, and payloads are never
+            verified.
         progress: show a bar; only on a terminal by default.
 
     Raises:
         ValueError: no shards, or a split without a description.
         ShardError: no shard holds a sample, one is damaged or missing, or its number of samples is not the
             described one.
-        AdqError: `out` is a file but no index, or cannot be written.
+        AdqError: `out` is a file but no index, or one with checksums that would be lost, or cannot be written.
     """
     paths, counts = _expand(urls, split)
     names = plain_shard_names(paths)
     file = Path(out)
     with lock(make_folder(file.parent)):
-        earlier = _load_earlier(file)
-        shards = _scan_all(dict(sorted(zip(names, paths, strict=True))), earlier, progress)
+        earlier = _load_earlier(file, checksums)
+        path_of = dict(sorted(zip(names, paths, strict=True)))
+        shards, taken = _all_shards(path_of, earlier, checksums, progress)
         _compare_counts(dict(zip(names, counts, strict=True)), shards)
         sources = {name: shard.source or {} for name, shard in shards.items()}
-        save_index(file, [(name, shard.spans) for name, shard in shards.items()], sources=sources)
+        save_index(
+            file,
+            [(name, shard.spans) for name, shard in shards.items()],
+            sources=sources,
+            checksums=checksums,
+        )
     return IndexReport(
         path=str(file),
         shards=len(shards),
         samples=sum(len(shard.spans) for shard in shards.values()),
         bytes=sum(source["bytes"] for source in sources.values()),
-        scanned=sum(shard is not earlier.get(name) for name, shard in shards.items()),
+        scanned=sum(shard is not earlier.get(name) for name, shard in shards.items()) - taken,
+        taken=taken,
     )
 
 
@@ -103,32 +120,49 @@ def _expand(urls: Urls, split: str | None) -> tuple[list[str], list[int | None]]
     return paths, [None] * len(paths)
 
 
-def _scan_all(
-    path_of: dict[str, str], earlier: dict[str, IndexedShard], progress: bool | None
-) -> dict[str, IndexedShard]:
-    """The samples of each shard, by name; shards of unchanged size and date are not read again."""
+def _all_shards(
+    path_of: dict[str, str], earlier: dict[str, IndexedShard], checksums: bool, progress: bool | None
+) -> tuple[dict[str, IndexedShard], int]:
+    """The samples of each shard, by name, and how many shards had them in another library's index.
+
+    Shards of unchanged size and date are not read again.
+    """
     shards: dict[str, IndexedShard] = {}
+    taken = 0
     sources = {name: source_stamp(path) for name, path in path_of.items()}
     total = sum(source["bytes"] for source in sources.values())
-    with tqdm(total=total, unit="B", unit_scale=True, desc="index", disable=no_bar(progress)) as bar:
+    with (
+        tqdm(total=total, unit="B", unit_scale=True, desc="index", disable=no_bar(progress)) as bar,
+        IndexesBeside() as beside,
+    ):
         for name, path in path_of.items():
-            known = name in earlier and earlier[name].spans.members is not None  # since version 2
-            if not known or earlier[name].source != sources[name]:
-                shards[name] = IndexedShard(scan_spans(path, shard=name), sources[name])
-            else:
+            if name in earlier and earlier[name].source == sources[name]:
                 shards[name] = earlier[name]
                 if not len(shards[name].spans):
                     warn_empty(name)
+            elif not checksums and (listed := beside.spans(path, shard=name)) is not None:
+                shards[name] = IndexedShard(Spans.without_checksums(listed), sources[name], False)
+                taken += 1
+            else:
+                spans = scan_spans(path, shard=name, checksums=checksums)
+                shards[name] = IndexedShard(spans, sources[name], checksums)
             bar.update(sources[name]["bytes"])
     if not any(len(shard.spans) for shard in shards.values()):
         raise no_samples(len(shards))
-    return shards
+    return shards, taken
 
 
-def _load_earlier(file: Path) -> dict[str, IndexedShard]:
-    """The index of an earlier run; refuses to overwrite any other file."""
+def _load_earlier(file: Path, checksums: bool) -> dict[str, IndexedShard]:
+    """The shards that are known from an earlier run; refuses to overwrite any other file, or checksums."""
     try:
-        return read_index(file) if file.exists() else {}
+        earlier = read_index(file) if file.exists() else {}
+        if not checksums and any(shard.checked for shard in earlier.values()):
+            raise ShardError(f"{file}: it has checksums, which the new one would not have")
+        return {
+            name: shard
+            for name, shard in earlier.items()
+            if shard.spans.members is not None and shard.checked == checksums  # members: since version 2
+        }
     except ShardError as error:
         remedy = "nothing is written over it: remove it, or give the index another name"
         raise AdqError(f"{error}; {remedy}") from error

@@ -122,6 +122,9 @@ def _of_features(features: Features) -> Listed:
 
 
 def _of_index(index: dict[str, IndexedShard]) -> Listed:
+    if not all(shard.checked for shard in index.values()):
+        raise ShardError("the index has no checksums to compare with: make it without --no-checksums")
+
     def shard(name: str) -> Expected:
         spans = index[name].spans
         return Expected(name, spans, np.ones(len(spans), dtype=bool), None, True)

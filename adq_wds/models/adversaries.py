@@ -51,23 +51,41 @@ def rotation_adversary(
     weight: float = 10.0,
     bounded: bool = False,
 ) -> Term:
-    """−weight · the cross-entropy of a joint class × rotation head on the student's penultimate features.
+    """−weight · `rotation_loss`: images whose class and turn the student's features do not tell.
 
     Args:
-        features: (B, 3, S, S) images to the student's (B, D) features.
-        head: features to (B, 4 C) logits, class by class its four rotations; trained beside the student.
+        features, head, bounded: as of `rotation_loss`.
         weight: of the loss.
-        bounded: scale the logits to length 1, as CSD's code does, which bounds the loss.
 
     Source: CSD (arXiv 2307.04542).
     """
 
     def loss(seen: Seen) -> torch.Tensor:
-        turned, targets = rotated(seen.images, seen.labels)
-        logits = head(features(turned))
-        return -weight * F.cross_entropy(F.normalize(logits) if bounded else logits, targets)
+        return -weight * rotation_loss(features, head, seen.images, seen.labels, bounded=bounded)
 
     return loss
+
+
+def rotation_loss(
+    features: Callable[[torch.Tensor], torch.Tensor],
+    head: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    bounded: bool = False,
+) -> torch.Tensor:
+    """The cross-entropy of a joint class × rotation head; descend on it to train the head beside the student.
+
+    Args:
+        features: (B, 3, S, S) images to the student's (B, D) penultimate features.
+        head: features to (B, 4 C) logits, class by class its four rotations.
+        images: (B, 3, S, S) in [0, 1].
+        labels: (B,) int64.
+        bounded: scale the logits to length 1, as CSD's code does, which bounds the loss.
+    """
+    turned, targets = rotated(images, labels)
+    logits = head(features(turned))
+    return F.cross_entropy(F.normalize(logits) if bounded else logits, targets)
 
 
 def rotated(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

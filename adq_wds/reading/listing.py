@@ -19,6 +19,7 @@ from adq_wds.reading.places import ShardPlaces
 from adq_wds.reading.schedule import StreamDraws
 from adq_wds.remote.fetch import Fetch, comes_whole
 from adq_wds.shards.names import ShardNames, base_name, is_url, shard_names, shown_url
+from adq_wds.tables.beside import IndexesBeside
 from adq_wds.tables.index import check_source, read_index
 from adq_wds.tables.plan import CACHED_SHARDS, Plan
 from adq_wds.tables.spans import Spans, is_empty, no_samples, scan_spans, warn_empty
@@ -168,26 +169,22 @@ def planned(
 def everything(
     paths: Sequence[str], index: str | os.PathLike[str] | None, *, root: str | None, fetch: Fetch
 ) -> Everything:
-    """All samples of the shards at `paths`, from an index, else by walking the tars' headers now.
+    """All samples of the shards at `paths`: from an index, from those beside the shards, or from their headers, read now.
 
     Remote shards are compared with an index when their samples are read, not here.
 
     Raises:
         ShardError: a shard is damaged, not in the index, or changed since; or the index is damaged.
     """
-    checked = True
+    scanned = False
     if index is None:
         path_of = dict(zip(shard_names(paths), paths, strict=True))
-        distant = [path for path in paths if is_url(path) or comes_whole(path)]
-        if any(map(is_url, distant)):
-            logger.warning(
-                "ShardDataset: neither plan nor index, so %d remote shards are fetched whole to find their samples; "
-                "make an index (adq index)",
-                len(distant),
-            )
-        scan = partial(_scan_fetched, fetch=fetch) if distant else partial(scan_spans, checksums=False)
-        listed = {name: scan(path, shard=name) for name, path in path_of.items()}
-        checked = bool(distant)
+        with IndexesBeside(fetch) as beside:
+            known = {name: beside.spans(path, shard=name) for name, path in path_of.items()}
+        listed = {name: Spans.without_checksums(spans) for name, spans in known.items() if spans is not None}
+        scanned = not listed
+        listed |= _scan({name: path for name, path in path_of.items() if name not in listed}, fetch)
+        checked = scanned and any(map(_is_fetched, paths))
     else:
         indexed = read_index(index)
         try:
@@ -198,11 +195,12 @@ def everything(
             if not is_url(path):
                 check_source(path, name, indexed[name])
         listed = {name: indexed[name].spans for name in path_of}
+        checked = all(indexed[name].checked for name in path_of)
     names = sorted(path_of)
     if not any(map(len, listed.values())):
         raise no_samples(len(paths))
     urls, spans = [path_of[name] for name in names], [listed[name] for name in names]
-    return Everything(names, urls, spans, checked=checked, scanned=index is None)
+    return Everything(names, urls, spans, checked=checked, scanned=scanned)
 
 
 def _by_name(paths: Sequence[str], names: ShardNames, fetch: Fetch) -> dict[str, str]:
@@ -224,12 +222,29 @@ def _by_name(paths: Sequence[str], names: ShardNames, fetch: Fetch) -> dict[str,
     return path_of
 
 
+def _is_fetched(path: str) -> bool:
+    return is_url(path) or comes_whole(path)
+
+
+def _scan(path_of: dict[str, str], fetch: Fetch) -> dict[str, Spans]:
+    """The spans of the samples of shards, with crc32 where any of these is fetched whole."""
+    distant = [path for path in path_of.values() if _is_fetched(path)]
+    if any(map(is_url, distant)):
+        logger.warning(
+            "ShardDataset: neither plan nor index, so %d remote shards are fetched whole to find their samples; "
+            "make an index (adq index)",
+            len(distant),
+        )
+    scan = partial(_scan_fetched, fetch=fetch) if distant else partial(scan_spans, checksums=False)
+    return {name: scan(path, shard=name) for name, path in path_of.items()}
+
+
 def _scan_fetched(path: str, *, shard: str, fetch: Fetch) -> Spans:
     """The spans of a shard's samples with crc32; a damaged copy in the cache is fetched once more."""
     try:
         return scan_spans(path, shard=shard, fetch=fetch)
     except ShardError:
-        if fetch.cache is None or not (is_url(path) or comes_whole(path)):
+        if fetch.cache is None or not _is_fetched(path):
             raise
     fetch.forget(path, shard=shard)
     return scan_spans(path, shard=shard, fetch=fetch)

@@ -151,22 +151,6 @@ def _class_name(entry: dict[str, Any]) -> str:
     return _plain(entry["name"] if entry["name"] is not None else entry["label"])
 
 
-def kept_samples(plan: Plan) -> Iterator[tuple[str | None, str]]:
-    """Shard and key of every kept sample, in the plan's order; no shard where the key alone names the sample.
-
-    A key with a tab also gets its shard, since a tab separates the two in a line.
-    """
-    seen: set[str] = set()
-    several: set[str] = set()  # keys that stand in several shards, kept or not
-    for shard in plan:
-        several.update(key for key in shard.spans.keys if key in seen or "\t" in key)
-        seen.update(shard.spans.keys)
-    for shard in plan:
-        for key, kept in zip(shard.spans.keys, shard.kept, strict=True):
-            if kept:
-                yield shard.name if key in several else None, key
-
-
 def describe_codebook(codebook: Codebook, keep: float) -> dict[str, Any]:
     """As `describe_plan`, for a codebook with its rates at `keep`: the rule over all classes, then those of classes.
 

@@ -134,7 +134,9 @@ def iter_spans(
     if len(view) == 0:
         raise ShardError(f"shard {shard}: empty file, expected a tar file: write or fetch it again")
     entries = iter_entries(view, shard=shard, limits=limits, marked=True)
-    yield from _group(entries, shard=shard, limits=limits, ignored=Ignored() if ignored is None else ignored)
+    yield from group_entries(
+        entries, shard=shard, limits=limits, ignored=Ignored() if ignored is None else ignored
+    )
 
 
 def span_at(data: Buffer, *, shard: str) -> Span:
@@ -146,7 +148,7 @@ def span_at(data: Buffer, *, shard: str) -> Span:
     """
     view = _view(data)
     entries = iter_entries(view, shard=shard, limits=DEFAULT_LIMITS, marked=False)
-    spans = list(_group(entries, shard=shard, limits=DEFAULT_LIMITS, ignored=Ignored()))
+    spans = list(group_entries(entries, shard=shard, limits=DEFAULT_LIMITS, ignored=Ignored()))
     if not spans or spans[0].n_bytes != len(view):
         keys = ", ".join(shorten(span.key) for span in spans[:3])
         raise ShardError(
@@ -270,8 +272,11 @@ def split_name(name: str) -> tuple[str, str] | None:
     return name[:dot], name[dot + 1 :].lower()
 
 
-def _group(entries: Iterable[Entry], *, shard: str, limits: Limits, ignored: Ignored) -> Iterator[Span]:
-    """Group neighbours with one key into samples; the last sample only when the entries end without an error."""
+def group_entries(
+    entries: Iterable[Entry], *, shard: str, limits: Limits, ignored: Ignored
+) -> Iterator[Span]:
+    """Group neighbours with one key into samples, as `iter_spans`; the last sample only when the entries end without
+    an error. Of each sample's first entry `start` counts, of the others only the payload."""
     seen: set[str] = set()
     key: str | None = None
     start = end = 0

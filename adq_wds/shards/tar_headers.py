@@ -9,17 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from adq_wds.errors import ShardError, shorten
-from adq_wds.shards.shard_file import ShardFile
 
 BLOCK = 512
 
-View: TypeAlias = memoryview | ShardFile
-"""A tar's bytes: in memory, with format 'B', or in a file."""
+
+class View(Protocol):
+    """A tar's bytes: a memoryview of format 'B', a `ShardFile`, or a part whose payloads are not there."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> bytes | memoryview: ...
+
 
 _ZEROS = bytes(BLOCK)
 _BATCH = 4096  # headers whose checksums are verified together: 2 MiB

@@ -23,6 +23,7 @@ from typing import (
 
 from adq_wds.errors import AdqError, FeaturesError, shorten
 from adq_wds.files import canonical_json
+from adq_wds.tables import bounds
 
 Natural = Annotated[int, range(2**63)]
 """Fits int64; so the others fit the type of their column."""
@@ -155,6 +156,16 @@ def _first(faults: Iterable[tuple[str, str]]) -> str:
 
 def _mismatch(value: Any, expected: str) -> str:
     return f" is {shorten(value)}, expected {expected}"
+
+
+def parse_json(raw: bytes) -> Any:
+    """The value of a JSON text that a stranger wrote. Raises `ValueError`: too large, too deep, or no JSON."""
+    try:
+        bounds.check_header(raw, 0)
+        return json.loads(raw)
+    except (ValueError, RecursionError, MemoryError) as cause:
+        reason = shorten(str(cause) or type(cause).__name__)
+        raise ValueError(f"not JSON that can be read ({reason})") from cause
 
 
 def parse_header(raw: bytes, digest: str, *, kind: str, version: int, header: type[T]) -> T:

@@ -22,9 +22,10 @@ from adq_wds.tables.members import MEMBERS
 from adq_wds.tables.parquet import GroupFile, column_hashes, write_groups
 from adq_wds.tables.spans import SPAN_FIELDS, Spans, source_stamp
 
-VERSION = 2
-"""1: without `members`."""
+VERSION = 3
+"""1: without `members`; 3: without `crc32`, and written only then."""
 _SCHEMA = pa.schema([*SPAN_FIELDS, MEMBERS])
+_CRC32 = "crc32"
 
 
 class SourceStamp(TypedDict):
@@ -53,10 +54,12 @@ class IndexedShard:
     Attributes:
         spans: of its samples.
         source: size and date of its file when it was scanned; None in an index without it.
+        checked: whether crc32 are known; else they are 0.
     """
 
     spans: Spans
     source: Stamp | None
+    checked: bool = True
 
 
 def save_index(
@@ -64,12 +67,19 @@ def save_index(
     shards: Sequence[tuple[str, Spans]],
     *,
     sources: Mapping[str, Stamp] | None = None,
+    checksums: bool = True,
 ) -> None:
     """Write the spans of every sample of some shards: one Parquet file, a row group per shard.
 
-    `sources` are the stamps of their files, by shard name, taken before they were scanned.
+    Args:
+        path: the file.
+        shards: name and spans of each.
+        sources: the stamps of their files, by shard name, taken before they were scanned.
+        checksums: whether the spans have crc32; else the file has no such column.
     """
-    groups = [pa.table(spans.columns(name, members=True), schema=_SCHEMA) for name, spans in shards]
+    schema = _SCHEMA if checksums else _without_crc32()
+    columns = [(name, spans.columns(name, members=True)) for name, spans in shards]
+    groups = [pa.table([values[field.name] for field in schema], schema=schema) for _, values in columns]
     entries = [
         {
             "name": name,
@@ -79,7 +89,12 @@ def save_index(
         }
         for (name, spans), group in zip(shards, groups, strict=True)
     ]
-    write_groups(path, _SCHEMA, groups, {"format": "adq_wds.index", "version": VERSION, "shards": entries})
+    version = 2 if checksums else 3
+    write_groups(path, schema, groups, {"format": "adq_wds.index", "version": version, "shards": entries})
+
+
+def _without_crc32() -> pa.Schema:
+    return pa.schema([field for field in _SCHEMA if field.name != _CRC32])
 
 
 def read_index(path: str | os.PathLike[str]) -> dict[str, IndexedShard]:
@@ -98,9 +113,14 @@ def read_index(path: str | os.PathLike[str]) -> dict[str, IndexedShard]:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise ShardError(f"{file.path}: damaged header: shard {twice[0]} is listed twice")
+    optional = [_CRC32] if file.header["version"] >= 3 else []
+    checked = file.has(_CRC32) or not optional
     indexed: dict[str, IndexedShard] = {}
     for i, name in enumerate(names):
-        table = file.group(i, _SCHEMA, optional=[MEMBERS.name])
+        table = file.group(i, _SCHEMA, optional=[MEMBERS.name, *optional])
+        if not checked:
+            zeros = pa.array(np.zeros(len(table), np.uint32))
+            table = table.append_column(_SCHEMA.field(_CRC32), zeros)
         spans, source = Spans.from_table(table), file.header["shards"][i].get("source")
         fault = spans.fault()
         if (spans.index != np.arange(len(spans))).any():
@@ -109,7 +129,7 @@ def read_index(path: str | os.PathLike[str]) -> dict[str, IndexedShard]:
             fault = "rows of another shard"
         if fault is not None:
             raise ShardError(f"{file.path}, shard {name}: damaged: {fault}; make it again")
-        indexed[name] = IndexedShard(spans, source)
+        indexed[name] = IndexedShard(spans, source, checked)
     return indexed
 
 

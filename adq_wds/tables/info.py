@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from typing import Any, NotRequired, TypedDict
 from adq_wds.errors import PlanError, ShardError, shorten
 from adq_wds.shards.names import check_shard_name, shown_url
 from adq_wds.tables import bounds
-from adq_wds.tables.headers import Natural, checked
+from adq_wds.tables.headers import Natural, checked, parse_json
 
 Listed = tuple[str, int]
 """A shard's name in a description, and its samples."""
@@ -68,13 +67,11 @@ def _parsed(file: Path) -> Any:
             raise ShardError(f"{file}: no such file; expected a JSON description of shards")
         with file.open("rb") as handle:
             raw = handle.read(bounds.MAX_HEADER_BYTES + 1)
-        bounds.check_header(raw, 0)
-        return json.loads(raw)
+        return parse_json(raw)
     except OSError as error:
         raise ShardError(f"{file}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError, MemoryError) as cause:
-        reason = shorten(str(cause) or type(cause).__name__)
-        raise ShardError(f"{file}: not JSON that can be read ({reason})") from cause
+    except ValueError as error:
+        raise ShardError(f"{file}: {error}") from error
 
 
 class _TimmSplit(TypedDict):

@@ -13,14 +13,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from adq_wds.checks import listed
 from adq_wds.core.allocation import fresh_draw
 from adq_wds.core.fresh import CACHED_EPOCHS, Draws
 from adq_wds.core.order import LANES
 from adq_wds.errors import PlanError, shorten
 from adq_wds.files import canonical_json, sha256_text
-from adq_wds.shards.names import ShardNames, check_shard_name, expand_urls, plain_shard_names
+from adq_wds.shards.names import ShardNames, check_shard_name
+from adq_wds.tables.chosen import choose_indices, choose_keys, read_indices
+from adq_wds.tables.exchange import export_plan
+from adq_wds.tables.features import Features
 from adq_wds.tables.headers import reopened
+from adq_wds.tables.key_lists import read_keys
 from adq_wds.tables.parquet import GroupFile, Header, column_hashes, write_groups
 from adq_wds.tables.plan_header import PlanEntry, PlanHeader, fresh_draws, header_without_bins
 from adq_wds.tables.plan_rows import (
@@ -31,7 +34,7 @@ from adq_wds.tables.plan_rows import (
     SCHEMA,
     PlanShard,
 )
-from adq_wds.tables.spans import find_ids, no_samples, scan_spans
+from adq_wds.tables.plan_why import Why, explain
 
 VERSION = 2
 """1: no reasons, no shares; fresh draws by whole rounds. 2: `reason`, `duplicate_of` and the header's `cells.share`;
@@ -135,19 +138,38 @@ class Plan:
 
         The samples have no bins: `kept_in` keeps the same ones in every epoch, and `adq show` has no table.
         """
-        paths = expand_urls(urls)
-        names = plain_shard_names(paths)
-        spans = {name: scan_spans(path, shard=name) for name, path in zip(names, paths, strict=True)}
-        if not any(map(len, spans.values())):
-            raise no_samples(len(spans))
-        wanted = np.full(sum(map(len, spans.values())), keys is None)
-        if keys is not None:
-            wanted[find_ids(((name, each.keys) for name, each in spans.items()), listed("keys", keys))] = True
-        shards, first = [], 0
-        for name, shard_spans in spans.items():
-            kept = wanted[first : (first := first + len(shard_spans))]
-            shards.append(PlanShard.chosen(name, shard_spans, kept))
-        return cls.from_shards(shards, header_without_bins({"source": "keys"}))
+        return cls.from_shards(choose_keys(urls, keys), header_without_bins({"source": "keys"}))
+
+    @classmethod
+    def from_indices(cls, urls: str | Iterable[str], indices: Any) -> Plan:
+        """A plan that keeps samples by their positions, or by a mask; else as `from_keys`.
+
+        Args:
+            urls: the shards, in the order of their names, which is that of a plan's rows.
+            indices: (n,) integers, positions among all samples of these shards; or (N,) bools, True for a kept sample.
+
+        Raises:
+            ValueError: another type, shape or length, a position out of range or given twice, or shards in another
+                order.
+            ShardError: a shard is damaged, or none holds a sample.
+        """
+        return cls.from_shards(choose_indices(urls, indices), header_without_bins({"source": "keys"}))
+
+    @classmethod
+    def from_file(cls, urls: str | Iterable[str], path: str | os.PathLike[str]) -> Plan:
+        """A plan that keeps the samples listed in a file, such as one that `export` wrote.
+
+        Args:
+            urls: as in `from_keys`; for an array as in `from_indices`.
+            path: keys (.txt, .csv, .jsonl), or an array of indices or of a mask (.npy).
+
+        Raises:
+            ValueError, ShardError: as in `from_indices`; or the file has another ending.
+            PlanError: the file is missing or damaged, or as in `from_keys`.
+        """
+        if Path(path).suffix == ".npy":
+            return cls.from_indices(urls, read_indices(path))
+        return cls.from_keys(urls, read_keys(path))
 
     @property
     def _where(self) -> str:
@@ -263,6 +285,40 @@ class Plan:
         return [
             key for shard in shards for key, kept in zip(shard.spans.keys, shard.kept, strict=True) if kept
         ]
+
+    def export(self, to: str, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write which samples are kept for another library; see docs/exchange.md.
+
+        Args:
+            to: "txt", "csv" or "jsonl" (keys), "indices" (positions, .npy), "parquet-filter", "lancedb" (SQL), "tags"
+                (keys by reason), or "webshart" (a folder of indexes).
+            path: the file to write; a new folder for "webshart".
+            overwrite: replace a file that exists.
+
+        Raises:
+            ValueError: no such form.
+            PlanError: the form has keys only and one stands in several shards, or it cannot hold a sample. Located.
+            AdqError: `path` exists, or cannot be written.
+        """
+        export_plan(self, to, path, overwrite=overwrite)
+
+    def why(
+        self,
+        key: str | tuple[str, str],
+        *,
+        features: Features | str | os.PathLike[str] | None = None,
+    ) -> Why:
+        """Why one sample is kept or not; `print` shows it in words.
+
+        Args:
+            key: the sample's; "SHARD/KEY" or (shard, key) where a key stands in several shards.
+            features: the features, or their folder, for the nearest kept sample of its class.
+
+        Raises:
+            PlanError: no sample has that key (close ones are named), or several do (their shards are named).
+            FeaturesError: the features of a shard are missing or damaged.
+        """
+        return explain(self, key, features=features)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to one Parquet file, whole or not at all; the hash stays."""

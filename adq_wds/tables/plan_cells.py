@@ -13,8 +13,8 @@ from adq_wds.core.allocation import adaptive, check_ratio, published
 from adq_wds.core.cells import Cells
 from adq_wds.core.fresh import ONE
 from adq_wds.errors import PlanError, shorten
-from adq_wds.tables.plan import Plan
 from adq_wds.tables.plan_rows import BAD
+from adq_wds.tables.plan_view import PlanView
 
 
 def weigh_cells(header: Mapping[str, Any], size: NDArray[np.int64]) -> NDArray[np.float64] | None:
@@ -36,7 +36,7 @@ def weigh_cells(header: Mapping[str, Any], size: NDArray[np.int64]) -> NDArray[n
     return np.stack([rule(of_class, importance, keep) for of_class in size])
 
 
-def plan_cells(plan: Plan) -> Cells:
+def plan_cells(plan: PlanView) -> Cells:
     """The cells of a plan, with its budget.
 
     Weights of a user's allocation are not in a plan: its shares stand for them.
@@ -74,7 +74,7 @@ def plan_cells(plan: Plan) -> Cells:
     return cells
 
 
-def n_planned(plan: Plan) -> int:
+def n_planned(plan: PlanView) -> int:
     """How many samples the keep ratio counts: those of the chosen classes, whatever was left out of these."""
     header: Mapping[str, Any] = plan.header
     if "exclude" not in header["settings"]:  # so what is excluded is of classes that were not chosen

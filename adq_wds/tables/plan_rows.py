@@ -19,6 +19,8 @@ ALWAYS = -1  # rank of a sample that is kept whatever the budget
 NEVER = 2**31 - 1  # rank of a sample outside all bins: damaged, a copy, or of a class left out
 REASONS = ("kept", "quota", "duplicate", "label", "bad", "excluded")
 KEPT, QUOTA, DUPLICATE, LABEL, BAD, EXCLUDED = range(len(REASONS))
+UNKNOWN = len(REASONS)  # of a sample outside all bins, in a plan of version 1
+SHOWN_REASONS = (*REASONS, "left out")
 REASON_COLUMNS = ("reason", "duplicate_of")
 MARGIN = pa.field("margin", pa.float32(), nullable=False)
 OPTIONAL = (*REASON_COLUMNS, MEMBERS.name, MARGIN.name)
@@ -131,6 +133,13 @@ class PlanShard:
             raise PlanError(f"{place}: a copy names no sample that stays, or another sample names one")
         margin = table["margin"].to_numpy() if "margin" in table.column_names else None
         return replace(self, reason=reason, duplicate_of=copies, margin=margin)
+
+    def derived_reason(self) -> NDArray[np.uint8]:
+        """(n,) uint8: `reason`; where it is None what follows from the rows, `UNKNOWN` for a sample outside all bins."""
+        if self.reason is not None:
+            return self.reason
+        outside = np.where(self.bin >= 0, QUOTA, UNKNOWN)
+        return np.where(self.kept, KEPT, outside).astype(np.uint8)
 
     def check(self, n_kept: int, classes: Sequence[int], quota: NDArray[np.int64]) -> None:
         """Raise `PlanError` unless the rows are consistent and agree with the quotas.

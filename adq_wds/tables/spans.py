@@ -100,6 +100,13 @@ class Spans:
         return cls.from_rows(rows, members)
 
     @classmethod
+    def without_checksums(cls, spans: Iterable[Span]) -> Spans:
+        """All samples of a shard, their crc32 0."""
+        return cls.from_rows(
+            [(i, span.key, span.byte_offset, span.n_bytes, 0) for i, span in enumerate(spans)]
+        )
+
+    @classmethod
     def joined(cls, parts: Sequence[Spans]) -> Spans:
         """Several spans joined; where only some have members, the others get empty texts."""
         numbers = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _TYPES}
@@ -175,9 +182,7 @@ def scan_spans(
     """
     with open_shard(path, fetch=fetch) as buffer:
         spans = walk_shard(buffer, shard=shard)
-        if checksums:
-            return Spans.from_walk(buffer, spans)
-        return Spans.from_rows([(i, s.key, s.byte_offset, s.n_bytes, 0) for i, s in enumerate(spans)])
+        return Spans.from_walk(buffer, spans) if checksums else Spans.without_checksums(spans)
 
 
 def find_ids(

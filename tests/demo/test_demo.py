@@ -189,6 +189,13 @@ def test_the_table_is_what_the_trainings_gave(demo: Demo) -> None:
     assert saved["shared_by_adq_and_dq"] == pytest.approx(sum(both) / 252)
 
 
+def test_it_ends_by_naming_its_report_or_how_to_get_it(demo: Demo, tmp_path: Path) -> None:
+    folder, result = demo
+    assert "data:image/webp" in (folder / "report.html").read_text(encoding="utf-8")
+    assert f"{folder}/report.html" in demo_text(result, folder)
+    assert 'pip install "adq-wds[report]"' in demo_text(result, tmp_path)
+
+
 def test_run_again_shards_and_features_are_reused(demo: Demo, capsys: pytest.CaptureFixture[str]) -> None:
     folder, result = demo
     before = [dates(folder / part) for part in ("train", "test", "run")]

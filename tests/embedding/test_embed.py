@@ -21,8 +21,8 @@ from adq_wds.tables.features_file import FeaturesFile
 from adq_wds.tables.spans import scan_spans
 from adq_wds.writing.write_shards import write_kept
 from tests.conftest import Caplog, MakeShard, jpeg, write_tar
-from tests.embedded import Watching, dates, embed_views, files, png
-from tests.folders import flip, spans_of
+from tests.embedded import Watching, embed_views, files, png
+from tests.folders import dates, flip, spans_of
 
 # ---- What is in them
 

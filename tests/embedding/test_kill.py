@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,17 +13,22 @@ from adq_wds.cli.main import main
 from adq_wds.tables.bins import Bins
 from adq_wds.tables.features_file import FeaturesFile
 from adq_wds.tables.plan import load_plan
-from tests.programs import Program
+from tests.programs import Program, soon
 
 MakeShard = Callable[..., Path]
 N_SHARDS, N_IMAGES = 6, 60
 TOTAL = N_SHARDS * N_IMAGES
 CHEAP = ["--encoder", "thumbnail"]
 
-# The command as it is, with an encoder that takes 2 ms an image and writes down each one in the file argv[1].
+# The command as it is, with an encoder that takes 2 ms an image, writes down each one in the file argv[1], and after
+# argv[2] of them waits for Ctrl-C.
 SLOW_COMMAND = """
-import os, signal, sys, time
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits that it is ignored
+import os, signal, sys, threading, time
+interrupted = threading.Event()
+def interrupt(*arguments):
+    interrupted.set()
+    signal.default_int_handler(*arguments)
+signal.signal(signal.SIGINT, interrupt)
 import adq_wds.jobs.run
 from adq_wds.cli.main import main
 from adq_wds.models.thumbnail import Thumbnail
@@ -34,10 +38,12 @@ def slow(self, images):
     for image in images:
         time.sleep(0.002)
         os.write(log, b".")
+        if os.fstat(log).st_size == int(sys.argv[2]):
+            interrupted.wait()
     return fast(self, images)
 Thumbnail.__call__ = slow
 print("ready", flush=True)
-sys.exit(main(sys.argv[2:]))
+sys.exit(main(sys.argv[3:]))
 """
 
 
@@ -46,9 +52,9 @@ def shards(make_shard: MakeShard) -> list[str]:
     return [str(make_shard(f"t-{i}.tar", N_IMAGES, first=i * 1000, classes=3)) for i in range(N_SHARDS)]
 
 
-def start(log: Path, arguments: list[str]) -> Program:
+def start(log: Path, arguments: list[str], n_images: int = -1) -> Program:
     """The command, at the moment it begins to work."""
-    job = Program(SLOW_COMMAND, str(log), *arguments)
+    job = Program(SLOW_COMMAND, str(log), str(n_images), *arguments)
     assert job.stdout.readline() == "ready\n"
     return job
 
@@ -116,13 +122,10 @@ def test_run_survives_kills(shards: list[str], tmp_path: Path, n_kills: int) -> 
 def test_ctrl_c_ends_with_130_and_the_next_run_goes_on(shards: list[str], tmp_path: Path) -> None:
     command = ["run", *shards, *CHEAP, "-o", str(tmp_path / "out"), "--workers", "1"]
     log = tmp_path / "log"
-    job = start(log, command)
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "out" / "features" / "t-1.parquet").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    job = start(log, command, n_images=2 * N_IMAGES + 1)
+    assert soon((tmp_path / "out" / "features" / "t-1.parquet").exists)
     os.kill(job.pid, signal.SIGINT)
-    _, errors = job.communicate(timeout=60)
+    _, errors = job.communicate()
     assert job.returncode == 130
     assert errors.splitlines()[-1] == "adq: interrupted; run the same command again to go on"
     assert "Traceback" not in errors

@@ -21,7 +21,8 @@ from adq_wds.files import lock
 from adq_wds.models.thumbnail import Thumbnail
 from adq_wds.tables.views import choose_rows, views_folder
 from tests.conftest import Caplog, MakeShard, MonkeyPatch
-from tests.embedded import Watching, dates, embed_views, files
+from tests.embedded import Watching, embed_views, files
+from tests.folders import dates
 from tests.programs import Program
 
 Rows = np.ndarray[Any, Any]

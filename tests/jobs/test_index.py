@@ -12,12 +12,14 @@ import pytest
 import adq_wds as adq
 from adq_wds.cli.main import main
 from adq_wds.jobs.index import IndexReport, index_shards
+from adq_wds.jobs.verify import verify_shards
 from adq_wds.shards.samples_in_tar import payload_crc32, read_sample, span_at
-from adq_wds.tables.index import save_index
+from adq_wds.tables.index import read_index, save_index
 from adq_wds.tables.spans import Spans, scan_spans
 from adq_wds.writing.write_shards import write_kept
 from tests.conftest import Capsys, MakeShard
 from tests.folders import load_index, members
+from tests.golden.others.make import make_shards
 
 
 @pytest.fixture
@@ -231,7 +233,39 @@ def test_the_command_says_what_it_did(shards: list[Path], tmp_path: Path, capsys
     assert main(["index", str(tmp_path / "in"), "-o", out, "--json"]) == 0
     total = sum(path.stat().st_size for path in shards)
     said = json.loads(capsys.readouterr().out)
-    assert said == {"path": out, "shards": 3, "samples": 15, "bytes": total, "scanned": 0}
+    assert said == {"path": out, "shards": 3, "samples": 15, "bytes": total, "scanned": 0, "taken": 0}
+
+
+def test_without_checksums_headers_or_an_index_are_read(
+    tmp_path: Path, capsys: Capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same samples; none has a crc32, and a stream verifies headers alone."""
+    shards = make_shards(tmp_path)
+    golden = Path(make_shards.__code__.co_filename).parent / "plain-000000.json"
+    shutil.copyfile(golden, tmp_path / golden.name)
+    out, every = tmp_path / "i.parquet", tmp_path / "all.parquet"
+    index_shards(shards, every)
+    flags = [*map(str, shards), "--no-checksums", "-o"]
+    assert main(["index", *flags, str(out)]) == 0
+    said = f"11 samples of 2 shards in {out} (1 shards read, 1 taken from indexes beside them, 0 unchanged)"
+    assert capsys.readouterr().out == f"{said}\n"
+    assert {name: [row[:-1] for row in found] for name, found in rows(load_index(out)).items()} == {
+        name: [row[:-1] for row in found] for name, found in rows(load_index(every)).items()
+    }
+    assert not any(shard.checked for shard in read_index(out).values())
+    assert "crc32" not in pq.read_schema(out).names
+    assert index_shards(shards, out, checksums=False).scanned == 0
+    golden_samples = list(adq.ShardDataset(list(map(str, shards)), index=every))
+    ds = adq.ShardDataset(list(map(str, shards)), index=out)
+    assert list(ds) == golden_samples
+    with pytest.raises(adq.ShardError, match=r"no checksums to compare with: make it without --no-checksums"):
+        verify_shards(out, list(map(str, shards)))
+    with pytest.raises(
+        adq.AdqError, match=r"it has checksums, which the new one would not have; .*another name"
+    ):
+        index_shards(shards, every, checksums=False)
+    assert index_shards(shards, out).scanned == 2
+    assert rows(load_index(out)) == rows(load_index(every))
 
 
 def test_the_command_ends_with_its_errors_code(shards: list[Path], tmp_path: Path, capsys: Capsys) -> None:

@@ -56,7 +56,7 @@ def test_a_second_run_touches_nothing(shards: list[Path], tmp_path: Path) -> Non
     assert dates(tmp_path / "out") == before
 
 
-def changed(before: dict[str, int], after: dict[str, int]) -> set[str]:
+def changed(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
     return {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
 
 

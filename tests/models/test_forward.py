@@ -239,7 +239,7 @@ def test_threads_wait_for_the_one_that_compiles(compiler: FakeCompiler) -> None:
 
     def start() -> None:
         torch.set_num_threads(1)
-        barrier.wait(timeout=60)
+        barrier.wait(timeout=300)
 
     with ThreadPoolExecutor(4, initializer=start) as pool:
         answers = list(pool.map(lambda _: encoder(noise(3))[0], range(8)))
@@ -309,7 +309,7 @@ def test_torchs_own_compiler_compiles_once(make: Make, amp: bool) -> None:
 
     def start() -> None:
         torch.set_num_threads(1)
-        barrier.wait(timeout=60)
+        barrier.wait(timeout=300)
 
     sizes = (1, 2, 3, SIZE - 1, SIZE, SIZE + 1, 2 * SIZE + 5)
     with ThreadPoolExecutor(3, initializer=start) as pool:

@@ -333,7 +333,7 @@ def test_threads_get_the_answers_they_would_get_alone(folder: Path, name: str) -
 
     def start() -> None:
         torch.set_num_threads(1)
-        barrier.wait(timeout=60)  # all four at once
+        barrier.wait(timeout=300)  # all four at once
 
     with ThreadPoolExecutor(4, initializer=start) as pool:
         together = list(pool.map(lambda batch: encoder(batch)[0], batches))

@@ -63,7 +63,7 @@ def partials(folder: Path) -> list[str]:
 def join(work: list[Any]) -> None:
     """Wait for processes, which must end well, or threads."""
     for each in work:
-        each.join(60)
+        each.join(300)
         assert not each.is_alive()
         assert getattr(each, "exitcode", 0) == 0
 

@@ -4,9 +4,9 @@ import contextlib
 import gzip
 import logging
 import os
+import selectors
 import shlex
 import signal
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from adq_wds.remote.fetch import Fetch
 from adq_wds.remote.open_shard import open_shard
 from adq_wds.tables.spans import scan_spans, source_stamp
 from adq_wds.writing.write_shards import write_kept
+from tests.programs import soon
 from tests.stream.conftest import TarSet, contents, write_set
 
 TOKEN = "s3cret"  # noqa: S105
@@ -55,10 +56,8 @@ def processes(word: str) -> list[int]:
 
 def left_of(word: str) -> list[int]:
     """Those that do not go: one that is killed takes a moment."""
-    deadline = time.monotonic() + 30
-    while (left := processes(word)) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return left
+    soon(lambda: not processes(word))
+    return processes(word)
 
 
 @pytest.fixture
@@ -174,11 +173,23 @@ def test_with_a_cache_a_command_runs_once(tars: TarSet, tmp_path: Path) -> None:
     assert log.read_text() == "x\n"
 
 
-def test_a_slow_command_is_waited_for_as_long_as_it_writes(tars: TarSet) -> None:
-    tar, data = tars.urls[1], Path(tars.urls[1]).read_bytes()
+def test_a_slow_command_is_waited_for_as_long_as_it_writes(
+    tars: TarSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of its parts may take the whole timeout."""
+    tar, data = Path(tars.urls[1]), Path(tars.urls[1]).read_bytes()
+    waits, select = [], selectors.DefaultSelector.select
+
+    def noted(self: Any, timeout: float) -> Any:
+        waits.append(timeout)
+        return select(self, timeout)
+
+    monkeypatch.setattr(selectors.DefaultSelector, "select", noted)
     part = f"dd if={tar} bs=2048 2>/dev/null"
-    slowly = f"for i in $(seq 0 7); do {part} skip=$i count=1; sleep 0.4; done; {part} skip=8"
-    assert read(slowly, timeout=2.5) == data
+    slowly = f"for i in $(seq 0 7); do {part} skip=$i count=1; sleep 0.05; done; {part} skip=8"
+    assert read(slowly, timeout=200.0) == data
+    assert len(waits) > 1
+    assert set(waits) == {200.0}
 
 
 ENDED = "its command ended with exit code"
@@ -254,11 +265,14 @@ def test_what_a_command_left_in_the_background_ends_with_it(tars: TarSet, no_pro
     assert left_of(no_process_outlives) == []
 
 
-def test_a_stream_that_is_left_ends_its_commands(tars: TarSet, no_process_outlives: str) -> None:
-    slow = f"true {no_process_outlives}; cat {tars.urls[1]}; sleep 600"
-    urls = [f"pipe:cat {tars.urls[0]}", f"pipe:{slow}"]
-    stream = iter(adq.ShardDataset(urls, plan=tars.plan, allow_pipe=True, timeout=2.0))
-    next(stream)
+def test_a_stream_that_is_left_ends_its_commands(tmp_path: Path, no_process_outlives: str) -> None:
+    """It runs one ahead: 64 samples before the first that it needs."""
+    tars, started = write_set(tmp_path, [200, 5]), tmp_path / "started"
+    command = f"pipe:true {no_process_outlives}; touch {started}; cat {tars.urls[1]}; sleep 600"
+    stream = iter(adq.ShardDataset([tars.urls[0], command], plan=tars.plan, allow_pipe=True, timeout=2.0))
+    for _ in range(70):
+        next(stream)
+    assert soon(started.exists)
     del stream
 
 

@@ -169,7 +169,7 @@ def test_fifty_epochs_are_those_of_the_slow_replay(planned: Planned, data: st.Da
 # ---- When it counts
 
 
-def test_an_update_counts_for_the_next_epoch_and_not_for_one_that_has_begun(planned: Planned) -> None:
+def test_an_update_counts_from_the_next_epoch_on(planned: Planned) -> None:
     rates = adq.ClassRates(planned[1])
     loader = adq.Loader(stream(planned, rates))
     rates.update(UP)  # before the first epoch, which is the plan
@@ -230,7 +230,7 @@ def test_workers_follow_the_updates(planned: Planned, kind: str, persistent: boo
 def _rank(rank: int, store: str, dataset: adq.ShardDataset, rates: adq.ClassRates, out: Any) -> None:
     """Two epochs of one of two ranks, each with losses of its own, added up; then updates that must be refused."""
     torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timedelta(seconds=300)
     )
     loader = adq.Loader(dataset)
     read = [ids(loader)]
@@ -259,7 +259,7 @@ def test_ranks_agree_or_are_refused(planned: Planned, tmp_path: Path) -> None:
     ]
     for program in programs:
         program.start()
-    results = sorted(out.get(timeout=120) for _ in programs)
+    results = sorted(out.get(timeout=300) for _ in programs)
     for program in programs:
         program.join()
     one = adq.ClassRates(planned[1])
@@ -279,7 +279,7 @@ def test_ranks_agree_or_are_refused(planned: Planned, tmp_path: Path) -> None:
 # ---- Its state
 
 
-def test_killed_at_any_step_and_resumed_on_other_ranks_each_epoch_is_the_same(planned: Planned) -> None:
+def test_killed_and_resumed_on_other_ranks_epochs_are_the_same(planned: Planned) -> None:
     """Three ranks, killed at each step of the third epoch, resumed as two with workers; the epoch after follows."""
     whole = trained(planned, "adq", 4)
     for step in range(3):

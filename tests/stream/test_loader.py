@@ -45,7 +45,7 @@ def seed_workers(worker_id: int) -> None:
 
 
 def test_its_other_options_are_torchs(tar_set: TarSet) -> None:
-    options: dict[str, Any] = {"prefetch_factor": 3, "persistent_workers": True, "timeout": 60}
+    options: dict[str, Any] = {"prefetch_factor": 3, "persistent_workers": True, "timeout": 300}
     options |= {
         "worker_init_fn": seed_workers,
         "multiprocessing_context": "fork",

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -138,13 +137,13 @@ from adq_wds.tables.features_file import FeaturesFile
 def peak():
     return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]) / 1024
 read = {"plan": lambda p: adq.load_plan(p).table(), "bins": Bins.load, "features": lambda p: FeaturesFile(p).embedding()}
-before, start = peak(), time.monotonic()
+before, start = peak(), time.process_time()
 try:
     read[sys.argv[1]](sys.argv[2])
     said = "read"
 except AdqError as error:
     said = f"{type(error).__name__}: {error}"
-print(peak() - before, time.monotonic() - start, said)
+print(peak() - before, time.process_time() - start, said)
 """
 
 
@@ -254,13 +253,12 @@ def test_more_rows_than_a_file_can_hold_are_refused(rows: list[int], size: int, 
         bounds.check_rows(rows, size)
 
 
-def test_a_footer_larger_than_ours_is_refused_unread(tmp_path: Path) -> None:
+def test_a_footer_larger_than_ours_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x.parquet"
     with path.open("wb") as handle:
         handle.truncate(bounds.MAX_FOOTER_BYTES + 100)
         handle.seek(0, os.SEEK_END)
         handle.write((bounds.MAX_FOOTER_BYTES + 1).to_bytes(4, "little") + b"PAR1")
-    start = time.monotonic()
+    monkeypatch.setattr(bounds, "header_weight", lambda raw: pytest.fail("read"))
     with pytest.raises(adq.PlanError, match="a footer of 268,435,457 bytes in a file of"):
         adq.load_plan(path)
-    assert time.monotonic() - start < 1

@@ -1,0 +1,24 @@
+"""Declares what functions of a plan need of it, so that `Plan` may call them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from adq_wds.tables.plan_rows import PlanShard
+
+
+class PlanView(Protocol):
+    """A plan to read; `Plan` says what each is."""
+
+    header: Any
+    path: Path | None
+    shards: list[str]
+    n_samples: int
+    n_kept: int
+
+    def shard(self, name: str, *, hold: bool = True) -> PlanShard: ...
+
+    def __iter__(self) -> Iterator[PlanShard]: ...
