@@ -121,12 +121,12 @@ def tables(result: dict[str, Any]) -> str:
     differences = [["difference, paired by seed", *names]]
     for pair, of in paired.items():
         differences.append([pair, *[f"{of[m]['mean']:+.2f} ± {of[m]['half_width'] or 0:.2f}" for m in names]])
-    columns = ("images", "cosine of pairs", "Fréchet distance", "cos", "agree")
+    columns = {"images": 0, "cosine of pairs": 3, "Fréchet distance": 1, "cos": 3, "agree": 1}  # and their decimals
     measured = [
         ["set", "images", "cosine of pairs", "Fréchet distance", "cosine with parent", "parent's label %"]
     ]
     for name, of in sets.items():
-        measured.append([name, *[f"{of[column]:g}" if column in of else "" for column in columns]])
+        measured.append([name, *[f"{of[c]:.{digits}f}" if c in of else "" for c, digits in columns.items()]])
     return "\n\n".join(map(_markdown, (rows, differences, measured)))
 
 
