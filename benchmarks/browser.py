@@ -1,7 +1,14 @@
-"""Opens a page in headless Chromium over the DevTools protocol: what it logs, what it asks the network for, how it looks."""
+"""What does a page log, what does it ask the network for, and how does it look? Opened in headless Chromium.
+
+Command:
+    python -m benchmarks.browser PAGE.html PICTURE.png --width 390 --dark --whole
+Chromium is driven over its DevTools protocol. It prints seconds, log and requests, and draws the first screen or the whole page.
+`docs/pictures/report.png` is the first screen of the page that `adq demo` ends with.
+"""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import itertools
@@ -167,3 +174,21 @@ class _Caller:
                 if "error" in message:
                     raise RuntimeError(f"{method}: {message['error']}")
                 return message["result"]
+
+
+def main() -> None:
+    made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    made.add_argument("page", type=Path)
+    made.add_argument("picture", type=Path)
+    made.add_argument("--width", type=int, default=1440)
+    for flag in ("--dark", "--whole", "--no-javascript"):
+        made.add_argument(flag, action="store_true")
+    args = made.parse_args()
+    options = {"width": args.width, "dark": args.dark, "whole": args.whole}
+    seen = visit(args.page, screenshot=args.picture, javascript=not args.no_javascript, **options)
+    asked = [url for url in seen.requests if not url.startswith("data:")]
+    print(f"{seen.seconds:.1f} s", *seen.logged, *asked, sep="\n")
+
+
+if __name__ == "__main__":
+    main()
