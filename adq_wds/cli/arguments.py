@@ -13,6 +13,7 @@ from adq_wds.tables.exchange import FORMATS
 CODEBOOK = "adq_wds.planning.fit_codebook.fit_codebook"
 SOFTEN = "adq_wds.planning.soften_labels.soften_labels"
 PATCHES = "adq_wds.jobs.show_patches.show_patches"
+WHY = "adq_wds.tables.plan_why.explain"
 WRITE = "adq_wds.writing.write_shards.write_kept"
 PACK = "adq_wds.jobs.pack.pack_folder"
 EXPORT = "adq_wds.tables.exchange.export_plan"
@@ -36,8 +37,8 @@ def make_parser(earlier_run: dict[str, Any] | None = None) -> Parser:
     parser.add_argument("--version", action="version", version=f"adq {adq_wds.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add_flags in (
-        _run, _embed, _plan, _codebook, _soften, _show, _export, _patches, _write, _pack, _index, _verify, _select,
-        _vary, _report, _demo,
+        _run, _embed, _plan, _codebook, _soften, _show, _why, _export, _patches, _write, _pack, _index, _verify,
+        _select, _vary, _report, _demo,
     ):  # fmt: skip
         name, text = add_flags.__name__.removeprefix("_"), add_flags.__doc__
         command = commands.add_parser(
@@ -115,6 +116,15 @@ def _show(command: Any) -> None:
     )
     keep = options_of(CODEBOOK)["keep"].default
     command.add_argument("--keep", type=ratio, default=keep, help="of a codebook, whose rates hang on it")
+
+
+def _why(command: Any) -> None:
+    """why one sample is kept or not, and which keep ratio would have kept it"""
+    command.add_argument(
+        "key", metavar="KEY", help="the sample; SHARD/KEY where a key stands in several shards"
+    )
+    command.add_argument("--plan", required=True, help="a plan file, or the folder of a run")
+    add_options(command, WHY)
 
 
 def _export(command: Any) -> None:
@@ -216,7 +226,7 @@ def _demo(command: Any) -> None:
 
 
 def _add_output_flags(command: Any) -> None:
-    quiet = "warnings only; what was asked for, of show, patches, verify, --json or --dry-run, is printed all the same"
+    quiet = "warnings only; what was asked for, of show, why, patches, verify, --json or --dry-run, is printed all the same"
     command.add_argument("--json", action="store_true", help="print JSON")
     command.add_argument("-q", "--quiet", action="store_true", help=quiet)
     bars = "progress bars; by default only on a terminal"

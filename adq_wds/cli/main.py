@@ -8,13 +8,12 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, is_dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import adq_wds
 from adq_wds.cli.arguments import (
@@ -31,6 +30,7 @@ from adq_wds.cli.arguments import (
     make_parser,
 )
 from adq_wds.cli.encoders import encoder_arguments, encoder_options, importance_of, source_of
+from adq_wds.cli.output import BesideBars, discard, print_text, say
 from adq_wds.cli.parser import check_values, flagged, given
 from adq_wds.errors import AdqError, ShardError, printable
 from adq_wds.signatures import EMBED, PLAN, SDEDIT, SELECT, VARY
@@ -38,7 +38,7 @@ from adq_wds.signatures import EMBED, PLAN, SDEDIT, SELECT, VARY
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    logging.basicConfig(format="%(message)s", handlers=[_BesideBars()])
+    logging.basicConfig(format="%(message)s", handlers=[BesideBars()])
     command = "run"  # whose run.json is read while arguments are
     try:
         arguments = _parse(argv)
@@ -49,50 +49,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except AdqError as error:
         return _fail(error, command, 1)
     except BrokenPipeError:  # `adq show plan.parquet | head`
-        _discard(sys.stdout)
+        discard(sys.stdout)
     except (ValueError, TypeError, OSError) as error:
         return _fail(error, command, 2)
     except KeyboardInterrupt:
-        _say("adq: interrupted; run the same command again to go on")
+        say("adq: interrupted; run the same command again to go on")
         return 130
     return 0
-
-
-class _BesideBars(logging.Handler):
-    """Log lines above the progress bars, on lines of their own."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        _say(self.format(record))
-
-
-def _say(text: str) -> None:
-    """Write a line to standard error; the job goes on where that fails."""
-    from tqdm import tqdm
-
-    try:
-        tqdm.write(printable(text), file=sys.stderr)
-    except OSError:
-        _discard(sys.stderr)
-
-
-def _print_text(text: str) -> None:
-    """Write lines to standard output.
-
-    Raises:
-        AdqError: its disk is full.
-    """
-    try:
-        print(printable(text), flush=True)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        _discard(sys.stdout)
-        raise AdqError(f"cannot write the standard output: {error.strerror}") from error
-
-
-def _discard(stream: TextIO) -> None:
-    """Discard what a stream still buffers; Python would try to write it again at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -141,9 +104,9 @@ def _print(a: argparse.Namespace, value: Any, text: str | None = None) -> None:
             else f"{name.replace('_', ' ')}: {entry}"
             for name, entry in value.items()
         )
-    elif a.quiet and a.command not in ("show", "patches", "verify"):
+    elif a.quiet and a.command not in ("show", "why", "patches", "verify"):
         return
-    _print_text(str(value) if text is None else text)
+    print_text(str(value) if text is None else text)
 
 
 def _as_json(value: Any) -> Any:
@@ -158,7 +121,7 @@ def _fail(error: Exception, command: str, code: int) -> int:
     kind = f"{type(error).__name__}: " if isinstance(error, AdqError) else ""
     line = " ".join(str(error).split())  # whatever a library says
     text = flagged(line, make_parser().commands[command].flags)
-    _say(f"adq: {kind}{text}")
+    say(f"adq: {kind}{text}")
     return code
 
 
@@ -277,6 +240,12 @@ def _index(a: argparse.Namespace) -> None:
     _print(a, _call(a, INDEX, a.shards, a.out))
 
 
+def _why(a: argparse.Namespace) -> None:
+    plan = adq_wds.load_plan(_inside(a.plan, "plan.parquet"))
+    features = None if a.features is None else _inside(a.features, "features", required=False)
+    _print(a, plan.why(a.key, features=features))
+
+
 def _export(a: argparse.Namespace) -> None:
     plan = adq_wds.load_plan(_inside(a.plan, "plan.parquet"))
     _call(a, EXPORT, plan, a.to, a.out)
@@ -353,7 +322,7 @@ def _demo(a: argparse.Namespace) -> None:
 _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     run.__name__.removeprefix("_"): run
     for run in (
-        _run, _embed, _plan, _codebook, _soften, _show, _export, _patches, _write, _pack, _index, _verify, _select,
-        _vary, _report, _demo,
+        _run, _embed, _plan, _codebook, _soften, _show, _why, _export, _patches, _write, _pack, _index, _verify,
+        _select, _vary, _report, _demo,
     )
 }  # fmt: skip

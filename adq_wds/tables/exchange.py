@@ -135,6 +135,7 @@ def write_webshart(plan: PlanView, folder: Path) -> None:
             file = partial / f"{name.removesuffix('.tar')}.json"
             make_folder(file.parent)
             spans = plan.shard(name, hold=False).spans
+            # less than the file's size, by which readers tell an index of all samples
             end = int(spans.byte_offset[-1] + spans.n_bytes[-1]) if len(spans) else 0
             write_text(file, json.dumps({"path": name, "filesize": end, "files": files}) + "\n")
         partial.chmod(0o755)

@@ -21,6 +21,7 @@ from adq_wds.files import canonical_json, sha256_text
 from adq_wds.shards.names import ShardNames, check_shard_name
 from adq_wds.tables.chosen import choose_indices, choose_keys, read_indices
 from adq_wds.tables.exchange import export_plan
+from adq_wds.tables.features import Features
 from adq_wds.tables.headers import reopened
 from adq_wds.tables.key_lists import read_keys
 from adq_wds.tables.parquet import GroupFile, Header, column_hashes, write_groups
@@ -33,6 +34,7 @@ from adq_wds.tables.plan_rows import (
     SCHEMA,
     PlanShard,
 )
+from adq_wds.tables.plan_why import Why, explain
 
 VERSION = 2
 """1: no reasons, no shares; fresh draws by whole rounds. 2: `reason`, `duplicate_of` and the header's `cells.share`;
@@ -299,6 +301,24 @@ class Plan:
             AdqError: `path` exists, or cannot be written.
         """
         export_plan(self, to, path, overwrite=overwrite)
+
+    def why(
+        self,
+        key: str | tuple[str, str],
+        *,
+        features: Features | str | os.PathLike[str] | None = None,
+    ) -> Why:
+        """Why one sample is kept or not; `print` shows it in words.
+
+        Args:
+            key: the sample's; "SHARD/KEY" or (shard, key) where a key stands in several shards.
+            features: the features, or their folder, for the nearest kept sample of its class.
+
+        Raises:
+            PlanError: no sample has that key (close ones are named), or several do (their shards are named).
+            FeaturesError: the features of a shard are missing or damaged.
+        """
+        return explain(self, key, features=features)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to one Parquet file, whole or not at all; the hash stays."""
