@@ -124,7 +124,18 @@ PATCHES: dict[str, Arm] = {
 }
 """The images of `random` at three quarters of their bytes."""
 
-_FRESH = ("random", "equal", "dq", "adq", "clean", "chosen-one-bin", "chosen", "chosen-soft", "chosen-strata")
+_FRESH = (
+    "random",
+    "equal",
+    "dq",
+    "adq",
+    "clean",
+    "chosen-one-bin",
+    "chosen",
+    "chosen-soft",
+    "chosen-strata",
+    "chosen-20",
+)
 
 ARMS: dict[str, Arm] = {
     **_RULES,

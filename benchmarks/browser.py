@@ -133,15 +133,17 @@ async def _browser(seen: Visit) -> AsyncIterator[Any]:
         process = subprocess.Popen([CHROMIUM, *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             port_file = Path(profile) / "DevToolsActivePort"
-            for _ in range(1200):
+            for _ in range(6000):  # a busy machine takes minutes
                 if port_file.exists() and "\n" in port_file.read_text():
                     break
                 await asyncio.sleep(0.05)
             port = port_file.read_text().split()[0]
             async with aiohttp.ClientSession() as session:
-                targets = await (await session.get(f"http://127.0.0.1:{port}/json")).json()
-                address = next(each["webSocketDebuggerUrl"] for each in targets if each["type"] == "page")
-                async with session.ws_connect(address, max_msg_size=0) as socket:
+                pages: list[dict[str, str]] = []
+                while not pages:  # the port is open before its page is
+                    targets = await (await session.get(f"http://127.0.0.1:{port}/json")).json()
+                    pages = [each for each in targets if each["type"] == "page"]
+                async with session.ws_connect(pages[0]["webSocketDebuggerUrl"], max_msg_size=0) as socket:
                     yield _Caller(socket, seen)
         finally:
             process.terminate()
@@ -158,7 +160,7 @@ class _Caller:
         number = next(self._numbers)
         await self._socket.send_json({"id": number, "method": method, "params": values})
         while True:
-            message = await self._socket.receive_json(timeout=120)
+            message = await self._socket.receive_json(timeout=300)
             if message.get("method") == "Page.javascriptDialogOpening":
                 answer = {"id": 0, "method": "Page.handleJavaScriptDialog", "params": {"accept": False}}
                 await self._socket.send_json(answer)

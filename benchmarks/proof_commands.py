@@ -64,7 +64,7 @@ UNEQUAL = ("equal", "fresh-equal")
 MAIN: dict[str, tuple[str, ...]] = {
     "all-three": (*RIVALS, *UNEQUAL, "full", "full-chosen"),
     "noise20": RIVALS,
-    "tail50": (*RIVALS, *UNEQUAL),
+    "tail50": (*RIVALS, *UNEQUAL, "chosen-20", "fresh-chosen-20"),
     "clean": (*RIVALS, "clean-20", "soft-proxy"),
     "copies": RIVALS,
     "noise40": RIVALS,

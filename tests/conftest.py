@@ -5,6 +5,7 @@ import hashlib
 import importlib.util
 import io
 import os
+import socket
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,10 @@ from adq_wds.tables.spans import Spans
 # a loaded machine fails no test
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
+
+_SILENT = socket.socket()
+_SILENT.bind(("127.0.0.1", 0))
+NOBODY = f"127.0.0.1:{_SILENT.getsockname()[1]}"  # where nobody listens, and no other program can begin to
 
 MakeShard = Callable[..., Path]
 MakeFeatures = Callable[..., ShardFeatures]

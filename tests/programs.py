@@ -132,7 +132,7 @@ class Program:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
 
-    def communicate(self, text: str = "", timeout: float = 300) -> tuple[str, str]:
+    def communicate(self, text: str = "", timeout: float = 900) -> tuple[str, str]:
         """All that it writes until it ends; it is killed after so many seconds."""
         late = threading.Timer(timeout, self.kill)
         late.start()
@@ -157,7 +157,7 @@ def soon(holds: Callable[[], bool]) -> bool:
 def run(
     source: str, *arguments: str, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program to its end, for at most five minutes, as `subprocess.run(..., capture_output=True, text=True)`."""
+    """Run a program to its end, for at most 15 minutes, as `subprocess.run(..., capture_output=True, text=True)`."""
     program = Program(source, *arguments, env=env)
     out, errors = program.communicate()
     return subprocess.CompletedProcess(["-c", *arguments], program.wait(), out, errors)

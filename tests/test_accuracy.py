@@ -348,7 +348,7 @@ def test_rows_that_change_in_number_are_refused(bench: Bench) -> None:
         train(LEAST, bench.data, bench.test, lambda epoch: np.arange(0), seed=0)
 
 
-def test_epochs_of_unlike_size_take_all_steps_and_tell_their_losses(bench: Bench) -> None:
+def test_epochs_of_unlike_size_take_all_steps(bench: Bench) -> None:
     told: list[list[int]] = []
     outcome = train(
         LEAST, bench.data, bench.test, lambda epoch: np.arange(16 * (epoch + 1)), seed=0,

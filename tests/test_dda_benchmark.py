@@ -132,9 +132,13 @@ def test_a_seed_that_is_recorded_is_not_run_again(
 
     few = ["--rounds", 1, "--more", 1, "--teacher-steps", 3, "--unet-steps", 2, "--steps", 2]
     out = tmp_path / "out.json"
-    command(monkeypatch, "digits", "--seeds", 1, "--out", out, *few)
+    command(monkeypatch, "digits", "--seeds", 1, "--work", tmp_path, "--out", out, *few)
     before = json.loads(out.read_text())
     assert "| variants − bank alone | " in capsys.readouterr().out
+    command(monkeypatch, "picture", "--work", tmp_path / "seed-0", "--out", tmp_path / "dda.svg")
+    assert (tmp_path / "dda.svg").read_text().count(
+        "<image "
+    ) == 2 * 2 * 10  # of ten classes, kept and dropped
     monkeypatch.setattr(dda, "one_seed", lambda seed, *more: before["seeds"]["0"])
     command(monkeypatch, "digits", "--seeds", 2, "--out", out, *few)
     assert list(json.loads(out.read_text())["seeds"]) == ["0", "1"]

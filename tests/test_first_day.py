@@ -34,7 +34,7 @@ PROBE = (
 def probe(*arguments: str) -> tuple[int, set[str], str]:
     """Exit code, heavy libraries loaded, and all that is printed, of a command in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-c", PROBE, *arguments], capture_output=True, text=True, check=True, timeout=300
+        [sys.executable, "-c", PROBE, *arguments], capture_output=True, text=True, check=True, timeout=900
     )
     out, _, last = done.stdout.rpartition("LOADED ")
     code, *loaded = last.split()
@@ -207,7 +207,7 @@ def test_printing_keys_into_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
     shard = write_tar(tmp_path / "s.tar", [(f"{i:050d}.txt", b"x") for i in range(3000)])
     adq.Plan.from_keys(shard, [f"{i:050d}" for i in range(3000)]).save(tmp_path / "plan.parquet")
     code = f"set -o pipefail; {sys.executable} -m adq_wds show {tmp_path} --keys | head -n 2"
-    done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=False, timeout=900)
     assert (done.returncode, done.stderr, done.stdout.count("\n")) == (0, "", 2)
 
 

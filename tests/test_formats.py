@@ -125,7 +125,7 @@ def test_codebooks_are_read_to_the_last_value(folder: Path) -> None:
     assert np.allclose(again.query, codebook.query, rtol=0, atol=1e-6)
 
 
-def test_codebooks_that_clean_are_read_and_answer_to_the_last_value() -> None:
+def test_codebooks_that_clean_answer_to_the_last_value() -> None:
     folder = GOLDEN / "v4"
     codebook = adq.load_codebook(folder / "cleaned_codebook.safetensors")
     expected = json.loads((folder / "cleaned_codebook.json").read_text(encoding="utf-8"))
@@ -142,7 +142,7 @@ def test_codebooks_that_clean_are_read_and_answer_to_the_last_value() -> None:
     ]
 
 
-def test_plans_with_margins_are_read_and_made_again_from_their_bins() -> None:
+def test_plans_with_margins_are_made_again_from_their_bins() -> None:
     folder = GOLDEN / "v3"
     expected = json.loads((folder / "cleaned.json").read_text(encoding="utf-8"))
     plan, bins = adq.load_plan(folder / "cleaned.parquet"), Bins.load(folder / "cleaned_bins.parquet")

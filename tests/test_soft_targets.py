@@ -36,7 +36,7 @@ def test_one_hot_targets_train_as_labels_do(shards: list[Path]) -> None:
 
 
 @pytest.mark.parametrize("source", soft.SOURCES)
-def test_targets_are_half_the_label_and_no_proxy_sees_the_selection(
+def test_targets_are_half_label_and_no_proxy_sees_the_kept(
     source: str, shards: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, rows, seen = read_images(shards, CPU), np.arange(0, 80, 3), []

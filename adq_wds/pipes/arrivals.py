@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from adq_wds.errors import shorten
 
-_FULL = 255  # a row's count stays here
+FULL = 255  # a row's count stays here
 
 
 class Lost(NamedTuple):
@@ -24,23 +24,22 @@ class Lost(NamedTuple):
 
 
 class Arrivals:
-    """How often each row of one shard arrived in a pass, one byte per row, and the epochs seen.
+    """How often each row of one shard arrived in a pass.
 
     A shard may be read several times with overlap, as in a pipeline that repeats and shuffles.
+
+    Attributes:
+        counts: a byte for each row, up to `FULL`.
+        epochs: those whose samples arrived.
     """
 
     def __init__(self, n_rows: int) -> None:
-        self._counts = bytearray(n_rows)
+        self.counts = bytearray(n_rows)
         self.epochs: set[int | None] = set()
-
-    def count(self, row: int) -> None:
-        """Count one arrival."""
-        if self._counts[row] < _FULL:
-            self._counts[row] += 1
 
     def equally_often(self) -> bool:
         """Whether all rows arrived equally often, at least once; then no kept row is missing."""
-        levels = set(self._counts)
+        levels = set(self.counts)
         return len(levels) <= 1 and 0 not in levels
 
     def missing(self, kept: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -48,7 +47,7 @@ class Arrivals:
 
         Only kept rows are compared: a sample that a foreign file splits arrives twice.
         """
-        counts = np.frombuffer(self._counts, dtype=np.uint8)
+        counts = np.frombuffer(self.counts, dtype=np.uint8)
         due = max(int(counts[kept].max(initial=0)), 1)
         return np.flatnonzero(kept & (counts < due))
 

@@ -125,10 +125,10 @@ def replayed(
     *,
     good: Callable[[int, int], None] = lambda n_read, n_kept: None,
     may_replay: Callable[[Exception], bool] = lambda error: True,
-) -> Iterator[list[R]]:
+) -> Iterable[list[R]]:
     """Run `work` over a chunk; if it raises, run it over each item alone, to find the bad ones.
 
-    Lazy: results of good items are yielded before `failed` is called for a later bad one.
+    Alone they run lazily: results of good items are yielded before `failed` is called for a later bad one.
 
     Args:
         chunk: the items.
@@ -137,7 +137,7 @@ def replayed(
         good: called with the numbers of items and results of each success, such as `Tally.good`.
         may_replay: whether an error of the whole chunk may be one item's; others are raised as they are.
 
-    Yields:
+    Returns:
         The results of the whole chunk, or of one good item after another.
 
     >>> list(replayed(["1", "x", "3"], lambda texts: [int(text) for text in texts], lambda text, error: print(text)))
@@ -149,10 +149,17 @@ def replayed(
     except Exception as error:
         if not may_replay(error):
             raise
-    else:
-        good(len(chunk), len(results))
-        yield results
-        return
+        return _each_alone(chunk, work, failed, good)
+    good(len(chunk), len(results))
+    return [results]
+
+
+def _each_alone(
+    chunk: list[T],
+    work: Callable[[list[T]], list[R]],
+    failed: Callable[[T, Exception], None],
+    good: Callable[[int, int], None],
+) -> Iterator[list[R]]:
     for item in chunk:
         try:
             results = work([item])

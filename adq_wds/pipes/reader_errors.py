@@ -6,7 +6,7 @@ import lzma
 import re
 import tarfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -26,35 +26,32 @@ def has_place(sample: object) -> bool:
     )
 
 
-def reader_errors_named(stream: Iterable[Any], shard_of: Callable[[str], str]) -> Iterator[Any]:
-    """The stream; errors of the reader become a `ShardError`, others are raised unchanged.
+def named_reader_error(error: Exception, last: Any, shard_of: Callable[[str], str]) -> Exception:
+    """The reader's error as a `ShardError` with its place; another stage's error unchanged.
 
     Args:
-        stream: samples.
+        error: ended a stream of samples.
+        last: the sample before it; None where none came.
         shard_of: gives the name of the shard at a URL, or raises `PlanError`.
     """
-    last: Any = None
-    try:
-        for last in stream:
-            yield last
-    except Exception as error:
-        url, key = (last["__url__"], last["__key__"]) if has_place(last) else (None, "")
-        marked = _marked_url(error)
-        failed = marked or (url if _is_damage(error) else None)
-        shard = None
-        if failed is not None and not isinstance(error, AdqError):
-            with suppress(PlanError):  # another stage's error, which ends with some text
-                shard = shard_of(failed)
-        if failed is None or shard is None:
-            raise
-        after = f" after key {shorten(key)}" if url is not None and marked in (None, url) else ""
-        if marked is None:
-            after += ", here or in the next shard"  # which the reader may have begun
-        why = _reason(error)
-        kind = type(error).__name__ + (f": {why}" if why else "")
-        text = f"cannot be read{after} ({kind}); write or fetch the shard again, `adq verify` checks it"
-        cause = None if is_url(failed) else error  # whose text may hold a URL's secrets
-        raise located(ShardError(text), shard=shard) from cause
+    url, key = (last["__url__"], last["__key__"]) if has_place(last) else (None, "")
+    marked = _marked_url(error)
+    failed = marked or (url if _is_damage(error) else None)
+    shard = None
+    if failed is not None and not isinstance(error, AdqError):
+        with suppress(PlanError):  # another stage's error, which ends with some text
+            shard = shard_of(failed)
+    if failed is None or shard is None:
+        return error
+    after = f" after key {shorten(key)}" if url is not None and marked in (None, url) else ""
+    if marked is None:
+        after += ", here or in the next shard"  # which the reader may have begun
+    why = _reason(error)
+    kind = type(error).__name__ + (f": {why}" if why else "")
+    text = f"cannot be read{after} ({kind}); write or fetch the shard again, `adq verify` checks it"
+    named = located(ShardError(text), shard=shard)
+    named.__cause__ = None if is_url(failed) else error  # whose text may hold a URL's secrets
+    return named
 
 
 def _marked_url(error: Exception) -> str | None:

@@ -14,11 +14,11 @@ import numpy as np
 
 from adq_wds.core.rng import check_seed
 from adq_wds.errors import PlanError, ShardError, located, shorten
-from adq_wds.pipes.arrivals import Arrivals, Lost, lost_text
+from adq_wds.pipes.arrivals import FULL, Arrivals, Lost, lost_text
 from adq_wds.pipes.base import Pipe, Tally
 from adq_wds.pipes.by_codebook import ByCodebook
 from adq_wds.pipes.epochs import Epoch, checked_epoch, epoch_of, runs
-from adq_wds.pipes.reader_errors import has_place, reader_errors_named
+from adq_wds.pipes.reader_errors import has_place, named_reader_error
 from adq_wds.samples.fields import Sample, clean_fields
 from adq_wds.shards.names import ShardNames
 from adq_wds.shards.samples_in_tar import split_name
@@ -112,9 +112,13 @@ class Subsample(Pipe):
 
     def run(self, chunk: list[Sample], tally: Tally) -> Iterator[Sample]:
         """As in `Pipe`; samples that a codebook leaves out are also counted by their reasons."""
-        yield from super().run(chunk, tally)
         if isinstance(self._choose, ByCodebook):
-            tally.reasons.update(self._choose.reasons(chunk))
+            return self._run_with_reasons(self._choose, chunk, tally)
+        return super().run(chunk, tally)
+
+    def _run_with_reasons(self, choose: ByCodebook, chunk: list[Sample], tally: Tally) -> Iterator[Sample]:
+        yield from super().run(chunk, tally)
+        tally.reasons.update(choose.reasons(chunk))
 
     def counted(self, stream: Iterable[Sample]) -> Iterable[Sample]:
         """The stream; at its end, its counts are compared with the plan."""
@@ -197,22 +201,24 @@ class _ByPlan:
         """The samples of one pass over whole shards; at its end, a `ShardError` or a warning if kept ones are
         missing."""
         arrivals: dict[str, Arrivals] = {}
-        url = None
-        for sample in reader_errors_named(stream, self._shard_of):
-            if has_place(sample):
-                if sample["__url__"] != url:
-                    url = sample["__url__"]
-                    shard = self._shard_of(url)
-                    rows = self._plan.shard(shard).by_key
-                    if shard not in arrivals:
-                        arrivals[shard] = Arrivals(len(rows))
-                    came = arrivals[shard]
-                    epoch = epoch_now()
-                    came.epochs.add(epoch_of(sample) if isinstance(epoch, str) else epoch)
-                row = rows.get(sample["__key__"])
-                if row is not None:
-                    came.count(row[2])
-            yield sample
+        url = sample = None
+        try:
+            for sample in stream:
+                if has_place(sample):
+                    if sample["__url__"] != url:
+                        url = sample["__url__"]
+                        shard = self._shard_of(url)
+                        rows = self._plan.shard(shard).by_key
+                        if shard not in arrivals:
+                            arrivals[shard] = Arrivals(len(rows))
+                        counts, epoch = arrivals[shard].counts, epoch_now()
+                        arrivals[shard].epochs.add(epoch_of(sample) if isinstance(epoch, str) else epoch)
+                    row = rows.get(sample["__key__"])
+                    if row is not None and counts[row[2]] < FULL:
+                        counts[row[2]] += 1
+                yield sample
+        except Exception as error:
+            raise named_reader_error(error, sample, self._shard_of)  # noqa: B904 - mostly the same error
         self._report_lost(arrivals, missing)
         self._warn_of_silent(arrivals)
 

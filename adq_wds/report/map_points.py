@@ -91,7 +91,7 @@ def _draw(rows: NDArray[np.int64], first: NDArray[Any], n: int, *, purpose: str)
 def pack_points(
     table: pa.Table,
     xy: NDArray[np.floating[Any]],
-    thumbnails: Mapping[int, str],
+    pictures: Mapping[int, str],
     nearest: Mapping[int, int],
 ) -> PackedPoints:
     """All that the map shows, for `map.js`.
@@ -102,11 +102,11 @@ def pack_points(
     Args:
         table: n rows, from `report_table`.
         xy: (n, 2), a place for each row; rows with NaN are left out.
-        thumbnails: data URIs by row.
+        pictures: ``data:`` URIs by row.
         nearest: by row, the row of the nearest kept sample of its class.
     """
     placed = np.isfinite(xy).all(axis=1)
-    wanted = sorted({*thumbnails, *(nearest[row] for row in thumbnails if row in nearest)})
+    wanted = sorted({*pictures, *(nearest[row] for row in pictures if row in nearest)})
     rows = choose_points(placed, wanted)
     kept = table["kept"].to_numpy(zero_copy_only=False)
     rows = rows[np.argsort(kept[rows], kind="stable")]  # kept points are drawn last
@@ -126,7 +126,7 @@ def pack_points(
         "counts": {name: np.bincount(arrays[name], minlength=len(names[name])).tolist() for name in names},
         "images": [
             [point[row], uri, point.get(nearest.get(row, -1), -1)]
-            for row, uri in sorted(thumbnails.items())
+            for row, uri in sorted(pictures.items())
             if row in point
         ],
     }

@@ -1,8 +1,9 @@
-"""The report's map: every sample as a point, near those that its embedding is near."""
+"""Makes the section with the map: every sample as a point, close to those with similar embeddings."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,19 +19,19 @@ TITLE = "Map"
 
 def map_section(
     table: pa.Table,
-    xy: NDArray[np.floating],
-    thumbnails: Mapping[int, str],
-    nearest: Mapping[int, int] | None = None,
+    xy: NDArray[np.floating[Any]],
+    pictures: Mapping[int, str],
+    nearest: Mapping[int, int],
 ) -> Section:
-    """The map as a part of the page: a picture, which the script replaces by points that can be looked at one by one.
+    """The map as a section: a picture, which the script replaces by points that can be looked at one by one.
 
     Args:
-        table: from `report_table`.
-        xy: (n, 2), a place for each row of the table; NaN for rows without one.
-        thumbnails: ``data:`` URIs of some samples' images, by row.
-        nearest: of these, the row of the nearest kept sample of the same class.
+        table: n rows, from `report_table`.
+        xy: (n, 2), a place for each row; NaN for rows without one.
+        pictures: ``data:`` URIs by row.
+        nearest: by row, the row of the nearest kept sample of the same class.
     """
-    points = pack_points(table, xy, thumbnails, nearest or {})
+    points = pack_points(table, xy, pictures, nearest)
     if not points.n:
         return Section(TITLE, "<p>No sample has an embedding, so there is no map.</p>")
     picture = map_picture(points.places, points.kept)
@@ -55,6 +56,6 @@ def _notes(points: PackedPoints, n: int) -> list[str]:
         notes.append(f"{points.n:,} of {points.n_placed:,} samples are drawn, chosen at random.")
     if points.n > points.n_named:
         notes.append(
-            f"{points.n_named:,} points name their keys, kept ones first; the other keys are in report.parquet."
+            f"{points.n_named:,} points name their keys, kept ones first; all keys are in the report's table."
         )
     return notes or [f"All {n:,} samples are drawn."]

@@ -7,7 +7,7 @@ import operator
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -312,7 +312,7 @@ class Stages:
         def is_of_sample(error: Exception) -> bool:
             return isinstance(error, SampleError)
 
-        return [result for some in replayed(items, work, failed, may_replay=is_of_sample) for result in some]
+        return list(chain.from_iterable(replayed(items, work, failed, may_replay=is_of_sample)))
 
     def _read_samples(self, places: Sequence[Place]) -> list[Sample]:
         samples = self.readers.read_samples(places)

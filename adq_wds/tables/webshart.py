@@ -34,7 +34,7 @@ def read_members(raw: bytes, n_bytes: int) -> tuple[list[Entry], int] | None:
     index = parse_json(raw)
     if not isinstance(index, dict) or not isinstance(index.get("files"), (dict, list)):
         return None
-    size = checked(index.get("filesize") or 0, Natural, "filesize")  # type: ignore[arg-type]
+    size = checked(index.get("filesize") or 0, Natural, "filesize")
     if size not in (0, n_bytes):
         raise ValueError(f"it was made of a file of {size:,} bytes")
     if isinstance(index["files"], dict):

@@ -51,7 +51,7 @@ def test_left_out_predictions_equal_refits_without_the_sample(n: int) -> None:
         np.testing.assert_allclose(left_out[i], refitted(fit, rows, y, i), atol=1e-6, rtol=0)
 
 
-def test_the_ridge_is_the_one_that_predicts_best_what_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_ridge_predicts_best_what_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y, _ = noisy_set(wrong=0.2)
     chosen = fit_ridge(lambda: [x], y, hidden=HIDDEN)
     error = {}

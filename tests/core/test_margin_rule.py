@@ -67,7 +67,7 @@ def test_neighbours_and_order_change_nothing(rule: MarginRule) -> None:
     assert np.array_equal(alone, whole[::50])
 
 
-def test_labels_that_the_fit_has_not_seen_have_no_margin_and_no_doubt(rule: MarginRule) -> None:
+def test_labels_that_the_fit_has_not_seen_are_not_doubted(rule: MarginRule) -> None:
     embedding, label = samples(40, 4)
     label[::2] = -1
     margin = rule.margins(embedding, label)
@@ -78,7 +78,7 @@ def test_labels_that_the_fit_has_not_seen_have_no_margin_and_no_doubt(rule: Marg
     assert not rule.doubted(margin, label)[label == 1].any()
 
 
-def test_the_share_below_the_least_margin_is_that_left_out_of_the_fit() -> None:
+def test_the_least_margin_has_the_left_out_share_below_it() -> None:
     embedding, label = samples(4000, 5)
     margin = ridge_margins(lambda: [embedding], label, hidden=40).margin
     out = np.zeros(len(label), dtype=bool)

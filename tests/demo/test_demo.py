@@ -191,7 +191,7 @@ def test_the_table_is_what_the_trainings_gave(demo: Demo) -> None:
 
 def test_it_ends_by_naming_its_report_or_how_to_get_it(demo: Demo, tmp_path: Path) -> None:
     folder, result = demo
-    assert "data:image" in (folder / "report.html").read_text(encoding="utf-8")
+    assert "data:image/webp" in (folder / "report.html").read_text(encoding="utf-8")
     assert f"{folder}/report.html" in demo_text(result, folder)
     assert 'pip install "adq-wds[report]"' in demo_text(result, tmp_path)
 

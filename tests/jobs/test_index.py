@@ -236,7 +236,7 @@ def test_the_command_says_what_it_did(shards: list[Path], tmp_path: Path, capsys
     assert said == {"path": out, "shards": 3, "samples": 15, "bytes": total, "scanned": 0, "taken": 0}
 
 
-def test_without_checksums_headers_are_read_or_an_index_beside_the_shard(
+def test_without_checksums_headers_or_an_index_are_read(
     tmp_path: Path, capsys: Capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same samples; none has a crc32, and a stream verifies headers alone."""

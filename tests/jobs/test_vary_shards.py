@@ -53,9 +53,7 @@ def test_each_variant_is_a_set_with_scores(shards: list[Path], tmp_path: Path) -
     assert first != second
 
 
-def test_equal_arguments_give_equal_bytes_and_a_plan_names_the_parents(
-    shards: list[Path], tmp_path: Path
-) -> None:
+def test_equal_arguments_give_equal_bytes_and_parents_are_named(shards: list[Path], tmp_path: Path) -> None:
     plan = adq.Plan.from_keys(shards, ["s00003", "s00015"])
     for out, size in (("a", 64), ("b", 3)):
         vary_shards(shards, noisy, adq.encoder("thumbnail"), tmp_path / out, plan=plan, batch_size=size)

@@ -19,7 +19,7 @@ from adq_wds.cli.main import main
 from adq_wds.jobs.index import index_shards
 from adq_wds.jobs.verify import Report, verify_shards
 from adq_wds.samples.patch_file import encode, encode_whole
-from tests.conftest import Capsys, MakeShard, jpeg, picture, write_tar
+from tests.conftest import NOBODY, Capsys, MakeShard, jpeg, picture, write_tar
 from tests.folders import flip, members, spans_of
 
 Said = list[tuple[str, str | None, str]]
@@ -390,7 +390,7 @@ def test_wrong_arguments_are_value_errors(shards: list[Path], plan: adq.Plan) ->
 
 
 def test_secrets_in_urls_are_never_said(plan: adq.Plan) -> None:
-    report = verify_shards(plan, ["http://u:s3cret@127.0.0.1:1/b.tar?t=s3cret"])  # nobody listens there
+    report = verify_shards(plan, [f"http://u:s3cret@{NOBODY}/b.tar?t=s3cret"])
     assert "shard b.tar: unreadable: no connection" in report.text()
     assert "s3cret" not in report.text()
 

@@ -6,13 +6,14 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 import adq_wds as adq
 from adq_wds.cli.main import main
 from adq_wds.jobs.write_report import write_report
 from adq_wds.report.render import environment
-from tests.conftest import Capsys, MakeFeatures, MakeShard, MonkeyPatch, write_tar
+from tests.conftest import Capsys, MakeFeatures, MakeShard, MonkeyPatch, picture, write_tar
 
 
 @pytest.fixture
@@ -39,8 +40,12 @@ def test_a_run_alone_gives_the_report_with_its_pictures(run: Path, capsys: Capsy
     assert (said["samples"], said["kept"], said["notes"]) == (60, 12, [])
     assert said["bytes"] == out.stat().st_size
     page = text_of(out)
-    assert said["pictures"] == len({part.split('"')[0] for part in page.split('src="data:')[1:]}) > 20
-    assert "https://" not in page.replace("http://www.w3.org", "")
+    in_sections = {part.split('"')[0] for part in page.split('src="data:image/webp')[1:]}
+    assert 20 < len(in_sections) <= said["pictures"] <= 60
+    assert "https://" not in page
+    rows = pq.read_table(said["table"])
+    assert (len(rows), said["table"]) == (60, str(run / "report.parquet"))
+    assert rows["kept"].to_pylist() == plan.table()["kept"].to_pylist()
 
 
 def test_equal_inputs_give_equal_bytes(run: Path, tmp_path: Path) -> None:
@@ -55,7 +60,7 @@ def test_pictures_are_at_most_as_many_as_asked(run: Path, tmp_path: Path) -> Non
     assert write_report(run, None, tmp_path / "r.html", thumbnails=5).pictures == 5
     none = write_report(run, None, tmp_path / "r.html", thumbnails=0)
     assert none.pictures == 0
-    assert "data:image" not in text_of(tmp_path / "r.html")
+    assert "data:image/webp" not in text_of(tmp_path / "r.html")
     with pytest.raises(ValueError, match="thumbnails must be an integer >= 0, got -1"):
         write_report(run, None, tmp_path / "r.html", thumbnails=-1)
 
@@ -63,7 +68,7 @@ def test_pictures_are_at_most_as_many_as_asked(run: Path, tmp_path: Path) -> Non
 def test_shards_that_moved_are_read_where_they_are_now(run: Path, tmp_path: Path) -> None:
     (tmp_path / "shards").rename(tmp_path / "elsewhere")
     assert main(["report", str(run), str(tmp_path / "elsewhere"), "-o", str(tmp_path / "r.html"), "-q"]) == 0
-    assert "data:image" in text_of(tmp_path / "r.html")
+    assert "data:image/webp" in text_of(tmp_path / "r.html")
 
 
 def test_shards_that_are_gone_leave_a_report_that_says_so(run: Path, tmp_path: Path) -> None:
@@ -122,7 +127,7 @@ def test_ten_thousand_classes_stay_readable(make_features: MakeFeatures, tmp_pat
     plan = adq.build_plan(tmp_path / "features", keep=0.1, bins=1)
     write_report(plan, None, tmp_path / "r.html", features=tmp_path / "features")
     page = text_of(tmp_path / "r.html")
-    assert len(page) < 300_000
+    assert len(page) < 1_000_000
     assert page.count('<tr class="rest">') == 2
     assert "10,000 classes, of 2 to 40 samples" in page
     assert "class 9999" in page
@@ -159,6 +164,23 @@ def test_a_missing_package_is_one_line_that_names_the_extra(
     assert main(["report", str(run), "-o", str(tmp_path / "r.html")]) == 1
     assert 'pip install "adq-wds[report]"' in capsys.readouterr().err
     assert not (tmp_path / "r.html").exists()
+
+
+def test_no_other_table_is_replaced(run: Path, tmp_path: Path) -> None:
+    before = (run / "plan.parquet").read_bytes()
+    with pytest.raises(adq.AdqError, match=r"plan\.parquet is no report's table"):
+        write_report(run, None, run / "plan.html")
+    assert (run / "plan.parquet").read_bytes() == before
+    with pytest.raises(ValueError, match=r"ends in \.html"):
+        write_report(run, None, run / "plan.parquet")
+
+
+def test_a_sheet_of_patches_is_shown_and_must_be_a_picture(run: Path, tmp_path: Path) -> None:
+    picture(3).save(run / "patches.png")
+    write_report(run, None, tmp_path / "r.html")
+    assert "Sheet of patches" in text_of(tmp_path / "r.html")
+    with pytest.raises(adq.SampleError, match=r"patches: '.*run\.json': not an image"):
+        write_report(run, None, tmp_path / "r.html", patches=run / "run.json")
 
 
 def test_a_plan_of_version_1_is_shown(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_the_batchnorm_loss_is_the_distance_of_both_statistics() -> None:
     assert not network[1]._forward_pre_hooks, "hooks are removed"
 
 
-def test_a_network_without_statistics_names_the_losses_that_remain() -> None:
+def test_without_statistics_the_losses_that_remain_are_named() -> None:
     for network in (nn.Linear(3, 2), nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False))):
         with (
             pytest.raises(ValueError, match="folded into other weights; with bn=0 the cross-entropy remains"),
@@ -115,7 +115,7 @@ def test_the_rotation_adversary_is_a_joint_class_and_turn(bounded: bool) -> None
     assert [len(part) for part in rotated(shown.images, shown.labels)] == [24, 24]
 
 
-def test_a_trained_head_leaves_the_rotation_adversary_less_to_find() -> None:
+def test_a_trained_head_leaves_the_adversary_less_to_find() -> None:
     shown, head = seen(), nn.Linear(192, 12)
     adversary, descent = rotation_adversary(nn.Flatten(), head), torch.optim.SGD(head.parameters(), 0.01)
     before = float(adversary(shown).detach())
@@ -126,7 +126,7 @@ def test_a_trained_head_leaves_the_rotation_adversary_less_to_find() -> None:
     assert before < float(adversary(shown).detach()) < 0
 
 
-def test_the_contrastive_term_tells_an_image_from_the_others_of_its_round() -> None:
+def test_the_contrastive_term_tells_images_of_a_round_apart() -> None:
     shown, term = seen(), Contrast(nn.Flatten(), 192)
 
     def z(images: torch.Tensor) -> Any:
@@ -139,7 +139,7 @@ def test_the_contrastive_term_tells_an_image_from_the_others_of_its_round() -> N
 
 
 @pytest.mark.parametrize("kind", ["pixels", "generator", "noisy"])
-def test_a_round_descends_to_the_wanted_classes_and_keeps_the_best_step(kind: str) -> None:
+def test_a_round_descends_to_the_wanted_classes(kind: str) -> None:
     teacher, labels, losses = net(), torch.arange(12) % 3, []
 
     def watch(shown: Seen) -> torch.Tensor:
@@ -160,7 +160,7 @@ def test_a_round_descends_to_the_wanted_classes_and_keeps_the_best_step(kind: st
     assert F.cross_entropy(teacher(images / 255), labels).item() < 0.75 * losses[0]
 
 
-def test_the_images_are_those_of_the_step_with_the_least_loss_rounded() -> None:
+def test_the_images_are_those_of_the_best_step_rounded() -> None:
     teacher, labels = net(), torch.arange(4) % 3
     made: list[tuple[float, torch.Tensor]] = []
 

@@ -119,7 +119,7 @@ def test_a_source_of_ours_drops_the_same(
     assert "of the dropped 12 duplicate" in caplog.text
 
 
-def test_a_field_of_that_name_from_the_shard_decides_nothing_and_is_not_lost(
+def test_a_field_of_that_name_in_the_shard_decides_nothing(
     urls: list[str], codebook: adq.Codebook, tmp_path: Path
 ) -> None:
     plain = adq.fit_codebook(tmp_path / "features", bins=3, min_pilot=5)

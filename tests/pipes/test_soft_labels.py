@@ -42,7 +42,7 @@ def expected(soft: Path, share: float) -> dict[tuple[str, str], Any]:
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 1.0])
 @pytest.mark.parametrize("decoded", [False, True])
-def test_it_is_the_share_of_the_probabilities_and_the_rest_of_the_label(
+def test_the_weight_is_the_share_of_the_probabilities(
     share: float, decoded: bool, urls: list[str], soft: Path
 ) -> None:
     stream = raw(urls).decode("pil") if decoded else raw(urls)

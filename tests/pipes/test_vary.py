@@ -68,7 +68,7 @@ def test_the_image_keeps_its_form(form: str, make_shard: MakeShard) -> None:
     assert [a.tolist() for a in array] == [sample["image"].tolist() for sample in expected]
 
 
-def test_another_variant_seed_or_name_gives_other_noise_and_a_folder_does_not() -> None:
+def test_variant_seed_and_name_decide_the_noise_a_folder_not() -> None:
     first = pixels(Vary(noisy, variant=1, seed=2).apply(samples()))
     assert pixels(Vary(noisy, variant=1, seed=2).apply(samples())) == first
     assert pixels(Vary(noisy, variant=1, seed=2).apply(samples(__url__="elsewhere/a.tar"))) == first
@@ -104,7 +104,7 @@ def test_labels_and_seeds_reach_the_engine() -> None:
     assert len(set(seeds.tolist())) == 6
 
 
-def test_a_training_stream_has_other_variants_each_epoch_and_resumes_exactly(make_shard: MakeShard) -> None:
+def test_each_epoch_has_other_variants_and_resumes_exactly(make_shard: MakeShard) -> None:
     def stream() -> adq.ShardDataset:
         pipes = [adq.Decode(to="numpy"), Vary(noisy, seed=1)]
         options: Any = {"shuffle": True, "batch_size": 3, "pipes": pipes, "fields": ("image", "__key__")}
@@ -167,7 +167,7 @@ def test_unchanged_images_have_cosine_one_and_none_has_more() -> None:
 
 
 @pytest.mark.parametrize("label", [3, 10, "cat"])
-def test_a_label_that_is_none_of_the_encoders_classes_has_no_agreement(label: Any, logits: Any) -> None:
+def test_a_label_outside_the_encoders_classes_has_no_agreement(label: Any, logits: Any) -> None:
     stages = adq.Embed(logits), Vary(unchanged, None), CosineScore(logits)
     stream = samples(2, label=label)
     for stage in stages:

@@ -147,7 +147,7 @@ def test_wrong_options_are_met_before_any_work(tmp_path: Path, options: dict[str
         fit(tmp_path / "no features here", **options)
 
 
-def test_a_place_that_cannot_be_written_is_met_before_labels_are_doubted(
+def test_a_place_that_cannot_be_written_is_met_first(
     shards: list[ShardFeatures], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(doubts, "fit_ridge", lambda *_: pytest.fail("fitted first"))
@@ -188,7 +188,7 @@ def test_a_weak_encoder_is_warned_of_and_leaves_out_nothing(
     assert (found.margins.least == -np.inf).all()
 
 
-def test_the_command_says_what_it_leaves_out_and_keeps_of_each_class(
+def test_the_command_says_what_it_leaves_out_of_each_class(
     shards: list[ShardFeatures], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "codebook.safetensors"

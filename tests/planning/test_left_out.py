@@ -307,7 +307,7 @@ def test_where_everything_is_a_copy_one_of_each_class_is_left(
     assert plan.keys() == ["k0000", "k0001"]
 
 
-def test_copies_of_one_image_with_two_labels_are_warned_of_before_one_class_is_left(
+def test_copies_with_two_labels_are_warned_of_first(
     make_features: MakeFeatures, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     make_features("a.tar", [0, 1] * 10, contents=[0] * 20)

@@ -32,9 +32,7 @@ def all_rows(path: Path) -> tuple[Any, Any]:
     return np.concatenate([s.top for s in shards]), np.concatenate([s.probability for s in shards])
 
 
-def test_ridge_stores_the_left_out_predictions_at_the_likeliest_temperature(
-    make_features: MakeFeatures, tmp_path: Path
-) -> None:
+def test_ridge_stores_predictions_of_the_left_out(make_features: MakeFeatures, tmp_path: Path) -> None:
     h = blobs()
     make_features("a.tar", LABEL[:40], embedding=h[:40])
     make_features("b.tar", LABEL[40:], embedding=h[40:])

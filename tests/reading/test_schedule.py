@@ -148,7 +148,7 @@ def plans(folder: Path) -> dict[float, adq.Plan]:
     }
 
 
-def test_smaller_ratios_lie_inside_larger_ones_in_the_first_epoch(plans: dict[float, adq.Plan]) -> None:
+def test_smaller_ratios_lie_inside_larger_ones_at_first(plans: dict[float, adq.Plan]) -> None:
     inside: set[int] = set()
     for ratio in (0.05, 0.2, 0.4, 0.9):
         rows = set(np.flatnonzero(kept(plans[0.3], 0, Schedule(plans[0.3], ratio))).tolist())

@@ -119,7 +119,7 @@ print(cache.open("before", None).read() == b"x" * 10)
 @pytest.mark.parametrize("at", [0, 1, 50_000, 99_999])
 def test_a_full_disk_is_said_and_breaks_no_entry(tmp_path: Path, at: int) -> None:
     command = [sys.executable, "-c", FULL, str(tmp_path), str(at)]
-    out = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True).stdout
+    out = subprocess.run(command, capture_output=True, text=True, timeout=900, check=True).stdout
     text = f"cache {tmp_path}: no space left: give another folder, or a cache with a smaller bound"
     assert out.splitlines() == [text, "True"]
     assert list(entries(tmp_path).values()) == [10]

@@ -18,7 +18,7 @@ from adq_wds.jobs.run import run_job
 from adq_wds.jobs.verify import verify_shards
 from adq_wds.remote import with_fsspec, with_obstore
 from adq_wds.writing.write_shards import write_kept
-from tests.conftest import Caplog, Capsys, MonkeyPatch, jpeg, write_tar
+from tests.conftest import NOBODY, Caplog, Capsys, MonkeyPatch, jpeg, write_tar
 from tests.remote.conftest import Server
 
 pytest.importorskip("obstore")
@@ -90,7 +90,7 @@ WRONG: dict[str, Callable[[Urls], list[str]]] = {
     "404": lambda urls: urls(fault="404"),
     "401": lambda urls: urls(fault="401"),
     "a page": lambda urls: urls(fault="page"),
-    "refused connection": lambda urls: urls(host="127.0.0.1:1"),
+    "refused connection": lambda urls: urls(host=NOBODY),
     "bad port": lambda urls: urls(host="127.0.0.1:99999"),
     "broken off": lambda urls: urls(fault="cut"),
     "truncated": lambda urls: urls("cut"),

@@ -16,8 +16,10 @@ from adq_wds.samples.fields import (
     WHOLE_FIELDS,
     Sample,
     SpecError,
+    check_absent,
     check_spec,
     clean_fields,
+    content_digest,
     image_bytes,
 )
 from adq_wds.samples.label import find_label, read_label
@@ -195,3 +197,27 @@ def test_only_our_names_with_what_a_tar_can_bring_are_dropped(sample: Sample) ->
     out = clean_fields(sample)
     assert list(out.items()) == kept
     assert out is not sample
+
+
+def test_equal_contents_have_equal_digests_and_no_others() -> None:
+    """Of one image its bytes, whatever its name and neighbours; without one, of every field its name and its bytes."""
+    image = content_digest(make(jpg=b"x", cls=b"0"))
+    assert image == content_digest({"__key__": "other", "png": b"x"}) == content_digest(make(a=b"x"), "a")
+    others = [
+        {"jpg": b"y"},
+        {"txt": b"x"},
+        {"txt": b"x", "cls": b""},
+        {"txt": b"", "cls": b"x"},
+        {"tx": b"tx"},
+        {},
+    ]
+    assert len({image, *(content_digest(make(**fields)) for fields in others)}) == 7
+    assert content_digest(make(jpg=b"x", png=b"x")) != image, "none of two images is meant"
+    with pytest.raises(SampleError, match=r"shard train-000012.tar, key 'n01/7', field 'txt'"):
+        content_digest(make(txt=3.5))
+
+
+def test_a_field_that_would_be_overwritten_is_named() -> None:
+    check_absent(make(jpg=b"x"), ["png", "npy"], "Embed")
+    with pytest.raises(SampleError, match=r"field 'npy': is there already; rename or drop it before Embed"):
+        check_absent(make(npy=b"x"), ["png", "npy"], "Embed")

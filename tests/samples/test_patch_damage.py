@@ -14,7 +14,7 @@ from PIL import Image
 from adq_wds.errors import SampleError
 from adq_wds.samples import patch_file as patch_jpeg
 from adq_wds.samples.patch_file import decode, encode_patches, keep_patches
-from adq_wds.samples.patch_record import put_into_jpeg, split_as_written, split_jpeg
+from adq_wds.samples.patch_record import parse_record, put_into_jpeg, split_as_written, split_jpeg
 from tests.samples.test_patch_file import picture, same_places
 
 IMAGE = keep_patches(picture(5, 7, 16), np.array([0, 1, 2, 5, 8, 9, 13, 20, 21, 22, 30, 34]), 16)
@@ -254,3 +254,16 @@ def test_one_walk_and_the_long_way_split_a_file_alike() -> None:
 )
 def test_every_other_file_goes_the_long_way(changed: bytes) -> None:
     assert split_as_written(changed) is None
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (b"", "is no record of"),
+        (b"x" * 40, "is no record of"),
+        (bytes(65_534), "65534 bytes or more, at most 65533"),
+    ],
+)
+def test_what_is_no_record_is_refused(data: bytes, text: str) -> None:
+    with pytest.raises(SampleError, match=f"damaged patch mask: .*{text}"):
+        parse_record(data)

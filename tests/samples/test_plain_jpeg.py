@@ -11,7 +11,7 @@ from PIL import Image, ImageCms, ImageFile
 from adq_wds.errors import SampleError
 from adq_wds.samples import image
 from adq_wds.samples.image import MAX_PIXELS, WHITE, decode_image
-from adq_wds.samples.plain_jpeg import decode_plain_jpeg, plain_jpeg, without_end
+from adq_wds.samples.plain_jpeg import SCAN, decode_plain_jpeg, plain_jpeg, segments, without_end
 from tests.conftest import MonkeyPatch
 from tests.samples.image_files import encode
 
@@ -154,6 +154,12 @@ def test_damage_has_the_same_answer_on_both_ways(name: str) -> None:
         cut = data[: chance.randrange(len(data))]
         both(cut)
         both(cut + b"\xff\xd9")
+
+
+def test_segments_end_with_the_header_of_the_first_scan() -> None:
+    found = list(segments(BASE))
+    assert [marker for marker, _, _ in found].index(SCAN) == len(found) - 1
+    assert b"\xff\xd8" + b"".join(BASE[start:end] for _, start, end in found) == BASE[: found[-1][2]]
 
 
 def test_a_large_one_is_refused_by_its_header(monkeypatch: MonkeyPatch) -> None:

@@ -169,7 +169,7 @@ def test_fifty_epochs_are_those_of_the_slow_replay(planned: Planned, data: st.Da
 # ---- When it counts
 
 
-def test_an_update_counts_for_the_next_epoch_and_not_for_one_that_has_begun(planned: Planned) -> None:
+def test_an_update_counts_from_the_next_epoch_on(planned: Planned) -> None:
     rates = adq.ClassRates(planned[1])
     loader = adq.Loader(stream(planned, rates))
     rates.update(UP)  # before the first epoch, which is the plan
@@ -279,7 +279,7 @@ def test_ranks_agree_or_are_refused(planned: Planned, tmp_path: Path) -> None:
 # ---- Its state
 
 
-def test_killed_at_any_step_and_resumed_on_other_ranks_each_epoch_is_the_same(planned: Planned) -> None:
+def test_killed_and_resumed_on_other_ranks_epochs_are_the_same(planned: Planned) -> None:
     """Three ranks, killed at each step of the third epoch, resumed as two with workers; the epoch after follows."""
     whole = trained(planned, "adq", 4)
     for step in range(3):

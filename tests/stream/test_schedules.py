@@ -3,8 +3,6 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -67,7 +65,7 @@ def test_each_epoch_has_the_samples_and_the_length_of_its_ratio(planned: Any) ->
             assert len(drawn) == n
 
 
-def test_a_constant_schedule_of_the_plans_ratio_is_the_plans_draws(planned: Any) -> None:
+def test_a_constant_schedule_of_the_plans_ratio_is_its_draws(planned: Any) -> None:
     for keep in (0.3, lambda epoch: 0.3):
         with_keep, without = stream(planned, keep), stream(planned, None)
         for _ in range(4):
@@ -75,7 +73,7 @@ def test_a_constant_schedule_of_the_plans_ratio_is_the_plans_draws(planned: Any)
 
 
 @pytest.mark.parametrize("world", [1, 3])
-def test_killed_at_any_step_and_resumed_on_other_ranks_each_epoch_is_whole(planned: Any, world: int) -> None:
+def test_killed_and_resumed_on_other_ranks_epochs_are_whole(planned: Any, world: int) -> None:
     """Read by `world` ranks up to each step of an epoch, then by two with workers."""
     for epoch in (0, 2, 3):
         n_steps = math.ceil(round(90 * rising(epoch)) / (8 * world))
@@ -99,7 +97,7 @@ def test_killed_at_any_step_and_resumed_on_other_ranks_each_epoch_is_whole(plann
             assert Counter(read + rest) == expected(planned, epoch), (epoch, step)
 
 
-def test_a_state_is_refused_by_another_schedule_and_read_by_one_of_an_equal_past(planned: Any) -> None:
+def test_a_state_needs_a_schedule_of_an_equal_past(planned: Any) -> None:
     loader = adq.Loader(stream(planned))
     for _ in range(2):
         list(loader)
@@ -162,7 +160,7 @@ def test_wrong_arguments_are_refused(planned: Any, options: dict[str, Any], text
         stream(planned, **options)
 
 
-def test_a_wrong_ratio_of_a_later_epoch_is_an_error_of_that_epoch(planned: Any) -> None:
+def test_a_wrong_ratio_of_a_later_epoch_is_its_error(planned: Any) -> None:
     for n_workers in (0, 2):
         loader = adq.Loader(stream(planned, lambda epoch: 0.2 if epoch < 1 else 0), num_workers=n_workers)
         list(loader)
@@ -170,12 +168,6 @@ def test_a_wrong_ratio_of_a_later_epoch_is_an_error_of_that_epoch(planned: Any) 
             list(loader)
         with pytest.raises(ValueError, match="keep: epoch 1 has 0"):
             len(loader)
-
-
-def test_plans_of_one_ratio_only_are_refused(tmp_path: Path, make_shard: Callable[..., Path]) -> None:
-    shard = str(make_shard("a.tar", 3))
-    with pytest.raises(adq.PlanError, match="plan: has no bins to draw from at another ratio"):
-        adq.ShardDataset(shard, plan=adq.Plan.from_keys(shard, None), fresh=True, keep=0.5)
 
 
 def test_numbers_of_samples_are_refused_with_fresh_draws(planned: Any) -> None:

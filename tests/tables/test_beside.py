@@ -339,9 +339,7 @@ def test_a_stream_without_plan_takes_them_and_walks_nothing(
     assert list(ds) == expected
 
 
-def test_a_sample_that_is_another_by_now_is_an_error_of_the_stream(
-    shards: list[Path], tmp_path: Path
-) -> None:
+def test_a_sample_that_has_changed_is_an_error_of_the_stream(shards: list[Path], tmp_path: Path) -> None:
     """Headers that no check looked at are compared when their sample is read."""
     put(tmp_path, *WEBSHART)
     ds = adq.ShardDataset(str(shards[0]))

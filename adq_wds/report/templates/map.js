@@ -6,7 +6,7 @@
   if (!root || !("DecompressionStream" in window)) return; // the picture stays
   const data = await unpacked(document.getElementById("adq-map-data").textContent);
   const { arrays, names, counts, images } = data;
-  const { x, y, kept } = arrays;
+  const { x, y } = arrays;
   const n = x.length;
   const imageOf = new Map(images.map(([point, uri, near]) => [point, { uri, near }]));
   const FULL = 65535; // the largest coordinate
@@ -148,7 +148,7 @@
     const rank = arrays.rank[point];
     const rows = [["key", keyOf(point) ?? "in report.parquet"], ["shard", value("shard", point)], ["class", value("class", point) || "no label"],
       ["bin", value("bin", point)], ["rank", rank === 0 ? "none" : rank === 1 ? "always kept" : (rank - 2).toLocaleString("en")],
-      ["kept", kept[point] ? "yes" : "no"]];
+      ["kept", value("kept", point) === "kept" ? "yes" : "no"]];
     if ("reason" in names) rows.push(["reason", value("reason", point)]);
     const list = el("dl", {});
     for (const [term, text] of rows) list.append(el("dt", { textContent: term }), el("dd", {}, el("bdi", { textContent: text })));
