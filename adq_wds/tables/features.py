@@ -20,6 +20,7 @@ from adq_wds.tables.arrays import ENCODER, SampleId, features_of_arrays
 from adq_wds.tables.features_file import FeaturesFile
 from adq_wds.tables.headers import EmbeddedBy, refuse_unlike
 from adq_wds.tables.notebook import features_html
+from adq_wds.tables.spans import SPAN_FIELDS
 
 
 class FeaturesCommon(EmbeddedBy):
@@ -156,7 +157,10 @@ class Features:
             ("image, label", f"{header['image']}, {header['label']}"),
             ("classes", f"{len(names):,} names" if names else "numbers, or none"),
             ("could not be used", f"{sum(len(file.bad) for file in self.files):,}"),
-            ("columns", ", ".join(self.files[0].header["columns"])),
+            (
+                "columns",
+                ", ".join(sorted({*self.files[0].header["columns"]} - {f.name for f in SPAN_FIELDS})),
+            ),
             ("folder", self.folder),
         ]
         return features_html(f"Features of {len(self):,} samples in {len(self.files):,} shards", facts)

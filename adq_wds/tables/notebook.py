@@ -15,7 +15,7 @@ from adq_wds.tables.plan_rows import REASONS
 _SHOWN_CLASSES = 10
 _LONGEST = 60
 _HUES = dict(zip(REASONS, ("#0072b2", "#8a9299", "#d9730d", "#b5469a", "#d1332e", "#8c6d46"), strict=True))
-_CELL = "style='text-align:left;padding:1px 12px 1px 0'"
+_CELL = "style='text-align:start;white-space:nowrap;padding:1px 12px 1px 0'"
 
 
 def plan_html(header: Any, n_kept: int, digest: str) -> str:
@@ -25,13 +25,14 @@ def plan_html(header: Any, n_kept: int, digest: str) -> str:
     counts = {reason: k for reason, k in counts.items() if k}
     classes = header["classes"]
     title = f"Plan: keeps {n_kept:,} of {n:,} samples in {len(header['shards']):,} shards"
-    rows = [[reason, f"{k:,}", _percent(k, n)] for reason, k in counts.items()]
-    parts = [_title(title), _bar(counts, n), _table(["reason", "samples", ""], rows)]
+    rows = [[_Swatch(reason), reason, f"{k:,}", _percent(k, n)] for reason, k in counts.items()]
+    parts = [_title(title), _bar(counts, n), _table(["", "reason", "samples", ""], rows)]
     if classes and "n" in classes[0]:
         most = sorted(classes, key=lambda entry: -entry["kept"])[:_SHOWN_CLASSES]
-        rows = [[_class(e), f"{e['n']:,}", f"{e['kept']:,}", _percent(e["kept"], e["n"])] for e in most]
-        more = f"; of {len(classes):,}, those that keep most" if len(classes) > _SHOWN_CLASSES else ""
-        parts.append(_table([f"class{more}", "samples", "kept", ""], rows))
+        rows = [[*_class(e), f"{e['n']:,}", f"{e['kept']:,}", _percent(e["kept"], e["n"])] for e in most]
+        parts.append(_table(["class", "name", "samples", "kept", ""], rows))
+        if len(classes) > len(most):
+            parts.append(_small(f"the {len(most)} of {len(classes):,} classes that keep most"))
     return _box([*parts, _small(f"hash {digest[:16]}; adq show has all of it")])
 
 
@@ -40,10 +41,13 @@ def features_html(title: str, facts: Iterable[tuple[str, object]]) -> str:
     return _box([_title(title), _table([], [[name, value] for name, value in facts])])
 
 
-def _class(entry: Any) -> str:
-    if entry["label"] < 0:
-        return "all"
-    return str(entry["label"]) if entry.get("name") is None else f"{entry['label']} {entry['name']}"
+class _Swatch(str):
+    """A reason that is shown as its colour in the bar."""
+
+
+def _class(entry: Any) -> tuple[object, str]:
+    """Number and name of a class."""
+    return "all" if entry["label"] < 0 else entry["label"], entry.get("name") or ""
 
 
 def _percent(k: int, n: int) -> str:
@@ -64,10 +68,13 @@ def _small(text: str) -> str:
     return f"<div style='opacity:.7;font-size:90%'>{_text(text)}</div>"
 
 
+def _colour(reason: str) -> str:
+    return f"background:{_HUES.get(reason, '#8a9299')}"
+
+
 def _bar(counts: dict[str, int], n: int) -> str:
     parts = (
-        f"<span title='{_text(reason)}' style='width:{100 * k / max(1, n):.3f}%;"
-        f"background:{_HUES.get(reason, '#8a9299')}'></span>"
+        f"<span title='{_text(reason)}' style='width:{100 * k / max(1, n):.3f}%;{_colour(reason)}'></span>"
         for reason, k in counts.items()
     )
     style = "display:flex;height:10px;max-width:480px;margin:6px 0;border:1px solid currentColor"
@@ -75,10 +82,16 @@ def _bar(counts: dict[str, int], n: int) -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    cells = [f"<tr>{''.join(f'<td {_CELL}><bdi>{_text(v)}</bdi></td>' for v in row)}</tr>" for row in rows]
+    lines = [f"<tr>{''.join(f'<td {_CELL}>{_cell(value)}</td>' for value in row)}</tr>" for row in rows]
     names = "".join(f"<th {_CELL}>{_text(name)}</th>" for name in head)
-    body = "".join([f"<tr>{names}</tr>" if head else "", *cells])
-    return f"<table style='border-collapse:collapse;margin:4px 0'>{body}</table>"
+    body = "".join([f"<tr>{names}</tr>" if head else "", *lines])
+    return f"<table style='border-collapse:collapse;margin:4px 0;font:inherit;color:inherit'>{body}</table>"
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, _Swatch):
+        return f"<span style='display:inline-block;width:10px;height:10px;{_colour(value)}'></span>"
+    return f"<bdi>{_text(value)}</bdi>"
 
 
 def _box(parts: Iterable[str]) -> str:

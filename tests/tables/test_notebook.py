@@ -76,7 +76,7 @@ def test_a_plan_shows_its_reasons_and_classes(tmp_path: Path, make_features: Mak
     plan = adq.build_plan(tmp_path / "features", bins=1, keep=0.5)
     text = " ".join(check(plan._repr_html_()).split())
     assert "kept 24 49.0 % quota 24 49.0 % bad 1 2.0 %" in text
-    assert "class; of 12, those that keep most samples kept" in text
+    assert "the 10 of 12 classes that keep most" in text
     assert plan.hash[:16] in text
 
 
