@@ -113,20 +113,28 @@ def summary(records: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 def tables(result: dict[str, Any]) -> str:
     """Arms, differences and sets of images, as Markdown."""
-    means = result["mean"]
-    lines = ["| student on the bank and … | accuracy % | agreement % |", "|---|---|---|"]
-    lines += [f"| {arm} | {m['accuracy']:.2f} | {m['agreement']:.2f} |" for arm, m in means["arms"].items()]
-    lines += ["", "| difference, paired by seed | accuracy | agreement |", "|---|---|---|"]
-    for pair, of in result["paired"].items():
-        cells = [f"{of[m]['mean']:+.2f} ± {of[m]['half_width'] or 0:.2f}" for m in ("accuracy", "agreement")]
-        lines.append(f"| {pair} | {' | '.join(cells)} |")
-    names = ("images", "cosine of pairs", "Fréchet distance", "cos", "agree")
-    lines += ["", "| set | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
-    for name, of in means["sets"].items():
-        lines.append(
-            f"| {name} | " + " | ".join(f"{of[each]:g}" if each in of else "" for each in names) + " |"
-        )
-    return "\n".join(lines)
+    arms, sets, paired = result["mean"]["arms"], result["mean"]["sets"], result["paired"]
+    names = ("accuracy", "agreement")
+    rows = [["student on", "accuracy %", "agreement %", "with CE: accuracy", "agreement"]]
+    for arm in [arm for arm in arms if not arm.endswith(CE)]:
+        rows.append([arm, *[f"{arms[of][m]:.2f}" for of in (arm, arm + CE) if of in arms for m in names]])
+    differences = [["difference, paired by seed", *names]]
+    for pair, of in paired.items():
+        differences.append([pair, *[f"{of[m]['mean']:+.2f} ± {of[m]['half_width'] or 0:.2f}" for m in names]])
+    columns = {"images": 0, "cosine of pairs": 3, "Fréchet distance": 1, "cos": 3, "agree": 1}  # and their decimals
+    measured = [
+        ["set", "images", "cosine of pairs", "Fréchet distance", "cosine with parent", "parent's label %"]
+    ]
+    for name, of in sets.items():
+        measured.append([name, *[f"{of[c]:.{digits}f}" if c in of else "" for c, digits in columns.items()]])
+    return "\n\n".join(map(_markdown, (rows, differences, measured)))
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    width = len(rows[0])
+    padded = [row + [""] * (width - len(row)) for row in rows]
+    lines = ["| " + " | ".join(row) + " |" for row in padded]
+    return "\n".join([lines[0], "|---" * width + "|", *lines[1:]])
 
 
 def overhead(side: int, batch: int, runs: int) -> dict[str, Any]:
