@@ -1,7 +1,14 @@
-"""Opens a page in headless Chromium over the DevTools protocol: what it logs, what it asks the network for, how it looks."""
+"""What does a page log, what does it ask the network for, and how does it look? Opened in headless Chromium.
+
+Command:
+    python -m benchmarks.browser PAGE.html PICTURE.png --width 390 --dark --whole
+Chromium is driven over its DevTools protocol. It prints seconds, log and requests, and draws the first screen or the whole page.
+`docs/pictures/report.png` is the top of a page on the digits of `adq demo`, 1,100 pixels wide.
+"""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import itertools
@@ -27,6 +34,7 @@ class Visit:
 
     Attributes:
         seconds: from the start of loading until a frame was drawn after the load event.
+        processor_seconds: of the page's main thread meanwhile, which other programs do not change.
         logged: what the page wrote to the console, warnings and errors of the browser included.
         requests: URLs that it asked for, itself and data: included.
         answers: values of the scripts that were run in it.
@@ -34,6 +42,7 @@ class Visit:
     """
 
     seconds: float = 0.0
+    processor_seconds: float = 0.0
     logged: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
     answers: list[Any] = field(default_factory=list)
@@ -88,7 +97,8 @@ async def _visit(
 ) -> Visit:
     seen = Visit()
     async with _browser(seen) as call:
-        for domain in ("Page", "Runtime", "Network", "Log"):
+        await call("Performance.setTimeDomain", timeDomain="threadTicks")
+        for domain in ("Page", "Runtime", "Network", "Log", "Performance"):
             await call(f"{domain}.enable")
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         await call("Emulation.setEmulatedMedia", features=[scheme])
@@ -104,6 +114,8 @@ async def _visit(
             frame = "new Promise(done => requestAnimationFrame(() => setTimeout(done)))"
             await call("Runtime.evaluate", expression=frame, awaitPromise=True)
         seen.seconds = time.perf_counter() - start
+        numbers = {each["name"]: each["value"] for each in (await call("Performance.getMetrics"))["metrics"]}
+        seen.processor_seconds = numbers["TaskDuration"]
         for script in scripts:
             answer = await call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
             seen.answers.append(answer["result"].get("value"))
@@ -169,3 +181,21 @@ class _Caller:
                 if "error" in message:
                     raise RuntimeError(f"{method}: {message['error']}")
                 return message["result"]
+
+
+def main() -> None:
+    made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    made.add_argument("page", type=Path)
+    made.add_argument("picture", type=Path)
+    made.add_argument("--width", type=int, default=1440)
+    for flag in ("--dark", "--whole", "--no-javascript"):
+        made.add_argument(flag, action="store_true")
+    args = made.parse_args()
+    options = {"width": args.width, "dark": args.dark, "whole": args.whole}
+    seen = visit(args.page, screenshot=args.picture, javascript=not args.no_javascript, **options)
+    asked = [url for url in seen.requests if not url.startswith("data:")]
+    print(f"{seen.seconds:.1f} s", *seen.logged, *asked, sep="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,6 @@
-"""The proof as one SVG, light or dark as its reader's system: accuracy against compute and against distinct
-samples seen, on a clean and on a dirty set, and what each stage adds. Dots are means over seeds, bars one
-standard deviation.
+"""The proof as one SVG, light or dark as its reader's system, in one column that a phone shows whole: accuracy
+against compute and against distinct samples seen, on a clean and on a dirty set, and what each stage adds. Dots are
+means over seeds, bars one standard deviation.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from benchmarks.proof_goals import STAGES, Runs
 from benchmarks.records import paired
 from benchmarks.training import recipe_for
 
-SETS = ("clean", "all-three")
-WIDTH, HEIGHT = 340, 200  # of a panel
-LEFT, TOP, RIGHT, BOTTOM = 56, 34, 16, 48  # around it
+SETS = {"clean": "Clean labels", "all-three": "Wrong labels, copies, long tail"}
+WIDTH, HEIGHT = 350, 170  # of a panel
+LEFT, TOP, RIGHT, BOTTOM = 40, 34, 30, 48  # around it
+TITLE = "Accuracy of chosen and of random samples"
+ABOUT = "Four diagrams of accuracy against the share of compute and the distinct samples seen, and bars of what each stage adds."
 LINES = {  # arm → (what it is called, its class in the style)
     "random": ("random", "random"),
     "chosen": ("cleaned, balanced, binned", "chosen"),
@@ -55,12 +57,8 @@ class Point:
 
 
 AXES: tuple[tuple[str, str, Callable[[Point], float]], ...] = (
-    (
-        "accuracy in percent by compute",
-        "share of the compute of all samples",
-        lambda point: 100 * point.compute,
-    ),
-    ("accuracy in percent by samples", "distinct samples seen", lambda point: point.seen),
+    ("accuracy by compute, %", "share of the compute of all samples", lambda point: 100 * point.compute),
+    ("accuracy by samples, %", "distinct samples seen", lambda point: point.seen),
 )
 
 
@@ -93,28 +91,27 @@ def compute_table(runs: Runs, net: str) -> str:
 
 def figure(runs: Runs, net: str, keep: float) -> str:
     """The SVG. What is not measured yet is left out of it."""
-    width = 2 * (LEFT + WIDTH + RIGHT)
-    panel = TOP + HEIGHT + BOTTOM
+    width, y = LEFT + WIDTH + RIGHT, 24
     parts = []
-    for column, name in enumerate(SETS):
-        data = {arm: points_of(runs.get(name, ()), arm, net) for arm in LINES}
-        if not any(data.values()):
-            continue
-        for row, (by, below, value) in enumerate(AXES):
-            left, top = column * width / 2 + LEFT, row * panel + TOP
-            parts.append(f'<text class="title" x="{left}" y="{top - 12}">{name}: {by}</text>')
-            parts.append(_panel(left, top, below, data, value))
-    legend = 2 * panel + 12
-    for i, (text, style) in enumerate(LINES.values()):
-        x, y = (i % 2) * width / 2 + LEFT, legend + 18 * (i // 2)
+    for text, style in LINES.values():
         if not style.startswith("full"):
-            parts.append(f'<path class="line {style}" d="M{x - 12} {y}h24"/>')
-        parts.append(_mark(style, x, y))
-        parts.append(f'<text x="{x + 20}" y="{y + 4}">{text}</text>')
-    bars, height = _stages(runs, keep, legend + 76, width)
+            parts.append(f'<path class="line {style}" d="M{LEFT - 24} {y}h24"/>')
+        parts.append(_mark(style, LEFT - 12, y))
+        parts.append(f'<text x="{LEFT + 8}" y="{y + 4}">{text}</text>')
+        y += 20
+    for by, below, value in AXES:
+        for name, shown in SETS.items():
+            data = {arm: points_of(runs.get(name, ()), arm, net) for arm in LINES}
+            if any(data.values()):
+                parts.append(f'<text class="title" x="{LEFT}" y="{y + TOP - 12}">{shown}: {by}</text>')
+                parts.append(_panel(LEFT, y + TOP, below, data, value))
+                y += TOP + HEIGHT + BOTTOM
+    bars, height = _stages(runs, keep, y + TOP - 12)
+    height += y
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {legend + 60 + height}">'
-        f'<style>{STYLE}</style><rect class="paper" width="100%" height="100%"/>{"".join(parts)}{bars}</svg>\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        f'role="img" aria-labelledby="t d"><title id="t">{TITLE}</title><desc id="d">{ABOUT}</desc>'
+        f'<style>{STYLE}</style><rect class="paper" width="100%" height="100%" rx="8"/>{"".join(parts)}{bars}</svg>\n'
     )
 
 
@@ -167,24 +164,26 @@ def _panel(
     return "".join(parts)
 
 
-def _stages(runs: Runs, keep: float, top: float, width: float) -> tuple[str, float]:
+def _stages(runs: Runs, keep: float, top: float) -> tuple[str, int]:
     """What each stage adds on the dirty set, as bars; and their height."""
-    name = SETS[1]
+    name = list(SETS)[1]
     rows = [(added, paired(runs.get(name, ()), arm, base, keep)) for added, arm, base in STAGES]
     known = [(added, row) for added, row in rows if row is not None]
     if not known:
         return "", 0
-    most = max(abs(row["mean"]) for _, row in known)
-    zero, scale = LEFT + 200, (width - LEFT - 400) / max(most, 1)
-    title = f"{name}: points that each stage adds, {100 * keep:g} % kept"
+    most = max(0, *(row["mean"] for _, row in known))
+    least = min(0, *(row["mean"] for _, row in known))
+    scale = (WIDTH - 90) / max(most - least, 1)
+    zero = LEFT - least * scale
+    title = f"On the latter set, {100 * keep:g} % kept: points each stage adds"
     parts = [f'<text class="title" x="{LEFT}" y="{top}">{title}</text>']
     for i, (added, row) in enumerate(known):
-        y, size = top + 14 + 22 * i, abs(row["mean"]) * scale
+        y, size = top + 14 + 38 * i, abs(row["mean"]) * scale
         x = zero if row["mean"] >= 0 else zero - size
         spread = "" if row["half_width"] is None else f" ± {row['half_width']:.1f}"
         parts.append(f'<text x="{LEFT}" y="{y + 12}">{added}</text>')
-        parts.append(f'<rect class="chosen" x="{x:.1f}" y="{y}" width="{size:.1f}" height="15"/>')
+        parts.append(f'<rect class="chosen" x="{x:.1f}" y="{y + 17}" width="{size:.1f}" height="13"/>')
         parts.append(
-            f'<text x="{max(zero, x + size) + 8:.1f}" y="{y + 12}">{row["mean"]:+.1f}{spread}</text>'
+            f'<text x="{max(zero, x + size) + 8:.1f}" y="{y + 28}">{row["mean"]:+.1f}{spread}</text>'
         )
-    return "".join(parts), 40 + 22 * len(known)
+    return "".join(parts), TOP + 14 + 38 * len(known)

@@ -13,6 +13,7 @@ are used.
 
 from __future__ import annotations
 
+import compileall
 import json
 import os
 import shutil
@@ -133,6 +134,7 @@ def main() -> None:
             folder = f"{work}/{len(paths)}"
             arguments = ["run", *shards, "--encoder", "thumbnail", "--keep", "0.2", "-o", folder, "--quiet"]
             environment = {**os.environ, "PYTHONPATH": str(checkout)}
+            compileall.compile_dir(checkout / "adq_wds", quiet=1)  # else each process may compile it anew
             subprocess.run(
                 [sys.executable, "-m", "adq_wds", *arguments], env=environment, cwd=work, check=True
             )

@@ -147,8 +147,8 @@ class Program:
 
 
 def soon(holds: Callable[[], bool]) -> bool:
-    """Whether it comes to hold within five minutes: no machine is too slow."""
-    deadline = time.monotonic() + 300
+    """Whether it comes to hold within 15 minutes: no machine is too slow."""
+    deadline = time.monotonic() + 900
     while not (there := holds()) and time.monotonic() < deadline:
         time.sleep(0.01)
     return there

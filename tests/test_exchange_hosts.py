@@ -1,4 +1,7 @@
-"""What a plan exports is what the real library reads; each test is skipped where its library is not installed."""
+"""What a plan exports is what the real library reads; each test is skipped where its library is not installed.
+
+``pip install -e ".[exchange,test]"`` installs most of them; FiftyOne and LightlyStudio bring a database each.
+"""
 
 import json
 from pathlib import Path

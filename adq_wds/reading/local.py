@@ -11,7 +11,8 @@ Three methods are tried in turn; where one does not apply, the next decides, and
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from functools import lru_cache
 from zlib import adler32, crc32
 
@@ -145,6 +146,7 @@ class LocalShard(SpanReader):
         self._opened = ExitStack()
         shown = name if is_url(url) else None  # a path says more
         self._file = self._opened.enter_context(open_shard(url, shard=shown, fetch=fetch, sparse=sparse))
+        self._fd, self._n_bytes = self._file.fd, self._file.n_bytes
 
     def close(self) -> None:
         """Close the file."""
@@ -155,11 +157,21 @@ class LocalShard(SpanReader):
 
     def read_sample(self, place: Place) -> Sample:
         """The sample at a place; see `SpanReader.parse`."""
-        offset, n_bytes, file = place[1], place[2], self._file
+        offset, n_bytes = place[1], place[2]
         try:  # before the slower `read_some`, which names what is wrong
-            data = os.pread(file.fd, n_bytes, offset) if offset + n_bytes <= file.n_bytes else b""
+            data = os.pread(self._fd, n_bytes, offset) if offset + n_bytes <= self._n_bytes else b""
         except OSError:
             data = b""
         if len(data) != n_bytes:
-            data = file.read_some(offset, n_bytes, key=place[3])
+            data = self._file.read_some(offset, n_bytes, key=place[3])
         return self.parse(data, place)
+
+    def read_neighbours(self, places: Sequence[Place]) -> list[Sample]:
+        """The samples at places that follow each other without a gap, by one read; see `SpanReader.parse`."""
+        start = places[0][1]
+        n_bytes = places[-1][1] + places[-1][2] - start
+        with suppress(OSError):
+            data = os.pread(self._fd, n_bytes, start)
+            if len(data) == n_bytes:
+                return [self.parse(data[p[1] - start : p[1] + p[2] - start], p) for p in places]
+        return [self.read_sample(place) for place in places]  # one of which says what is wrong

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from typing import Protocol
@@ -12,7 +12,7 @@ from typing import Protocol
 from adq_wds.core.order import LANES
 from adq_wds.reading.listing import Listing
 from adq_wds.reading.local import LocalShard
-from adq_wds.reading.places import Place
+from adq_wds.reading.places import Place, are_neighbours
 from adq_wds.reading.ranged import Blocks, Kept, RangedShard
 from adq_wds.reading.whole import FetchedShard
 from adq_wds.remote.fetch import Fetch, comes_whole
@@ -72,9 +72,13 @@ class Readers:
         places = chain.from_iterable(blocks)
         return self._announced(places) if any(self._distant) else places
 
-    def read_samples(self, places: Iterable[Place]) -> list[Sample]:
+    def read_samples(self, places: Sequence[Place]) -> list[Sample]:
         """The sample at each place; see `SpanReader.parse`."""
         readers, open_ = self._readers, self._open
+        if are_neighbours(places):
+            reader = readers.get(places[0][0]) or open_(places[0][0])
+            if isinstance(reader, LocalShard):
+                return reader.read_neighbours(places)
         return [(readers.get(place[0]) or open_(place[0])).read_sample(place) for place in places]
 
     def close(self) -> None:

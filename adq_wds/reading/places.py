@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from adq_wds.tables.members import payload_places
 from adq_wds.tables.spans import Spans
 
+_ONE_READ = 1 << 20  # bytes: of longer ones a read's own cost does not count
+
 
 class Place(NamedTuple):
     """A sample's offset and what to verify.
@@ -36,6 +38,20 @@ class Place(NamedTuple):
     fields: tuple[str, ...] | None = None
     cuts: tuple[int, ...] = ()
     span_crc32: int = 0
+
+
+def are_neighbours(places: Sequence[Place]) -> bool:
+    """Whether places follow each other in one shard without a gap, and together are short enough for one read."""
+    if len(places) < 2:
+        return False
+    (shard, stop, *_), last = places[0], places[-1]
+    if last[0] != shard or not 0 < last[1] + last[2] - stop <= _ONE_READ:
+        return False
+    for place in places:
+        if place[1] != stop or place[0] != shard:
+            return False
+        stop += place[2]
+    return True
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,10 @@ def _notes(about: dict[str, Any]) -> list[Note]:
         )
     if about.get("equal_to_alpha_0"):
         notes.append(
-            Note("The importance of bins has no effect: another alpha than 0 keeps the same samples.", True)
+            Note(
+                "The importance of bins has no effect: alpha 0, which ignores it, keeps the same samples.",
+                True,
+            )
         )
     ratio = about.get("class_ratio") or 0
     if ratio > _UNEQUAL:

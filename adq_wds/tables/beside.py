@@ -103,8 +103,9 @@ class IndexesBeside:
         folder, _, below = (path if is_url(path) else os.path.abspath(path)).rpartition("/")
         for _ in range(2):  # the shard's folder, and the one above
             if folder not in self._numbers:
-                info = self._small_file(f"{folder}/{energon.INFO}", shard)
-                self._numbers[folder] = {} if info is None else energon.read_numbers(info)
+                self._numbers[folder] = {}  # also where it is damaged: that is said once
+                if (info := self._small_file(f"{folder}/{energon.INFO}", shard)) is not None:
+                    self._numbers[folder] = energon.read_numbers(info)
             if below in self._numbers[folder]:
                 database = self._database(f"{folder}/{energon.DATABASE}", shard, tar)
                 return energon.read_members(database, *self._numbers[folder][below], tar.n_bytes)

@@ -13,7 +13,7 @@ from adq_wds.tables.headers import Natural31, checked, parse_json
 
 FOLDER = ".nv-meta"
 INFO, DATABASE = f"{FOLDER}/.info.json", f"{FOLDER}/index.sqlite"
-_MAX_VALUE_BYTES = 1 << 16  # of a key, or of a table's definition
+_MAX_VALUE_BYTES = 1 << 13  # of a key, or of a table's definition
 _TABLES = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND rootpage > 0 AND name = ?"
 _SAMPLES = """SELECT sample_index, sample_key, byte_offset, byte_size FROM samples
 WHERE tar_file_id = ? ORDER BY sample_index LIMIT ?"""
@@ -62,11 +62,23 @@ def read_members(database: Path, number: int, n_samples: int, n_bytes: int) -> t
                     raise ValueError(
                         f"it has no table {name}: an older Energon's? energon prepare makes it anew"
                     )
-            samples = connection.execute(_SAMPLES, (number, n_samples + 1)).fetchall()
-            parts = connection.execute(_PARTS, (number, n_bytes // BLOCK + 1)).fetchall()
+            samples = _rows(connection.execute(_SAMPLES, (number, n_samples + 1)), database)
+            parts = _rows(connection.execute(_PARTS, (number, n_bytes // BLOCK + 1)), database)
     except (sqlite3.Error, OverflowError) as error:
         raise ValueError(f"it is no database that can be read ({shorten(str(error))})") from None
     return _joined(samples, parts, n_samples)
+
+
+def _rows(cursor: sqlite3.Cursor, database: Path) -> list[tuple[Any, ...]]:
+    """All rows, whose text takes no more than the database does: columns may be computed."""
+    rows: list[tuple[Any, ...]] = []
+    left = database.stat().st_size
+    for row in cursor:
+        left -= len(row[1]) if isinstance(row[1], (str, bytes)) else 0
+        if left < 0:
+            raise ValueError("it has more text than bytes")
+        rows.append(row)
+    return rows
 
 
 def _joined(

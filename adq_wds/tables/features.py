@@ -19,6 +19,8 @@ from adq_wds.shards.names import expand_urls, plain_shard_names
 from adq_wds.tables.arrays import ENCODER, SampleId, features_of_arrays
 from adq_wds.tables.features_file import FeaturesFile
 from adq_wds.tables.headers import EmbeddedBy, refuse_unlike
+from adq_wds.tables.notebook import features_html
+from adq_wds.tables.spans import SPAN_FIELDS
 
 
 class FeaturesCommon(EmbeddedBy):
@@ -147,6 +149,21 @@ class Features:
 
     def __repr__(self) -> str:
         return f"<Features {len(self):,} samples in {len(self.files)} shards, {self.header['encoder']}, D = {self.width}>"
+
+    def _repr_html_(self) -> str:
+        header, names = self.header, {name for file in self.files for name in file.names or ()}
+        facts: list[tuple[str, object]] = [
+            ("encoder", f"{header['encoder']}, D = {self.width}"),
+            ("image, label", f"{header['image']}, {header['label']}"),
+            ("classes", f"{len(names):,} names" if names else "numbers, or none"),
+            ("could not be used", f"{sum(len(file.bad) for file in self.files):,}"),
+            (
+                "columns",
+                ", ".join(sorted({*self.files[0].header["columns"]} - {f.name for f in SPAN_FIELDS})),
+            ),
+            ("folder", self.folder),
+        ]
+        return features_html(f"Features of {len(self):,} samples in {len(self.files):,} shards", facts)
 
     @property
     def width(self) -> int:

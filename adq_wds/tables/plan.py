@@ -21,9 +21,9 @@ from adq_wds.files import canonical_json, sha256_text
 from adq_wds.shards.names import ShardNames, check_shard_name
 from adq_wds.tables.chosen import choose_indices, choose_keys, read_indices
 from adq_wds.tables.exchange import export_plan
-from adq_wds.tables.features import Features
 from adq_wds.tables.headers import reopened
 from adq_wds.tables.key_lists import read_keys
+from adq_wds.tables.notebook import plan_html
 from adq_wds.tables.parquet import GroupFile, Header, column_hashes, write_groups
 from adq_wds.tables.plan_header import PlanEntry, PlanHeader, fresh_draws, header_without_bins
 from adq_wds.tables.plan_rows import (
@@ -34,7 +34,7 @@ from adq_wds.tables.plan_rows import (
     SCHEMA,
     PlanShard,
 )
-from adq_wds.tables.plan_why import Why, explain
+from adq_wds.tables.plan_why import AnyFeatures, Why, explain
 
 VERSION = 2
 """1: no reasons, no shares; fresh draws by whole rounds. 2: `reason`, `duplicate_of` and the header's `cells.share`;
@@ -182,6 +182,9 @@ class Plan:
     def __repr__(self) -> str:
         return f"<Plan {self.n_kept:,} of {self.n_samples:,} samples in {len(self.shards)} shards, {self.hash[:12]}>"
 
+    def _repr_html_(self) -> str:
+        return plan_html(self.header, self.n_kept, self.hash)
+
     def shard(self, name: str, *, hold: bool = True) -> PlanShard:
         """The rows of one shard without their reasons, checked.
 
@@ -302,12 +305,7 @@ class Plan:
         """
         export_plan(self, to, path, overwrite=overwrite)
 
-    def why(
-        self,
-        key: str | tuple[str, str],
-        *,
-        features: Features | str | os.PathLike[str] | None = None,
-    ) -> Why:
+    def why(self, key: str | tuple[str, str], *, features: AnyFeatures | None = None) -> Why:
         """Why one sample is kept or not; `print` shows it in words.
 
         Args:

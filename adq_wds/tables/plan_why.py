@@ -24,6 +24,8 @@ from adq_wds.tables.plan_rows import (
 )
 from adq_wds.tables.plan_view import PlanView
 
+AnyFeatures = Features | str | os.PathLike[str]
+
 
 @dataclass(frozen=True)
 class Why:
@@ -98,7 +100,7 @@ def explain(
     plan: PlanView,
     key: str | tuple[str, str],
     *,
-    features: Features | str | os.PathLike[str] | None = None,
+    features: AnyFeatures | None = None,
 ) -> Why:
     """Explain the decision on one sample.
 

@@ -105,10 +105,27 @@ def test_json_is_json_whatever_the_command(shards: list[str], tmp_path: Path, ca
         f"plan {out}/features -o {out}/p.parquet": {"n_samples": 60, "n_kept": 18},
         f"write {urls} --plan {out}/p.parquet -o {out}/w/%d.tar": {"samples": 18, "shards": 1, "read": 18},
         f"verify {out}/p.parquet {urls}": {"equal": True, "read": 60, "ok": 60},
+        f"codebook {out}/features -o {out}/c.safetensors --bins 3": {"n_bins": 3, "n_classes": 2},
+        f"show {out}/c.safetensors --keep 0.5": {"n_bins": 3, "keep": 0.5},
+        f"index {urls} -o {out}/i.parquet": {"shards": 2, "samples": 60},
+        f"export {out}/p.parquet --to csv -o {out}/p.csv": {"kept": 18, "format": "csv"},
     }.items():
         assert main([*line.split(), "--json"]) == 0, line
         value = json.loads(capsys.readouterr().out)
         assert {name: value[name] for name in expected} == expected, line
+
+
+def test_show_lists_what_is_kept_and_what_is_left_out(plan: str, capsys: Capture) -> None:
+    kept = adq.load_plan(plan).keys()
+    assert main(["show", plan, "--keys"]) == 0
+    assert [line.split("\t")[-1] for line in capsys.readouterr().out.split()] == kept
+    for flags, expected in ((["--keys"], kept), (["--left-out"], [])):
+        assert main(["show", plan, *flags, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out) == expected
+    assert main(["show", plan, "--left-out"]) == 0
+    assert capsys.readouterr().out == "no sample is left out\n"
+    assert main(["show", plan, "--keep", "0.5"]) == 2
+    assert "--keep has no effect on a plan, which says its own; leave it out" in capsys.readouterr().err
 
 
 def test_run_says_when_there_is_nothing_to_do(shards: list[str], tmp_path: Path, capsys: Capture) -> None:

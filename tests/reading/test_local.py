@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import adq_wds as adq
 from adq_wds.reading.local import LocalShard
-from adq_wds.reading.places import Place, ShardPlaces, each_place
+from adq_wds.reading.places import Place, ShardPlaces, are_neighbours, each_place
 from adq_wds.tables.spans import scan_spans
 from tests.stream.conftest import TarSet, ids, write_set
 
@@ -130,6 +130,23 @@ def test_usual_samples_take_the_quickest_way(
         monkeypatch.setattr(LocalShard, way, None)
     local = LocalShard(str(path), "t.tar")
     assert [len(local.read_sample(place)) for place in places] == [2 + n_fields] * 30
+
+
+def test_neighbours_read_together_are_those_read_alone(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "t.tar", [(f"k{i}.{name}", b"x" * 40 * i) for i in range(9) for name in ("a", "b")]
+    )
+    local, places = LocalShard(str(path), "t.tar"), places_of(path)
+    assert are_neighbours(places)
+    assert local.read_neighbours(places) == [local.read_sample(place) for place in places]
+    swapped = [places[0], places[2], places[1], places[3]]
+    of_two_shards = [places[0], places[1]._replace(shard=1)]
+    for others in (places[:1], places[::-1], places[::2], swapped, of_two_shards):
+        assert not are_neighbours(others)
+    for n_bytes in (places[3].byte_offset + 700, places[3].byte_offset):
+        os.truncate(path, n_bytes)
+        with pytest.raises(adq.ShardError, match=r"t\.tar, key 'k3': .*truncated"):
+            local.read_neighbours(places)
 
 
 @pytest.mark.parametrize("way", [0, 1, 2], ids=["members", "headers", "unchecked"])

@@ -64,7 +64,7 @@ def test_a_huge_remote_database_is_not_fetched(
     with IndexesBeside() as indexes:
         assert [indexes.spans(url, shard="a.tar") for url in shards] == [None, None]
     assert "Energon's index is not used: it has 28,672 bytes, at most 1,000 are fetched" in caplog.text
-    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert sum(record.levelno >= logging.WARNING for record in caplog.records) == 1
 
 
 @pytest.mark.parametrize("shards", [ENERGON + WEBSHART], ids=["both"], indirect=True)

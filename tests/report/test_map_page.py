@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
 TOOLS = """(async () => {
   const frame = () => new Promise(done => requestAnimationFrame(() => setTimeout(done)));
   window.root = document.getElementById("adq-map");
-  for (let i = 0; i < 600 && !root.dataset.drawn; i++) await frame();
+  while (!root.dataset.drawn) await frame();
   window.canvas = root.querySelector("canvas");
   const copy = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
   window.pixels = () => {

@@ -35,9 +35,7 @@ def test_each_sample_has_its_row_of_the_features(plan: adq.Plan, features: adq.F
     assert feature_rows(plan, features).tolist() == [0, -1, 1, 2, 3, 4, 5]
 
 
-def test_the_table_has_the_plans_rows_and_what_the_features_know(
-    plan: adq.Plan, features: adq.Features
-) -> None:
+def test_the_table_has_the_plans_rows_and_the_features(plan: adq.Plan, features: adq.Features) -> None:
     xy = project(features)
     table = report_table(plan, features, xy)
     rows = plan.table()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import adq_wds as adq
-from adq_wds.report.text import describe_plan, show_plan
+from adq_wds.report.text import describe_codebook, describe_plan, show_codebook, show_plan
 from adq_wds.tables.features_file import ShardFeatures
 
 MakeFeatures = Callable[..., ShardFeatures]
@@ -151,3 +151,50 @@ def test_whatever_a_plan_names_stays_on_its_line(place: str, name: str, plan: ad
 def test_a_header_that_cannot_be_shown_is_a_plan_error(header: dict[str, Any], plan: adq.Plan) -> None:
     with pytest.raises(adq.PlanError, match="plan: damaged header"):
         show_plan(adq.Plan.from_shards(list(plan), {**plan.header, **header}))
+
+
+def test_what_was_left_out_and_why_is_said_above_the_numbers(
+    make_features: MakeFeatures, tmp_path: Path
+) -> None:
+    label = [0] * 30 + [1] * 30 + [2]
+    rows = np.eye(3)[label] + np.random.default_rng(0).normal(0, 0.05, (61, 3))
+    rows[5] = rows[40]  # labelled 0, and among those of 1
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    make_features("a.tar", label, embedding=rows, contents=[*range(60), 59])
+    options: Any = {"dedup": "exact", "clean": 0.02, "exclude": ["k0010", "k0011"]}
+    plan = adq.build_plan(tmp_path / "features", bins=2, keep=0.5, **options)
+    about, text = describe_plan(plan), show_plan(plan)
+    assert about["reasons"]["duplicate"] == 1
+    assert about["copies_of_other_label"] == 1
+    assert "1 copies are left out, 1 of them with another label than the sample that stays" in text
+    assert "2 samples on the exclude list, or of other classes, are left out" in text
+    n = sum(about["clean"]["left_out"])
+    assert n == about["reasons"]["label"] > 0
+    assert f"{n} samples are left out whose labels are doubted" in text
+
+
+@pytest.mark.parametrize("options", [{}, {"clean": 0.05, "dedup": "exact", "balance": "equal"}])
+def test_a_codebook_is_shown_with_the_rates_that_it_gives(
+    options: dict[str, Any], make_features: MakeFeatures, tmp_path: Path
+) -> None:
+    make_features(
+        "a.tar", [0] * 80 + [1] * 40 + [2] * 3, contents=range(123), names=["cat", "dog", "owl"], signed=True
+    )
+    codebook = adq.fit_codebook(tmp_path / "features", bins=3, pilot=20, **options)
+    about, lines = describe_codebook(codebook, 0.25), show_codebook(codebook, 0.25).splitlines()
+    assert json.loads(json.dumps(about)) == about
+    table = [cells(line) for line in lines]
+    frequency, rates = codebook.frequency(), codebook.class_rates(0.25)
+    assert lines[0].startswith(f"3 bins; {len(about['rows']) - 1} of 3 classes have rules of their own")
+    for row, of_bin in zip(about["rows"], frequency, strict=True):
+        assert row["frequency"] == of_bin.tolist()
+        name = "pooled" if row["label"] is None else row["name"]
+        assert any(name in line and line[-3:] == [f"{v:.3f}" for v in of_bin] for line in table)
+        c = 0 if row["label"] is None else 1 + codebook.header["classes"].index(row["label"])
+        assert ["rate", *(f"{v:.3f}" for v in rates[c])] in table
+    assert ("of_classes" in about) == bool(options)
+    for entry in about.get("of_classes", []):
+        counts = [f"{entry['n']:,}", f"{entry['doubted']:,}", f"{entry['keep']:.3f}"]
+        assert [str(entry["label"]), entry["name"], *counts] in table
+    with pytest.raises(ValueError, match="keep"):
+        show_codebook(codebook, 2)

@@ -272,6 +272,12 @@ def test_a_shard_or_an_index_that_is_no_file_is_no_error(tmp_path: Path, caplog:
         ("UPDATE samples SET byte_size = 1 << 40 WHERE sample_index = 4", "it ends at byte 1,099,5"),
         ("UPDATE sample_parts SET content_byte_size = 1 << 33", "a member of 8,589,934,592 bytes"),
         ("DROP TABLE sample_parts", "no table sample_parts: an older Energon's?"),
+        (
+            "ALTER TABLE samples RENAME TO old; CREATE TABLE samples(tar_file_id, sample_index, byte_offset, byte_size, "
+            "sample_key AS (hex(zeroblob(4000)))); INSERT INTO samples SELECT tar_file_id, sample_index, byte_offset, "
+            "byte_size FROM old",
+            "it has more text than bytes",
+        ),
         ("DROP TABLE samples; CREATE VIEW samples AS SELECT * FROM sample_parts", "no table samples"),
         ("DROP TABLE samples; CREATE VIRTUAL TABLE samples USING fts5(x)", "no table samples"),
         (

@@ -59,9 +59,7 @@ def test_it_says_what_the_rows_say(plan: adq.Plan) -> None:
 
 @pytest.mark.parametrize("balance", ["class", "equal", "none", 0.5])
 @pytest.mark.parametrize("allocation", ["adaptive", "uniform"])
-def test_the_least_keep_ratio_keeps_it_and_a_smaller_one_does_not(
-    allocation: str, balance: Any, folder: Path
-) -> None:
+def test_the_least_keep_ratio_is_the_least_that_keeps_it(allocation: str, balance: Any, folder: Path) -> None:
     options: dict[str, Any] = {"bins": 3, "allocation": allocation, "balance": balance}
     options |= {"must_include": [("b.tar", "k0005")], "exclude": [("b.tar", "k0006")]}
     plan = adq.build_plan(folder, keep=0.2, **options)
@@ -81,7 +79,7 @@ def test_rules_that_hang_on_the_ratio_name_none(folder: Path) -> None:
         assert plan.why((row["shard"], row["key"])).keep_needed is None
 
 
-def test_the_nearest_kept_sample_is_the_one_of_the_largest_cosine(plan: adq.Plan, folder: Path) -> None:
+def test_the_nearest_kept_sample_has_the_largest_cosine(plan: adq.Plan, folder: Path) -> None:
     features = Features(folder)
     rows = [row for row in rows_of(plan) if row["reason"] != "bad"]
     unit = unit_rows(np.concatenate([file.embedding() for file in features]))
@@ -115,7 +113,7 @@ def test_it_reads_well(plan: adq.Plan, folder: Path) -> None:
     assert "is not kept: its class was not planned\n" in str(few.why("a.tar/k0000"))
 
 
-def test_a_doubted_label_has_its_margin_and_one_that_was_not_measured_none(tmp_path: Path) -> None:
+def test_a_doubted_label_has_its_margin(tmp_path: Path) -> None:
     plan = adq.load_plan(Path(__file__).parents[1] / "golden/v4/cleaned.parquet")
     for row in rows_of(plan):
         why = plan.why((row["shard"], row["key"]))
