@@ -1,7 +1,7 @@
 """How large is the report's map of 1,000,000 samples, and how fast does a browser open and move it?
 
 Command:
-    python -m benchmarks.report_map --out benchmarks/results/report_map.json
+    python -m benchmarks.report_map --runs 2 --out benchmarks/results/report_map.json
 Seeded samples of 1,000 classes and 10 bins in 100 shards, a page with nothing but the map. Keys are numbered, or digests, which do
 not compress. Measured in headless Chromium without a graphics card: processor seconds of all its processes from start to end,
 those of an empty page taken off; seconds until the map is drawn; milliseconds of a frame while it moves, from a key to the next

@@ -148,6 +148,16 @@ def test_a_class_of_one_sample_and_margins_that_are_not_there(
     assert "labelled <b>" in page
 
 
+def test_strata_begin_with_the_easiest(make_features: MakeFeatures, tmp_path: Path) -> None:
+    make_features("a.tar", [0, 1] * 12)
+    plan = adq.build_plan(tmp_path / "features", keep=0.5, bins=2, bins_by="difficulty")
+    table = plan.table()
+    margin, bin = table["margin"].to_numpy(), table["bin"].to_numpy()
+    assert margin[bin == 0].mean() > margin[bin == 1].mean()
+    write_report(plan, None, tmp_path / "r.html")
+    assert "by the margin of the labels, the easiest first" in text_of(tmp_path / "r.html")
+
+
 def test_copies_with_another_label_come_first(make_features: MakeFeatures, tmp_path: Path) -> None:
     make_features("a.tar", [0, 0, 0, 0, 1, 0, 1], contents=[1, 1, 1, 2, 2, 3, 4])
     plan = adq.build_plan(tmp_path / "features", keep=1.0, bins=1, dedup="exact")

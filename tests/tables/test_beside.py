@@ -1,5 +1,6 @@
 """An index of another library is taken where it is true of the shard, and equals the walk of the tar, sample by sample."""
 
+import gzip
 import importlib.util
 import json
 import logging
@@ -343,6 +344,20 @@ def test_a_stream_without_plan_takes_them_and_walks_nothing(
     ds = adq.ShardDataset(urls, shuffle=True)
     assert len(ds) == len(expected) == 11
     assert list(ds) == expected
+
+
+def test_shards_with_and_without_an_index_give_one_order(
+    shards: list[Path], tmp_path: Path, make_shard: MakeShard
+) -> None:
+    """One is taken from its index, one walked, one unpacked first, whose checksums the others lack."""
+    packed = tmp_path / "packed.tar.gz"
+    packed.write_bytes(gzip.compress(make_shard("packed.tar", 3, first=90).read_bytes()))
+    urls = [*map(str, shards), str(packed)]
+    expected = list(adq.ShardDataset(urls, shuffle=True, batch_size=2))
+    put(tmp_path, WEBSHART[0])
+    assert taken(shards[0]) is not None
+    assert taken(shards[1]) is None
+    assert list(adq.ShardDataset(urls, shuffle=True, batch_size=2)) == expected
 
 
 def test_a_sample_that_has_changed_is_an_error_of_the_stream(shards: list[Path], tmp_path: Path) -> None:
