@@ -21,7 +21,7 @@ from adq_wds.report.class_section import class_section
 from adq_wds.report.cut_section import CutPart
 from adq_wds.report.figures import draw_figures
 from adq_wds.report.map_section import map_section
-from adq_wds.report.nearest_kept import nearest_kept
+from adq_wds.report.neighbours import nearest_kept
 from adq_wds.report.page import page
 from adq_wds.report.patch_section import patch_section
 from adq_wds.report.projection import Projection, project
@@ -106,13 +106,13 @@ def write_report(
     """
     environment()  # raises for a missing package before any work
     rows = table_beside(out)
-    make_folder(rows.parent)
     thumbnails = integer("thumbnails", thumbnails, least=0)
     run = Path(plan) if not isinstance(plan, Plan) and Path(plan).is_dir() else None
     about = str(plan.path or "a plan in memory") if isinstance(plan, Plan) else os.fspath(plan)
     plan = as_plan(run / "plan.parquet" if run is not None else plan)
     with damage_named(PlanError, "plan", plan.path):
         samples = Samples.of_plan(plan)
+    make_folder(rows.parent)
     if figures is not None:
         draw_figures(samples, figures)
     if features is None and run is not None and (run / "features").is_dir():
