@@ -303,13 +303,16 @@ def _run(a: argparse.Namespace) -> None:
     )
     plan, made = Path(a.out) / "plan.parquet", ""
     if a.report:
-        made = f"\nreport: {_call(a, REPORT, a.out, a.shards, Path(a.out) / 'report.html', image=None)}"
+        report = _call(a, REPORT, a.out, a.shards, Path(a.out) / "report.html", image=None)
+        made, result["report"] = f"\nreport: {report}", _as_json(report)
     text = "nothing to do: the same run is here already\n" if result["nothing_to_do"] else ""
     _print(a, result, f"{text}{show_plan(adq_wds.load_plan(plan))}\n\nplan: {plan}{made}")
 
 
 def _report(a: argparse.Namespace) -> None:
-    _print(a, _call(a, REPORT, a.plan, a.shards or None, a.out))
+    _inside(a.plan, "plan.parquet")  # raises for a folder without one
+    features = None if a.features is None else _inside(a.features, "features", required=False)
+    _print(a, _call(a, REPORT, a.plan, a.shards or None, a.out, features=features))
 
 
 def _demo(a: argparse.Namespace) -> None:

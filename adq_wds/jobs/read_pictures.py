@@ -33,16 +33,14 @@ class Pictures:
 
     Attributes:
         uri: ``data:`` URIs by row of the plan.
-        n_lost: samples that could not be read.
-        first_loss: the first error, or None.
+        lost: why a sample could not be read, by row of the plan.
     """
 
     plan: Plan
     path_of: Mapping[str, str]
     image: FieldSpec
     uri: dict[int, str] = field(default_factory=dict)
-    n_lost: int = 0
-    first_loss: str | None = None
+    lost: dict[int, str] = field(default_factory=dict)
 
     @property
     def n_bytes(self) -> int:
@@ -50,8 +48,8 @@ class Pictures:
         return sum(map(len, self.uri.values()))
 
     def read(self, rows: Iterable[int]) -> None:
-        """Read samples that are not here yet; a shard or sample that cannot be read is counted."""
-        wanted = np.array(sorted(set(rows) - self.uri.keys()), dtype=np.int64)
+        """Read samples that were not asked for before; one that cannot be read is lost."""
+        wanted = np.array(sorted(set(rows) - self.uri.keys() - self.lost.keys()), dtype=np.int64)
         ends = np.cumsum([entry["n"] for entry in self.plan.header["shards"]])
         of_shard = np.searchsorted(ends, wanted, side="right")
         for i in np.unique(of_shard).tolist():
@@ -70,7 +68,7 @@ class Pictures:
             for row, place in zip(rows.tolist(), places, strict=True):
                 self._read_one(row, place, readers)
         except AdqError as error:  # the shard cannot be opened
-            self._lose(error)
+            self.lost |= dict.fromkeys(set(rows.tolist()) - self.uri.keys() - self.lost.keys(), str(error))
         finally:
             readers.close()
 
@@ -79,8 +77,4 @@ class Pictures:
             (sample,) = readers.read_samples([place])
             self.uri[row] = small_picture(whole_image(sample, self.image)[1])
         except AdqError as error:
-            self._lose(error)
-
-    def _lose(self, error: AdqError) -> None:
-        self.n_lost += 1
-        self.first_loss = self.first_loss or str(error)
+            self.lost[row] = str(error)

@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from adq_wds.checks import integer
 from adq_wds.core.rng import generator
-from adq_wds.files import write_text
+from adq_wds.errors import PlanError
+from adq_wds.files import make_folder, write_text
 from adq_wds.jobs.index import Urls
 from adq_wds.jobs.read_pictures import Pictures
 from adq_wds.jobs.report_inputs import find_shards, image_of, table_beside
@@ -20,7 +21,7 @@ from adq_wds.report.class_section import class_section
 from adq_wds.report.cut_section import CutPart
 from adq_wds.report.figures import draw_figures
 from adq_wds.report.map_section import map_section
-from adq_wds.report.nearest_kept import nearest_kept
+from adq_wds.report.neighbours import nearest_kept
 from adq_wds.report.page import page
 from adq_wds.report.patch_section import patch_section
 from adq_wds.report.projection import Projection, project
@@ -29,11 +30,12 @@ from adq_wds.report.report_table import report_table, save_report_table
 from adq_wds.report.samples import Samples
 from adq_wds.report.section import Section
 from adq_wds.report.summary import summary_section
+from adq_wds.report.text import damage_named
 from adq_wds.report.typical_section import TypicalPart
 from adq_wds.samples.fields import FieldSpec
 from adq_wds.tables.features import Features, as_features
 from adq_wds.tables.plan import Plan, as_plan
-from adq_wds.tables.plan_rows import BAD
+from adq_wds.tables.plan_rows import BAD, REASONS
 
 _MAX_PICTURE_BYTES = 6_000_000  # of all pictures in a report, as text
 DEFAULT_OUT = "report.html"
@@ -108,7 +110,9 @@ def write_report(
     run = Path(plan) if not isinstance(plan, Plan) and Path(plan).is_dir() else None
     about = str(plan.path or "a plan in memory") if isinstance(plan, Plan) else os.fspath(plan)
     plan = as_plan(run / "plan.parquet" if run is not None else plan)
-    samples = Samples.of_plan(plan)
+    with damage_named(PlanError, "plan", plan.path):
+        samples = Samples.of_plan(plan)
+    make_folder(rows.parent)
     if figures is not None:
         draw_figures(samples, figures)
     if features is None and run is not None and (run / "features").is_dir():
@@ -123,9 +127,12 @@ def write_report(
     wanted = list(dict.fromkeys(row for part in parts for row in part.rows))
     pictures.read(wanted[:thumbnails])
     drawn = _map(samples, features, table, pictures, thumbnails)
-    if pictures.n_lost:
-        notes.append(f"{pictures.n_lost:,} pictures could not be read: {pictures.first_loss}")
-    first = summary_section(plan, samples, about=about, more=notes)
+    if pictures.lost:
+        notes.append(
+            f"{len(pictures.lost):,} pictures could not be read: {next(iter(pictures.lost.values()))}"
+        )
+    with damage_named(PlanError, "plan", plan.path):
+        first = summary_section(plan, samples, about=about, more=notes)
     bins, *others = (part.section(pictures.uri) for part in parts)
     if patches is None and run is not None and (run / "patches.png").is_file():
         patches = run / "patches.png"
@@ -133,14 +140,13 @@ def write_report(
         others.append(patch_section(patches))
     write_text(out, page("What is kept, and why", [first, class_section(samples), bins, *drawn, *others]))
     save_report_table(table, rows)
-    counts = dict(plan.header.get("reasons", {}))
     return WrittenReport(
         os.fspath(out),
         str(rows),
         os.path.getsize(out),
         plan.n_samples,
         plan.n_kept,
-        counts,
+        dict(zip(REASONS, samples.counts, strict=True)),
         len(pictures.uri),
         notes,
     )

@@ -68,7 +68,6 @@ class BinPart:
         scores = (
             sorted(set(bins[0]) - _NOT_SCORES, key=lambda name: (name == "importance", name)) if bins else []
         )
-        rates = [entry["rate"] for entry in bins]
         uniform = sum(e["kept"] for e in bins) / max(1, sum(e["size"] for e in bins))
         html = render(
             "bins.html",
@@ -76,7 +75,7 @@ class BinPart:
             scores=scores,
             strata=header["settings"].get("bins_by") == "difficulty",
             uniform=uniform,
-            widest=max([*rates, 1e-9]),
+            widest=max([1e-9, *(entry["rate"] for entry in bins)]),
             strips=self.strips,
             pictures=pictures,
             why_none=None if bins else _why_none(header["settings"]),

@@ -41,11 +41,10 @@ def class_section(samples: Samples) -> Section:
     """A table of the classes, the largest first, and for many classes the curve of their sizes."""
     counts = samples.reasons_by_class
     n = counts.sum(axis=1)
-    labelled = samples.classes >= 0
-    order = np.lexsort((samples.classes, -n, ~labelled if labelled.any() else labelled))
+    order = np.lexsort((samples.classes, -n, ~samples.labelled))
     counts, n = counts[order], n[order]
     names = [samples.names[i] for i in order]
-    C = int(labelled.sum()) or len(names)  # without unreadable samples, which come last
+    C = int(samples.labelled.sum())  # without unreadable samples, which come last
     html = render(
         "classes.html",
         rows=_rows(names, counts),

@@ -17,6 +17,14 @@ from adq_wds.tables.plan_rows import KEPT, REASONS
 
 _NAMED = 30  # classes up to which each has its name
 _DPI = 200
+_LEGEND = {
+    "frameon": False,
+    "loc": "lower left",
+    "bbox_to_anchor": (0, 1),
+    "ncols": 6,
+    "handlelength": 1,
+    "columnspacing": 1,
+}
 _COLOURS = {  # those of the page: ink, paper, and one for each reason
     "light": ("#1b1f23", "#ffffff", ("#0a66a8", "#c3c9ce", "#e69f00", "#c4410c", "#30363b", "#b3669a")),
     "dark": ("#e8eaec", "#14171a", ("#56b4e9", "#515a62", "#f0b429", "#ef7a45", "#f2f4f5", "#d58fc0")),
@@ -48,7 +56,9 @@ def draw_figures(samples: Samples, folder: str | os.PathLike[str]) -> list[str]:
             with rc_context(look), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of glyphs that the font lacks
                 figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-                draw(figure.add_subplot(), samples, colours)
+                draw(axes := figure.add_subplot(), samples, colours)
+                if axes.get_legend_handles_labels()[0]:
+                    axes.legend(**_LEGEND)
                 for kind, about in (("svg", {"Date": None}), ("png", {"Software": None})):
                     path = out / f"{name}-{scheme}.{kind}"
                     with atomic_path(path) as partial:
@@ -58,7 +68,7 @@ def draw_figures(samples: Samples, folder: str | os.PathLike[str]) -> list[str]:
 
 
 def _reasons(axes: Any, samples: Samples, colours: Any) -> None:
-    counts = np.bincount(samples.reason, minlength=len(REASONS))
+    counts = np.array(samples.counts)
     here = np.flatnonzero(counts)[::-1]
     bars = axes.barh([TITLES[REASONS[i]] for i in here], counts[here], color=[colours[i] for i in here])
     axes.bar_label(
@@ -89,14 +99,6 @@ def _classes(axes: Any, samples: Samples, colours: Any) -> None:
         axes.set_yscale("symlog", linthresh=1)
         axes.set(xlabel="classes, the largest first")
     axes.set(ylabel="samples")
-    axes.legend(
-        frameon=False,
-        loc="lower left",
-        bbox_to_anchor=(0, 1),
-        ncols=len(REASONS),
-        handlelength=1,
-        columnspacing=1,
-    )
 
 
 def _bins(axes: Any, samples: Samples, colours: Any) -> None:
@@ -108,11 +110,3 @@ def _bins(axes: Any, samples: Samples, colours: Any) -> None:
     axes.set(xlabel="bin, in the order filled", ylabel="kept, %")
     if len(bins) <= _NAMED:
         axes.set_xticks(x)
-    axes.legend(
-        frameon=False,
-        loc="lower left",
-        bbox_to_anchor=(0, 1),
-        ncols=len(REASONS),
-        handlelength=1,
-        columnspacing=1,
-    )

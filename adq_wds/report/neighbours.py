@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from adq_wds.report.samples import Samples
 from adq_wds.tables.features import Features
+from adq_wds.tables.plan_rows import KEPT
 
 
 def each_embedding(
@@ -32,17 +33,24 @@ def each_embedding(
         yield rows[rows >= 0], file.embedding()[rows >= 0].astype(np.float32)
 
 
+def _embeddings_of(
+    samples: Samples, features: Features, asked: NDArray[np.int64]
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """(Q, D) the embeddings of Q different rows, and (Q,) whether each has one."""
+    queries = np.zeros((len(asked), features.width), dtype=np.float32)
+    known = np.zeros(len(asked), dtype=bool)
+    for there, embedding in each_embedding(samples, features):
+        _, ours, theirs = np.intersect1d(asked, there, assume_unique=True, return_indices=True)
+        queries[ours], known[ours] = embedding[theirs], True
+    return queries, known
+
+
 def nearest_samples(
     samples: Samples, features: Features, rows: Sequence[int], n: int
 ) -> list[list[tuple[int, float]]]:
     """The n nearest other samples of each row, the nearest first, with their cosine; none for a row without features."""
     asked = np.array(rows, dtype=np.int64)
-    queries = np.zeros((len(asked), features.width), dtype=np.float32)
-    for there, embedding in each_embedding(samples, features):
-        at = {int(row): i for i, row in enumerate(there)}
-        for i, row in enumerate(asked.tolist()):
-            if row in at:
-                queries[i] = embedding[at[row]]
+    queries, known = _embeddings_of(samples, features, asked)
     best_row = np.zeros((len(asked), 0), dtype=np.int64)
     best = np.zeros((len(asked), 0), dtype=np.float32)
     for there, embedding in each_embedding(samples, features):
@@ -53,7 +61,6 @@ def nearest_samples(
         order = np.argsort(-best, axis=1, kind="stable")[:, :n]
         best = np.take_along_axis(best, order, axis=1)
         best_row = np.take_along_axis(best_row, order, axis=1)
-    known = (queries != 0).any(axis=1)
     return [
         [
             (int(row), float(c))
@@ -62,6 +69,31 @@ def nearest_samples(
         ]
         for i in range(len(asked))
     ]
+
+
+def nearest_kept(samples: Samples, features: Features, rows: Sequence[int]) -> dict[int, int]:
+    """By row, the row of the other kept sample of the same class with the largest cosine, the first of equal ones.
+
+    A row without features is missing, and one whose class keeps no other sample.
+    """
+    asked = np.unique(np.array(rows, dtype=np.int64))
+    queries, known = _embeddings_of(samples, features, asked)
+    best, best_row = np.full(len(asked), -np.inf, dtype=np.float32), np.full(len(asked), -1)
+    asked_class = samples.class_row[asked]
+    for there, embedding in each_embedding(samples, features):
+        kept = samples.reason[there] == KEPT
+        there, embedding = there[kept], embedding[kept]
+        kept_class = samples.class_row[there]
+        for c in np.intersect1d(asked_class, kept_class).tolist():
+            q, k = np.flatnonzero(asked_class == c), np.flatnonzero(kept_class == c)
+            cosine = queries[q] @ embedding[k].T
+            cosine[asked[q][:, None] == there[k]] = -np.inf
+            nearest = cosine.argmax(axis=1)
+            value = cosine[np.arange(len(q)), nearest]
+            better = value > best[q]
+            best[q[better]], best_row[q[better]] = value[better], there[k[nearest[better]]]
+    found = known & (best_row >= 0)
+    return dict(zip(asked[found].tolist(), best_row[found].tolist(), strict=True))
 
 
 def typicality(samples: Samples, features: Features, class_rows: Sequence[int]) -> NDArray[np.float32]:

@@ -7,8 +7,8 @@ TITLES = dict(
 )
 """Of each reason, for people."""
 TEXTS = {
-    "kept": "read in the plan's first epoch",
-    "quota": "in a bin that gave its share already; fresh draws take them in later epochs",
+    "kept": "read in every epoch, or with fresh draws in the first",
+    "quota": "of a bin, a part of a class, that gave its share already; fresh draws take others of it in later epochs",
     "duplicate": "equal, or nearly so, to a sample that stays",
     "label": "the other samples speak for another class",
     "bad": "damaged, or without image or label",

@@ -58,13 +58,15 @@ def count(n: int) -> str:
 def percent(part: float, whole: float = 1) -> str:
     """A share of a whole.
 
-    >>> percent(1, 8), percent(1, 100_000), percent(0, 0)
-    ('12.5 %', '< 0.1 %', '0 %')
+    >>> percent(1, 8), percent(1, 100_000), percent(99_999, 100_000), percent(0, 0)
+    ('12.5 %', '< 0.1 %', '> 99.9 %', '0 %')
     """
     share = part / whole if whole else 0.0
-    if not 0 < share < 0.001:
-        return f"{100 * share:.1f} %".replace(".0 %", " %")
-    return "< 0.1 %"
+    if 0 < share < 0.001:
+        return "< 0.1 %"
+    if 0.999 < share < 1:
+        return "> 99.9 %"
+    return f"{100 * share:.1f} %".replace(".0 %", " %")
 
 
 def size(n_bytes: float) -> str:

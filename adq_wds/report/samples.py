@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -11,8 +11,17 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from adq_wds.report.escaped import shown
+from adq_wds.tables.headers import Natural, checked
 from adq_wds.tables.plan import Plan
 from adq_wds.tables.plan_rows import EXCLUDED, KEPT, QUOTA, REASONS
+
+
+class BinEntry(TypedDict):
+    """What the header of a plan says of a bin, besides its scores."""
+
+    size: Natural
+    kept: Natural
+    rate: float
 
 
 @dataclass(frozen=True)
@@ -52,7 +61,13 @@ class Samples:
 
     @classmethod
     def of_plan(cls, plan: Plan) -> Samples:
-        """The samples of a plan; one of version 1 has fewer reasons."""
+        """The samples of a plan; one of version 1 has fewer reasons.
+
+        Raises:
+            ValueError: an entry on a bin in the header lacks a number.
+        """
+        checked(plan.header["bins"], list[BinEntry], "bins")
+        checked(plan.header["bins"], list[dict[str, float | None]], "bins")
         table = plan.table()
         label = table["label"].to_numpy().astype(np.int64)
         classes, class_row = np.unique(label, return_inverse=True)
@@ -90,6 +105,17 @@ class Samples:
     def reason_name(self, row: int) -> str:
         """Why a sample is kept or not, a word of `REASONS`."""
         return REASONS[int(self.reason[row])]
+
+    @property
+    def counts(self) -> list[int]:
+        """Samples by reason, in the order of `REASONS`."""
+        return np.bincount(self.reason, minlength=len(REASONS)).tolist()  # type: ignore[no-any-return]
+
+    @property
+    def labelled(self) -> NDArray[np.bool_]:
+        """(C,) whether a class is one: that of samples without a label is where there is no other."""
+        labelled = self.classes >= 0
+        return labelled if labelled.any() else ~labelled
 
     @property
     def reasons_by_class(self) -> NDArray[np.int64]:

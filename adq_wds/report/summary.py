@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from adq_wds.report.escaped import shown
 from adq_wds.report.reasons import TEXTS, TITLES
 from adq_wds.report.render import percent, render
@@ -45,9 +43,12 @@ def summary_section(plan: Plan, samples: Samples, *, about: str, more: list[str]
         more: further warnings, such as pictures that could not be read.
     """
     n = len(samples)
-    counts = np.bincount(samples.reason, minlength=len(REASONS)).tolist()
+    counts = samples.counts
+    texts = (
+        TEXTS if samples.header["bins"] else TEXTS | {"excluded": "not among the samples that were chosen"}
+    )
     reasons = [
-        Reason(word, k, TITLES[word], TEXTS[word])
+        Reason(word, k, TITLES[word], texts[word])
         for word, k in zip(REASONS, counts, strict=True)
         if k or word == "kept"
     ]
@@ -60,7 +61,7 @@ def summary_section(plan: Plan, samples: Samples, *, about: str, more: list[str]
         n_kept=counts[KEPT],
         all_bytes=int(samples.n_bytes.sum()),
         kept_bytes=int(samples.n_bytes[kept].sum()),
-        saving=f"{n / counts[KEPT]:,.1f} × fewer samples" if counts[KEPT] else "nothing is read",
+        saving=_saving(n, counts[KEPT]),
         reasons=reasons,
         parts=[(word, 100 * k / max(1, n)) for word, k in zip(REASONS, counts, strict=True)],
         label="; ".join(f"{reason.title}: {reason.n:,}, {percent(reason.n, n)}" for reason in reasons),
@@ -70,9 +71,20 @@ def summary_section(plan: Plan, samples: Samples, *, about: str, more: list[str]
     return Section("Overview", html)
 
 
+def _saving(n: int, n_kept: int) -> str:
+    if not n_kept:
+        return "nothing is read"
+    return f"{n / n_kept:,.1f} × fewer samples" if n_kept < n else "nothing is saved"
+
+
 def _notes(about: dict[str, Any]) -> list[Note]:
     """Warnings first."""
     n, notes = about["n_samples"], []
+    if about["bins"] and "reasons" not in about:
+        text = (
+            "A plan of version 1 does not say why samples are in no bin; all of them are counted as excluded."
+        )
+        notes.append(Note(text, True))
     names = {c["label"]: c["name"] for c in about["classes"]}
     if not about["n_kept"]:
         notes.append(Note("Nothing is kept.", True))

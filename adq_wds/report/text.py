@@ -51,7 +51,7 @@ def describe_plan(plan: Plan) -> dict[str, Any]:
 
 
 @contextmanager
-def _damage_named(error: type[AdqError], kind: str, path: object) -> Iterator[None]:
+def damage_named(error: type[AdqError], kind: str, path: object) -> Iterator[None]:
     """Raise `error` where a header lacks an entry that all of ours have."""
     try:
         yield
@@ -65,7 +65,7 @@ def show_plan(plan: Plan) -> str:
     Raises:
         PlanError: the header lacks an entry that all our plans have.
     """
-    with _damage_named(PlanError, "plan", plan.path):
+    with damage_named(PlanError, "plan", plan.path):
         return _plan_text(describe_plan(plan))
 
 
@@ -208,7 +208,7 @@ def show_codebook(codebook: Codebook, keep: float) -> str:
         CodebookError: the header lacks an entry that all our codebooks have.
     """
     about = describe_codebook(codebook, keep)
-    with _damage_named(CodebookError, "codebook", codebook.path):
+    with damage_named(CodebookError, "codebook", codebook.path):
         return _codebook_text(about)
 
 

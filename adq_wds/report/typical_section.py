@@ -38,7 +38,9 @@ class TypicalPart:
     def of(cls, samples: Samples, features: Features) -> TypicalPart:
         """Chooses the classes and their samples."""
         n = np.bincount(samples.class_row, minlength=len(samples.classes))
-        chosen = spread(np.lexsort((samples.classes, -n)), _CLASSES)
+        order = np.lexsort((samples.classes, -n))
+        order = order[samples.labelled[order]]
+        chosen = spread(order, _CLASSES)
         typical = typicality(samples, features, chosen)
         ends = []
         for c in chosen:
@@ -49,7 +51,7 @@ class TypicalPart:
                 shown_samples(samples, part.tolist(), captions=False) for part in (rows[:_EXAMPLES], least)
             )
             ends.append(Ends(samples.names[c], len(rows), *parts))
-        return cls([one for one in ends if one.n], len(n))
+        return cls([one for one in ends if one.n], len(order))
 
     @property
     def rows(self) -> list[int]:

@@ -87,7 +87,16 @@ def test_samples_that_changed_have_no_picture_and_are_counted(run: Path, tmp_pat
     write_tar(tmp_path / "shards" / "b.tar", [(f"s{i:05d}.jpg", b"no image") for i in range(30, 60)])
     report = write_report(run, None, tmp_path / "r.html")
     assert report.pictures > 0
-    assert "pictures could not be read: shard b.tar, key 's000" in report.notes[-1]
+    assert report.notes[-1].startswith("30 pictures could not be read: shard b.tar, key 's000")
+
+
+def test_pictures_of_a_shard_that_cannot_be_opened_are_counted_once(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "shards" / "b.tar").unlink()
+    shards = [str(tmp_path / "shards" / name) for name in ("a.tar", "b.tar")]
+    report = write_report(run, shards, tmp_path / "r.html")
+    assert report.pictures == 30
+    assert report.notes[-1].startswith("30 pictures could not be read")
+    assert "b.tar: cannot be opened" in report.notes[-1]
 
 
 def test_a_run_from_a_stranger_opens_no_url_and_no_command(run: Path, tmp_path: Path) -> None:
@@ -109,6 +118,7 @@ def test_a_plan_of_keys_has_neither_bins_nor_features(make_shard: MakeShard, tmp
     page = text_of(tmp_path / "r.html")
     assert "This plan has no bins: the samples were named one by one" in page
     assert "all samples" in page
+    assert "<b>excluded</b> not among the samples that were chosen" in page
 
 
 def test_an_unlabelled_set_of_one_bin(make_features: MakeFeatures, tmp_path: Path) -> None:
@@ -196,4 +206,42 @@ def test_a_sheet_of_patches_is_shown_and_must_be_a_picture(run: Path, tmp_path: 
 def test_a_plan_of_version_1_is_shown(tmp_path: Path) -> None:
     golden = Path(__file__).parents[1] / "golden" / "v1" / "plan.parquet"
     report = write_report(golden, None, tmp_path / "r.html")
-    assert f"of {report.samples:,}" in text_of(tmp_path / "r.html")
+    page = text_of(tmp_path / "r.html")
+    assert f"of {report.samples:,}" in page
+    assert {word: n for word, n in report.reasons.items() if n} == {"kept": 6, "quota": 7, "excluded": 2}
+    assert "A plan of version 1 does not say why" in page
+
+
+def test_unreadable_samples_are_no_class(make_features: MakeFeatures, tmp_path: Path) -> None:
+    make_features("a.tar", [0, 1] * 7, bad=[2])
+    plan = adq.build_plan(tmp_path / "features", keep=0.5, bins=1)
+    write_report(plan, None, tmp_path / "new" / "r.html", features=tmp_path / "features")
+    page = text_of(tmp_path / "new" / "r.html")
+    assert "2 classes, of 7 to 7 samples" in page
+    assert "classes, from the largest to the smallest" not in page  # all are shown
+
+
+@pytest.mark.parametrize(
+    "bin", [{}, {"rate": None}, {"size": -1}, {"texture": "<b>"}, {"texture": None, "a <b> score": 1.5}]
+)
+def test_a_damaged_header_is_one_line(run: Path, tmp_path: Path, bin: dict[str, object]) -> None:
+    plan = adq.load_plan(run / "plan.parquet")
+    plan.header["bins"][1] = plan.header["bins"][1] | bin if bin else {}
+    if "a <b> score" in bin:
+        write_report(plan, None, tmp_path / "r.html")
+        assert "<b> score" not in text_of(tmp_path / "r.html")
+    else:
+        with pytest.raises(adq.PlanError, match=r"plan\.parquet: damaged header: .*bins\[1\]"):
+            write_report(plan, None, tmp_path / "r.html")
+
+
+def test_the_commands_take_a_runs_folder(run: Path, tmp_path: Path, capsys: Capsys) -> None:
+    out = ["-o", str(tmp_path / "r.html")]
+    assert main(["report", str(run / "plan.parquet"), *out, "--features", str(run), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["kept"] == 12
+    assert "adq-map" in text_of(tmp_path / "r.html")
+    assert main(["report", str(tmp_path / "shards"), *out]) == 2
+    assert "a folder without plan.parquet" in capsys.readouterr().err
+    flags = ["--keep", "0.2", "--encoder", "thumbnail", "--bins", "3", "--report", "--json"]
+    assert main(["run", str(tmp_path / "shards"), *flags, "-o", str(run)]) == 0
+    assert json.loads(capsys.readouterr().out)["report"]["path"] == str(run / "report.html")

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 import adq_wds as adq
-from adq_wds.report.nearest_kept import nearest_kept
+from adq_wds.report.neighbours import nearest_kept
 from adq_wds.report.samples import Samples
 from tests.conftest import MakeFeatures
 

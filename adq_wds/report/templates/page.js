@@ -1,6 +1,6 @@
 "use strict";
 // Tables sort by a click on a column's head; a picture opens large.
-for (const head of document.querySelectorAll("thead th")) {
+for (const head of document.querySelectorAll("thead th:not(.wide)")) {
   const table = head.closest("table");
   if (table.querySelector(".rest") || table.tBodies[0].rows.length < 3) continue;
   const button = document.createElement("button");
