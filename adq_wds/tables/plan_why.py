@@ -111,7 +111,7 @@ def explain(
 
     Raises:
         PlanError: no sample has that key (close ones are named), or several do (their shards are named); damaged rows,
-            or features of other shards.
+            or features of other bytes.
         FeaturesError: a shard's features are missing or damaged.
     """
     name, row = find_sample(plan, key)
@@ -146,7 +146,8 @@ def explain(
     )
     detail = ""
     if features is not None:
-        features = features if isinstance(features, Features) else Features(features, shards=plan.shards)
+        folder = features.folder if isinstance(features, Features) else features
+        features = Features(folder, shards=plan.shards)
         if reason == BAD:
             detail = bad_reason(features, shard, row)
         else:
