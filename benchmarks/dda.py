@@ -121,7 +121,13 @@ def tables(result: dict[str, Any]) -> str:
     differences = [["difference, paired by seed", *names]]
     for pair, of in paired.items():
         differences.append([pair, *[f"{of[m]['mean']:+.2f} ± {of[m]['half_width'] or 0:.2f}" for m in names]])
-    columns = {"images": 0, "cosine of pairs": 3, "Fréchet distance": 1, "cos": 3, "agree": 1}  # and their decimals
+    columns = {
+        "images": 0,
+        "cosine of pairs": 3,
+        "Fréchet distance": 1,
+        "cos": 3,
+        "agree": 1,
+    }  # and their decimals
     measured = [
         ["set", "images", "cosine of pairs", "Fréchet distance", "cosine with parent", "parent's label %"]
     ]

@@ -2,12 +2,14 @@
 
 Command:
     python -m benchmarks.report --data FOLDER --out benchmarks/results/report.json
-Two sets: the 50,000 images of CIFAR-10 train, with their shards and thumbnails as embeddings, and 1,000,000 seeded samples of
-1,000 classes without shards, width 64. Memory is the growth of the peak over a process that has loaded the library. Pages are opened in
-headless Chromium, where there is one; seconds until the page is drawn. axe-core, fetched by `npm pack` where there is npm, looks at
-the first page, light and dark, at 390 and 1,440 pixels.
+Two sets: the 50,000 images of CIFAR-10 train, with their shards and thumbnails as embeddings, and 1,000,000
+seeded samples of 1,000 classes without shards, width 64. Memory is the growth of the peak over a process that has
+loaded the library. Pages are opened in headless Chromium, where there is one; seconds until the page is drawn.
+axe-core, fetched by `npm pack` where there is npm, looks at the first page, light and dark, at two widths.
 
-Last measured: see `benchmarks/results/report.json`.
+Last measured on two cores of an AMD EPYC that other programs kept busy (load above twenty): CIFAR-10 takes 3.0 s of
+processor time (68 s on the clock) and 81 MiB, its page has 1,806 pictures in 1.7 MB, logs nothing and asks for
+nothing; axe-core finds nothing serious. The 1,000,000 samples are not in that file.
 """
 
 from __future__ import annotations

@@ -40,11 +40,11 @@ def draw_figures(samples: Samples, folder: str | os.PathLike[str]) -> list[str]:
         drawings["bins"] = _bins
     for name, draw in drawings.items():
         for scheme, (ink, paper, colours) in _COLOURS.items():
-            look = dict.fromkeys(
+            look: dict[str, Any] = dict.fromkeys(
                 ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), ink
             )
-            look |= {"axes.facecolor": paper, "figure.facecolor": paper, "text.parse_math": False}  # type: ignore[dict-item]
-            look |= {"svg.hashsalt": "adq", "axes.spines.top": False, "axes.spines.right": False}  # type: ignore[dict-item]
+            look |= {"axes.facecolor": paper, "figure.facecolor": paper, "text.parse_math": False}
+            look |= {"svg.hashsalt": "adq", "axes.spines.top": False, "axes.spines.right": False}
             with rc_context(look), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of glyphs that the font lacks
                 figure = Figure(figsize=(6.4, 3.6), layout="constrained")

@@ -16,7 +16,7 @@ from adq_wds.tables.plan_view import PlanView
 
 logger = logging.getLogger("adq_wds")
 
-SampleId = str | tuple[str, ...]
+SampleId = str | tuple[str, str]
 """A key, or (shard, key)."""
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet runs a cell that begins so
 
@@ -120,8 +120,9 @@ def read_txt(file: Path) -> Iterator[SampleId]:
     """One key a line, or shard and key with a tab between; empty lines are skipped."""
     # not `splitlines`: a key may hold U+2028
     for line in file.read_text(encoding="utf-8-sig").split("\n"):
+        shard, tab, key = line.partition("\t")
         if line:
-            yield tuple(line.split("\t", 1)) if "\t" in line else line
+            yield (shard, key) if tab else line
 
 
 def _read_csv(file: Path) -> Iterator[SampleId]:

@@ -248,14 +248,17 @@ class Plan:
 
     def __iter__(self) -> Iterator[PlanShard]:
         """The rows of each shard with their reasons, in order."""
-        return (self._with_reasons(i, self.shard(name)) for i, name in enumerate(self.shards))
+        return map(self.with_reasons, self.shards)
 
-    def _with_reasons(self, i: int, shard: PlanShard) -> PlanShard:
-        """A shard's rows with their reasons, where the plan has these columns; streams do not need them."""
+    def with_reasons(self, name: str) -> PlanShard:
+        """The rows of one shard with their reasons, where the plan has these columns; streams do not need them."""
+        shard = self.shard(name)
         if not set(REASON_COLUMNS) <= set(self._schema.names):
             return shard
         try:
-            return shard.with_reasons(self._read_columns(i, (*REASON_COLUMNS, MARGIN.name)))
+            return shard.with_reasons(
+                self._read_columns(self._position[name], (*REASON_COLUMNS, MARGIN.name))
+            )
         except PlanError as error:
             raise PlanError(f"{self._where}: {error}") from None
 

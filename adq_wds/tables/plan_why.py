@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass, replace
 from typing import Any
 
-from adq_wds.errors import PlanError
+from adq_wds.errors import PlanError, shorten
 from adq_wds.tables.features import Features
 from adq_wds.tables.nearest import Nearest, bad_reason, nearest_kept
 from adq_wds.tables.plan_cells import n_planned, plan_cells
@@ -115,7 +115,14 @@ def explain(
         FeaturesError: a shard's features are missing or damaged.
     """
     name, row = find_sample(plan, key)
-    shard = next(shard for shard in plan if shard.name == name)
+    try:
+        return _explain(plan, name, row, features)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as cause:
+        raise PlanError(f"{plan.path or 'plan'}: damaged header: {shorten(str(cause))}") from cause
+
+
+def _explain(plan: PlanView, name: str, row: int, features: AnyFeatures | None) -> Why:
+    shard = plan.with_reasons(name)
     header = plan.header
     classes = [entry["label"] for entry in header["classes"]]
     label, bin, rank = (int(column[row]) for column in (shard.label, shard.bin, shard.rank))
@@ -123,6 +130,7 @@ def explain(
     binned, always = bin >= 0, rank == ALWAYS
     c = classes.index(label) if binned else -1
     quota, size = (int(header["cells"][cells][c][bin]) if binned else None for cells in ("quota", "size"))
+    keep = header["settings"].get("keep")
     margin = float("nan") if shard.margin is None else float(shard.margin[row])
     why = Why(
         shard=name,
@@ -138,7 +146,7 @@ def explain(
         rank=rank if binned and not always else None,
         quota=quota,
         size=size,
-        keep=header["settings"].get("keep"),
+        keep=None if keep is None else float(keep),
         keep_needed=_keep_needed(plan, c, bin, rank) if reason == QUOTA else None,
         duplicate_of=(shard.duplicate_of or {}).get(row),
         margin=None if math.isnan(margin) else margin,

@@ -133,8 +133,10 @@ def check_killed_and_resumed(
             assert [process.returncode for process in running] == [0] * world, errors
             n_counted = 10**9
         else:
-            wait_for(folder, running, place)
-            kill(running)
+            try:
+                wait_for(folder, running, place)
+            finally:
+                kill(running)
             state = torch.load(folder / "checkpoint.pt", weights_only=True)
             n_counted = state["step"]
             assert n_before < n_counted <= place[1]

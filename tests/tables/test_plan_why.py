@@ -93,9 +93,8 @@ def test_the_nearest_kept_sample_has_the_largest_cosine(plan: adq.Plan, folder: 
 
 
 def test_it_reads_well(plan: adq.Plan, folder: Path) -> None:
-    texts = {}
-    for row in rows_of(plan):
-        texts.setdefault(row["reason"], str(plan.why((row["shard"], row["key"]), features=folder)))
+    first = {row["reason"]: (row["shard"], row["key"]) for row in reversed(rows_of(plan))}
+    texts = {reason: str(plan.why(name, features=folder)) for reason, name in first.items()}
     assert re.fullmatch(
         r"a\.tar/k\d+ is kept: its rank \d is below the quota \d\nclass \d\n"
         r"bin \d keeps \d of \d+ of its class; pick \d+, rank \d, from 0\n"
@@ -209,3 +208,17 @@ def test_a_plan_of_a_header_alone_names_what_lacks(tmp_path: Path) -> None:
     assert plan.why("k2").words == "it is a copy of a.tar/k0"
     assert plan.why("k3").words == "its class was not planned"
     assert plan.why("k1").keep_needed is None
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"), [("names", ["x"]), ("settings", {"seed": 0, "keep": "much"}), ("names", 7)]
+)
+def test_a_damaged_header_is_named(entry: str, value: Any, plan: adq.Plan) -> None:
+    damaged = adq.Plan.from_shards(list(plan), {**plan.header, entry: value})
+    with pytest.raises(adq.PlanError, match="plan: damaged header: "):
+        damaged.why("a.tar/k0002")
+
+
+def test_features_of_fewer_shards_are_named(plan: adq.Plan, folder: Path) -> None:
+    with pytest.raises(adq.PlanError, match=r"shard b.tar is not among the features"):
+        plan.why("a.tar/k0000", features=Features(folder, shards=["a.tar"]))
