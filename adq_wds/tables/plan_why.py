@@ -111,7 +111,7 @@ def explain(
 
     Raises:
         PlanError: no sample has that key (close ones are named), or several do (their shards are named); damaged rows,
-            or features of other bytes.
+            or features of other shards.
         FeaturesError: a shard's features are missing or damaged.
     """
     name, row = find_sample(plan, key)
@@ -154,8 +154,7 @@ def _explain(plan: PlanView, name: str, row: int, features: AnyFeatures | None) 
     )
     detail = ""
     if features is not None:
-        folder = features.folder if isinstance(features, Features) else features
-        features = Features(folder, shards=plan.shards)
+        features = features if isinstance(features, Features) else Features(features, shards=plan.shards)
         if reason == BAD:
             detail = bad_reason(features, shard, row)
         else:

@@ -171,8 +171,6 @@ def test_features_of_other_bytes_are_refused(
     make_features("a.tar", [0, 1, 2] * 3, folder=tmp_path / "other")
     with pytest.raises(adq.FeaturesError, match=r"b\.parquet"):
         plan.why("a.tar/k0000", features=tmp_path / "other")
-    with pytest.raises(adq.FeaturesError, match=r"b\.parquet"):
-        plan.why("a.tar/k0000", features=Features(tmp_path / "other"))
     make_features("b.tar", [0] * 3, folder=tmp_path / "other", first=50)
     with pytest.raises(adq.PlanError, match=r"shard a.tar, key 'k\d+': is not among these features"):
         plan.why("a.tar/k0000", features=tmp_path / "other")
