@@ -133,7 +133,10 @@ class Checkpoints:
         bins = np.empty(len(x), dtype=np.int64)
         unsure = np.empty(len(x), dtype=bool)
         for r, part in _runs(row):
-            excess = self._flat(r) @ x[part].T  # (J, n), J = (K-1)·M
+            with np.errstate(
+                invalid="ignore"
+            ):  # all are finite; some BLAS raise the flag on lanes they do not use
+                excess = self._flat(r) @ x[part].T  # (J, n), J = (K-1)·M
             excess /= norm[part]
             excess -= self._threshold32[r]
             best = self._by_bin(excess).max(axis=1)  # (K-1, n)

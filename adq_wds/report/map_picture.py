@@ -46,4 +46,5 @@ def _grown(count: NDArray[np.int64]) -> NDArray[np.int64]:
     """Each point as a square of three pixels."""
     padded = np.pad(count, 1)
     shifts = [padded[i : i + HEIGHT, j : j + WIDTH] for i in range(3) for j in range(3)]
-    return np.max(shifts, axis=0)
+    grown: NDArray[np.int64] = np.max(shifts, axis=0)
+    return grown

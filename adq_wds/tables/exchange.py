@@ -160,11 +160,12 @@ def _members(plan: PlanView, name: str) -> dict[str, dict[str, int]]:
     )
     files = {}
     for i, row in enumerate(rows.tolist()):
-        if fields[i] is None or cuts is None:
+        names = fields[i]
+        if names is None or cuts is None:
             why = "where its members lie is not in the plan: embed and plan again; if its name is long or not ASCII, webshart must index the shard itself"
             raise located(PlanError(why), shard=name, key=spans.keys[row])
         first = int(spans.byte_offset[row])
-        for j, field in enumerate(fields[i]):
+        for j, field in enumerate(names):
             start, stop = (int(cut) for cut in cuts[2 * j : 2 * j + 2, i])
             files[f"{spans.keys[row]}.{field}"] = {"offset": first + start, "length": stop - start}
     return files

@@ -21,9 +21,11 @@ def find_sample(plan: PlanView, key: str | tuple[str, str]) -> tuple[str, int]:
     Raises:
         PlanError: no sample has that key (close ones are named), or several do (their shards are named).
     """
-    pairs = [key]
-    if isinstance(key, str):
-        pairs = [(name, key[len(name) + 1 :]) for name in plan.shards if key.startswith(f"{name}/")]
+    pairs = (
+        [(name, key[len(name) + 1 :]) for name in plan.shards if key.startswith(f"{name}/")]
+        if isinstance(key, str)
+        else [key]
+    )
     rows = [(name, row) for name, rest in pairs if name in plan.shards for row in _rows(plan, name, rest)]
     if not rows and isinstance(key, str):
         rows = [(name, row) for name in plan.shards for row in _rows(plan, name, key)]
