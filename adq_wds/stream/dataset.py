@@ -77,9 +77,10 @@ class ShardDataset(IterableDataset[Any]):
             ranks and epochs of a machine, while the bound holds. Shuffled reading works in 64 places at a time: 128
             MiB, or 64 whole shards where these must be fetched whole. Without it each sample is one request.
         root: the folder that the plan's shard names are relative to, where a path fits several of them.
-        index: without a plan, the shards' index file (of ``adq index`` or ``adq write``); else the headers of all
-            shards are walked when the data set is made.
-        verify: compare samples with the crc32 in the plan or index. Without it bytes from the cache are trusted.
+        index: without a plan, the shards' index file (of ``adq index`` or ``adq write``); else samples are found when
+            the data set is made, by another library's index beside a shard, or by walking its headers.
+        verify: compare samples with the crc32 in the plan or index; other libraries' indexes have none. Without it
+            bytes from the cache are trusted.
         allow_pipe: run the commands of ``pipe:`` URLs, in a shell. Only for URLs that the program itself wrote; ``::``
             ends a command.
         timeout: seconds without an answer from a server, or without output of a command, that are an error.

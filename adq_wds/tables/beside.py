@@ -15,7 +15,7 @@ from adq_wds.errors import ShardError, shorten
 from adq_wds.remote.backend import NoRanges, Range
 from adq_wds.remote.fetch import Fetch, comes_whole
 from adq_wds.shards.names import is_url
-from adq_wds.shards.samples_in_tar import Ignored, Span, group_entries
+from adq_wds.shards.samples_in_tar import Ignored, Span, group_entries, split_name
 from adq_wds.shards.shard_file import ShardFile
 from adq_wds.shards.tar_headers import BLOCK, DEFAULT_LIMITS, Entry, iter_entries
 from adq_wds.tables import energon, webshart
@@ -110,6 +110,8 @@ class IndexesBeside:
                 database = self._database(f"{folder}/{energon.DATABASE}", shard, tar)
                 return energon.read_members(database, *self._numbers[folder][below], tar.n_bytes)
             folder, _, last = folder.rpartition("/")
+            if folder.endswith(":/"):  # above a host or a bucket
+                return None
             below = f"{last}/{below}"
         return None
 
@@ -170,15 +172,17 @@ def _checked_spans(entries: list[Entry], end: int, tar: _File, shard: str) -> li
     """
     if not entries:
         return None
+    gaps: list[Range] = []  # between payloads
     before = 0
     for entry in entries:
         if entry.start < before or entry.payload < entry.start + BLOCK or entry.payload % BLOCK:
             raise ValueError(f"it lists members that overlap, at byte {entry.payload:,}")
         if entry.n_bytes > DEFAULT_LIMITS.member_bytes:
             raise ValueError(f"it lists a member of {entry.n_bytes:,} bytes")
-        before = entry.payload + entry.n_bytes
+        gaps.append((before, entry.payload))
+        before = entry.payload + entry.n_bytes + -entry.n_bytes % BLOCK
     _check_end(end, tar)
-    leads = _leads(entries, tar, shard)
+    leads = _leads(entries, gaps, tar, shard)
     entries = [entry._replace(start=entry.payload - leads[entry.payload - entry.start]) for entry in entries]
     return list(group_entries(entries, shard=shard, limits=DEFAULT_LIMITS, ignored=Ignored()))
 
@@ -194,32 +198,50 @@ def _check_end(end: int, tar: _File) -> None:
         raise ValueError(f"it ends at byte {end:,}, where the shard goes on: it was made of another file")
 
 
-def _leads(entries: list[Entry], tar: _File, shard: str) -> dict[int, int]:
-    """Bytes from a member's first header to its payload, by its distance from the payload before.
+def _leads(entries: list[Entry], gaps: list[Range], tar: _File, shard: str) -> dict[int, int]:
+    """Bytes from a member's first header to its payload, by the distance from its `start` to its payload.
 
     Where the distance is one block, that is its header. Else long names stand there, or folders, which are no part of it:
-    that is read from the tar for the first member at each distance.
+    that is read from the tar for the first member at each distance, and for all members behind something unlisted.
     """
     first: dict[int, int] = {}
     for i, entry in enumerate(entries):
         first.setdefault(entry.payload - entry.start, i)
-    if max(first) > _MAX_HEADERS or len(first) > _MAX_DISTANCES:
-        raise ValueError(f"it leaves {max(first):,} bytes between members, or {len(first):,} such distances")
+    longest = max(stop - start for start, stop in gaps)
+    if longest > _MAX_HEADERS or len(first) > _MAX_DISTANCES:
+        raise ValueError(f"it leaves {longest:,} bytes between members, or {len(first):,} distances")
     drawn = draws(0, 0, shard, [str(i) for i in range(N_DRAWN)]) % len(entries)
     picks = list(dict.fromkeys([*first.values(), 0, len(entries) - 1, *map(int, drawn)]))
     leads: dict[int, int] = {}
-    headers = tar.read([(entries[i].start, entries[i].payload) for i in picks])
-    for i, raw in zip(picks, headers, strict=True):
-        listed, distance = entries[i], len(raw)
-        *_, in_tar = iter_entries(
-            _Headers(raw, listed.n_bytes), shard=shard, limits=DEFAULT_LIMITS, marked=False
-        )
-        if (in_tar.name, in_tar.payload, in_tar.n_bytes) != (listed.name, distance, listed.n_bytes):
-            text = f"it lists {shorten(listed.name)} of {listed.n_bytes:,} bytes at byte {listed.payload:,}"
-            raise ValueError(f"{text}, where the shard has {shorten(in_tar.name)} of {in_tar.n_bytes:,}")
-        if leads.setdefault(distance, distance - in_tar.start) != distance - in_tar.start:
-            raise ValueError(f"it does not tell folders from long names before {shorten(listed.name)}")
+    for unlisted in (False, True):
+        if unlisted:
+            rows = enumerate(zip(entries, gaps, strict=True))
+            picks = [i for i, (entry, gap) in rows if leads[entry.payload - entry.start] < gap[1] - gap[0]]
+        headers = tar.read([gaps[i] for i in picks])
+        for i, raw in zip(picks, headers, strict=True):
+            distance, lead = entries[i].payload - entries[i].start, _lead(entries[i], raw, shard)
+            if leads.setdefault(distance, lead) != lead:
+                raise ValueError(
+                    f"it does not tell folders from long names before {shorten(entries[i].name)}"
+                )
     return leads
+
+
+def _lead(listed: Entry, raw: bytes, shard: str) -> int:
+    """Bytes from a member's first header to its payload, in the bytes between the payload before and its own.
+
+    Raises:
+        ValueError, ShardError: another member stands there, or files of a sample that are not listed.
+    """
+    *unlisted, entry = iter_entries(
+        _Headers(raw, listed.n_bytes), shard=shard, limits=DEFAULT_LIMITS, marked=False
+    )
+    if (entry.name, entry.payload, entry.n_bytes) != (listed.name, len(raw), listed.n_bytes):
+        text = f"it lists {shorten(listed.name)} of {listed.n_bytes:,} bytes at byte {listed.payload:,}"
+        raise ValueError(f"{text}, where the shard has {shorten(entry.name)} of {entry.n_bytes:,}")
+    if lost := [other.name for other in unlisted if split_name(other.name)]:
+        raise ValueError(f"it does not list {shorten(lost[0])}")
+    return len(raw) - entry.start
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def read_indices(path: str | os.PathLike[str]) -> NDArray[Any]:
     """
     try:
         return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-    except (OSError, ValueError) as error:
+    except Exception as error:  # numpy parses the file's header as Python
         raise PlanError(
             f"{os.fspath(path)}: not an array of indices or a mask ({reason_of(error)})"
         ) from error

@@ -14,7 +14,8 @@ from adq_wds.tables.headers import Natural31, checked, parse_json
 FOLDER = ".nv-meta"
 INFO, DATABASE = f"{FOLDER}/.info.json", f"{FOLDER}/index.sqlite"
 _MAX_VALUE_BYTES = 1 << 13  # of a key, or of a table's definition
-_TABLES = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND rootpage > 0 AND name = ?"
+_TABLES = """SELECT count(*) FROM sqlite_master WHERE type = 'table' AND rootpage > 0 AND name = ?1
+AND NOT EXISTS (SELECT * FROM pragma_table_xinfo(?1) WHERE hidden)"""  # computed columns may never end
 _SAMPLES = """SELECT sample_index, sample_key, byte_offset, byte_size FROM samples
 WHERE tar_file_id = ? ORDER BY sample_index LIMIT ?"""
 _PARTS = """SELECT sample_index, part_name, content_byte_offset, content_byte_size FROM sample_parts
@@ -70,7 +71,7 @@ def read_members(database: Path, number: int, n_samples: int, n_bytes: int) -> t
 
 
 def _rows(cursor: sqlite3.Cursor, database: Path) -> list[tuple[Any, ...]]:
-    """All rows, whose text takes no more than the database does: columns may be computed."""
+    """All rows, whose text takes no more than the database does: rows of a damaged one may share their bytes."""
     rows: list[tuple[Any, ...]] = []
     left = database.stat().st_size
     for row in cursor:

@@ -47,6 +47,7 @@ def read_members(raw: bytes, n_bytes: int) -> tuple[list[Entry], int] | None:
     for payload, length, name in rows:
         if length < 0:
             raise ValueError(f"it lists a file without its length: {name[:80]!r}")
+        name.encode()  # a ValueError for half a character, which JSON can hold
         entries.append(Entry(end, name, payload, length))
         end = payload + length + -length % BLOCK
     return entries, end

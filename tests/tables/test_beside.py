@@ -12,12 +12,14 @@ import tarfile
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import adq_wds as adq
 from adq_wds.reading import listing
+from adq_wds.remote.fetch import Fetch
 from adq_wds.shards.samples_in_tar import Span, iter_spans
 from adq_wds.tables import beside, webshart
 from adq_wds.tables.beside import IndexesBeside
@@ -142,6 +144,10 @@ def other(index: dict[str, Any], name: str, **values: Any) -> dict[str, Any]:
     return {**index, "files": {**index["files"], name: {**index["files"][name], **values}}}
 
 
+def without(index: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {**index, "files": {name: file for name, file in index["files"].items() if name not in names}}
+
+
 NOT_TAKEN: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
     ("another size", lambda i: {**i, "filesize": 9}, "it was made of a file of 9 bytes"),
     ("no text", lambda i: {**i, "filesize": "9"}, "filesize is '9', expected int"),
@@ -154,8 +160,11 @@ NOT_TAKEN: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
     ("no block", lambda i: other(i, "s000.jpg", offset=513), "members that overlap, at byte 513"),
     ("two at one byte", lambda i: {**i, "files": {**i["files"], "x.jpg": i["files"]["s001.jpg"]}}, "overlap"),
     ("another length", lambda i: other(i, "s004.jpg", length=1199), "is not used: "),
+    ("half a character", lambda i: {**i, "files": {"\ud800.jpg": {"offset": 512, "length": 1}}}, "surrogates"),
     ("no length", lambda i: {**i, "files": {"a.jpg": {"offset": 512}}}, "lists a file without its length: 'a.jpg'"),
     ("a list", lambda i: {**i, "files": [1]}, r"files\[0\] is 1, expected object"),
+    ("a sample left out", lambda i: without(i, "s002.jpg", "s002.v1.CLS"), r"it does not list 's002\.jpg'"),
+    ("a field left out", lambda i: without(i, "s002.v1.CLS"), r"it does not list 's002\.v1\.CLS'"),
     ("cut", lambda i: {**i, "files": dict(sorted(i["files"].items())[:-2])}, "where the shard goes on"),
 ]  # fmt: skip
 
@@ -189,6 +198,18 @@ def test_a_key_twice_is_the_walks_error(tmp_path: Path, caplog: Caplog) -> None:
     assert "webshart's index is not used: key 'a': key twice in a shard" in caplog.text
     with pytest.raises(adq.ShardError, match=r"key twice in a shard"):
         adq.ShardDataset(str(path))
+
+
+def test_a_file_left_out_behind_files_of_no_sample_is_seen(tmp_path: Path, caplog: Caplog) -> None:
+    """Where unlisted files stand before members, the first one at a distance does not speak for the others."""
+    members = [("a.jpg", b"1"), ("README", b"2"), ("b.jpg", b"3"), ("c.jpg", b"4"), ("d.jpg", b"5")]
+    path = write_tar(tmp_path / "a.tar", members)
+    index = without(webshart_index(path), "README")
+    write_index(path, index)
+    assert taken(path) == walked(path)
+    write_index(path, without(index, "c.jpg"))
+    assert taken(path) is None
+    assert "webshart's index is not used: it does not list 'c.jpg'" in caplog.text
 
 
 def test_an_index_older_than_its_shard_is_not_taken(
@@ -272,12 +293,17 @@ def test_a_shard_or_an_index_that_is_no_file_is_no_error(tmp_path: Path, caplog:
         ("UPDATE samples SET byte_offset = 0 WHERE sample_index = 2", "members that overlap"),
         ("UPDATE samples SET byte_size = 1 << 40 WHERE sample_index = 4", "it ends at byte 1,099,5"),
         ("UPDATE sample_parts SET content_byte_size = 1 << 33", "a member of 8,589,934,592 bytes"),
+        (
+            "DELETE FROM sample_parts WHERE sample_index = 2 AND part_name = 'jpg'; "
+            "UPDATE samples SET byte_offset = byte_offset + 1536 WHERE sample_index = 2",
+            r"it does not list 's002\.jpg'",
+        ),
         ("DROP TABLE sample_parts", "no table sample_parts: an older Energon's?"),
         (
             "ALTER TABLE samples RENAME TO old; CREATE TABLE samples(tar_file_id, sample_index, byte_offset, byte_size, "
             "sample_key AS (hex(zeroblob(4000)))); INSERT INTO samples SELECT tar_file_id, sample_index, byte_offset, "
             "byte_size FROM old",
-            "it has more text than bytes",
+            "no table samples",
         ),
         ("DROP TABLE samples; CREATE VIEW samples AS SELECT * FROM sample_parts", "no table samples"),
         ("DROP TABLE samples; CREATE VIRTUAL TABLE samples USING fts5(x)", "no table samples"),
@@ -296,6 +322,24 @@ def test_a_wrong_database_is_not_taken_and_said(
     assert taken(shards[0]) is None
     with pytest.raises(AssertionError, match=f"shard plain-000000.tar: Energon's index is not used: .*{why}"):
         raise AssertionError(caplog.text)
+
+
+def test_rows_that_share_their_bytes_are_bounded(shards: list[Path], tmp_path: Path, caplog: Caplog) -> None:
+    put(tmp_path, *ENERGON)
+    with closing(sqlite3.connect(tmp_path / DATABASE, isolation_level=None)) as connection:
+        connection.executescript(
+            "DROP TABLE samples; CREATE TABLE samples(tar_file_id, sample_key, sample_index, byte_offset, byte_size); "
+            "INSERT INTO samples VALUES(0, hex(zeroblob(2000)), 0, 0, 512); PRAGMA page_size = 65536; VACUUM"
+        )
+        ((root,),) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'samples'")
+    raw = bytearray((tmp_path / DATABASE).read_bytes())
+    page, n = (root - 1) * 65536, 9000
+    raw[page + 3 : page + 5] = n.to_bytes(2, "big")
+    raw[page + 8 : page + 8 + 2 * n] = n * raw[page + 8 : page + 10]
+    (tmp_path / DATABASE).write_bytes(raw)
+    (tmp_path / ENERGON[0]).write_text('{"shard_counts": {"plain-000000.tar": 9000}}', encoding="utf-8")
+    assert taken(shards[0]) is None
+    assert "it has more text than bytes" in caplog.text
 
 
 @pytest.mark.parametrize("data", [b"", b"SQLite format 3\0" + b"x" * 4000, b"{}", None])
@@ -369,3 +413,19 @@ def test_a_sample_that_has_changed_is_an_error_of_the_stream(shards: list[Path],
     shards[0].write_bytes(data)
     with pytest.raises(adq.ShardError, match=r"plain-000000\.tar"):
         list(ds)
+
+
+@pytest.mark.parametrize("folder", ["s3://bucket", "https://host.example"])
+def test_nothing_is_asked_for_above_a_host_or_bucket(folder: str) -> None:
+    asked: list[str] = []
+
+    class Recorded(Fetch):
+        def remote(self, url: str, *, shard: str) -> Any:
+            asked.append(url)
+            if url.endswith(".tar"):
+                return SimpleNamespace(stamp=lambda: {"bytes": 1024}, read_ranges=None)
+            raise adq.ShardError("none")
+
+    with IndexesBeside(Recorded()) as indexes:
+        assert indexes.spans(f"{folder}/a.tar", shard="a.tar") is None
+    assert asked == [f"{folder}/{name}" for name in ("a.tar", ".nv-meta/.info.json", "a.json")]

@@ -222,6 +222,11 @@ def test_an_unknown_form_lists_all(plan: adq.Plan, tmp_path: Path) -> None:
         plan.export("litdata", tmp_path / "x")
 
 
+def npy(header: str) -> str:
+    """The text of a .npy file of that header, in latin-1."""
+    return f"\x93NUMPY\x01\0{chr(len(header))}\0{header}"
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
@@ -234,6 +239,13 @@ def test_an_unknown_form_lists_all(plan: adq.Plan, tmp_path: Path) -> None:
         ("k.jsonl", "{", "line 1: not JSON"),
         ("k.jsonl", "[" * 100_000, "line 1: not JSON"),
         ("k.npy", "text", "not an array of indices or a mask"),
+        ("k.npy", "", "not an array of indices or a mask"),
+        (
+            "k.npy",
+            npy("{'descr': '<i8', 'fortran_order': False, 'shape': (1" + "0" * 30 + ",)}"),
+            "not an array",
+        ),
+        ("k.npy", npy("{'descr': ["), "not an array of indices or a mask"),
         ("k.txt", "\xff", "not UTF-8 text"),
         ("k.txt", None, "cannot be read: No such file"),
     ],
