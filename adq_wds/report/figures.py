@@ -48,7 +48,7 @@ def draw_figures(samples: Samples, folder: str | os.PathLike[str]) -> list[str]:
         drawings["bins"] = _bins
     for name, draw in drawings.items():
         for scheme, (ink, paper, colours) in _COLOURS.items():
-            look: dict[str, Any] = dict.fromkeys(
+            look: Any = dict.fromkeys(  # its keys are literals to a type checker
                 ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), ink
             )
             look |= {"axes.facecolor": paper, "figure.facecolor": paper, "text.parse_math": False}
