@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from adq_wds.core.allocation import (
@@ -60,7 +60,7 @@ def slow_split(
     """`split_budget` by the oracle: cells with a choice and a weight first, those without a weight by their sizes."""
     low = np.zeros_like(size) if low is None else low
     quota = low.tolist()
-    scale = 40 - int(np.frexp(weight.max())[1])
+    scale = 40 - int(np.frexp(weight[low < size].max(initial=0.0))[1])
     positive = [k for k in range(len(size)) if weight[k] > 0]
     others = [k for k in range(len(size)) if weight[k] == 0]
     first = min(int(size[positive].sum()), budget - int(low[others].sum()))
@@ -82,6 +82,7 @@ cells = st.lists(st.tuples(st.integers(0, 9), weights, st.integers(0, 3)), min_s
 
 @settings(max_examples=150)
 @given(cells, st.integers(0, 5))
+@example([(0, 1.0, 0), (1, 2e-218, 0), (1, 1e-103, 0)], 0)  # the largest weight is of a cell without a choice
 def test_splits_are_the_slow_ones_exact_and_nested(cells: list[tuple[int, float, int]], seed: int) -> None:
     size, weight, low = (np.array(column) for column in zip(*cells, strict=True))
     low = np.minimum(low, size)
