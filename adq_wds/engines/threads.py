@@ -44,19 +44,19 @@ def in_order(
         its place.
     """
     flying: deque[tuple[Job, range, bool, Future[Result]]] = deque()
-    todo: deque[tuple[Job, range, bool]] = deque()
+    queued: deque[tuple[Job, range, bool]] = deque()
     n_open = 0
     with pool_of_threads(workers, name) as pool:
         while True:
             while len(flying) < workers + 2:
-                if not todo and n_open < workers and (opened := next(jobs, None)) is not None:
+                if not queued and n_open < workers and (opened := next(jobs, None)) is not None:
                     n = length(opened)
                     batches = [range(i, min(i + batch_size, n)) for i in range(0, max(n, 1), batch_size)]
-                    todo.extend((opened, rows, rows is batches[-1]) for rows in batches)
+                    queued.extend((opened, rows, rows is batches[-1]) for rows in batches)
                     n_open += 1
-                if not todo:
+                if not queued:
                     break
-                job, rows, last = todo.popleft()
+                job, rows, last = queued.popleft()
                 flying.append((job, rows, last, pool.submit(work, job, rows)))
             if not flying:
                 return

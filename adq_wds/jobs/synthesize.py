@@ -109,12 +109,12 @@ def synthesize(
         pattern = ShardPattern(str(folder / PATTERN))
         kept, start = _load_kept(folder, side) if kind == "noisy" else (None, 0)
         device = next(teacher.parameters()).device
-        todo = [r for r in range(start, rounds) if r % world == rank]
+        missing = [r for r in range(start, rounds) if r % world == rank]
         if kind != "noisy":
-            todo = [r for r in todo if not pattern.path(r).exists()]
-        if todo:  # until `_finish` the set is not complete
+            missing = [r for r in missing if not pattern.path(r).exists()]
+        if missing:  # until `_finish` the set is not complete
             (folder / "_info.json").unlink(missing_ok=True)
-        for r in tqdm(todo, desc="rounds", disable=no_bar(progress)):
+        for r in tqdm(missing, desc="rounds", disable=no_bar(progress)):
             draws = torch.Generator().manual_seed(draw(seed, r, "", kind, purpose="synthesize") >> 1)
             labels = ((torch.arange(n) + r * n) % n_classes).to(device)
             if kind == "noisy":
