@@ -74,35 +74,38 @@ STATIC = ("dq", "adq", "k-centre", "clean", "chosen-one-bin", "soft-ridge", "cho
 VARYING = ("fresh-random-rates", "fresh-chosen-rates", "fresh-chosen-rising", "fresh-chosen-falling")
 OTHERS = (*STATIC, "fresh-dq", "fresh-adq", "fresh-chosen-one-bin", "fresh-chosen-soft")
 COPIES_OUT = ("dedup", "dedup-clean")
-FIVE, THREE = range(5), range(3)
 
 
 def commands() -> list[Command]:
-    """All of them."""
-
-    def of(
-        sets: Iterable[str], net: str, arms: Iterable[str], *keeps: float, seeds: Iterable[int] = THREE
-    ) -> list[Command]:
-        return [Command(name, net, tuple(arms), keeps or (0.1,), seed) for seed in seeds for name in sets]
-
+    """All of them: five seeds of the goals' arms on `tiny`, then the first seed of all else, then the next."""
+    goals = [Command(name, "tiny", arms, (0.1,), seed) for seed in range(5) for name, arms in MAIN.items()]
+    ablations = ("chosen", "chosen-one-bin", "clean-20", "clean-50", "easiest-20", *ABLATIONS)
     both = ("clean", "all-three")
-    goals = [(seed, name) for seed in FIVE for name in MAIN]
-    return [
-        *(Command(name, "tiny", MAIN[name], (0.1,), seed) for seed, name in goals),
-        *of(("all-three", "copies"), "tiny", COPIES_OUT),
-        *of(MAIN, "tiny", OTHERS),
-        *of(("clean", "all-three", "tail50"), "tiny", VARYING),
-        *of(("noise-pairs",), "tiny", (*RIVALS, *OTHERS)),
-        *of(("tail100",), "tiny", (*RIVALS, *UNEQUAL, *OTHERS)),
-        *of(("clean", "noise20", "tail50"), "tiny", ("full", "full-chosen")),
-        *of(("clean",), "tiny", MAIN["clean"], 0.05, 0.2, seeds=FIVE),
-        *(Command(name, "small", MAIN[name], (0.1,), seed) for seed, name in goals),
-        *of(("clean",), "small", MAIN["clean"], 0.05, 0.2, seeds=FIVE),
-        *of(("all-three",), "resnet20", MAIN["all-three"]),
-        *of(("all-three",), "convnext", MAIN["all-three"]),
-        *of(both, "tiny", ("chosen", "chosen-one-bin", "clean-20", "clean-50", "easiest-20", *ABLATIONS)),
-        *of(both, "tiny", (*RIVALS, "full"), 0.02, 0.05, 0.1, 0.2, 0.3),  # time to accuracy
-        *of(both, "tiny", ("random", *PATCHES)),
+    rest: list[tuple[Iterable[str], str, Iterable[str], tuple[float, ...], int]] = [
+        (("all-three",), "small", MAIN["all-three"], (0.1,), 5),
+        (("clean",), "tiny", MAIN["clean"], (0.05, 0.2), 5),
+        (both, "tiny", (*RIVALS, "full"), (0.02, 0.05, 0.1, 0.2, 0.3), 3),  # time to accuracy
+        (("all-three", "copies"), "tiny", COPIES_OUT, (0.1,), 3),
+        (("all-three", "tail50", "clean"), "tiny", OTHERS, (0.1,), 3),
+        (both, "tiny", ("random", *PATCHES), (0.1,), 3),
+        (("tail100",), "tiny", (*RIVALS, *UNEQUAL, *OTHERS), (0.1,), 3),
+        (("noise20", "tail50"), "tiny", ("full", "full-chosen"), (0.1,), 3),
+        (("all-three", "tail50", "clean"), "tiny", VARYING, (0.1,), 3),
+        (("all-three",), "tiny", ablations, (0.1,), 3),
+        (("noise-pairs",), "tiny", (*RIVALS, *OTHERS), (0.1,), 3),
+        (("noise20", "copies", "noise40"), "tiny", OTHERS, (0.1,), 3),
+        (("clean",), "tiny", (*ablations, "full-chosen"), (0.1,), 3),
+        *(((name,), "small", arms, (0.1,), 5) for name, arms in MAIN.items() if name != "all-three"),
+        (("all-three",), "resnet20", MAIN["all-three"], (0.1,), 3),
+        (("all-three",), "convnext", MAIN["all-three"], (0.1,), 3),
+        (("clean",), "small", MAIN["clean"], (0.05, 0.2), 5),
+    ]
+    return goals + [
+        Command(name, net, tuple(arms), keeps, seed)
+        for seed in range(5)
+        for sets, net, arms, keeps, seeds in rest
+        if seed < seeds
+        for name in sets
     ]
 
 
