@@ -14,6 +14,8 @@ from adq_wds.embedding.embed_shards import embed_shards
 from adq_wds.embedding.settings import names_of_features
 from adq_wds.embedding.stored import open_embeddings
 from adq_wds.embedding.views import N_VIEWS
+from adq_wds.engines.choose import EngineName
+from adq_wds.engines.engine import Engine
 from adq_wds.errors import AdqError
 from adq_wds.files import canonical_json, lock, make_folder, write_text
 from adq_wds.planning.build_plan import make_plan
@@ -33,8 +35,8 @@ VERSION = 1
 # The keys that a run.json may set; the file may come from a stranger.
 _KNOWN = {
     "encoder": {"spec", *options_of(ENCODER)},
-    "embed": options_of(EMBED).keys() - {"progress"},
-    "plan": options_of(PLAN).keys() - {"out", "progress"},
+    "embed": options_of(EMBED).keys() - {"progress", "engine", "address"},
+    "plan": options_of(PLAN).keys() - {"out", "progress", "engine", "address"},
 }
 logger = logging.getLogger("adq_wds")
 
@@ -48,6 +50,8 @@ def run_job(
     plan: dict[str, Any],
     write: bool = False,
     progress: bool | None = None,
+    engine: EngineName | Engine = "threads",
+    address: str | None = None,
 ) -> dict[str, Any]:
     """Make ``OUT/features/``, ``OUT/bins.parquet``, ``OUT/plan.parquet``, with `write` ``OUT/shards/``, and ``OUT/run.json``.
 
@@ -62,6 +66,8 @@ def run_job(
         plan: arguments of `build_plan` except `out`.
         write: also write the kept samples to new shards.
         progress: show bars; only on a terminal by default.
+        engine: as in `embed_shards`.
+        address: as in `embed_shards`.
 
     Returns:
         the content of ``run.json``, and `nothing_to_do`.
@@ -105,7 +111,9 @@ def run_job(
         shards = ShardPattern(str(folder / "shards" / "%06d.tar"))
         if write:
             _refuse_foreign_shards(folder, shards, paths)
-        features = embed_shards(paths, source, folder / "features", progress=progress, **embed)
+        features = embed_shards(
+            paths, source, folder / "features", progress=progress, engine=engine, address=address, **embed
+        )
         made = _plan(folder, features, options)
         result = {
             **arguments,
