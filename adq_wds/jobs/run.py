@@ -157,8 +157,7 @@ def _refuse_foreign_shards(folder: Path, shards: ShardPattern, paths: list[str])
 def _plan(folder: Path, features: Features, options: Options) -> Plan:
     made = make_plan(features, options, scratch=folder, bins_file=folder / "bins.parquet")
     (folder / "run.json").unlink(missing_ok=True)  # from here on it would describe another plan
-    made.save(folder / "plan.parquet")
-    return load_plan(folder / "plan.parquet")
+    return made.save(folder / "plan.parquet")
 
 
 def _done(folder: Path, arguments: dict[str, Any]) -> dict[str, Any] | None:

@@ -20,13 +20,13 @@ from adq_wds.planning.options import Options, plan_options
 from adq_wds.planning.output import locked_folder
 from adq_wds.planning.samples import SampleId, Samples, read_samples
 from adq_wds.planning.seats import Draw, make_cells, take_seats
-from adq_wds.planning.table import make_table
+from adq_wds.planning.table import PlanTable, make_table
 from adq_wds.protocols import Allocation
 from adq_wds.registry import BinsBy, Kernel
 from adq_wds.score import Score
 from adq_wds.tables.bins import Bins
 from adq_wds.tables.features import Features, as_features
-from adq_wds.tables.plan import Plan, load_plan
+from adq_wds.tables.plan import Plan
 
 logger = logging.getLogger("adq_wds")
 
@@ -120,17 +120,14 @@ def build_plan(
     options = plan_options(**arguments)
     features = as_features(features)
     with locked_folder(out, PlanError, beside=features) as folder:
-        plan = make_plan(features, options, scratch=folder)
-        if out is None:
-            return plan
-        plan.save(out)
-    return load_plan(out)
+        table = make_plan(features, options, scratch=folder)
+        return table.plan() if out is None else table.save(out)
 
 
 def make_plan(
     features: Features, options: Options, *, scratch: Path | None = None, bins_file: Path | None = None
-) -> Plan:
-    """The plan, in memory: each stage reads its options and stores its result for the next.
+) -> PlanTable:
+    """The plan, to be written: each stage reads its options and stores its result for the next.
 
     Args:
         features: the set.
@@ -149,10 +146,10 @@ def make_plan(
         bins.save(bins_file)  # with what the head gave, which need not be trained again
     cells = make_cells(samples, bins, scores["importance"], options)
     take_seats(samples, bins, cells.quota, options)
-    plan = make_table(samples, cells, scores, options)
-    if options.keep > 0 and plan.n_kept == 0:
-        logger.warning("keep=%s keeps 0 of %d samples", options.keep, plan.n_samples)
-    return plan
+    if options.keep > 0 and not samples.kept.any():
+        n = sum(file.n_read for file in features)
+        logger.warning("keep=%s keeps 0 of %d samples", options.keep, n)
+    return make_table(samples, cells, scores, options)
 
 
 def find_bins(features: Features, *, scratch: Path | None = None, **options: Any) -> Bins:
