@@ -14,9 +14,11 @@ from adq_wds.embedding.embed_shards import embed_shards
 from adq_wds.embedding.settings import names_of_features
 from adq_wds.embedding.stored import open_embeddings
 from adq_wds.embedding.views import N_VIEWS
+from adq_wds.engines.choose import choose_engine
 from adq_wds.errors import AdqError
 from adq_wds.files import canonical_json, lock, make_folder, write_text
 from adq_wds.planning.build_plan import make_plan
+from adq_wds.planning.class_tasks import Workplace
 from adq_wds.planning.options import Options, plan_options
 from adq_wds.registry import BUILT_IN_SCORES, GONE
 from adq_wds.registry import encoder as named_encoder
@@ -34,7 +36,7 @@ VERSION = 1
 _KNOWN = {
     "encoder": {"spec", *options_of(ENCODER)},
     "embed": options_of(EMBED).keys() - {"progress"},
-    "plan": options_of(PLAN).keys() - {"out", "progress"},
+    "plan": options_of(PLAN).keys() - {"out", "engine", "address", "progress"},
 }
 logger = logging.getLogger("adq_wds")
 
@@ -155,7 +157,8 @@ def _refuse_foreign_shards(folder: Path, shards: ShardPattern, paths: list[str])
 
 
 def _plan(folder: Path, features: Features, options: Options) -> Plan:
-    made = make_plan(features, options, scratch=folder, bins_file=folder / "bins.parquet")
+    place = Workplace(choose_engine(options.engine, address=options.address, folder=folder), folder)
+    made = make_plan(features, options, place=place, bins_file=folder / "bins.parquet")
     (folder / "run.json").unlink(missing_ok=True)  # from here on it would describe another plan
     return made.save(folder / "plan.parquet")
 

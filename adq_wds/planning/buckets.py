@@ -34,6 +34,11 @@ class Column:
     dtype: np.dtype[Any]
     width: int = 1
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row."""
+        return self.dtype.itemsize * self.width
+
     @classmethod
     def of_array(cls, name: str, values: NDArray[Any]) -> Column:
         """A column of (N,) numbers that are in memory."""
@@ -173,7 +178,7 @@ class Buckets:
             ]
             base = 0
             for column in columns:
-                row_bytes = column.dtype.itemsize * column.width
+                row_bytes = column.row_bytes
                 rows = np.ascontiguousarray(column.read(file, here)[order]).reshape(file.n, column.width)
                 for c, start, n in parts:
                     _write_all(handle, rows[start : start + n], base + filled[c] * row_bytes)

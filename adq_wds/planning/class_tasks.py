@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,12 +17,13 @@ from safetensors.numpy import load_file, save_file
 
 from adq_wds.engines.engine import Engine, Resources, Result, Task, ThisProcess
 from adq_wds.errors import AdqError, FeaturesError, shorten
-from adq_wds.files import atomic_path, canonical_json, sha256_text
+from adq_wds.files import atomic_path, canonical_json, make_folder, sha256_text
 from adq_wds.planning.buckets import Buckets, Column, DiskRows
 from adq_wds.tables.features import Features
 
 Arrays = dict[str, NDArray[Any]]
 
+_PREFIX = ".adq-scratch-"
 _TASK_ROWS = 4096  # classes are taken together up to so many rows: a task then takes far longer than its file
 _FORMAT = 1  # of the scratch files; another number where an equal job would make others
 
@@ -42,17 +43,68 @@ class ClassJob(Protocol):
         """The results of the classes of one task as one."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Workplace:
     """Who does the tasks of a plan, and where its scratch files lie.
 
     Attributes:
         engine: runs the tasks.
         folder: that all processes of the engine see; the system's temporary folder when None.
+        left: scratch folders that other commands may still read, with the engine `shared`.
     """
 
     engine: Engine = field(default_factory=ThisProcess)
     folder: Path | None = None
+    left: list[Path] = field(default_factory=list)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other commands do the same job."""
+        return type(self.engine).__name__ == "Shared"
+
+    @property
+    def ended_elsewhere(self) -> bool:
+        """Whether another command ended the job, and removed its scratch files."""
+        return any(not folder.exists() for folder in self.left)
+
+    def once(self, name: str, is_done: Callable[[], bool], do: Callable[[], None]) -> None:
+        """Do something in one command, for which others of the job wait."""
+
+        def work(tasks: Iterator[Task]) -> Iterator[tuple[Task, Result]]:
+            for task in tasks:
+                if not is_done():
+                    do()
+                yield task, {}
+
+        engine = self.engine if self.is_shared else ThisProcess()
+        for _ in engine.run([Task(name, None)], work, Resources()):
+            pass
+
+    @contextmanager
+    def scratch(self, name: str, key: str) -> Iterator[Path]:
+        """The folder of a job's scratch files, removed when the block succeeds; an equal job finds them again.
+
+        With the engine `shared` it stays until `clear`, since other commands may read it.
+        """
+        if self.folder is None:
+            with tempfile.TemporaryDirectory(prefix=f"adq-{name}-") as temporary:
+                yield Path(temporary)
+            return
+        folder = self.folder / f"{_PREFIX}{name}-{key}"
+        if not self.is_shared:
+            for other in self.folder.glob(f"{_PREFIX}{name}-*"):  # of a killed job
+                if other != folder:
+                    shutil.rmtree(other, ignore_errors=True)
+        make_folder(folder)
+        self.left.append(folder)
+        yield folder
+        if not self.is_shared:
+            self.clear()
+
+    def clear(self) -> None:
+        """Remove the scratch folders."""
+        while self.left:
+            shutil.rmtree(self.left.pop(), ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -137,7 +189,8 @@ def run_classes(
     Raises:
         FeaturesError: damaged features, no space for scratch files, or a task that fails, with its class.
     """
-    order = np.argsort(label, kind="stable")
+    order = np.flatnonzero(np.isin(label, np.array(classes, dtype=np.int32)))
+    order = order[np.argsort(label[order], kind="stable")]
     sorted_label = label[order]
     starts = np.searchsorted(sorted_label, classes).tolist()
     ends = np.searchsorted(sorted_label, classes, side="right").tolist()
@@ -147,17 +200,18 @@ def run_classes(
         for c, start, end in zip(classes, starts, ends, strict=True)
         if end > start
     ]
-    tasks = list(_grouped(parts))
-    settings = [_FORMAT, features.hash, sha256_text(label.tobytes().hex()) if False else _hash_of(label)]
-    key = sha256_text(canonical_json([*settings, list(classes), [c.name for c in columns], depends]))[:16]
-    with _scratch(place, name, key) as folder:
-        buckets = Buckets.of(folder / "rows", len(label), columns)
-        if not buckets.path.exists():
-            buckets.write(
-                features, label, dict(zip(classes, starts, strict=True)), columns, progress=progress
-            )
-        else:
-            progress(len(label))
+    tasks = list(_grouped(parts, name))
+    of_label = hashlib.sha256(label.astype("<i4", copy=False)).hexdigest()
+    of_job = [_FORMAT, features.hash, of_label, list(classes), [column.name for column in columns], depends]
+    key = sha256_text(canonical_json(of_job))[:16]
+    with place.scratch(name, key) as folder:
+        buckets = Buckets.of(folder / "rows", len(order), columns)
+        row_of_class = dict(zip(classes, starts, strict=True))
+        place.once(
+            f"{name}-rows",
+            lambda: buckets.path.exists() or all(file_of(folder, task).exists() for task in tasks),
+            lambda: buckets.write(features, label, row_of_class, columns, progress=progress),
+        )
         n_done = n_seen = 0
 
         def seen(n: int) -> None:
@@ -179,24 +233,12 @@ def file_of(folder: Path, task: Task) -> Path:
     return folder / f"{task.name}.safetensors"
 
 
-def _hash_of(label: NDArray[np.int32]) -> str:
-    import hashlib
-
-    return hashlib.sha256(label.astype("<i4", copy=False)).hexdigest()
-
-
-def _grouped(parts: Sequence[ClassPart]) -> Iterator[Task]:
+def _grouped(parts: Sequence[ClassPart], name: str) -> Iterator[Task]:
     """Tasks of one class, or of some neighbours with few rows."""
     group: list[ClassPart] = []
     for i, part in enumerate(parts):
         group.append(part)
         n = part.end - group[0].start
         if n >= _TASK_ROWS or i + 1 == len(parts) or n + parts[i + 1].end - parts[i + 1].start > _TASK_ROWS:
-            yield Task(f"classes-{group[0].start}-{part.end}", tuple(group))
+            yield Task(f"{name}-{group[0].start}-{part.end}", tuple(group))
             group = []
-
-
-@contextmanager
-def _scratch(place: Workplace, name: str, key: str) -> Iterator[Path]:
-    """The folder of a job's scratch files, removed when the block succeeds."""
-    raise NotImplementedError

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from adq_wds.checks import listed
 from adq_wds.core.margin import RidgeFit
 from adq_wds.core.rng import draws
 from adq_wds.errors import FeaturesError, shorten
+from adq_wds.planning.class_tasks import Workplace
 from adq_wds.planning.options import Options
 from adq_wds.shards.names import base_name
 from adq_wds.tables.bins import Bins, MarginsSource
@@ -52,7 +52,7 @@ class Samples:
         doubts: the summary of doubted labels in the plan's header; None where not measured.
         ridge: the fit that margins were measured by; None where they were not, or come from earlier bins.
         earlier: earlier bins; their margins are reused where they are of these samples.
-        scratch: folder for scratch files; the system's temporary folder when None.
+        place: who does the tasks of classes, and where.
     """
 
     features: Features
@@ -69,7 +69,7 @@ class Samples:
     doubts: dict[str, Any] | None = None
     ridge: RidgeFit | None = None
     earlier: Bins | None = None
-    scratch: Path | None = None
+    place: Workplace = field(default_factory=Workplace)
     bin: NDArray[np.int16] = field(init=False)
     pick: NDArray[np.int32] = field(init=False)
     rank: NDArray[np.int32] = field(init=False)
