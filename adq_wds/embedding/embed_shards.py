@@ -16,10 +16,11 @@ from adq_wds.embedding.views import embed_views
 from adq_wds.embedding.work import EmbedWork
 from adq_wds.engines.choose import EngineName, choose_engine, default_workers
 from adq_wds.engines.engine import Engine, Resources, Result, Task, ThisProcess
+from adq_wds.engines.shared import lock_for
 from adq_wds.errors import FeaturesError, SampleError, shorten
-from adq_wds.files import lock, make_folder
 from adq_wds.pipes.base import MAX_BAD_FRACTION, OnError, Tally
 from adq_wds.protocols import Encoder
+from adq_wds.remote.outputs import make_folder
 from adq_wds.samples.fields import IMAGE_FIELDS, FieldSpec
 from adq_wds.score import Score
 from adq_wds.tables.features import Features
@@ -58,7 +59,7 @@ def embed_shards(
     Args:
         urls: tar shards, local ones or URLs (these are fetched whole): a pattern (braces, ``::``, stars), a folder, or several of them.
         encoder: a name (``builtin``, ``thumbnail``, any timm name) or an `Encoder`; see `encoder`.
-        out: folder for the features; made if missing.
+        out: folder for the features, or its URL (``s3://bucket/run/features``); made if missing.
         image: field with the image, alternatives separated by ``;``. Or a function of the sample, identified by its
             name only: when it changes, give it another name, or another `out`. An image that was stored without some
             of its patches is grey there, which is logged once. None or "none" beside `embeddings` for samples without
@@ -110,7 +111,7 @@ def embed_shards(
     bar = tqdm(
         total=len(request.paths), unit=" shards", unit_scale=True, desc="embed", disable=no_bar(progress)
     )  # fmt: skip
-    with lock(folder), bar:
+    with lock_for(runner, folder, "embed", _identity(request)), bar:
         judge = _Judge(request, bar)
         tasks = [Task(name, path) for name, path in zip(request.names, request.paths, strict=True)]
         resources = Resources(settings.workers, gpus_of(source))
@@ -128,6 +129,17 @@ def embed_shards(
                 engine=runner,
             )  # fmt: skip
     return features
+
+
+def _identity(request: Request) -> dict[str, Any]:
+    """What equal commands that share a folder have in common."""
+    settings = request.settings
+    return {
+        **settings.header(request.source, 0),
+        "shards": request.names,
+        "batch_size": settings.batch_size,
+        "views": settings.views,
+    }
 
 
 def _refuse_order(request: Request, engine: Engine) -> None:

@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +18,13 @@ from adq_wds.embedding.settings import encoder_header
 from adq_wds.embedding.source import gpus_of
 from adq_wds.embedding.views_batch import ViewJob, embed_view_batch
 from adq_wds.engines.engine import Engine, Resources, Result, Task, ThisProcess
+from adq_wds.engines.shared import lock_for
 from adq_wds.engines.threads import in_order
 from adq_wds.errors import FeaturesError
-from adq_wds.files import lock, make_folder
 from adq_wds.protocols import Encoder
 from adq_wds.remote.open_shard import open_shard
+from adq_wds.remote.outputs import make_folder
+from adq_wds.remote.url_path import AnyPath
 from adq_wds.samples.fields import FieldSpec
 from adq_wds.tables.features import Features, file_name
 from adq_wds.tables.features_file import FeaturesFile
@@ -52,7 +53,8 @@ def embed_views(
 
     The samples are those with the smallest draws keyed by seed, shard and key, so a larger number contains a smaller
     one; only they are read. Shards with a file of these views are skipped, so a killed job resumes, and loses at most
-    the shards in progress (one per worker). Locks ``views`` and nothing else: the caller has the folder of the features.
+    the shards in progress (one per worker). Locks ``views`` and nothing else: the caller has the
+    folder of the features.
 
     Args:
         features: of the samples; with a `limit`, its samples alone are chosen from.
@@ -88,16 +90,17 @@ def embed_views(
     ]
     folder = make_folder(views_folder(features))
 
+    runner = engine or ThisProcess()
     work = _ViewsWork(folder, features.folder, header, encoder, image, batch_size, workers)
     tasks = [
         Task(file.shard, (path_of[file.shard], rows.tolist()))
         for file, rows in zip(features, chosen_of, strict=True)
     ]
     with (
-        lock(folder),
+        lock_for(runner, folder, "views", {**header, "views": views}),
         tqdm(total=len(chosen), unit=" samples", desc="views", disable=no_bar(progress)) as bar,
     ):
-        for _, result in (engine or ThisProcess()).run(tasks, work, Resources(workers, gpus_of(encoder))):
+        for _, result in runner.run(tasks, work, Resources(workers, gpus_of(encoder))):
             bar.update(result["n"])
     return Views(features)
 
@@ -106,8 +109,8 @@ def embed_views(
 class _ViewsWork:
     """Tasks of a shard's path and chosen rows, to files of views."""
 
-    folder: Path
-    features: Path
+    folder: AnyPath
+    features: AnyPath
     header: ViewsSource
     encoder: Encoder
     image: FieldSpec
@@ -155,7 +158,7 @@ class _ViewsWork:
         yield from passed
 
 
-def _already_done(path: Path, file: FeaturesFile, spans: Spans, header: ViewsSource) -> bool:
+def _already_done(path: AnyPath, file: FeaturesFile, spans: Spans, header: ViewsSource) -> bool:
     """Whether a file holds the views of these samples with the same settings."""
     if not path.exists():
         return False

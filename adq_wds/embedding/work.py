@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from adq_wds.embedding import reuse
@@ -17,6 +16,7 @@ from adq_wds.engines.engine import Result, Task
 from adq_wds.engines.threads import in_order
 from adq_wds.errors import AdqError, SampleError
 from adq_wds.pipes.base import MAX_BAD_IN_A_ROW
+from adq_wds.remote.url_path import AnyPath
 from adq_wds.tables.features import file_name
 from adq_wds.tables.features_file import FeaturesFile, ShardFeatures
 
@@ -56,7 +56,7 @@ class EmbedWork:
         progress: called with shares of shards as they are embedded; other processes' copies call nothing.
     """
 
-    def __init__(self, request: Request, folder: Path, progress: Progress = _silent) -> None:
+    def __init__(self, request: Request, folder: AnyPath, progress: Progress = _silent) -> None:
         self._request = replace(request, paths=[], names=[])
         self._folder, self._progress = folder, progress
 

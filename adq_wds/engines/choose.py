@@ -42,6 +42,10 @@ def choose_engine(
         from adq_wds.engines.ray_engine import RayEngine
 
         return RayEngine(address, folder)
+    if engine == "shared":
+        from adq_wds.engines.shared import Shared
+
+        return Shared(folder)
     raise ValueError(f"engine must be one of threads, processes, ray, shared, got {engine!r}")
 
 

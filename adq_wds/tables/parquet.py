@@ -12,7 +12,6 @@ import hashlib
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from adq_wds.errors import AdqError, shorten
-from adq_wds.files import atomic_path, canonical_json, sha256_text
+from adq_wds.files import canonical_json, sha256_text
+from adq_wds.remote.outputs import atomic_path
+from adq_wds.remote.url_path import UrlPath, as_path
 from adq_wds.tables import bounds
 from adq_wds.tables.headers import TableHeader, parse_header
 
@@ -71,19 +72,24 @@ def write_groups(
     path: str | os.PathLike[str],
     schema: pa.Schema,
     groups: Iterable[pa.Table],
-    header: Header,
+    header: Header | Callable[[], Header],
     *,
     compression: str = "zstd",
 ) -> None:
     """Write tables of one schema as the row groups of one file, whole or not at all.
 
     Tables that cannot be written, or are too large to be read back, raise `AdqError`, and the old file stays intact.
+
+    Args:
+        path: the file.
+        schema: of every table.
+        groups: the tables; one at a time is in memory.
+        header: the header, or a function that gives it after the last table.
+        compression: of Parquet's pages.
     """
-    text = canonical_json(header)
-    raw = text.encode("utf-8")
     options = {"compression": compression, "use_dictionary": False, "write_statistics": False}
     try:
-        bounds.check_header(raw, len(header["shards"]))
+        text = None if callable(header) else _checked_text(header)
         with atomic_path(path) as partial:
             rows = []
             with pq.ParquetWriter(partial, schema, **options) as writer:
@@ -93,10 +99,21 @@ def write_groups(
                             bounds.check_names(column.name, group[column.name].nbytes, group.num_rows)
                     writer.write_table(group, row_group_size=max(1, group.num_rows))
                     rows.append(group.num_rows)
-                writer.add_key_value_metadata({HEADER_KEY: raw, HASH_KEY: sha256_text(text).encode("ascii")})
+                if callable(header):
+                    text = _checked_text(header())
+                assert text is not None
+                raw, digest = text.encode("utf-8"), sha256_text(text).encode("ascii")
+                writer.add_key_value_metadata({HEADER_KEY: raw, HASH_KEY: digest})
             bounds.check_rows(rows, bounds.check_footer(partial))
     except bounds.TooLargeError as cause:
         raise AdqError(f"cannot write {path}: {cause}; use fewer, larger shards and short keys") from None
+
+
+def _checked_text(header: Header) -> str:
+    """A header's JSON text, not too large to be read back."""
+    text = canonical_json(header)
+    bounds.check_header(text.encode("utf-8"), len(header["shards"]))
+    return text
 
 
 class GroupFile:
@@ -105,7 +122,7 @@ class GroupFile:
     Reads by position (no shared file offset), so it may be used from threads and forked workers.
 
     Args:
-        path: the file.
+        path: the file, or its URL, which is read by ranges.
         kind, version: its format, and the newest version that is known.
         error: the class of all its errors.
         header: the type that its header must be of; see `checked`.
@@ -124,12 +141,17 @@ class GroupFile:
         error: ErrorClass,
         header: type[Mapping[str, Any]] = TableHeader,
     ) -> None:
-        self.path = Path(path)
+        self.path = as_path(path)
         self._error = error
         try:
-            self._size = bounds.check_footer(self.path)
+            source: Any = self.path  # which Arrow opens itself, to read by position
+            if isinstance(self.path, UrlPath):
+                source = self.path.open()
+                self._size = bounds.check_open_footer(source)
+            else:
+                self._size = bounds.check_footer(self.path)
             self._file = pq.ParquetFile(
-                self.path,
+                source,
                 pre_buffer=False,
                 thrift_string_size_limit=bounds.MAX_HEADER_BYTES,
                 thrift_container_size_limit=bounds.MAX_GROUPS,

@@ -8,10 +8,10 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count
-from pathlib import Path
 
 from adq_wds.errors import PlanError, SampleError, shorten
-from adq_wds.files import atomic_path
+from adq_wds.remote.outputs import atomic_path
+from adq_wds.remote.url_path import AnyPath, as_path
 from adq_wds.samples.fields import Sample, place_error
 from adq_wds.shards.names import check_shard_name
 from adq_wds.shards.samples_in_tar import split_name
@@ -29,7 +29,7 @@ class WrittenShard:
         payload_bytes: bytes of its members, without headers and padding.
     """
 
-    path: Path
+    path: AnyPath
     n: int
     payload_bytes: int
 
@@ -48,8 +48,8 @@ class ShardPattern:
 
     def __init__(self, pattern: str) -> None:
         self.pattern = pattern
-        self.folder = Path(pattern).parent
-        self._name = Path(pattern).name
+        self.folder = as_path(pattern).parent
+        self._name = as_path(pattern).name
         one_number = _NUMBER.search(self._name) is not None and self._name.count("%") == 1
         if not one_number or _NUMBER.search(str(self.folder)):
             raise ValueError(
@@ -62,11 +62,11 @@ class ShardPattern:
         except PlanError as error:
             raise ValueError(f"pattern {pattern!r}: {error}") from None
 
-    def path(self, i: int) -> Path:
+    def path(self, i: int) -> AnyPath:
         """The `i`-th shard's path."""
         return self.folder / (self._name % i)
 
-    def existing(self) -> list[Path]:
+    def existing(self) -> list[AnyPath]:
         """Existing files that match the pattern, sorted."""
         same = re.compile(r"\d+".join(map(re.escape, _NUMBER.split(self._name))))
         return sorted(path for path in self.folder.glob("*.tar") if same.fullmatch(path.name))

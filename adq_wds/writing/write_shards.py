@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from tqdm import tqdm
 
 from adq_wds.checks import Count, Ratio, no_bar, positive
 from adq_wds.errors import AdqError, SampleError, shorten
-from adq_wds.files import canonical_json, lock, make_folder, write_text
+from adq_wds.files import canonical_json
 from adq_wds.pipes.base import MAX_BAD_FRACTION, OnError, Tally, check_on_error
 from adq_wds.protocols import Importance
+from adq_wds.remote.outputs import lock, make_folder, write_text
+from adq_wds.remote.url_path import AnyPath
 from adq_wds.samples.fields import IMAGE_FIELDS, Sample
 from adq_wds.shards.names import expand_urls
 from adq_wds.stream.dataset import ShardDataset
@@ -274,7 +275,7 @@ def _clear(shards: ShardPattern, overwrite: bool, *, keep_plan: bool) -> None:
 
 
 def describe_shards(
-    folder: Path, written: list[WrittenShard], plan: Plan | None, split: str, classes: Sequence[str] | None
+    folder: AnyPath, written: list[WrittenShard], plan: Plan | None, split: str, classes: Sequence[str] | None
 ) -> None:
     """Write the index, read back from the new files; the plan's copy; and last `_info.json`."""
     save_index(
