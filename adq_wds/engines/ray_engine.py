@@ -32,7 +32,7 @@ class Driver:
 
     Attributes:
         folder: of the job's output.
-        probe: a file in it; None where the folder is a URL.
+        probe: a file in it; None where there is no folder or it is at a URL.
         content: of the probe file, random.
         cwd: the current folder, from which relative paths count.
         versions: of Python and `PACKAGES`.
@@ -94,18 +94,18 @@ class RayEngine:
     Args:
         address: of the cluster, ``host:port``. By default what `ray.init` finds: the variable RAY_ADDRESS, a cluster
             on this machine, or a new one of this machine alone.
-        folder: that the job writes to.
+        folder: that the job's tasks write to, if they do.
 
     Raises:
         AdqError: Ray is not installed.
     """
 
-    def __init__(self, address: str | None, folder: str | os.PathLike[str]) -> None:
+    def __init__(self, address: str | None, folder: str | os.PathLike[str] | None) -> None:
         try:
             self._ray: Any = import_module("ray")
         except ImportError as error:
             raise AdqError(f"""engine='ray' needs Ray ({error}): pip install "adq-wds[ray]\"""") from error
-        self._address, self._folder = address, os.fspath(folder)
+        self._address, self._folder = address, os.fspath(folder or "")
 
     def run(self, tasks: Sequence[Task], work: Work, resources: Resources) -> Iterator[tuple[Task, Result]]:
         """Do the tasks, begun in their order. Each actor has a task at a time.
@@ -226,7 +226,7 @@ def _knock(address: str | None) -> None:
 def _driver(folder: str) -> Iterator[Driver]:
     """This process as actors compare themselves with it; its probe file lies in the folder while the block runs."""
     content = secrets.token_hex(16)
-    probe = None if "://" in folder else Path(folder).absolute() / f".adq-probe-{content[:8]}"
+    probe = None if not folder or "://" in folder else Path(folder).absolute() / f".adq-probe-{content[:8]}"
     if probe is not None:
         write_text(probe, content)
     try:
