@@ -132,7 +132,8 @@ def _numbered(samples: Iterable[Sample], cut: Cut) -> Iterator[tuple[int, Stored
 def _write(path: Path, samples: Iterable[Stored]) -> WrittenShard:
     n = total = 0
     with atomic_path(path) as partial, tarfile.open(partial, "w", format=tarfile.PAX_FORMAT) as tar:
-        for n, (key, members) in enumerate(samples, start=1):
+        for key, members in samples:
+            n += 1
             for name, data in members:
                 tar.addfile(_header(key, name, len(data)), io.BytesIO(data))
                 total += len(data)
