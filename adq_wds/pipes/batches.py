@@ -15,7 +15,9 @@ Batch = dict[str, NDArray[Any]]
 
 def is_batch(value: object) -> TypeGuard[Batch]:
     """Whether this is a batch of samples, and not one sample."""
-    return isinstance(value, dict) and isinstance(value.get("__key__", next(iter(value.values()), None)), np.ndarray)
+    return isinstance(value, dict) and isinstance(
+        value.get("__key__", next(iter(value.values()), None)), np.ndarray
+    )
 
 
 def samples_of(batch: Batch) -> list[Sample]:
@@ -27,7 +29,8 @@ def samples_of(batch: Batch) -> list[Sample]:
     columns = {name: values.tolist() if values.ndim == 1 else list(values) for name, values in batch.items()}
     rows = zip(*columns.values(), strict=True)
     return [
-        {name: value for name, value in zip(columns, row, strict=True) if not _is_missing(value)} for row in rows
+        {name: value for name, value in zip(columns, row, strict=True) if not _is_missing(value)}
+        for row in rows
     ]
 
 
@@ -42,7 +45,10 @@ def batch_of(samples: list[Sample]) -> Batch:
 
 
 def _column(values: list[Any]) -> NDArray[Any]:
-    if all(isinstance(value, np.ndarray) for value in values) and len({(v.shape, v.dtype) for v in values}) == 1:
+    if (
+        all(isinstance(value, np.ndarray) for value in values)
+        and len({(v.shape, v.dtype) for v in values}) == 1
+    ):
         return np.stack(values)
     column = np.empty(len(values), dtype=object)
     column[:] = values

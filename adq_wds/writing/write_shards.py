@@ -8,11 +8,12 @@ from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tqdm import tqdm
 
 from adq_wds.checks import Count, Ratio, no_bar, positive
+from adq_wds.engines.choose import EngineName, choose_engine
 from adq_wds.engines.engine import Engine
 from adq_wds.errors import AdqError, SampleError, shorten
 from adq_wds.files import canonical_json, lock, make_folder, write_text
@@ -102,7 +103,7 @@ def write_kept(
     max_bytes: Count = MAX_BYTES,
     split: str = "train",
     overwrite: bool = False,
-    engine: Literal["threads", "processes", "ray", "shared"] | Engine = "threads",
+    engine: EngineName | Engine = "threads",
     address: str | None = None,
     progress: bool | None = None,
 ) -> WriteReport:
@@ -203,7 +204,7 @@ def _write_by_engine(
     if new is not None:
         check_growth(kept, new, strict=tally.on_error == "raise")
     folder = make_folder(shards.folder)
-    runner = _engine(engine, address, folder)
+    runner = choose_engine(engine, address=address, folder=folder)
     unfinished = Unfinished(Path(os.path.abspath(folder)), settings)
     with nullcontext() if engine == "shared" else lock(folder):
         done = unfinished.report
@@ -233,14 +234,6 @@ def _write_by_engine(
             return WriteReport(**done)  # another process was faster, and has removed what was unfinished
         unfinished.finish(asdict(report))
     return report
-
-
-def _engine(engine: str | Engine, address: str | None, folder: Path) -> Engine:
-    if not isinstance(engine, str):
-        return engine
-    from adq_wds.engines.choose import choose_engine
-
-    return choose_engine(engine, address=address, folder=folder)
 
 
 def _report(written: list[WrittenShard]) -> WriteReport:
