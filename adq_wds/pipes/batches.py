@@ -21,12 +21,17 @@ def is_batch(value: object) -> TypeGuard[Batch]:
 
 
 def samples_of(batch: Batch) -> list[Sample]:
-    """The samples of a batch; a field that a sample does not have is None, or NaN, and is left out.
+    """The samples of a batch; a field that a sample does not have is None or NaN there, and is left out.
+
+    Tuples in fields of ours, which Arrow turns into lists, are tuples again.
 
     >>> samples_of({"__key__": np.array(["a", "b"]), "txt": np.array([b"x", None], dtype=object)})
     [{'__key__': 'a', 'txt': b'x'}, {'__key__': 'b'}]
     """
     columns = {name: values.tolist() if values.ndim == 1 else list(values) for name, values in batch.items()}
+    for name in columns:
+        if name.startswith("__adq_"):
+            columns[name] = [tuple(v) if isinstance(v, list | np.ndarray) else v for v in columns[name]]
     rows = zip(*columns.values(), strict=True)
     return [
         {name: value for name, value in zip(columns, row, strict=True) if not _is_missing(value)}
@@ -51,7 +56,8 @@ def _column(values: list[Any]) -> NDArray[Any]:
     ):
         return np.stack(values)
     column = np.empty(len(values), dtype=object)
-    column[:] = values
+    for i, value in enumerate(values):  # at once, a list of tensors would be taken for one array
+        column[i] = value
     return column
 
 
