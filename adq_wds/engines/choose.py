@@ -38,4 +38,8 @@ def choose_engine(
         from adq_wds.engines.processes import Processes
 
         return Processes()
+    if engine == "shared":
+        from adq_wds.engines.shared import Shared
+
+        return Shared(folder)
     raise ValueError(f"engine must be one of threads, processes, ray, shared, got {engine!r}")
