@@ -38,8 +38,17 @@ def choose_engine(
         from adq_wds.engines.processes import Processes
 
         return Processes()
+    if engine == "ray":
+        from adq_wds.engines.ray_engine import RayEngine
+
+        return RayEngine(address, folder)
     if engine == "shared":
         from adq_wds.engines.shared import Shared
 
         return Shared(folder)
     raise ValueError(f"engine must be one of threads, processes, ray, shared, got {engine!r}")
+
+
+def default_workers(engine: str | Engine, workers: int | None) -> int | None:
+    """Threads of a process: one by default where the engine starts a process for each core."""
+    return 1 if workers is None and engine in ("processes", "ray") else workers
