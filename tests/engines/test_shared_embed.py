@@ -10,6 +10,7 @@ import pytest
 import adq_wds as adq
 from adq_wds.engines.shared import Shared, lock_for
 from tests.conftest import MakeShard
+from tests.engines.kills import disturb, ends_well
 from tests.folders import contents
 
 ROOT = Path(__file__).parents[2]
@@ -30,10 +31,17 @@ def test_three_processes_and_a_killed_one_embed_as_threads_do(make_shard: MakeSh
         time.sleep(0.01)
     killed.kill()
     killed.communicate()
-    processes = [start(out, shards) for _ in range(3)]
-    for process in processes:
-        _, error = process.communicate(timeout=300)
-        assert process.returncode == 0, error
+    for process in [start(out, shards) for _ in range(3)]:
+        ends_well(process)
+    assert contents(out) == contents(tmp_path / "threads")
+
+
+@pytest.mark.slow
+def test_after_ten_kills_and_stops_the_features_are_the_same(make_shard: MakeShard, tmp_path: Path) -> None:
+    shards = [str(make_shard(f"train-{i:06d}.tar", 300, first=300 * i)) for i in range(12)]
+    adq.embed_shards(shards, "thumbnail", tmp_path / "threads", progress=False)
+    out = tmp_path / "shared"
+    disturb(lambda: start(out, shards), 10, seed=0, at_most=3.0)
     assert contents(out) == contents(tmp_path / "threads")
 
 
