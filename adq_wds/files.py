@@ -181,18 +181,22 @@ def sha256_text(text: str) -> str:
 
 
 @contextlib.contextmanager
-def lock(folder: str | os.PathLike[str]) -> Iterator[None]:
+def lock(folder: str | os.PathLike[str], *, shared: bool = False) -> Iterator[None]:
     """Lock `folder` for one job; a second job is refused, with the holder's name.
 
     The operating system drops the lock when its process ends, however it ends, so no lock is ever stale; the
     text in ``.adq.lock`` only names the holder. The file is removed with the lock.
+
+    Args:
+        folder: that is locked.
+        shared: let others share it that lock it alike, and refuse those that do not.
 
     Raises:
         AdqError: another process has locked the folder; names its pid, host, command and start.
     """
     path = Path(folder) / ".adq.lock"
     try:
-        handle = open_locked(path, wait=False)
+        handle = _open_shared(path) if shared else open_locked(path, wait=False)
     except OSError as error:
         raise AdqError(f"cannot lock {path.parent}: {_reason(error)}") from error
     if handle is None:
@@ -216,5 +220,35 @@ def lock(folder: str | os.PathLike[str]) -> Iterator[None]:
         yield
     finally:
         # while it is locked: a waiting process that has it open then sees another file of that name
-        path.unlink(missing_ok=True)
+        if not shared or _is_alone(handle):
+            path.unlink(missing_ok=True)
         os.close(handle)
+
+
+def _open_shared(path: Path) -> int | None:
+    """The descriptor of a file, created if missing, locked together with others and still of that name; None where
+    a process locks it alone, for longer than the last of some others does that remove it."""
+    for _ in range(20):
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(handle), path.stat()):
+                return handle
+        except FileNotFoundError:
+            pass  # its last holder has just removed it
+        except BlockingIOError:
+            time.sleep(0.05)
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+    return None
+
+
+def _is_alone(handle: int) -> bool:
+    """Whether no other process locks the file; if so, it is locked for this one alone."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
