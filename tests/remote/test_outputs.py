@@ -292,3 +292,16 @@ def test_a_name_that_a_url_changes_is_refused(memory: Store, tmp_path: Path) -> 
     shard = shard_of(tmp_path / "a#1.tar", 4)
     with pytest.raises(adq.AdqError, match=r"'a#1\.parquet' reads otherwise in a URL"):
         adq.embed_shards(str(shard), "thumbnail", f"{memory.url}/features")
+
+
+@pytest.mark.slow
+def test_workers_read_shards_and_plan_from_a_store(s3: Any, shards: list[str]) -> None:
+    store = in_s3(s3)
+    for shard in shards:
+        store.spoil(f"data/{Path(shard).name}", Path(shard).read_bytes())
+    urls = f"{store.url}/data/{{a,b,c}}.tar"
+    assert main(["run", urls, *RUN, "-o", store.url]) == 0
+    dataset = adq.ShardDataset(urls, plan=f"{store.url}/plan.parquet", batch_size=4)
+    one, two = (list(adq.Loader(dataset, num_workers=n)) for n in (0, 2))
+    assert one == two
+    assert len(one) == 5
