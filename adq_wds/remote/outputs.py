@@ -60,10 +60,10 @@ def make_folder(path: str | os.PathLike[str]) -> AnyPath:
 
 
 @contextlib.contextmanager
-def lock(folder: str | os.PathLike[str]) -> Iterator[None]:
+def lock(folder: str | os.PathLike[str], *, shared: bool = False) -> Iterator[None]:
     """Lock a folder for one job: see `files.lock`."""
     path = as_path(folder)
-    with files.lock(path) if isinstance(path, Path) else contextlib.nullcontext():
+    with files.lock(path, shared=shared) if isinstance(path, Path) else contextlib.nullcontext():
         yield
 
 

@@ -94,6 +94,24 @@ class Obstore:
         with self._our_errors():
             self._obstore.put(self._store, self._key, path)
 
+    def create(self, data: bytes) -> bool:
+        """Write a few bytes unless a file is there; whether they were written. Of several writers at once one wins.
+
+        Raises:
+            NotImplementedError: the store does not write on a condition.
+        """
+        with self._our_errors():
+            try:
+                self._obstore.put(self._store, self._key, data, mode="create")
+            except self._obstore.exceptions.AlreadyExistsError:
+                return False
+        return True
+
+    def overwrite(self, data: bytes) -> None:
+        """Write a few bytes, in the place of an earlier file."""
+        with self._our_errors():
+            self._obstore.put(self._store, self._key, data)
+
     def remove(self) -> None:
         """See `Backend`."""
         with self._our_errors():
