@@ -12,6 +12,9 @@ import pytest
 
 import adq_wds as adq
 from adq_wds.cli.main import main
+from adq_wds.engines import alone
+from adq_wds.engines.engine import ThisProcess
+from adq_wds.engines.shared import Shared, lock_for
 from adq_wds.remote.url_path import UrlPath, as_path
 from tests import folders
 from tests.embedded import shard_of
@@ -193,7 +196,7 @@ def test_a_killed_run_goes_on_where_it_was(
 
 
 def test_a_damaged_object_is_named_and_features_are_made_again(
-    memory: Store, shards: list[str], caplog: pytest.LogCaptureFixture
+    memory: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert main(["run", *shards, *RUN, "-o", memory.url]) == 0
     whole = memory.all()
@@ -305,3 +308,29 @@ def test_workers_read_shards_and_plan_from_a_store(s3: Any, shards: list[str]) -
     one, two = (list(adq.Loader(dataset, num_workers=n)) for n in (0, 2))
     assert one == two
     assert len(one) == 5
+
+
+def test_one_job_at_a_time_writes_to_a_folder(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(alone, "BEAT", 0.1)
+    folder = f"{in_s3(s3).url}/features"
+    with lock_for(ThisProcess(), folder, "embed", {}):
+        for engine in (ThisProcess(), Shared(folder, beat=0.1)):
+            with (
+                pytest.raises(adq.AdqError, match="is in use by another job"),
+                lock_for(engine, folder, "embed", {}),
+            ):
+                raise AssertionError
+    with lock_for(ThisProcess(), folder, "embed", {}):
+        pass
+    assert not as_path(folder).is_dir()
+
+
+def test_a_store_without_leases_is_refused_for_many_and_warned_of_for_one(
+    memory: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(adq.AdqError, match="conditional write"):
+        Shared(memory.url)
+    for _ in range(2):
+        with lock_for(ThisProcess(), memory.url, "embed", {}):
+            pass
+    assert sum("start one at a time" in record.message for record in caplog.records) == 1
