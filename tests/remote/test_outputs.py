@@ -1,5 +1,6 @@
 """What is written to stores that machines share: the bytes of a local run, read back from there."""
 
+import io
 import os
 import pickle
 import uuid
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import adq_wds as adq
@@ -15,6 +17,8 @@ from adq_wds.cli.main import main
 from adq_wds.engines import alone
 from adq_wds.engines.engine import ThisProcess
 from adq_wds.engines.shared import Shared, lock_for
+from adq_wds.remote import ranged_file
+from adq_wds.remote.store import RemoteFile
 from adq_wds.remote.url_path import UrlPath, as_path
 from tests import folders
 from tests.embedded import shard_of
@@ -158,6 +162,44 @@ def test_what_is_in_a_store_opens_as_what_is_local(store: Store, shards: list[st
     kept = adq.Subsample(f"{out}/plan.parquet").apply(samples)
     assert [s["__key__"] for s in kept] == keys[0][: len(kept)]
     assert kept
+
+
+def test_a_file_read_by_ranges_is_the_file(memory: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranged_file, "BLOCK", 64)
+    rng = np.random.default_rng(0)
+    data = rng.bytes(1000)
+    memory.spoil("f.bin", data)
+    plain, ranged = io.BytesIO(data), ranged_file.RangedFile(f"{memory.url}/f.bin")
+    for _ in range(300):
+        start, n = int(rng.integers(0, 1100)), int(rng.integers(-1, 200))
+        for file in (plain, ranged):
+            file.seek(start)
+        assert ranged.read(n) == plain.read(n)
+        assert ranged.tell() == plain.tell() or start > 1000
+    assert ranged.seek(-10, io.SEEK_END) == 990
+    assert ranged.read() == data[-10:]
+
+
+def test_features_are_opened_by_their_footers_and_read_by_columns(
+    memory: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = shard_of(tmp_path / "big.tar", 300)
+    made = adq.embed_shards(str(shard), "thumbnail", f"{memory.url}/features")
+    monkeypatch.setattr(ranged_file, "BLOCK", 64 << 10)  # Arrow asks for as much
+    n_bytes: list[int] = []
+    ranges = RemoteFile.read_ranges
+
+    def counted(self: RemoteFile, asked: Any) -> list[bytes]:
+        n_bytes.extend(end - start for start, end in asked)
+        return ranges(self, asked)
+
+    monkeypatch.setattr(RemoteFile, "read_ranges", counted)
+    (opened,) = adq.Features(f"{memory.url}/features")
+    assert n_bytes == [64 << 10]
+    n_bytes.clear()
+    opened.embedding()
+    assert len(n_bytes) == 1
+    assert n_bytes[0] < 2 * opened.n * made.width + 4000  # and headers of pages
 
 
 class Killed(BaseException):
