@@ -77,7 +77,7 @@ class DiskRows:
         values = np.empty((max(0, stop - start), self.width), self.dtype)
         with open(self.path, "rb", buffering=0) as file:
             file.seek(self.begin + start * row_bytes)
-            left = memoryview(values).cast("B") if values.size else memoryview(b"")
+            left = values.data.cast("B") if values.size else memoryview(b"")
             while len(left):
                 if not (n := file.readinto(left)):
                     raise FeaturesError(f"{self.path}: the scratch file was cut short while it was in use")
@@ -190,7 +190,7 @@ class Buckets:
 
 
 def _write_all(handle: int, rows: NDArray[Any], offset: int) -> None:
-    left = memoryview(rows).cast("B")
+    left = rows.data.cast("B")
     while len(left):
         n = os.pwrite(handle, left, offset)
         left, offset = left[n:], offset + n

@@ -201,7 +201,7 @@ def run_classes(
         if end > start
     ]
     tasks = list(_grouped(parts, name))
-    of_label = hashlib.sha256(label.astype("<i4", copy=False)).hexdigest()
+    of_label = hashlib.sha256(label.astype("<i4", copy=False).data).hexdigest()
     of_job = [_FORMAT, features.hash, of_label, list(classes), [column.name for column in columns], depends]
     key = sha256_text(canonical_json(of_job))[:16]
     with place.scratch(name, key) as folder:

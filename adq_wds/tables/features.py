@@ -176,7 +176,7 @@ class Features:
 
     def column(
         self,
-        read: Callable[[FeaturesFile], NDArray[Any]],
+        read: Callable[[FeaturesFile], NDArray[Any] | None],
         dtype: DTypeLike,
         shape: tuple[int, ...] = (),
     ) -> NDArray[Any]:
