@@ -219,6 +219,8 @@ class GroupFile:
             table = self._read_group(i, entry["n"], wanted)
             hashes = column_hashes(table)
         except (pa.ArrowException, OSError, ValueError, KeyError, RuntimeError, MemoryError) as cause:
+            if isinstance(cause, OSError) and isinstance(self.path, UrlPath):
+                raise self._error(f"{place}: cannot be read: {shorten(str(cause), 300)}") from cause
             raise self._error(f"{place}: damaged: {shorten(str(cause), 200)}; make it again") from cause
         for name, digest in hashes.items():
             if entry["columns"].get(name) != digest:
