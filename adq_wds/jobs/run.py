@@ -172,7 +172,8 @@ def _plan(folder: AnyPath, features: Features, options: Options) -> Plan:
     place = Workplace(choose_engine(options.engine, folder=folder), local_folder(folder))
     made = make_plan(features, options, place=place, bins_file=folder / "bins.parquet")
     (folder / "run.json").unlink(missing_ok=True)  # from here on it would describe another plan
-    return made.save(folder / "plan.parquet")
+    made.save(folder / "plan.parquet")
+    return load_plan(folder / "plan.parquet")
 
 
 def _done(folder: AnyPath, arguments: dict[str, Any]) -> dict[str, Any] | None:

@@ -20,7 +20,7 @@ from adq_wds.remote.outputs import lock, make_folder
 from adq_wds.remote.url_path import AnyPath, UrlPath, as_path
 from adq_wds.shards.names import expand_urls, plain_shard_names
 from adq_wds.tables.arrays import ENCODER, SampleId, features_of_arrays
-from adq_wds.tables.features_file import FeaturesFile
+from adq_wds.tables.features_file import DIGEST_BYTES, FeaturesFile
 from adq_wds.tables.headers import EmbeddedBy, refuse_unlike
 from adq_wds.tables.notebook import features_html
 from adq_wds.tables.spans import SPAN_FIELDS
@@ -174,14 +174,9 @@ class Features:
         common: Any = {name: header[name] for name in ALIKE}
         return cast(FeaturesCommon, common)
 
-    def column(
-        self,
-        read: Callable[[FeaturesFile], NDArray[Any] | None],
-        dtype: DTypeLike,
-        shape: tuple[int, ...] = (),
-    ) -> NDArray[Any]:
-        """(N, *shape) numbers over all shards: those that `read` gives of each; one shard is read at a time."""
-        values, first = np.empty((len(self), *shape), dtype), 0
+    def column(self, read: Callable[[FeaturesFile], NDArray[Any]], dtype: DTypeLike) -> NDArray[Any]:
+        """(N,) numbers over all shards: those that `read` gives of each; one shard is read at a time."""
+        values, first = np.empty(len(self), dtype), 0
         for file in self.files:
             values[first : first + file.n] = read(file)
             first += file.n
@@ -192,6 +187,16 @@ class Features:
         if not all(file.has_texture for file in self.files):
             return None
         return self.column(FeaturesFile.texture, np.float32)
+
+    def digests(self) -> NDArray[np.uint8] | None:
+        """(N, 16) uint8, `content_digest` of each sample over all shards; None where a file has none."""
+        if not all(file.has_digest for file in self.files):
+            return None
+        digest, first = np.empty((len(self), DIGEST_BYTES), dtype=np.uint8), 0
+        for file in self.files:
+            digest[first : first + file.n] = file.digest()
+            first += file.n
+        return digest
 
     def score(self, name: str) -> NDArray[np.float32]:
         """(N,) float32 numbers of a score of users, over all shards.
