@@ -7,7 +7,7 @@ A message says what is wrong, the value, what was expected and what to do, and s
 from __future__ import annotations
 
 import re
-from typing import TypeVar
+from typing import Any, TypeVar
 
 _CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # C0 but tab and newline, DEL, C1
@@ -36,6 +36,17 @@ class AdqError(Exception):
 
     def __str__(self) -> str:
         return printable(super().__str__())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by text, since a subclass may have a constructor of its own."""
+        return _unpickled, (type(self), self.args, self.__dict__)
+
+
+def _unpickled(kind: type[AdqError], args: tuple[Any, ...], state: dict[str, Any]) -> AdqError:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(state)
+    return error
 
 
 class SampleError(AdqError):

@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import socket
 import sys
 import time
@@ -17,6 +18,7 @@ from typing import Any
 
 from adq_wds.errors import AdqError
 
+_LIKE_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 _MAX_WRITERS = 8  # of one path at one time and machine; more wait
 
 
@@ -36,7 +38,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         AdqError: the folder is missing or read-only, `path` is a folder or a circle of links, or the disk is full;
             names the path.
     """
-    path = Path(path)
+    path = _local(path)
     if path.is_dir():
         raise AdqError(f"cannot write {path}: it is a folder; give a file name")
     if path.is_symlink():
@@ -132,6 +134,16 @@ def _reason(error: OSError) -> str:
     return os.strerror(error.errno) if error.errno else str(error)
 
 
+def _local(path: str | os.PathLike[str]) -> Path:
+    """The path; `AdqError` for a URL, even one that `Path` has taken a slash from."""
+    if scheme := _LIKE_URL.match(os.fspath(path)):
+        raise AdqError(
+            f"cannot write this to a {scheme[1]}:// URL: give a local path (features, plans, codebooks, indexes and "
+            "shards may go to a URL, as text)"
+        )
+    return Path(path)
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write `text` as UTF-8, whole or not at all."""
     with atomic_path(path) as partial:
@@ -144,7 +156,7 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
     Raises:
         AdqError: a part of the path is a file, or the folder is read-only.
     """
-    path = Path(path)
+    path = _local(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -169,18 +181,22 @@ def sha256_text(text: str) -> str:
 
 
 @contextlib.contextmanager
-def lock(folder: str | os.PathLike[str]) -> Iterator[None]:
+def lock(folder: str | os.PathLike[str], *, shared: bool = False) -> Iterator[None]:
     """Lock `folder` for one job; a second job is refused, with the holder's name.
 
     The operating system drops the lock when its process ends, however it ends, so no lock is ever stale; the
     text in ``.adq.lock`` only names the holder. The file is removed with the lock.
+
+    Args:
+        folder: that is locked.
+        shared: let others share it that lock it alike, and refuse those that do not.
 
     Raises:
         AdqError: another process has locked the folder; names its pid, host, command and start.
     """
     path = Path(folder) / ".adq.lock"
     try:
-        handle = open_locked(path, wait=False)
+        handle = _open_shared(path) if shared else open_locked(path, wait=False)
     except OSError as error:
         raise AdqError(f"cannot lock {path.parent}: {_reason(error)}") from error
     if handle is None:
@@ -204,5 +220,35 @@ def lock(folder: str | os.PathLike[str]) -> Iterator[None]:
         yield
     finally:
         # while it is locked: a waiting process that has it open then sees another file of that name
-        path.unlink(missing_ok=True)
+        if not shared or _is_alone(handle):
+            path.unlink(missing_ok=True)
         os.close(handle)
+
+
+def _open_shared(path: Path) -> int | None:
+    """The descriptor of a file, created if missing, locked together with others and still of that name; None where
+    a process locks it alone, for longer than the last of some others does that remove it."""
+    for _ in range(20):
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(handle), path.stat()):
+                return handle
+        except FileNotFoundError:
+            pass  # its last holder has just removed it
+        except BlockingIOError:
+            time.sleep(0.05)
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+    return None
+
+
+def _is_alone(handle: int) -> bool:
+    """Whether no other process locks the file; if so, it is locked for this one alone."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

@@ -24,10 +24,10 @@ LEVELS = [
     ["mae", "saliency"],
     ["models"],
     ["tables"],
+    ["engines"],
     ["remote"],
     ["samples"],
     ["shards"],
-    ["engines"],
     ["files", "score"],
     ["protocols", "checks", "errors", "signatures"],
 ]

@@ -17,6 +17,7 @@ from PIL import Image
 import adq_wds as adq
 from adq_wds.mae.network import MaeSize, MaskedAutoencoder
 from adq_wds.pipes.base import Pipe
+from adq_wds.pipes.batches import batch_of, samples_of
 from adq_wds.remote.open_shard import open_shard
 from adq_wds.shards.samples_in_tar import iter_spans, read_sample
 from tests.conftest import write_tar
@@ -156,6 +157,17 @@ def test_the_cut_into_chunks_never_changes_the_answer(pipe: Pipe, samples: Sampl
 
 def test_calling_a_pipe_is_applying_it(pipe: Pipe, samples: Samples) -> None:
     assert same(list(pipe(iter(samples))), pipe.apply(samples))
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_columns_of_any_batch_size_give_equal_rows(pipe: Pipe, samples: Samples, size: int) -> None:
+    """As Ray Data's map_batches hands them to a class."""
+    made: Samples = []
+    for i in range(0, len(samples), size):
+        batch = pipe(batch_of(samples[i : i + size]))
+        made += samples_of(batch)
+        assert len({len(column) for column in batch.values()}) == 1
+    assert same(made, pipe.apply(samples))
 
 
 def test_inputs_are_left_alone_and_outputs_are_new(pipe: Pipe, samples: Samples) -> None:

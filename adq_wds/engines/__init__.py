@@ -1,1 +1,1 @@
-"""Runs one task a shard, in threads."""
+"""Runs the tasks of a job, one a shard or a class: in this process, in others, on other machines."""

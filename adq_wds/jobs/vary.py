@@ -22,8 +22,9 @@ from adq_wds.samples.label import read_json
 from adq_wds.shards.names import expand_urls
 from adq_wds.stream.dataset import ShardDataset
 from adq_wds.tables.plan import Plan
+from adq_wds.writing.report import WriteReport
 from adq_wds.writing.tars import ShardPattern
-from adq_wds.writing.write_shards import MAX_SAMPLES, WriteReport, refuse_sources, write_shards
+from adq_wds.writing.write_shards import MAX_SAMPLES, refuse_sources, write_shards
 
 _SCORES = ("cos", "agree")
 

@@ -9,9 +9,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
-from typing import ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, overload
 
 from adq_wds.errors import AdqError, SampleError, located, placed, retold, shorten
+from adq_wds.pipes.batches import Batch, batch_of, is_batch, samples_of
 from adq_wds.samples.fields import Sample, SpecError
 from adq_wds.shards.names import base_name
 
@@ -225,13 +226,25 @@ class Pipe(ABC):
     def __post_init__(self) -> None:
         check_on_error(self.on_error)
 
-    def __call__(self, stream: Iterable[Sample]) -> Iterator[Sample]:
+    @overload
+    def __call__(self, stream: Batch) -> Batch: ...
+    @overload
+    def __call__(self, stream: Iterable[Sample]) -> Iterator[Sample]: ...
+    def __call__(self, stream: Any) -> Any:
         """Run over a stream; if a chunk raises, its samples are run one by one to name the bad one.
+
+        Or over one batch of columns, as Ray Data gives it to the classes of ``map_batches``. A batch knows of no other, so
+        only `on_error` holds between them, and what only a whole pass can show is not checked.
 
         Raises:
             TypeError: at once, given one sample, as `.map` and `.select` do; they would take the generator for a true
                 value.
         """
+        if is_batch(stream):
+            tally = Tally(type(self).__name__, self.on_error)
+            made = list(self.run(samples_of(stream), tally))
+            tally.close(whole=False)
+            return batch_of(made) if made else {name: column[:0] for name, column in stream.items()}
         if isinstance(stream, dict) or (
             isinstance(stream, tuple) and not all(isinstance(sample, dict) for sample in stream)
         ):

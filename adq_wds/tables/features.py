@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from adq_wds.checks import positive
 from adq_wds.errors import FeaturesError, shorten
-from adq_wds.files import canonical_json, lock, make_folder, sha256_text
+from adq_wds.files import canonical_json, sha256_text
 from adq_wds.protocols import Label
+from adq_wds.remote.outputs import lock, make_folder
+from adq_wds.remote.url_path import AnyPath, as_path
 from adq_wds.shards.names import expand_urls, plain_shard_names
 from adq_wds.tables.arrays import ENCODER, SampleId, features_of_arrays
 from adq_wds.tables.features_file import FeaturesFile
@@ -55,10 +56,10 @@ class Features:
     def __init__(
         self, folder: str | os.PathLike[str], *, shards: Sequence[str] | None = None, limit: int | None = None
     ) -> None:
-        self.folder = Path(folder)
+        self.folder = as_path(folder)
         self.limit = None if limit is None else positive("limit", limit)
         if shards is None:
-            paths = sorted(self.folder.glob("*.parquet"))
+            paths: list[AnyPath] = sorted(self.folder.glob("*.parquet"))
         else:
             paths = [self.folder / file_name(shard) for shard in shards]
         if not paths:
@@ -123,7 +124,7 @@ class Features:
         return cls(folder, shards=names)
 
     def _compare(self) -> None:
-        path_of: dict[str, Path] = {}
+        path_of: dict[str, AnyPath] = {}
         for file in self.files:
             if file.shard in path_of:
                 raise FeaturesError(
@@ -177,11 +178,24 @@ class Features:
         common: Any = {name: header[name] for name in ALIKE}
         return cast(FeaturesCommon, common)
 
+    def column(
+        self,
+        read: Callable[[FeaturesFile], NDArray[Any] | None],
+        dtype: DTypeLike,
+        shape: tuple[int, ...] = (),
+    ) -> NDArray[Any]:
+        """(N, *shape) numbers over all shards: those that `read` gives of each; one shard is read at a time."""
+        values, first = np.empty((len(self), *shape), dtype), 0
+        for file in self.files:
+            values[first : first + file.n] = read(file)
+            first += file.n
+        return values
+
     def texture(self) -> NDArray[np.float32] | None:
         """(N,) float32 texture levels over all shards; None where no image was looked at."""
         if not all(file.has_texture for file in self.files):
             return None
-        return np.concatenate([file.texture() for file in self.files])
+        return self.column(FeaturesFile.texture, np.float32)
 
     def score(self, name: str) -> NDArray[np.float32]:
         """(N,) float32 numbers of a score of users, over all shards.
@@ -195,7 +209,7 @@ class Features:
             raise FeaturesError(
                 f"score {name!r} has revision {a!r} in {x} and {b!r} in {y}; embed them again"
             )
-        return np.concatenate([file.score(name) for file in self.files])
+        return self.column(lambda file: file.score(name), np.float32)
 
     @property
     def n_classes(self) -> int:
@@ -229,7 +243,7 @@ def as_features(features: Features | str | os.PathLike[str]) -> Features:
     return features if isinstance(features, Features) else Features(features)
 
 
-def _refuse_foreign(path: Path) -> None:
+def _refuse_foreign(path: AnyPath) -> None:
     """Raise `FeaturesError` for a file that an encoder made, which may have taken hours."""
     if path.exists() and (encoder := FeaturesFile(path).header["encoder"]) != ENCODER:
         raise FeaturesError(

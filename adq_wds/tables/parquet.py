@@ -21,7 +21,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from adq_wds.errors import AdqError, shorten
-from adq_wds.files import atomic_path, canonical_json, sha256_text
+from adq_wds.files import canonical_json, sha256_text
+from adq_wds.remote.outputs import atomic_path
+from adq_wds.remote.url_path import UrlPath, as_path
 from adq_wds.tables import bounds
 from adq_wds.tables.headers import TableHeader, parse_header
 
@@ -146,7 +148,7 @@ class GroupFile:
     Reads by position (no shared file offset), so it may be used from threads and forked workers.
 
     Args:
-        path: the file.
+        path: the file, or its URL, which is read by ranges.
         kind, version: its format, and the newest version that is known.
         error: the class of all its errors.
         header: the type that its header must be of; see `checked`.
@@ -167,12 +169,17 @@ class GroupFile:
         header: type[Mapping[str, Any]] = TableHeader,
         lists_parts: type[Mapping[str, Any]] | None = None,
     ) -> None:
-        self.path = Path(path)
+        self.path = as_path(path)
         self._error = error
         try:
-            self._size = bounds.check_footer(self.path)
+            source: Any = self.path  # which Arrow opens itself, to read by position
+            if isinstance(self.path, UrlPath):
+                source = self.path.open()
+                self._size = bounds.check_open_footer(source)
+            else:
+                self._size = bounds.check_footer(self.path)
             self._file = pq.ParquetFile(
-                self.path,
+                source,
                 pre_buffer=False,
                 thrift_string_size_limit=bounds.MAX_HEADER_BYTES,
                 thrift_container_size_limit=bounds.MAX_GROUPS,

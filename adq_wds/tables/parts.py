@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, get_type_hints
 
 import numpy as np
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from adq_wds.errors import shorten
 from adq_wds.files import canonical_json, sha256_text
+from adq_wds.remote.url_path import AnyPath
 from adq_wds.shards.names import MAX_SHARDS
 from adq_wds.tables.headers import TableHeader, check_entries, checked
 from adq_wds.tables.parquet import ErrorClass, GroupFile, Header, column_hashes
@@ -95,9 +95,14 @@ def part_name(i: int) -> str:
     return f"part-{i:05d}.parquet"
 
 
-def parts_folder(path: Path, digest: str) -> Path:
+def parts_folder(path: AnyPath, digest: str) -> AnyPath:
     """Where the parts of a table at `path` with this hash are."""
-    return path.parent / f"{path.with_suffix('').name}-{digest[:16]}"
+    return path.parent / f"{stem_of(path)}-{digest[:16]}"
+
+
+def stem_of(path: AnyPath) -> str:
+    """A file's name without its ending."""
+    return path.with_suffix("").name
 
 
 class Parts:

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from itertools import islice
 from operator import lt
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -20,6 +19,7 @@ from adq_wds.core.allocation import fresh_draw
 from adq_wds.core.fresh import CACHED_EPOCHS, Draws
 from adq_wds.core.order import LANES
 from adq_wds.errors import PlanError, shorten
+from adq_wds.remote.url_path import AnyPath, as_path
 from adq_wds.shards.names import ShardNames, check_shard_names
 from adq_wds.tables.chosen import choose_indices, choose_keys, read_indices
 from adq_wds.tables.exchange import export_plan
@@ -28,14 +28,7 @@ from adq_wds.tables.key_lists import read_keys
 from adq_wds.tables.notebook import plan_html
 from adq_wds.tables.parquet import Header
 from adq_wds.tables.plan_header import PlanHeader, fresh_draws, header_without_bins
-from adq_wds.tables.plan_rows import (
-    ALWAYS,
-    MARGIN,
-    OPTIONAL,
-    REASON_COLUMNS,
-    SCHEMA,
-    PlanShard,
-)
+from adq_wds.tables.plan_rows import ALWAYS, MARGIN, OPTIONAL, REASON_COLUMNS, SCHEMA, PlanShard
 from adq_wds.tables.plan_why import AnyFeatures, Why, explain
 from adq_wds.tables.table import InMemory, Table, open_table
 from adq_wds.tables.write_table import write_table
@@ -57,15 +50,13 @@ class Plan:
 
     Attributes:
         header: settings, counts per class and bin, scores; see `adq show`. Of up to 10,000 shards also `shards`.
-        hash: SHA-256 of the header, which has a hash of every column: equal hashes, equal plans.
         path: its file, or None while it is only in memory.
         shards: names of the S shards, sorted: the order of the plan's rows.
         shard_sizes, shard_kept: (S,) int64, samples of each shard, and kept ones.
     """
 
-    def __init__(self, table: Table, *, path: Path | None = None) -> None:
+    def __init__(self, table: Table, *, path: AnyPath | None = None) -> None:
         self.header, self.path, self._table = table.header, path, table
-        self.hash = table.hash
         self._cached_shards: OrderedDict[str, PlanShard] = OrderedDict()
         made = cast(PlanHeader, self.header)  # so it is, or one of these lines raises
         try:
@@ -161,9 +152,14 @@ class Plan:
             ValueError, ShardError: as in `from_indices`; or the file has another ending.
             PlanError: the file is missing or damaged, or as in `from_keys`.
         """
-        if Path(path).suffix == ".npy":
+        if as_path(path).suffix == ".npy":
             return cls.from_indices(urls, read_indices(path))
         return cls.from_keys(urls, read_keys(path))
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the header, which has a hash of every column: equal hashes, equal plans."""
+        return self._table.hash
 
     @property
     def _where(self) -> str:
@@ -332,7 +328,7 @@ class Plan:
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.path is not None:
-            return reopened, (load_plan, PlanError, str(self.path), self.hash)
+            return reopened, (load_plan, PlanError, os.fspath(self.path), self.hash)
         return Plan, (InMemory(self.header, [shard.table() for shard in self]),)
 
 
@@ -343,7 +339,7 @@ def load_plan(path: str | os.PathLike[str]) -> Plan:
         PlanError: missing, damaged, of another kind, or of a newer version.
     """
     table = open_table(path, kind="plan", version=VERSION, error=PlanError, header=PlanHeader)
-    return Plan(table, path=Path(path).absolute())
+    return Plan(table, path=as_path(path).absolute())
 
 
 def as_plan(plan: Plan | str | os.PathLike[str]) -> Plan:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ class InMemory:
     """A table that is not in a file: its whole header, and the rows of each shard."""
 
     def __init__(self, header: Header, tables: Sequence[pa.Table]) -> None:
-        self.header, self._tables, self.hash = header, tables, table_hash(header)
+        self.header, self._tables = header, tables
         self.names: list[str] = [entry["name"] for entry in header["shards"]]
 
     @classmethod
@@ -28,6 +29,11 @@ class InMemory:
         entries = list[Header]()
         tables = list(noted(groups, entries))
         return cls({**header, "shards": entries}, tables)
+
+    @cached_property
+    def hash(self) -> str:
+        """Which it has as a file, too."""
+        return table_hash(self.header)
 
     def counts(self, name: str) -> NDArray[np.int64]:
         """See `GroupFile.counts`."""

@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from adq_wds.errors import AdqError
-from adq_wds.files import atomic_path
+from adq_wds.remote.outputs import atomic_path
+from adq_wds.remote.url_path import AnyPath, as_path
 from adq_wds.shards.names import MAX_SHARDS
 from adq_wds.tables import bounds, parts
 from adq_wds.tables.parquet import HASH_KEY, Header, too_large, write_file, write_groups
@@ -49,7 +50,7 @@ def write_table(
     """
     if n_shards > MAX_SHARDS:
         raise AdqError(f"cannot write {path}: {n_shards:,} shards, at most {MAX_SHARDS:,}; use larger shards")
-    path, entries = Path(path), list[Header]()
+    path, entries = as_path(path), list[Header]()
     replaced = _folder_of_table(path)
     if n_shards <= parts.ONE_FILE:
 
@@ -59,13 +60,13 @@ def write_table(
         digest = write_groups(path, schema, parts.noted(groups, entries), whole, compression=compression)
     else:
         digest = _write_with_parts(path, schema, groups, header, n_shards, compression)
-    if replaced not in (None, parts.parts_folder(path, digest)):
+    if replaced is not None and replaced != parts.parts_folder(path, digest):
         _remove(replaced)
     return digest
 
 
 def _write_with_parts(
-    path: Path,
+    path: AnyPath,
     schema: pa.Schema,
     groups: Iterable[tuple[Header, pa.Table]],
     header: Header | Callable[[], Header],
@@ -83,10 +84,7 @@ def _write_with_parts(
                 of_table = header() if callable(header) else header
                 whole = parts.listing_header(of_table, hashes, shards, schema.names)
                 digest = write_file(hidden, shards.schema, [shards], whole, compression="zstd")
-                folder = parts.parts_folder(path, digest)
-                folder.mkdir(exist_ok=True)
-                for name in map(parts.part_name, range(len(hashes))):
-                    os.replace(scratch / name, folder / name)
+                _move(scratch, parts.parts_folder(path, digest))
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
     except bounds.TooLargeError as cause:
@@ -116,23 +114,34 @@ def _write_parts(
     return hashes, pa.concat_tables(shards)
 
 
-def _folder_of_table(path: Path) -> Path | None:
+def _move(folder: Path, to: AnyPath) -> None:
+    """Give the parts in a folder their final names."""
+    if isinstance(to, Path):
+        to.mkdir(exist_ok=True)
+    for part in sorted(folder.iterdir()):
+        if isinstance(to, Path):
+            part.replace(to / part.name)
+        else:
+            (to / part.name).put(part)
+
+
+def _folder_of_table(path: AnyPath) -> AnyPath | None:
     """The folder of the parts of the table that is at `path` now; None where it has none."""
-    stem = re.escape(path.with_suffix("").name)
     try:
-        if not any(re.fullmatch(f"{stem}-[0-9a-f]{{16}}", name) for name in os.listdir(path.parent)):
-            return None
-        bounds.check_footer(path)
-        digest = (pq.read_metadata(path).metadata or {}).get(HASH_KEY, b"").decode("ascii")
+        with path.open("rb") as handle:
+            bounds.check_open_footer(handle)
+            metadata = pq.read_metadata(handle).metadata or {}
+        digest = metadata.get(HASH_KEY, b"").decode("ascii")
     except (OSError, ValueError, pa.ArrowException):
         return None
-    return parts.parts_folder(path, digest) if re.fullmatch("[0-9a-f]{64}", digest) else None
+    folder = parts.parts_folder(path, digest)
+    return folder if re.fullmatch("[0-9a-f]{64}", digest) and folder.is_dir() else None
 
 
-def _remove(folder: Path | None) -> None:
+def _remove(folder: AnyPath) -> None:
     """Remove the parts in a folder, and the folder if nothing else is in it."""
     with suppress(OSError):
-        for part in folder.glob("part-*.parquet") if folder else ():
+        for part in folder.glob("part-*.parquet"):
             part.unlink()
-        if folder:
+        if isinstance(folder, Path):
             folder.rmdir()

@@ -83,6 +83,16 @@ class WriteAnew(Pipe):
         """The field of the new image."""
         return "jpg" if self.importance is None else JPEG_FIELD
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the bytes of new images depend on, as JSON has it; an importance by its names."""
+        encoder = getattr(self.importance, "encoder", None)
+        names = [getattr(self.importance, "__qualname__", type(self.importance).__qualname__)]
+        names += [getattr(self.importance, name, None) for name in ("method", "use_labels")]
+        names += [getattr(encoder, name, None) for name in ("name", "revision", "preprocessing_hash")]
+        numbers = {name: getattr(self, name) for name in ("size", "quality", "image", "patch_keep", "seed")}
+        return {**numbers, "importance": names}
+
     def apply(self, samples: list[Sample]) -> list[Sample]:
         """Each sample with its new image."""
         samples = [self._redrawn(sample) for sample in samples]
@@ -228,12 +238,8 @@ def totals(parts: Parts) -> dict[str, float]:
     }
 
 
-def written_anew(
-    samples: Iterable[Sample], new: WriteAnew, counted: Counted, tally: Tally
-) -> Iterator[Sample]:
+def made_anew(samples: Iterable[Sample], new: WriteAnew, counted: Counted, tally: Tally) -> Iterator[Sample]:
     """The samples with new images, counted in `counted`.
-
-    The first are made at once, so that growing files are refused before anything is written.
 
     Args:
         samples: with their bytes in the source in `CELL_FIELD`.
@@ -242,20 +248,27 @@ def written_anew(
         tally: of bad samples.
 
     Raises:
-        ValueError: patch-dropped images would take at least the bytes of whole ones, or, at the default size, more
-            than in the source; has the numbers.
         SampleError: a bad image, or too many.
     """
+    stream = iter(samples)
+    while chunk := list(islice(stream, new.chunk)):
+        for sample in new.run(chunk, tally):
+            counted.add(sample, new.new_field)
+            yield sample
+    tally.close()
 
-    def counted_samples() -> Iterator[Sample]:
-        stream = iter(samples)
-        while chunk := list(islice(stream, new.chunk)):
-            for sample in new.run(chunk, tally):
-                counted.add(sample, new.new_field)
-                yield sample
-        tally.close()
 
-    made = counted_samples()
+def written_anew(
+    samples: Iterable[Sample], new: WriteAnew, counted: Counted, tally: Tally
+) -> Iterator[Sample]:
+    """As `made_anew`; the first are made at once, so that growing files are refused before anything is written.
+
+    Raises:
+        ValueError: patch-dropped images would take at least the bytes of whole ones, or, at the default size, more
+            than in the source; has the numbers.
+        SampleError: as `made_anew`.
+    """
+    made = made_anew(samples, new, counted, tally)
     first = list(islice(made, MEASURED))
     if first:
         _check_bytes(new, counted)

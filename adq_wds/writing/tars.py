@@ -7,16 +7,19 @@ import re
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import count
-from pathlib import Path
+from itertools import groupby
+from operator import itemgetter
 
 from adq_wds.errors import PlanError, SampleError, shorten
-from adq_wds.files import atomic_path
+from adq_wds.remote.outputs import atomic_path
+from adq_wds.remote.url_path import AnyPath, as_path
 from adq_wds.samples.fields import Sample, place_error
 from adq_wds.shards.names import check_shard_name
 from adq_wds.shards.samples_in_tar import split_name
 
 _NUMBER = re.compile(r"%(?:0\d{1,2})?d")
+Stored = tuple[str, list[tuple[str, bytes]]]
+"""A sample as it is stored: its key, and each field with its bytes."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class WrittenShard:
         payload_bytes: bytes of its members, without headers and padding.
     """
 
-    path: Path
+    path: AnyPath
     n: int
     payload_bytes: int
 
@@ -48,8 +51,8 @@ class ShardPattern:
 
     def __init__(self, pattern: str) -> None:
         self.pattern = pattern
-        self.folder = Path(pattern).parent
-        self._name = Path(pattern).name
+        self.folder = as_path(pattern).parent
+        self._name = as_path(pattern).name
         one_number = _NUMBER.search(self._name) is not None and self._name.count("%") == 1
         if not one_number or _NUMBER.search(str(self.folder)):
             raise ValueError(
@@ -62,48 +65,79 @@ class ShardPattern:
         except PlanError as error:
             raise ValueError(f"pattern {pattern!r}: {error}") from None
 
-    def path(self, i: int) -> Path:
+    def path(self, i: int) -> AnyPath:
         """The `i`-th shard's path."""
         return self.folder / (self._name % i)
 
-    def existing(self) -> list[Path]:
+    def existing(self) -> list[AnyPath]:
         """Existing files that match the pattern, sorted."""
         same = re.compile(r"\d+".join(map(re.escape, _NUMBER.split(self._name))))
         return sorted(path for path in self.folder.glob("*.tar") if same.fullmatch(path.name))
 
 
+class Cut:
+    """Cuts samples, one after another, into shards.
+
+    A shard ends before it would exceed `max_samples` or `max_bytes` of payload, and before a key that it holds
+    already (the same key in two source shards is normal): keys are never changed.
+    """
+
+    def __init__(self, max_samples: int, max_bytes: int) -> None:
+        self._max_samples, self._max_bytes = max_samples, max_bytes
+        self._keys: set[str] = set()
+        self._total = 0
+
+    def before(self, key: str, n_bytes: int) -> bool:
+        """Whether a shard ends before the next sample, which has this key and payload."""
+        full = len(self._keys) == self._max_samples or self._total + n_bytes > self._max_bytes
+        ends = bool(self._keys) and (full or key in self._keys)
+        if ends:
+            self._keys.clear()
+            self._total = 0
+        self._keys.add(key)
+        self._total += n_bytes
+        return ends
+
+
 def write_tars(
     samples: Iterable[Sample], pattern: ShardPattern, *, max_samples: int, max_bytes: int, first: int = 0
 ) -> Iterator[WrittenShard]:
-    """Write samples to one shard after another; yields each shard once it has its final name.
+    """Write samples to one shard after another, as `Cut` says; yields each shard once it has its final name.
 
-    A shard ends before it would exceed `max_samples` or `max_bytes` of payload, and before a key that it holds
-    already (the same key in two source shards is normal): keys are never changed. Numbers of shards start at `first`.
+    Numbers of shards start at `first`.
 
     Raises:
         SampleError: a sample has no key, holds a value that is not bytes, or would be read back differently.
         AdqError: the disk is full or the folder read-only.
     """
-    stream = iter(samples)
-    sample = _next(stream)
-    for path in map(pattern.path, count(first)):
-        if sample is None:
-            return
-        keys: set[str] = set()
-        total = 0
-        with atomic_path(path) as partial, tarfile.open(partial, "w", format=tarfile.PAX_FORMAT) as tar:
-            while sample is not None:
-                members = _members(sample)
-                size = sum(len(data) for _, data in members)
-                key = sample["__key__"]
-                if keys and (key in keys or len(keys) == max_samples or total + size > max_bytes):
-                    break
-                for name, data in members:
-                    tar.addfile(_header(key, name, len(data)), io.BytesIO(data))
-                keys.add(key)
-                total += size
-                sample = _next(stream)
-        yield WrittenShard(path, len(keys), total)
+    numbered = _numbered(samples, Cut(max_samples, max_bytes))
+    for i, shard in groupby(numbered, key=itemgetter(0)):
+        yield _write(pattern.path(first + i), (each for _, each in shard))
+
+
+def write_tar(path: AnyPath, samples: Iterable[Sample]) -> WrittenShard:
+    """Write samples to one shard, whole or not at all; raises as `write_tars`."""
+    return _write(path, map(stored, samples))
+
+
+def _numbered(samples: Iterable[Sample], cut: Cut) -> Iterator[tuple[int, Stored]]:
+    """The key and members of each sample, with the number of its shard."""
+    stream, i = iter(samples), 0
+    while (sample := _next(stream)) is not None:
+        key, members = stored(sample)
+        i += cut.before(key, sum(len(data) for _, data in members))
+        yield i, (key, members)
+
+
+def _write(path: AnyPath, samples: Iterable[Stored]) -> WrittenShard:
+    n = total = 0
+    with atomic_path(path) as partial, tarfile.open(partial, "w", format=tarfile.PAX_FORMAT) as tar:
+        for key, members in samples:
+            n += 1
+            for name, data in members:
+                tar.addfile(_header(key, name, len(data)), io.BytesIO(data))
+                total += len(data)
+    return WrittenShard(path, n, total)
 
 
 def _next(stream: Iterator[Sample]) -> Sample | None:
@@ -114,8 +148,8 @@ def _next(stream: Iterator[Sample]) -> Sample | None:
         raise SampleError(f"the stream to be written failed: {type(error).__name__}: {error}") from error
 
 
-def _members(sample: Sample) -> list[tuple[str, bytes]]:
-    """A sample's own fields, in their order.
+def stored(sample: Sample) -> Stored:
+    """A sample's key and its own fields, in their order.
 
     Raises:
         SampleError: it would be read back differently.
@@ -135,7 +169,7 @@ def _members(sample: Sample) -> list[tuple[str, bytes]]:
             raise place_error(SampleError(text), sample, name)
     if not members:
         raise place_error(SampleError("nothing to store: it has no fields"), sample)
-    return members
+    return key, members
 
 
 def _header(key: str, name: str, n_bytes: int) -> tarfile.TarInfo:

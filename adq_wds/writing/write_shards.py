@@ -3,87 +3,40 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+import shutil
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from adq_wds.checks import Count, Ratio, no_bar, positive
+from adq_wds.engines.choose import EngineName, choose_engine
+from adq_wds.engines.engine import Engine
 from adq_wds.errors import AdqError, SampleError, shorten
-from adq_wds.files import canonical_json, lock, make_folder, write_text
+from adq_wds.files import canonical_json
 from adq_wds.pipes.base import MAX_BAD_FRACTION, OnError, Tally, check_on_error
 from adq_wds.protocols import Importance
+from adq_wds.remote.outputs import lock, make_folder, write_text
+from adq_wds.remote.url_path import AnyPath
 from adq_wds.samples.fields import IMAGE_FIELDS, Sample
 from adq_wds.shards.names import expand_urls
 from adq_wds.stream.dataset import ShardDataset
 from adq_wds.tables.index import save_index
 from adq_wds.tables.plan import Plan, as_plan
-from adq_wds.tables.spans import scan_spans, source_stamp
-from adq_wds.writing.smaller import CELL_FIELD, Counted, Parts, new_images, totals, written_anew
+from adq_wds.tables.spans import Spans, scan_spans, source_stamp
+from adq_wds.writing.anew_by_engine import check_growth, make_anew
+from adq_wds.writing.by_engine import write_runs
+from adq_wds.writing.kept import Kept
+from adq_wds.writing.report import WriteReport
+from adq_wds.writing.smaller import Counted, WriteAnew, new_images, written_anew
 from adq_wds.writing.tars import ShardPattern, WrittenShard, write_tars
+from adq_wds.writing.unfinished import JOB, Unfinished
 
 MAX_SAMPLES = 10_000
 MAX_BYTES = 1 << 30
-
-
-@dataclass(frozen=True)
-class WriteReport:
-    """Counts of the shards written.
-
-    Attributes:
-        shards: new shards.
-        samples: samples in them.
-        payload_bytes: bytes of their members.
-        bytes: bytes on the disk, tar headers and padding included.
-        source_bytes: bytes of the shards they came from, whole files; None for a stream.
-        parts: where images were written anew: bytes of images, other fields and container (tar headers and padding,
-            without the blocks that end a tar), each ``before`` (these samples alone, in their source), ``whole`` (the
-            same images at the new size and quality, with all their patches) and ``after``.
-        bad: samples left out because their image could not be written anew.
-    """
-
-    shards: int
-    samples: int
-    payload_bytes: int
-    bytes: int
-    source_bytes: int | None = None
-    parts: Parts | None = None
-    bad: int = 0
-
-    @property
-    def read(self) -> int:
-        """Samples read: those written and the bad ones."""
-        return self.samples + self.bad
-
-    @property
-    def totals(self) -> dict[str, float] | None:
-        """Sums of `parts`, and the ratios of ``after`` to the two others: ``of_whole`` and ``of_before``."""
-        return None if self.parts is None else totals(self.parts)
-
-    def __str__(self) -> str:
-        bad = f" of {self.read:,} read, {self.bad:,} bad ones left out (see the log)," if self.bad else ""
-        text = (
-            f"{self.samples:,} samples{bad} in {self.shards} shards: {self.bytes:,} bytes on disk "
-            f"({self.payload_bytes:,} of them payload)"
-        )
-        if self.source_bytes is not None:
-            share = 100 * self.bytes / max(1, self.source_bytes)
-            text += f", {share:.1f} % of the source files' {self.source_bytes:,}"
-        if self.parts is None:
-            return text
-        sums, columns = totals(self.parts), ("before", "whole", "after")
-        rows = [[name, *(f"{part[column]:,}" for column in columns)] for name, part in self.parts.items()]
-        rows = [["bytes", *columns], *rows, ["all", *(f"{sums[column]:,}" for column in columns)]]
-        lines = ["  ".join([f"{row[0]:<12}", *(f"{cell:>15}" for cell in row[1:])]) for row in rows]
-        lines += [
-            f"after: {sums['of_whole']:.3f} of whole, {sums['of_before']:.3f} of before",
-            f"before: these {self.samples:,} samples alone, in their source; whole: at the new size and quality, with all "
-            "their patches",
-            "container: tar headers and padding, without the blocks that end a tar; on disk, with them: "
-            f"{self.bytes:,}",
-        ]
-        return "\n".join([text, "", *lines])
 
 
 def write_shards(
@@ -130,12 +83,7 @@ def write_shards(
         with tqdm(samples, total=total, unit=" samples", desc="write", disable=no_bar(progress)) as stream:
             written = list(write_tars(stream, shards, max_samples=max_samples, max_bytes=max_bytes))
         describe_shards(folder, written, chosen, split, classes)
-    return WriteReport(
-        len(written),
-        sum(shard.n for shard in written),
-        sum(shard.payload_bytes for shard in written),
-        sum(shard.n_bytes for shard in written),
-    )
+    return _report(written)
 
 
 def write_kept(
@@ -157,6 +105,8 @@ def write_kept(
     max_bytes: Count = MAX_BYTES,
     split: str = "train",
     overwrite: bool = False,
+    engine: EngineName | Engine = "threads",
+    address: str | None = None,
     progress: bool | None = None,
 ) -> WriteReport:
     """Write the samples of some shards that a plan keeps (all without a plan); see `write_shards`.
@@ -165,6 +115,9 @@ def write_kept(
 
     Bytes stay untouched unless one of `patch_keep`, `size` and `quality` is given; then images are written anew, as
     JPEGs with 4:2:0 and optimised tables, and the report has the bytes of each part before and after.
+
+    With an engine other than "threads" each new shard is a task, and the files are the same. A job that is killed goes on
+    where it stopped when it is started again with equal arguments, and once finished it has nothing left to do.
 
     Args:
         urls, plan, pattern: sources, the plan of what is kept, and the new shards.
@@ -182,7 +135,9 @@ def write_kept(
             at the end; so are 100 bad ones in a row, and nothing but bad ones.
         root: folder that the plan's shard names are relative to, where a path fits several of them.
         cache: folder where bytes of remote shards stay for another try; see `ShardDataset`.
-        max_samples, max_bytes, split, overwrite, progress: as in `write_shards`.
+        max_samples, max_bytes, split, overwrite, progress: as in `write_shards`; `overwrite` is refused with "shared".
+        engine: what runs the tasks: threads, processes, ray, shared.
+        address: of the Ray cluster.
 
     Raises:
         ValueError: the pattern would replace one of `urls`; an argument is out of range or has no effect; images
@@ -196,32 +151,127 @@ def write_kept(
     )
     tally = _tally(on_error, max_bad_fraction, idle=new is None)
     paths = expand_urls(urls)
-    refuse_sources(paths, ShardPattern(os.fspath(pattern)))
+    shards = ShardPattern(os.fspath(pattern))
+    refuse_sources(paths, shards)
     chosen = Plan.from_keys(paths, None) if plan is None else as_plan(plan)
+    kept, copied = Kept(tuple(paths), chosen, root, cache), None if plan is None else chosen
+    counted = None if new is None else Counted()
+    if engine != "threads":
+        settings = {
+            "plan": chosen.hash,
+            "copied": plan is not None,
+            "pattern": shards.path(0).name,
+            "max_samples": positive("max_samples", max_samples),
+            "max_bytes": positive("max_bytes", max_bytes),
+            "split": split,
+            "images": None if new is None else {**new.settings, "skip": on_error != "raise"},
+        }
+        return _write_by_engine(
+            kept, shards, settings, new, tally, counted, engine, address, overwrite, progress
+        )
     stream: Iterable[Sample] = ShardDataset(paths, plan=chosen, root=root, rank=0, world=1, cache=cache)
-    counted = Counted()
+    if new is not None and counted is not None:
+        stream = written_anew(kept.with_cells(stream, 0, chosen.n_kept), new, counted, tally)
     report = write_shards(
-        stream if new is None else written_anew(_with_cells(stream, chosen), new, counted, tally),
+        stream,
         pattern,
-        plan=None if plan is None else chosen,
+        plan=copied,
         max_samples=max_samples,
         max_bytes=max_bytes,
         split=split,
         overwrite=overwrite,
         progress=progress,
     )
+    return _completed(report, kept, shards, tally, counted)
+
+
+def _write_by_engine(
+    kept: Kept,
+    shards: ShardPattern,
+    settings: dict[str, Any],
+    new: WriteAnew | None,
+    tally: Tally,
+    counted: Counted | None,
+    engine: str | Engine,
+    address: str | None,
+    overwrite: bool,
+    progress: bool | None,
+) -> WriteReport:
+    """`write_kept` by the tasks of an engine; `settings` are all that the bytes depend on."""
+    if engine == "shared" and overwrite:
+        raise ValueError(
+            "overwrite=True with engine='shared': processes would remove each other's shards; remove old ones first"
+        )
+    kept.check()
+    if new is not None:
+        check_growth(kept, new, strict=tally.on_error == "raise")
+    folder = make_folder(shards.folder)
+    if not isinstance(folder, Path):
+        raise ValueError(
+            f"{shorten(str(folder))}: only engine='threads' writes shards to a URL; give a folder"
+        )
+    runner = choose_engine(engine, address=address, folder=folder)
+    unfinished = Unfinished(Path(os.path.abspath(folder)), settings)
+    with nullcontext() if engine == "shared" else lock(folder):
+        done = unfinished.report
+        if done is not None and not overwrite:
+            return WriteReport(**done)
+        if done is not None or not unfinished.is_here:
+            try:
+                _clear(shards, overwrite, keep_plan=settings["copied"])
+            except AdqError:
+                if not unfinished.is_here:  # which another process may have begun by now
+                    raise
+        unfinished.begin()
+        try:
+            kept = kept.on_disk(unfinished.folder / "plan.parquet")
+            made, bounds = kept, {name: settings[name] for name in ("max_samples", "max_bytes")}
+            if new is not None and counted is not None:
+                made = make_anew(
+                    kept, new, unfinished, runner, tally=tally, counted=counted, progress=progress
+                )
+            written, spans = write_runs(made, shards, unfinished, runner, **bounds, progress=progress)
+            plan = kept.plan if settings["copied"] else None
+            describe_shards(folder, written, plan, settings["split"], None, spans=spans)
+            report = _completed(_report(written), kept, shards, tally, counted)
+        except (AdqError, OSError):
+            if (done := unfinished.report) is None:
+                raise
+            return WriteReport(**done)  # another process was faster, and has removed what was unfinished
+        unfinished.finish(asdict(report))
+    return report
+
+
+def _report(written: list[WrittenShard]) -> WriteReport:
+    return WriteReport(
+        len(written),
+        sum(shard.n for shard in written),
+        sum(shard.payload_bytes for shard in written),
+        sum(shard.n_bytes for shard in written),
+    )
+
+
+def _completed(
+    report: WriteReport, kept: Kept, shards: ShardPattern, tally: Tally, counted: Counted | None
+) -> WriteReport:
+    """The report with what `write_kept` knows besides.
+
+    Raises:
+        SampleError: all samples are bad.
+        AdqError: samples are missing.
+    """
     report = replace(
         report,
-        source_bytes=sum(source_stamp(path)["bytes"] for path in paths),
-        parts=None if new is None else counted.parts,
+        source_bytes=sum(source_stamp(path)["bytes"] for path in kept.paths),
+        parts=None if counted is None else counted.parts,
         bad=tally.bad,
     )
     if report.bad and not report.samples:
         raise SampleError(f"all {report.bad} samples are bad; see the log")
-    if report.read != chosen.n_kept:
+    if report.read != kept.plan.n_kept:
         raise AdqError(
-            f"{shorten(os.fspath(pattern))}: {report.samples} samples written and {report.bad} bad, the plan keeps "
-            f"{chosen.n_kept}"
+            f"{shorten(shards.pattern)}: {report.samples} samples written and {report.bad} bad, the plan keeps "
+            f"{kept.plan.n_kept}"
         )
     return report
 
@@ -242,13 +292,6 @@ def _tally(on_error: OnError, max_bad_fraction: float, *, idle: bool) -> Tally:
     return Tally("write", on_error, max_bad_fraction)
 
 
-def _with_cells(stream: Iterable[Sample], plan: Plan) -> Iterator[Sample]:
-    """The plan's samples in its order, each with its bytes in the source."""
-    cells = (int(n) for shard in map(plan.shard, plan.shards) for n in shard.spans.n_bytes[shard.kept])
-    for sample, n_bytes in zip(stream, cells, strict=True):
-        yield {**sample, CELL_FIELD: n_bytes}
-
-
 def refuse_sources(paths: list[str], shards: ShardPattern) -> None:
     """Raise `ValueError` when a source could be overwritten: `overwrite` begins by removing files."""
     targets = {os.path.realpath(path) for path in shards.existing()}
@@ -262,33 +305,43 @@ def refuse_sources(paths: list[str], shards: ShardPattern) -> None:
 
 def _clear(shards: ShardPattern, overwrite: bool, *, keep_plan: bool) -> None:
     """Refuse, or remove, the files of an earlier run; `keep_plan`: its plan will be replaced, and may be in use."""
-    old = [path for path in (shards.folder / "_info.json", *shards.existing()) if path.exists()]
+    job = shards.folder / JOB
+    old = [path for path in (shards.folder / "_info.json", *shards.existing(), job) if path.exists()]
     if old and not overwrite:
         raise AdqError(
-            f"{shorten(str(shards.folder))} holds {old[0].name} of an earlier run; give another folder, or overwrite=True"
+            f"{shorten(str(shards.folder))} holds {os.path.relpath(str(old[0]), str(shards.folder))} of an earlier run; give another folder, or overwrite=True"
         )
     for path in old:  # _info.json goes first: from here on the set is not complete
         path.unlink()
+    if isinstance(job.parent, Path):
+        shutil.rmtree(job.parent, ignore_errors=True)
     if old and not keep_plan:
         (shards.folder / "plan.parquet").unlink(missing_ok=True)
 
 
 def describe_shards(
-    folder: Path, written: list[WrittenShard], plan: Plan | None, split: str, classes: Sequence[str] | None
+    folder: AnyPath,
+    written: list[WrittenShard],
+    plan: Plan | None,
+    split: str,
+    classes: Sequence[str] | None,
+    *,
+    spans: list[Spans] | None = None,
 ) -> None:
-    """Write the index, read back from the new files; the plan's copy; and last `_info.json`."""
-    save_index(
-        folder / "index.parquet",
-        [(shard.path.name, scan_spans(shard.path, shard=shard.path.name)) for shard in written],
-    )
+    """Write the index, read back from the new files unless their `spans` were; the plan's copy; last `_info.json`."""
+    names = [shard.path.name for shard in written]
+    if spans is None:
+        spans = [scan_spans(shard.path, shard=shard.path.name) for shard in written]
+    save_index(folder / "index.parquet", list(zip(names, spans, strict=True)))
     if plan is not None:
         plan.save(folder / "plan.parquet")
     info = {
         "name": split,
         "num_samples": sum(shard.n for shard in written),
-        "filenames": [shard.path.name for shard in written],
+        "filenames": names,
         "shard_lengths": [shard.n for shard in written],
     }
-    names = plan.header.get("names") if classes is None and plan is not None else classes
-    text = canonical_json({"splits": {split: info}, **({"classes": names} if names else {})})
+    if classes is None and plan is not None:
+        classes = plan.header.get("names")
+    text = canonical_json({"splits": {split: info}, **({"classes": classes} if classes else {})})
     write_text(folder / "_info.json", text + "\n")

@@ -1,0 +1,71 @@
+"""Keeps, beside new shards, what they are made of and what is done of them, so that a killed job goes on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adq_wds.errors import AdqError
+from adq_wds.files import canonical_json, write_text
+
+JOB = ".adq.write/job.json"
+_FORMAT = {"format": "adq_wds.write", "version": 1}
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """The folder ``.adq.write`` beside new shards: ``job.json``, and until the job is finished what it has made.
+
+    Attributes:
+        shards: the folder of the shards.
+        settings: all that the bytes of the shards depend on, as JSON has it.
+    """
+
+    shards: Path
+    settings: dict[str, Any]
+
+    @property
+    def folder(self) -> Path:
+        """Its path."""
+        return (self.shards / JOB).parent
+
+    def _job(self) -> dict[str, Any]:
+        """What the file says, where it is of the same settings."""
+        try:
+            job = json.loads((self.shards / JOB).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return {}
+        same = isinstance(job, dict) and job.get("settings") == json.loads(canonical_json(self.settings))
+        return job if same and job.items() >= _FORMAT.items() else {}
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the folder holds work of these settings, finished or not."""
+        return bool(self._job())
+
+    @property
+    def report(self) -> dict[str, Any] | None:
+        """What came out, once the job is finished."""
+        report = self._job().get("report")
+        return report if isinstance(report, dict) else None
+
+    def begin(self) -> None:
+        """Make the folder, unless it is here."""
+        self.folder.mkdir(exist_ok=True)
+        if not self.is_here:
+            write_text(self.shards / JOB, canonical_json({**_FORMAT, "settings": self.settings}) + "\n")
+
+    def check(self) -> None:
+        """Raise `AdqError` if another process has finished the job."""
+        if self.report is not None:
+            raise AdqError(f"{self.folder}: another process has finished this job")
+
+    def finish(self, report: dict[str, Any]) -> None:
+        """Note the end, and remove all else from the folder."""
+        text = canonical_json({**_FORMAT, "settings": self.settings, "report": report})
+        write_text(self.shards / JOB, text + "\n")
+        for path in self.folder.iterdir():
+            if path != self.shards / JOB:
+                path.unlink(missing_ok=True)
