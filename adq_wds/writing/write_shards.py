@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from tqdm import tqdm
 from adq_wds.checks import Count, Ratio, no_bar, positive
 from adq_wds.engines.choose import EngineName, choose_engine
 from adq_wds.engines.engine import Engine
+from adq_wds.engines.shared import Shared, lock_for
 from adq_wds.errors import AdqError, SampleError, shorten
 from adq_wds.files import canonical_json, lock, make_folder, write_text
 from adq_wds.pipes.base import MAX_BAD_FRACTION, OnError, Tally, check_on_error
@@ -151,6 +151,11 @@ def write_kept(
     paths = expand_urls(urls)
     shards = ShardPattern(os.fspath(pattern))
     refuse_sources(paths, shards)
+    runner = choose_engine(engine, address=address, folder=shards.folder)
+    if overwrite and isinstance(runner, Shared):
+        raise ValueError(
+            "overwrite=True with engine='shared': processes would remove each other's shards; remove old ones first"
+        )
     chosen = Plan.from_keys(paths, None) if plan is None else as_plan(plan)
     kept, copied = Kept(tuple(paths), chosen, root, cache), None if plan is None else chosen
     counted = None if new is None else Counted()
@@ -164,9 +169,7 @@ def write_kept(
             "split": split,
             "images": None if new is None else {**new.settings, "skip": on_error != "raise"},
         }
-        return _write_by_engine(
-            kept, shards, settings, new, tally, counted, engine, address, overwrite, progress
-        )
+        return _write_by_engine(kept, shards, settings, new, tally, counted, runner, overwrite, progress)
     stream: Iterable[Sample] = ShardDataset(paths, plan=chosen, root=root, rank=0, world=1, cache=cache)
     if new is not None and counted is not None:
         stream = written_anew(kept.with_cells(stream, 0, chosen.n_kept), new, counted, tally)
@@ -190,23 +193,17 @@ def _write_by_engine(
     new: WriteAnew | None,
     tally: Tally,
     counted: Counted | None,
-    engine: str | Engine,
-    address: str | None,
+    engine: Engine,
     overwrite: bool,
     progress: bool | None,
 ) -> WriteReport:
     """`write_kept` by the tasks of an engine; `settings` are all that the bytes depend on."""
-    if engine == "shared" and overwrite:
-        raise ValueError(
-            "overwrite=True with engine='shared': processes would remove each other's shards; remove old ones first"
-        )
     kept.check()
     if new is not None:
         check_growth(kept, new, strict=tally.on_error == "raise")
     folder = make_folder(shards.folder)
-    runner = choose_engine(engine, address=address, folder=folder)
     unfinished = Unfinished(Path(os.path.abspath(folder)), settings)
-    with nullcontext() if engine == "shared" else lock(folder):
+    with lock_for(engine, folder, "write", settings):
         done = unfinished.report
         if done is not None and not overwrite:
             return WriteReport(**done)
@@ -222,9 +219,9 @@ def _write_by_engine(
             made, bounds = kept, {name: settings[name] for name in ("max_samples", "max_bytes")}
             if new is not None and counted is not None:
                 made = make_anew(
-                    kept, new, unfinished, runner, tally=tally, counted=counted, progress=progress
+                    kept, new, unfinished, engine, tally=tally, counted=counted, progress=progress
                 )
-            written, spans = write_runs(made, shards, unfinished, runner, **bounds, progress=progress)
+            written, spans = write_runs(made, shards, unfinished, engine, **bounds, progress=progress)
             plan = kept.plan if settings["copied"] else None
             describe_shards(folder, written, plan, settings["split"], None, spans=spans)
             report = _completed(_report(written), kept, shards, tally, counted)
