@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import socket
 import sys
 import time
@@ -17,6 +18,7 @@ from typing import Any
 
 from adq_wds.errors import AdqError
 
+_LIKE_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 _MAX_WRITERS = 8  # of one path at one time and machine; more wait
 
 
@@ -36,7 +38,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         AdqError: the folder is missing or read-only, `path` is a folder or a circle of links, or the disk is full;
             names the path.
     """
-    path = Path(path)
+    path = _local(path)
     if path.is_dir():
         raise AdqError(f"cannot write {path}: it is a folder; give a file name")
     if path.is_symlink():
@@ -132,6 +134,16 @@ def _reason(error: OSError) -> str:
     return os.strerror(error.errno) if error.errno else str(error)
 
 
+def _local(path: str | os.PathLike[str]) -> Path:
+    """The path; `AdqError` for a URL, even one that `Path` has taken a slash from."""
+    if scheme := _LIKE_URL.match(os.fspath(path)):
+        raise AdqError(
+            f"cannot write this to a {scheme[1]}:// URL: give a local path (features, plans, codebooks, indexes and "
+            "shards may go to a URL, as text)"
+        )
+    return Path(path)
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write `text` as UTF-8, whole or not at all."""
     with atomic_path(path) as partial:
@@ -144,7 +156,7 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
     Raises:
         AdqError: a part of the path is a file, or the folder is read-only.
     """
-    path = Path(path)
+    path = _local(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

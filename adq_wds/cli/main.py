@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, is_dataclass
@@ -33,6 +34,7 @@ from adq_wds.cli.encoders import encoder_arguments, encoder_options, importance_
 from adq_wds.cli.output import BesideBars, discard, print_text, say
 from adq_wds.cli.parser import check_values, flagged, given
 from adq_wds.errors import AdqError, ShardError, printable
+from adq_wds.remote.url_path import as_path
 from adq_wds.signatures import EMBED, PLAN, SDEDIT, SELECT, VARY
 
 
@@ -80,10 +82,10 @@ def _inside(folder: str, name: str, *, required: bool = True) -> str:
     Raises:
         ValueError: a folder without that file, which is required.
     """
-    within = Path(folder) / name
+    within = as_path(folder) / name
     if within.exists():
-        return str(within)
-    if required and Path(folder).is_dir():
+        return os.fspath(within)
+    if required and as_path(folder).is_dir():
         raise ValueError(
             f"{folder}: a folder without {name}; name the file, or a folder that `adq run` wrote"
         )
@@ -163,7 +165,7 @@ def _soften(a: argparse.Namespace) -> None:
 
 
 def _show(a: argparse.Namespace) -> None:
-    if Path(a.plan).suffix == ".safetensors":
+    if as_path(a.plan).suffix == ".safetensors":
         for name in ("keys", "left_out"):
             _refuse(a, name, "on a codebook, which lists no samples; leave it out")
         _show_codebook(a, adq_wds.load_codebook(a.plan))
@@ -301,7 +303,7 @@ def _run(a: argparse.Namespace) -> None:
         write=a.write,
         progress=a.progress,
     )
-    plan, made = Path(a.out) / "plan.parquet", ""
+    plan, made = as_path(a.out) / "plan.parquet", ""
     if a.report:
         report = _call(a, REPORT, a.out, a.shards, Path(a.out) / "report.html", image=None)
         made, result["report"] = f"\nreport: {report}", _as_json(report)

@@ -13,6 +13,9 @@ a row of it. Any position is computed without those before it, so a stream start
 5. Rank r of W reads positions start + r, start + r + W, …: `rank_positions`; `n_for_rank` says how many, by `uneven`.
 6. Its positions are cut into batches, and batch b is worker b mod n's.
 
+With a global batch of N, steps 5 and 6 deal each N positions out anew: rank r's batch b is start + b · N + r,
+start + b · N + r + W, … below start + (b + 1) · N. So a global step has the same samples whatever W is.
+
 So all ranks are at the same position after the same number of batches, and one number is the stream's
 position.
 
@@ -48,6 +51,14 @@ After one batch of 2 on each rank the stream stands at t = 4; the 8 positions le
 [3, 3, 3]
 >>> rank_positions(np.arange(3), n_total=12, start=4, rank=2, world=3).tolist()  # 12 is position 0 again
 [6, 9, 0]
+
+Global batches of 5 of these 12 positions, on two ranks; "ragged" deals out what is left for the third step:
+
+>>> for rank in range(2):
+...     n = n_for_rank(12, start=0, rank=rank, world=2, uneven="ragged", step=5)
+...     print(rank, rank_positions(np.arange(n), n_total=12, start=0, rank=rank, world=2, step=5).tolist())
+0 [0, 2, 4, 5, 7, 9, 10]
+1 [1, 3, 6, 8, 11]
 """
 
 from __future__ import annotations
@@ -144,7 +155,9 @@ def in_shards(place: I64, ends: I64) -> tuple[I64, I64]:
     return slot, place - starts[slot]
 
 
-def n_for_rank(n_total: int, *, start: int, rank: int, world: int, uneven: Uneven) -> int:
+def n_for_rank(
+    n_total: int, *, start: int, rank: int, world: int, uneven: Uneven, step: int | None = None
+) -> int:
     """How many positions a rank reads from `start` on.
 
     Args:
@@ -152,28 +165,37 @@ def n_for_rank(n_total: int, *, start: int, rank: int, world: int, uneven: Uneve
         start: first position of all ranks together, 0 <= start <= T.
         rank: r, 0 <= r < world.
         world: W.
-        uneven: when T − start is no multiple of W: "pad" reads the first positions again, "drop" leaves the last
-            ones out, "ragged" gives some ranks one more, "error" refuses.
+        uneven: when T − start is no multiple of `step`: "pad" reads the first positions again, "drop" leaves the last
+            ones out, "ragged" deals these out as far as they go, "error" refuses.
+        step: positions that ranks share out before they go on, >= W: N with global batches; else W, one for each.
 
     Raises:
-        ValueError: "error", and the ranks would be unequal.
+        ValueError: "error", and the last step is not full.
 
     >>> [[n_for_rank(11, start=0, rank=r, world=4, uneven=u) for r in range(4)] for u in ("pad", "drop", "ragged")]
     [[3, 3, 3, 3], [2, 2, 2, 2], [3, 3, 3, 2]]
     """
-    left = n_total - start
-    if uneven == "pad":
-        return -(-left // world)
-    if uneven == "ragged":
-        return max(0, -(-(left - rank) // world))
-    if uneven == "error" and left % world:
+    step = step or world
+    n_full, left = divmod(n_total - start, step)
+    if uneven == "error" and left:
+        among = f"among {world} ranks" if step == world else f"into global batches of {step}"
         raise ValueError(
-            f"{left} samples do not divide among {world} ranks (uneven='error'): use 'pad' to repeat "
-            f"{-left % world} of them, 'drop' to leave {left % world} out, or 'ragged' for unequal ranks"
+            f"{n_total - start} samples do not divide {among} (uneven='error'): use 'pad' to repeat "
+            f"{step - left} of them, 'drop' to leave {left} out, or 'ragged' for unequal ranks"
         )
-    return left // world
+    last = {"pad": step if left else 0, "ragged": left}.get(uneven, 0)
+    return n_full * n_in_step(step, rank=rank, world=world) + n_in_step(last, rank=rank, world=world)
 
 
-def rank_positions(k: I64, *, n_total: int, start: int, rank: int, world: int) -> I64:
-    """The `k`-th positions of a rank: start + rank + k · world, from the front again beyond T: (n,) int64."""
-    return (start + rank + k * world) % n_total
+def n_in_step(step: int, *, rank: int, world: int) -> int:
+    """How many of `step` positions are a rank's, dealt out in turn: N / W, rounded up for the first ranks."""
+    return -(-(step - rank) // world)
+
+
+def rank_positions(
+    k: I64, *, n_total: int, start: int, rank: int, world: int, step: int | None = None
+) -> I64:
+    """The `k`-th positions of a rank, from the front again beyond T: (n,) int64. `step` as in `n_for_rank`."""
+    step = step or world
+    own = n_in_step(step, rank=rank, world=world)
+    return (start + k // own * step + rank + k % own * world) % n_total

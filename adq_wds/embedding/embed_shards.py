@@ -6,7 +6,6 @@ import logging
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -20,9 +19,10 @@ from adq_wds.embedding.source import StoredEmbeddings
 from adq_wds.embedding.views import embed_views
 from adq_wds.engines.threads import in_order
 from adq_wds.errors import FeaturesError, shorten
-from adq_wds.files import lock, make_folder
 from adq_wds.pipes.base import MAX_BAD_FRACTION, OnError, Tally
 from adq_wds.protocols import Encoder
+from adq_wds.remote.outputs import lock, make_folder
+from adq_wds.remote.url_path import AnyPath
 from adq_wds.samples.fields import IMAGE_FIELDS, FieldSpec
 from adq_wds.score import Score
 from adq_wds.tables.features import Features, file_name
@@ -60,7 +60,7 @@ def embed_shards(
     Args:
         urls: tar shards, local ones or URLs (these are fetched whole): a pattern (braces, ``::``, stars), a folder, or several of them.
         encoder: a name (``builtin``, ``thumbnail``, any timm name) or an `Encoder`; see `encoder`.
-        out: folder for the features; made if missing.
+        out: folder for the features, or its URL (``s3://bucket/run/features``); made if missing.
         image: field with the image, alternatives separated by ``;``. Or a function of the sample, identified by its
             name only: when it changes, give it another name, or another `out`. An image that was stored without some
             of its patches is grey there, which is logged once. None or "none" beside `embeddings` for samples without
@@ -141,7 +141,7 @@ class _Run:
         empty: names of the shards without samples.
     """
 
-    def __init__(self, request: Request, folder: Path, bar: tqdm[Any]) -> None:
+    def __init__(self, request: Request, folder: AnyPath, bar: tqdm[Any]) -> None:
         self._request, self._folder, self._bar = request, folder, bar
         self._tally = Tally("embed", request.settings.on_error, request.settings.max_bad_fraction)
         self._shard_of_kind: dict[bool, str] = {}  # a shard of each kind of labels, by whether they are words

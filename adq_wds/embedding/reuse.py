@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Any
 
 from adq_wds.embedding.shard import ShardJob
 from adq_wds.errors import FeaturesError
+from adq_wds.remote.url_path import AnyPath
 from adq_wds.tables.features_file import FeaturesFile
 from adq_wds.tables.spans import scan_spans, source_stamp
 
 logger = logging.getLogger("adq_wds")
 
 
-def earlier_features(path: str, file: Path, header: dict[str, Any], limit: int | None) -> FeaturesFile | None:
+def earlier_features(
+    path: str, file: AnyPath, header: dict[str, Any], limit: int | None
+) -> FeaturesFile | None:
     """The features of a shard, or of its first `limit` samples, made by the same encoder from the same bytes; or None.
 
     They may lack requested columns (see `lacking`), or have labels by another field (`is_stale`). Features of other

@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from adq_wds.checks import listed, positive
@@ -20,6 +19,7 @@ from adq_wds.protocols import Encoder
 from adq_wds.registry import encoder as named_encoder
 from adq_wds.registry import score as named_score
 from adq_wds.remote.open_shard import open_shard
+from adq_wds.remote.url_path import AnyPath, as_path
 from adq_wds.samples.fields import IMAGE_FIELDS, WHOLE_FIELDS, FieldSpec, check_spec
 from adq_wds.score import Score
 from adq_wds.shards.names import expand_urls, plain_shard_names
@@ -150,13 +150,13 @@ def check_request(
         return Request(paths, names, named_encoder(encoder), settings)
     source = open_embeddings(settings.embeddings)
     asks_images = settings.image != IMAGE_FIELDS or any(score.needs_image for score in settings.scores)
-    made = None if out is None else Path(out) / file_name(names[0])
+    made = None if out is None else as_path(out) / file_name(names[0])
     if not asks_images and not _has_images(paths, names, made):
         settings = replace(settings, image=None)
     return Request(paths, names, source, settings)
 
 
-def _has_images(paths: Sequence[str], shards: Sequence[str], made: Path | None) -> bool:
+def _has_images(paths: Sequence[str], shards: Sequence[str], made: AnyPath | None) -> bool:
     """Whether `made` features used images; without features, whether the first shard that holds samples has images."""
     if made is not None and made.exists():
         with suppress(FeaturesError):

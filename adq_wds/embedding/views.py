@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +16,10 @@ from adq_wds.embedding.settings import encoder_header
 from adq_wds.embedding.views_batch import ViewJob, embed_view_batch
 from adq_wds.engines.threads import in_order
 from adq_wds.errors import FeaturesError
-from adq_wds.files import lock, make_folder
 from adq_wds.protocols import Encoder
 from adq_wds.remote.open_shard import open_shard
+from adq_wds.remote.outputs import lock, make_folder
+from adq_wds.remote.url_path import AnyPath
 from adq_wds.samples.fields import FieldSpec
 from adq_wds.tables.features import Features, file_name
 from adq_wds.tables.features_file import FeaturesFile
@@ -124,7 +124,7 @@ def _jobs_to_do(
         yield ViewJob(path, file.shard, spans, buffer, close)
 
 
-def _already_done(path: Path, file: FeaturesFile, spans: Spans, header: ViewsSource) -> bool:
+def _already_done(path: AnyPath, file: FeaturesFile, spans: Spans, header: ViewsSource) -> bool:
     """Whether a file holds the views of these samples with the same settings."""
     if not path.exists():
         return False

@@ -13,9 +13,7 @@ from typing import Any, Protocol
 
 from adq_wds.errors import AdqError, shorten
 from adq_wds.files import canonical_json, sha256_text
-
-MAX_BYTES = 4096
-"""Bytes of a lease, at most; of a longer file no more are read, and it is no lease."""
+from adq_wds.remote.leases import MAX_BYTES
 
 FOLDER = ".leases"
 """The folder of the leases, in the folder that is shared."""

@@ -12,7 +12,9 @@ from typing import Any
 from adq_wds.engines.engine import Engine, Resources, Result, Task, Work
 from adq_wds.engines.lease import FOLDER, LeaseStore, LocalLeases
 from adq_wds.engines.participant import BEAT, Participant
-from adq_wds.files import canonical_json, lock, sha256_text
+from adq_wds.files import canonical_json, sha256_text
+from adq_wds.remote.outputs import lock
+from adq_wds.remote.url_path import as_path
 
 
 class Shared:
@@ -78,8 +80,13 @@ def _claimed(me: Participant, tasks: Sequence[Task]) -> Iterator[Task]:
 
 
 def leases_in(folder: str | os.PathLike[str]) -> LeaseStore:
-    """The leases of a folder."""
-    return LocalLeases(Path(folder) / FOLDER)
+    """The leases of a folder. Raises `AdqError`: it is at a URL, in a store that takes none; see `RemoteLeases`."""
+    path = as_path(folder) / FOLDER
+    if isinstance(path, Path):
+        return LocalLeases(path)
+    from adq_wds.remote.leases import RemoteLeases
+
+    return RemoteLeases(path)
 
 
 @contextmanager

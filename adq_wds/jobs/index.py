@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from tqdm import tqdm
 
 from adq_wds.checks import no_bar
 from adq_wds.errors import AdqError, ShardError
-from adq_wds.files import lock, make_folder
+from adq_wds.remote.outputs import lock, make_folder
+from adq_wds.remote.url_path import AnyPath, as_path
 from adq_wds.shards.names import expand_urls, plain_shard_names
 from adq_wds.tables.beside import IndexesBeside
 from adq_wds.tables.index import IndexedShard, read_index, save_index
@@ -81,7 +81,7 @@ def index_shards(
     """
     paths, counts = _expand(urls, split)
     names = plain_shard_names(paths)
-    file = Path(out)
+    file = as_path(out)
     with lock(make_folder(file.parent)):
         earlier = _load_earlier(file, checksums)
         path_of = dict(sorted(zip(names, paths, strict=True)))
@@ -152,7 +152,7 @@ def _all_shards(
     return shards, taken
 
 
-def _load_earlier(file: Path, checksums: bool) -> dict[str, IndexedShard]:
+def _load_earlier(file: AnyPath, checksums: bool) -> dict[str, IndexedShard]:
     """The shards that are known from an earlier run; refuses to overwrite any other file, or checksums."""
     try:
         earlier = read_index(file) if file.exists() else {}

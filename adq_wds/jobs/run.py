@@ -7,7 +7,6 @@ import logging
 import os
 from collections.abc import Iterable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from adq_wds.embedding.embed_shards import embed_shards
@@ -15,12 +14,14 @@ from adq_wds.embedding.settings import names_of_features
 from adq_wds.embedding.stored import open_embeddings
 from adq_wds.embedding.views import N_VIEWS
 from adq_wds.errors import AdqError
-from adq_wds.files import canonical_json, lock, make_folder, write_text
+from adq_wds.files import canonical_json
 from adq_wds.planning.build_plan import make_plan
 from adq_wds.planning.options import Options, plan_options
 from adq_wds.registry import BUILT_IN_SCORES, GONE
 from adq_wds.registry import encoder as named_encoder
 from adq_wds.registry import score as named_score
+from adq_wds.remote.outputs import local_folder, lock, make_folder, write_text
+from adq_wds.remote.url_path import AnyPath, as_path
 from adq_wds.shards.names import expand_urls, is_url, without_secrets
 from adq_wds.signatures import EMBED, ENCODER, PLAN, options_of
 from adq_wds.tables.column import Column
@@ -56,7 +57,7 @@ def run_job(
 
     Args:
         urls: tar shards: paths, URLs, patterns.
-        out: the run's folder.
+        out: the run's folder, or its URL.
         encoder: arguments of `adq_wds.encoder`, its name under "spec".
         embed: further arguments of `embed_shards`.
         plan: arguments of `build_plan` except `out`.
@@ -102,7 +103,7 @@ def run_job(
         done = _done(folder, arguments)
         if done is not None:
             return {**done, "nothing_to_do": True}
-        shards = ShardPattern(str(folder / "shards" / "%06d.tar"))
+        shards = ShardPattern(os.fspath(folder / "shards" / "%06d.tar"))
         if write:
             _refuse_foreign_shards(folder, shards, paths)
         features = embed_shards(paths, source, folder / "features", progress=progress, **embed)
@@ -144,7 +145,7 @@ def needed(embed: dict[str, Any], plan: dict[str, Any]) -> dict[str, Any]:
     return more
 
 
-def _refuse_foreign_shards(folder: Path, shards: ShardPattern, paths: list[str]) -> None:
+def _refuse_foreign_shards(folder: AnyPath, shards: ShardPattern, paths: list[str]) -> None:
     """Raise unless the shards that are there were written by an earlier run."""
     from adq_wds.writing.write_shards import refuse_sources
 
@@ -154,14 +155,14 @@ def _refuse_foreign_shards(folder: Path, shards: ShardPattern, paths: list[str])
         raise AdqError(f"{shards.folder} holds {name}, and no run was made in {folder}: give another folder")
 
 
-def _plan(folder: Path, features: Features, options: Options) -> Plan:
-    made = make_plan(features, options, scratch=folder, bins_file=folder / "bins.parquet")
+def _plan(folder: AnyPath, features: Features, options: Options) -> Plan:
+    made = make_plan(features, options, scratch=local_folder(folder), bins_file=folder / "bins.parquet")
     (folder / "run.json").unlink(missing_ok=True)  # from here on it would describe another plan
     made.save(folder / "plan.parquet")
     return load_plan(folder / "plan.parquet")
 
 
-def _done(folder: Path, arguments: dict[str, Any]) -> dict[str, Any] | None:
+def _done(folder: AnyPath, arguments: dict[str, Any]) -> dict[str, Any] | None:
     """The result of an earlier equal run, if its plan and shards still exist."""
     try:
         old = json.loads((folder / "run.json").read_text(encoding="utf-8"))
@@ -182,7 +183,7 @@ def _done(folder: Path, arguments: dict[str, Any]) -> dict[str, Any] | None:
     return old if whole else None
 
 
-def _is_written(folder: Path, report: dict[str, Any]) -> bool:
+def _is_written(folder: AnyPath, report: dict[str, Any]) -> bool:
     """Whether the shards of an earlier run all exist with their sizes."""
     info = json.loads((folder / "shards" / "_info.json").read_text(encoding="utf-8"))
     names = [name for split in info["splits"].values() for name in split["filenames"]]
@@ -197,7 +198,7 @@ def load_run(path: str | os.PathLike[str]) -> dict[str, Any]:
         ValueError: not a run.json, or of a newer version.
     """
     try:
-        old = json.loads(Path(path).read_text(encoding="utf-8"))
+        old = json.loads(as_path(path).read_text(encoding="utf-8"))
         if old["format"] != "adq_wds.run" or old["version"] > VERSION:
             raise ValueError(f"format {old['format']!r}, version {old['version']!r}")
         arguments = old["arguments"]

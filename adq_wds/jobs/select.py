@@ -15,9 +15,10 @@ from tqdm import tqdm
 from adq_wds.checks import Ratio, no_bar
 from adq_wds.core.allocation import budget_for
 from adq_wds.errors import FeaturesError, PlanError, SampleError, located, shorten
-from adq_wds.files import lock, make_folder
 from adq_wds.protocols import Label
 from adq_wds.remote.open_shard import open_shard
+from adq_wds.remote.outputs import lock, make_folder
+from adq_wds.remote.url_path import as_path
 from adq_wds.samples.fields import check_spec
 from adq_wds.samples.label import read_label
 from adq_wds.samples.number import read_number
@@ -103,7 +104,7 @@ def select_samples(
     plan = Plan.from_shards(rows, {**header_without_bins(settings), "names": names})
     if out is None:
         return plan
-    with lock(make_folder(Path(out).parent)):
+    with lock(make_folder(as_path(out).parent)):
         plan.save(out)
     return load_plan(out)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adq_wds.errors import PlanError, ShardError, shorten
 from adq_wds.protocols import Label
+from adq_wds.remote.url_path import as_path
 from adq_wds.tables.features import Features
 from adq_wds.tables.index import VERSION as INDEX_VERSION
 from adq_wds.tables.index import IndexedShard, read_index
@@ -68,7 +68,7 @@ def open_listed(source: Plan | Features | str | os.PathLike[str]) -> Listed:
         PlanError, ShardError, FeaturesError: missing, damaged or of another kind.
     """
     if isinstance(source, (str, os.PathLike)):
-        if Path(source).is_dir():
+        if as_path(source).is_dir():
             source = Features(source)
         elif _is_index(source):
             return _of_index(read_index(source))

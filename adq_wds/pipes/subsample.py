@@ -7,7 +7,6 @@ import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +18,7 @@ from adq_wds.pipes.base import Pipe, Tally
 from adq_wds.pipes.by_codebook import ByCodebook
 from adq_wds.pipes.epochs import Epoch, checked_epoch, epoch_of, runs
 from adq_wds.pipes.reader_errors import has_place, named_reader_error
+from adq_wds.remote.url_path import as_path
 from adq_wds.samples.fields import Sample, clean_fields
 from adq_wds.shards.names import ShardNames
 from adq_wds.shards.samples_in_tar import split_name
@@ -93,7 +93,7 @@ class Subsample(Pipe):
         super().__post_init__()
         opened: Any = self.plan
         if isinstance(opened, str | os.PathLike):
-            opened = load_codebook(opened) if Path(opened).suffix == SUFFIX else as_plan(opened)
+            opened = load_codebook(opened) if as_path(opened).suffix == SUFFIX else as_plan(opened)
         if not isinstance(opened, Plan | Codebook):
             kind = type(self.plan).__name__
             raise TypeError(f"Subsample needs a plan: .compose(adq.Subsample(plan)); got a {kind}")

@@ -23,6 +23,7 @@ from adq_wds.planning.seats import Draw, make_cells, take_seats
 from adq_wds.planning.table import make_table
 from adq_wds.protocols import Allocation
 from adq_wds.registry import BinsBy, Kernel
+from adq_wds.remote.url_path import AnyPath
 from adq_wds.score import Score
 from adq_wds.tables.bins import Bins
 from adq_wds.tables.features import Features, as_features
@@ -128,7 +129,7 @@ def build_plan(
 
 
 def make_plan(
-    features: Features, options: Options, *, scratch: Path | None = None, bins_file: Path | None = None
+    features: Features, options: Options, *, scratch: Path | None = None, bins_file: AnyPath | None = None
 ) -> Plan:
     """The plan, in memory: each stage reads its options and stores its result for the next.
 
@@ -164,7 +165,7 @@ def find_bins(features: Features, *, scratch: Path | None = None, **options: Any
     return bin_samples(samples, settled_options, scratch=scratch)
 
 
-def _earlier_bins(options: Options, bins_file: Path | None) -> Bins | None:
+def _earlier_bins(options: Options, bins_file: AnyPath | None) -> Bins | None:
     """Earlier bins: an argument, or read from a file."""
     if isinstance(options.bins, Bins):
         return options.bins
@@ -176,7 +177,7 @@ def _earlier_bins(options: Options, bins_file: Path | None) -> Bins | None:
     return None
 
 
-def _bins(samples: Samples, options: Options, scratch: Path | None, bins_file: Path | None) -> Bins:
+def _bins(samples: Samples, options: Options, scratch: Path | None, bins_file: AnyPath | None) -> Bins:
     """The earlier bins where they fit, else new ones."""
     if isinstance(options.bins, Bins):
         check_fit(options.bins, samples, options)

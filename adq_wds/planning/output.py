@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from adq_wds.errors import AdqError
-from adq_wds.files import lock, make_folder
+from adq_wds.remote.outputs import local_folder, lock, make_folder
+from adq_wds.remote.url_path import as_path
 from adq_wds.tables.features import Features
 
 
@@ -16,7 +17,9 @@ from adq_wds.tables.features import Features
 def locked_folder(
     out: str | os.PathLike[str] | None, error: Callable[[str], AdqError], *, beside: Features | None = None
 ) -> Iterator[Path | None]:
-    """The folder of the file that a job writes, made and locked; None where it writes none.
+    """The folder of the file that a job writes, made and locked, for its scratch files; None where it writes none.
+
+    A folder at a URL takes no scratch files, and is None too: they go to the temporary folder.
 
     Locked before the work, so that of two jobs one learns it at once.
 
@@ -31,11 +34,11 @@ def locked_folder(
     if out is None:
         yield None
         return
-    file = Path(out)
+    file = as_path(out)
     if file.is_dir():
         raise error(f"{file}: a folder; give a file name")
     if beside is not None and os.path.dirname(os.path.realpath(file)) == os.path.realpath(beside.folder):
         raise error(f"{file}: lies among the features, where every file is one shard's; write it elsewhere")
     folder = make_folder(file.parent)
     with lock(folder):
-        yield folder
+        yield local_folder(folder)

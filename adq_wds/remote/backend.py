@@ -1,4 +1,4 @@
-"""Defines `Backend`, the interface to a library that reads URLs, and checks servers' responses.
+"""Defines `Backend`, the interface to a library that reads and writes URLs, and checks servers' responses.
 
 Servers are not trusted: a response must hold the requested bytes and no more, arrive at `LEAST_RATE` at least, be of
 one version of the file (size, ETag), and not be packed (Content-Encoding). A redirect is followed to http and https
@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 TIMEOUT = 30.0
@@ -56,11 +57,11 @@ class NoRanges(Exception):  # noqa: N818 - it says what is
 
 
 class Trouble(Exception):  # noqa: N818
-    """A failed request; the text holds nothing of the URL. `again`: a retry may help."""
+    """A failed request; the text holds nothing of the URL. `again`: a retry may help; `missing`: nothing is there."""
 
-    def __init__(self, text: str, *, again: bool = False) -> None:
+    def __init__(self, text: str, *, again: bool = False, missing: bool = False) -> None:
         super().__init__(text)
-        self.again = again
+        self.again, self.missing = again, missing
 
 
 def explain(
@@ -69,7 +70,7 @@ def explain(
     """A library's error without its text, which may quote the URL. `broken`: the response broke off."""
     kind = type(error).__name__
     if isinstance(error, FileNotFoundError) or kind == "NotFoundError" or status == 404:
-        return Trouble("not found (404): check its URL")
+        return Trouble("not found (404): check its URL", missing=True)
     if status == 416:
         return Trouble("ends before the bytes asked for (416): truncated, or not the file that was indexed")
     refused = isinstance(error, PermissionError) or kind in ("PermissionDeniedError", "UnauthenticatedError")
@@ -152,7 +153,7 @@ class Checks:
 
 
 class Backend(Protocol):
-    """One URL, read by a library. Any method may raise `Trouble`."""
+    """One URL, read and written by a library. Any method may raise `Trouble`."""
 
     def stamp(self) -> Stamp:
         """Size, and date where it is known (else 0)."""
@@ -162,3 +163,15 @@ class Backend(Protocol):
 
     def chunks(self) -> Iterator[bytes]:
         """The whole, in order."""
+
+    def put(self, path: Path) -> None:
+        """Write a local file there: whole, or not at all."""
+
+    def remove(self) -> None:
+        """Remove the file; one that is missing may be an error or not."""
+
+    def names(self) -> list[str]:
+        """The names of the files in the folder at the URL, not of those in folders below it; none if it is missing."""
+
+    def is_folder(self) -> bool:
+        """Whether there are files below the URL."""

@@ -1,4 +1,4 @@
-"""Reads a URL through obstore or fsspec: ranges, the whole, its size. No error contains the URL.
+"""Reads and writes a URL through obstore or fsspec. No error contains the URL.
 
 Errors of these libraries often quote the URL, which may hold a token or a password. So their texts are classified,
 and neither shown nor chained.
@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from adq_wds.errors import ShardError, located
 from adq_wds.remote.backend import Access, Backend, Range, Stamp, Trouble
@@ -21,22 +22,21 @@ TRIES = 3
 """Requests for one range whose answers break off, before it is an error."""
 
 
-class Remote:
-    """One URL, for reading. Raises `ShardError`, with the name of the `shard`: no library here reads such URLs."""
+class RemoteFile:
+    """One URL, for reading and writing. All errors are `OSError`s, `FileNotFoundError` where nothing is there."""
 
-    def __init__(self, url: str, *, shard: str, access: Access) -> None:
-        self._shard = shard
-        with self._shard_errors():
-            self._backend = _backend(url, access)
+    def __init__(self, url: str, *, access: Access | None = None) -> None:
+        with self._errors():
+            self._backend = _backend(url, access or Access())
 
     def stamp(self) -> Stamp:
-        """Size and date of the file. Raises `ShardError`: the request fails."""
-        with self._shard_errors():
+        """Size and date of the file."""
+        with self._errors():
             return self._backend.stamp()
 
     def read_ranges(self, ranges: Sequence[Range]) -> list[bytes]:
-        """All bytes of several ranges. Raises `ShardError`, or `NoRanges` for a server without ranges."""
-        with self._shard_errors():
+        """All bytes of several ranges; `NoRanges` for a server without ranges."""
+        with self._errors():
             for _ in range(TRIES - 1):
                 try:
                     return self._read_once(ranges)
@@ -53,16 +53,50 @@ class Remote:
         return answers
 
     def chunks(self) -> Generator[bytes, None, None]:
-        """The whole file, in order. Raises `ShardError`: the response breaks off."""
-        with self._shard_errors():
+        """The whole file, in order."""
+        with self._errors():
             yield from self._backend.chunks()
 
+    def put(self, path: Path) -> None:
+        """Write a local file there: whole, or not at all."""
+        with self._errors():
+            self._backend.put(path)
+
+    def remove(self) -> None:
+        """Remove the file; one that is missing may be an error or not."""
+        with self._errors():
+            self._backend.remove()
+
+    def names(self) -> list[str]:
+        """The names of the files in the folder at the URL, sorted; none if it is missing."""
+        with self._errors():
+            return sorted(self._backend.names())
+
+    def is_folder(self) -> bool:
+        """Whether there are files below the URL."""
+        with self._errors():
+            return self._backend.is_folder()
+
     @contextmanager
-    def _shard_errors(self) -> Iterator[None]:
+    def _errors(self) -> Iterator[None]:
         try:
             yield
         except Trouble as trouble:
-            raise located(ShardError(str(trouble)), shard=self._shard) from None
+            raise self._error(trouble) from None
+
+    def _error(self, trouble: Trouble) -> Exception:
+        return (FileNotFoundError if trouble.missing else OSError)(str(trouble))
+
+
+class Remote(RemoteFile):
+    """A shard at a URL. All errors are `ShardError`s with the name of the `shard`."""
+
+    def __init__(self, url: str, *, shard: str, access: Access) -> None:
+        self._shard = shard
+        super().__init__(url, access=access)
+
+    def _error(self, trouble: Trouble) -> Exception:
+        return located(ShardError(str(trouble)), shard=self._shard)
 
 
 def _backend(url: str, access: Access) -> Backend:
@@ -76,10 +110,10 @@ def _backend(url: str, access: Access) -> Backend:
             return Obstore(url, access)
         if not installed(scheme):
             raise Trouble(
-                f"process {os.getpid()} was forked from one that had read remote shards, which obstore does not survive: "
+                f"process {os.getpid()} was forked from one that had read remote files, which obstore does not survive: "
                 "start workers with multiprocessing_context='forkserver' or 'spawn'"
             )
-        logger.debug("a forked process: remote shards are read through fsspec")
+        logger.debug("a forked process: URLs are read through fsspec")
     if installed(scheme):
         return Fsspec(url, access)
     missing = "pip install 'adq-wds[cloud]'" if scheme in SCHEMES else "install the fsspec file system for it"

@@ -1,17 +1,20 @@
-"""Reads one URL through fsspec."""
+"""Reads and writes one URL through fsspec."""
 
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from email.utils import parsedate_to_datetime
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from adq_wds.remote.backend import N_AT_ONCE, Access, Answer, Checks, NoRanges, Range, Stamp, Trouble, explain
 
 _CHUNK = 4 << 20
+_WITHOUT_FOLDERS = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "memory"})
 
 
 def installed(scheme: str) -> bool:
@@ -33,7 +36,8 @@ class Fsspec:
 
         options, timeout = dict(access.storage_options), access.timeout
         self._checks = Checks(timeout)
-        self._http = url.lower().startswith(("http://", "https://"))
+        self._scheme = url.partition("://")[0].lower()
+        self._http = self._scheme in ("http", "https")
         if self._http:
             import aiohttp
 
@@ -48,6 +52,7 @@ class Fsspec:
     def stamp(self) -> Stamp:
         """See `Backend`."""
         with _our_errors():
+            self._fs.invalidate_cache()  # others write too
             info = self._fs.info(self._path)
         known = isinstance(info.get("size"), int)
         return {"bytes": info["size"] if known else 0, "mtime_ns": _date(info) if known else 0}
@@ -110,6 +115,41 @@ class Fsspec:
         block_size = 0 if self._http else None
         with _our_errors(), self._fs.open(self._path, "rb", block_size=block_size) as file:
             yield from self._checks.timed(iter(lambda: file.read(_CHUNK), b""))
+
+    def put(self, path: Path) -> None:
+        """See `Backend`; by a transaction, which is fsspec's word for a file whole or not at all."""
+        with _our_errors():
+            if self._scheme not in _WITHOUT_FOLDERS:
+                self._fs.makedirs(self._fs._parent(self._path), exist_ok=True)
+            with (
+                self._fs.transaction,
+                self._fs.open(self._path, "wb") as out,
+                path.open("rb") as file,
+            ):
+                shutil.copyfileobj(file, out, _CHUNK)
+
+    def remove(self) -> None:
+        """See `Backend`."""
+        with _our_errors():
+            self._fs.rm_file(self._path)
+
+    def names(self) -> list[str]:
+        """See `Backend`."""
+        return [PurePosixPath(entry["name"]).name for entry in self._entries() if entry.get("type") == "file"]
+
+    def is_folder(self) -> bool:
+        """See `Backend`."""
+        entries = self._entries()
+        return len(entries) > 1 or any(entry["name"].strip("/") != self._path.strip("/") for entry in entries)
+
+    def _entries(self) -> list[dict[str, Any]]:
+        """What is directly below the path; a file is an entry of itself, and what is missing has none."""
+        with _our_errors():
+            self._fs.invalidate_cache()
+            try:
+                return list(self._fs.ls(self._path, detail=True))
+            except FileNotFoundError:
+                return []
 
 
 def _date(info: dict[str, Any]) -> int:

@@ -1,4 +1,4 @@
-"""Reads one URL through obstore."""
+"""Reads and writes one URL through obstore."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from adq_wds.remote.backend import N_AT_ONCE, Access, Answer, Checks, NoRanges, Range, Stamp, Trouble, explain
 
@@ -33,30 +35,29 @@ class Obstore:
         if not _first_process:
             _first_process.append(os.getpid())
         self._obstore, self._checks = obstore, Checks(access.timeout)
-        url, headers = _without_user(url)
-        options, timeout = dict(access.storage_options), timedelta(seconds=access.timeout)
-        client: dict[str, Any] = {
-            "read_timeout": timeout,
-            "connect_timeout": timeout,
-            "timeout": timedelta(days=1),  # of a whole answer: `Checks` says when one has stalled
-            **dict(options.pop("client_options", {})),
-        }
-        if _plain_http(url, options):
-            client.setdefault("allow_http", True)
-        if headers:
-            client["default_headers"] = {**headers, **client.get("default_headers", {})}
-        retries = options.pop("retry_config", {"max_retries": 5, "retry_timeout": timeout})
-        from_url: Any = obstore.store.from_url
+        self._http = url.lower().startswith(("http://", "https://"))
         with self._our_errors():
-            self._store = from_url(url, client_options=client, retry_config=retries, **options)
+            if self._http:  # its query may be a signature
+                self._store, self._key = _store(url, access), ""
+                return
+            parts = urlsplit(url)
+            root, self._key = f"{parts.scheme}://{parts.netloc}", unquote(parts.path).strip("/")
+            if access.storage_options:
+                self._store = _store(root, access)
+            else:
+                environment = frozenset(os.environ.items())
+                self._store = _shared_store(root, access.timeout, environment, os.getpid())
 
     def stamp(self) -> Stamp:
-        """See `Backend`; by a GET of one byte, since signed URLs often allow no HEAD."""
+        """See `Backend`; for http by a GET of one byte, since signed URLs often allow no HEAD."""
         with self._our_errors():
-            try:
-                meta = self._get((0, 1)).meta
-            except self._obstore.exceptions.NotSupportedError:
-                meta = self._get().meta
+            if not self._http:
+                meta = self._obstore.head(self._store, self._key)
+            else:
+                try:
+                    meta = self._get((0, 1)).meta
+                except self._obstore.exceptions.NotSupportedError:
+                    meta = self._get().meta
         return {"bytes": int(meta["size"]), "mtime_ns": round(meta["last_modified"].timestamp() * 1e9)}
 
     def ranges(self, ranges: Sequence[Range]) -> list[bytes]:
@@ -83,8 +84,47 @@ class Obstore:
         with self._our_errors():
             yield from self._checks.timed(self._get().stream(min_chunk_size=1))
 
+    def put(self, path: Path) -> None:
+        """See `Backend`: an object store shows an object when its last byte has come, so no temporary key is needed."""
+        with self._our_errors():
+            self._obstore.put(self._store, self._key, path)
+
+    def create(self, data: bytes) -> bool:
+        """Write a few bytes unless a file is there; whether they were written. Of several writers at once one wins.
+
+        Raises:
+            NotImplementedError: the store does not write on a condition.
+        """
+        with self._our_errors():
+            try:
+                self._obstore.put(self._store, self._key, data, mode="create")
+            except self._obstore.exceptions.AlreadyExistsError:
+                return False
+        return True
+
+    def overwrite(self, data: bytes) -> None:
+        """Write a few bytes, in the place of an earlier file."""
+        with self._our_errors():
+            self._obstore.put(self._store, self._key, data)
+
+    def remove(self) -> None:
+        """See `Backend`."""
+        with self._our_errors():
+            self._obstore.delete(self._store, self._key)
+
+    def names(self) -> list[str]:
+        """See `Backend`."""
+        with self._our_errors():
+            listed = self._obstore.list_with_delimiter(self._store, self._key or None)
+        return [PurePosixPath(meta["path"]).name for meta in listed["objects"]]
+
+    def is_folder(self) -> bool:
+        """See `Backend`."""
+        with self._our_errors():
+            return any(len(chunk) > 0 for chunk in self._obstore.list(self._store, self._key or None))
+
     def _get(self, asked: Range | None = None) -> Any:
-        return self._obstore.get(self._store, "", options=None if asked is None else {"range": asked})
+        return self._obstore.get(self._store, self._key, options=None if asked is None else {"range": asked})
 
     @contextmanager
     def _our_errors(self) -> Iterator[None]:
@@ -94,6 +134,33 @@ class Obstore:
             raise NoRanges from None
         except (self._obstore.exceptions.BaseError, OSError, ValueError) as error:
             raise _trouble(error) from None
+
+
+def _store(url: str, access: Access) -> Any:
+    """obstore's store of a bucket, or of a whole http URL."""
+    import obstore
+
+    url, headers = _without_user(url)
+    options, timeout = dict(access.storage_options), timedelta(seconds=access.timeout)
+    client: dict[str, Any] = {
+        "read_timeout": timeout,
+        "connect_timeout": timeout,
+        "timeout": timedelta(days=1),  # of a whole answer: `Checks` says when one has stalled
+        **dict(options.pop("client_options", {})),
+    }
+    if _plain_http(url, options):
+        client.setdefault("allow_http", True)
+    if headers:
+        client["default_headers"] = {**headers, **client.get("default_headers", {})}
+    retries = options.pop("retry_config", {"max_retries": 5, "retry_timeout": timeout})
+    from_url: Any = obstore.store.from_url
+    return from_url(url, client_options=client, retry_config=retries, **options)
+
+
+@lru_cache(maxsize=8)
+def _shared_store(root: str, timeout: float, environment: frozenset[tuple[str, str]], process: int) -> Any:
+    """The store of a bucket by the environment, made once, since that takes as long as some requests."""
+    return _store(root, Access(timeout))
 
 
 def _plain_http(url: str, options: Mapping[str, Any]) -> bool:

@@ -56,6 +56,8 @@ class ShardDataset(IterableDataset[Any]):
         batch_size: samples in a batch. Batches are cut before the pipes and never filled up again: a sample that is
             skipped makes its batch smaller, so that ranks stay in step, and a batch that loses all is left out. None
             gives single samples.
+        global_batch: in place of `batch_size`, samples in the batches of all ranks together. A global step has the same
+            samples for any number of ranks up to that; batches differ by one sample where it does not divide.
         shuffle: draw the order anew in every epoch. Else shards go by name, samples as they lie.
         seed: of the shuffle.
         fields: yield tuples of these fields instead of dicts.
@@ -65,7 +67,8 @@ class ShardDataset(IterableDataset[Any]):
             data set is made or, if they are not set then, when it is first used or sent to a worker.
         world: number of ranks.
         uneven: where ranks would be unequal, "pad" reads some samples twice (fewer than `world`), "drop" leaves the
-            last ones out, "ragged" gives some ranks one more, "error" refuses.
+            last ones out, "ragged" gives some ranks one more, "error" refuses. With `global_batch` it says what becomes
+            of a last step that is not full; "pad" fills it, "ragged" gives ranks that it does not reach a batch less.
         fresh: keep other samples in every epoch; see `Plan.kept_in`.
         keep: with `fresh`, another ratio than the plan's: a function of the epoch that gives one in (0, 1], always the
             same for an epoch (and defined in a module, for spawned workers), or one for all epochs; see `Schedule`. Or
@@ -106,6 +109,7 @@ class ShardDataset(IterableDataset[Any]):
         plan: Plan | str | os.PathLike[str] | None = None,
         pipes: Sequence[Pipe] = (),
         batch_size: int | None = None,
+        global_batch: int | None = None,
         shuffle: bool = False,
         seed: int = 0,
         fields: Sequence[str] | None = None,
@@ -124,7 +128,7 @@ class ShardDataset(IterableDataset[Any]):
         timeout: float = TIMEOUT,
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
-        _check(pipes, batch_size, fields, collate, uneven)
+        _check(pipes, batch_size, global_batch, fields, collate, uneven)
         check_on_error(on_error)
         if keep is not None and not fresh:
             raise ValueError("keep= changes what fresh draws take: give fresh=True, or plan at that ratio")
@@ -140,6 +144,7 @@ class ShardDataset(IterableDataset[Any]):
             listing=listing,
             pipes=tuple(pipes),
             batch_size=None if batch_size is None else int(batch_size),
+            global_batch=None if global_batch is None else int(global_batch),
             shuffle=bool(shuffle),
             seed=check_seed(seed),
             fields=None if fields is None else tuple(fields),
@@ -153,7 +158,7 @@ class ShardDataset(IterableDataset[Any]):
         self._clock = Clock()
         self._tagged = False
         self._rank_epoch: int | None = None  # resumed at a position of this rank alone
-        self._recipe.n_samples(*self._ranks.current(), 0)  # uneven="error" raises now
+        self._recipe.n_samples(*self._ranks.current(), 0)  # raises where ranks cannot share it out
         if isinstance(keep, ClassRates):
             keep.join(self._clock, self._ranks)
 
@@ -219,7 +224,7 @@ class ShardDataset(IterableDataset[Any]):
             dropped: whether a batch was left out.
         """
         recipe, (rank, world) = self._recipe, self._ranks.current()
-        t = start.position + n_batches * (recipe.batch_size or 1) * world
+        t = start.position + n_batches * recipe.step(world)
         t = min(t, recipe.listing.n_total(start.epoch)) if t else 0  # a schedule may end before
         state = recipe.state(start.epoch, t, start.lanes)
         if recipe.drops or dropped or start.epoch == self._rank_epoch:
@@ -230,7 +235,7 @@ class ShardDataset(IterableDataset[Any]):
         """Batches after which all ranks are through with an epoch; None where pipes may drop some, so that only the end
         itself says it."""
         recipe, (_, world) = self._recipe, self._ranks.current()
-        return None if recipe.drops else recipe.n_batches(recipe.n_samples(0, world, *start[:2]))
+        return None if recipe.drops else recipe.n_batches(0, world, *start[:2])
 
     def advance_past(self, epoch: int) -> None:
         """Make the next iteration read the epoch after `epoch`, of which a batch was handed on, unless another was
@@ -268,7 +273,7 @@ class ShardDataset(IterableDataset[Any]):
             draws.begin(epoch)
 
     def __len__(self) -> int:
-        """Batches of this rank in the next epoch, read from its beginning; samples, without `batch_size`.
+        """Batches of this rank in the next epoch, read from its beginning; samples, without batches.
 
         Raises:
             TypeError: a pipe may drop samples.
@@ -277,7 +282,7 @@ class ShardDataset(IterableDataset[Any]):
         if names:
             text = f"{', '.join(names)} may drop samples, and how many shows only in reading"
             raise TypeError(f"no length: {text}")
-        return self._recipe.n_batches(self._recipe.n_samples(*self._ranks.current(), self.epoch))
+        return self._recipe.n_batches(*self._ranks.current(), self.epoch)
 
     def __getitem__(self, index: Any) -> NoReturn:
         """Raise: a stream has no access by number; use `as_map`."""
@@ -314,15 +319,19 @@ def _listing(
     return planned(paths, plan, root=base, fresh=fresh, fetch=fetch, draws=draws_of(plan, keep))
 
 
-def _check(pipes: object, batch_size: object, fields: object, collate: object, uneven: object) -> None:
+def _check(
+    pipes: object, batch_size: object, global_batch: object, fields: object, collate: object, uneven: object
+) -> None:
     if not isinstance(pipes, Sequence) or not all(isinstance(pipe, Pipe) for pipe in pipes):
         raise ValueError(f"pipes must be a list of pipes, got {shorten(pipes)}; wrap a function in adq.Map")
-    if batch_size is not None:
-        positive("batch_size", batch_size)
+    sizes = {"batch_size": batch_size, "global_batch": global_batch}
+    given = [positive(name, size) for name, size in sizes.items() if size is not None]
+    if len(given) == 2:
+        raise ValueError("batch_size is of each rank, global_batch of all ranks together: give one of them")
     names = fields if isinstance(fields, Sequence) and not isinstance(fields, str) else ()
     if fields is not None and not (names and all(isinstance(name, str) for name in names)):
         raise ValueError(f"fields must be a tuple of names, like ('image', 'label'), got {shorten(fields)}")
-    if collate is not None and (batch_size is None or not callable(collate)):
+    if collate is not None and not (given and callable(collate)):
         raise ValueError(f"collate must be a function, with a batch_size; got {shorten(collate)}")
     if uneven not in UNEVEN:
         raise ValueError(f"uneven must be one of {', '.join(UNEVEN)}, got {shorten(uneven)}")

@@ -11,7 +11,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from adq_wds.core.order import LANES, Uneven, in_shards, n_for_rank, on_line, row_order, shard_order
+from adq_wds.core.order import (
+    LANES,
+    Uneven,
+    in_shards,
+    n_for_rank,
+    n_in_step,
+    on_line,
+    rank_positions,
+    row_order,
+    shard_order,
+)
 from adq_wds.files import sha256_text
 from adq_wds.pipes.base import OnError, Pipe
 from adq_wds.reading.listing import Listing
@@ -29,6 +39,7 @@ class Recipe:
     listing: Listing
     pipes: tuple[Pipe, ...]
     batch_size: int | None
+    global_batch: int | None
     shuffle: bool
     seed: int
     fields: tuple[str, ...] | None
@@ -55,21 +66,47 @@ class Recipe:
         listed, drawn = self.listing.hash, _drawn_by(self.pipes)
         return sha256_text("\n".join((listed, *drawn))) if drawn else listed
 
+    @property
+    def single(self) -> bool:
+        """Whether samples are given one by one, not in batches."""
+        return self.batch_size is None and self.global_batch is None
+
+    def step(self, world: int) -> int:
+        """Positions that one batch of every rank takes."""
+        return self.global_batch or (self.batch_size or 1) * world
+
+    def size(self, rank: int, world: int) -> int:
+        """Samples in a rank's batch; the last one may have fewer."""
+        return n_in_step(self.step(world), rank=rank, world=world)
+
     def n_samples(self, rank: int, world: int, epoch: int, start: int = 0) -> int:
         """Samples that a rank reads of an epoch from position `start` on."""
+        if self.global_batch is not None and self.global_batch < world:
+            raise ValueError(
+                f"global_batch={self.global_batch} leaves some of {world} ranks without a sample: take fewer ranks, or a "
+                "larger batch, with which the epoch starts anew"
+            )
         total = self.listing.n_total(epoch)
-        return n_for_rank(total, start=start, rank=rank, world=world, uneven=self.uneven)
+        return n_for_rank(
+            total, start=start, rank=rank, world=world, uneven=self.uneven, step=self.global_batch
+        )
 
-    def n_batches(self, n_samples: int) -> int:
-        """Batches of so many samples; samples, without `batch_size`."""
-        return -(-n_samples // (self.batch_size or 1))
+    def n_batches(self, rank: int, world: int, epoch: int, start: int = 0) -> int:
+        """Batches that a rank reads of an epoch from position `start` on; samples, if `single`."""
+        return -(-self.n_samples(rank, world, epoch, start) // self.size(rank, world))
+
+    def positions(
+        self, k: NDArray[np.int64], n_total: int, start: int, rank: int, world: int
+    ) -> NDArray[np.int64]:
+        """The positions of a rank's `k`-th samples from position `start` on."""
+        return rank_positions(k, n_total=n_total, start=start, rank=rank, world=world, step=self.global_batch)
 
     def state(self, epoch: int = 0, t: int = 0, lanes: int = 0) -> State:
         """The state of a stream that stands at `t`."""
         lanes, draws = lanes or self.lanes, self.listing.draws
         keep = None if draws is None else draws.record(epoch, begun=t > 0)
         state = (self.hash, self.seed, epoch, self.shuffle, self.fresh, lanes, self.batch_size, t)
-        return State(*state, keep=keep)
+        return State(*state, keep=keep, global_batch=self.global_batch)
 
     def resumed(self, saved: object, rank: int, world: int, *, ended: bool = False) -> State:
         """A saved state, checked; draws that depend on earlier epochs are restored from it.

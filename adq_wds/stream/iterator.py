@@ -6,14 +6,13 @@ import logging
 import operator
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import chain, islice
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from torch.utils.data import get_worker_info
 
-from adq_wds.core.order import rank_positions
 from adq_wds.errors import AdqError, LoaderClosed, SampleError, names_place, placed, retold, shorten
 from adq_wds.pipes.base import OnError, Pipe, Tally, replayed
 from adq_wds.reading.open_shards import Readers
@@ -42,7 +41,7 @@ class Item(NamedTuple):
 
 
 class Stream(Iterator[Any]):
-    """The iterator of one worker: yields batches (samples, without `batch_size`), and gives its state.
+    """The iterator of one worker: yields batches, or samples, and gives its state.
 
     Args:
         recipe: options of the stream.
@@ -67,8 +66,8 @@ class Stream(Iterator[Any]):
         self._order = EpochOrder(recipe, start.epoch, start.lanes)
         self._stages = Stages(recipe, start.epoch)
         self._n = recipe.n_samples(share.rank, share.world, start.epoch, start.position)
-        self._size = recipe.batch_size or 1
-        self._n_batches = recipe.n_batches(self._n)
+        self._size = recipe.size(share.rank, share.world)
+        self._n_batches = -(-self._n // self._size)
         self._whole = share[1:] == (1, 0, 1) and start.position == next_batch == 0
         self._batches = self._batches_of(range(next_batch, self._n_batches, share.n_workers))
         self._served: Iterator[Any] = iter(())  # samples that went through the pipes with the one given last
@@ -141,8 +140,8 @@ class Stream(Iterator[Any]):
         step = max(1, _BLOCK // self._size)
         blocks = (numbers[i : i + step] for i in range(0, len(numbers), step))
         places = self._stages.readers.each(map(self._places, blocks))
-        single = self._recipe.batch_size is None
-        return self._read_singles(numbers, places) if single else self._read_batches(numbers, places)
+        read = self._read_singles if self._recipe.single else self._read_batches
+        return read(numbers, places)
 
     def _places(self, numbers: range) -> Iterator[Place]:
         """The places of the samples of some batches."""
@@ -151,9 +150,7 @@ class Stream(Iterator[Any]):
         ).ravel()
         rank, world, *_ = self._share
         total, start = self._order.n_total, self._start.position
-        return self._order.places(
-            rank_positions(k[k < self._n], n_total=total, start=start, rank=rank, world=world)
-        )
+        return self._order.places(self._recipe.positions(k[k < self._n], total, start, rank, world))
 
     def _read_batches(self, numbers: range, places: Iterator[Place]) -> Iterator[Any]:
         for number in numbers:
@@ -200,7 +197,7 @@ class Stream(Iterator[Any]):
         """The state of this iterator, for one of the same worker and layout; an only worker's also suits
         `start_from`."""
         start, share = self._start, self._share
-        t = start.position + self._next_batch * self._size * share.world
+        t = start.position + self._next_batch * self._recipe.step(share.world)
         state = self._recipe.state(start.epoch, min(t, self._order.n_total), start.lanes)
         if self._recipe.drops or self._left_out:
             state = replace(state, rank=share.rank, world=share.world)
@@ -210,7 +207,7 @@ class Stream(Iterator[Any]):
             "ended": self._ended,
         }
         of_worker["layout"] = list(share)
-        return sealed({**asdict(state), "iterator": of_worker})
+        return sealed({**state.plain(), "iterator": of_worker})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume at the state of an iterator of the same worker and layout; else `StateError`."""

@@ -99,8 +99,12 @@ class _Iteration(Progress):
         self.over = False
 
     def __next__(self) -> Any:
+        before = self.n_batches, self.dropped, self.over
         try:
             batch = super().__next__()
+            self.over = self.over or (self.n_batches == self._n_batches and not self.dropped)
+            self.advance()
+            return batch
         except StopIteration:
             self.over = True
             self._items = iter(())
@@ -108,15 +112,15 @@ class _Iteration(Progress):
             raise
         except LoaderClosed:
             raise
-        except BaseException as error:
+        except (
+            BaseException
+        ) as error:  # torch raises at any line where a worker died: a batch may be counted, not given
+            self.n_batches, self.dropped, self.over = before
             stop_workers = getattr(self._items, "_shutdown_workers", None)
             self._items = Closed(error)
             if stop_workers is not None:
                 stop_workers()
             raise
-        self.over = self.over or (self.n_batches == self._n_batches and not self.dropped)
-        self.advance()
-        return batch
 
 
 def _as_is(item: Any) -> Any:

@@ -25,7 +25,7 @@ def as_node(source: ShardDataset | Iterable[Any], *pipes: Pipe) -> Node:
 
     - `ShardDataset`: exactly. What is left of the epoch follows, and nothing that came before is read again. Where no
     sample is dropped, the state is the same on all ranks and fits any number of them. Pipes may be here or in the
-    data set, with equal results; here they take single samples, so leave its `batch_size` and `fields` out.
+    data set, with equal results; here they take single samples, so leave batches and `fields` out of it.
     - a node, or an iterable that has `state_dict` and `load_state_dict`, such as `adq.Loader`: as exactly as these do.
     - any other iterable that can be read again, such as a WebDataset pipeline: it is read from its beginning, and
     samples already given out are skipped. A checksum verifies that their shards and keys are unchanged: a pipeline

@@ -1,13 +1,13 @@
 """Writes and checks a stream's state: a few fields within 400 bytes of JSON, compared one by one when loaded.
 
 Version 2 has a checksum of all fields, since most values of `t`, `lanes` and `epoch` are plausible; version 3 has
-`keep`. Earlier ones are still read.
+`keep`; version 4, of streams with global batches, has `global_batch` in place of `batch_size`. All are read.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -15,7 +15,7 @@ from adq_wds.errors import StateError, shorten
 from adq_wds.files import sha256_text
 from adq_wds.reading.listing import Listing
 
-VERSION = 3
+VERSION = 4
 _MAX = 2**62
 _REMEDY = {
     "version": "load it with the adq_wds that saved it, or start the epoch anew",
@@ -40,14 +40,26 @@ class State:
     rank: int | None = None  # with pipes that drop samples, whose place this is
     world: int | None = None
     keep: str | None = None  # the draws so far, where they are not the plan's
-    version: int = VERSION
+    global_batch: int | None = None  # then there is no batch_size
+
+    @property
+    def batch(self) -> tuple[str, int | None]:
+        """The name of the option that says how large batches are, and its value."""
+        name = "batch_size" if self.global_batch is None else "global_batch"
+        return name, getattr(self, name)
+
+    def plain(self) -> dict[str, Any]:
+        """The fields of its version: numbers and text."""
+        version = 3 if self.global_batch is None else 4
+        values = {**asdict(self), "version": version}
+        return {name: values[name] for name in _of_version(values, version)}
 
     def as_dict(self) -> dict[str, Any]:
-        """A dict of plain numbers and text with their checksum, for any kind of file."""
-        return sealed(asdict(self))
+        """These with their checksum, for any kind of file."""
+        return sealed(self.plain())
 
 
-_KINDS = {field.name: str(field.type).split(" | ") for field in fields(State)}
+_KINDS = {"version": ["int"], **{field.name: str(field.type).split(" | ") for field in fields(State)}}
 
 
 def read_state(saved: object, now: State, listing: Listing) -> State:
@@ -56,9 +68,12 @@ def read_state(saved: object, now: State, listing: Listing) -> State:
     for name, kinds in _KINDS.items():
         if str(type(values[name]).__name__).replace("NoneType", "None") not in kinds:
             raise _damaged(name, values[name], " or ".join(kinds))
+    del values["version"]
     state = State(**values)
-    for name in ("plan", "seed", "shuffle", "fresh", "batch_size", "rank", "world"):
-        old, new = values[name], getattr(now, name)
+    for name in ("plan", "seed", "shuffle", "fresh", "batch", "rank", "world"):
+        old, new = getattr(state, name), getattr(now, name)
+        if name == "batch" and old != new:
+            raise _differs(old[0], old[1], new[1], name_now=new[0])
         if old != new and not (name in ("rank", "world") and old is None):
             raise _differs(name, old, new)
     _check_range("epoch", state.epoch, 0, _MAX)
@@ -83,9 +98,11 @@ def _damaged(name: str, value: object, expected: str) -> StateError:
     )
 
 
-def _differs(name: str, old: object, new: object) -> StateError:
+def _differs(name: str, old: object, new: object, *, name_now: str | None = None) -> StateError:
     remedy = _REMEDY.get(name, f"give the data set the {name} it was saved with, or start the epoch anew")
-    return StateError(f"state has {name}={shorten(old)}, this stream {name}={shorten(new)}: {remedy}")
+    return StateError(
+        f"state has {name}={shorten(old)}, this stream {name_now or name}={shorten(new)}: {remedy}"
+    )
 
 
 def sealed(state: dict[str, Any]) -> dict[str, Any]:
@@ -100,7 +117,7 @@ def unsealed(saved: object, names: Sequence[str]) -> dict[str, Any]:
     version = saved.get("version")
     if type(version) is not int or not 1 <= version <= VERSION:
         raise _differs("version", version, VERSION)
-    known = [name for name in names if name != "keep" or version > 2]
+    known = _of_version(names, version)
     expected = {*known, "checksum"} if version > 1 else {*known}
     if odd := sorted(map(str, expected ^ set(saved))):
         what = "lacks" if odd[0] in expected else "has an unknown"
@@ -111,7 +128,13 @@ def unsealed(saved: object, names: Sequence[str]) -> dict[str, Any]:
             f"damaged state: its checksum is {shorten(saved['checksum'])}, that of its fields {_checksum(state)!r}: it "
             "was changed since it was saved; load another checkpoint"
         )
-    return state if known == list(names) else {**state, "keep": None}
+    return dict.fromkeys(names) | state
+
+
+def _of_version(names: Iterable[str], version: int) -> list[str]:
+    """Those of some fields that a state of this version has."""
+    absent = {"global_batch" if version < 4 else "batch_size", "keep" if version < 3 else ""}
+    return [name for name in names if name not in absent]
 
 
 def _checksum(state: dict[str, Any]) -> str:
@@ -136,7 +159,8 @@ def split_iterator_state(state: object) -> tuple[dict[str, Any], dict[str, Any]]
         )
     ):
         raise StateError(f"state {shorten(state)} is not an iterator's: expected what its state_dict() gave")
-    return sealed({**whole, "version": VERSION}), of_worker
+    del whole["version"]
+    return State(**whole).as_dict(), of_worker
 
 
 def check_share(saved: Sequence[int], now: Sequence[int]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
 
 import numpy as np
@@ -160,4 +159,4 @@ class Bins:
             margin = table["margin"].to_numpy() if "margin" in table.column_names else None
             return cls(shards, label, bin, pick, header, margin)
         except PlanError as cause:
-            raise PlanError(f"{Path(path)}: damaged: {cause}") from cause
+            raise PlanError(f"{file.path}: damaged: {cause}") from cause

@@ -7,6 +7,7 @@ have rows of some bytes each, uncompressed embeddings, and names no longer than 
 from __future__ import annotations
 
 import os
+from typing import BinaryIO
 
 import pyarrow as pa
 
@@ -35,6 +36,12 @@ class TooLargeError(ValueError):
 
 
 def check_footer(path: str | os.PathLike[str]) -> int:
+    """`check_open_footer` of a local file."""
+    with open(path, "rb") as handle:
+        return check_open_footer(handle)
+
+
+def check_open_footer(handle: BinaryIO) -> int:
     """The size of a Parquet file in bytes, whose footer is not larger than ours are.
 
     Parquet readers copy a footer several times before its header can be read, so its size is checked first.
@@ -43,19 +50,16 @@ def check_footer(path: str | os.PathLike[str]) -> int:
         OSError: it cannot be read.
         TooLargeError: the footer is too large, larger than the file, or full of JSON values.
     """
-    with open(path, "rb") as handle:
-        size = handle.seek(0, os.SEEK_END)
-        handle.seek(max(0, size - 8))
-        left = int.from_bytes(handle.read(8)[:4], "little")
-        if left > min(size, MAX_FOOTER_BYTES):
-            raise TooLargeError(
-                f"a footer of {left:,} bytes in a file of {size:,}, at most {MAX_FOOTER_BYTES:,}"
-            )
-        handle.seek(max(0, size - 8 - left))
-        weight = 0
-        while left > 0 and (part := handle.read(min(left, 1 << 20))):
-            weight += header_weight(part)
-            left -= len(part)
+    size = handle.seek(0, os.SEEK_END)
+    handle.seek(max(0, size - 8))
+    left = int.from_bytes(handle.read(8)[:4], "little")
+    if left > min(size, MAX_FOOTER_BYTES):
+        raise TooLargeError(f"a footer of {left:,} bytes in a file of {size:,}, at most {MAX_FOOTER_BYTES:,}")
+    handle.seek(max(0, size - 8 - left))
+    weight = 0
+    while left > 0 and (part := handle.read(min(left, 1 << 20))):
+        weight += header_weight(part)
+        left -= len(part)
     if weight > _MAX_FOOTER_WEIGHT:
         raise TooLargeError(f"header of values of about {weight:,} bytes, at most {MAX_HEADER_WEIGHT:,}")
     return size

@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,9 @@ from adq_wds.core.codebook import QUERY_STEP, Checkpoints, solve_rates
 from adq_wds.core.known_copies import KnownCopies
 from adq_wds.core.margin_rule import MarginRule
 from adq_wds.errors import CodebookError, shorten
-from adq_wds.files import atomic_path, canonical_json, sha256_text
+from adq_wds.files import canonical_json, sha256_text
+from adq_wds.remote.outputs import atomic_path, local_copy
+from adq_wds.remote.url_path import AnyPath, as_path
 from adq_wds.tables.codebook_header import (
     HEADER_KEY,
     LATER,
@@ -76,7 +77,7 @@ class Codebook:
     header: CodebookSource
     margins: MarginRule | None = field(default=None, kw_only=True)
     copies: KnownCopies | None = field(default=None, kw_only=True)
-    path: Path | None = field(default=None, kw_only=True)
+    path: AnyPath | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         for fault in self._faults():
@@ -279,14 +280,14 @@ class Codebook:
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.path is not None:
-            return reopened, (load_codebook, CodebookError, str(self.path), self.hash)
+            return reopened, (load_codebook, CodebookError, os.fspath(self.path), self.hash)
         make = partial(Codebook, margins=self.margins, copies=self.copies)
         return make, (self.query, self.threshold, self.label, self.held_out, self.weight, self.header)
 
 
 def check_codebook_name(path: str | os.PathLike[str]) -> None:
     """Raise `ValueError` unless a path ends in .safetensors, by which a codebook is told from a plan."""
-    if Path(path).suffix != SUFFIX:
+    if as_path(path).suffix != SUFFIX:
         raise ValueError(f"{os.fspath(path)}: a codebook's file ends in {SUFFIX}")
 
 
@@ -296,11 +297,11 @@ def load_codebook(path: str | os.PathLike[str]) -> Codebook:
     Raises:
         CodebookError: missing, damaged, of another kind, or of a newer version.
     """
-    path = Path(path).absolute()
+    path = as_path(path).absolute()
     try:
         check_size(path)
         # holds the arrays' places against the file's size
-        with safetensors.safe_open(path, framework="np") as file:
+        with local_copy(path) as local, safetensors.safe_open(local, framework="np") as file:
             header = read_header(file.metadata() or {})
             arrays: dict[str, Any] = {name: _tensor(file, name) for name in _TENSORS}
             for part, (kind, names) in _PARTS.items():

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
 
 from adq_wds.errors import CodebookError
+from adq_wds.remote.url_path import AnyPath
 from adq_wds.tables import bounds
 from adq_wds.tables.headers import Natural31, parse_header
 
@@ -71,7 +71,7 @@ def class_faults(header: CodebookSource) -> list[str]:
     return faults
 
 
-def check_size(path: Path) -> None:
+def check_size(path: AnyPath) -> None:
     """Raise `ValueError` for a safetensors header that is larger than the file or than ours are."""
     with path.open("rb") as handle:
         size = handle.seek(0, os.SEEK_END)

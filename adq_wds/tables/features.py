@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -13,8 +12,10 @@ from numpy.typing import NDArray
 
 from adq_wds.checks import positive
 from adq_wds.errors import FeaturesError, shorten
-from adq_wds.files import canonical_json, lock, make_folder, sha256_text
+from adq_wds.files import canonical_json, sha256_text
 from adq_wds.protocols import Label
+from adq_wds.remote.outputs import lock, make_folder
+from adq_wds.remote.url_path import AnyPath, as_path
 from adq_wds.shards.names import expand_urls, plain_shard_names
 from adq_wds.tables.arrays import ENCODER, SampleId, features_of_arrays
 from adq_wds.tables.features_file import FeaturesFile
@@ -55,10 +56,10 @@ class Features:
     def __init__(
         self, folder: str | os.PathLike[str], *, shards: Sequence[str] | None = None, limit: int | None = None
     ) -> None:
-        self.folder = Path(folder)
+        self.folder = as_path(folder)
         self.limit = None if limit is None else positive("limit", limit)
         if shards is None:
-            paths = sorted(self.folder.glob("*.parquet"))
+            paths: list[AnyPath] = sorted(self.folder.glob("*.parquet"))
         else:
             paths = [self.folder / file_name(shard) for shard in shards]
         if not paths:
@@ -123,7 +124,7 @@ class Features:
         return cls(folder, shards=names)
 
     def _compare(self) -> None:
-        path_of: dict[str, Path] = {}
+        path_of: dict[str, AnyPath] = {}
         for file in self.files:
             if file.shard in path_of:
                 raise FeaturesError(
@@ -229,7 +230,7 @@ def as_features(features: Features | str | os.PathLike[str]) -> Features:
     return features if isinstance(features, Features) else Features(features)
 
 
-def _refuse_foreign(path: Path) -> None:
+def _refuse_foreign(path: AnyPath) -> None:
     """Raise `FeaturesError` for a file that an encoder made, which may have taken hours."""
     if path.exists() and (encoder := FeaturesFile(path).header["encoder"]) != ENCODER:
         raise FeaturesError(

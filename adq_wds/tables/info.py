@@ -6,10 +6,10 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from adq_wds.errors import PlanError, ShardError, shorten
+from adq_wds.remote.url_path import AnyPath, UrlPath, as_path
 from adq_wds.shards.names import check_shard_name, shown_url
 from adq_wds.tables import bounds
 from adq_wds.tables.headers import Natural, checked, parse_json
@@ -33,7 +33,7 @@ def read_info(path: str | os.PathLike[str], *, split: str | None = None) -> list
         ValueError: there is no such split.
         ShardError: missing, no JSON, too large, of another form, or a name is no file below its folder.
     """
-    file = Path(path)
+    file = as_path(path)
     info = _parsed(file)
     with _errors_of(file):
         if isinstance(info, dict) and "splits" in info:
@@ -53,14 +53,14 @@ def read_info(path: str | os.PathLike[str], *, split: str | None = None) -> list
 
 
 @contextmanager
-def _errors_of(file: Path) -> Iterator[None]:
+def _errors_of(file: AnyPath) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
         raise ShardError(f"{file}: {error}") from None
 
 
-def _parsed(file: Path) -> Any:
+def _parsed(file: AnyPath) -> Any:
     """The JSON document, its size checked before it is parsed."""
     try:
         if not file.is_file():
@@ -69,7 +69,7 @@ def _parsed(file: Path) -> Any:
             raw = handle.read(bounds.MAX_HEADER_BYTES + 1)
         return parse_json(raw)
     except OSError as error:
-        raise ShardError(f"{file}: cannot be read: {error.strerror}") from error
+        raise ShardError(f"{file}: cannot be read: {error.strerror or error}") from error
     except ValueError as error:
         raise ShardError(f"{file}: {error}") from error
 
@@ -132,8 +132,10 @@ def _name(value: Any) -> str:
         raise ValueError(str(error)) from None
 
 
-def _inside(folder: Path, name: str) -> str:
+def _inside(folder: AnyPath, name: str) -> str:
     """The path of a shard; refuses links out of the folder."""
+    if isinstance(folder, UrlPath):
+        return os.fspath(folder / name)
     path, home = folder / name, os.path.realpath(folder)
     if os.path.commonpath([home, os.path.realpath(path)]) != home:
         raise ValueError(

@@ -12,7 +12,6 @@ import hashlib
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from adq_wds.errors import AdqError, shorten
-from adq_wds.files import atomic_path, canonical_json, sha256_text
+from adq_wds.files import canonical_json, sha256_text
+from adq_wds.remote.outputs import atomic_path
+from adq_wds.remote.url_path import UrlPath, as_path
 from adq_wds.tables import bounds
 from adq_wds.tables.headers import TableHeader, parse_header
 
@@ -105,7 +106,7 @@ class GroupFile:
     Reads by position (no shared file offset), so it may be used from threads and forked workers.
 
     Args:
-        path: the file.
+        path: the file, or its URL, which is read by ranges.
         kind, version: its format, and the newest version that is known.
         error: the class of all its errors.
         header: the type that its header must be of; see `checked`.
@@ -124,12 +125,17 @@ class GroupFile:
         error: ErrorClass,
         header: type[Mapping[str, Any]] = TableHeader,
     ) -> None:
-        self.path = Path(path)
+        self.path = as_path(path)
         self._error = error
         try:
-            self._size = bounds.check_footer(self.path)
+            source: Any = self.path  # which Arrow opens itself, to read by position
+            if isinstance(self.path, UrlPath):
+                source = self.path.open()
+                self._size = bounds.check_open_footer(source)
+            else:
+                self._size = bounds.check_footer(self.path)
             self._file = pq.ParquetFile(
-                self.path,
+                source,
                 pre_buffer=False,
                 thrift_string_size_limit=bounds.MAX_HEADER_BYTES,
                 thrift_container_size_limit=bounds.MAX_GROUPS,

@@ -6,7 +6,6 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -18,6 +17,7 @@ from adq_wds.core.fresh import CACHED_EPOCHS, Draws
 from adq_wds.core.order import LANES
 from adq_wds.errors import PlanError, shorten
 from adq_wds.files import canonical_json, sha256_text
+from adq_wds.remote.url_path import AnyPath, as_path
 from adq_wds.shards.names import ShardNames, check_shard_name
 from adq_wds.tables.chosen import choose_indices, choose_keys, read_indices
 from adq_wds.tables.exchange import export_plan
@@ -59,7 +59,7 @@ class Plan:
     """
 
     def __init__(
-        self, header: Header, groups: GroupFile | Sequence[pa.Table], *, path: Path | None = None
+        self, header: Header, groups: GroupFile | Sequence[pa.Table], *, path: AnyPath | None = None
     ) -> None:
         self.header, self.path, self._groups = header, path, groups
         self.hash = groups.hash if isinstance(groups, GroupFile) else sha256_text(canonical_json(header))
@@ -167,7 +167,7 @@ class Plan:
             ValueError, ShardError: as in `from_indices`; or the file has another ending.
             PlanError: the file is missing or damaged, or as in `from_keys`.
         """
-        if Path(path).suffix == ".npy":
+        if as_path(path).suffix == ".npy":
             return cls.from_indices(urls, read_indices(path))
         return cls.from_keys(urls, read_keys(path))
 
@@ -327,7 +327,7 @@ class Plan:
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.path is not None:
-            return reopened, (load_plan, PlanError, str(self.path), self.hash)
+            return reopened, (load_plan, PlanError, os.fspath(self.path), self.hash)
         return Plan, (self.header, [shard.table() for shard in self])
 
 
@@ -338,7 +338,7 @@ def load_plan(path: str | os.PathLike[str]) -> Plan:
         PlanError: missing, damaged, of another kind, or of a newer version.
     """
     file = GroupFile(path, kind="plan", version=VERSION, error=PlanError, header=PlanHeader)
-    return Plan(file.header, file, path=Path(path).absolute())
+    return Plan(file.header, file, path=as_path(path).absolute())
 
 
 def as_plan(plan: Plan | str | os.PathLike[str]) -> Plan:

@@ -7,7 +7,6 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Annotated, Any, TypedDict, cast
 
 import numpy as np
@@ -15,6 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from adq_wds.errors import FeaturesError, PlanError, shorten
+from adq_wds.remote.url_path import as_path
 from adq_wds.shards.names import ShardNames, base_name, check_shard_name
 from adq_wds.tables.headers import TableHeader, reopened
 from adq_wds.tables.parquet import GroupFile, column_hashes, list_array, list_rows, list_type, write_groups
@@ -134,7 +134,7 @@ class SoftTable:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._file = GroupFile(path, kind="soft", version=VERSION, error=FeaturesError, header=SoftHeader)
-        self.path, self.hash = Path(path).absolute(), self._file.hash
+        self.path, self.hash = as_path(path).absolute(), self._file.hash
         self.header = cast(SoftHeader, self._file.header)
         with self._file.reading_header():
             names = [check_shard_name(entry["name"]) for entry in self.header["shards"]]

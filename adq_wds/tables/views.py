@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Annotated, cast
 
 import numpy as np
@@ -16,6 +15,7 @@ from adq_wds.core import views as core
 from adq_wds.core.rng import draws
 from adq_wds.errors import FeaturesError, shorten
 from adq_wds.files import canonical_json, sha256_text
+from adq_wds.remote.url_path import AnyPath
 from adq_wds.shards.names import base_name, check_shard_name
 from adq_wds.tables.features import Features, file_name
 from adq_wds.tables.features_file import FeaturesFile
@@ -231,7 +231,7 @@ def _matched(file: FeaturesFile, views: ShardViews) -> NDArray[np.int64]:
     return rows
 
 
-def views_folder(features: Features) -> Path:
+def views_folder(features: Features) -> AnyPath:
     """The folder of the views of some features."""
     return features.folder / "views"
 

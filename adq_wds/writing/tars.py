@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
-from pathlib import Path
 
 from adq_wds.errors import PlanError, SampleError, shorten
-from adq_wds.files import atomic_path
+from adq_wds.remote.outputs import atomic_path
+from adq_wds.remote.url_path import AnyPath, as_path
 from adq_wds.samples.fields import Sample, place_error
 from adq_wds.shards.names import check_shard_name
 from adq_wds.shards.samples_in_tar import split_name
@@ -32,7 +32,7 @@ class WrittenShard:
         payload_bytes: bytes of its members, without headers and padding.
     """
 
-    path: Path
+    path: AnyPath
     n: int
     payload_bytes: int
 
@@ -51,8 +51,8 @@ class ShardPattern:
 
     def __init__(self, pattern: str) -> None:
         self.pattern = pattern
-        self.folder = Path(pattern).parent
-        self._name = Path(pattern).name
+        self.folder = as_path(pattern).parent
+        self._name = as_path(pattern).name
         one_number = _NUMBER.search(self._name) is not None and self._name.count("%") == 1
         if not one_number or _NUMBER.search(str(self.folder)):
             raise ValueError(
@@ -65,11 +65,11 @@ class ShardPattern:
         except PlanError as error:
             raise ValueError(f"pattern {pattern!r}: {error}") from None
 
-    def path(self, i: int) -> Path:
+    def path(self, i: int) -> AnyPath:
         """The `i`-th shard's path."""
         return self.folder / (self._name % i)
 
-    def existing(self) -> list[Path]:
+    def existing(self) -> list[AnyPath]:
         """Existing files that match the pattern, sorted."""
         same = re.compile(r"\d+".join(map(re.escape, _NUMBER.split(self._name))))
         return sorted(path for path in self.folder.glob("*.tar") if same.fullmatch(path.name))
@@ -115,7 +115,7 @@ def write_tars(
         yield _write(pattern.path(first + i), (each for _, each in shard))
 
 
-def write_tar(path: Path, samples: Iterable[Sample]) -> WrittenShard:
+def write_tar(path: AnyPath, samples: Iterable[Sample]) -> WrittenShard:
     """Write samples to one shard, whole or not at all; raises as `write_tars`."""
     return _write(path, map(stored, samples))
 
@@ -129,7 +129,7 @@ def _numbered(samples: Iterable[Sample], cut: Cut) -> Iterator[tuple[int, Stored
         yield i, (key, members)
 
 
-def _write(path: Path, samples: Iterable[Stored]) -> WrittenShard:
+def _write(path: AnyPath, samples: Iterable[Stored]) -> WrittenShard:
     n = total = 0
     with atomic_path(path) as partial, tarfile.open(partial, "w", format=tarfile.PAX_FORMAT) as tar:
         for key, members in samples:

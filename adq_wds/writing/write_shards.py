@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -16,9 +14,11 @@ from adq_wds.engines.choose import EngineName, choose_engine
 from adq_wds.engines.engine import Engine
 from adq_wds.engines.shared import Shared, lock_for
 from adq_wds.errors import AdqError, SampleError, shorten
-from adq_wds.files import canonical_json, lock, make_folder, write_text
+from adq_wds.files import canonical_json
 from adq_wds.pipes.base import MAX_BAD_FRACTION, OnError, Tally, check_on_error
 from adq_wds.protocols import Importance
+from adq_wds.remote.outputs import lock, make_folder, write_text
+from adq_wds.remote.url_path import AnyPath
 from adq_wds.samples.fields import IMAGE_FIELDS, Sample
 from adq_wds.shards.names import expand_urls
 from adq_wds.stream.dataset import ShardDataset
@@ -202,7 +202,7 @@ def _write_by_engine(
     if new is not None:
         check_growth(kept, new, strict=tally.on_error == "raise")
     folder = make_folder(shards.folder)
-    unfinished = Unfinished(Path(os.path.abspath(folder)), settings)
+    unfinished = Unfinished(folder.absolute(), settings)
     with lock_for(engine, folder, "write", settings):
         done = unfinished.report
         if done is not None and not overwrite:
@@ -300,17 +300,18 @@ def _clear(shards: ShardPattern, overwrite: bool, *, keep_plan: bool) -> None:
     old = [path for path in (shards.folder / "_info.json", *shards.existing(), job) if path.exists()]
     if old and not overwrite:
         raise AdqError(
-            f"{shorten(str(shards.folder))} holds {old[0].relative_to(shards.folder)} of an earlier run; give another folder, or overwrite=True"
+            f"{shorten(str(shards.folder))} holds {JOB if old[0] == job else old[0].name} of an earlier run; give another folder, or overwrite=True"
         )
     for path in old:  # _info.json goes first: from here on the set is not complete
         path.unlink()
-    shutil.rmtree(job.parent, ignore_errors=True)
+    for path in job.parent.iterdir() if job.parent.exists() else ():
+        path.unlink()
     if old and not keep_plan:
         (shards.folder / "plan.parquet").unlink(missing_ok=True)
 
 
 def describe_shards(
-    folder: Path,
+    folder: AnyPath,
     written: list[WrittenShard],
     plan: Plan | None,
     split: str,

@@ -9,9 +9,10 @@ import pytest
 
 import adq_wds as adq
 from adq_wds.engines import participant
-from adq_wds.engines.lease import MAX_BYTES, LocalLeases, lease_bytes, process_file, task_file
+from adq_wds.engines.lease import LocalLeases, lease_bytes, process_file, task_file
 from adq_wds.engines.participant import PATIENCE, Participant
 from adq_wds.files import lock
+from adq_wds.remote.leases import MAX_BYTES
 
 BEAT = 1000.0  # no heart beats by itself in these tests
 TASK = "a/train 1.tar"

@@ -169,3 +169,14 @@ def open_url(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
         return remote
 
     return through
+
+
+@pytest.fixture(scope="session")
+def endpoint() -> Iterator[str]:
+    """The URL of an S3 API on loopback."""
+    moto_server = pytest.importorskip("moto.server")
+    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()

@@ -1,7 +1,6 @@
 """S3 as users have it: an S3 API on loopback, from the plan to the stream."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +10,9 @@ import adq_wds as adq
 from adq_wds.cli.main import main
 from tests.stream.conftest import TarSet, contents, write_set
 
-moto_server = pytest.importorskip("moto.server")
 boto3 = pytest.importorskip("boto3")
 pytest.importorskip("obstore")
 KEYS = {"access_key_id": "me", "secret_access_key": "s3cret-key", "region": "us-east-1"}
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
 
 
 @pytest.fixture(scope="module")

@@ -96,10 +96,10 @@ def test_a_state_of_another_plan_of_the_same_shards_is_refused(tmp_path: Path) -
     ("change", "text"),
     [
         (
-            {"version": 4},
-            "state has version=4, this stream version=3: load it with the adq_wds that saved it",
+            {"version": 5},
+            "state has version=5, this stream version=4: load it with the adq_wds that saved it",
         ),
-        ({"version": True}, "state has version=True, this stream version=3"),
+        ({"version": True}, "state has version=True, this stream version=4"),
         ({"t": 29}, "damaged state: t is 29, expected 0 to 28"),
         ({"t": -1}, "damaged state: t is -1"),
         ({"t": 4.0}, "damaged state: t is 4.0, expected int"),

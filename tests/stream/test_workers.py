@@ -293,6 +293,27 @@ def test_a_killed_worker_is_an_error_and_the_stream_resumes(tar_set: TarSet, exi
     check_death(tar_set, "SIGKILL", 3, exit_file)
 
 
+@pytest.mark.parametrize("n_given", [0, 2, 6])
+def test_a_batch_that_a_workers_death_kept_back_is_not_counted(
+    tar_set: TarSet, monkeypatch: pytest.MonkeyPatch, n_given: int
+) -> None:
+    """Torch raises in whichever line is running when it hears of it: here after the batch was counted."""
+    loader = adq.Loader(made(tar_set))
+    batches: Any = iter(loader)
+    line = ids([next(batches) for _ in range(n_given)])
+
+    def hears_of_it(self: Any) -> None:
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
+
+    monkeypatch.setattr(type(batches), "advance", hears_of_it)
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        next(batches)
+    monkeypatch.undo()
+    other = adq.Loader(made(tar_set))
+    other.load_state_dict(loader.state_dict())
+    assert line + ids(other) == ids(made(tar_set))
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("deaths_are_seen_in_next")
 @pytest.mark.parametrize("way", ["SIGKILL", "SIGSEGV", "exit"])
