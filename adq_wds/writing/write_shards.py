@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from adq_wds.checks import Count, Ratio, no_bar, positive
 from adq_wds.engines.choose import EngineName, choose_engine
-from adq_wds.engines.engine import Engine
+from adq_wds.engines.engine import Engine, ThisProcess
 from adq_wds.engines.shared import Shared, lock_for
 from adq_wds.errors import AdqError, SampleError, shorten
 from adq_wds.files import canonical_json
@@ -159,7 +159,7 @@ def write_kept(
     chosen = Plan.from_keys(paths, None) if plan is None else as_plan(plan)
     kept, copied = Kept(tuple(paths), chosen, root, cache), None if plan is None else chosen
     counted = None if new is None else Counted()
-    if engine != "threads":
+    if not isinstance(runner, ThisProcess):
         settings = {
             "plan": chosen.hash,
             "copied": plan is not None,
