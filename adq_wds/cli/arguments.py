@@ -65,7 +65,7 @@ def _run(command: Any) -> None:
     )
     _add_encoder(command, default_of(EMBED, "encoder"))
     _add_embed(command, without=("scores",))  # what `run` embeds follows from the scores of its plan
-    _add_plan(command)
+    _add_plan(command, without=("engine", "address"))
 
 
 def _embed(command: Any) -> None:
@@ -260,9 +260,11 @@ def _add_embed(command: Any, without: tuple[str, ...] = ()) -> None:
     group.add_argument("--dry-run", action="store_true", help="say samples, memory, time and bytes, and stop")
 
 
-def _add_plan(command: Any) -> None:
+def _add_plan(command: Any, without: tuple[str, ...] = ()) -> None:
     keys = "keys that are kept in any case, one a line: KEY, or SHARD<TAB>KEY where a key stands in several shards"
     file = {"nargs": None, "default": None, "type": keys_in, "metavar": "FILE"}
     must_include = {**file, "help": keys}
     exclude = {**file, "help": "keys that are never kept, as a file of the same form"}
-    add_options(command.add_argument_group("plan"), PLAN, must_include=must_include, exclude=exclude)
+    add_options(
+        command.add_argument_group("plan"), PLAN, without=without, must_include=must_include, exclude=exclude
+    )

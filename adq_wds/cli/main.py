@@ -281,7 +281,7 @@ def _run(a: argparse.Namespace) -> None:
     from adq_wds.planning.options import plan_options as check_plan_options
     from adq_wds.report.text import show_plan
 
-    plan_options = given(a, PLAN, without=("out", "progress"))
+    plan_options = given(a, PLAN, without=("out", "engine", "address", "progress"))
     embed_options = given(a, EMBED, without=("scores", "progress"))  # scores follow from the plan's
     if a.dry_run:
         from adq_wds.embedding.estimate import estimate

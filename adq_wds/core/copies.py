@@ -21,15 +21,28 @@ def first_of(digest: NDArray[np.uint8], among: NDArray[np.bool_]) -> NDArray[np.
     array([0, 1, 0, 3])
     """
     first = np.arange(len(digest))
-    rows = np.flatnonzero(among)
-    halves = np.ascontiguousarray(digest[rows]).view(np.uint64).reshape(-1, 2)
-    order = np.lexsort(halves.T)  # stable: equal ones keep their order
-    ordered = halves[order]
+    halves = np.ascontiguousarray(digest).view(np.uint64).reshape(-1, 2)
+    rows = _of_equal_halves(halves[:, 0], among)
+    order = np.lexsort(halves[rows].T)  # stable: equal ones keep their order
+    ordered = halves[rows[order]]
     begins = np.ones(len(rows), dtype=bool)
     begins[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
     head = np.maximum.accumulate(np.where(begins, np.arange(len(rows)), 0))
     first[rows[order]] = rows[order[head]]
     return first
+
+
+def _of_equal_halves(half: NDArray[np.uint64], among: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The positions of samples whose half digest is another's too, ascending: few, where few are copies."""
+    rows = np.flatnonzero(among)
+    order = np.argsort(half[rows])
+    rows = rows[order]
+    ordered = half[rows]
+    equal = ordered[1:] == ordered[:-1]
+    chosen = np.zeros(len(rows), dtype=bool)
+    chosen[1:] = equal
+    chosen[:-1] |= equal
+    return np.sort(rows[chosen])
 
 
 def who_stays(first: NDArray[np.int64], must: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -64,19 +64,22 @@ def bin_sizes(n: int, bins: int) -> NDArray[np.int64]:
 
 
 def graphcut_bins(
-    rows: NDArray[np.float64],
+    rows: NDArray[np.float64] | NDArray[np.float32],
     bins: int,
     *,
     memory_bytes: int = 1 << 30,
+    in_place: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> Binning:
     """Split samples into non-overlapping GraphCut bins, exactly.
 
     Args:
-        rows: (n, D) float64 from `unit_rows`, in the order that breaks ties (lowest position first).
+        rows: (n, D) from `unit_rows`, in the order that breaks ties (lowest position first); float64, or float32, which
+            holds them exactly.
         bins: K, 1 to 32,767.
-        memory_bytes: a Gram matrix is used when its n * n * 8 bytes fit in here, else the pool. The pool needs one
-            copy of the rows, and at most a quarter of this beside it. The answer is the same bit for bit.
+        memory_bytes: a Gram matrix is used when its n * n * 8 bytes fit in here, else the pool. The pool needs at most
+            a quarter of this beside the rows and their copy. The answer is the same bit for bit.
+        in_place: `rows` may be overwritten: then the pool needs no copy of them.
         progress: called with the number of picks made since its last call; they sum to n.
 
     Returns:
@@ -95,9 +98,11 @@ def graphcut_bins(
     n = len(rows)
     warn_above_exact_rows(n)
     if n * n * 8 <= memory_bytes:
-        return graphcut_bins_gram(rows @ rows.T, bins, progress=progress)
+        exact = rows.astype(np.float64, copy=False)
+        return graphcut_bins_gram(exact @ exact.T, bins, progress=progress)
     sizes = bin_sizes(n, bins)
-    return binning_of_order(pool_order(rows, sizes, memory_bytes=memory_bytes, progress=progress), sizes)
+    order = pool_order(rows, sizes, memory_bytes=memory_bytes, in_place=in_place, progress=progress)
+    return binning_of_order(order, sizes)
 
 
 def graphcut_bins_gram(

@@ -12,9 +12,10 @@ import logging
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 logger = logging.getLogger("adq_wds")
 
 F64 = NDArray[np.float64]
+Rows = NDArray[np.float32] | F64
 
 POOL_FACTOR = 4  # pool = factor * sqrt(rows left): its Gram matrix then costs about as much as the refresh
 WHOLE_POOL = 2048  # so few rows left go into the pool together, and no refresh is needed any more
@@ -29,7 +31,7 @@ FEW_PICKS = 2  # a pool that gave no more picks than this cost more than rows on
 # Picks by rows on demand before the pool is tried again; doubles each time.
 FIRST_BREAK, LONGEST_BREAK = 8, 4096
 WARN_BREAK, WARN_SECONDS = 256, 10.0  # from both of these on, falling back is worth a line in the log
-_COPY_ROWS = 4096
+_BLOCK_ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -86,36 +88,54 @@ class Outside:
 class _FreeRows:
     """The rows no bin has taken yet: moved together as samples leave, so that later bins cost less."""
 
-    def __init__(self, rows: F64) -> None:
-        self.rows = np.ascontiguousarray(rows)
-        longest = math.sqrt(float(np.einsum("nd,nd->n", rows, rows).max()))
-        self.radius = longest * (1.0 + 2.0**-40)  # rounded up
-        self.nonnegative = bool(rows.min(initial=0.0) >= 0.0)
+    def __init__(self, rows: Rows, *, in_place: bool) -> None:
+        self.rows = rows if in_place else np.ascontiguousarray(rows)
+        self.total = np.zeros(rows.shape[1])  # exact
+        longest, least = 0.0, 0.0
+        for part in self._parts():
+            longest = max(longest, float(np.einsum("nd,nd->n", part, part).max()))
+            least = min(least, float(part.min(initial=0.0)))
+            self.total += part.sum(axis=0)
+        self.radius = math.sqrt(longest) * (1.0 + 2.0**-40)  # rounded up
+        self.nonnegative = least >= 0.0
         self.position = np.arange(len(rows))  # (m,) where each row stands in the caller's, ascending
         self.left = np.ones(len(rows), dtype=bool)
         self.n_left = len(rows)
-        self._is_copy = False  # the first move copies: the caller's rows are never written
+        self._may_write = in_place  # else the first move copies: the caller's rows are never written
 
     def take(self, row: int) -> int:
         self.left[row] = False
         self.n_left -= 1
         return int(self.position[row])
 
+    def some(self, rows: Any) -> F64:
+        """Some of the rows, (p, D), or one."""
+        some: F64 = self.rows[rows].astype(np.float64)
+        return some
+
     def gains(self, query: F64) -> F64:
         """(m,) x . query of the free rows, -inf for those already taken."""
         if self.n_left * 8 <= len(self.rows) * 7:
             self._move()
-        gain: F64 = self.rows @ query
+        gain = np.concatenate([part @ query for part in self._parts()])
         gain[~self.left] = -np.inf
         return gain
 
+    def _parts(self) -> Iterator[F64]:
+        """The rows in float64: as they are, or block by block where they are float32."""
+        step = len(self.rows) if self.rows.dtype == np.float64 else _BLOCK_ROWS
+        for start in range(0, len(self.rows), step):
+            yield self.rows[start : start + step].astype(np.float64, copy=False)
+
     def _move(self) -> None:
         keep = np.flatnonzero(self.left)
-        target = self.rows[: len(keep)] if self._is_copy else np.empty((len(keep), self.rows.shape[1]))
-        for start in range(0, len(keep), _COPY_ROWS):  # in place: a row only ever moves towards the front
-            part = keep[start : start + _COPY_ROWS]
+        target = self.rows[: len(keep)]
+        if not self._may_write:
+            target = np.empty((len(keep), self.rows.shape[1]), self.rows.dtype)
+        for start in range(0, len(keep), _BLOCK_ROWS):  # in place: a row only ever moves towards the front
+            part = keep[start : start + _BLOCK_ROWS]
             target[start : start + len(part)] = self.rows[part]
-        self.rows, self._is_copy = target, True
+        self.rows, self._may_write = target, True
         self.position = self.position[keep]
         self.left = np.ones(len(keep), dtype=bool)
 
@@ -162,18 +182,21 @@ class _Pace:
 
 
 def pool_order(
-    rows: F64,
+    rows: Rows,
     sizes: NDArray[np.int64],
     *,
     memory_bytes: int,
+    in_place: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> NDArray[np.int64]:
     """Positions in the order GraphCut picks them, in O(n * D) memory.
 
     Args:
-        rows: (n, D) float64 from `unit_rows`; only read.
+        rows: (n, D) from `unit_rows`, in float64, or in float32, which holds them exactly: then a block at a time is
+            in float64, and the rows may lie in a file that is mapped into memory.
         sizes: (K,) int64, bin sizes, summing to n.
         memory_bytes: the pool's Gram matrix takes at most a quarter of it. With 0 there is no pool: rows on demand.
+        in_place: `rows` may be overwritten. Else a copy of most of them is made.
         progress: called with the number of picks made since its last call.
 
     Returns:
@@ -186,10 +209,10 @@ def pool_order(
     """
     if len(rows) == 0:
         return np.empty(0, dtype=np.int64)
-    free = _FreeRows(rows)
+    free = _FreeRows(rows, in_place=in_place)
     pace = _Pace(largest=math.isqrt(memory_bytes // 32))
     order: list[int] = []
-    total: F64 = rows.sum(axis=0)  # sum of V, exact
+    total = free.total  # sum of V
     for size in sizes.tolist():
         query, end = total.copy(), len(order) + size
         while len(order) < end:
@@ -206,7 +229,7 @@ def _refresh(free: _FreeRows, query: F64, pace: _Pace, order: list[int], end: in
     began, before = time.perf_counter(), len(order)
     gain = free.gains(query)
     first = int(gain.argmax())  # over all rows: needs no bound, and ties go to the lowest position
-    picked: F64 = free.rows[first].copy()
+    picked = free.some(first)
     gain[first] = -np.inf
     order.append(free.take(first))
     size = pace.pool_size(free.n_left) if len(order) < end else 0
@@ -229,7 +252,7 @@ def _pick_in_pool(
     outside = None
     if size < free.n_left:
         outside = Outside(query, float(gain[by_gain[:cut]].max()), free.radius, free.nonnegative)
-    rows = free.rows[pool]
+    rows = free.some(pool)
     gram = rows @ rows.T
     gram *= 2.0
     inside = gain[pool] - 2.0 * (rows @ picked)

@@ -15,7 +15,9 @@ _BLOCK_ROWS = 2048
 _BLOCK_COLUMNS = 8192  # of earlier rows: a float32 block of products takes 64 MiB
 
 
-def near_copies(rows: F64, threshold: float, *, progress: Callable[[int], object] | None = None) -> I64:
+def near_copies(
+    rows: F64 | NDArray[np.float32], threshold: float, *, progress: Callable[[int], object] | None = None
+) -> I64:
     """For each row the first row that stays and has a cosine of at least `threshold` with it; itself where it stays.
 
     A row stays unless an earlier row that stays is that near, so rows that stay are pairwise below the threshold.
@@ -24,7 +26,8 @@ def near_copies(rows: F64, threshold: float, *, progress: Callable[[int], object
     N²·D operations.
 
     Args:
-        rows: (N, D) float64 from `kernel.unit_rows`, in order. A zero row is near none.
+        rows: (N, D) from `kernel.unit_rows`, in order; float64, or float32, which holds them exactly. A zero row is
+            near none.
         threshold: in (0, 1]; at 1 only rows of equal direction are near.
         progress: called with the number of rows done since its last call; they sum to N.
 
@@ -43,7 +46,9 @@ def near_copies(rows: F64, threshold: float, *, progress: Callable[[int], object
     if not 0.0 < threshold <= 1.0:  # NaN fails too
         raise ValueError(f"threshold must lie in (0, 1], got {threshold!r}")
     N, D = rows.shape
-    exact = _Cosines(rows, np.einsum("nd,nd->n", rows, rows), float(threshold))
+    blocks = (rows[i : i + _BLOCK_ROWS].astype(np.float64, copy=False) for i in range(0, N, _BLOCK_ROWS))
+    square = np.concatenate([np.zeros(0), *(np.einsum("nd,nd->n", block, block) for block in blocks)])
+    exact = _Cosines(rows, square, float(threshold))
     near = np.float32(threshold - (D + 8) * 2.0**-22)  # a float32 product errs by less than the difference
     first: I64 = np.arange(N)
     staying, position = np.empty((N, D), dtype=np.float32), np.empty(N, dtype=np.int64)
@@ -75,7 +80,7 @@ def near_copies(rows: F64, threshold: float, *, progress: Callable[[int], object
 class _Cosines:
     """Exact comparisons: dot products of rounded rows, and squares of their lengths, are exact in float64."""
 
-    rows: F64
+    rows: F64 | NDArray[np.float32]
     square: F64
     threshold: float
 
@@ -88,7 +93,7 @@ class _Cosines:
 
     def match(self, i: int, among: I64, first: I64) -> None:
         """Set `first[i]` to the first position of `among` whose row is near row i, if there is one."""
-        dot = self.rows[among] @ self.rows[i]
+        dot = self.rows[among].astype(np.float64) @ self.rows[i].astype(np.float64)
         hit = np.flatnonzero(
             (dot >= self.threshold * np.sqrt(self.square[among] * self.square[i])) & (dot > 0)
         )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +12,7 @@ from numpy.typing import NDArray
 F64 = NDArray[np.float64]
 
 Normalise = str  # "sum" | "minmax"
+EXACT_SUMS = ("n", "embedding", "squares")  # of `BinSums`: equal in whatever order they are added
 DECIMALS = 12  # importances are rounded to it, so that a last bit of a machine's sums cannot move a pick
 
 
@@ -39,14 +42,29 @@ class BinSums:
             rows: (n, D) float64, their rounded unit embeddings.
             texture: (n,) float32, their texture levels; None where these are no images.
         """
+        self.add_rows(bin, rows)
+        if texture is not None:
+            self.add_texture(bin, texture)
+
+    def add_rows(self, bin: NDArray[np.int16], rows: F64) -> None:
+        """Add samples without their texture; equal sums, however a class is cut into parts."""
         n_bins = len(self.n)
         self.n += np.bincount(bin, minlength=n_bins)
-        if self.texture is not None and texture is not None:
-            self.texture += np.bincount(bin, weights=texture.astype(np.float64), minlength=n_bins)
         squares = np.einsum("nd,nd->n", rows, rows)
         self.squares += np.bincount(bin, weights=squares, minlength=n_bins)
         for k, part in enumerate(rows_by_bin(bin, n_bins)):
             self.embedding[k] += rows[part].sum(axis=0)
+
+    def add_texture(self, bin: NDArray[np.int16], texture: NDArray[np.float32]) -> None:
+        """Add the texture of a class's samples, if there is one to add to: one class after another, whole."""
+        if self.texture is not None:
+            weights = texture.astype(np.float64)
+            self.texture += np.bincount(bin, weights=weights, minlength=len(self.n))
+
+    def add_sums(self, others: Mapping[str, NDArray[Any]]) -> None:
+        """Add the sums over other samples, by name; not of texture, whose order would matter."""
+        for name in EXACT_SUMS:
+            getattr(self, name)[:] += others[name]
 
 
 def rows_by_bin(bin: NDArray[np.integer], n_bins: int) -> list[NDArray[np.int64]]:

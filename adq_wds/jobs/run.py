@@ -13,9 +13,11 @@ from adq_wds.embedding.embed_shards import embed_shards
 from adq_wds.embedding.settings import names_of_features
 from adq_wds.embedding.stored import open_embeddings
 from adq_wds.embedding.views import N_VIEWS
+from adq_wds.engines.choose import choose_engine
 from adq_wds.errors import AdqError
 from adq_wds.files import canonical_json
 from adq_wds.planning.build_plan import make_plan
+from adq_wds.planning.class_tasks import Workplace
 from adq_wds.planning.options import Options, plan_options
 from adq_wds.registry import BUILT_IN_SCORES, GONE
 from adq_wds.registry import encoder as named_encoder
@@ -35,7 +37,7 @@ VERSION = 1
 _KNOWN = {
     "encoder": {"spec", *options_of(ENCODER)},
     "embed": options_of(EMBED).keys() - {"progress"},
-    "plan": options_of(PLAN).keys() - {"out", "progress"},
+    "plan": options_of(PLAN).keys() - {"out", "engine", "address", "progress"},
 }
 logger = logging.getLogger("adq_wds")
 
@@ -156,10 +158,12 @@ def _refuse_foreign_shards(folder: AnyPath, shards: ShardPattern, paths: list[st
 
 
 def _plan(folder: AnyPath, features: Features, options: Options) -> Plan:
-    made = make_plan(features, options, scratch=local_folder(folder), bins_file=folder / "bins.parquet")
+    place = Workplace(
+        choose_engine(options.engine, address=options.address, folder=folder), local_folder(folder)
+    )
+    made = make_plan(features, options, place=place, bins_file=folder / "bins.parquet")
     (folder / "run.json").unlink(missing_ok=True)  # from here on it would describe another plan
-    made.save(folder / "plan.parquet")
-    return load_plan(folder / "plan.parquet")
+    return made.save(folder / "plan.parquet")
 
 
 def _done(folder: AnyPath, arguments: dict[str, Any]) -> dict[str, Any] | None:

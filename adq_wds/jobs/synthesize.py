@@ -35,6 +35,7 @@ from adq_wds.models.inversion import (
     noisy_source,
     pixel_source,
 )
+from adq_wds.remote.url_path import AnyPath
 from adq_wds.writing.tars import ShardPattern, WrittenShard, write_tars
 from adq_wds.writing.write_shards import describe_shards
 
@@ -232,7 +233,7 @@ def _load_kept(folder: Path, side: int) -> tuple[Generator | None, int]:
     return generator, r + 1
 
 
-def _finish(folder: Path, paths: list[Path], n: int, classes: Sequence[str] | None) -> list[str]:
+def _finish(folder: Path, paths: Sequence[AnyPath], n: int, classes: Sequence[str] | None) -> list[str]:
     """The rounds that are there; when all are, described as a set of shards."""
     there = [path for path in paths if path.exists()]
     if len(there) == len(paths) and not (folder / "_info.json").exists():

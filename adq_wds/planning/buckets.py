@@ -1,139 +1,196 @@
-"""Reads features class by class: sorts the rows of all shards once into a scratch file."""
+"""Sorts the rows of all shards by class, once, into a scratch file that every process of a job may read."""
 
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from adq_wds.core.graphcut import Binning, graphcut_bins
-from adq_wds.errors import FeaturesError
+from adq_wds.errors import AdqError, FeaturesError
+from adq_wds.files import atomic_path
 from adq_wds.tables.features import Features
 from adq_wds.tables.features_file import FeaturesFile
+
+LEFT_OUT = -2  # class of a sample that is left out
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of features files: rows of `width` numbers."""
+    """A column of the rows of a set: `width` numbers each.
 
-    read: Callable[[FeaturesFile], NDArray[Any]]
+    Attributes:
+        name: of the column.
+        read: gives the rows of one shard, of its file and its rows' positions in the set.
+        dtype, width: of a row.
+    """
+
+    name: str
+    read: Callable[[FeaturesFile, slice], NDArray[Any]]
     dtype: np.dtype[Any]
-    width: int
+    width: int = 1
 
     @property
     def row_bytes(self) -> int:
         """Bytes of a row."""
         return self.dtype.itemsize * self.width
 
+    @classmethod
+    def of_array(cls, name: str, values: NDArray[Any]) -> Column:
+        """A column of (N,) numbers that are in memory."""
+        return cls(name, lambda _, rows: values[rows], values.dtype)
+
+
+def embedding_column(features: Features) -> Column:
+    """The embeddings: (n, D) float16."""
+    return Column("embedding", lambda file, _: file.embedding(), np.dtype(np.float16), features.width)
+
 
 @dataclass(frozen=True)
-class ClassBinner:
-    """A way to bin a class.
+class DiskRows:
+    """Rows (n, width) in a file, read when they are sliced; none is kept.
+
+    Raises `FeaturesError` where the file ends early.
+    """
+
+    path: Path
+    begin: int
+    n: int
+    width: int
+    dtype: np.dtype[Any]
+
+    def __len__(self) -> int:
+        return self.n
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n, width)."""
+        return self.n, self.width
+
+    def __getitem__(self, rows: slice) -> NDArray[Any]:
+        start, stop, _ = rows.indices(self.n)
+        row_bytes = self.width * self.dtype.itemsize
+        values = np.empty((max(0, stop - start), self.width), self.dtype)
+        with open(self.path, "rb", buffering=0) as file:
+            file.seek(self.begin + start * row_bytes)
+            left = values.data.cast("B") if values.size else memoryview(b"")
+            while len(left):
+                if not (n := file.readinto(left)):
+                    raise FeaturesError(f"{self.path}: the scratch file was cut short while it was in use")
+                left = left[n:]
+        return values
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """Columns of a set in a scratch file, the rows of each class side by side.
 
     Attributes:
-        cut: takes unit embeddings (n, D), the further columns, the number of bins, `memory_bytes` and `progress`.
-        columns: what it needs beside the embeddings.
-        without_matrix: how similarities are computed where their matrix exceeds the memory, for the log; {}
-            is that memory in GiB.
+        path: the file, there once it is whole.
+        n_rows: rows of each column.
+        columns: name → dtype and width, in the order of the file.
     """
 
-    cut: Callable[..., Binning]
-    columns: tuple[Column, ...]
-    without_matrix: str
+    path: Path
+    n_rows: int
+    columns: Mapping[str, tuple[np.dtype[Any], int]]
 
+    @classmethod
+    def of(cls, path: Path, n_rows: int, columns: Sequence[Column]) -> Buckets:
+        """Those of a file that may not be written yet."""
+        return cls(path, n_rows, {column.name: (column.dtype, column.width) for column in columns})
 
-BY_EMBEDDINGS = ClassBinner(graphcut_bins, (), without_matrix="up to {:.2f} GiB (pooled)")
+    @property
+    def n_bytes(self) -> int:
+        """Of the file."""
+        return sum(self.n_rows * dtype.itemsize * width for dtype, width in self.columns.values())
 
+    def rows(self, start: int, end: int) -> dict[str, DiskRows]:
+        """Rows `start` to `end` of each column, by name."""
+        parts, base = {}, 0
+        for name, (dtype, width) in self.columns.items():
+            row_bytes = dtype.itemsize * width
+            parts[name] = DiskRows(self.path, base + start * row_bytes, end - start, width, dtype)
+            base += self.n_rows * row_bytes
+        return parts
 
-class ClassBuckets:
-    """Columns of a set, class by class; at most one shard or one class is in memory.
-
-    One pass over the features writes each row to its class's region of a scratch file. The file has no name
-    on the disk and vanishes with the process.
-
-    Args:
-        features: the set.
-        label: (N,) int32, class of each row over the whole set, rows in the order of `features`.
-        classes: those wanted; other rows are skipped.
-        columns: sorted too, beside the embeddings.
-        scratch: folder for the scratch file; the system's temporary folder when None.
-        progress: called with the number of rows read since its last call; they sum to N.
-
-    Raises:
-        FeaturesError: damaged features, a NaN, no logit gradients, or no space for the scratch file.
-    """
-
-    def __init__(
+    def write(
         self,
         features: Features,
         label: NDArray[np.int32],
-        classes: list[int],
+        starts: Mapping[int, int],
+        columns: Sequence[Column],
         *,
-        columns: Sequence[Column] = (),
-        scratch: str | os.PathLike[str] | None = None,
-        progress: Callable[[int], object] | None = None,
+        progress: Callable[[int], object] = lambda n: None,
     ) -> None:
-        embedding = Column(FeaturesFile.embedding, np.dtype(np.float16), features.width)
-        self._columns = (embedding, *columns)
-        sizes = [len(label) * column.row_bytes for column in self._columns]
-        self._bases = [sum(sizes[:i]) for i in range(len(sizes))]  # the byte where each column begins
-        self._order = np.argsort(label, kind="stable")  # within a class, rows stay in their order
-        sorted_label = label[self._order]
-        self._start = {c: int(np.searchsorted(sorted_label, c)) for c in classes}
-        self._end = {c: int(np.searchsorted(sorted_label, c, side="right")) for c in classes}
+        """Write the file in one pass over the features, whole or not at all; one shard's rows are in memory.
+
+        Args:
+            features: the set.
+            label: (N,) int32, class of each row, in the order of `features`.
+            starts: row at which each class starts in the file; rows of other classes are left out.
+            columns: those of `self.columns`.
+            progress: called with the number of rows read since its last call; they sum to N.
+
+        Raises:
+            FeaturesError: damaged features, a NaN, no logit gradients, or no space for the file.
+        """
         try:
-            self._file = tempfile.TemporaryFile(dir=scratch, prefix=".adq-buckets-")  # noqa: SIM115 - see close()
-            self._fill(features, label, progress)
+            with atomic_path(self.path) as partial, open(partial, "r+b", buffering=0) as file:
+                self._fill(file.fileno(), features, label, dict(starts), columns, progress)
         except OSError as error:
-            n_bytes = sum(sizes)
-            raise FeaturesError(
-                f"cannot sort {len(label):,} embeddings by class: {error.strerror or error} in "
-                f"{scratch or tempfile.gettempdir()}, which needs {n_bytes:,} bytes"
-            ) from error
+            raise self._error(len(label), error.strerror or str(error)) from error
+        except FeaturesError:
+            raise
+        except AdqError as error:
+            cause = error.__cause__
+            reason = cause.strerror if isinstance(cause, OSError) else None
+            raise self._error(len(label), reason or str(error)) from error
+
+    def _error(self, n: int, reason: str) -> FeaturesError:
+        return FeaturesError(
+            f"cannot sort {n:,} embeddings by class: {reason} in {self.path.parent.parent}, which needs "
+            f"{self.n_bytes:,} bytes"
+        )
 
     def _fill(
-        self, features: Features, label: NDArray[np.int32], progress: Callable[[int], object] | None
+        self,
+        handle: int,
+        features: Features,
+        label: NDArray[np.int32],
+        filled: dict[int, int],
+        columns: Sequence[Column],
+        progress: Callable[[int], object],
     ) -> None:
-        filled = dict(self._start)
         first = 0
         for file in features:
-            of_file = label[first : first + file.n]
-            order = np.argsort(of_file, kind="stable")
-            present, starts, counts = np.unique(of_file[order], return_index=True, return_counts=True)
-            parts = list(zip(present.tolist(), starts.tolist(), counts.tolist(), strict=True))
-            for column, base in zip(self._columns, self._bases, strict=True):
-                rows = column.read(file)[order]
+            here = slice(first, first + file.n)
+            order = np.argsort(label[here], kind="stable")  # within a class, rows stay in their order
+            present, starts, counts = np.unique(label[here][order], return_index=True, return_counts=True)
+            parts = [
+                part
+                for part in zip(present.tolist(), starts.tolist(), counts.tolist(), strict=True)
+                if part[0] in filled
+            ]
+            base = 0
+            for column in columns:
+                row_bytes = column.row_bytes
+                rows = np.ascontiguousarray(column.read(file, here)[order]).reshape(file.n, column.width)
                 for c, start, n in parts:
-                    if c in filled:
-                        self._file.seek(base + filled[c] * column.row_bytes)
-                        self._file.write(rows[start : start + n].data)
+                    _write_all(handle, rows[start : start + n], base + filled[c] * row_bytes)
+                base += self.n_rows * row_bytes
             for c, _, n in parts:
-                if c in filled:
-                    filled[c] += n
+                filled[c] += n
             first += file.n
-            if progress is not None:
-                progress(file.n)
-        self._file.flush()
+            progress(file.n)
 
-    def rows_of(self, c: int) -> tuple[NDArray[np.int64], list[NDArray[Any]]]:
-        """One class: positions (n,) int64 in the set, ascending; embeddings (n, D) float16, and the further columns."""
-        columns = [self._read_column(c, i) for i in range(len(self._columns))]
-        return self._order[self._start[c] : self._end[c]], columns
 
-    def _read_column(self, c: int, i: int) -> NDArray[Any]:
-        column = self._columns[i]
-        n_bytes = (self._end[c] - self._start[c]) * column.row_bytes
-        self._file.seek(self._bases[i] + self._start[c] * column.row_bytes)
-        data = self._file.read(n_bytes)
-        if len(data) != n_bytes:
-            raise FeaturesError("the scratch file was cut short while it was in use")
-        return np.frombuffer(data, dtype=column.dtype).reshape(-1, column.width)
-
-    def close(self) -> None:
-        """Delete the scratch file."""
-        self._file.close()
+def _write_all(handle: int, rows: NDArray[Any], offset: int) -> None:
+    left = rows.data.cast("B")
+    while len(left):
+        n = os.pwrite(handle, left, offset)
+        left, offset = left[n:], offset + n

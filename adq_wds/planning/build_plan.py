@@ -11,23 +11,26 @@ from typing import Any, Literal
 
 from adq_wds.checks import Count, Ratio
 from adq_wds.core.cells import Balance
+from adq_wds.engines.choose import EngineName
+from adq_wds.engines.engine import Engine
 from adq_wds.errors import PlanError
 from adq_wds.files import canonical_json
 from adq_wds.planning.bins import bin_samples, check_fit
+from adq_wds.planning.class_tasks import Workplace
 from adq_wds.planning.importance import Normalise, score_bins
 from adq_wds.planning.leave_out import leave_out
 from adq_wds.planning.options import Options, plan_options
-from adq_wds.planning.output import locked_folder
+from adq_wds.planning.output import workplace
 from adq_wds.planning.samples import SampleId, Samples, read_samples
 from adq_wds.planning.seats import Draw, make_cells, take_seats
-from adq_wds.planning.table import make_table
+from adq_wds.planning.table import PlanTable, make_table
 from adq_wds.protocols import Allocation
 from adq_wds.registry import BinsBy, Kernel
 from adq_wds.remote.url_path import AnyPath
 from adq_wds.score import Score
 from adq_wds.tables.bins import Bins
 from adq_wds.tables.features import Features, as_features
-from adq_wds.tables.plan import Plan, load_plan
+from adq_wds.tables.plan import Plan
 
 logger = logging.getLogger("adq_wds")
 
@@ -54,6 +57,8 @@ def build_plan(
     clean: Literal["auto"] | Ratio | None = None,
     memory_bytes: int = 1 << 30,
     out: str | os.PathLike[str] | None = None,
+    engine: EngineName | Engine = "threads",
+    address: str | None = None,
     progress: bool | None = None,
 ) -> Plan:
     """Decide for every sample whether it is kept.
@@ -100,8 +105,13 @@ def build_plan(
             another class. "auto" estimates for each class which share is wrong, next to none where labels are right, and
             leaves out none, with a warning, where the fit cannot tell: too few samples, or a weak encoder;
             a number in (0, 1) is the share of every class. One sample of a class stays, and must-includes do.
-        memory_bytes: what one class's similarity matrix may take; larger classes need none, and more time.
+        memory_bytes: what one class's similarity matrix may take; larger classes need none, and more time. Where the
+            rows of a class need more too, they are in a file.
         out: file to write the plan to; a plan without one stays in memory.
+        engine: what does the classes: "threads" (this process), "processes" (more of this machine, each with memory
+            for a class), "ray" (a Ray cluster), or "shared" (any number of equal commands that see the folder of
+            `out`). The plan does not depend on it.
+        address: of the Ray cluster, for `engine` "ray".
         progress: show a bar; only on a terminal by default.
 
     Returns:
@@ -111,7 +121,7 @@ def build_plan(
         ValueError: an argument is out of range, or a name unknown.
         FeaturesError: damaged features, or features that do not belong together.
         PlanError: the options cannot be met; the message says by how much.
-        AdqError: `out` cannot be written, or another job works in its folder.
+        AdqError: `out` cannot be written, or another job works in its folder; an engine that cannot run.
 
     Source: Zhou et al. 2023 (arXiv 2308.10524) for bins, Li et al. 2024 (arXiv 2412.16895) for scores and rates;
     budget, nesting, balance and cleaning are ours (`core.margin`, `core.label_noise`).
@@ -120,49 +130,46 @@ def build_plan(
     del arguments["features"]
     options = plan_options(**arguments)
     features = as_features(features)
-    with locked_folder(out, PlanError, beside=features) as folder:
-        plan = make_plan(features, options, scratch=folder)
-        if out is None:
-            return plan
-        plan.save(out)
-    return load_plan(out)
+    with workplace(options, out, PlanError, beside=features) as place:
+        table = make_plan(features, options, place=place)
+        return table.plan() if out is None else table.save(out)
 
 
 def make_plan(
-    features: Features, options: Options, *, scratch: Path | None = None, bins_file: AnyPath | None = None
-) -> Plan:
-    """The plan, in memory: each stage reads its options and stores its result for the next.
+    features: Features, options: Options, *, place: Workplace | None = None, bins_file: AnyPath | None = None
+) -> PlanTable:
+    """The plan, to be written: each stage reads its options and stores its result for the next.
 
     Args:
         features: the set.
         options: the arguments of `build_plan`.
-        scratch: folder for scratch files.
+        place: who does the tasks of classes, and where; by default this process.
         bins_file: file that keeps bins for later plans; bins already in it are used where they fit.
     """
     options = options.settled(features)
     samples = read_samples(features, options)
-    samples.scratch, samples.earlier = scratch, _earlier_bins(options, bins_file)
+    samples.place, samples.earlier = place or Workplace(), _earlier_bins(options, bins_file)
     leave_out(samples, options)
-    bins = _bins(samples, options, scratch, bins_file)
+    bins = _bins(samples, options, bins_file)
     before = canonical_json(bins.header)
     scores = score_bins(samples, bins, options)
     if bins_file is not None and canonical_json(bins.header) != before:
         bins.save(bins_file)  # with what the head gave, which need not be trained again
     cells = make_cells(samples, bins, scores["importance"], options)
     take_seats(samples, bins, cells.quota, options)
-    plan = make_table(samples, cells, scores, options)
-    if options.keep > 0 and plan.n_kept == 0:
-        logger.warning("keep=%s keeps 0 of %d samples", options.keep, plan.n_samples)
-    return plan
+    if options.keep > 0 and not samples.kept.any():
+        n = sum(file.n_read for file in features)
+        logger.warning("keep=%s keeps 0 of %d samples", options.keep, n)
+    return make_table(samples, cells, scores, options)
 
 
 def find_bins(features: Features, *, scratch: Path | None = None, **options: Any) -> Bins:
     """The bins of a plan with these options of `build_plan`, to be given to several plans as its `bins`."""
     settled_options = plan_options(**options).settled(features)
     samples = read_samples(features, settled_options)
-    samples.scratch = scratch
+    samples.place = Workplace(folder=scratch)
     leave_out(samples, settled_options)
-    return bin_samples(samples, settled_options, scratch=scratch)
+    return bin_samples(samples, settled_options)
 
 
 def _earlier_bins(options: Options, bins_file: AnyPath | None) -> Bins | None:
@@ -177,7 +184,7 @@ def _earlier_bins(options: Options, bins_file: AnyPath | None) -> Bins | None:
     return None
 
 
-def _bins(samples: Samples, options: Options, scratch: Path | None, bins_file: AnyPath | None) -> Bins:
+def _bins(samples: Samples, options: Options, bins_file: AnyPath | None) -> Bins:
     """The earlier bins where they fit, else new ones."""
     if isinstance(options.bins, Bins):
         check_fit(options.bins, samples, options)
@@ -186,7 +193,7 @@ def _bins(samples: Samples, options: Options, scratch: Path | None, bins_file: A
         with suppress(PlanError, ValueError):
             check_fit(samples.earlier, samples, options)
             return samples.earlier
-    bins = bin_samples(samples, options, scratch=scratch)
+    bins = bin_samples(samples, options)
     if bins_file is not None:
         bins.header["asked_classes"] = options.classes
         bins.save(bins_file)

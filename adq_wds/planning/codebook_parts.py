@@ -14,7 +14,7 @@ from adq_wds.planning.options import Options
 from adq_wds.planning.samples import Samples, keyed_draws, read_samples
 from adq_wds.tables.codebook import COPY_DRAW
 from adq_wds.tables.features import Features
-from adq_wds.tables.features_file import NO_LABEL
+from adq_wds.tables.features_file import DIGEST_BYTES, NO_LABEL, FeaturesFile
 from adq_wds.tables.plan_rows import KEPT, LABEL
 
 
@@ -59,17 +59,18 @@ def codebook_parts(samples: Samples, options: Options) -> tuple[dict[str, Any], 
     header: dict[str, Any] = {}
     kept, n_classes = samples.reason == KEPT, len(samples.classes)
     if options.balance != "class" or options.clean is not None:
-        header["n"] = np.bincount(samples.row[kept], minlength=n_classes).tolist()
+        header["n"] = np.bincount(samples.row_of(samples.label[kept]), minlength=n_classes).tolist()
         header["balance"] = options.balance
     if samples.ridge is not None and samples.margin is not None:
         fitted = kept | (samples.reason == LABEL)
         doubted = samples.reason[fitted] == LABEL
-        least = least_margins(samples.margin[fitted], samples.row[fitted], doubted, n_classes)
+        row = samples.row_of(samples.label[fitted])
+        least = least_margins(samples.margin[fitted], row, doubted, n_classes)
         parts["margins"] = rule = MarginRule.of(samples.ridge, least)
         header |= {"clean": samples.doubts, "random_layer": rule.layer_hash()}
     if options.dedup is not None:
-        digest = [rows for file in samples.features if (rows := file.digest()) is not None]
+        digest = samples.features.column(FeaturesFile.digest, np.uint8, (DIGEST_BYTES,))
         draw = keyed_draws(samples.features, 0, purpose=COPY_DRAW)
-        parts["copies"] = KnownCopies.of(np.concatenate(digest), samples.stays, draw)
+        parts["copies"] = KnownCopies.of(digest, samples.stays, draw)
         header["image"] = samples.features.header["image"]
     return parts, header

@@ -44,7 +44,7 @@ def leave_out_doubted(samples: Samples, options: Options) -> None:
         return
     what = next(name for name, is_asked in asked.items() if is_asked)
     here = np.flatnonzero(samples.reason == KEPT)
-    row = samples.row[here]
+    row = samples.row_of(samples.label[here])
     if NO_LABEL in samples.classes:
         raise PlanError(f"{what} needs labels, and these features have none; leave it out")
     if len(np.unique(row)) < 2:

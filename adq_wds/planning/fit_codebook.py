@@ -5,9 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable
-from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -16,16 +14,17 @@ from tqdm import tqdm
 
 from adq_wds.checks import Count, Ratio, integer, listed, no_bar
 from adq_wds.core.cells import Balance
-from adq_wds.core.codebook import Checkpoints, bin_checkpoints
-from adq_wds.core.graphcut import graphcut_bins
-from adq_wds.core.kernel import unit_rows
 from adq_wds.core.scores import BinSums, bin_scores, importance, rounded
+from adq_wds.engines.choose import EngineName
+from adq_wds.engines.engine import Engine
 from adq_wds.errors import CodebookError, FeaturesError, shorten
-from adq_wds.planning.buckets import ClassBuckets
+from adq_wds.planning.buckets import LEFT_OUT, Column, embedding_column
+from adq_wds.planning.class_rule import FitClass, count_bins, fit_rule
+from adq_wds.planning.class_tasks import Workplace, run_classes
 from adq_wds.planning.codebook_parts import check_digests, codebook_parts, samples_to_fit
 from adq_wds.planning.importance import Normalise
 from adq_wds.planning.options import Options, plan_options
-from adq_wds.planning.output import locked_folder
+from adq_wds.planning.output import workplace
 from adq_wds.planning.samples import keyed_draws
 from adq_wds.planning.seats import weigh_bins
 from adq_wds.protocols import Allocation
@@ -40,7 +39,6 @@ PILOT = 5_000  # rows at most, unless more are asked for: a similarity matrix of
 HELD_OUT = 1_000
 CHECKPOINTS = 8
 MIN_PILOT = 500
-_LEFT_OUT = -2  # class of a sample that is left out
 _CROWDED = 2.0  # times its share, from which on the last bin is warned of
 
 logger = logging.getLogger("adq_wds")
@@ -64,6 +62,8 @@ def fit_codebook(
     clean: Literal["auto"] | Ratio | None = None,
     memory_bytes: int = 1 << 30,
     out: str | os.PathLike[str] | None = None,
+    engine: EngineName | Engine = "threads",
+    address: str | None = None,
     progress: bool | None = None,
 ) -> Codebook:
     """Fit rules that assign any sample, also a new one, to a bin, and the counts that its keep rate follows from.
@@ -105,6 +105,10 @@ def fit_codebook(
             at most 4·C·(D + 1,027) + 16·D bytes.
         memory_bytes: what one pilot's similarity matrix may take; larger pilots need none, and more time.
         out: file to write to, ending in .safetensors; a codebook without one stays in memory.
+        engine: what fits the classes' rules: "threads" (this process), "processes" (more of this machine), "ray" (a Ray
+            cluster), or "shared" (any number of equal commands that see the folder of `out`). The codebook does not
+            depend on it.
+        address: of the Ray cluster, for `engine` "ray".
         progress: show a bar; only on a terminal by default.
 
     Returns:
@@ -126,7 +130,7 @@ def fit_codebook(
         look_up("score of a codebook", score, dict.fromkeys(SCORES))
     options = plan_options(
         bins=bins, keep=keep, seed=seed, alpha=alpha, allocation=allocation, scores=scores, normalise=normalise,
-        memory_bytes=memory_bytes, balance=balance, dedup=dedup, clean=clean,
+        memory_bytes=memory_bytes, balance=balance, dedup=dedup, clean=clean, engine=engine, address=address,
     )  # fmt: skip
     if options.dedup not in (None, "exact"):
         raise ValueError(f"dedup must be 'exact' or None for a codebook, got {shorten(dedup)}")
@@ -135,10 +139,10 @@ def fit_codebook(
     features = as_features(features)
     check_digests(features, options)
     options = options.settled(features)
-    with locked_folder(out, CodebookError) as folder:
+    with workplace(options, out, CodebookError) as place:
         fit = _Fit(features, options, pilot, checkpoints)
         classes = fit.classes_with_rules(max(min_pilot, options.bins))
-        rules = fit.rules(classes, folder, progress)
+        rules = fit.rules(classes, place, progress)
         codebook = _codebook(fit, rules, {"checkpoints": checkpoints, "min_pilot": min_pilot})
         _warn_of_crowds(codebook)
         if out is None:
@@ -154,7 +158,7 @@ class _Rule:
     Attributes:
         label: the class; NO_LABEL for all together.
         pilot: samples that it was fitted on.
-        query, threshold: as `bin_checkpoints` gives them.
+        query, threshold: as `fit_rule` gives them.
         held_out: (K,) int64, samples outside the pilot that fall into each bin.
     """
 
@@ -171,7 +175,7 @@ class _Fit:
     def __init__(self, features: Features, options: Options, pilot: int, checkpoints: int) -> None:
         self.features, self.options, self.checkpoints = features, options, checkpoints
         self._pilot = pilot
-        samples = samples_to_fit(features, options)
+        self._samples = samples = samples_to_fit(features, options)
         self.parts, self.header = codebook_parts(samples, options)
         self._kept = samples.reason == KEPT
         n = int(self._kept.sum())
@@ -180,7 +184,7 @@ class _Fit:
                 f"{features.folder}: {n} usable samples, too few for a codebook of {options.bins} bins, "
                 "half of which are held out; embed more, or ask for fewer bins"
             )
-        self.label, self.names = np.where(self._kept, samples.label, _LEFT_OUT), samples.names
+        self.label, self.names = np.where(self._kept, samples.label, np.int32(LEFT_OUT)), samples.names
         self.classes = [c for c in samples.classes if c != NO_LABEL]
         self._draw = keyed_draws(features, options.seed, purpose="pilot")
         self._texture = features.texture()
@@ -208,20 +212,40 @@ class _Fit:
             logger.info("no labels: one rule for all samples")
         return [c for c in self.classes if c not in set(few)]
 
-    def rules(self, classes: list[int], scratch: Path | None, progress: bool | None) -> list[_Rule]:
+    def rules(self, classes: list[int], place: Workplace, progress: bool | None) -> list[_Rule]:
         """The rule over all classes, and those of the classes that have one."""
         with tqdm(total=1 + len(classes), unit=" rows", desc="codebook", disable=no_bar(progress)) as bar:
             rules = [self._pooled()]
             bar.update()
-            if classes:
-                with closing(ClassBuckets(self.features, self.label, classes, scratch=scratch)) as buckets:
-                    for c in classes:
-                        where, (embedding,) = buckets.rows_of(c)
-                        chosen = self._choose(where)
-                        rule = self._rule(c, "classes", embedding[chosen], where[chosen])
-                        self._count(rule, embedding[~chosen])
-                        rules.append(rule)
-                        bar.update()
+            in_pilot = np.zeros(len(self.label), dtype=bool)
+            here = np.isin(self.label, classes)
+            label = np.where(here, self.label, np.int32(LEFT_OUT))
+            for _, where in self._samples.by_class(here):
+                in_pilot[where[self._choose(where)]] = True
+            columns = [embedding_column(self.features), Column.of_array("in_pilot", in_pilot)]
+            if self._texture is not None:
+                columns.append(Column.of_array("texture", self._texture))
+            options = self.options
+            job = FitClass(options.bins, self.checkpoints, options.memory_bytes)
+            depends = [options.bins, self.checkpoints, self._pilot, int(options.seed)]
+            parts = run_classes(
+                place, "codebook", job, features=self.features, label=label, classes=classes, names=self.names,
+                columns=columns, depends=depends,
+            )  # fmt: skip
+            sums = self.sums["classes"]
+            for _, part in parts:
+                for query, threshold, held_out, n in zip(
+                    part["query"], part["threshold"], part["held_out"], part["pilot"], strict=True
+                ):
+                    c = classes[len(rules) - 1]
+                    rules.append(_Rule(c, int(n), query, threshold, held_out))
+                    bar.update()
+                sums.add_sums(part)
+                if sums.texture is not None:
+                    for of_class in part[
+                        "texture"
+                    ]:  # (K,) each, in the order of classes: these sums are rounded
+                        sums.texture += of_class
         return rules
 
     def _pooled(self) -> _Rule:
@@ -234,29 +258,19 @@ class _Fit:
         pilot = np.concatenate(
             [file.embedding()[in_pilot] for file, in_pilot, _ in triples if in_pilot.any()]
         )
-        rule = self._rule(NO_LABEL, "pooled", pilot, np.flatnonzero(chosen))
+        texture = None if self._texture is None else self._texture[np.flatnonzero(chosen)]
+        sums = self.sums["pooled"]
+        rule = fit_rule(pilot, texture, sums, self.checkpoints, self.options.memory_bytes)
+        held_out = np.zeros(self.options.bins, dtype=np.int64)
         for file, in_pilot, kept in triples:
-            self._count(rule, file.embedding()[kept & ~in_pilot])
-        return rule
+            held_out += count_bins(rule, file.embedding()[kept & ~in_pilot])
+        return _Rule(NO_LABEL, len(pilot), *rule, held_out)
 
     def _choose(self, where: NDArray[np.int64]) -> NDArray[np.bool_]:
         """(n,) bool: the pilot, the samples with the smallest draws."""
         chosen = np.zeros(len(where), dtype=bool)
         chosen[np.argsort(self._draw[where], kind="stable")[: self.n_pilot(len(where))]] = True
         return chosen
-
-    def _rule(self, c: int, kind: str, embedding: NDArray[np.float16], where: NDArray[np.int64]) -> _Rule:
-        rows = unit_rows(embedding)
-        binning = graphcut_bins(rows, self.options.bins, memory_bytes=self.options.memory_bytes)
-        self.sums[kind].add(binning.bin, rows, None if self._texture is None else self._texture[where])
-        query, threshold = bin_checkpoints(rows, binning, self.checkpoints)
-        return _Rule(c, len(rows), query, threshold, np.zeros(self.options.bins, dtype=np.int64))
-
-    def _count(self, rule: _Rule, embedding: NDArray[np.float16]) -> None:
-        """Add held-out samples to the counts of the bins that they fall into."""
-        checkpoints = Checkpoints(rule.query[None], rule.threshold[None])
-        bins = checkpoints.assign(embedding, np.zeros(len(embedding), dtype=np.int64))
-        rule.held_out[:] += np.bincount(bins, minlength=self.options.bins)
 
 
 def _codebook(fit: _Fit, rules: list[_Rule], more: dict[str, int]) -> Codebook:

@@ -12,15 +12,14 @@ from adq_wds.core.gradient import GradientKernel, gradient_bins
 from adq_wds.core.graphcut import Binning
 from adq_wds.core.kernel import unit_rows
 from adq_wds.errors import FeaturesError
-from adq_wds.planning.buckets import ClassBinner, Column
+from adq_wds.planning.buckets import Column
 from adq_wds.tables.features import Features
-from adq_wds.tables.features_file import FeaturesFile
 
 logger = logging.getLogger("adq_wds")
 
 
-def by_gradients(features: Features, label: NDArray[np.int32]) -> ClassBinner:
-    """The binner of kernel "gradient", from embeddings (n, D), logit gradients (n, C) and norms (n, 1).
+def gradient_columns(features: Features, label: NDArray[np.int32]) -> list[Column]:
+    """The columns that kernel "gradient" needs beside embeddings: logit gradients (n, C) and norms (n, 1).
 
     Args:
         features: made with logit gradients.
@@ -30,15 +29,17 @@ def by_gradients(features: Features, label: NDArray[np.int32]) -> ClassBinner:
         FeaturesError: no logit gradients, or a head whose classes are not the labels.
     """
     _check_head(features, label)
-    logit_grad = Column(FeaturesFile.logit_grad, np.dtype(np.float16), features.n_classes)
-    norm = Column(FeaturesFile.norm, np.dtype(np.float32), 1)
-    return ClassBinner(_cut, (logit_grad, norm), without_matrix="row by row")
+    return [
+        Column("logit_grad", lambda file, _: file.logit_grad(), np.dtype(np.float16), features.n_classes),
+        Column("norm", lambda file, _: file.norm(), np.dtype(np.float32)),
+    ]
 
 
-def _cut(
-    rows: NDArray[np.float64], logit_grad: NDArray[Any], norm: NDArray[Any], bins: int, **how: Any
+def cut_by_gradients(
+    unit: NDArray[np.float64], logit_grad: NDArray[Any], norm: NDArray[Any], bins: int, **how: Any
 ) -> Binning:
-    return gradient_bins(GradientKernel.from_rows(unit_rows(logit_grad), norm.ravel(), rows), bins, **how)
+    """The bins of a class by its unit rows (n, D) and those columns; `how` as in `core.gradient.gradient_bins`."""
+    return gradient_bins(GradientKernel.from_rows(unit_rows(logit_grad), norm.ravel(), unit), bins, **how)
 
 
 def _check_head(features: Features, label: NDArray[np.int32]) -> None:

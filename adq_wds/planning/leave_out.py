@@ -7,7 +7,8 @@ samples whose reason is still KEPT. A new one is such a function, and its name i
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,13 +16,14 @@ from adq_wds.core.copies import first_of, who_stays
 from adq_wds.core.kernel import unit_rows
 from adq_wds.core.near_copies import near_copies
 from adq_wds.errors import PlanError, shorten
-from adq_wds.planning.buckets import ClassBuckets
+from adq_wds.planning.buckets import LEFT_OUT, DiskRows, embedding_column
+from adq_wds.planning.class_rows import fits, mapped_unit_rows
+from adq_wds.planning.class_tasks import Arrays, run_classes
 from adq_wds.planning.doubts import leave_out_doubted
 from adq_wds.planning.options import Options
 from adq_wds.planning.samples import Samples, digest_of, find_samples, name_samples
+from adq_wds.tables.features_file import DIGEST_BYTES, FeaturesFile
 from adq_wds.tables.plan_rows import DUPLICATE, EXCLUDED, KEPT
-
-_LEFT_OUT = -2  # class of a sample that is left out
 
 logger = logging.getLogger("adq_wds")
 
@@ -52,8 +54,8 @@ def leave_out_named(samples: Samples, options: Options) -> None:
 def leave_out_copies(samples: Samples, options: Options) -> None:
     """Leave out copies of an earlier sample: equal contents or, with a cosine as `dedup`, a similar embedding."""
     if options.dedup is not None and all(file.has_digest for file in samples.features):
-        digests = [rows for file in samples.features if (rows := file.digest()) is not None]
-        samples.stays = first_of(np.concatenate(digests), samples.reason == KEPT)
+        digest = samples.features.column(FeaturesFile.digest, np.uint8, (DIGEST_BYTES,))
+        samples.stays = first_of(digest, samples.reason == KEPT)
         samples.reason[samples.stays != np.arange(len(samples))] = DUPLICATE
         _warn_of_other_labels(samples)
     if isinstance(options.dedup, float):
@@ -75,16 +77,37 @@ def _warn_of_other_labels(samples: Samples) -> None:
 
 
 def _leave_out_near_copies(samples: Samples, options: Options) -> None:
-    label = np.where(samples.reason == KEPT, samples.label, _LEFT_OUT)
-    buckets = ClassBuckets(samples.features, label, samples.classes, scratch=samples.scratch)
-    try:
-        for c in samples.classes:
-            where, (embedding,) = buckets.rows_of(c)
-            samples.stays[where] = where[near_copies(unit_rows(embedding), options.dedup)]
-    finally:
-        buckets.close()
+    assert isinstance(options.dedup, float)
+    parts = run_classes(
+        samples.place, "copies", NearCopies(options.dedup, options.memory_bytes), features=samples.features,
+        label=np.where(samples.reason == KEPT, samples.label, np.int32(LEFT_OUT)), classes=samples.classes,
+        names=samples.names, columns=[embedding_column(samples.features)], depends=options.dedup,
+    )  # fmt: skip
+    for where, part in parts:
+        samples.stays[where] = where[part["stays"]]
     samples.stays = samples.stays[samples.stays]  # of a copy of a near copy
     samples.reason[samples.stays != np.arange(len(samples))] = DUPLICATE
+
+
+@dataclass(frozen=True)
+class NearCopies:
+    """Finds the near copies in a class; the options are those of `build_plan`."""
+
+    dedup: float
+    memory_bytes: int
+
+    def of_class(self, rows: Mapping[str, DiskRows], progress: Callable[[int], object]) -> Arrays:
+        """stays (n,) int64, the row of the class that stays; see `near_copies`."""
+        embedding = rows["embedding"]
+        in_memory = fits(embedding, self.memory_bytes)
+        unit = unit_rows(embedding[:]) if in_memory else mapped_unit_rows(embedding)
+        return {"stays": near_copies(unit, self.dedup, progress=progress)}
+
+    def joined(self, parts: Sequence[Arrays]) -> Arrays:
+        """Of some classes: rows of all of them."""
+        first = np.cumsum([0, *(len(part["stays"]) for part in parts)]).tolist()
+        stays = [part["stays"] + i for part, i in zip(parts, first, strict=False)]
+        return {"stays": np.concatenate(stays)}
 
 
 STAGES: tuple[Callable[[Samples, Options], None], ...] = (

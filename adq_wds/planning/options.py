@@ -20,7 +20,7 @@ from adq_wds.tables.bins import Bins
 from adq_wds.tables.features import Features
 
 # What no plan's header says among its settings: the bins and classes stand beside them, the others change no plan.
-_NO_SETTINGS = ("bins", "classes", "memory_bytes", "out", "progress")
+_NO_SETTINGS = ("bins", "classes", "memory_bytes", "out", "engine", "address", "progress")
 # Said only where they were asked for, so that plans without them are those of earlier versions.
 _LATER_SETTINGS: dict[str, Any] = {"bins_by": "graphcut", "clean": None, "exclude": []}
 
@@ -82,6 +82,8 @@ def plan_options(**named: Any) -> Options:
         raise TypeError(f"build_plan has no option {surplus[0]!r}")
     options = Options(**{name: option.default for name, option in known.items()} | named)
     for option in known.values():
+        if option.name == "engine":  # `choose_engine` checks it: it may be an object
+            continue
         _check(option, getattr(options, option.name))
     if not isinstance(options.bins, Bins):
         options.bins = integer("bins", options.bins, least=1, most=MAX_BINS)

@@ -1,13 +1,17 @@
-"""Locks the folder that a job of planning writes to."""
+"""Locks the folder that a job of planning writes to, and chooses who does its tasks."""
 
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from adq_wds.engines.choose import choose_engine
 from adq_wds.errors import AdqError
+from adq_wds.planning.class_tasks import Workplace
+from adq_wds.planning.options import Options
 from adq_wds.remote.outputs import local_folder, lock, make_folder
 from adq_wds.remote.url_path import as_path
 from adq_wds.tables.features import Features
@@ -42,3 +46,26 @@ def locked_folder(
     folder = make_folder(file.parent)
     with lock(folder):
         yield local_folder(folder)
+
+
+@contextmanager
+def workplace(
+    options: Options,
+    out: str | os.PathLike[str] | None,
+    error: Callable[[str], AdqError],
+    *,
+    beside: Features | None = None,
+) -> Iterator[Workplace]:
+    """The engine of `options`, and the locked folder of the file that a job writes; arguments as `locked_folder`.
+
+    Raises:
+        ValueError: an unknown engine, or one whose processes need a folder, and there is no `out`.
+        AdqError: as `locked_folder`; or the engine cannot run.
+    """
+    chosen = choose_engine(
+        options.engine,
+        address=options.address,
+        folder=tempfile.gettempdir() if out is None else as_path(out).parent,
+    )
+    with locked_folder(out, error, beside=beside) as folder:
+        yield Workplace(chosen, folder)

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from adq_wds.checks import listed
 from adq_wds.core.margin import RidgeFit
 from adq_wds.core.rng import draws
 from adq_wds.errors import FeaturesError, shorten
-from adq_wds.files import canonical_json, sha256_text
+from adq_wds.planning.class_tasks import Workplace
 from adq_wds.planning.options import Options
 from adq_wds.shards.names import base_name
 from adq_wds.tables.bins import Bins, MarginsSource
 from adq_wds.tables.features import Features
-from adq_wds.tables.features_file import NO_LABEL
+from adq_wds.tables.features_file import NO_LABEL, FeaturesFile
 from adq_wds.tables.plan_rows import KEPT
 from adq_wds.tables.spans import find_ids
+
+_DIGEST_ROWS = 1 << 20
 
 SampleId = str | tuple[str, str]  # a key, or (shard, key) where the key stands in several shards
 
@@ -48,7 +52,7 @@ class Samples:
         doubts: the summary of doubted labels in the plan's header; None where not measured.
         ridge: the fit that margins were measured by; None where they were not, or come from earlier bins.
         earlier: earlier bins; their margins are reused where they are of these samples.
-        scratch: folder for scratch files; the system's temporary folder when None.
+        place: who does the tasks of classes, and where.
     """
 
     features: Features
@@ -65,7 +69,7 @@ class Samples:
     doubts: dict[str, Any] | None = None
     ridge: RidgeFit | None = None
     earlier: Bins | None = None
-    scratch: Path | None = None
+    place: Workplace = field(default_factory=Workplace)
     bin: NDArray[np.int16] = field(init=False)
     pick: NDArray[np.int32] = field(init=False)
     rank: NDArray[np.int32] = field(init=False)
@@ -74,10 +78,26 @@ class Samples:
     def __len__(self) -> int:
         return len(self.label)
 
-    @property
-    def row(self) -> NDArray[np.int64]:
-        """(N,) int64: each sample's class as a position among those planned; valid for samples of these only."""
-        return np.searchsorted(self.classes, self.label)
+    def row_of(self, label: NDArray[np.int32]) -> NDArray[np.int64]:
+        """(n,) int64: classes as positions among those planned; valid for these only."""
+        return np.searchsorted(np.array(self.classes, dtype=np.int32), label)
+
+    def by_class(self, among: NDArray[np.bool_]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        """The samples of one class after another.
+
+        Args:
+            among: (N,) bool, the samples wanted; all are of planned classes.
+
+        Yields:
+            the class as a position among those planned, and (n,) int64 positions of its samples, ascending, n > 0.
+        """
+        positions = np.flatnonzero(among)
+        label = self.label[positions]
+        positions = positions[np.argsort(label, kind="stable")]
+        n_class = np.bincount(self.row_of(label), minlength=len(self.classes))
+        ends = np.cumsum(n_class)
+        for i in np.flatnonzero(n_class).tolist():
+            yield i, positions[ends[i] - n_class[i] : ends[i]]
 
     @property
     def free(self) -> NDArray[np.bool_]:
@@ -113,8 +133,14 @@ def read_samples(features: Features, options: Options) -> Samples:
 
 
 def digest_of(mask: NDArray[np.bool_]) -> str | None:
-    """For a header: the SHA-256 of the positions in an (N,) bool mask; None where there are none."""
-    return sha256_text(canonical_json(np.flatnonzero(mask).tolist())) if mask.any() else None
+    """For a header: the SHA-256 of the positions in an (N,) bool mask, as JSON; None where there are none."""
+    digest, comma = hashlib.sha256(b"["), b""
+    for start in range(0, len(mask), _DIGEST_ROWS):
+        if positions := (start + np.flatnonzero(mask[start : start + _DIGEST_ROWS])).tolist():
+            digest.update(comma + ",".join(map(str, positions)).encode())
+            comma = b","
+    digest.update(b"]")
+    return digest.hexdigest() if comma else None
 
 
 def find_samples(features: Features, ids: Iterable[SampleId], *, kind: str) -> list[int]:
@@ -123,23 +149,45 @@ def find_samples(features: Features, ids: Iterable[SampleId], *, kind: str) -> l
     return find_ids(keys, ids, kind=f"{kind} ")
 
 
-def name_samples(features: Features, positions: Iterable[int]) -> dict[int, str]:
-    """SHARD/KEY of some samples, by position."""
-    names: dict[int, str] = {}
-    wanted, first = np.unique(np.fromiter(positions, dtype=np.int64)), 0
-    for file in features:
-        here = wanted[(wanted >= first) & (wanted < first + file.n)]
-        if len(here):
-            keys = file.read_columns(["key"])["key"].take(here - first).to_pylist()
-            names |= {i: f"{file.shard}/{key}" for i, key in zip(here.tolist(), keys, strict=True)}
-        first += file.n
-    return names
+class NamesOfSamples:
+    """SHARD/KEY of some samples, as Arrow text: a Python dictionary of many would take ten times as much.
+
+    Args:
+        features: the set.
+        positions: of the samples, in any order.
+    """
+
+    def __init__(self, features: Features, positions: NDArray[np.int64]) -> None:
+        self._positions = np.unique(positions)
+        parts, first = [], 0
+        for file in features:
+            begin, end = np.searchsorted(self._positions, [first, first + file.n])
+            if end > begin:
+                keys = file.read_columns(["key"])["key"].take(self._positions[begin:end] - first)
+                parts.append(pc.binary_join_element_wise(f"{file.shard}/", keys.combine_chunks(), ""))
+            first += file.n
+        self._names = pa.chunked_array(parts, type=pa.string())
+
+    def of(self, positions: NDArray[np.int64]) -> list[str]:
+        """The names of samples that are among those, in the order of `positions`."""
+        names: list[str] = self._names.take(pa.array(np.searchsorted(self._positions, positions))).to_pylist()
+        return names
+
+
+def name_samples(features: Features, positions: list[int]) -> dict[int, str]:
+    """SHARD/KEY of a few samples, by position."""
+    names = NamesOfSamples(features, np.array(positions, dtype=np.int64))
+    return dict(zip(positions, names.of(np.array(positions, dtype=np.int64)), strict=True))
 
 
 def keyed_draws(features: Features, seed: int, *, purpose: str = "rank") -> NDArray[np.uint64]:
     """(N,) uint64: a draw for each sample."""
-    keys = ((base_name(file.shard), file.read_columns(["key"])["key"].to_pylist()) for file in features)
-    return np.concatenate([draws(seed, 0, shard, of_shard, purpose=purpose) for shard, of_shard in keys])
+    return features.column(
+        lambda file: draws(
+            seed, 0, base_name(file.shard), file.read_columns(["key"])["key"].to_pylist(), purpose=purpose
+        ),
+        np.uint64,
+    )
 
 
 def global_labels(features: Features) -> tuple[NDArray[np.int32], list[str] | None]:
@@ -147,17 +195,21 @@ def global_labels(features: Features) -> tuple[NDArray[np.int32], list[str] | No
     kinds = {file.names is None for file in features if file.n}
     if len(kinds) > 1:
         raise FeaturesError(f"{features.folder}: some shards have integer labels and some string labels")
-    labels = [file.read_columns(["label"])["label"].to_numpy() for file in features]
-    names = None
+    names, number = None, {}
     if kinds == {False}:
         names = sorted({name for file in features for name in file.names or []})
         number = {name: i for i, name in enumerate(names)}
-        for i, file in enumerate(features):
-            known = np.array([number[name] for name in file.names or []], dtype=np.int32)
-            if file.n and not 0 <= labels[i].min() <= labels[i].max() < len(known):
-                raise FeaturesError(f"{file.path}: a label is not one of its {len(known)} names")
-            labels[i] = known[labels[i]] if file.n else labels[i]
-    label = np.concatenate(labels)
+
+    def labels_of(file: FeaturesFile) -> NDArray[np.int32]:
+        label: NDArray[np.int32] = file.read_columns(["label"])["label"].to_numpy()
+        if names is None or not file.n:
+            return label
+        known = np.array([number[name] for name in file.names or []], dtype=np.int32)
+        if not 0 <= label.min() <= label.max() < len(known):
+            raise FeaturesError(f"{file.path}: a label is not one of its {len(known)} names")
+        return known[label]
+
+    label = features.column(labels_of, np.int32)
     if len(label) and label.min() == NO_LABEL and label.max() != NO_LABEL:
         raise FeaturesError(
             f"{features.folder}: some samples have labels and some have none; give all of them one"

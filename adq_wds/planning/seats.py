@@ -47,11 +47,10 @@ def make_cells(samples: Samples, bins: Bins, importance: NDArray[np.float64], op
         PlanError: more must-includes than the budget.
         ValueError: the allocation gives weights that cannot be used.
     """
-    free = samples.free
-    n_classes, n_bins = len(samples.classes), bins.n_bins
-    cell = samples.row[free] * n_bins + bins.bin[free]
-    size = np.bincount(cell, minlength=n_classes * n_bins).reshape(n_classes, n_bins)
-    n_must = np.bincount(samples.row[samples.must], minlength=n_classes)
+    size = np.zeros((len(samples.classes), bins.n_bins), dtype=np.int64)
+    for i, rows in samples.by_class(samples.free):
+        size[i] = np.bincount(bins.bin[rows], minlength=bins.n_bins)
+    n_must = np.bincount(samples.row_of(samples.label[samples.must]), minlength=len(size))
     weight = np.stack([weigh_bins(options, of_class, importance) for of_class in size])
     n_chosen = int(np.isin(samples.label, samples.classes).sum())
     n_left = int(size.sum() + n_must.sum())
@@ -89,11 +88,12 @@ def take_seats(samples: Samples, bins: Bins, quota: _Counts, options: Options) -
     samples.pick = np.where(left_out, np.int32(-1), bins.pick)
     keyed = options.draw == "random"
     order: NDArray[Any] = keyed_draws(samples.features, options.seed) if keyed else samples.pick
-    rows = np.flatnonzero(samples.free)
-    cell = samples.row[rows] * bins.n_bins + samples.bin[rows]
-    by_cell = np.lexsort((order[rows], cell))  # stable, so ties keep their position
-    _, starts, counts = np.unique(cell[by_cell], return_index=True, return_counts=True)
-    samples.rank = np.where(samples.must, ALWAYS, NEVER).astype(np.int32)
-    samples.rank[rows[by_cell]] = np.arange(len(rows)) - np.repeat(starts, counts)
+    samples.rank = np.where(samples.must, np.int32(ALWAYS), np.int32(NEVER))
     samples.kept = samples.must.copy()
-    samples.kept[rows] = samples.rank[rows] < quota.ravel()[cell]
+    for i, of_class in samples.by_class(samples.free):
+        bin = samples.bin[of_class]
+        by_bin = np.lexsort((order[of_class], bin))  # stable, so ties keep their position
+        rows, size = of_class[by_bin], np.bincount(bin, minlength=bins.n_bins)
+        rank = np.arange(len(rows)) - np.repeat(np.cumsum(size) - size, size)
+        samples.rank[rows] = rank
+        samples.kept[rows] = rank < np.repeat(quota[i], size)

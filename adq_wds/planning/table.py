@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,17 +14,68 @@ from adq_wds.core.cells import Cells
 from adq_wds.core.fresh import ONE
 from adq_wds.core.scores import DECIMALS, rounded
 from adq_wds.planning.options import Options
-from adq_wds.planning.samples import Samples, name_samples
+from adq_wds.planning.samples import NamesOfSamples, Samples
 from adq_wds.planning.seats import equal_to_alpha_0
 from adq_wds.tables.features_file import NO_LABEL, FeaturesFile
-from adq_wds.tables.plan import Plan
-from adq_wds.tables.plan_rows import BAD, DUPLICATE, KEPT, NEVER, QUOTA, REASONS, PlanShard
+from adq_wds.tables.members import MEMBERS
+from adq_wds.tables.plan import Plan, load_plan
+from adq_wds.tables.plan_rows import (
+    BAD,
+    DUPLICATE,
+    KEPT,
+    MARGIN,
+    NEVER,
+    QUOTA,
+    REASON_COLUMNS,
+    REASONS,
+    PlanShard,
+)
+from adq_wds.tables.write_plan import write_plan
+
+
+@dataclass(frozen=True)
+class PlanTable:
+    """The plan of all samples, usable or not, before it is written: its header, and the rows of one shard at a time.
+
+    Attributes:
+        samples: N samples, with the results of all stages.
+        header: the entries of the plan's header that do not follow from its rows.
+    """
+
+    samples: Samples
+    header: dict[str, Any]
+
+    def plan(self) -> Plan:
+        """The plan in memory, with the rows of all shards."""
+        return Plan.from_shards(self.shards(), self.header)
+
+    def save(self, path: str | os.PathLike[str]) -> Plan:
+        """Write the plan's file shard by shard, and open it; raises as `write_plan` does."""
+        optional = [*REASON_COLUMNS, *([] if self.samples.margin is None else [MARGIN.name])]
+        if any(file.has_members for file in self.samples.features):
+            optional.append(MEMBERS.name)
+        write_plan(path, self.shards(), self.header, optional=optional)
+        return load_plan(path)
+
+    def shards(self) -> Iterator[PlanShard]:
+        """The rows of each shard with their reasons, unusable samples included in their order and never kept."""
+        samples, first = self.samples, 0
+        names = NamesOfSamples(samples.features, samples.stays[samples.reason == DUPLICATE])
+        for file in samples.features:
+            here = slice(first, first + file.n)
+            reason, stays, kept = samples.reason[here], samples.stays[here], samples.kept[here]
+            columns: list[NDArray[Any]] = [samples.label[here], samples.bin[here], samples.pick[here]]
+            columns += [samples.rank[here], kept]
+            columns += [final_reason(reason, kept), np.where(reason == DUPLICATE, stays, -1)]
+            columns += [] if samples.margin is None else [samples.margin[here]]
+            yield _with_bad(file, columns, names)
+            first += file.n
 
 
 def make_table(
     samples: Samples, cells: Cells, scores: Mapping[str, NDArray[np.float64]], options: Options
-) -> Plan:
-    """The plan of all samples, usable or not, in memory.
+) -> PlanTable:
+    """The plan of all samples.
 
     Args:
         samples: N samples, with the results of all stages.
@@ -30,25 +83,22 @@ def make_table(
         scores: (K,) float64 of each score, "importance" among them.
         options: of the plan.
     """
-    features = samples.features
-    reason = np.where(samples.kept, KEPT, np.where(samples.reason == KEPT, QUOTA, samples.reason))
-    stays = np.where(samples.reason == DUPLICATE, samples.stays, -1)
-    names = name_samples(features, stays[stays >= 0].tolist())
-    columns: list[NDArray[Any]] = [samples.label, samples.bin, samples.pick, samples.rank, samples.kept]
-    columns += [reason.astype(np.uint8), stays, *([] if samples.margin is None else [samples.margin])]
-    ends = np.cumsum([file.n for file in features])[:-1]
-    parts = zip(*(np.split(column, ends) for column in columns), strict=True)
-    shards = [_with_bad(file, part, names) for file, part in zip(features, parts, strict=True)]
     header = {
         "settings": {**options.settings(), **samples.settings, "n_bins": cells.size.shape[1]},
-        **_header_of_set(samples, shards, options),
+        **_header_of_set(samples, options),
         **_header_of_cells(samples, cells, scores),
         "equal_to_alpha_0": equal_to_alpha_0(cells, options),
     }
-    return Plan.from_shards(shards, header)
+    return PlanTable(samples, header)
 
 
-def _with_bad(file: FeaturesFile, columns: Sequence[NDArray[Any]], names: Mapping[int, str]) -> PlanShard:
+def final_reason(reason: NDArray[np.uint8], kept: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """(n,) uint8: why each sample is kept or not, once the seats are taken."""
+    left = np.where(reason == KEPT, np.uint8(QUOTA), reason)
+    return np.where(kept, np.uint8(KEPT), left)
+
+
+def _with_bad(file: FeaturesFile, columns: Sequence[NDArray[Any]], names: NamesOfSamples) -> PlanShard:
     """One shard's rows, unusable samples included in their order and never kept."""
     spans, order = file.all_spans()
     if file.bad:
@@ -58,11 +108,12 @@ def _with_bad(file: FeaturesFile, columns: Sequence[NDArray[Any]], names: Mappin
             for column, fill in zip(columns, fills, strict=False)  # margins are not always there
         ]
     label, bin, pick, rank, kept, reason, stays, *margin = columns
-    copies = {row: names[int(stays[row])] for row in np.flatnonzero(stays >= 0).tolist()}
+    rows = np.flatnonzero(stays >= 0)
+    copies = dict(zip(rows.tolist(), names.of(stays[rows]), strict=True))
     return PlanShard(file.shard, spans, label, bin, pick, rank, kept, reason, copies, *margin)
 
 
-def _header_of_set(samples: Samples, shards: list[PlanShard], options: Options) -> dict[str, Any]:
+def _header_of_set(samples: Samples, options: Options) -> dict[str, Any]:
     """Features, and sums over all samples and over the kept ones."""
     features = samples.features
     first = features.files[0]
@@ -70,19 +121,30 @@ def _header_of_set(samples: Samples, shards: list[PlanShard], options: Options) 
     more: dict[str, Any] = {"scores": used} if used else {}
     if options.kernel == "gradient":
         more["logit_grad"] = first.header["logit_grad"]
-    reasons = np.concatenate([shard.reason for shard in shards if shard.reason is not None])
-    n_bytes = np.concatenate([shard.spans.n_bytes for shard in shards])
-    kept = np.concatenate([shard.kept for shard in shards])
+    reasons = np.bincount(final_reason(samples.reason, samples.kept), minlength=len(REASONS))
+    n_bad = sum(len(file.bad) for file in features)
+    reasons[BAD] += n_bad
     texture = features.texture()
     return {
         "features": {**features.header, "hash": features.hash, "limit": features.limit, **more},
-        "bytes": {"all": int(n_bytes.sum()), "kept": int(n_bytes[kept].sum())},
+        "bytes": _bytes_of(samples),
         "texture": None if texture is None else _mean_texture(texture, samples.kept),
-        "bad": sum(len(file.bad) for file in features),
-        "reasons": dict(zip(REASONS, np.bincount(reasons, minlength=len(REASONS)).tolist(), strict=True)),
+        "bad": n_bad,
+        "reasons": dict(zip(REASONS, reasons.tolist(), strict=True)),
         "copies_of_other_label": int((samples.label != samples.label[samples.stays]).sum()),
         **({} if samples.doubts is None else {"clean": samples.doubts}),
     }
+
+
+def _bytes_of(samples: Samples) -> dict[str, int]:
+    """Bytes of all samples, unusable ones too, and of those kept."""
+    total = kept = first = 0
+    for file in samples.features:
+        n_bytes = file.read_columns(["n_bytes"])["n_bytes"].to_numpy()
+        total += int(n_bytes.sum()) + sum(row[3] for row in file.bad)
+        kept += int(n_bytes[samples.kept[first : first + file.n]].sum())
+        first += file.n
+    return {"all": total, "kept": kept}
 
 
 def _header_of_cells(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from adq_wds.checks import positive
 from adq_wds.errors import FeaturesError, shorten
@@ -178,11 +178,24 @@ class Features:
         common: Any = {name: header[name] for name in ALIKE}
         return cast(FeaturesCommon, common)
 
+    def column(
+        self,
+        read: Callable[[FeaturesFile], NDArray[Any] | None],
+        dtype: DTypeLike,
+        shape: tuple[int, ...] = (),
+    ) -> NDArray[Any]:
+        """(N, *shape) numbers over all shards: those that `read` gives of each; one shard is read at a time."""
+        values, first = np.empty((len(self), *shape), dtype), 0
+        for file in self.files:
+            values[first : first + file.n] = read(file)
+            first += file.n
+        return values
+
     def texture(self) -> NDArray[np.float32] | None:
         """(N,) float32 texture levels over all shards; None where no image was looked at."""
         if not all(file.has_texture for file in self.files):
             return None
-        return np.concatenate([file.texture() for file in self.files])
+        return self.column(FeaturesFile.texture, np.float32)
 
     def score(self, name: str) -> NDArray[np.float32]:
         """(N,) float32 numbers of a score of users, over all shards.
@@ -196,7 +209,7 @@ class Features:
             raise FeaturesError(
                 f"score {name!r} has revision {a!r} in {x} and {b!r} in {y}; embed them again"
             )
-        return np.concatenate([file.score(name) for file in self.files])
+        return self.column(lambda file: file.score(name), np.float32)
 
     @property
     def n_classes(self) -> int:

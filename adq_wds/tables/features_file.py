@@ -310,6 +310,11 @@ class FeaturesFile:
         return self._numbers("texture")
 
     @property
+    def has_members(self) -> bool:
+        """Whether the fields and sizes of each sample's members are known: not in files before version 4."""
+        return MEMBERS.name in self._schema.names
+
+    @property
     def has_digest(self) -> bool:
         """Whether there are digests: not in files of versions 1 and 2."""
         return "digest" in self._schema.names

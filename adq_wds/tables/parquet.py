@@ -72,19 +72,24 @@ def write_groups(
     path: str | os.PathLike[str],
     schema: pa.Schema,
     groups: Iterable[pa.Table],
-    header: Header,
+    header: Header | Callable[[], Header],
     *,
     compression: str = "zstd",
 ) -> None:
     """Write tables of one schema as the row groups of one file, whole or not at all.
 
     Tables that cannot be written, or are too large to be read back, raise `AdqError`, and the old file stays intact.
+
+    Args:
+        path: the file.
+        schema: of every table.
+        groups: the tables; one at a time is in memory.
+        header: the header, or a function that gives it after the last table.
+        compression: of Parquet's pages.
     """
-    text = canonical_json(header)
-    raw = text.encode("utf-8")
     options = {"compression": compression, "use_dictionary": False, "write_statistics": False}
     try:
-        bounds.check_header(raw, len(header["shards"]))
+        text = None if callable(header) else _checked_text(header)
         with atomic_path(path) as partial:
             rows = []
             with pq.ParquetWriter(partial, schema, **options) as writer:
@@ -94,10 +99,21 @@ def write_groups(
                             bounds.check_names(column.name, group[column.name].nbytes, group.num_rows)
                     writer.write_table(group, row_group_size=max(1, group.num_rows))
                     rows.append(group.num_rows)
-                writer.add_key_value_metadata({HEADER_KEY: raw, HASH_KEY: sha256_text(text).encode("ascii")})
+                if callable(header):
+                    text = _checked_text(header())
+                assert text is not None
+                raw, digest = text.encode("utf-8"), sha256_text(text).encode("ascii")
+                writer.add_key_value_metadata({HEADER_KEY: raw, HASH_KEY: digest})
             bounds.check_rows(rows, bounds.check_footer(partial))
     except bounds.TooLargeError as cause:
         raise AdqError(f"cannot write {path}: {cause}; use fewer, larger shards and short keys") from None
+
+
+def _checked_text(header: Header) -> str:
+    """A header's JSON text, not too large to be read back."""
+    text = canonical_json(header)
+    bounds.check_header(text.encode("utf-8"), len(header["shards"]))
+    return text
 
 
 class GroupFile:

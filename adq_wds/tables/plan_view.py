@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from adq_wds.remote.url_path import AnyPath
 
 if TYPE_CHECKING:
     from adq_wds.tables.plan_rows import PlanShard
@@ -14,7 +15,7 @@ class PlanView(Protocol):
     """A plan to read; `Plan` says what each is."""
 
     header: Any
-    path: Path | None
+    path: AnyPath | None
     shards: list[str]
     n_samples: int
     n_kept: int

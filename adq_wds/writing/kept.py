@@ -99,7 +99,8 @@ def runs_of(kept: Kept, pattern: ShardPattern, *, max_samples: int, max_bytes: i
 
     Payloads are as long as the plan's column `members` says; a sample without is read for it.
     """
-    cut, tasks = Cut(max_samples, max_bytes), []
+    cut = Cut(max_samples, max_bytes)
+    tasks: list[Task] = []
     first = number = total = 0
 
     def end() -> None:

@@ -86,7 +86,7 @@ def test_any_small_input_is_exact_on_both_sides(n, D, bins, pool, spread, offset
 @pytest.mark.parametrize("whole_pool", [0, 64])
 def test_pools_given_up_and_rows_moved_agree_with_the_matrix(kind, whole_pool, monkeypatch):
     monkeypatch.setattr(graphcut_pool, "WHOLE_POOL", whole_pool)
-    monkeypatch.setattr(graphcut_pool, "_COPY_ROWS", 17)
+    monkeypatch.setattr(graphcut_pool, "_BLOCK_ROWS", 17)
     rows = features(kind, n=1201, D=40)
     before = rows.copy()
     for bins in (1, 10):

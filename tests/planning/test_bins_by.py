@@ -69,7 +69,7 @@ def test_a_file_of_bins_made_otherwise_is_made_again(folder: Path, tmp_path: Pat
     file = tmp_path / "bins.parquet"
     for by in ("graphcut", "difficulty", "graphcut"):
         options: dict[str, Any] = {"bins": 3, "bins_by": by}
-        plan = make_plan(Features(folder), plan_options(**options), bins_file=file)
+        plan = make_plan(Features(folder), plan_options(**options), bins_file=file).plan()
         assert plan.hash == adq.build_plan(folder, **options).hash
         assert Bins.load(file).header.get("bins_by", "graphcut") == by
 

@@ -3,12 +3,13 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-import adq_wds as adq
-from adq_wds.planning.buckets import ClassBuckets
+from adq_wds.planning.buckets import Column, embedding_column
+from adq_wds.planning.class_tasks import Workplace, run_classes
 from adq_wds.tables.features import Features
 from adq_wds.tables.features_file import ShardFeatures
 from tests.programs import run
@@ -29,32 +30,41 @@ def labels(features: Features) -> np.ndarray:
     return np.concatenate([file.read_columns(["label"])["label"].to_numpy() for file in features])
 
 
+class Copy:
+    """A job whose result is its rows."""
+
+    def of_class(self, rows: Any, progress: Any) -> Any:
+        return {name: values[:] for name, values in rows.items()}
+
+    def joined(self, parts: Any) -> Any:
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
 def test_a_class_is_its_rows_in_their_order(make_features: MakeFeatures, tmp_path: Path) -> None:
-    """Also asked a second time, and beside classes that are nowhere; the scratch file has no name."""
+    """Also beside classes that are nowhere; no scratch file stays."""
     rng, told = np.random.default_rng(0), []
     for i in range(12):
         make_features(f"s{i:02d}.tar", rng.integers(-1, 40, rng.integers(0, 60)).tolist(), width=3)
     features = Features(tmp_path / "features")
     label = labels(features)
     rows = np.concatenate([file.embedding() for file in features])
-    asked = list(range(-1, 41))
-    buckets = ClassBuckets(features, label, asked[::2], scratch=tmp_path / "features", progress=told.append)
-    assert told == [file.n for file in features]
+    asked = list(range(-1, 41))[::2]
+    place, columns = Workplace(folder=tmp_path), [embedding_column(features), Column.of_array("label", label)]
+    parts = run_classes(
+        place, "copy", Copy(), features=features, label=label, classes=asked, names=None, columns=columns,
+        depends=0, progress=told.append,
+    )  # fmt: skip
+    seen = []
+    for where, arrays in parts:
+        assert arrays["embedding"].dtype == np.float16
+        assert (arrays["embedding"] == rows[where]).all()
+        assert (arrays["label"].ravel() == label[where]).all()
+        seen += where.tolist()
+    assert seen == [i for c in asked for i in np.flatnonzero(label == c)]
+    assert told[: len(features.files)] == [file.n for file in features]
+    assert sum(told) == len(label) + np.isin(label, asked).sum()
+    assert [path.name for path in tmp_path.iterdir()] == ["features"]
     assert all(name.endswith(".parquet") for name in os.listdir(tmp_path / "features"))
-    for c in [*asked[::2], *asked[::2]]:
-        where, (embedding,) = buckets.rows_of(c)
-        assert embedding.dtype == np.float16
-        assert (where == np.flatnonzero(label == c)).all()
-        assert (embedding == rows[where]).all()
-    buckets.close()
-
-
-def test_a_scratch_folder_that_cannot_be_used_is_named(features: Features, tmp_path: Path) -> None:
-    text = (
-        r"cannot sort 13 embeddings by class: No such file or directory in .*nowhere, which needs 156 bytes"
-    )
-    with pytest.raises(adq.FeaturesError, match=text):
-        ClassBuckets(features, labels(features), [0], scratch=tmp_path / "nowhere")
 
 
 def test_a_full_disk_is_told_with_the_space_needed(make_features: MakeFeatures, tmp_path: Path) -> None:
@@ -69,5 +79,5 @@ def test_a_full_disk_is_told_with_the_space_needed(make_features: MakeFeatures, 
     )
     done = run(code, str(tmp_path / "features"))
     assert "cannot sort 3,000 embeddings by class: File too large in" in done.stdout
-    assert "which needs 192,000 bytes" in done.stdout
+    assert "which needs 204,000 bytes" in done.stdout
     assert done.stderr == ""

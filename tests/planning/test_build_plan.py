@@ -15,6 +15,7 @@ import pytest
 import adq_wds as adq
 from adq_wds.files import lock
 from adq_wds.planning import build_plan as plan_job
+from adq_wds.planning.buckets import Buckets
 from adq_wds.planning.build_plan import find_bins
 from adq_wds.tables.bins import Bins
 from adq_wds.tables.features import Features, file_name
@@ -164,10 +165,10 @@ def test_nothing_is_written_beside_the_features(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A read-only folder of features will do."""
-    used: list[Path | None] = []
-    real = tempfile.TemporaryFile
+    used: list[Path] = []
+    real = Buckets.write
     monkeypatch.setattr(
-        tempfile, "TemporaryFile", lambda **options: (used.append(options["dir"]), real(**options))[1]
+        Buckets, "write", lambda self, *a, **k: (used.append(self.path.parent.parent), real(self, *a, **k))
     )
     before = {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.iterdir()}
     folder_date = folder.stat().st_mtime_ns
@@ -175,7 +176,7 @@ def test_nothing_is_written_beside_the_features(
     adq.build_plan(folder)
     assert {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.iterdir()} == before
     assert folder.stat().st_mtime_ns == folder_date
-    assert used == [tmp_path / "out", None]
+    assert used == [tmp_path / "out", Path(tempfile.gettempdir())]
 
 
 # ---- Arguments

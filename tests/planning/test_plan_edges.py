@@ -238,7 +238,7 @@ def test_bins_kept_in_a_file_are_taken_where_they_fit(
         if damaged:
             kept.write_bytes(b"nothing")
         caplog.clear()
-        assert make_plan(Features(mixed), plan_options(bins=4), bins_file=kept).hash == expected
+        assert make_plan(Features(mixed), plan_options(bins=4), bins_file=kept).plan().hash == expected
         assert ("binning 120 samples" in caplog.text) == binned
         assert ("binning again" in caplog.text) == damaged
     make_plan(Features(mixed), plan_options(bins=3), bins_file=kept)
