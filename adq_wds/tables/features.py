@@ -178,7 +178,7 @@ class Features:
         """(N,) numbers over all shards: those that `read` gives of each; one shard is read at a time."""
         values, first = np.empty(len(self), dtype), 0
         for file in self.files:
-            values[first : first + file.n] = read(file)
+            values[first : first + file.n] = np.asarray(read(file))
             first += file.n
         return values
 

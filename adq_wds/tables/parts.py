@@ -139,7 +139,9 @@ class Parts:
                 )
         table = file.group(0, _LIST, optional=["kept"])
         self.names: list[str] = table["name"].to_pylist()
-        self._counts = {name: table[name].to_numpy() for name in table.column_names if name != "name"}
+        self._counts: dict[str, NDArray[Any]] = {
+            name: table[name].to_numpy() for name in table.column_names if name != "name"
+        }
         if any((column < 0).any() for column in self._counts.values()):
             raise error(f"{self.path}: damaged: a shard has less than no samples")
         self._part = lru_cache(_OPEN_PARTS)(self._open)
@@ -148,7 +150,8 @@ class Parts:
         """See `GroupFile.counts`."""
         if name not in self._counts:
             raise ValueError(f"its list of shards has no column {name!r}")
-        return self._counts[name]
+        counts: NDArray[np.int64] = self._counts[name]
+        return counts
 
     def has(self, name: str) -> bool:
         """See `GroupFile.has`."""
