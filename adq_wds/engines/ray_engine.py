@@ -22,7 +22,10 @@ from adq_wds.files import write_text
 PACKAGES = ("adq-wds", "ray", "torch", "numpy", "pillow")  # whose versions results may depend on
 RETRIES = 3
 """How often Ray runs a task again whose actor was killed or whose node died."""
-_ANSWER_S = 5.0  # to connect to an address
+_ANSWER_S = 4.0  # to connect to an address, and again to hear an answer
+_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(
+    [0, 0, 0, 4, 0, 0, 0, 0, 0]
+)  # gRPC's; servers answer it
 _GO_ON = "run it again to go on: what is done stays done"
 
 
@@ -68,24 +71,29 @@ class Driver:
 class RayWorker:
     """The actor: it compares itself with the driver, then loads the work, once."""
 
-    def __init__(self, work: list[Any], driver: Driver) -> None:
+    def __init__(self, driver: Driver) -> None:
         with suppress(OSError):
             os.chdir(driver.cwd)
         self._fault: Exception | None = driver.fault()
-        if self._fault is None:
-            try:
-                (reference,) = work  # in a list, so that nothing is unpickled before versions are compared
-                self._worker = Worker(import_module("ray").get(reference))
-            except Exception as error:
-                self._fault = portable(error)
+        self._worker: Worker | None = None
 
     def fault(self) -> Exception | None:
         """Why it can do nothing."""
         return self._fault
 
-    def do(self, task: Task) -> Outcome:
-        """Do a task; also after a restart on another node, which may be unfit."""
-        return Outcome(task, None, self._fault, []) if self._fault is not None else self._worker.do(task)
+    def do(self, work: list[Any], task: Task) -> Outcome:
+        """Do a task; also after a restart, on another node.
+
+        Args:
+            work: a reference to it, in a list, so that it is unpickled once, and not before versions are compared.
+            task: the task.
+        """
+        if self._worker is None and self._fault is None:
+            try:
+                self._worker = Worker(import_module("ray").get(work[0]))
+            except Exception as error:
+                self._fault = portable(error)
+        return Outcome(task, None, self._fault, []) if self._worker is None else self._worker.do(task)
 
 
 class RayEngine:
@@ -129,9 +137,11 @@ class RayEngine:
                 scheduling_strategy="SPREAD",
             )(RayWorker)
             n = min(len(tasks), self._room(resources))
-            yield from self._results([actor.remote([reference], driver) for _ in range(n)], tasks)
+            yield from self._results([actor.remote(driver) for _ in range(n)], [reference], tasks)
 
-    def _results(self, actors: list[Any], tasks: Sequence[Task]) -> Iterator[tuple[Task, Result]]:
+    def _results(
+        self, actors: list[Any], work: list[Any], tasks: Sequence[Task]
+    ) -> Iterator[tuple[Task, Result]]:
         """Give each actor a task once it has started, and the next when it has done one."""
         waiting, n_left = iter(tasks), len(tasks)
         running: dict[Any, tuple[Any, Task | None]] = {
@@ -145,7 +155,7 @@ class RayEngine:
                 outcome = self._answer(reference, task)
                 del running[reference]
                 if (more := next(waiting, None)) is not None:
-                    running[actor.do.remote(more)] = actor, more
+                    running[actor.do.remote(work, more)] = actor, more
                 del actor
                 if isinstance(outcome, Outcome):
                     n_left -= 1
@@ -219,7 +229,9 @@ def _knock(address: str | None) -> None:
     """Raise `OSError` soon where nobody answers; Ray would try for minutes."""
     host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
     if colon and port.isdecimal():
-        socket.create_connection((host, int(port)), timeout=_ANSWER_S).close()
+        with socket.create_connection((host, int(port)), timeout=_ANSWER_S) as connection:
+            connection.sendall(_GREETING)
+            connection.recv(1)
 
 
 @contextmanager

@@ -79,6 +79,10 @@ def run_job(
         ValueError: an argument is out of range, a name unknown, or a source lies where shards are to be written.
         AdqError: damaged data, another job in the folder, shards in ``OUT/shards/`` from elsewhere.
     """
+    if write and engine == "shared":
+        raise ValueError(
+            "write=True with engine='shared': processes would remove each other's shards; write them by `adq write` after the run"
+        )
     paths = expand_urls(urls)
     if plan.get("scores"):
         plan = {**plan, "scores": [str(s) if isinstance(s, Column) else s for s in plan["scores"]]}
@@ -133,7 +137,9 @@ def run_job(
         if write:
             from adq_wds.writing.write_shards import write_kept  # which imports torch
 
-            written = write_kept(paths, made, shards.pattern, overwrite=True, progress=progress)
+            written = write_kept(
+                paths, made, shards.pattern, overwrite=True, progress=progress, engine=engine, address=address
+            )
             result["written"] = asdict(written)
         elif shards.existing():
             logger.warning("%s was written for an earlier plan; add --write to write it again", shards.folder)
