@@ -99,6 +99,14 @@ class Remote(RemoteFile):
         return located(ShardError(str(trouble)), shard=self._shard)
 
 
+def lost_in_forks(scheme: str) -> bool:
+    """Whether a process forked from this one could not read URLs that begin so: obstore was used, and nothing else can."""
+    from adq_wds.remote.with_fsspec import installed
+    from adq_wds.remote.with_obstore import SCHEMES, was_used
+
+    return was_used() and scheme in SCHEMES and not installed(scheme)
+
+
 def _backend(url: str, access: Access) -> Backend:
     """The library for a URL: obstore, where it is installed and can read it here; else fsspec."""
     from adq_wds.remote.with_fsspec import Fsspec, installed
