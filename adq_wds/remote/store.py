@@ -22,8 +22,12 @@ TRIES = 3
 """Requests for one range whose answers break off, before it is an error."""
 
 
+class RequestError(OSError):
+    """A request to a store that failed; what the store holds may be whole."""
+
+
 class RemoteFile:
-    """One URL, for reading and writing. All errors are `OSError`s, `FileNotFoundError` where nothing is there."""
+    """One URL, for reading and writing. Errors are `RequestError`s, or `FileNotFoundError` where nothing is there."""
 
     def __init__(self, url: str, *, access: Access | None = None) -> None:
         with self._errors():
@@ -85,7 +89,7 @@ class RemoteFile:
             raise self._error(trouble) from None
 
     def _error(self, trouble: Trouble) -> Exception:
-        return (FileNotFoundError if trouble.missing else OSError)(str(trouble))
+        return (FileNotFoundError if trouble.missing else RequestError)(str(trouble))
 
 
 class Remote(RemoteFile):
