@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from adq_wds.remote.backend import NoRanges
-from adq_wds.remote.store import RemoteFile
+from adq_wds.remote.store import RemoteFile, RequestError
 
 BLOCK = 256 << 10
 """Bytes that one request asks for at least; small reads side by side share it."""
@@ -77,5 +77,7 @@ class RangedFile(io.RawIOBase):
         try:
             (self._block,) = self._remote.read_ranges([(start, end)])
         except NoRanges:
-            raise OSError("the server serves no ranges: fetch the file first, and give its path") from None
+            raise RequestError(
+                "the server serves no ranges: fetch the file first, and give its path"
+            ) from None
         self._block_start = start

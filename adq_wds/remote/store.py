@@ -22,8 +22,12 @@ TRIES = 3
 """Requests for one range whose answers break off, before it is an error."""
 
 
+class RequestError(OSError):
+    """A request to a store that failed; what the store holds may be whole."""
+
+
 class RemoteFile:
-    """One URL, for reading and writing. All errors are `OSError`s, `FileNotFoundError` where nothing is there."""
+    """One URL, for reading and writing. Errors are `RequestError`s, or `FileNotFoundError` where nothing is there."""
 
     def __init__(self, url: str, *, access: Access | None = None) -> None:
         with self._errors():
@@ -85,7 +89,7 @@ class RemoteFile:
             raise self._error(trouble) from None
 
     def _error(self, trouble: Trouble) -> Exception:
-        return (FileNotFoundError if trouble.missing else OSError)(str(trouble))
+        return (FileNotFoundError if trouble.missing else RequestError)(str(trouble))
 
 
 class Remote(RemoteFile):
@@ -97,6 +101,14 @@ class Remote(RemoteFile):
 
     def _error(self, trouble: Trouble) -> Exception:
         return located(ShardError(str(trouble)), shard=self._shard)
+
+
+def lost_in_forks(scheme: str) -> bool:
+    """Whether a process forked from this one could not read URLs that begin so: obstore was used, and nothing else can."""
+    from adq_wds.remote.with_fsspec import installed
+    from adq_wds.remote.with_obstore import SCHEMES, was_used
+
+    return was_used() and scheme in SCHEMES and not installed(scheme)
 
 
 def _backend(url: str, access: Access) -> Backend:

@@ -26,7 +26,7 @@ def usable() -> bool:
     return not _first_process or _first_process[0] == os.getpid()
 
 
-def read_through_obstore() -> bool:
+def was_used() -> bool:
     """Whether this process has used obstore, so that those it forks cannot."""
     return bool(_first_process)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from adq_wds.errors import LoaderClosed
-from adq_wds.remote.with_obstore import read_through_obstore
+from adq_wds.remote.store import lost_in_forks
+from adq_wds.shards.names import is_url
 from adq_wds.stream.dataset import ShardDataset
 from adq_wds.stream.iterator import Closed
 from adq_wds.stream.progress import Progress
@@ -32,7 +34,7 @@ class Loader(StatefulDataLoader[Any]):  # type: ignore[misc]
         dataset: decides batches, order, ranks and pipes.
         num_workers: processes that read ahead.
         options: as torch's DataLoader takes them: pin_memory, prefetch_factor, persistent_workers, timeout,
-            multiprocessing_context (once this process has read a URL, "forkserver" by default), worker_init_fn,
+            multiprocessing_context ("forkserver" by default where forked workers could not read the URLs), worker_init_fn,
             generator, pin_memory_device.
 
     Raises:
@@ -53,7 +55,7 @@ class Loader(StatefulDataLoader[Any]):  # type: ignore[misc]
                 raise ValueError(f"{name}= is the data set's matter: give it to ShardDataset")
             if name in _FIXED:
                 raise ValueError(f"{name}= cannot be chosen: the order and the state depend on it")
-        if num_workers and read_through_obstore():  # which no forked worker could use
+        if num_workers and _is_lost_in_forks(dataset):
             options.setdefault("multiprocessing_context", "forkserver")
         self._iteration: _Iteration | None = None
         super().__init__(
@@ -125,6 +127,14 @@ class _Iteration(Progress):
             if stop_workers is not None:
                 stop_workers()
             raise
+
+
+def _is_lost_in_forks(dataset: ShardDataset) -> bool:
+    """Whether the shards, or the plan, are at URLs that forked workers cannot read."""
+    listing = dataset._recipe.listing
+    plan = getattr(listing, "plan", None)
+    urls = [*listing.urls, *([] if plan is None or plan.path is None else [os.fspath(plan.path)])]
+    return any(map(lost_in_forks, {url.partition("://")[0].lower() for url in urls if is_url(url)}))
 
 
 def _as_is(item: Any) -> Any:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from adq_wds.errors import AdqError, shorten
 from adq_wds.files import canonical_json, sha256_text
 from adq_wds.remote.outputs import atomic_path
+from adq_wds.remote.store import RequestError
 from adq_wds.remote.url_path import UrlPath, as_path
 from adq_wds.tables import bounds
 from adq_wds.tables.headers import TableHeader, parse_header
@@ -265,7 +266,7 @@ class GroupFile:
             table = self._read_group(i, entry["n"], wanted)
             hashes = column_hashes(table)
         except (pa.ArrowException, OSError, ValueError, KeyError, RuntimeError, MemoryError) as cause:
-            if isinstance(cause, OSError) and isinstance(self.path, UrlPath):
+            if isinstance(cause, RequestError):
                 raise self._error(f"{place}: cannot be read: {shorten(str(cause), 300)}") from cause
             raise self._error(f"{place}: damaged: {shorten(str(cause), 200)}; make it again") from cause
         for name, digest in hashes.items():

@@ -115,6 +115,7 @@ def test_a_run_in_a_store_has_the_bytes_of_a_local_one(
     assert store.all() == before
 
 
+@pytest.mark.parametrize("store", [pytest.param("s3", marks=pytest.mark.slow), "memory"], indirect=True)
 def test_each_step_reads_and_writes_a_store(
     store: Store, shards: list[str], tmp_path: Path, capsys: Any
 ) -> None:
@@ -139,6 +140,7 @@ def test_each_step_reads_and_writes_a_store(
         assert main(["show", shown, "-q"]) == 0
 
 
+@pytest.mark.parametrize("store", [pytest.param("s3", marks=pytest.mark.slow), "memory"], indirect=True)
 def test_what_is_in_a_store_opens_as_what_is_local(store: Store, shards: list[str], tmp_path: Path) -> None:
     local, out = tmp_path / "run", store.url
     for to in (str(local), out):
@@ -238,7 +240,7 @@ def test_a_killed_run_goes_on_where_it_was(
 
 
 def test_a_damaged_object_is_named_and_features_are_made_again(
-    memory: Store, caplog: pytest.LogCaptureFixture
+    memory: Store, shards: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     assert main(["run", *shards, *RUN, "-o", memory.url]) == 0
     whole = memory.all()
