@@ -158,6 +158,22 @@ def test_hugging_faces_streams_give_exactly_the_kept_samples(
     assert out.stdout == "24 of the 24 kept samples, out of 120\n"
 
 
+def test_ray_data_embeds_exactly_the_kept_samples(make_shard: Callable[..., Path], tmp_path: Path) -> None:
+    """By a cluster of its own, which Ray gives up where it does not start within 30 seconds: then another."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install adq-wds[ray]")
+    pytest.importorskip("pandas", reason="pandas, which Ray Data needs, is not installed")
+    shards = [str(make_shard(f"t-{i}.tar", 60, first=60 * i)) for i in range(2)]
+    plan = tmp_path / "plan.parquet"
+    adq.Plan.from_keys(shards, [f"s{i:05d}" for i in range(0, 120, 5)]).save(plan)
+    command = [sys.executable, str(EXAMPLES / "ray_data.py"), f"{tmp_path}/t-*.tar", str(plan)]
+    command += ["--encoder", "thumbnail", "--num-cpus", "2"]
+    for _ in range(5):
+        out = subprocess.run(command, capture_output=True, text=True, timeout=900)
+        if "timed out during startup" not in out.stderr:
+            break
+    assert out.stdout == "24 of the 24 kept samples, out of 120, embedded to 192 numbers each\n", out.stderr
+
+
 needs_diffusers = pytest.mark.skipif(
     importlib.util.find_spec("diffusers") is None or importlib.util.find_spec("sklearn") is None,
     reason="needs diffusers and scikit-learn",

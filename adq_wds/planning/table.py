@@ -54,7 +54,8 @@ class PlanTable:
         optional = [*REASON_COLUMNS, *([] if self.samples.margin is None else [MARGIN.name])]
         if any(file.has_members for file in self.samples.features):
             optional.append(MEMBERS.name)
-        write_plan(path, self.shards(), self.header, optional=optional)
+        n_shards = len(self.samples.features.files)
+        write_plan(path, self.shards(), self.header, n_shards=n_shards, optional=optional)
 
     def shards(self) -> Iterator[PlanShard]:
         """The rows of each shard with their reasons, unusable samples included in their order and never kept."""

@@ -7,6 +7,7 @@ beforehand. The tars are cut as any other samples are, by `write_runs`, and then
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -15,8 +16,9 @@ import numpy as np
 
 from adq_wds.engines.engine import Engine, Result, Task
 from adq_wds.errors import AdqError, SampleError
-from adq_wds.files import canonical_json, write_text
+from adq_wds.files import canonical_json
 from adq_wds.pipes.base import Tally
+from adq_wds.remote.outputs import write_text
 from adq_wds.tables.plan import Plan
 from adq_wds.tables.plan_header import header_without_bins
 from adq_wds.tables.plan_rows import PlanShard
@@ -126,7 +128,7 @@ def make_anew(
     spans = ((name, spans_of(unfinished, name)) for name in made)
     rows = (PlanShard.chosen(name, each, np.ones(len(each), bool)) for name, each in spans)
     plan = Plan.from_shards(rows, header_without_bins({"source": "keys"}))
-    paths = tuple(str(unfinished.folder / name) for name in made)
+    paths = tuple(os.fspath(unfinished.folder / name) for name in made)
     return Kept(paths, plan).on_disk(unfinished.folder / "images.parquet")
 
 

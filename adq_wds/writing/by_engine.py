@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from tqdm import tqdm
 
 from adq_wds.checks import no_bar
 from adq_wds.engines.engine import Engine, Resources, Result, Task, Work
 from adq_wds.errors import PlanError
+from adq_wds.remote.url_path import AnyPath, as_path
 from adq_wds.tables.index import read_index, save_index
 from adq_wds.tables.spans import Spans, scan_spans
 from adq_wds.writing.kept import Kept, Run, runs_of
@@ -28,13 +28,13 @@ class WriteRuns:
     def __call__(self, tasks: Iterator[Task]) -> Iterator[tuple[Task, Result]]:
         """Do the tasks in their order."""
         for task in tasks:
-            path = Path(task.what.path)
+            path = as_path(task.what.path)
             if not (path.exists() and _index(self.unfinished, task.name).exists()):
                 self.unfinished.check()
                 self._write(path, task.what)
             yield task, {"bytes": path.stat().st_size}
 
-    def _write(self, path: Path, run: Run) -> None:
+    def _write(self, path: AnyPath, run: Run) -> None:
         written = write_tar(path, self.kept.samples(run.first, run.stop))
         if written.payload_bytes != run.payload_bytes:
             raise PlanError(
@@ -91,7 +91,7 @@ def run_tasks(
     return results
 
 
-def index_shard(unfinished: Unfinished, path: Path) -> None:
+def index_shard(unfinished: Unfinished, path: AnyPath) -> None:
     """Read a new shard back, and write its index to the folder of unfinished work."""
     save_index(_index(unfinished, path.name), [(path.name, scan_spans(path, shard=path.name))])
 
@@ -101,5 +101,5 @@ def spans_of(unfinished: Unfinished, shard: str) -> Spans:
     return read_index(_index(unfinished, shard))[shard].spans
 
 
-def _index(unfinished: Unfinished, shard: str) -> Path:
+def _index(unfinished: Unfinished, shard: str) -> AnyPath:
     return unfinished.folder / f"{shard}.parquet"

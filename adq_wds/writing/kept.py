@@ -6,12 +6,12 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
 from adq_wds.engines.engine import Task
 from adq_wds.remote.cache import Cache
+from adq_wds.remote.url_path import AnyPath
 from adq_wds.samples.fields import Sample
 from adq_wds.shards.names import is_url
 from adq_wds.stream.as_map import MapView
@@ -86,7 +86,7 @@ class Kept:
             shard = self.plan.shard(name, hold=False)
             yield name, shard.spans.take(np.flatnonzero(shard.kept))
 
-    def on_disk(self, plan: Path) -> Kept:
+    def on_disk(self, plan: AnyPath) -> Kept:
         """The same with absolute paths and the plan in a file, which is written unless it is there."""
         if not plan.exists():
             self.plan.save(plan)
@@ -105,7 +105,7 @@ def runs_of(kept: Kept, pattern: ShardPattern, *, max_samples: int, max_bytes: i
 
     def end() -> None:
         path = pattern.path(len(tasks))
-        tasks.append(Task(path.name, Run(os.path.abspath(path), first, number, total)))
+        tasks.append(Task(path.name, Run(os.fspath(path.absolute()), first, number, total)))
 
     for _, spans in kept.spans():
         texts = [""] * len(spans) if spans.members is None else spans.members.to_pylist()

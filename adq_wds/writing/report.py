@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from adq_wds.writing.smaller import Parts, totals
+from adq_wds.writing.smaller import PARTS, Parts, totals
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class WriteReport:
         if self.parts is None:
             return text
         sums, columns = totals(self.parts), ("before", "whole", "after")
-        rows = [[name, *(f"{part[column]:,}" for column in columns)] for name, part in self.parts.items()]
+        rows = [[name, *(f"{self.parts[name][column]:,}" for column in columns)] for name in PARTS]
         rows = [["bytes", *columns], *rows, ["all", *(f"{sums[column]:,}" for column in columns)]]
         lines = ["  ".join([f"{row[0]:<12}", *(f"{cell:>15}" for cell in row[1:])]) for row in rows]
         lines += [

@@ -34,6 +34,7 @@ _PICTURE, _WHOLE, _BEFORE = "__adq_picture__", "__adq_whole__", "__adq_before__"
 CELL_FIELD = "__adq_cell__"
 """Set to the bytes that a sample takes in the tar it came from."""
 
+PARTS = ("images", "other fields", "container")
 Parts = dict[str, dict[str, int]]
 
 logger = logging.getLogger("adq_wds")
@@ -203,10 +204,7 @@ class Counted:
     """
 
     parts: Parts = field(
-        default_factory=lambda: {
-            part: dict.fromkeys(("before", "whole", "after"), 0)
-            for part in ("images", "other fields", "container")
-        }
+        default_factory=lambda: {part: dict.fromkeys(("before", "whole", "after"), 0) for part in PARTS}
     )
     samples: int = 0
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from adq_wds.errors import AdqError
-from adq_wds.files import canonical_json, write_text
+from adq_wds.files import canonical_json
+from adq_wds.remote.outputs import make_folder, write_text
+from adq_wds.remote.url_path import AnyPath
 
 JOB = ".adq.write/job.json"
 _FORMAT = {"format": "adq_wds.write", "version": 1}
@@ -23,11 +24,11 @@ class Unfinished:
         settings: all that the bytes of the shards depend on, as JSON has it.
     """
 
-    shards: Path
+    shards: AnyPath
     settings: dict[str, Any]
 
     @property
-    def folder(self) -> Path:
+    def folder(self) -> AnyPath:
         """Its path."""
         return (self.shards / JOB).parent
 
@@ -53,7 +54,7 @@ class Unfinished:
 
     def begin(self) -> None:
         """Make the folder, unless it is here."""
-        self.folder.mkdir(exist_ok=True)
+        make_folder(self.folder)
         if not self.is_here:
             write_text(self.shards / JOB, canonical_json({**_FORMAT, "settings": self.settings}) + "\n")
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from adq_wds.checks import Count, Ratio, no_bar, positive
+from adq_wds.engines.alone import alone_at_url
 from adq_wds.engines.choose import EngineName, choose_engine
-from adq_wds.engines.engine import Engine
+from adq_wds.engines.engine import Engine, ThisProcess
+from adq_wds.engines.shared import Shared, lock_for
 from adq_wds.errors import AdqError, SampleError, shorten
 from adq_wds.files import canonical_json
 from adq_wds.pipes.base import MAX_BAD_FRACTION, OnError, Tally, check_on_error
@@ -77,7 +76,7 @@ def write_shards(
     max_samples, max_bytes = positive("max_samples", max_samples), positive("max_bytes", max_bytes)
     chosen = None if plan is None else as_plan(plan)
     folder = make_folder(shards.folder)
-    with lock(folder):
+    with lock(folder), alone_at_url(folder):
         _clear(shards, overwrite, keep_plan=chosen is not None)
         total = None if chosen is None else chosen.n_kept
         with tqdm(samples, total=total, unit=" samples", desc="write", disable=no_bar(progress)) as stream:
@@ -153,10 +152,15 @@ def write_kept(
     paths = expand_urls(urls)
     shards = ShardPattern(os.fspath(pattern))
     refuse_sources(paths, shards)
+    runner = choose_engine(engine, address=address, folder=shards.folder)
+    if overwrite and isinstance(runner, Shared):
+        raise ValueError(
+            "overwrite=True with engine='shared': processes would remove each other's shards; remove old ones first"
+        )
     chosen = Plan.from_keys(paths, None) if plan is None else as_plan(plan)
     kept, copied = Kept(tuple(paths), chosen, root, cache), None if plan is None else chosen
     counted = None if new is None else Counted()
-    if engine != "threads":
+    if not isinstance(runner, ThisProcess):
         settings = {
             "plan": chosen.hash,
             "copied": plan is not None,
@@ -166,9 +170,7 @@ def write_kept(
             "split": split,
             "images": None if new is None else {**new.settings, "skip": on_error != "raise"},
         }
-        return _write_by_engine(
-            kept, shards, settings, new, tally, counted, engine, address, overwrite, progress
-        )
+        return _write_by_engine(kept, shards, settings, new, tally, counted, runner, overwrite, progress)
     stream: Iterable[Sample] = ShardDataset(paths, plan=chosen, root=root, rank=0, world=1, cache=cache)
     if new is not None and counted is not None:
         stream = written_anew(kept.with_cells(stream, 0, chosen.n_kept), new, counted, tally)
@@ -192,27 +194,17 @@ def _write_by_engine(
     new: WriteAnew | None,
     tally: Tally,
     counted: Counted | None,
-    engine: str | Engine,
-    address: str | None,
+    engine: Engine,
     overwrite: bool,
     progress: bool | None,
 ) -> WriteReport:
     """`write_kept` by the tasks of an engine; `settings` are all that the bytes depend on."""
-    if engine == "shared" and overwrite:
-        raise ValueError(
-            "overwrite=True with engine='shared': processes would remove each other's shards; remove old ones first"
-        )
     kept.check()
     if new is not None:
         check_growth(kept, new, strict=tally.on_error == "raise")
     folder = make_folder(shards.folder)
-    if not isinstance(folder, Path):
-        raise ValueError(
-            f"{shorten(str(folder))}: only engine='threads' writes shards to a URL; give a folder"
-        )
-    runner = choose_engine(engine, address=address, folder=folder)
-    unfinished = Unfinished(Path(os.path.abspath(folder)), settings)
-    with nullcontext() if engine == "shared" else lock(folder):
+    unfinished = Unfinished(folder.absolute(), settings)
+    with lock_for(engine, folder, "write", settings):
         done = unfinished.report
         if done is not None and not overwrite:
             return WriteReport(**done)
@@ -228,9 +220,9 @@ def _write_by_engine(
             made, bounds = kept, {name: settings[name] for name in ("max_samples", "max_bytes")}
             if new is not None and counted is not None:
                 made = make_anew(
-                    kept, new, unfinished, runner, tally=tally, counted=counted, progress=progress
+                    kept, new, unfinished, engine, tally=tally, counted=counted, progress=progress
                 )
-            written, spans = write_runs(made, shards, unfinished, runner, **bounds, progress=progress)
+            written, spans = write_runs(made, shards, unfinished, engine, **bounds, progress=progress)
             plan = kept.plan if settings["copied"] else None
             describe_shards(folder, written, plan, settings["split"], None, spans=spans)
             report = _completed(_report(written), kept, shards, tally, counted)
@@ -309,12 +301,12 @@ def _clear(shards: ShardPattern, overwrite: bool, *, keep_plan: bool) -> None:
     old = [path for path in (shards.folder / "_info.json", *shards.existing(), job) if path.exists()]
     if old and not overwrite:
         raise AdqError(
-            f"{shorten(str(shards.folder))} holds {os.path.relpath(str(old[0]), str(shards.folder))} of an earlier run; give another folder, or overwrite=True"
+            f"{shorten(str(shards.folder))} holds {JOB if old[0] == job else old[0].name} of an earlier run; give another folder, or overwrite=True"
         )
     for path in old:  # _info.json goes first: from here on the set is not complete
         path.unlink()
-    if isinstance(job.parent, Path):
-        shutil.rmtree(job.parent, ignore_errors=True)
+    for path in job.parent.iterdir() if job.parent.exists() else ():
+        path.unlink()
     if old and not keep_plan:
         (shards.folder / "plan.parquet").unlink(missing_ok=True)
 
