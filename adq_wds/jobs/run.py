@@ -21,6 +21,7 @@ from adq_wds.files import canonical_json
 from adq_wds.planning.build_plan import make_plan
 from adq_wds.planning.class_tasks import Workplace
 from adq_wds.planning.options import Options, plan_options
+from adq_wds.planning.table import PlanTable
 from adq_wds.registry import BUILT_IN_SCORES, GONE
 from adq_wds.registry import encoder as named_encoder
 from adq_wds.registry import score as named_score
@@ -124,7 +125,7 @@ def run_job(
         features = embed_shards(
             paths, source, folder / "features", progress=progress, engine=engine, address=address, **embed
         )
-        made = _plan(folder, features, options)
+        made = _plan(folder, features, options, runner)
         result = {
             **arguments,
             "features": features.hash,
@@ -174,11 +175,14 @@ def _refuse_foreign_shards(folder: AnyPath, shards: ShardPattern, paths: list[st
         raise AdqError(f"{shards.folder} holds {name}, and no run was made in {folder}: give another folder")
 
 
-def _plan(folder: AnyPath, features: Features, options: Options) -> Plan:
-    place = Workplace(choose_engine(options.engine, folder=folder), local_folder(folder))
-    made = make_plan(features, options, place=place, bins_file=folder / "bins.parquet")
-    (folder / "run.json").unlink(missing_ok=True)  # from here on it would describe another plan
-    made.save(folder / "plan.parquet")
+def _plan(folder: AnyPath, features: Features, options: Options, engine: Engine) -> Plan:
+    place = Workplace(engine, local_folder(folder))
+
+    def save(table: PlanTable) -> None:
+        (folder / "run.json").unlink(missing_ok=True)  # from here on it would describe another plan
+        table.save(folder / "plan.parquet")
+
+    place.finish(lambda: make_plan(features, options, place=place, bins_file=folder / "bins.parquet"), save)
     return load_plan(folder / "plan.parquet")
 
 
