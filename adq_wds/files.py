@@ -23,7 +23,7 @@ _MAX_WRITERS = 8  # of one path at one time and machine; more wait
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike[str], *, durable: bool = True) -> Iterator[Path]:
     """A path to write to: renamed to `path` when the block succeeds, removed when it fails.
 
     The bytes go to a hidden file beside `path`, are flushed to the disk, and take the name with one
@@ -33,6 +33,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Args:
         path: the final name; its folder must exist.
+        durable: the file survives a power cut. Not needed for one that no later job trusts; flushing takes time.
 
     Raises:
         AdqError: the folder is missing or read-only, `path` is a folder or a circle of links, or the disk is full;
@@ -49,13 +50,15 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         with _partial_of(path) as (partial, handle):
             try:
                 yield partial
-                os.fsync(handle)
+                if durable:
+                    os.fsync(handle)
                 os.replace(partial, path)
             except BaseException:
                 with contextlib.suppress(OSError):
                     partial.unlink()
                 raise
-        _sync_folder(path.parent)
+        if durable:
+            _sync_folder(path.parent)
     except OSError as error:
         raise AdqError(f"cannot write {path}: {_reason(error)}") from error
 

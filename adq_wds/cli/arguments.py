@@ -65,7 +65,7 @@ def _run(command: Any) -> None:
     )
     _add_encoder(command, default_of(EMBED, "encoder"))
     _add_embed(command, without=("scores",))  # what `run` embeds follows from the scores of its plan
-    _add_plan(command, without=("engine", "address"))
+    _add_plan(command, without=("engine", "address"))  # those of the embedding
 
 
 def _embed(command: Any) -> None:

@@ -140,7 +140,9 @@ def _embed(a: argparse.Namespace) -> None:
     if a.dry_run:
         from adq_wds.embedding.estimate import estimate
 
-        _print(a, estimate(a.shards, source_of(a), **given(a, EMBED, without=("progress",))))
+        _print(
+            a, estimate(a.shards, source_of(a), **given(a, EMBED, without=("progress", "engine", "address")))
+        )
         return
     features = _call(a, EMBED, a.shards, source_of(a), a.out)
     shown = {
@@ -281,8 +283,10 @@ def _run(a: argparse.Namespace) -> None:
     from adq_wds.planning.options import plan_options as check_plan_options
     from adq_wds.report.text import show_plan
 
-    plan_options = given(a, PLAN, without=("out", "engine", "address", "progress"))
-    embed_options = given(a, EMBED, without=("scores", "progress"))  # scores follow from the plan's
+    plan_options = given(a, PLAN, without=("out", "progress", "engine", "address"))
+    embed_options = given(
+        a, EMBED, without=("scores", "progress", "engine", "address")
+    )  # scores follow from the plan's
     if a.dry_run:
         from adq_wds.embedding.estimate import estimate
 
@@ -302,6 +306,8 @@ def _run(a: argparse.Namespace) -> None:
         plan=plan_options,
         write=a.write,
         progress=a.progress,
+        engine=a.engine,
+        address=a.address,
     )
     plan, made = as_path(a.out) / "plan.parquet", ""
     if a.report:

@@ -1,32 +1,29 @@
-"""Embeds shards in threads: one complete file of features per shard, reused by later jobs."""
+"""Embeds shards, a task each: one complete file of features per shard, reused by later jobs."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import closing
+from collections.abc import Iterable
 from typing import Any
 
 from tqdm import tqdm
 
 from adq_wds.checks import Count, Ratio, no_bar
-from adq_wds.embedding import reuse
-from adq_wds.embedding.batch import embed_batch
 from adq_wds.embedding.settings import Request, check_request
-from adq_wds.embedding.shard import ShardJob, finished, open_job, skipped_before, take_batch
-from adq_wds.embedding.source import StoredEmbeddings
+from adq_wds.embedding.source import StoredEmbeddings, gpus_of
 from adq_wds.embedding.views import embed_views
-from adq_wds.engines.threads import in_order
-from adq_wds.errors import FeaturesError, shorten
+from adq_wds.embedding.work import EmbedWork
+from adq_wds.engines.choose import EngineName, choose_engine, default_workers
+from adq_wds.engines.engine import Engine, Resources, Result, Task, ThisProcess
+from adq_wds.engines.shared import lock_for
+from adq_wds.errors import FeaturesError, SampleError, shorten
 from adq_wds.pipes.base import MAX_BAD_FRACTION, OnError, Tally
 from adq_wds.protocols import Encoder
-from adq_wds.remote.outputs import lock, make_folder
-from adq_wds.remote.url_path import AnyPath
+from adq_wds.remote.outputs import make_folder
 from adq_wds.samples.fields import IMAGE_FIELDS, FieldSpec
 from adq_wds.score import Score
-from adq_wds.tables.features import Features, file_name
-from adq_wds.tables.features_file import FeaturesFile, ShardFeatures
+from adq_wds.tables.features import Features
 from adq_wds.tables.spans import no_samples
 
 logger = logging.getLogger("adq_wds")
@@ -49,6 +46,8 @@ def embed_shards(
     logit_grad: bool = False,
     views: int = 0,
     progress: bool | None = None,
+    engine: EngineName | Engine = "threads",
+    address: str | None = None,
 ) -> Features:
     """Embed every sample of some shards: one Parquet file per shard, with labels, texture and the samples' offsets.
 
@@ -72,8 +71,8 @@ def embed_shards(
         embeddings: embeddings made elsewhere, instead of an encoder: a Parquet file (columns key, embedding), an
             .npy file or a folder of numbered ones, or ``field:emb.npy`` for a field of the samples themselves.
         batch_size: images per call of the encoder; batches are cut inside a shard.
-        workers: threads; as many as cores by default. Each decodes and embeds whole batches with one intra-op
-            thread, so that results do not depend on their number.
+        workers: threads; as many as cores by default, one for each process of the engines processes and ray. Each
+            decodes and embeds whole batches with one intra-op thread, so that results do not depend on their number.
         on_error: what to do with a bad sample (no image, no label, an encoder that fails on it): "raise" or "skip".
             Or a function of the error. Skipped samples are listed in the file and never kept by a plan.
         max_bad_fraction: share of bad samples, of all, above which skipping is an error too, once 100 were read, and
@@ -85,6 +84,9 @@ def embed_shards(
         views: also embed two augmented views of so many images, for `diversity_head` of a plan; the same images
             whatever the shards' order (`adq_wds.embedding.views`).
         progress: show a bar; only on a terminal by default.
+        engine: what does the shards: threads of this process, processes of this machine, ray, or shared, which are equal
+            commands with one `out`. The files are the same. Only threads take `limit` and embeddings by position.
+        address: of the Ray cluster, ``host:port``; by default the one that Ray finds, or this machine alone.
 
     Returns:
         the features of these shards, opened.
@@ -97,30 +99,61 @@ def embed_shards(
         AdqError: the folder cannot be written, or another job works in it.
     """
     request = check_request(
-        urls, encoder, out, image=image, label=label, embeddings=embeddings, batch_size=batch_size, workers=workers,
-        on_error=on_error, max_bad_fraction=max_bad_fraction, limit=limit, scores=scores, logit_grad=bool(logit_grad),
-        views=views,
+        urls, encoder, out, image=image, label=label, embeddings=embeddings, batch_size=batch_size,
+        workers=default_workers(engine, workers), on_error=on_error, max_bad_fraction=max_bad_fraction, limit=limit,
+        scores=scores, logit_grad=bool(logit_grad), views=views,
     )  # fmt: skip
     _warn_of_seen_labels(request)
     folder = make_folder(out)
+    settings, source = request.settings, request.source
+    runner = choose_engine(engine, address=address, folder=folder)
+    _refuse_order(request, runner)
     bar = tqdm(
         total=len(request.paths), unit=" shards", unit_scale=True, desc="embed", disable=no_bar(progress)
     )  # fmt: skip
-    with lock(folder), bar:
-        run = _Run(request, folder, bar)
-        for made in run.features():
-            made.save(folder / file_name(made.shard))
-        names = [name for name in request.names if name not in run.empty]
+    with lock_for(runner, folder, "embed", _identity(request)), bar:
+        judge = _Judge(request, bar)
+        tasks = [Task(name, path) for name, path in zip(request.names, request.paths, strict=True)]
+        resources = Resources(settings.workers, gpus_of(source))
+        for task, result in runner.run(tasks, EmbedWork(request, folder, bar.update), resources):
+            judge.take(task.name, result)
+        judge.close()
+        names = [name for name in request.names if name not in judge.empty]
         if not names:
             raise no_samples(len(request.paths))
         features = Features(folder, shards=names, limit=limit)
-        settings = request.settings
-        if settings.views and settings.image is not None and not isinstance(request.source, StoredEmbeddings):
+        if settings.views and settings.image is not None and not isinstance(source, StoredEmbeddings):
             embed_views(
-                features, dict(zip(request.names, request.paths, strict=True)), request.source, views=settings.views,
+                features, dict(zip(request.names, request.paths, strict=True)), source, views=settings.views,
                 image=settings.image, batch_size=settings.batch_size, workers=settings.workers, progress=progress,
+                engine=runner,
             )  # fmt: skip
     return features
+
+
+def _identity(request: Request) -> dict[str, Any]:
+    """What equal commands that share a folder have in common."""
+    settings = request.settings
+    return {
+        **settings.header(request.source, 0),
+        "shards": request.names,
+        "batch_size": settings.batch_size,
+        "views": settings.views,
+    }
+
+
+def _refuse_order(request: Request, engine: Engine) -> None:
+    """Raise `ValueError` where a shard's task needs the number of samples before it, and tasks run in any order."""
+    if isinstance(engine, ThisProcess):
+        return
+    if request.settings.limit is not None:
+        raise ValueError(
+            "limit counts samples from the first shard on: leave it out, or use engine='threads'"
+        )
+    if isinstance(request.source, StoredEmbeddings) and request.source.by_position:
+        raise ValueError(
+            f"{request.source.name}: its rows are counted from the first shard on: use engine='threads', or a Parquet file with keys"
+        )
 
 
 def _warn_of_seen_labels(request: Request) -> None:
@@ -134,98 +167,76 @@ def _warn_of_seen_labels(request: Request) -> None:
         )
 
 
-class _Run:
-    """One call of `embed_shards` in its folder.
+class _Judge:
+    """Judges the results of shards together, in the shards' order.
 
     Attributes:
         empty: names of the shards without samples.
     """
 
-    def __init__(self, request: Request, folder: AnyPath, bar: tqdm[Any]) -> None:
-        self._request, self._folder, self._bar = request, folder, bar
+    def __init__(self, request: Request, bar: tqdm[Any]) -> None:
+        self._request, self._bar = request, bar
         self._tally = Tally("embed", request.settings.on_error, request.settings.max_bad_fraction)
         self._shard_of_kind: dict[bool, str] = {}  # a shard of each kind of labels, by whether they are words
         self._logged: set[str] = set()
+        self._results: dict[str, Result] = {}  # of shards that follow one without a result
+        self._n_results = self._n_judged = self._n_read = 0
         self.empty: list[str] = []
 
-    def features(self) -> Iterator[ShardFeatures]:
-        """Embed in threads, and yield each shard's features after its last batch; check the bad samples at the end."""
-        settings = self._request.settings
-        batches = in_order(
-            self._jobs(), lambda job: len(job.samples), embed_batch,
-            batch_size=settings.batch_size, workers=settings.workers, name="adq-embed",
-        )  # fmt: skip
-        with closing(batches):
-            for job, rows, batch, is_last in batches:
-                take_batch(job, rows, batch, self._tally)
-                if batch.has_gaps:
-                    self._log_once(
-                        logging.WARNING,
-                        "images are stored without some of their patches, which encoders and scores see as grey",
-                        job.name,
-                    )
-                self._bar.update(len(rows) / len(job.samples))
-                if is_last:
-                    made = finished(job)
-                    self._check_label_kind(made.shard, made.names, len(made.spans))
-                    yield made  # the caller saves it before it asks for the next
-                    job.close.close()
+    def take(self, shard: str, result: Result) -> None:
+        """Judge the results that are there up to the first shard without one."""
+        self._n_results += 1
+        self._bar.update(max(0, self._n_results - self._bar.n))  # other processes show no shares of shards
+        if result.get("earlier"):
+            self._bar.unpause()
+        self._results[shard] = result
+        names = self._request.names
+        while self._n_judged < len(names) and names[self._n_judged] in self._results:
+            name = names[self._n_judged]
+            self._judge(name, self._results.pop(name))
+            self._n_judged += 1
+
+    def close(self) -> None:
+        """Judge the samples of all shards."""
+        source, limit = self._request.source, self._request.settings.limit
+        n_rows = (
+            source.n_rows if isinstance(source, StoredEmbeddings) and source.by_position else self._n_read
+        )
+        if limit is None and n_rows != self._n_read:
+            raise FeaturesError(
+                f"{source.name}: {n_rows:,} rows for {self._n_read:,} samples; one row per sample, in order"
+            )
         self._tally.close()
 
-    def _jobs(self) -> Iterator[ShardJob]:
-        """The shards without a usable file, each opened and scanned in turn."""
-        settings, source = self._request.settings, self._request.source
-        first, left = 0, settings.limit
-        for path, name in zip(self._request.paths, self._request.names, strict=True):
-            if left is not None and left <= 0:
-                return
-            header, file = settings.header(source, first), self._folder / file_name(name)
-            old = reuse.earlier_features(path, file, header, left)
-            lacks = old is not None and reuse.lacking(old, header)
-            if old is not None and not lacks and not reuse.is_stale(old, header):
-                n_read = self._pass_over(FeaturesFile(file, limit=left))
-            else:
-                job = open_job(
-                    self._request, path, name, first, left if old is None else reuse.n_wanted(old, left)
-                )
-                job.old = old
-                if old is not None and not lacks and (what := reuse.take_known(job, old, header)):
-                    self._log_once(logging.INFO, f"{what}, without embedding again", name)
-                n_read = len(job.samples)
-                if n_read:
-                    yield job
-                else:
-                    job.close.close()
-                    file.unlink(missing_ok=True)  # of when it had some
-                    self.empty.append(name)
-            first += n_read
-            left = None if left is None else left - n_read
-        n_rows = source.n_rows if isinstance(source, StoredEmbeddings) and source.by_position else first
-        if left is None and n_rows != first:
-            raise FeaturesError(
-                f"{source.name}: {n_rows:,} rows for {first:,} samples; one row per sample, in order"
+    def _judge(self, shard: str, result: Result) -> None:
+        self._n_read += result["read"]
+        if result.get("empty"):
+            self.empty.append(shard)
+        if result.get("gaps"):
+            self._log_once(
+                logging.WARNING,
+                "images are stored without some of their patches, which encoders and scores see as grey",
+                shard,
             )
+        if result.get("note"):
+            self._log_once(logging.INFO, f"{result['note']}, without embedding again", shard)
+        first = 0  # of the samples that are not counted yet
+        for i, text in result.get("bad", ()):
+            self._tally.good(i - first, i - first)
+            self._tally.failed(SampleError(text))
+            first = i + 1
+        self._tally.good(result["read"] - first, result["read"] - first)
+        if result.get("usable"):
+            self._check_label_kind(shard, result["word"])
 
-    def _pass_over(self, old: FeaturesFile) -> int:
-        """Count the samples of reused features, so that a strict job refuses samples that an earlier one skipped."""
-        self._check_label_kind(old.shard, old.names, old.n)
-        self._tally.good(old.n, old.n)
-        for row in old.bad:
-            self._tally.failed(skipped_before(row[5], old))
-        self._bar.update(1)
-        self._bar.unpause()
-        return old.n_read
-
-    def _check_label_kind(self, shard: str, names: list[str] | None, n: int) -> None:
+    def _check_label_kind(self, shard: str, word: str | None) -> None:
         """Raise `FeaturesError` unless classes are all numbers or all words, over all shards so far."""
-        if not n:
-            return
-        self._shard_of_kind.setdefault(names is not None, shard)
+        self._shard_of_kind.setdefault(word is not None, shard)
         if len(self._shard_of_kind) == 2:
-            here, there = ("words", "numbers") if names is not None else ("numbers", "words")
-            example = f", such as {shorten(names[0])}" if names else ""
+            here, there = ("words", "numbers") if word is not None else ("numbers", "words")
+            example = f", such as {shorten(word)}" if word else ""
             raise FeaturesError(
-                f"shard {shard}: its labels are {here}{example}, those of shard {self._shard_of_kind[names is None]} are "
+                f"shard {shard}: its labels are {here}{example}, those of shard {self._shard_of_kind[word is None]} are "
                 f"{there}: classes are all numbers or all words; write them alike, or in a program read them by a function of your own"
             )
 

@@ -41,7 +41,10 @@ def estimate(
         from at most 64 samples), and with `plan` the samples kept and bytes of memory for binning, for classes of equal size.
     """
     usual = {name: each.default for name, each in inspect.signature(embed_shards).parameters.items()}
-    usual = {name: usual[name] for name in usual.keys() - {"urls", "encoder", "out", "progress"}}
+    usual = {
+        name: usual[name]
+        for name in usual.keys() - {"urls", "encoder", "out", "progress", "engine", "address"}
+    }
     request = check_request(urls, encoder, **(usual | options))
     settings, trial = request.settings, _Trial(request)
     sizes = [source_stamp(path)["bytes"] for path in request.paths]

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,6 @@ from adq_wds.embedding.settings import EmbedSettings, Request
 from adq_wds.embedding.source import Source
 from adq_wds.embedding.stored_field import FieldEmbeddings
 from adq_wds.errors import AdqError, SampleError, ShardError, located
-from adq_wds.pipes.base import Tally
 from adq_wds.protocols import Label
 from adq_wds.remote.open_shard import open_shard
 from adq_wds.samples.fields import Sample, place_error
@@ -55,6 +54,8 @@ class ShardJob:
     bad: list[tuple[int, str]] = field(default_factory=list)
     first_label: Label = None  # of the first sample whose label can be read
     stored_width: int | None = None  # of the first embedding that its samples hold and that can be read
+    has_gaps: bool = False  # some images were stored without some of their patches
+    note: str = ""  # what is reused, for the log
 
     def sample(self, i: int) -> Sample:
         """Read a sample; an unusable one raises `SampleError`."""
@@ -113,7 +114,14 @@ def joined_columns(shard: str, parts: list[dict[str, NDArray[Any]]]) -> dict[str
     return {name: joined(shard, [part[name] for part in parts]) for name in (parts[0] if parts else ())}
 
 
-def take_batch(job: ShardJob, rows: range, batch: Batch, tally: Tally) -> None:
+class Counts(Protocol):
+    """Counts samples, as `Tally` does."""
+
+    def good(self, n_read: int, n_kept: int) -> None: ...
+    def failed(self, error: AdqError) -> None: ...
+
+
+def take_batch(job: ShardJob, rows: range, batch: Batch, tally: Counts) -> None:
     """Add a batch to its shard; bad samples are counted, or raised, in the shard's order."""
     for i in rows:
         if i in batch.labels:

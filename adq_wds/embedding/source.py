@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,3 +41,9 @@ class StoredEmbeddings(ABC):
 
 
 Source = Encoder | StoredEmbeddings
+
+
+def gpus_of(source: Source) -> float:
+    """Accelerators that a process with this source needs."""
+    device: Any = getattr(source, "device", None)
+    return 0.0 if getattr(device, "type", "cpu") == "cpu" else 1.0

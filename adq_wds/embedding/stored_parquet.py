@@ -21,6 +21,15 @@ from adq_wds.tables.keyed_rows import KeyedRows
 MAX_GROUPS = 4  # row groups in memory: samples of a shard stand together in most files
 
 
+def _reopened(path: Path, revision: str) -> ParquetEmbeddings:
+    embeddings = ParquetEmbeddings(path)
+    if embeddings.revision != revision:
+        raise FeaturesError(
+            f"embeddings {path} differ between processes: give them one file, unchanged during a job"
+        )
+    return embeddings
+
+
 class ParquetEmbeddings(StoredEmbeddings):
     """The embeddings of a Parquet file, by key, or by shard and key when it has a `shard` column.
 
@@ -46,6 +55,10 @@ class ParquetEmbeddings(StoredEmbeddings):
         if not self.width:
             raise self._rows.error(f"holds no numbers ({self.n_rows} rows of width 0)")
         self.revision = file_hash(path)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as the path: another process opens the same file again."""
+        return _reopened, (self.path, self.revision)
 
     def row(self, sample: Sample, *, shard: str, position: int) -> NDArray[np.float32]:
         """The row of a sample's key; see `StoredEmbeddings.row`."""

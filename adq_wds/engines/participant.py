@@ -21,6 +21,7 @@ from adq_wds.engines.lease import (
     task_file,
 )
 from adq_wds.errors import AdqError
+from adq_wds.remote.leases import NoLeases
 
 BEAT = 5.0
 """Seconds between two heartbeats of a process."""
@@ -63,7 +64,7 @@ class Participant:
         self._store.create(file, self._process(0))
         try:
             if self._store.create(file, self._process(0)):
-                raise AdqError(
+                raise NoLeases(
                     f"{self._store} creates a file that exists already, so that two processes could hold one lease: "
                     "take a store with conditional writes, or another engine"
                 )

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from adq_wds.engines.alone import alone_at_url
 from adq_wds.engines.engine import Engine, Resources, Result, Task, Work
 from adq_wds.engines.lease import FOLDER, LeaseStore, LocalLeases
 from adq_wds.engines.participant import BEAT, Participant
@@ -103,7 +104,7 @@ def lock_for(engine: Engine, folder: str | os.PathLike[str], job: str, settings:
         AdqError: another job works in the folder.
     """
     if not isinstance(engine, Shared):
-        with lock(folder):
+        with lock(folder), alone_at_url(folder):
             yield
         return
     with (

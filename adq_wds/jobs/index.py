@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from tqdm import tqdm
 
 from adq_wds.checks import no_bar
+from adq_wds.engines.choose import EngineName, choose_engine
+from adq_wds.engines.engine import Engine, Resources, Result, Task
 from adq_wds.errors import AdqError, ShardError
 from adq_wds.remote.outputs import lock, make_folder
 from adq_wds.remote.url_path import AnyPath, as_path
@@ -58,6 +60,8 @@ def index_shards(
     split: str | None = None,
     checksums: bool = True,
     progress: bool | None = None,
+    engine: EngineName | Engine = "threads",
+    address: str | None = None,
 ) -> IndexReport:
     """Scan shards and write where each sample lies to one file, whole or not at all.
 
@@ -72,6 +76,8 @@ def index_shards(
             webshart wrote beside a shard, if it is still true of the shard, else from its headers, and payloads are never
             verified.
         progress: show a bar; only on a terminal by default.
+        engine: what reads the shards: this process (threads), processes of this machine, or ray.
+        address: of the Ray cluster, ``host:port``; by default the one that Ray finds, or this machine alone.
 
     Raises:
         ValueError: no shards, or a split without a description.
@@ -82,10 +88,11 @@ def index_shards(
     paths, counts = _expand(urls, split)
     names = plain_shard_names(paths)
     file = as_path(out)
+    runner = choose_engine(engine, address=address, folder=None)
     with lock(make_folder(file.parent)):
         earlier = _load_earlier(file, checksums)
         path_of = dict(sorted(zip(names, paths, strict=True)))
-        shards, taken = _all_shards(path_of, earlier, checksums, progress)
+        shards, taken = _all_shards(path_of, earlier, checksums, runner, progress)
         _compare_counts(dict(zip(names, counts, strict=True)), shards)
         sources = {name: shard.source or {} for name, shard in shards.items()}
         save_index(
@@ -121,35 +128,50 @@ def _expand(urls: Urls, split: str | None) -> tuple[list[str], list[int | None]]
 
 
 def _all_shards(
-    path_of: dict[str, str], earlier: dict[str, IndexedShard], checksums: bool, progress: bool | None
+    path_of: dict[str, str],
+    earlier: dict[str, IndexedShard],
+    checksums: bool,
+    engine: Engine,
+    progress: bool | None,
 ) -> tuple[dict[str, IndexedShard], int]:
     """The samples of each shard, by name, and how many shards had them in another library's index.
 
     Shards of unchanged size and date are not read again.
     """
-    shards: dict[str, IndexedShard] = {}
-    taken = 0
     sources = {name: source_stamp(path) for name, path in path_of.items()}
+    shards = {name: old for name, old in earlier.items() if name in sources and old.source == sources[name]}
+    tasks = [Task(name, path) for name, path in path_of.items() if name not in shards]
+    taken = 0
     total = sum(source["bytes"] for source in sources.values())
-    with (
-        tqdm(total=total, unit="B", unit_scale=True, desc="index", disable=no_bar(progress)) as bar,
-        IndexesBeside() as beside,
-    ):
-        for name, path in path_of.items():
-            if name in earlier and earlier[name].source == sources[name]:
-                shards[name] = earlier[name]
-                if not len(shards[name].spans):
-                    warn_empty(name)
-            elif not checksums and (listed := beside.spans(path, shard=name)) is not None:
-                shards[name] = IndexedShard(Spans.without_checksums(listed), sources[name], False)
-                taken += 1
-            else:
-                spans = scan_spans(path, shard=name, checksums=checksums)
-                shards[name] = IndexedShard(spans, sources[name], checksums)
+    with tqdm(total=total, unit="B", unit_scale=True, desc="index", disable=no_bar(progress)) as bar:
+        for name, shard in shards.items():
+            if not len(shard.spans):
+                warn_empty(name)
             bar.update(sources[name]["bytes"])
+        for task, result in engine.run(tasks, _Scan(checksums), Resources()):
+            shards[task.name] = IndexedShard(result["spans"], sources[task.name], checksums)
+            taken += result["taken"]
+            bar.update(sources[task.name]["bytes"])
     if not any(len(shard.spans) for shard in shards.values()):
         raise no_samples(len(shards))
-    return shards, taken
+    return {name: shards[name] for name in path_of}, taken
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """Tasks of a shard's path, to the spans of its samples."""
+
+    checksums: bool
+
+    def __call__(self, tasks: Iterator[Task]) -> Iterator[tuple[Task, Result]]:
+        with IndexesBeside() as beside:
+            for task in tasks:
+                listed = None if self.checksums else beside.spans(task.what, shard=task.name)
+                if listed is None:
+                    spans = scan_spans(task.what, shard=task.name, checksums=self.checksums)
+                else:
+                    spans = Spans.without_checksums(listed)
+                yield task, {"spans": spans, "taken": listed is not None}
 
 
 def _load_earlier(file: AnyPath, checksums: bool) -> dict[str, IndexedShard]:

@@ -50,12 +50,12 @@ class Pictures:
     def read(self, rows: Iterable[int]) -> None:
         """Read samples that were not asked for before; one that cannot be read is lost."""
         wanted = np.array(sorted(set(rows) - self.uri.keys() - self.lost.keys()), dtype=np.int64)
-        ends = np.cumsum([entry["n"] for entry in self.plan.header["shards"]])
+        ends = np.cumsum(self.plan.shard_sizes)
         of_shard = np.searchsorted(ends, wanted, side="right")
         for i in np.unique(of_shard).tolist():
             here = wanted[of_shard == i]
             if self.plan.shards[i] in self.path_of:
-                self._read_shard(i, here, int(ends[i]) - int(self.plan.header["shards"][i]["n"]))
+                self._read_shard(i, here, int(ends[i]) - int(self.plan.shard_sizes[i]))
 
     def _read_shard(self, i: int, rows: NDArray[np.int64], first: int) -> None:
         name = self.plan.shards[i]

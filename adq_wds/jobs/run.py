@@ -13,7 +13,9 @@ from adq_wds.embedding.embed_shards import embed_shards
 from adq_wds.embedding.settings import names_of_features
 from adq_wds.embedding.stored import open_embeddings
 from adq_wds.embedding.views import N_VIEWS
-from adq_wds.engines.choose import choose_engine
+from adq_wds.engines.choose import EngineName, choose_engine
+from adq_wds.engines.engine import Engine
+from adq_wds.engines.shared import lock_for
 from adq_wds.errors import AdqError
 from adq_wds.files import canonical_json
 from adq_wds.planning.build_plan import make_plan
@@ -22,7 +24,7 @@ from adq_wds.planning.options import Options, plan_options
 from adq_wds.registry import BUILT_IN_SCORES, GONE
 from adq_wds.registry import encoder as named_encoder
 from adq_wds.registry import score as named_score
-from adq_wds.remote.outputs import local_folder, lock, make_folder, write_text
+from adq_wds.remote.outputs import local_folder, make_folder, write_text
 from adq_wds.remote.url_path import AnyPath, as_path
 from adq_wds.shards.names import expand_urls, is_url, without_secrets
 from adq_wds.signatures import EMBED, ENCODER, PLAN, options_of
@@ -36,8 +38,8 @@ VERSION = 1
 # The keys that a run.json may set; the file may come from a stranger.
 _KNOWN = {
     "encoder": {"spec", *options_of(ENCODER)},
-    "embed": options_of(EMBED).keys() - {"progress"},
-    "plan": options_of(PLAN).keys() - {"out", "engine", "address", "progress"},
+    "embed": options_of(EMBED).keys() - {"progress", "engine", "address"},
+    "plan": options_of(PLAN).keys() - {"out", "progress", "engine", "address"},
 }
 logger = logging.getLogger("adq_wds")
 
@@ -51,6 +53,8 @@ def run_job(
     plan: dict[str, Any],
     write: bool = False,
     progress: bool | None = None,
+    engine: EngineName | Engine = "threads",
+    address: str | None = None,
 ) -> dict[str, Any]:
     """Make ``OUT/features/``, ``OUT/bins.parquet``, ``OUT/plan.parquet``, with `write` ``OUT/shards/``, and ``OUT/run.json``.
 
@@ -65,6 +69,8 @@ def run_job(
         plan: arguments of `build_plan` except `out`.
         write: also write the kept samples to new shards.
         progress: show bars; only on a terminal by default.
+        engine: as in `embed_shards`.
+        address: as in `embed_shards`.
 
     Returns:
         the content of ``run.json``, and `nothing_to_do`.
@@ -77,7 +83,10 @@ def run_job(
     if plan.get("scores"):
         plan = {**plan, "scores": [str(s) if isinstance(s, Column) else s for s in plan["scores"]]}
     asked_embed, embed = embed, {**embed, **needed(embed, plan)}
-    options = plan_options(**{**plan, "progress": progress})  # before hours of embedding, not after
+    runner = choose_engine(engine, address=address, folder=out)
+    options = plan_options(
+        **{**plan, "progress": progress, "engine": runner}
+    )  # before hours of embedding, not after
     stored = embed.get("embeddings")
     source = named_encoder(**encoder) if stored is None else named_encoder("thumbnail")  # then it is not used
     used = source if stored is None else open_embeddings(stored)
@@ -101,14 +110,16 @@ def run_job(
         ],
     }
     folder = make_folder(out)
-    with lock(folder):
+    with lock_for(runner, folder, "run", arguments):
         done = _done(folder, arguments)
         if done is not None:
             return {**done, "nothing_to_do": True}
         shards = ShardPattern(os.fspath(folder / "shards" / "%06d.tar"))
         if write:
             _refuse_foreign_shards(folder, shards, paths)
-        features = embed_shards(paths, source, folder / "features", progress=progress, **embed)
+        features = embed_shards(
+            paths, source, folder / "features", progress=progress, engine=engine, address=address, **embed
+        )
         made = _plan(folder, features, options)
         result = {
             **arguments,
@@ -158,12 +169,11 @@ def _refuse_foreign_shards(folder: AnyPath, shards: ShardPattern, paths: list[st
 
 
 def _plan(folder: AnyPath, features: Features, options: Options) -> Plan:
-    place = Workplace(
-        choose_engine(options.engine, address=options.address, folder=folder), local_folder(folder)
-    )
+    place = Workplace(choose_engine(options.engine, folder=folder), local_folder(folder))
     made = make_plan(features, options, place=place, bins_file=folder / "bins.parquet")
     (folder / "run.json").unlink(missing_ok=True)  # from here on it would describe another plan
-    return made.save(folder / "plan.parquet")
+    made.save(folder / "plan.parquet")
+    return load_plan(folder / "plan.parquet")
 
 
 def _done(folder: AnyPath, arguments: dict[str, Any]) -> dict[str, Any] | None:

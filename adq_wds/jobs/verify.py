@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from tqdm import tqdm
 
 from adq_wds.checks import Count, no_bar, positive
+from adq_wds.engines.choose import EngineName, choose_engine, default_workers
+from adq_wds.engines.engine import Engine, Resources, Result, Task
 from adq_wds.engines.threads import cores
 from adq_wds.errors import PlanError, shorten
 from adq_wds.jobs.index import Urls
@@ -66,6 +69,8 @@ def verify_shards(
     label: FieldSpec | None = None,
     workers: Count | None = None,
     progress: bool | None = None,
+    engine: EngineName | Engine = "threads",
+    address: str | None = None,
 ) -> Report:
     """Compare shards with a plan, an index or features, to the end, and report all differences.
 
@@ -80,8 +85,11 @@ def verify_shards(
             patch-dropped ones.
         image: field with the image.
         label: also compare the labels in this field with those listed. None compares none.
-        workers: threads that decode; as many as cores by default.
+        workers: threads that decode; as many as cores by default, one for each process of the engines processes and
+            ray.
         progress: show a bar; only on a terminal by default.
+        engine: what reads the shards: this process (threads), processes of this machine, or ray.
+        address: of the Ray cluster, ``host:port``; by default the one that Ray finds, or this machine alone.
 
     Raises:
         ValueError: no shards, a URL, or a label to compare where none are listed.
@@ -89,6 +97,8 @@ def verify_shards(
     """
     check_spec(image, "image")
     check_spec(label, "label")
+    runner = choose_engine(engine, address=address, folder=None)
+    workers = default_workers(engine, workers)
     n_workers = positive("workers", cores() if workers is None else workers)
     paths = expand_urls(urls)
     listed = open_listed(plan)
@@ -97,25 +107,46 @@ def verify_shards(
     options: dict[str, Any] = {"workers": n_workers}
     options |= {"image": image if decode else None, "label": None if label == "none" else label}
     path_of, others = _match(paths, listed, root)
-    checks = []
+    checks = {}
+    tasks = [Task(name, path_of[name]) for name in listed.names if name in path_of]
     with tqdm(total=listed.n_samples, unit=" samples", desc="verify", disable=no_bar(progress)) as bar:
-        for expected in listed:
-            n = len(expected.spans)
-            if expected.name in path_of:
-                checks.append(check_shard(path_of[expected.name], expected, **options))
-            else:
+        for name in listed.names:
+            if name not in path_of:
+                expected = listed.shard(name)
+                n = len(expected.spans)
                 text = f"its {n:,} samples are listed, and it is not among the shards given"
-                checks.append(lost_shard(expected, "missing shard", text))
-            bar.update(n)
+                checks[name] = lost_shard(expected, "missing shard", text)
+                bar.update(n)
+        for task, result in runner.run(tasks, _Compare(plan, listed, options), Resources(n_workers)):
+            checks[task.name] = result["check"]
+            bar.update(result["check"].read)
     return Report(
         against=listed.kind,
         shards=len(listed.names),
         read=listed.n_samples,
-        kept=sum(check.kept for check in checks),
-        kept_ok=sum(check.kept_ok for check in checks),
-        n_contents=sum(check.n_contents for check in checks),
-        differences=(*(each for check in checks for each in check.differences), *others),
+        kept=sum(check.kept for check in checks.values()),
+        kept_ok=sum(check.kept_ok for check in checks.values()),
+        n_contents=sum(check.n_contents for check in checks.values()),
+        differences=(*(each for name in listed.names for each in checks[name].differences), *others),
     )
+
+
+@dataclass
+class _Compare:
+    """Tasks of a listed shard's path, to its check. Another process opens the list again, where it has a path."""
+
+    plan: Plan | Features | str | os.PathLike[str]
+    listed: Listed | None
+    options: dict[str, Any]
+
+    def __call__(self, tasks: Iterator[Task]) -> Iterator[tuple[Task, Result]]:
+        if self.listed is None:
+            self.listed = open_listed(self.plan)
+        for task in tasks:
+            yield task, {"check": check_shard(task.what, self.listed.shard(task.name), **self.options)}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"listed": None}
 
 
 def _match(paths: list[str], listed: Listed, root: str | None) -> tuple[dict[str, str], list[Difference]]:

@@ -15,9 +15,9 @@ from adq_wds.remote.url_path import as_path
 from adq_wds.tables.features import Features
 from adq_wds.tables.index import VERSION as INDEX_VERSION
 from adq_wds.tables.index import IndexedShard, read_index
-from adq_wds.tables.parquet import GroupFile
 from adq_wds.tables.plan import Plan, load_plan
 from adq_wds.tables.spans import Spans
+from adq_wds.tables.table import open_table
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def open_listed(source: Plan | Features | str | os.PathLike[str]) -> Listed:
 
 def _is_index(path: str | os.PathLike[str]) -> bool:
     try:
-        GroupFile(path, kind="index", version=INDEX_VERSION, error=ShardError)
+        open_table(path, kind="index", version=INDEX_VERSION, error=ShardError)
     except ShardError:
         return False  # a plan, or a file that `load_plan` refuses
     return True

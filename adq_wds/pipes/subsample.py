@@ -241,15 +241,15 @@ class _ByPlan:
 
     def _warn_of_silent(self, begun: Iterable[str]) -> None:
         """Warn, once, of shards with kept samples of which none arrived, unless another process may have read them."""
-        entries = self._plan.header["shards"]
-        silent = [entry["name"] for entry in entries if entry["kept"] and entry["name"] not in begun]
+        names, kept = self._plan.shards, self._plan.shard_kept.tolist()
+        silent = [name for name, n in zip(names, kept, strict=True) if n and name not in begun]
         if silent and not self._warned and _reads_alone():
             self._warned = True
             logger.warning(
                 "Subsample: %d of the plan's %d shards gave no sample, the first %s: as it should be where the pipeline "
                 "reads a part of the plan's shards; else `adq verify` tells what is wrong with them",
                 len(silent),
-                len(entries),
+                len(names),
                 shorten(silent[0]),
             )
 

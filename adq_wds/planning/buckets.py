@@ -125,6 +125,7 @@ class Buckets:
         starts: Mapping[int, int],
         columns: Sequence[Column],
         *,
+        durable: bool = True,
         progress: Callable[[int], object] = lambda n: None,
     ) -> None:
         """Write the file in one pass over the features, whole or not at all; one shard's rows are in memory.
@@ -134,13 +135,17 @@ class Buckets:
             label: (N,) int32, class of each row, in the order of `features`.
             starts: row at which each class starts in the file; rows of other classes are left out.
             columns: those of `self.columns`.
+            durable: as in `files.atomic_path`.
             progress: called with the number of rows read since its last call; they sum to N.
 
         Raises:
             FeaturesError: damaged features, a NaN, no logit gradients, or no space for the file.
         """
         try:
-            with atomic_path(self.path) as partial, open(partial, "r+b", buffering=0) as file:
+            with (
+                atomic_path(self.path, durable=durable) as partial,
+                open(partial, "r+b", buffering=0) as file,
+            ):
                 self._fill(file.fileno(), features, label, dict(starts), columns, progress)
         except OSError as error:
             raise self._error(len(label), error.strerror or str(error)) from error

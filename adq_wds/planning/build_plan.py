@@ -30,7 +30,7 @@ from adq_wds.remote.url_path import AnyPath
 from adq_wds.score import Score
 from adq_wds.tables.bins import Bins
 from adq_wds.tables.features import Features, as_features
-from adq_wds.tables.plan import Plan
+from adq_wds.tables.plan import Plan, load_plan
 
 logger = logging.getLogger("adq_wds")
 
@@ -130,9 +130,18 @@ def build_plan(
     del arguments["features"]
     options = plan_options(**arguments)
     features = as_features(features)
-    with workplace(options, out, PlanError, beside=features) as place:
-        table = make_plan(features, options, place=place)
-        return table.plan() if out is None else table.save(out)
+    settings = [
+        features.hash,
+        options.settings(),
+        options.classes,
+        _of_bins(options),
+        os.path.basename(out or ""),
+    ]
+    with workplace(options, out, PlanError, job="plan", settings=settings, beside=features) as place:
+        if out is None:
+            return make_plan(features, options, place=place).plan()
+        place.finish(lambda: make_plan(features, options, place=place), lambda table: table.save(out))
+        return load_plan(out)
 
 
 def make_plan(
@@ -170,6 +179,11 @@ def find_bins(features: Features, *, scratch: Path | None = None, **options: Any
     samples.place = Workplace(folder=scratch)
     leave_out(samples, settled_options)
     return bin_samples(samples, settled_options)
+
+
+def _of_bins(options: Options) -> Any:
+    """The bins that a plan is made with, as JSON has it."""
+    return options.bins.header if isinstance(options.bins, Bins) else options.bins
 
 
 def _earlier_bins(options: Options, bins_file: AnyPath | None) -> Bins | None:

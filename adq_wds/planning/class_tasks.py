@@ -9,19 +9,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from adq_wds.engines.engine import Engine, Resources, Result, Task, ThisProcess
+from adq_wds.engines.shared import Shared
 from adq_wds.errors import AdqError, FeaturesError, shorten
 from adq_wds.files import atomic_path, canonical_json, make_folder, sha256_text
 from adq_wds.planning.buckets import Buckets, Column, DiskRows
 from adq_wds.tables.features import Features
 
 Arrays = dict[str, NDArray[Any]]
+Made = TypeVar("Made")
 
 _PREFIX = ".adq-scratch-"
 _TASK_ROWS = 4096  # classes are taken together up to so many rows: a task then takes far longer than its file
@@ -60,12 +62,34 @@ class Workplace:
     @property
     def is_shared(self) -> bool:
         """Whether other commands do the same job."""
-        return type(self.engine).__name__ == "Shared"
+        return isinstance(self.engine, Shared)
 
     @property
-    def ended_elsewhere(self) -> bool:
-        """Whether another command ended the job, and removed its scratch files."""
-        return any(not folder.exists() for folder in self.left)
+    def is_durable(self) -> bool:
+        """Whether a later job, or another command, may go on with the scratch files."""
+        return self.folder is not None
+
+    def finish(self, make: Callable[[], Made], save: Callable[[Made], object]) -> None:
+        """Make and save the result of a job, and remove its scratch files.
+
+        With the engine `shared` one command saves, for which the others wait: they see by the scratch files, which are
+        gone then, that it has.
+        """
+        try:
+            made = make()
+        except (AdqError, OSError):
+            if self._ended_elsewhere():
+                return
+            raise
+
+        def end() -> None:
+            save(made)
+            self._clear()
+
+        self.once("save", self._ended_elsewhere, end)
+
+    def _ended_elsewhere(self) -> bool:
+        return self.is_shared and any(not folder.exists() for folder in self.left)
 
     def once(self, name: str, is_done: Callable[[], bool], do: Callable[[], None]) -> None:
         """Do something in one command, for which others of the job wait."""
@@ -84,7 +108,7 @@ class Workplace:
     def scratch(self, name: str, key: str) -> Iterator[Path]:
         """The folder of a job's scratch files, removed when the block succeeds; an equal job finds them again.
 
-        With the engine `shared` it stays until `clear`, since other commands may read it.
+        With the engine `shared` it stays until the job's end, since other commands may read it.
         """
         if self.folder is None:
             with tempfile.TemporaryDirectory(prefix=f"adq-{name}-") as temporary:
@@ -99,10 +123,9 @@ class Workplace:
         self.left.append(folder)
         yield folder
         if not self.is_shared:
-            self.clear()
+            self._clear()
 
-    def clear(self) -> None:
-        """Remove the scratch folders."""
+    def _clear(self) -> None:
         while self.left:
             shutil.rmtree(self.left.pop(), ignore_errors=True)
 
@@ -125,6 +148,7 @@ class ClassWork:
 
     job: ClassJob
     buckets: Buckets
+    durable: bool = True
     progress: Callable[[int], object] | None = None
 
     def __call__(self, tasks: Iterator[Task]) -> Iterator[tuple[Task, Result]]:
@@ -132,7 +156,7 @@ class ClassWork:
             file = file_of(self.buckets.path.parent, task)
             if not file.exists():
                 arrays = self.job.joined([self._of_class(part) for part in task.what])
-                with atomic_path(file) as partial:
+                with atomic_path(file, durable=self.durable) as partial:
                     save_file(
                         {name: np.ascontiguousarray(values) for name, values in arrays.items()}, partial
                     )
@@ -210,7 +234,9 @@ def run_classes(
         place.once(
             f"{name}-rows",
             lambda: buckets.path.exists() or all(file_of(folder, task).exists() for task in tasks),
-            lambda: buckets.write(features, label, row_of_class, columns, progress=progress),
+            lambda: buckets.write(
+                features, label, row_of_class, columns, durable=place.is_durable, progress=progress
+            ),
         )
         n_done = n_seen = 0
 
@@ -219,7 +245,8 @@ def run_classes(
             n_seen += n
             progress(n)
 
-        for _, result in place.engine.run(tasks, ClassWork(job, buckets, seen), Resources()):
+        work = ClassWork(job, buckets, place.is_durable, seen)
+        for _, result in place.engine.run(tasks, work, Resources()):
             n_done += int(result["rows"])
             if n_done > n_seen:  # done by another process, or before
                 seen(n_done - n_seen)

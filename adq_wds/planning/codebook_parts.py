@@ -14,7 +14,7 @@ from adq_wds.planning.options import Options
 from adq_wds.planning.samples import Samples, keyed_draws, read_samples
 from adq_wds.tables.codebook import COPY_DRAW
 from adq_wds.tables.features import Features
-from adq_wds.tables.features_file import DIGEST_BYTES, NO_LABEL, FeaturesFile
+from adq_wds.tables.features_file import NO_LABEL
 from adq_wds.tables.plan_rows import KEPT, LABEL
 
 
@@ -69,7 +69,8 @@ def codebook_parts(samples: Samples, options: Options) -> tuple[dict[str, Any], 
         parts["margins"] = rule = MarginRule.of(samples.ridge, least)
         header |= {"clean": samples.doubts, "random_layer": rule.layer_hash()}
     if options.dedup is not None:
-        digest = samples.features.column(FeaturesFile.digest, np.uint8, (DIGEST_BYTES,))
+        digest = samples.features.digests()
+        assert digest is not None  # `check_digests`
         draw = keyed_draws(samples.features, 0, purpose=COPY_DRAW)
         parts["copies"] = KnownCopies.of(digest, samples.stays, draw)
         header["image"] = samples.features.header["image"]

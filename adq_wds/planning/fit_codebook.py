@@ -139,15 +139,20 @@ def fit_codebook(
     features = as_features(features)
     check_digests(features, options)
     options = options.settled(features)
-    with workplace(options, out, CodebookError) as place:
+    more = {"checkpoints": checkpoints, "min_pilot": min_pilot}
+
+    def fit(place: Workplace) -> Codebook:
         fit = _Fit(features, options, pilot, checkpoints)
         classes = fit.classes_with_rules(max(min_pilot, options.bins))
-        rules = fit.rules(classes, place, progress)
-        codebook = _codebook(fit, rules, {"checkpoints": checkpoints, "min_pilot": min_pilot})
+        codebook = _codebook(fit, fit.rules(classes, place, progress), more)
         _warn_of_crowds(codebook)
+        return codebook
+
+    settings = [features.hash, options.settings(), options.bins, pilot, more, os.path.basename(out or "")]
+    with workplace(options, out, CodebookError, job="codebook", settings=settings) as place:
         if out is None:
-            return codebook
-        codebook.save(out)
+            return fit(place)
+        place.finish(lambda: fit(place), lambda codebook: codebook.save(out))
     return load_codebook(out)
 
 

@@ -22,7 +22,6 @@ from adq_wds.planning.class_tasks import Arrays, run_classes
 from adq_wds.planning.doubts import leave_out_doubted
 from adq_wds.planning.options import Options
 from adq_wds.planning.samples import Samples, digest_of, find_samples, name_samples
-from adq_wds.tables.features_file import DIGEST_BYTES, FeaturesFile
 from adq_wds.tables.plan_rows import DUPLICATE, EXCLUDED, KEPT
 
 logger = logging.getLogger("adq_wds")
@@ -53,8 +52,8 @@ def leave_out_named(samples: Samples, options: Options) -> None:
 
 def leave_out_copies(samples: Samples, options: Options) -> None:
     """Leave out copies of an earlier sample: equal contents or, with a cosine as `dedup`, a similar embedding."""
-    if options.dedup is not None and all(file.has_digest for file in samples.features):
-        digest = samples.features.column(FeaturesFile.digest, np.uint8, (DIGEST_BYTES,))
+    digest = None if options.dedup is None else samples.features.digests()
+    if digest is not None:
         samples.stays = first_of(digest, samples.reason == KEPT)
         samples.reason[samples.stays != np.arange(len(samples))] = DUPLICATE
         _warn_of_other_labels(samples)

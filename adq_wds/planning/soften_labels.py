@@ -167,10 +167,9 @@ def _by_ridge(
 
 def _first_copies(features: Features) -> NDArray[np.int64]:
     """(N,) the first sample of the same contents, which is itself where it is no copy."""
-    digests = [rows for file in features if (rows := file.digest()) is not None]
-    if len(digests) < len(features.files):
+    digest = features.digests()
+    if digest is None:
         return np.arange(len(features))
-    digest = np.concatenate(digests)
     return first_of(digest, np.ones(len(digest), dtype=bool))
 
 

@@ -18,7 +18,7 @@ from adq_wds.planning.samples import NamesOfSamples, Samples
 from adq_wds.planning.seats import equal_to_alpha_0
 from adq_wds.tables.features_file import NO_LABEL, FeaturesFile
 from adq_wds.tables.members import MEMBERS
-from adq_wds.tables.plan import Plan, load_plan
+from adq_wds.tables.plan import Plan
 from adq_wds.tables.plan_rows import (
     BAD,
     DUPLICATE,
@@ -49,13 +49,13 @@ class PlanTable:
         """The plan in memory, with the rows of all shards."""
         return Plan.from_shards(self.shards(), self.header)
 
-    def save(self, path: str | os.PathLike[str]) -> Plan:
-        """Write the plan's file shard by shard, and open it; raises as `write_plan` does."""
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan's file shard by shard; raises as `write_plan` does."""
         optional = [*REASON_COLUMNS, *([] if self.samples.margin is None else [MARGIN.name])]
         if any(file.has_members for file in self.samples.features):
             optional.append(MEMBERS.name)
-        write_plan(path, self.shards(), self.header, optional=optional)
-        return load_plan(path)
+        n_shards = len(self.samples.features.files)
+        write_plan(path, self.shards(), self.header, n_shards=n_shards, optional=optional)
 
     def shards(self) -> Iterator[PlanShard]:
         """The rows of each shard with their reasons, unusable samples included in their order and never kept."""

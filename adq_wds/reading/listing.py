@@ -98,16 +98,14 @@ class Planned(Listing):
 
     def counts(self, epoch: int) -> NDArray[np.int64]:
         """See `Listing`; with fresh draws every shard's rows are read for it."""
-        if self.fresh:
-            kept = [int(self.plan.kept_in(name, epoch, self.draws).sum()) for name in self.names]
-        else:
-            kept = [entry["kept"] for entry in self.plan.header["shards"]]
+        if not self.fresh:
+            return self.plan.shard_kept
+        kept = [int(self.plan.kept_in(name, epoch, self.draws).sum()) for name in self.names]
         return np.array(kept, dtype=np.int64)
 
     def share(self, shard: int) -> float:
         """See `Listing`."""
-        entry = self.plan.header["shards"][shard]
-        return int(entry["kept"]) / max(1, int(entry["n"]))
+        return int(self.plan.shard_kept[shard]) / max(1, int(self.plan.shard_sizes[shard]))
 
     def spans(self, shard: int, epoch: int) -> Spans:
         """See `Listing`."""

@@ -21,6 +21,10 @@ _NO_CREATE = (
 )
 
 
+class NoLeases(AdqError):  # noqa: N818 - it says what is
+    """A store that cannot keep leases, as it does not write on a condition."""
+
+
 class RemoteLeases:
     """The files of a folder in an object store; see `LeaseStore`.
 
@@ -35,9 +39,9 @@ class RemoteLeases:
         self._folder = folder
         scheme = str(folder).partition("://")[0]
         if scheme not in SCHEMES or scheme.startswith("http"):
-            raise AdqError(f"cannot keep leases in {folder}: {_NO_CREATE}")
+            raise NoLeases(f"cannot keep leases in {folder}: {_NO_CREATE}")
         if importlib.util.find_spec("obstore") is None:
-            raise AdqError(
+            raise NoLeases(
                 f"cannot keep leases in {folder}: conditional writes need pip install 'adq-wds[cloud]'"
             )
 
@@ -93,6 +97,6 @@ class RemoteLeases:
         try:
             yield
         except NotImplementedError:
-            raise AdqError(f"cannot keep leases in {self}: {_NO_CREATE}") from None
+            raise NoLeases(f"cannot keep leases in {self}: {_NO_CREATE}") from None
         except (Trouble, NoRanges) as trouble:
             raise AdqError(f"cannot keep leases in {self._folder / name}: {trouble}") from None

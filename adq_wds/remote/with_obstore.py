@@ -26,6 +26,11 @@ def usable() -> bool:
     return not _first_process or _first_process[0] == os.getpid()
 
 
+def read_through_obstore() -> bool:
+    """Whether this process has used obstore, so that those it forks cannot."""
+    return bool(_first_process)
+
+
 class Obstore:
     """One URL through obstore, which retries on busy servers (5xx, 429) for `timeout` seconds."""
 

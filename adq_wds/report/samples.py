@@ -29,7 +29,7 @@ class Samples:
     """The N samples of a plan, in its order.
 
     Attributes:
-        header: the plan's.
+        header: the plan's, with `shards`: name and number of samples of each.
         shard: N names of shards.
         key: N keys.
         classes: C labels that occur, ascending; -1 stands for unlabelled and unreadable samples.
@@ -71,7 +71,8 @@ class Samples:
         table = plan.table()
         label = table["label"].to_numpy().astype(np.int64)
         classes, class_row = np.unique(label, return_inverse=True)
-        header: dict[str, Any] = dict(plan.header)
+        sizes = zip(plan.shards, plan.shard_sizes.tolist(), strict=True)
+        header = {**plan.header, "shards": [{"name": name, "n": n} for name, n in sizes]}
         bin, rank, kept = (table[name].to_numpy() for name in ("bin", "rank", "kept"))
         stays = np.full(len(table), -1)
         if "reason" in table.column_names:

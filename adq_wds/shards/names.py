@@ -21,6 +21,7 @@ _URL_PATTERN = re.compile(r"\*|\[[^]/]{2,}\]")  # train[1].tar may be a name
 _QUERY_PATTERN = re.compile(r"[?\d_-]*\.(?:tar|tgz)(?:\.\w+)*")  # what follows the first ? of t-00?.tar
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _LIKE_SCP = re.compile(r"[^/]*@[^/]*:")
+_ORDINARY = re.compile(r"(?:\w[\w.-]*/)*\w[\w.-]*", re.ASCII)  # a part of letters, digits and _ . - between
 _TAR_IN_COMMAND = re.compile(r"[^/\s'\"|<>?#&=:@]+\.(?:tar|tgz)[.\w]*")
 
 
@@ -219,7 +220,7 @@ def plain_shard_names(urls: Sequence[str]) -> list[str]:
         ValueError: two of the URLs are the same file.
         PlanError: see `check_shard_name`.
     """
-    return [check_shard_name(name) for name in shard_names(urls)]
+    return check_shard_names(shard_names(urls))
 
 
 class ShardNames:
@@ -289,6 +290,14 @@ def check_shard_name(name: object) -> str:
     if why is not None:
         raise PlanError(f"shard name {shorten(name)} is refused: {why}; rename the file or folder")
     return name
+
+
+def check_shard_names(names: Iterable[object]) -> list[str]:
+    """Names, each checked by `check_shard_name`; ordinary ones cost little."""
+    return [
+        name if isinstance(name, str) and _ORDINARY.fullmatch(name) else check_shard_name(name)
+        for name in names
+    ]
 
 
 def _reads_as_more(name: str) -> bool:

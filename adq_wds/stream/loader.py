@@ -8,6 +8,7 @@ from typing import Any
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from adq_wds.errors import LoaderClosed
+from adq_wds.remote.with_obstore import read_through_obstore
 from adq_wds.stream.dataset import ShardDataset
 from adq_wds.stream.iterator import Closed
 from adq_wds.stream.progress import Progress
@@ -31,7 +32,8 @@ class Loader(StatefulDataLoader[Any]):  # type: ignore[misc]
         dataset: decides batches, order, ranks and pipes.
         num_workers: processes that read ahead.
         options: as torch's DataLoader takes them: pin_memory, prefetch_factor, persistent_workers, timeout,
-            multiprocessing_context, worker_init_fn, generator, pin_memory_device.
+            multiprocessing_context (once this process has read a URL, "forkserver" by default), worker_init_fn,
+            generator, pin_memory_device.
 
     Raises:
         TypeError: `dataset` is no `ShardDataset`.
@@ -51,6 +53,8 @@ class Loader(StatefulDataLoader[Any]):  # type: ignore[misc]
                 raise ValueError(f"{name}= is the data set's matter: give it to ShardDataset")
             if name in _FIXED:
                 raise ValueError(f"{name}= cannot be chosen: the order and the state depend on it")
+        if num_workers and read_through_obstore():  # which no forked worker could use
+            options.setdefault("multiprocessing_context", "forkserver")
         self._iteration: _Iteration | None = None
         super().__init__(
             dataset,

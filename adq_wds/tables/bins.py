@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, NotRequired, TypedDict
 
@@ -13,7 +14,9 @@ from numpy.typing import NDArray
 from adq_wds.errors import PlanError
 from adq_wds.tables.features_file import NO_LABEL
 from adq_wds.tables.headers import TableHeader, checked
-from adq_wds.tables.parquet import GroupFile, column_hashes, write_groups
+from adq_wds.tables.parquet import Header
+from adq_wds.tables.table import open_table
+from adq_wds.tables.write_table import write_table
 
 VERSION = 1
 _SCHEMA = pa.schema(
@@ -128,19 +131,18 @@ class Bins:
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write to one Parquet file, whole or not at all."""
-        groups, entries, start = [], [], 0
+        """Write to one Parquet file, of more than 10,000 shards with a folder of parts beside it; whole or not at all."""
         schema = _SCHEMA if self.margin is None else _MARGIN_SCHEMA
-        for name, rows in self.shards:
-            part = slice(start, start + rows)
-            columns = {"label": self.label[part], "bin": self.bin[part], "pick": self.pick[part]}
-            if self.margin is not None:
-                columns["margin"] = self.margin[part]
-            groups.append(pa.table(columns, schema=schema))
-            entries.append({"name": name, "n": rows, "columns": column_hashes(groups[-1])})
-            start += rows
-        header = {**self.header, "format": "adq_wds.bins", "version": VERSION, "shards": entries}
-        write_groups(path, schema, groups, header)
+
+        def groups() -> Iterator[tuple[Header, pa.Table]]:
+            start = 0
+            for name, rows in self.shards:
+                columns = {field: getattr(self, field)[start : start + rows] for field in schema.names}
+                yield {"name": name}, pa.table(columns, schema=schema)
+                start += rows
+
+        header = {**self.header, "format": "adq_wds.bins", "version": VERSION}
+        write_table(path, schema, groups(), header, n_shards=len(self.shards))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Bins:
@@ -149,8 +151,8 @@ class Bins:
         Raises:
             PlanError: the file is damaged or of another kind.
         """
-        file = GroupFile(path, kind="bins", version=VERSION, error=PlanError, header=BinsHeader)
-        shards = [(entry["name"], entry["n"]) for entry in file.header["shards"]]
+        file = open_table(path, kind="bins", version=VERSION, error=PlanError, header=BinsHeader)
+        shards = list(zip(file.names, file.counts("n").tolist(), strict=True))
         groups = [file.group(i, _MARGIN_SCHEMA, optional=[_MARGIN.name]) for i in range(len(shards))]
         table = pa.concat_tables(groups) if groups else _SCHEMA.empty_table()
         header: Any = {name: file.header[name] for name in BinsSource.__annotations__ if name in file.header}

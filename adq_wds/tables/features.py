@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any, cast
 
@@ -14,11 +15,12 @@ from adq_wds.checks import positive
 from adq_wds.errors import FeaturesError, shorten
 from adq_wds.files import canonical_json, sha256_text
 from adq_wds.protocols import Label
+from adq_wds.remote.backend import N_AT_ONCE
 from adq_wds.remote.outputs import lock, make_folder
-from adq_wds.remote.url_path import AnyPath, as_path
+from adq_wds.remote.url_path import AnyPath, UrlPath, as_path
 from adq_wds.shards.names import expand_urls, plain_shard_names
 from adq_wds.tables.arrays import ENCODER, SampleId, features_of_arrays
-from adq_wds.tables.features_file import FeaturesFile
+from adq_wds.tables.features_file import DIGEST_BYTES, FeaturesFile
 from adq_wds.tables.headers import EmbeddedBy, refuse_unlike
 from adq_wds.tables.notebook import features_html
 from adq_wds.tables.spans import SPAN_FIELDS
@@ -66,13 +68,7 @@ class Features:
             raise FeaturesError(
                 f"{self.folder}: no features here (no *.parquet); make them with embed_shards"
             )
-        files = []
-        left = self.limit
-        for path in paths:
-            if left is not None and left <= 0:
-                break
-            files.append(FeaturesFile(path, limit=left))
-            left = None if left is None else left - files[-1].n_read
+        files = _opened(paths, self.limit)
         self.files = sorted(files, key=lambda file: file.shard)
         self._compare()
 
@@ -178,16 +174,11 @@ class Features:
         common: Any = {name: header[name] for name in ALIKE}
         return cast(FeaturesCommon, common)
 
-    def column(
-        self,
-        read: Callable[[FeaturesFile], NDArray[Any] | None],
-        dtype: DTypeLike,
-        shape: tuple[int, ...] = (),
-    ) -> NDArray[Any]:
-        """(N, *shape) numbers over all shards: those that `read` gives of each; one shard is read at a time."""
-        values, first = np.empty((len(self), *shape), dtype), 0
+    def column(self, read: Callable[[FeaturesFile], NDArray[Any]], dtype: DTypeLike) -> NDArray[Any]:
+        """(N,) numbers over all shards: those that `read` gives of each; one shard is read at a time."""
+        values, first = np.empty(len(self), dtype), 0
         for file in self.files:
-            values[first : first + file.n] = read(file)
+            values[first : first + file.n] = np.asarray(read(file))
             first += file.n
         return values
 
@@ -196,6 +187,16 @@ class Features:
         if not all(file.has_texture for file in self.files):
             return None
         return self.column(FeaturesFile.texture, np.float32)
+
+    def digests(self) -> NDArray[np.uint8] | None:
+        """(N, 16) uint8, `content_digest` of each sample over all shards; None where a file has none."""
+        if not all(file.has_digest for file in self.files):
+            return None
+        digest, first = np.empty((len(self), DIGEST_BYTES), dtype=np.uint8), 0
+        for file in self.files:
+            digest[first : first + file.n] = file.digest()
+            first += file.n
+        return digest
 
     def score(self, name: str) -> NDArray[np.float32]:
         """(N,) float32 numbers of a score of users, over all shards.
@@ -236,6 +237,20 @@ class Features:
         """SHA-256 over the contents: settings and one hash per shard and column, not file bytes or dates."""
         shards = [[*file.header["shards"], file.n_read, file.names, file.bad] for file in self.files]
         return sha256_text(canonical_json([self.header, shards]))
+
+
+def _opened(paths: Sequence[AnyPath], limit: int | None) -> list[FeaturesFile]:
+    """The files, up to the one that holds the sample `limit`; those at URLs several at a time."""
+    if limit is None and isinstance(paths[0], UrlPath):
+        with ThreadPoolExecutor(N_AT_ONCE, thread_name_prefix="adq-features") as pool:
+            return list(pool.map(FeaturesFile, paths))
+    files: list[FeaturesFile] = []
+    for path in paths:
+        if limit is not None and limit <= 0:
+            break
+        files.append(FeaturesFile(path, limit=limit))
+        limit = None if limit is None else limit - files[-1].n_read
+    return files
 
 
 def as_features(features: Features | str | os.PathLike[str]) -> Features:

@@ -185,6 +185,11 @@ def parse_header(raw: bytes, digest: str, *, kind: str, version: int, header: ty
     except (ValueError, RecursionError, MemoryError) as cause:
         reason = shorten(str(cause) or type(cause).__name__)
         raise ValueError(f"damaged: the header is not JSON of ours ({reason})") from cause
+    return check_entries(value, kind=kind, version=version, header=header)
+
+
+def check_entries(value: Any, *, kind: str, version: int, header: type[T]) -> T:
+    """`parse_header`'s checks of a parsed header: its format, version and type."""
     entries = value if isinstance(value, dict) else {}
     if entries.get("format") != f"adq_wds.{kind}":
         raise ValueError(f"holds {_shown(entries.get('format'))}, expected adq_wds.{kind}")

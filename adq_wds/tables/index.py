@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import NotRequired, TypedDict
@@ -15,12 +15,14 @@ import pyarrow as pa
 from adq_wds.errors import PlanError, ShardError, shorten
 from adq_wds.remote.backend import Stamp
 from adq_wds.remote.open_shard import open_shard
-from adq_wds.shards.names import check_shard_name
+from adq_wds.shards.names import check_shard_names
 from adq_wds.shards.samples_in_tar import iter_spans
 from adq_wds.tables.headers import Natural, ShardEntry, TableHeader
 from adq_wds.tables.members import MEMBERS
-from adq_wds.tables.parquet import GroupFile, column_hashes, write_groups
+from adq_wds.tables.parquet import Header
 from adq_wds.tables.spans import SPAN_FIELDS, Spans, source_stamp
+from adq_wds.tables.table import open_table
+from adq_wds.tables.write_table import write_table
 
 VERSION = 3
 """1: without `members`; 3: without `crc32`, and written only then."""
@@ -69,7 +71,7 @@ def save_index(
     sources: Mapping[str, Stamp] | None = None,
     checksums: bool = True,
 ) -> None:
-    """Write the spans of every sample of some shards: one Parquet file, a row group per shard.
+    """Write the spans of every sample of some shards: one Parquet file, of more than 10,000 with a folder of parts.
 
     Args:
         path: the file.
@@ -78,19 +80,15 @@ def save_index(
         checksums: whether the spans have crc32; else the file has no such column.
     """
     schema = _SCHEMA if checksums else _without_crc32()
-    columns = [(name, spans.columns(name, members=True)) for name, spans in shards]
-    groups = [pa.table([values[field.name] for field in schema], schema=schema) for _, values in columns]
-    entries = [
-        {
-            "name": name,
-            "n": len(spans),
-            "columns": column_hashes(group),
-            **({} if sources is None else {"source": sources[name]}),
-        }
-        for (name, spans), group in zip(shards, groups, strict=True)
-    ]
-    version = 2 if checksums else 3
-    write_groups(path, schema, groups, {"format": "adq_wds.index", "version": version, "shards": entries})
+
+    def groups() -> Iterator[tuple[Header, pa.Table]]:
+        for name, spans in shards:
+            columns = spans.columns(name, members=True)
+            source = {} if sources is None else {"source": sources[name]}
+            yield {"name": name, **source}, pa.table([columns[f.name] for f in schema], schema=schema)
+
+    header = {"format": "adq_wds.index", "version": 2 if checksums else 3}
+    write_table(path, schema, groups(), header, n_shards=len(shards))
 
 
 def _without_crc32() -> pa.Schema:
@@ -103,13 +101,11 @@ def read_index(path: str | os.PathLike[str]) -> dict[str, IndexedShard]:
     Raises:
         ShardError: the file is damaged or of another kind.
     """
-    file = GroupFile(path, kind="index", version=VERSION, error=ShardError, header=IndexHeader)
-    names: list[str] = []
-    for entry in file.header["shards"]:
-        try:
-            names.append(check_shard_name(entry["name"]))
-        except PlanError as cause:
-            raise ShardError(f"{file.path}: damaged header: {cause}") from cause
+    file = open_table(path, kind="index", version=VERSION, error=ShardError, header=IndexHeader)
+    try:
+        names = check_shard_names(file.names)
+    except PlanError as cause:
+        raise ShardError(f"{file.path}: damaged header: {cause}") from cause
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise ShardError(f"{file.path}: damaged header: shard {twice[0]} is listed twice")
@@ -121,7 +117,7 @@ def read_index(path: str | os.PathLike[str]) -> dict[str, IndexedShard]:
         if not checked:
             zeros = pa.array(np.zeros(len(table), np.uint32))
             table = table.append_column(_SCHEMA.field(_CRC32), zeros)
-        spans, source = Spans.from_table(table), file.header["shards"][i].get("source")
+        spans, source = Spans.from_table(table), file.entry(i).get("source")
         fault = spans.fault()
         if (spans.index != np.arange(len(spans))).any():
             fault = "positions are not 0, 1, 2, …"

@@ -18,13 +18,13 @@ _HUES = dict(zip(REASONS, ("#0072b2", "#8a9299", "#d9730d", "#b5469a", "#d1332e"
 _CELL = "style='text-align:start;white-space:nowrap;padding:1px 12px 1px 0'"
 
 
-def plan_html(header: Any, n_kept: int, digest: str) -> str:
+def plan_html(header: Any, n_kept: int, n_shards: int, digest: str) -> str:
     """What a plan keeps: a bar of the reasons, the classes that keep most, and the hash."""
     n = header["n_samples"]
     counts = header.get("reasons") or {"kept": n_kept, "not kept": n - n_kept}
     counts = {reason: k for reason, k in counts.items() if k}
     classes = header["classes"]
-    title = f"Plan: keeps {n_kept:,} of {n:,} samples in {len(header['shards']):,} shards"
+    title = f"Plan: keeps {n_kept:,} of {n:,} samples in {n_shards:,} shards"
     rows = [[_Swatch(reason), reason, f"{k:,}", _percent(k, n)] for reason, k in counts.items()]
     parts = [_title(title), _bar(counts, n), _table(["", "reason", "samples", ""], rows)]
     if classes and "n" in classes[0]:

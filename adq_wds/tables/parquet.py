@@ -12,11 +12,13 @@ import hashlib
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from adq_wds.errors import AdqError, shorten
 from adq_wds.files import canonical_json, sha256_text
@@ -75,7 +77,7 @@ def write_groups(
     header: Header | Callable[[], Header],
     *,
     compression: str = "zstd",
-) -> None:
+) -> str:
     """Write tables of one schema as the row groups of one file, whole or not at all.
 
     Tables that cannot be written, or are too large to be read back, raise `AdqError`, and the old file stays intact.
@@ -86,27 +88,51 @@ def write_groups(
         groups: the tables; one at a time is in memory.
         header: the header, or a function that gives it after the last table.
         compression: of Parquet's pages.
+
+    Returns:
+        the file's hash.
+    """
+    try:
+        with atomic_path(path) as partial:
+            return write_file(partial, schema, groups, header, compression=compression)
+    except bounds.TooLargeError as cause:
+        raise too_large(path, cause) from None
+
+
+def too_large(path: str | os.PathLike[str], cause: Exception) -> AdqError:
+    """The error of a table that could not be read back."""
+    return AdqError(f"cannot write {path}: {cause}; use fewer, larger shards and short keys")
+
+
+def write_file(
+    path: Path,
+    schema: pa.Schema,
+    groups: Iterable[pa.Table],
+    header: Header | Callable[[], Header],
+    *,
+    compression: str,
+) -> str:
+    """`write_groups` without care for what was at `path`, or what is left there after an error.
+
+    Raises:
+        TooLargeError: it could not be read back.
     """
     options = {"compression": compression, "use_dictionary": False, "write_statistics": False}
-    try:
-        text = None if callable(header) else _checked_text(header)
-        with atomic_path(path) as partial:
-            rows = []
-            with pq.ParquetWriter(partial, schema, **options) as writer:
-                for group in groups:
-                    for column in group.schema:
-                        if pa.types.is_string(column.type):
-                            bounds.check_names(column.name, group[column.name].nbytes, group.num_rows)
-                    writer.write_table(group, row_group_size=max(1, group.num_rows))
-                    rows.append(group.num_rows)
-                if callable(header):
-                    text = _checked_text(header())
-                assert text is not None
-                raw, digest = text.encode("utf-8"), sha256_text(text).encode("ascii")
-                writer.add_key_value_metadata({HEADER_KEY: raw, HASH_KEY: digest})
-            bounds.check_rows(rows, bounds.check_footer(partial))
-    except bounds.TooLargeError as cause:
-        raise AdqError(f"cannot write {path}: {cause}; use fewer, larger shards and short keys") from None
+    text = "" if callable(header) else _checked_text(header)
+    rows = []
+    with pq.ParquetWriter(path, schema, **options) as writer:
+        for group in groups:
+            for column in group.schema:
+                if pa.types.is_string(column.type):
+                    bounds.check_names(column.name, group[column.name].nbytes, group.num_rows)
+            writer.write_table(group, row_group_size=max(1, group.num_rows))
+            rows.append(group.num_rows)
+        if callable(header):
+            text = _checked_text(header())
+        raw, digest = text.encode("utf-8"), sha256_text(text)
+        writer.add_key_value_metadata({HEADER_KEY: raw, HASH_KEY: digest.encode("ascii")})
+    bounds.check_rows(rows, bounds.check_footer(path))
+    return digest
 
 
 def _checked_text(header: Header) -> str:
@@ -126,6 +152,7 @@ class GroupFile:
         kind, version: its format, and the newest version that is known.
         error: the class of all its errors.
         header: the type that its header must be of; see `checked`.
+        lists_parts: the type that the header of kind `KIND.parts` must be of, where such a file is taken too.
 
     Attributes:
         header: the header, already compared with its hash.
@@ -140,6 +167,7 @@ class GroupFile:
         version: int,
         error: ErrorClass,
         header: type[Mapping[str, Any]] = TableHeader,
+        lists_parts: type[Mapping[str, Any]] | None = None,
     ) -> None:
         self.path = as_path(path)
         self._error = error
@@ -167,6 +195,10 @@ class GroupFile:
         raw, digest = metadata.get(HEADER_KEY), metadata.get(HASH_KEY)
         if raw is None or digest is None:
             raise error(f"{self.path}: not made by adq_wds (no header); expected a file of {kind}")
+        if (
+            lists_parts and f'"format":"adq_wds.{kind}.parts"'.encode() in raw
+        ):  # no text within has such quotes
+            kind, version, header = f"{kind}.parts", 1, lists_parts
         self.hash = digest.decode("ascii", "replace")
         try:
             bounds.check_header(raw, len(rows))
@@ -178,6 +210,20 @@ class GroupFile:
         self.header: Header = dict(parsed)
         if [shard["n"] for shard in self.header["shards"]] != rows:
             raise error(f"{self.path}: damaged: its row groups are not those its header lists")
+
+    @property
+    def names(self) -> list[str]:
+        """Of the shards."""
+        return [entry["name"] for entry in self.header["shards"]]
+
+    def entry(self, i: int) -> Header:
+        """What the header says of a shard."""
+        entry: Header = self.header["shards"][i]
+        return entry
+
+    def counts(self, name: str) -> NDArray[np.int64]:
+        """(S,) int64: a number of each shard's entry, such as `n`."""
+        return np.array([entry[name] for entry in self.header["shards"]], dtype=np.int64)
 
     @contextmanager
     def reading_header(self) -> Iterator[None]:
@@ -219,6 +265,8 @@ class GroupFile:
             table = self._read_group(i, entry["n"], wanted)
             hashes = column_hashes(table)
         except (pa.ArrowException, OSError, ValueError, KeyError, RuntimeError, MemoryError) as cause:
+            if isinstance(cause, OSError) and isinstance(self.path, UrlPath):
+                raise self._error(f"{place}: cannot be read: {shorten(str(cause), 300)}") from cause
             raise self._error(f"{place}: damaged: {shorten(str(cause), 200)}; make it again") from cause
         for name, digest in hashes.items():
             if entry["columns"].get(name) != digest:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from itertools import islice
+from operator import lt
 from typing import Any, cast
 
 import numpy as np
@@ -16,25 +19,19 @@ from adq_wds.core.allocation import fresh_draw
 from adq_wds.core.fresh import CACHED_EPOCHS, Draws
 from adq_wds.core.order import LANES
 from adq_wds.errors import PlanError, shorten
-from adq_wds.files import canonical_json, sha256_text
 from adq_wds.remote.url_path import AnyPath, as_path
-from adq_wds.shards.names import ShardNames, check_shard_name
+from adq_wds.shards.names import ShardNames, check_shard_names
 from adq_wds.tables.chosen import choose_indices, choose_keys, read_indices
 from adq_wds.tables.exchange import export_plan
 from adq_wds.tables.headers import reopened
 from adq_wds.tables.key_lists import read_keys
 from adq_wds.tables.notebook import plan_html
-from adq_wds.tables.parquet import GroupFile, Header, column_hashes, write_groups
-from adq_wds.tables.plan_header import PlanEntry, PlanHeader, fresh_draws, header_without_bins
-from adq_wds.tables.plan_rows import (
-    ALWAYS,
-    MARGIN,
-    OPTIONAL,
-    REASON_COLUMNS,
-    SCHEMA,
-    PlanShard,
-)
+from adq_wds.tables.parquet import Header
+from adq_wds.tables.plan_header import PlanHeader, fresh_draws, header_without_bins
+from adq_wds.tables.plan_rows import ALWAYS, MARGIN, OPTIONAL, REASON_COLUMNS, SCHEMA, PlanShard
 from adq_wds.tables.plan_why import AnyFeatures, Why, explain
+from adq_wds.tables.table import InMemory, Table, open_table
+from adq_wds.tables.write_table import write_table
 
 VERSION = 2
 """1: no reasons, no shares; fresh draws by whole rounds. 2: `reason`, `duplicate_of` and the header's `cells.share`;
@@ -52,22 +49,19 @@ class Plan:
     `len` counts kept samples, not shards.
 
     Attributes:
-        header: settings, counts per shard, class and bin, scores; see `adq show`.
-        hash: SHA-256 of the header, which has a hash of every column: equal hashes, equal plans.
+        header: settings, counts per class and bin, scores; see `adq show`. Of up to 10,000 shards also `shards`.
         path: its file, or None while it is only in memory.
-        shards: names of the shards, sorted: the order of the plan's rows.
+        shards: names of the S shards, sorted: the order of the plan's rows.
+        shard_sizes, shard_kept: (S,) int64, samples of each shard, and kept ones.
     """
 
-    def __init__(
-        self, header: Header, groups: GroupFile | Sequence[pa.Table], *, path: AnyPath | None = None
-    ) -> None:
-        self.header, self.path, self._groups = header, path, groups
-        self.hash = groups.hash if isinstance(groups, GroupFile) else sha256_text(canonical_json(header))
+    def __init__(self, table: Table, *, path: AnyPath | None = None) -> None:
+        self.header, self.path, self._table = table.header, path, table
         self._cached_shards: OrderedDict[str, PlanShard] = OrderedDict()
-        made = cast(PlanHeader, header)  # so it is, or one of these lines raises
+        made = cast(PlanHeader, self.header)  # so it is, or one of these lines raises
         try:
-            self.shards = [check_shard_name(entry["name"]) for entry in made["shards"]]
-            self._kept = [int(entry["kept"]) for entry in made["shards"]]
+            self.shards = check_shard_names(table.names)
+            self.shard_sizes, self.shard_kept = table.counts("n"), table.counts("kept")
             self._classes = [int(entry["label"]) for entry in made["classes"]]
             quota, size = (
                 np.array(cells, dtype=np.int64) for cells in (made["cells"]["quota"], made["cells"]["size"])
@@ -77,8 +71,7 @@ class Plan:
             self._draws = None if made["version"] == 1 else fresh_draws(made, self._size, self._quota)
             if self._draws is not None:  # every shard uses the seats of an epoch
                 self._seats = lru_cache(CACHED_EPOCHS)(self._draws.seats)
-            self.n_samples = sum(int(entry["n"]) for entry in made["shards"])
-            self.n_kept = sum(self._kept)
+            self.n_samples, self.n_kept = int(self.shard_sizes.sum()), int(self.shard_kept.sum())
             agrees = (made["n_samples"], made["n_kept"]) == (self.n_samples, self.n_kept)
         except PlanError as cause:
             raise PlanError(f"{self._where}: damaged header: {cause}") from cause
@@ -86,13 +79,12 @@ class Plan:
             raise PlanError(f"{self._where}: damaged header: {shorten(str(cause))}") from cause
         if (
             not agrees
-            or self.shards != sorted(set(self.shards))
+            or not all(map(lt, self.shards, islice(self.shards, 1, None)))
             or self._classes != sorted(set(self._classes))
         ):
             raise PlanError(
                 f"{self._where}: damaged header: its counts, shards or classes contradict each other"
             )
-        self._position = {name: i for i, name in enumerate(self.shards)}
 
     @classmethod
     def from_shards(cls, shards: Iterable[PlanShard], header: Header) -> Plan:
@@ -105,21 +97,14 @@ class Plan:
         if reasons != {"share" in header["cells"]}:
             raise PlanError("a plan has reasons for all samples and shares of all cells, or neither")
         members = any(shard.spans.members is not None for shard in shards)
-        tables = [shard.table(members=members) for shard in shards]
-        entries: list[PlanEntry] = [
-            {
-                "name": shard.name,
-                "n": len(table),
-                "kept": int(shard.kept.sum()),
-                "columns": column_hashes(table),
-            }
-            for shard, table in zip(shards, tables, strict=True)
-        ]
-        counts = {"n_samples": sum(e["n"] for e in entries), "n_kept": sum(e["kept"] for e in entries)}
+        n_kept = [int(shard.kept.sum()) for shard in shards]
+        counts = {"n_samples": sum(len(shard.spans) for shard in shards), "n_kept": sum(n_kept)}
         version = VERSION if reasons == {True} else 1
-        plan = cls(
-            {**header, **counts, "format": "adq_wds.plan", "version": version, "shards": entries}, tables
+        groups: Iterator[tuple[Header, pa.Table]] = (
+            ({"name": shard.name, "kept": n}, shard.table(members=members))
+            for shard, n in zip(shards, n_kept, strict=True)
         )
+        plan = cls(InMemory.of({**header, **counts, "format": "adq_wds.plan", "version": version}, groups))
         for _ in plan:  # a plan that would be refused when loaded is refused when made
             pass
         return plan
@@ -172,6 +157,11 @@ class Plan:
         return cls.from_keys(urls, read_keys(path))
 
     @property
+    def hash(self) -> str:
+        """SHA-256 of the header, which has a hash of every column: equal hashes, equal plans."""
+        return self._table.hash
+
+    @property
     def _where(self) -> str:
         return str(self.path) if self.path is not None else "plan"
 
@@ -183,7 +173,7 @@ class Plan:
         return f"<Plan {self.n_kept:,} of {self.n_samples:,} samples in {len(self.shards)} shards, {self.hash[:12]}>"
 
     def _repr_html_(self) -> str:
-        return plan_html(self.header, self.n_kept, self.hash)
+        return plan_html(self.header, self.n_kept, len(self.shards), self.hash)
 
     def shard(self, name: str, *, hold: bool = True) -> PlanShard:
         """The rows of one shard without their reasons, checked.
@@ -197,15 +187,13 @@ class Plan:
         """
         if name in self._cached_shards:
             return self._cached_shards[name]
-        if name not in self._position:
-            raise PlanError(f"shard {shorten(name)} is not in the plan {self._where}")
-        i = self._position[name]
-        table = self._read_columns(i, _ROWS)
+        i = self._position(name)
+        table = self._table.group(i, SCHEMA, _ROWS, optional=OPTIONAL)
         if table["shard"].unique().to_pylist() not in ([name], []):
             raise PlanError(f"{self._where}: damaged: rows of another shard under {shorten(name)}")
         shard = PlanShard.from_table(name, table)
         try:
-            shard.check(self._kept[i], self._classes, self._quota)
+            shard.check(int(self.shard_kept[i]), self._classes, self._quota)
         except PlanError as error:
             raise PlanError(f"{self._where}: {error}") from None
         if hold:
@@ -214,11 +202,11 @@ class Plan:
                 self._cached_shards.popitem(last=False)
         return shard
 
-    def _read_columns(self, i: int, columns: Sequence[str]) -> pa.Table:
-        """Some columns of a shard; columns that not every plan has may be missing."""
-        if isinstance(self._groups, GroupFile):
-            return self._groups.group(i, SCHEMA, columns, optional=OPTIONAL)
-        return self._groups[i]
+    def _position(self, name: str) -> int:
+        i = bisect_left(self.shards, name)
+        if i == len(self.shards) or self.shards[i] != name:
+            raise PlanError(f"shard {shorten(name)} is not in the plan {self._where}")
+        return i
 
     def kept_in(self, name: str, epoch: int, draws: Draws | None = None) -> NDArray[np.bool_]:
         """Which samples of a shard an epoch keeps, with fresh draws: (n,) bool, rows as in `shard(name)`.
@@ -256,8 +244,9 @@ class Plan:
         if not set(REASON_COLUMNS) <= set(self._schema.names):
             return shard
         try:
+            columns = (*REASON_COLUMNS, MARGIN.name)
             return shard.with_reasons(
-                self._read_columns(self._position[name], (*REASON_COLUMNS, MARGIN.name))
+                self._table.group(self._position(name), SCHEMA, columns, optional=OPTIONAL)
             )
         except PlanError as error:
             raise PlanError(f"{self._where}: {error}") from None
@@ -280,10 +269,14 @@ class Plan:
     @property
     def _schema(self) -> pa.Schema:
         """The columns that this plan has."""
-        groups = self._groups
-        if isinstance(groups, GroupFile):
-            return pa.schema([field for field in SCHEMA if groups.has(field.name)])
-        return groups[0].schema if groups else pa.schema(list(SCHEMA)[: -len(OPTIONAL)])
+        no_rows = not self.shards
+        return pa.schema(
+            [
+                field
+                for field in SCHEMA
+                if self._table.has(field.name) or (no_rows and field.name not in OPTIONAL)
+            ]
+        )
 
     def keys(self) -> list[str]:
         """The kept keys, in the order of shards and of samples in them."""
@@ -322,13 +315,21 @@ class Plan:
         return explain(self, key, features=features)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write to one Parquet file, whole or not at all; the hash stays."""
-        write_groups(path, self._schema, (shard.table() for shard in self), self.header)
+        """Write to one Parquet file, of more than 10,000 shards with a folder of parts beside it; the hash stays.
+
+        It is written whole or not at all, and one shard at a time is in memory.
+        """
+        header = {name: value for name, value in self.header.items() if name != "shards"}
+        kept = self.shard_kept.tolist()
+        groups = (
+            ({"name": shard.name, "kept": n}, shard.table()) for shard, n in zip(self, kept, strict=True)
+        )
+        write_table(path, self._schema, groups, header, n_shards=len(self.shards))
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.path is not None:
             return reopened, (load_plan, PlanError, os.fspath(self.path), self.hash)
-        return Plan, (self.header, [shard.table() for shard in self])
+        return Plan, (InMemory(self.header, [shard.table() for shard in self]),)
 
 
 def load_plan(path: str | os.PathLike[str]) -> Plan:
@@ -337,8 +338,8 @@ def load_plan(path: str | os.PathLike[str]) -> Plan:
     Raises:
         PlanError: missing, damaged, of another kind, or of a newer version.
     """
-    file = GroupFile(path, kind="plan", version=VERSION, error=PlanError, header=PlanHeader)
-    return Plan(file.header, file, path=as_path(path).absolute())
+    table = open_table(path, kind="plan", version=VERSION, error=PlanError, header=PlanHeader)
+    return Plan(table, path=as_path(path).absolute())
 
 
 def as_plan(plan: Plan | str | os.PathLike[str]) -> Plan:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, TypedDict, cast
@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 
 from adq_wds.errors import FeaturesError, PlanError, shorten
 from adq_wds.remote.url_path import as_path
-from adq_wds.shards.names import ShardNames, base_name, check_shard_name
+from adq_wds.shards.names import ShardNames, base_name, check_shard_names
 from adq_wds.tables.headers import TableHeader, reopened
-from adq_wds.tables.parquet import GroupFile, column_hashes, list_array, list_rows, list_type, write_groups
+from adq_wds.tables.parquet import Header, list_array, list_rows, list_type
 from adq_wds.tables.plan import CACHED_SHARDS
+from adq_wds.tables.table import open_table
+from adq_wds.tables.write_table import write_table
 
 VERSION = 1
 MAX_CLASSES = 1 << 20
@@ -103,16 +105,17 @@ def _schema(n_top: int) -> pa.Schema:
 def save_soft_labels(
     path: str | os.PathLike[str], shards: Sequence[ShardSoftLabels], header: SoftSource
 ) -> None:
-    """Write soft labels of one or more shards, sorted by name, to one file, whole or not at all; all are checked first."""
-    tables, entries = [], []
+    """Write soft labels of one or more shards, sorted by name, whole or not at all; all are checked first.
+
+    They are one file, of more than 10,000 shards with a folder of parts beside it.
+    """
     for shard in shards:
         shard.check(header["n_classes"])
-        tables.append(shard.table())
-        entries.append({"name": shard.shard, "n": len(shard.keys), "columns": column_hashes(tables[-1])})
     n_top = shards[0].top.shape[1]
-    whole = {**header, "n_top": n_top, "format": "adq_wds.soft", "version": VERSION, "shards": entries}
+    whole = {**header, "n_top": n_top, "format": "adq_wds.soft", "version": VERSION}
+    groups: Iterator[tuple[Header, pa.Table]] = (({"name": s.shard}, s.table()) for s in shards)
     # readers bound lists by the file's size
-    write_groups(path, _schema(n_top), tables, whole, compression="none")
+    write_table(path, _schema(n_top), groups, whole, n_shards=len(shards), compression="none")
 
 
 class SoftTable:
@@ -133,11 +136,11 @@ class SoftTable:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._file = GroupFile(path, kind="soft", version=VERSION, error=FeaturesError, header=SoftHeader)
+        self._file = open_table(path, kind="soft", version=VERSION, error=FeaturesError, header=SoftHeader)
         self.path, self.hash = as_path(path).absolute(), self._file.hash
         self.header = cast(SoftHeader, self._file.header)
         with self._file.reading_header():
-            names = [check_shard_name(entry["name"]) for entry in self.header["shards"]]
+            names = check_shard_names(self._file.names)
             self._position = {name: i for i, name in enumerate(names)}
             words, n_classes = self.header["names"], self.header["n_classes"]
             if len(self._position) != len(names) or self.header["n_top"] > n_classes:

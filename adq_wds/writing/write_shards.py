@@ -10,6 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from adq_wds.checks import Count, Ratio, no_bar, positive
+from adq_wds.engines.alone import alone_at_url
 from adq_wds.engines.choose import EngineName, choose_engine
 from adq_wds.engines.engine import Engine, ThisProcess
 from adq_wds.engines.shared import Shared, lock_for
@@ -75,7 +76,7 @@ def write_shards(
     max_samples, max_bytes = positive("max_samples", max_samples), positive("max_bytes", max_bytes)
     chosen = None if plan is None else as_plan(plan)
     folder = make_folder(shards.folder)
-    with lock(folder):
+    with lock(folder), alone_at_url(folder):
         _clear(shards, overwrite, keep_plan=chosen is not None)
         total = None if chosen is None else chosen.n_kept
         with tqdm(samples, total=total, unit=" samples", desc="write", disable=no_bar(progress)) as stream:

@@ -1,12 +1,9 @@
 """Any number of equal processes share a folder: all tasks are done, and every process has all results."""
 
 import os
-import random
-import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +12,7 @@ import pytest
 import adq_wds as adq
 from adq_wds.engines.engine import Resources, Result, Task, ThisProcess
 from adq_wds.engines.shared import Shared, lock_for
+from tests.engines.kills import Start, disturb, ends_well
 from tests.engines.stand_in import WriteFiles, tasks_of
 
 ROOT = Path(__file__).parents[2]
@@ -45,48 +43,19 @@ def by_threads(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 def test_three_processes_make_what_one_makes(tmp_path: Path, by_threads: dict[str, bytes]) -> None:
     # beats so slow that no process is taken for dead: then each task is done once
     processes = [start(tmp_path, beat=20.0) for _ in range(3)]
-    outputs = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0, 0], outputs
-    assert sum(int(out) for out, _ in outputs) == N
+    assert sum(int(ends_well(process)) for process in processes) == N
     assert files(tmp_path) == by_threads
     assert sorted(os.listdir(tmp_path)) == sorted(by_threads)
 
 
-def disturb(folder: Path, n_kills: int, seed: int) -> None:
-    """Three processes at a time; at random moments one is killed and another started, or stopped for long."""
-    draw = random.Random(seed)
-    processes = [start(folder, beat=0.05, seconds=0.15) for _ in range(3)]
-    stopped: list[subprocess.Popen[str]] = []
-    try:
-        for i in range(n_kills):
-            time.sleep(draw.random() * 0.5)
-            process = processes.pop(draw.randrange(3))
-            if i % 3 == 2:
-                process.send_signal(signal.SIGSTOP)  # longer than the others' patience, by the end
-                stopped.append(process)
-            else:
-                process.kill()
-                process.communicate()
-            processes.append(start(folder, beat=0.05, seconds=0.15))
-        for process in stopped:
-            process.send_signal(signal.SIGCONT)
-        for process in (*processes, *stopped):
-            _, error = process.communicate(timeout=120)
-            assert process.returncode == 0, error
-    finally:
-        for process in (*processes, *stopped):
-            process.kill()
-            process.communicate()
-
-    again = start(folder)
-    _, error = again.communicate(timeout=120)
-    assert again.returncode == 0, error
+def slowly(folder: Path) -> Start:
+    return lambda: start(folder, beat=0.05, seconds=0.15)
 
 
 def test_after_ten_kills_and_stops_the_files_are_the_same(
     tmp_path: Path, by_threads: dict[str, bytes]
 ) -> None:
-    disturb(tmp_path, 10, seed=0)
+    disturb(slowly(tmp_path), 10, seed=0, at_most=0.5)
     assert files(tmp_path) == by_threads
 
 
@@ -95,7 +64,7 @@ def test_after_ten_kills_and_stops_the_files_are_the_same(
 def test_after_a_hundred_kills_and_stops_the_files_are_the_same(
     tmp_path: Path, by_threads: dict[str, bytes], seed: int
 ) -> None:
-    disturb(tmp_path, 10, seed)
+    disturb(slowly(tmp_path), 10, seed, at_most=0.5)
     assert files(tmp_path) == by_threads
 
 

@@ -1,5 +1,6 @@
 """What is written to stores that machines share: the bytes of a local run, read back from there."""
 
+import io
 import os
 import pickle
 import uuid
@@ -8,10 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import adq_wds as adq
 from adq_wds.cli.main import main
+from adq_wds.engines import alone
+from adq_wds.engines.engine import ThisProcess
+from adq_wds.engines.shared import Shared, lock_for
+from adq_wds.remote import ranged_file
+from adq_wds.remote.store import RemoteFile
 from adq_wds.remote.url_path import UrlPath, as_path
 from adq_wds.writing.write_shards import write_kept
 from tests import folders
@@ -173,6 +180,44 @@ def test_what_is_in_a_store_opens_as_what_is_local(store: Store, shards: list[st
     assert kept
 
 
+def test_a_file_read_by_ranges_is_the_file(memory: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranged_file, "BLOCK", 64)
+    rng = np.random.default_rng(0)
+    data = rng.bytes(1000)
+    memory.spoil("f.bin", data)
+    plain, ranged = io.BytesIO(data), ranged_file.RangedFile(f"{memory.url}/f.bin")
+    for _ in range(300):
+        start, n = int(rng.integers(0, 1100)), int(rng.integers(-1, 200))
+        for file in (plain, ranged):
+            file.seek(start)
+        assert ranged.read(n) == plain.read(n)
+        assert ranged.tell() == plain.tell() or start > 1000
+    assert ranged.seek(-10, io.SEEK_END) == 990
+    assert ranged.read() == data[-10:]
+
+
+def test_features_are_opened_by_their_footers_and_read_by_columns(
+    memory: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = shard_of(tmp_path / "big.tar", 300)
+    made = adq.embed_shards(str(shard), "thumbnail", f"{memory.url}/features")
+    monkeypatch.setattr(ranged_file, "BLOCK", 64 << 10)  # Arrow asks for as much
+    n_bytes: list[int] = []
+    ranges = RemoteFile.read_ranges
+
+    def counted(self: RemoteFile, asked: Any) -> list[bytes]:
+        n_bytes.extend(end - start for start, end in asked)
+        return ranges(self, asked)
+
+    monkeypatch.setattr(RemoteFile, "read_ranges", counted)
+    (opened,) = adq.Features(f"{memory.url}/features")
+    assert n_bytes == [64 << 10]
+    n_bytes.clear()
+    opened.embedding()
+    assert len(n_bytes) == 1
+    assert n_bytes[0] < 2 * opened.n * made.width + 4000  # and headers of pages
+
+
 class Killed(BaseException):
     """The process ends here."""
 
@@ -209,7 +254,7 @@ def test_a_killed_run_goes_on_where_it_was(
 
 
 def test_a_damaged_object_is_named_and_features_are_made_again(
-    memory: Store, shards: list[str], caplog: pytest.LogCaptureFixture
+    memory: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert main(["run", *shards, *RUN, "-o", memory.url]) == 0
     whole = memory.all()
@@ -308,3 +353,42 @@ def test_a_name_that_a_url_changes_is_refused(memory: Store, tmp_path: Path) -> 
     shard = shard_of(tmp_path / "a#1.tar", 4)
     with pytest.raises(adq.AdqError, match=r"'a#1\.parquet' reads otherwise in a URL"):
         adq.embed_shards(str(shard), "thumbnail", f"{memory.url}/features")
+
+
+@pytest.mark.slow
+def test_workers_read_shards_and_plan_from_a_store(s3: Any, shards: list[str]) -> None:
+    store = in_s3(s3)
+    for shard in shards:
+        store.spoil(f"data/{Path(shard).name}", Path(shard).read_bytes())
+    urls = f"{store.url}/data/{{a,b,c}}.tar"
+    assert main(["run", urls, *RUN, "-o", store.url]) == 0
+    dataset = adq.ShardDataset(urls, plan=f"{store.url}/plan.parquet", batch_size=4)
+    one, two = (list(adq.Loader(dataset, num_workers=n)) for n in (0, 2))
+    assert one == two
+    assert len(one) == 5
+
+
+def test_one_job_at_a_time_writes_to_a_folder(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(alone, "BEAT", 0.1)
+    folder = f"{in_s3(s3).url}/features"
+    with lock_for(ThisProcess(), folder, "embed", {}):
+        for engine in (ThisProcess(), Shared(folder, beat=0.1)):
+            with (
+                pytest.raises(adq.AdqError, match="is in use by another job"),
+                lock_for(engine, folder, "embed", {}),
+            ):
+                raise AssertionError
+    with lock_for(ThisProcess(), folder, "embed", {}):
+        pass
+    assert not as_path(folder).is_dir()
+
+
+def test_a_store_without_leases_is_refused_for_many_and_warned_of_for_one(
+    memory: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(adq.AdqError, match="conditional write"):
+        Shared(memory.url)
+    for _ in range(2):
+        with lock_for(ThisProcess(), memory.url, "embed", {}):
+            pass
+    assert sum("start one at a time" in record.message for record in caplog.records) == 1

@@ -134,8 +134,8 @@ def test_only_so_many_shards_are_held(tmp_path: Path) -> None:
 def test_reading_one_shard_reads_no_other(path: Path, monkeypatch: MonkeyPatch) -> None:
     plan = adq.load_plan(path)
     asked: list[int] = []
-    read: Any = plan._groups.group  # type: ignore[union-attr]
-    monkeypatch.setattr(plan._groups, "group", lambda i, *a, **b: (asked.append(i), read(i, *a, **b))[1])
+    read: Any = plan._table.group
+    monkeypatch.setattr(plan._table, "group", lambda i, *a, **b: (asked.append(i), read(i, *a, **b))[1])
     plan.shard("b.tar")
     plan.shard("b.tar")
     assert asked == [1]
@@ -155,8 +155,8 @@ def test_every_sample_has_a_reason_and_a_copy_names_what_stays(tmp_path: Path) -
 def test_streams_read_no_reasons(tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
     plan = adq.load_plan(explained(tmp_path / "plan.parquet"))
     asked: list[str] = []
-    names = plan._groups._names  # type: ignore[union-attr]
-    monkeypatch.setattr(plan._groups, "_names", lambda i, n, name: (asked.append(name), names(i, n, name))[1])
+    names = plan._table._names  # type: ignore[union-attr]
+    monkeypatch.setattr(plan._table, "_names", lambda i, n, name: (asked.append(name), names(i, n, name))[1])
     rows = plan.shard("a.tar")
     assert rows.reason is None
     assert rows.kept.tolist() == [True, False, False, False]
