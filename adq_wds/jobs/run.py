@@ -15,7 +15,7 @@ from adq_wds.embedding.stored import open_embeddings
 from adq_wds.embedding.views import N_VIEWS
 from adq_wds.engines.choose import EngineName, choose_engine
 from adq_wds.engines.engine import Engine
-from adq_wds.engines.shared import lock_for
+from adq_wds.engines.shared import Shared, lock_for
 from adq_wds.errors import AdqError
 from adq_wds.files import canonical_json
 from adq_wds.planning.build_plan import make_plan
@@ -133,7 +133,10 @@ def run_job(
         if write:
             from adq_wds.writing.write_shards import write_kept  # which imports torch
 
-            written = write_kept(paths, made, shards.pattern, overwrite=True, progress=progress)
+            fresh = not isinstance(runner, Shared)  # whose processes would remove each other's shards
+            written = write_kept(
+                paths, made, shards.pattern, overwrite=fresh, engine=runner, progress=progress
+            )
             result["written"] = asdict(written)
         elif shards.existing():
             logger.warning("%s was written for an earlier plan; add --write to write it again", shards.folder)
