@@ -20,7 +20,6 @@ from adq_wds.engines.shared import Shared, lock_for
 from adq_wds.remote import ranged_file
 from adq_wds.remote.store import RemoteFile
 from adq_wds.remote.url_path import UrlPath, as_path
-from adq_wds.writing.write_shards import write_kept
 from tests import folders
 from tests.embedded import shard_of
 
@@ -138,21 +137,6 @@ def test_each_step_reads_and_writes_a_store(
     assert main(["index", f"{store.url}/small/_info.json", "-o", str(tmp_path / "i.parquet")]) == 0
     for shown in (f"{store.url}/plan.parquet", f"{store.url}/cb.safetensors", store.url):
         assert main(["show", shown, "-q"]) == 0
-
-
-@pytest.mark.parametrize("options", [{}, {"quality": 50}], ids=["same", "new"])
-def test_tasks_write_the_shards_of_one_process_to_a_store(
-    memory: Store, shards: list[str], tmp_path: Path, options: dict[str, Any]
-) -> None:
-    class OneByOne:
-        def run(self, tasks: Any, work: Any, resources: Any) -> Any:
-            return (done for task in tasks for done in work(iter([task])))
-
-    write_kept(shards, None, tmp_path / "one" / "%d.tar", max_samples=7, **options)
-    write_kept(shards, None, f"{memory.url}/%d.tar", max_samples=7, engine=OneByOne(), **options)
-    made = memory.all()
-    assert ".adq.write/job.json" in made
-    assert {k: v for k, v in made.items() if k != ".adq.write/job.json"} == folders.contents(tmp_path / "one")
 
 
 def test_what_is_in_a_store_opens_as_what_is_local(store: Store, shards: list[str], tmp_path: Path) -> None:
