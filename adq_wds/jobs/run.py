@@ -139,7 +139,7 @@ def run_job(
             from adq_wds.writing.write_shards import write_kept  # which imports torch
 
             written = write_kept(
-                paths, made, shards.pattern, overwrite=True, progress=progress, engine=engine, address=address
+                paths, made, shards.pattern, overwrite=True, engine=runner, progress=progress
             )
             result["written"] = asdict(written)
         elif shards.existing():

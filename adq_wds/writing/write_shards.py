@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -199,6 +200,10 @@ def _write_by_engine(
     progress: bool | None,
 ) -> WriteReport:
     """`write_kept` by the tasks of an engine; `settings` are all that the bytes depend on."""
+    if not isinstance(shards.folder, Path):
+        raise ValueError(
+            f"{shorten(str(shards.folder))}: only engine='threads' writes shards to a URL; give that, or a folder"
+        )
     kept.check()
     if new is not None:
         check_growth(kept, new, strict=tally.on_error == "raise")
