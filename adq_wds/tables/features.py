@@ -178,7 +178,7 @@ class Features:
         """(N,) numbers over all shards: those that `read` gives of each; one shard is read at a time."""
         values, first = np.empty(len(self), dtype), 0
         for file in self.files:
-            values[first : first + file.n] = np.asarray(read(file))
+            values[first : first + file.n] = read(file)
             first += file.n
         return values
 
@@ -194,7 +194,7 @@ class Features:
             return None
         digest, first = np.empty((len(self), DIGEST_BYTES), dtype=np.uint8), 0
         for file in self.files:
-            digest[first : first + file.n] = file.digest()
+            digest[first : first + file.n] = np.asarray(file.digest())
             first += file.n
         return digest
 
