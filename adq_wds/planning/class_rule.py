@@ -46,7 +46,7 @@ class FitClass:
             texture = rows["texture"][:].ravel()[in_pilot]
         rule = fit_rule(np.concatenate(pilot), texture, sums, self.checkpoints, self.memory_bytes)
         for here in blocks:
-            held_out += count_bins(rule, embedding[here][~in_pilot[here]])
+            held_out += count_bins(rule, embedding[here][~in_pilot[here]], self.bins)
         progress(len(embedding))
         values: dict[str, Any] = {name: getattr(sums, name) for name in EXACT_SUMS}
         values |= {} if sums.texture is None else {"texture": sums.texture}
@@ -85,8 +85,8 @@ def fit_rule(
     return bin_checkpoints(rows, binning, checkpoints)
 
 
-def count_bins(rule: QueryAndThreshold, embedding: NDArray[np.float16]) -> NDArray[np.int64]:
-    """(K,) int64: how many of (n, D) samples fall into each bin of a rule."""
+def count_bins(rule: QueryAndThreshold, embedding: NDArray[np.float16], bins: int) -> NDArray[np.int64]:
+    """(K,) int64: how many of (n, D) samples fall into each of the K bins of a rule."""
     query, threshold = rule
     assigned = Checkpoints(query[None], threshold[None]).assign(embedding, np.zeros(len(embedding), np.int64))
-    return np.bincount(assigned, minlength=len(query))
+    return np.bincount(assigned, minlength=bins)

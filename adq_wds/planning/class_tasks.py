@@ -106,7 +106,9 @@ class Workplace:
 
     @contextmanager
     def scratch(self, name: str, key: str) -> Iterator[Path]:
-        """The folder of a job's scratch files, removed when the block succeeds; an equal job finds them again.
+        """The folder of a job's scratch files, removed when the block succeeds or fails.
+
+        After a kill they stay, and an equal job finds them again.
 
         With the engine `shared` it stays until the job's end, since other commands may read it.
         """
@@ -121,7 +123,12 @@ class Workplace:
                     shutil.rmtree(other, ignore_errors=True)
         make_folder(folder)
         self.left.append(folder)
-        yield folder
+        try:
+            yield folder
+        except AdqError:
+            if not self.is_shared:
+                self._clear()
+            raise
         if not self.is_shared:
             self._clear()
 

@@ -268,7 +268,7 @@ class _Fit:
         rule = fit_rule(pilot, texture, sums, self.checkpoints, self.options.memory_bytes)
         held_out = np.zeros(self.options.bins, dtype=np.int64)
         for file, in_pilot, kept in triples:
-            held_out += count_bins(rule, file.embedding()[kept & ~in_pilot])
+            held_out += count_bins(rule, file.embedding()[kept & ~in_pilot], self.options.bins)
         return _Rule(NO_LABEL, len(pilot), *rule, held_out)
 
     def _choose(self, where: NDArray[np.int64]) -> NDArray[np.bool_]:

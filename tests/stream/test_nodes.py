@@ -326,9 +326,9 @@ GOOD = {"version": 1, "source": None, "n_given": 0, "ended": False}
 @pytest.mark.parametrize(
     ("state", "text"),
     [
-        ({}, "state has version=None, this stream version=3: load it with the adq_wds that saved it"),
+        ({}, "state has version=None, this stream version=4: load it with the adq_wds that saved it"),
         ([1], r"state \[1\] is not one of ours: expected what state_dict\(\) gave"),
-        ({**GOOD, "version": 4}, "state has version=4, this stream version=3"),
+        ({**GOOD, "version": 5}, "state has version=5, this stream version=4"),
         ({**GOOD, "version": 2}, "it lacks field 'checksum'"),
         ({**GOOD, "n_given": -1}, "is not a node's"),
         ({**GOOD, "ended": 1}, "is not a node's"),
