@@ -216,7 +216,7 @@ def test_a_plan_whose_shares_are_of_other_rules_is_refused(plans: dict[float, ad
     ):
         header = {**plan.header, "settings": {**plan.header["settings"], **change}}
         with pytest.raises(adq.PlanError, match=text):
-            Schedule(adq.Plan(header, [shard.table() for shard in plan]), 0.5)
+            Schedule(adq.Plan.from_shards(list(plan), header), 0.5)
 
 
 def test_a_record_is_of_the_numbers_so_far(plans: dict[float, adq.Plan]) -> None:
