@@ -2,6 +2,7 @@
 
 import logging
 import os
+from itertools import islice
 from pathlib import Path
 
 import braceexpand
@@ -78,16 +79,19 @@ BRACES = st.recursive(
 )
 
 
+MANY = 10_000
+
+
 @given(BRACES | st.text("{},.\\\\-019aZ", max_size=12))
 def test_braces_are_counted_as_braceexpand_expands_them(pattern: str) -> None:
     """Nested alternatives, steps, padding, letters, escapes, and halves of braces."""
     try:
-        expected = sum(1 for _ in braceexpand.braceexpand(pattern))
+        expected = sum(1 for _ in islice(braceexpand.braceexpand(pattern), MANY))
     except braceexpand.UnbalancedBracesError:
         with pytest.raises(ValueError, match="braces that do not match"):
             count_braces(pattern)
         return
-    assert count_braces(pattern) == expected
+    assert min(count_braces(pattern), MANY) == expected
 
 
 def test_ranges_in_alternatives_add_up() -> None:
