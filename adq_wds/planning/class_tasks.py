@@ -133,8 +133,11 @@ class Workplace:
             self._clear()
 
     def _clear(self) -> None:
-        while self.left:
-            shutil.rmtree(self.left.pop(), ignore_errors=True)
+        """Remove the scratch folders; with the engine `shared` also those that only killed commands knew of."""
+        of_all = self.folder.glob(f"{_PREFIX}*") if self.folder is not None and self.is_shared else self.left
+        for folder in list(of_all):
+            shutil.rmtree(folder, ignore_errors=True)
+        self.left.clear()
 
 
 @dataclass(frozen=True)
