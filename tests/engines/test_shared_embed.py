@@ -1,15 +1,18 @@
 """Processes that share a folder embed what one process embeds, byte by byte, though some of them are killed."""
 
+import importlib
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import adq_wds as adq
 from adq_wds.engines.shared import Shared, lock_for
-from tests.conftest import MakeShard
+from adq_wds.jobs.run import run_job
+from tests.conftest import MakeShard, MonkeyPatch
 from tests.engines.kills import disturb, ends_well
 from tests.folders import contents
 
@@ -57,3 +60,27 @@ def test_another_encoder_is_refused_while_a_process_shares(make_shard: MakeShard
         adq.embed_shards(shard, "thumbnail", out, progress=False, engine=Shared(out, beat=0.05))
     assert list(out.iterdir()) == []
     adq.embed_shards(shard, "thumbnail", out, progress=False, engine="shared")
+
+
+@pytest.mark.slow
+def test_scratch_files_of_a_run_that_was_killed_after_its_bins_go_with_the_next_run(
+    make_shard: MakeShard, tmp_path: Path, monkeypatch: MonkeyPatch
+) -> None:
+    shards = [str(make_shard(f"{i}.tar", 12, first=12 * i)) for i in range(2)]
+    same: dict[str, Any] = {"encoder": {"spec": "thumbnail"}, "embed": {}, "plan": {"bins": 3, "keep": 0.5}}
+    run_job(shards, tmp_path / "threads", **same)
+
+    def killed(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "shared"
+    with monkeypatch.context() as patch:
+        patch.setattr(importlib.import_module("adq_wds.planning.build_plan"), "score_bins", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_job(shards, out, engine="shared", **same)
+    assert (out / "bins.parquet").exists()
+    assert list(out.glob(".adq-scratch-*"))
+    run_job(shards, out, engine="shared", **same)
+    assert not list(out.glob(".adq-scratch-*"))
+    for name in ("bins.parquet", "plan.parquet"):
+        assert (out / name).read_bytes() == (tmp_path / "threads" / name).read_bytes()
