@@ -62,7 +62,6 @@ def test_another_encoder_is_refused_while_a_process_shares(make_shard: MakeShard
     adq.embed_shards(shard, "thumbnail", out, progress=False, engine="shared")
 
 
-@pytest.mark.slow
 def test_scratch_files_of_a_run_that_was_killed_after_its_bins_go_with_the_next_run(
     make_shard: MakeShard, tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
