@@ -1,0 +1,82 @@
+"""How do time and memory grow with the number of samples, shards and ranks?
+
+    python -m benchmarks.scale --work FOLDER
+
+measures the rows that `benchmarks/results/scale.json` lacks, each in a process of its own, and writes each there when it is
+done: run again, it goes on. `--only` names rows (a name's beginning is enough), `--list` prints them, `--table` prints the
+tables of docs/scale.md, and `--figure` draws docs/pictures/scale.svg.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import RESULTS, in_own_process, machine
+from benchmarks.scale_plan import plan_once
+
+SIZES = (1_250_000, 2_500_000, 5_000_000, 10_000_000)
+DEFAULTS = {"keep": 0.1, "balance": "class"}
+
+Row = Callable[[Path], dict[str, Any]]
+
+
+def _plan(n: int, **options: Any) -> Row:
+    return lambda work: plan_once(work, n, **DEFAULTS | options)
+
+
+ROWS: dict[str, Row] = {
+    **{f"plan {n}": _plan(n) for n in SIZES},
+    "plan 1250000 clean": _plan(SIZES[0], clean="auto"),
+    "plan 1250000 equal": _plan(SIZES[0], balance="equal"),
+}
+
+
+def measure(names: list[str], results: Path, work: Path) -> None:
+    """Measure rows one by one, each in a process of its own; `results` has each when it is done."""
+    for name in names:
+        row = in_own_process("benchmarks.scale", "--row", name, "--work", str(work))
+        rows = read(results) | {name: row}
+        ordered = {known: rows[known] for known in ROWS if known in rows}
+        results.write_text(
+            json.dumps({"machine": machine(), "rows": ordered}, indent=1) + "\n", encoding="utf-8"
+        )
+        print(name, json.dumps(row), flush=True)
+
+
+def read(results: Path) -> dict[str, Any]:
+    """The rows of a result file; none where there is no file."""
+    rows: dict[str, Any] = json.loads(results.read_text())["rows"] if results.exists() else {}
+    return rows
+
+
+def main() -> None:
+    """Measure what is missing, or show what is there."""
+    arguments = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    arguments.add_argument(
+        "--work", type=Path, help="folder for what is measured on, 15 GB for the largest row"
+    )
+    arguments.add_argument("--out", type=Path, default=RESULTS / "scale.json")
+    arguments.add_argument("--only", nargs="*", default=[""], help="beginnings of the names of rows")
+    arguments.add_argument("--row", choices=list(ROWS), help=argparse.SUPPRESS)
+    arguments.add_argument("--list", action="store_true")
+    a = arguments.parse_args()
+    wanted = [name for name in ROWS if name.startswith(tuple(a.only))]
+    if a.row:
+        print(json.dumps(ROWS[a.row](a.work)))
+    elif a.list:
+        print("\n".join(wanted))
+    elif a.work is None:
+        sys.exit("--work names a folder for what is measured on")
+    else:
+        a.work.mkdir(parents=True, exist_ok=True)
+        done = read(a.out)
+        measure([name for name in wanted if name not in done], a.out, a.work)
+
+
+if __name__ == "__main__":
+    main()
