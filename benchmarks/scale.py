@@ -18,6 +18,7 @@ from typing import Any
 
 from benchmarks.common import RESULTS, in_own_process, machine
 from benchmarks.scale_plan import plan_once
+from benchmarks.scale_ranks import ranks_row
 
 SIZES = (1_250_000, 2_500_000, 5_000_000, 10_000_000)
 DEFAULTS = {"keep": 0.1, "balance": "class"}
@@ -33,6 +34,11 @@ ROWS: dict[str, Row] = {
     **{f"plan {n}": _plan(n) for n in SIZES},
     "plan 1250000 clean": _plan(SIZES[0], clean="auto"),
     "plan 1250000 equal": _plan(SIZES[0], balance="equal"),
+    "ranks unbroken": lambda _: ranks_row([1_024], [], batch_size=16),
+    "ranks 768": lambda _: ranks_row([1_024, 768], [37], batch_size=16),
+    "ranks 1021": lambda _: ranks_row([1_024, 1_021], [37], batch_size=16),
+    "ranks 768, 1021": lambda _: ranks_row([1_024, 768, 1_021], [31, 20], batch_size=16),
+    "ranks 768, 1021, global_batch": lambda _: ranks_row([1_024, 768, 1_021], [31, 20], global_batch=16_384),
 }
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 import adq_wds as adq
 from adq_wds.planning.buckets import Buckets
@@ -60,20 +61,24 @@ def shard_name(i: int) -> str:
     return f"train-{i:06d}.tar"
 
 
-def shard_features(i: int, label: Any, rows: Any, *, n_bytes: int = SAMPLE_BYTES) -> ShardFeatures:
-    """Features of one shard: (n,) int32 labels, (n, D) float32 embeddings, any length; samples of `n_bytes` in the tar."""
-    n = len(label)
-    norm = np.linalg.norm(rows, axis=1).astype(np.float32)
-    crc = np.random.default_rng(i).integers(0, 2**32, n, dtype=np.uint32)
-    digest = b"".join(hashlib.sha256(f"{i}/{j}".encode()).digest()[:16] for j in range(n))
-    spans = Spans(
+def make_spans(i: int, n: int) -> Spans:
+    """The offsets of `n` samples of shard `i`."""
+    crc32 = np.random.default_rng(i).integers(0, 2**32, n, dtype=np.uint32)
+    return Spans(
         index=np.arange(n, dtype=np.int32),
         keys=[f"{i:06d}_{j:06d}" for j in range(n)],
-        byte_offset=np.arange(n, dtype=np.int64) * n_bytes,
-        n_bytes=np.full(n, n_bytes, dtype=np.int64),
-        crc32=crc,
-        members=pa.array([f"jpg/cls/{n_bytes - 2048}/3/{c}" for c in crc.tolist()]),
+        byte_offset=np.arange(n, dtype=np.int64) * SAMPLE_BYTES,
+        n_bytes=np.full(n, SAMPLE_BYTES, dtype=np.int64),
+        crc32=crc32,
+        members=pa.array([f"jpg/cls/{SAMPLE_BYTES - 2048}/3/{c}" for c in crc32.tolist()]),
     )
+
+
+def shard_features(i: int, label: NDArray[np.int32], rows: NDArray[np.float32]) -> ShardFeatures:
+    """Features of shard `i`: n labels, and (n, D) embeddings of any length."""
+    n = len(label)
+    norm = np.linalg.norm(rows, axis=1).astype(np.float32)
+    digest = b"".join(hashlib.sha256(f"{i}/{j}".encode()).digest()[:16] for j in range(n))
     header: FeaturesSource = {
         "encoder": "clusters",
         "revision": "0",
@@ -81,11 +86,11 @@ def shard_features(i: int, label: Any, rows: Any, *, n_bytes: int = SAMPLE_BYTES
         "image": "jpg",
         "label": "cls",
         "complete": True,
-        "source": {"bytes": n * n_bytes + 1024, "mtime_ns": 0},
+        "source": {"bytes": n * SAMPLE_BYTES + 1024, "mtime_ns": 0},
     }
     return ShardFeatures(
         shard=shard_name(i),
-        spans=spans,
+        spans=make_spans(i, n),
         label=label,
         embedding=(rows / norm[:, None]).astype(np.float16),
         norm=norm,
