@@ -37,7 +37,6 @@ ROWS: dict[str, Row] = {
     "ranks unbroken": lambda _: ranks_row([1_024], [], batch_size=16),
     "ranks 768": lambda _: ranks_row([1_024, 768], [37], batch_size=16),
     "ranks 1021": lambda _: ranks_row([1_024, 1_021], [37], batch_size=16),
-    "ranks 768, 1021": lambda _: ranks_row([1_024, 768, 1_021], [31, 20], batch_size=16),
     "ranks 768, 1021, global_batch": lambda _: ranks_row([1_024, 768, 1_021], [31, 20], global_batch=16_384),
 }
 
