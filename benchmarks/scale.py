@@ -19,6 +19,7 @@ from typing import Any
 from benchmarks.common import RESULTS, in_own_process, machine
 from benchmarks.scale_plan import plan_once
 from benchmarks.scale_ranks import ranks_row
+from benchmarks.scale_shards import shards_row
 
 SIZES = (1_250_000, 2_500_000, 5_000_000, 10_000_000)
 DEFAULTS = {"keep": 0.1, "balance": "class"}
@@ -34,6 +35,7 @@ ROWS: dict[str, Row] = {
     **{f"plan {n}": _plan(n) for n in SIZES},
     "plan 1250000 clean": _plan(SIZES[0], clean="auto"),
     "plan 1250000 equal": _plan(SIZES[0], balance="equal"),
+    "shards 100000": lambda work: shards_row(work, 100_000),
     "ranks unbroken": lambda _: ranks_row([1_024], [], batch_size=16),
     "ranks 768": lambda _: ranks_row([1_024, 768], [37], batch_size=16),
     "ranks 1021": lambda _: ranks_row([1_024, 1_021], [37], batch_size=16),
