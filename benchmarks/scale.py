@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import RESULTS, in_own_process, machine
+from benchmarks.scale_figure import figure, fits, tables
 from benchmarks.scale_plan import plan_once
 from benchmarks.scale_ranks import ranks_row
 from benchmarks.scale_shards import shards_row
@@ -71,12 +72,20 @@ def main() -> None:
     arguments.add_argument("--only", nargs="*", default=[""], help="beginnings of the names of rows")
     arguments.add_argument("--row", choices=list(ROWS), help=argparse.SUPPRESS)
     arguments.add_argument("--list", action="store_true")
+    arguments.add_argument(
+        "--table", action="store_true", help="print the tables, and how time and memory grow"
+    )
+    arguments.add_argument("--figure", type=Path, help="draw time and memory of planning into this SVG")
     a = arguments.parse_args()
     wanted = [name for name in ROWS if name.startswith(tuple(a.only))]
     if a.row:
         print(json.dumps(ROWS[a.row](a.work)))
     elif a.list:
         print("\n".join(wanted))
+    elif a.table:
+        print(tables(read(a.out)), json.dumps(fits(read(a.out))), sep="\n\n")
+    elif a.figure is not None:
+        a.figure.write_text(figure(read(a.out)), encoding="utf-8")
     elif a.work is None:
         sys.exit("--work names a folder for what is measured on")
     else:
