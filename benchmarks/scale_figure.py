@@ -13,7 +13,7 @@ Rows = dict[str, Any]
 WIDTH, HEIGHT = 300, 170  # of a panel
 LEFT, TOP, RIGHT, BOTTOM = 58, 40, 22, 52  # around it
 TITLE = "Time and memory of planning"
-ABOUT = "Two diagrams with logarithmic axes: time of planning in minutes and peak memory in GiB, against millions of samples."
+ABOUT = "Two diagrams with logarithmic axes: processor time of planning in minutes and peak memory in GiB, against millions of samples."
 STYLE = """
 svg { --ink: #24292f; --faint: #d0d7de; --paper: #ffffff; --time: #bc4c00; --memory: #0969da }
 @media (prefers-color-scheme: dark) {
@@ -142,14 +142,14 @@ def figure(rows: Rows) -> str:
     """The SVG of the rows of planning."""
     planned, grows = sizes(rows), fits(rows)
     n = [row["samples"] for row in planned]
-    minutes = [row["seconds"] / 60 for row in planned]
+    minutes = [row["processor_seconds"] / 60 for row in planned]
     gib = [row["peak_mib"] / 1024 for row in planned]
     a, b = line(n, gib)
     first = minutes[0] / (n[0] * math.log(n[0]))
     panels = (
         (
             "time",
-            f"Minutes: grows as N^{grows['seconds']:.2f}",
+            f"Processor minutes: grow as N^{grows['processor_seconds']:.2f}",
             minutes,
             lambda k: first * k * math.log(k),
             "N log N",
