@@ -1,4 +1,4 @@
-"""Plans N samples in classes of 10,000: features that the package wrote, and time and memory of each stage.
+"""Plans N samples, mostly in classes of 10,000: features that the package wrote, and time and memory of each stage.
 
 The embeddings are float16 unit rows of one Gaussian cluster a class, D = 256; every shard of 10,000 samples holds samples of all
 classes, mixed. Rows have all columns of features of images: spans, members, texture and digests.
@@ -41,12 +41,12 @@ STAGES = {  # of `make_plan`, by the name that it calls
 }
 
 
-def make_features(folder: Path, n: int) -> None:
-    """Write the features of `n` samples in shards of 10,000, mixed over classes of 10,000."""
+def make_features(folder: Path, n: int, per_class: int) -> None:
+    """Write the features of `n` samples in shards of 10,000, mixed over classes of `per_class`."""
     rng = np.random.default_rng(0)
-    label = np.arange(n, dtype=np.int32) // PER_CLASS
+    label = np.arange(n, dtype=np.int32) // per_class
     rng.shuffle(label)
-    centre = rng.standard_normal((-(-n // PER_CLASS), WIDTH), dtype=np.float32)
+    centre = rng.standard_normal((-(-n // per_class), WIDTH), dtype=np.float32)
     folder.mkdir(parents=True)
     for first in range(0, n, PER_SHARD):
         mine = label[first : first + PER_SHARD]
@@ -139,11 +139,11 @@ class Meter:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def plan_once(work: Path, n: int, **options: Any) -> dict[str, Any]:
+def plan_once(work: Path, n: int, *, per_class: int = PER_CLASS, **options: Any) -> dict[str, Any]:
     """Make features in a process of its own, plan them in this one, and remove all; see `STAGES`."""
     folder = work / f"features-{n}"
     shutil.rmtree(folder, ignore_errors=True)
-    maker = multiprocessing.get_context("spawn").Process(target=make_features, args=(folder, n))
+    maker = multiprocessing.get_context("spawn").Process(target=make_features, args=(folder, n, per_class))
     maker.start()
     maker.join()
     try:
