@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks.common import RESULTS, in_own_process, machine
 from benchmarks.scale_figure import figure, fits, tables
 from benchmarks.scale_plan import plan_once
-from benchmarks.scale_ranks import ranks_row
+from benchmarks.scale_ranks import order_row, ranks_row
 from benchmarks.scale_shards import shards_row
 
 SIZES = (1_250_000, 2_500_000, 5_000_000, 10_000_000)
@@ -39,6 +39,7 @@ ROWS: dict[str, Row] = {
     "plan 100000 classes-of-20000": _plan(100_000, per_class=20_000, memory_bytes=4 << 30),
     "plan 1000000 classes-of-20": _plan(1_000_000, per_class=20),
     "shards 100000": lambda work: shards_row(work, 100_000),
+    "order": order_row,
     "ranks unbroken": lambda _: ranks_row([1_024], [], batch_size=16),
     "ranks 768": lambda _: ranks_row([1_024, 768], [37], batch_size=16),
     "ranks 1021": lambda _: ranks_row([1_024, 1_021], [37], batch_size=16),

@@ -139,6 +139,11 @@ class Meter:
         Path("/proc/self/clear_refs").write_text("5")
 
 
+def n_bytes_read() -> int:
+    """Bytes that this process has read so far (Linux)."""
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
 def plan_once(work: Path, n: int, *, per_class: int = PER_CLASS, **options: Any) -> dict[str, Any]:
     """Make features in a process of its own, plan them in this one, and remove all; see `STAGES`."""
     folder = work / f"features-{n}"

@@ -6,12 +6,14 @@ killed, the state is loaded on another number of ranks, and the rest is read the
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import chain, islice, zip_longest
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +28,7 @@ from adq_wds.tables.plan_header import header_without_bins
 from adq_wds.tables.plan_rows import PlanShard
 from benchmarks.common import peak_rss_bytes
 from benchmarks.resume_libraries import read_ahead
-from benchmarks.scale_plan import SAMPLE_BYTES, make_spans, shard_name
+from benchmarks.scale_plan import SAMPLE_BYTES, make_features, make_spans, n_bytes_read, shard_name
 
 HOST = "http://127.0.0.1/"  # never asked
 
@@ -195,3 +197,29 @@ def ranks_row(worlds: Sequence[int], steps: Sequence[int], **options: Any) -> di
     """Play 1,000 shards of unequal sizes, about 1.2 million samples, with 8 workers a rank."""
     sizes = np.random.default_rng(0).integers(400, 2_001, 1_000)
     return {**options, **play(Epoch(sizes, uneven="ragged", **options), worlds, 8, steps)}
+
+
+def order_row(work: Path) -> dict[str, Any]:
+    """What a worker pays for the rows of each shard that it reads a sample of: 40 shards of 10,000, a tenth kept."""
+    n, n_shards, folder = 400_000, 40, work / "order"
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        make_features(folder / "features", n, per_class=1_000)
+        adq.build_plan(folder / "features", keep=0.1, out=folder / "plan" / "plan.parquet", progress=False)
+        dataset = adq.ShardDataset(
+            [HOST + shard_name(i) for i in range(n_shards)], plan=folder / "plan" / "plan.parquet",
+            batch_size=1, shuffle=True, rank=0, world=1,
+        )  # fmt: skip
+        order = EpochOrder(dataset._recipe, 0)
+        began, processor, before = time.perf_counter(), time.process_time(), n_bytes_read()
+        kept = sum(len(order.rows(shard)[1]) for shard in range(n_shards))
+        return {
+            "samples": n,
+            "shards": n_shards,
+            "kept": kept,
+            "seconds_a_shard": round((time.perf_counter() - began) / n_shards, 5),
+            "processor_seconds_a_shard": round((time.process_time() - processor) / n_shards, 5),
+            "bytes_a_shard": (n_bytes_read() - before) // n_shards,
+        }
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -21,6 +21,7 @@ import numpy as np
 import adq_wds as adq
 from adq_wds.shards.names import expand_urls, shard_names
 from benchmarks.common import peak_rss_bytes
+from benchmarks.scale_plan import n_bytes_read
 
 MODULES = (
     "adq_wds.planning.build_plan",
@@ -46,28 +47,20 @@ def shards_row(work: Path, n: int) -> dict[str, Any]:
 
 
 def _measured(step: Callable[[Path, int], Numbers], folder: Path, n: int) -> Numbers:
-    """What a step gives, and seconds, peak memory (imports alone beside it), and bytes and calls of reading."""
+    """What a step gives, and seconds, peak memory (imports alone beside it), and bytes read."""
     for module in MODULES:
         import_module(module)
-    before, began, base = _reads(), time.perf_counter(), peak_rss_bytes()
+    before, began, base = n_bytes_read(), time.perf_counter(), peak_rss_bytes()
     processor = time.process_time()
     more = step(folder, n)
-    after = _reads()
     return {
         "seconds": round(time.perf_counter() - began, 3),
         "processor_seconds": round(time.process_time() - processor, 3),
         "peak_mib": round(peak_rss_bytes() / 2**20),
         "imports_mib": round(base / 2**20),
-        "read_bytes": after["rchar"] - before["rchar"],
-        "read_calls": after["syscr"] - before["syscr"],
+        "read_bytes": n_bytes_read() - before,
         **more,
     }
-
-
-def _reads() -> dict[str, int]:
-    """Bytes and calls of reading by this process so far (Linux)."""
-    lines = Path("/proc/self/io").read_text().splitlines()
-    return {name: int(value) for name, value in (line.split(": ") for line in lines)}
 
 
 def _urls(folder: Path, n: int) -> str:
@@ -117,13 +110,13 @@ def _plan(folder: Path, n: int) -> Numbers:
 def _open_plan(folder: Path, n: int) -> Numbers:
     """Open the plan, then the rows of one shard."""
     plan = adq.load_plan(folder / "plan" / "plan.parquet")
-    opened = _reads()["rchar"]
+    opened = n_bytes_read()
     began = time.perf_counter()
     plan.shard(plan.shards[n // 2])
     return {
         "listing_bytes": os.path.getsize(folder / "plan" / "plan.parquet"),
         "first_shard_seconds": round(time.perf_counter() - began, 3),
-        "first_shard_bytes": _reads()["rchar"] - opened,
+        "first_shard_bytes": n_bytes_read() - opened,
     }
 
 
