@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import scale_billion
 from benchmarks.common import RESULTS, in_own_process, machine
 from benchmarks.scale_figure import figure, fits, tables
 from benchmarks.scale_plan import plan_once
@@ -78,6 +79,9 @@ def main() -> None:
     arguments.add_argument(
         "--table", action="store_true", help="print the tables, and how time and memory grow"
     )
+    arguments.add_argument(
+        "--billion", action="store_true", help="print what 1,000,000,000 samples would take"
+    )
     arguments.add_argument("--figure", type=Path, help="draw time and memory of planning into this SVG")
     a = arguments.parse_args()
     wanted = [name for name in ROWS if name.startswith(tuple(a.only))]
@@ -87,6 +91,8 @@ def main() -> None:
         print("\n".join(wanted))
     elif a.table:
         print(tables(read(a.out)), json.dumps(fits(read(a.out))), sep="\n\n")
+    elif a.billion:
+        print(scale_billion.table(read(a.out)))
     elif a.figure is not None:
         a.figure.write_text(figure(read(a.out)), encoding="utf-8")
     elif a.work is None:
