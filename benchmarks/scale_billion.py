@@ -105,7 +105,7 @@ def table(rows: Rows) -> str:
     all_stages = stages(rows)
     for name, hours, gb, dollars, by in all_stages:
         lines.append(f"| {name} | {hours:.2f} | {gb:,.0f} | {dollars:,.0f} | {by} |")
-    hours, dollars = (sum(stage[i] for stage in all_stages) for i in (1, 3))
+    hours, dollars = sum(stage[1] for stage in all_stages), sum(stage[3] for stage in all_stages)
     lines.append(f"| together | {hours:.1f} | | {dollars:,.0f} | |")
     return "\n".join(
         [*lines, "", json.dumps({name: round(value, 1) for name, value in breaks(rows).items()})]
