@@ -38,6 +38,7 @@ ROWS: dict[str, Row] = {
     "plan 1250000 clean-equal": _plan(SIZES[0], clean="auto", balance="equal"),
     "plan 100000 classes-of-20000": _plan(100_000, per_class=20_000, memory_bytes=4 << 30),
     "plan 1000000 classes-of-20": _plan(1_000_000, per_class=20),
+    "shards 12000": lambda work: shards_row(work, 12_000),
     "shards 100000": lambda work: shards_row(work, 100_000),
     "order": order_row,
     "ranks unbroken": lambda _: ranks_row([1_024], [], batch_size=16),
