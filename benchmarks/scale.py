@@ -35,7 +35,7 @@ def _plan(n: int, **options: Any) -> Row:
 
 ROWS: dict[str, Row] = {
     **{f"plan {n}": _plan(n) for n in SIZES},
-    "plan 1250000 clean-equal": _plan(SIZES[0], clean="auto", balance="equal"),
+    "plan 250000 clean-equal": _plan(250_000, per_class=1_000, clean="auto", balance="equal"),
     "plan 100000 classes-of-20000": _plan(100_000, per_class=20_000, memory_bytes=4 << 30),
     "plan 1000000 classes-of-20": _plan(1_000_000, per_class=20),
     "shards 12000": lambda work: shards_row(work, 12_000),

@@ -95,8 +95,8 @@ def breaks(rows: Rows) -> dict[str, float]:
 
 def _clean_bytes(rows: Rows) -> float:
     """Bytes a sample that `clean="auto"` takes at its peak, beyond what the process takes when it opened the features."""
-    row = rows["plan 1250000 clean-equal"]["stages"]
-    return float((row["leave out"]["peak_mib"] - row["open features"]["peak_mib"]) * 2**20 / 1_250_000)
+    row = rows["plan 250000 clean-equal"]["stages"]
+    return float((row["leave out"]["peak_mib"] - row["open features"]["peak_mib"]) * 2**20 / 250_000)
 
 
 def table(rows: Rows) -> str:
