@@ -24,7 +24,7 @@ from benchmarks.scale_ranks import order_row, ranks_row
 from benchmarks.scale_shards import shards_row
 
 SIZES = (1_250_000, 2_500_000, 5_000_000, 10_000_000)
-DEFAULTS = {"keep": 0.1, "balance": "class"}
+DEFAULTS: dict[str, Any] = {"keep": 0.1, "balance": "class"}
 
 Row = Callable[[Path], dict[str, Any]]
 

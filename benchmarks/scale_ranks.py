@@ -15,6 +15,7 @@ from functools import cache, partial
 from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,21 +58,17 @@ class Unread:
 @contextmanager
 def nothing_read() -> Iterator[None]:
     """In this block streams give places; the order of an epoch, which is the same for all ranks, is computed once."""
-    before = streams.Stages, streams.EpochOrder
     orders: dict[Any, EpochOrder] = {}
 
     def order(recipe: Recipe, epoch: int, lanes: int = 0) -> EpochOrder:
         known = recipe.hash, recipe.seed, epoch, lanes or recipe.lanes
         if known not in orders:
-            orders[known] = before[1](recipe, epoch, lanes)
+            orders[known] = EpochOrder(recipe, epoch, lanes)
             orders[known].rows = cache(orders[known].rows)
         return orders[known]
 
-    streams.Stages, streams.EpochOrder = Unread, order  # type: ignore[misc, assignment]
-    try:
+    with patch.object(streams, "Stages", Unread), patch.object(streams, "EpochOrder", order):
         yield
-    finally:
-        streams.Stages, streams.EpochOrder = before  # type: ignore[misc]
 
 
 @dataclass(frozen=True)
@@ -140,7 +137,7 @@ class Epoch:
     def order(self) -> list[int]:
         """The sample at each position of the epoch."""
         dataset = adq.ShardDataset(self.urls, plan=self.plan, shuffle=True, rank=0, world=1, **self._options)
-        order, positions = streams.EpochOrder(dataset._recipe, 0), np.arange(self.n)
+        order, positions = EpochOrder(dataset._recipe, 0), np.arange(self.n)
         blocks = (positions[i : i + 4096] for i in range(0, self.n, 4096))
         return [number for block in blocks for number in self._numbers(order.places(block))]
 

@@ -88,7 +88,7 @@ def _list(folder: Path, n: int) -> Numbers:
 
 def _features(folder: Path, n: int) -> Numbers:
     """Read all tars once, and write a file of features for each, without waiting for the disk."""
-    os.fsync = lambda handle: None  # 100,000 times two would be an hour of a slow disk
+    os.fsync = lambda fd: None  # 100,000 times two would be an hour of a slow disk
     rng = np.random.default_rng(0)
     keys = [f"{i:08d}" for i in range(PER_SHARD * n)]
     rows = rng.standard_normal((len(keys), WIDTH), dtype=np.float32)
