@@ -13,15 +13,13 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from benchmarks import scale_billion
 from benchmarks.common import RESULTS, in_own_process, machine
 from benchmarks.scale_figure import figure, fits, tables
-from benchmarks.scale_plan import plan_once
-from benchmarks.scale_ranks import order_row, ranks_row
-from benchmarks.scale_shards import shards_row
 
 SIZES = (1_250_000, 2_500_000, 5_000_000, 10_000_000)
 DEFAULTS: dict[str, Any] = {"keep": 0.1, "balance": "class"}
@@ -29,8 +27,17 @@ DEFAULTS: dict[str, Any] = {"keep": 0.1, "balance": "class"}
 Row = Callable[[Path], dict[str, Any]]
 
 
+def _row(module: str, function: str, *values: Any, **options: Any) -> Row:
+    """A function of a module that is imported when the row is measured, so that its memory is the row's own."""
+    return lambda work: getattr(import_module(f"benchmarks.{module}"), function)(work, *values, **options)
+
+
 def _plan(n: int, **options: Any) -> Row:
-    return lambda work: plan_once(work, n, **DEFAULTS | options)
+    return _row("scale_plan", "plan_once", n, **DEFAULTS | options)
+
+
+def _ranks(worlds: list[int], steps: list[int], **options: Any) -> Row:
+    return _row("scale_ranks", "ranks_row", worlds, steps, **options)
 
 
 ROWS: dict[str, Row] = {
@@ -38,13 +45,13 @@ ROWS: dict[str, Row] = {
     "plan 250000 clean-equal": _plan(250_000, per_class=1_000, clean="auto", balance="equal"),
     "plan 100000 classes-of-20000": _plan(100_000, per_class=20_000, memory_bytes=4 << 30),
     "plan 1000000 classes-of-20": _plan(1_000_000, per_class=20),
-    "shards 12000": lambda work: shards_row(work, 12_000),
-    "shards 100000": lambda work: shards_row(work, 100_000),
-    "order": order_row,
-    "ranks unbroken": lambda _: ranks_row([1_024], [], batch_size=16),
-    "ranks 768": lambda _: ranks_row([1_024, 768], [37], batch_size=16),
-    "ranks 1021": lambda _: ranks_row([1_024, 1_021], [37], batch_size=16),
-    "ranks 768, 1021, global_batch": lambda _: ranks_row([1_024, 768, 1_021], [31, 20], global_batch=16_384),
+    "shards 12000": _row("scale_shards", "shards_row", 12_000),
+    "shards 100000": _row("scale_shards", "shards_row", 100_000),
+    "order": _row("scale_ranks", "order_row"),
+    "ranks unbroken": _ranks([1_024], [], batch_size=16),
+    "ranks 768": _ranks([1_024, 768], [37], batch_size=16),
+    "ranks 1021": _ranks([1_024, 1_021], [37], batch_size=16),
+    "ranks 768, 1021, global_batch": _ranks([1_024, 768, 1_021], [31, 20], global_batch=16_384),
 }
 
 

@@ -190,7 +190,7 @@ def play(epoch: Epoch, worlds: Sequence[int], workers: int, steps: Sequence[int]
     }
 
 
-def ranks_row(worlds: Sequence[int], steps: Sequence[int], **options: Any) -> dict[str, Any]:
+def ranks_row(work: Path, worlds: Sequence[int], steps: Sequence[int], **options: Any) -> dict[str, Any]:
     """Play 1,000 shards of unequal sizes, about 1.2 million samples, with 8 workers a rank."""
     sizes = np.random.default_rng(0).integers(400, 2_001, 1_000)
     return {**options, **play(Epoch(sizes, uneven="ragged", **options), worlds, 8, steps)}
