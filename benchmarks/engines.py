@@ -1,0 +1,196 @@
+"""What do the engines cost beyond `threads`, once they have started, and does the job's own process stay small?
+
+The same shards embedded by each engine with as many computing threads as cores: `threads` in one process; `processes` and
+`ray` (a cluster of this machine that the job starts) in as many processes of one thread; `shared` in as many commands of one
+thread that share the folder. So the same work is divided in four ways, and the difference is the engine's. Each job runs in
+a fresh process. Its start-up is the same job with a shard of one image for each core, measured apart and taken off. Processor
+time is that of all processes together, Ray's own included, read from /proc ten times a second; other programs of the machine
+lengthen wall time only. Engines take turns.
+
+    python -m benchmarks.engines --data DATA --shards 24 --out benchmarks/results/engines.json
+    python -m benchmarks.engines --data DATA --shards 240 --runs 1 --out benchmarks/results/engines_long.json
+    python -m benchmarks.engines --data DATA --memory --runs 1 --out benchmarks/results/engines_memory.json
+
+The first two embed photographs by a resnet18 of random weights, a hundred images a shard; the last makes features, plan and
+shards of CIFAR-10 by the encoder `thumbnail`, once and four times over, and reports the peak memory of the job's process.
+
+Last measured: see docs/scale.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import adq_wds as adq
+from adq_wds.engines.threads import cores
+from benchmarks.common import data_folder, parser, peak_rss_bytes, report, spread
+
+ENGINES = ("threads", "processes", "ray", "shared")
+PAUSE_S = 0.1  # between two looks at the processes' times
+TICK = os.sysconf("SC_CLK_TCK")
+
+
+def job(step: str, engine: Any, shards: str, folder: str, network: str) -> None:
+    """One step of a job, in this process; prints the peak of its memory."""
+    workers = cores() if engine == "threads" else 1
+    if step == "embed":
+        encoder: Any = network
+        if network != "thumbnail":
+            import torch
+
+            torch.manual_seed(0)
+            encoder = adq.encoder(network, pretrained=False)
+        adq.embed_shards(
+            shards, encoder, f"{folder}/features", workers=workers, engine=engine, progress=False
+        )
+    elif step == "plan":
+        adq.build_plan(f"{folder}/features", 0.2, out=f"{folder}/plan.parquet", engine=engine, progress=False)
+    elif step == "write":
+        adq.write_kept(
+            shards, f"{folder}/plan.parquet", f"{folder}/small/%06d.tar", engine=engine, progress=False
+        )
+    print(json.dumps(peak_rss_bytes()))
+
+
+def run(step: str, engine: str, shards: Path, folder: Path, network: str) -> dict[str, float]:
+    """Wall and processor seconds of one step of a job in processes of its own, and peak bytes of the first."""
+    n_commands = cores() if engine == "shared" else 1
+    command = [sys.executable, "-m", "benchmarks.engines", "--job", step, engine]
+    command += [f"{shards}/*.tar", str(folder), network]
+    start = time.perf_counter()
+    commands = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(n_commands)]
+    times: dict[int, float] = {}  # of each process that was seen, its last
+    while any(each.poll() is None for each in commands):
+        times |= processor_seconds({each.pid for each in commands})
+        time.sleep(PAUSE_S)
+    wall = time.perf_counter() - start
+    peaks = [int(str(each.communicate()[0]).splitlines()[-1]) for each in commands]
+    assert all(each.returncode == 0 for each in commands)
+    return {"wall_s": wall, "processor_s": sum(times.values()), "peak_bytes": max(peaks)}
+
+
+def processor_seconds(roots: set[int]) -> dict[int, float]:
+    """Seconds of user and system time of some processes and of all below them, by process id."""
+    parent: dict[int, int] = {}
+    seconds: dict[int, float] = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdecimal():
+            try:
+                fields = Path(f"/proc/{entry}/stat").read_text().rsplit(")", 1)[1].split()
+            except OSError:  # it has just ended
+                continue
+            parent[int(entry)] = int(fields[1])
+            seconds[int(entry)] = (int(fields[11]) + int(fields[12])) / TICK
+    below = set(roots)
+    while more := {pid for pid, above in parent.items() if above in below} - below:
+        below |= more
+    return {pid: seconds[pid] for pid in below if pid in seconds}
+
+
+def link(shards: list[Path], n: int, folder: Path) -> Path:
+    """A folder of n shards: links to the given ones, over and over."""
+    folder.mkdir(parents=True)
+    for i in range(n):
+        (folder / f"set-{i:06d}.tar").symlink_to(shards[i % len(shards)].resolve())
+    return folder
+
+
+def times(shards: list[Path], n: int, runs: int, scratch: Path) -> dict[str, Any]:
+    """Seconds of each engine, after its start-up, beside those of `threads` in the same round."""
+    many = link(shards, n, scratch / "many")
+    adq.write_shards(
+        islice(adq.ShardDataset(shards[0], rank=0, world=1), cores()),
+        scratch / "one" / "%06d.tar",
+        max_samples=1,
+        progress=False,
+    )
+    rounds: list[dict[str, dict[str, float]]] = []
+    for i in range(runs):
+        this: dict[str, dict[str, float]] = {}
+        for engine in ENGINES[i % len(ENGINES) :] + ENGINES[: i % len(ENGINES)]:
+            first = run("embed", engine, scratch / "one", scratch / f"start-{engine}-{i}", "resnet18")
+            whole = run("embed", engine, many, scratch / f"{engine}-{i}", "resnet18")
+            this[engine] = {f"start_{name}": first[name] for name in ("wall_s", "processor_s")}
+            this[engine] |= {name: whole[name] - first[name] for name in ("wall_s", "processor_s")}
+            print(engine, this[engine], file=sys.stderr, flush=True)
+        rounds.append(this)
+    same = {hashes(scratch / f"{engine}-{i}") for engine in ENGINES for i in range(runs)}
+    assert len(same) == 1, "all engines make the same files"
+    result: dict[str, Any] = {}
+    for engine in ENGINES:
+        result[engine] = {name: spread([r[engine][name] for r in rounds]) for name in rounds[0][engine]}
+        for name in ("wall_s", "processor_s"):
+            ratios = [r[engine][name] / r["threads"][name] for r in rounds]
+            result[engine][f"{name[:-2]}_over_threads"] = spread(ratios)
+    return {"shards": n, "samples": n_samples(scratch / "threads-0"), "engines": result}
+
+
+def hashes(folder: Path) -> str:
+    """The hash of the features in a folder."""
+    return adq.Features(folder / "features").hash
+
+
+def n_samples(folder: Path) -> int:
+    """Samples of the features in a folder."""
+    return sum(file.n for file in adq.Features(folder / "features"))
+
+
+def memory(shards: list[Path], scratch: Path) -> dict[str, Any]:
+    """Peak memory of the job's process, in MB, on some shards and on four times as many; and bytes for each sample more."""
+    steps: dict[str, Any] = {}
+    n_of: dict[int, int] = {}
+    for factor in (1, 4):
+        many = link(shards, factor * len(shards), scratch / f"times-{factor}")
+        for engine in ENGINES:
+            for step in ("embed", "plan", "write"):
+                folder = scratch / f"{engine}-{factor}"
+                peak = run(step, engine, many, folder, "thumbnail")["peak_bytes"]
+                steps.setdefault(step, {}).setdefault(engine, []).append(peak)
+                print(step, engine, factor, peak, file=sys.stderr, flush=True)
+        n_of[factor] = n_samples(scratch / f"threads-{factor}")
+    more = n_of[4] - n_of[1]
+    return {
+        "samples": list(n_of.values()),
+        "steps": {
+            step: {
+                engine: {
+                    "peak_mb": [round(peak / 1e6, 1) for peak in peaks],
+                    "bytes_a_sample_more": round((peaks[1] - peaks[0]) / more, 1),
+                }
+                for engine, peaks in engines.items()
+            }
+            for step, engines in steps.items()
+        },
+    }
+
+
+def main() -> None:
+    """Measure times or memory of all engines."""
+    arguments = parser(__doc__)
+    arguments.add_argument("--data", help="folder with imagenet-sample/ and cifar10/ (default: ADQ_DATA)")
+    arguments.add_argument("--shards", type=int, default=24, help="shards of a timed job")
+    arguments.add_argument("--memory", action="store_true", help="measure memory, not times")
+    arguments.add_argument(
+        "--job", nargs=5, help="run one step in this process (used by the benchmark itself)"
+    )
+    args = arguments.parse_args()
+    if args.job is not None:
+        job(*args.job)
+        return
+    shards = sorted(data_folder("cifar10" if args.memory else "imagenet-sample", args.data).glob("*.tar"))
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        result = memory(shards, scratch) if args.memory else times(shards, args.shards, args.runs, scratch)
+    report(result, args.out)
+
+
+if __name__ == "__main__":
+    main()
