@@ -140,6 +140,8 @@ def run_job(
                 paths, made, shards.pattern, overwrite=alone, engine=runner, progress=progress
             )
             result["written"] = asdict(written)
+            if not (alone or _is_written(folder, result["written"])):
+                raise AdqError(f"{shards.folder} lacks bytes of what was written: remove it, and run again")
         elif shards.existing():
             logger.warning("%s was written for an earlier plan; add --write to write it again", shards.folder)
         write_text(folder / "run.json", canonical_json(result) + "\n")
@@ -207,10 +209,13 @@ def _done(folder: AnyPath, arguments: dict[str, Any]) -> dict[str, Any] | None:
 
 def _is_written(folder: AnyPath, report: dict[str, Any]) -> bool:
     """Whether the shards of an earlier run all exist with their sizes."""
-    info = json.loads((folder / "shards" / "_info.json").read_text(encoding="utf-8"))
-    names = [name for split in info["splits"].values() for name in split["filenames"]]
-    n_bytes = sum((folder / "shards" / name).stat().st_size for name in names)
-    return bool(len(names) == report["shards"] and n_bytes == report["bytes"])
+    try:
+        info = json.loads((folder / "shards" / "_info.json").read_text(encoding="utf-8"))
+        names = [name for split in info["splits"].values() for name in split["filenames"]]
+        n_bytes = sum((folder / "shards" / name).stat().st_size for name in names)
+        return bool(len(names) == report["shards"] and n_bytes == report["bytes"])
+    except (AttributeError, KeyError, OSError, TypeError, ValueError):
+        return False
 
 
 def load_run(path: str | os.PathLike[str]) -> dict[str, Any]:
