@@ -4,14 +4,13 @@ The same shards embedded by each engine with as many computing threads as cores:
 `ray` (a cluster of this machine that the job starts) in as many processes of one thread; `shared` in as many commands of one
 thread that share the folder. So the same work is divided in four ways, and the difference is the engine's. Each job runs in
 a fresh process. Its start-up is the same job with a shard of one image for each core, measured apart and taken off. Processor
-time is that of all processes together, Ray's own included, read from /proc ten times a second; other programs of the machine
-lengthen wall time only. Engines take turns.
+time is that of all processes together, Ray's own included, read from /proc. All engines run side by side, so that whatever
+else the machine does, and they themselves, slow all of them alike: wall times are to be compared with each other only.
 
-    python -m benchmarks.engines --data DATA --shards 24 --out benchmarks/results/engines.json
-    python -m benchmarks.engines --data DATA --shards 240 --runs 1 --out benchmarks/results/engines_long.json
-    python -m benchmarks.engines --data DATA --memory --runs 1 --out benchmarks/results/engines_memory.json
+    python -m benchmarks.engines --data DATA --out benchmarks/results/engines.json
+    python -m benchmarks.engines --data DATA --memory --out benchmarks/results/engines_memory.json
 
-The first two embed photographs by a resnet18 of random weights, a hundred images a shard; the last makes features, plan and
+The first embeds photographs by a resnet18 of random weights, a hundred images a shard; the second makes features, plan and
 shards of CIFAR-10 by the encoder `thumbnail`, once and four times over, and reports the peak memory of the job's process.
 
 Last measured: see docs/scale.md.
@@ -25,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from adq_wds.engines.threads import cores
 from benchmarks.common import data_folder, parser, peak_rss_bytes, report, spread
 
 ENGINES = ("threads", "processes", "ray", "shared")
-PAUSE_S = 0.1  # between two looks at the processes' times
+PAUSE_S = 0.25  # between two looks at the processes' times
 TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -112,16 +112,22 @@ def times(shards: list[Path], n: int, runs: int, scratch: Path) -> dict[str, Any
         max_samples=1,
         progress=False,
     )
+
+    def embed(engine: str, of: Path, name: str) -> dict[str, float]:
+        return run("embed", engine, of, scratch / name, "resnet18")
+
     rounds: list[dict[str, dict[str, float]]] = []
-    for i in range(runs):
-        this: dict[str, dict[str, float]] = {}
-        for engine in ENGINES[i % len(ENGINES) :] + ENGINES[: i % len(ENGINES)]:
-            first = run("embed", engine, scratch / "one", scratch / f"start-{engine}-{i}", "resnet18")
-            whole = run("embed", engine, many, scratch / f"{engine}-{i}", "resnet18")
-            this[engine] = {f"start_{name}": first[name] for name in ("wall_s", "processor_s")}
-            this[engine] |= {name: whole[name] - first[name] for name in ("wall_s", "processor_s")}
-            print(engine, this[engine], file=sys.stderr, flush=True)
-        rounds.append(this)
+    with ThreadPoolExecutor(len(ENGINES)) as pool:
+        for i in range(runs):
+            starts = {e: pool.submit(embed, e, scratch / "one", f"start-{e}-{i}") for e in ENGINES}
+            first = {engine: future.result() for engine, future in starts.items()}
+            jobs = {e: pool.submit(embed, e, many, f"{e}-{i}") for e in ENGINES}
+            rounds.append({})
+            for engine, future in jobs.items():
+                seconds = {name: future.result()[name] for name in ("wall_s", "processor_s")}
+                rounds[-1][engine] = {f"start_{name}": first[engine][name] for name in seconds}
+                rounds[-1][engine] |= {name: value - first[engine][name] for name, value in seconds.items()}
+            print(json.dumps(rounds[-1]), file=sys.stderr, flush=True)
     same = {hashes(scratch / f"{engine}-{i}") for engine in ENGINES for i in range(runs)}
     assert len(same) == 1, "all engines make the same files"
     result: dict[str, Any] = {}
@@ -176,7 +182,7 @@ def main() -> None:
     """Measure times or memory of all engines."""
     arguments = parser(__doc__)
     arguments.add_argument("--data", help="folder with imagenet-sample/ and cifar10/ (default: ADQ_DATA)")
-    arguments.add_argument("--shards", type=int, default=24, help="shards of a timed job")
+    arguments.add_argument("--shards", type=int, default=20, help="shards of a timed job")
     arguments.add_argument("--memory", action="store_true", help="measure memory, not times")
     arguments.add_argument(
         "--job", nargs=5, help="run one step in this process (used by the benchmark itself)"
