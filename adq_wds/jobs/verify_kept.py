@@ -67,10 +67,10 @@ class KeptCheck:
             if not isinstance(file, dict) or {name: file.get(name) for name in self._header} != self._header:
                 return None
             counts: dict[str, Any] = {name: file.get(name) for name in _Counts.__annotations__}
-            differences = checked(counts, _Counts)["differences"]
-        except (OSError, ValueError):
+            differences = tuple(Difference(**each) for each in checked(counts, _Counts)["differences"])
+        except (OSError, TypeError, ValueError):
             return None
-        return Check(**counts | {"differences": tuple(Difference(**each) for each in differences)})
+        return Check(**counts | {"differences": differences})
 
     def save(self, check: Check) -> None:
         """Write the check, whole or not at all."""

@@ -306,7 +306,7 @@ def _clear(shards: ShardPattern, overwrite: bool, *, keep_plan: bool) -> None:
     old = [path for path in (shards.folder / "_info.json", *shards.existing(), job) if path.exists()]
     if old and not overwrite:
         raise AdqError(
-            f"{shorten(str(shards.folder))} holds {JOB if old[0] == job else old[0].name} of an earlier run; give another folder, remove them, or overwrite=True"
+            f"{shorten(str(shards.folder))} holds {JOB if old[0] == job else old[0].name} of an earlier run; give another folder, empty this one, or overwrite=True"
         )
     for path in old:  # _info.json goes first: from here on the set is not complete
         path.unlink()

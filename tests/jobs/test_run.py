@@ -189,7 +189,7 @@ def test_shards_of_an_earlier_plan_are_not_removed_by_one_of_several_commands(
         adq.AdqError, match="shards lacks bytes of what was written: remove it, and run again"
     ):
         shared()
-    with pytest.raises(adq.AdqError, match=r"holds _info.json of an earlier run; .* remove them"):
+    with pytest.raises(adq.AdqError, match=r"holds _info.json of an earlier run; .* empty this one"):
         shared(keep=0.1)
     shutil.rmtree(out / "shards")
     assert shared(keep=0.1)["written"]["samples"] == 9

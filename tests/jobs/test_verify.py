@@ -523,6 +523,11 @@ def test_checks_in_a_folder_are_not_made_again_until_a_shard_or_the_plan_changes
     again("b.tar", decode=True)
     (tmp_path / "checks" / "c.json").write_text('{"format":"adq_wds.check"')
     again("c.tar", decode=True)
+    file = tmp_path / "checks" / "b.json"
+    for old, new in (('"n":1', '"n":1,"more":2'), ('"n":1', '"n":-1'), ('"kept":', '"kept":1e9,"":')):
+        assert old in file.read_text()
+        file.write_text(file.read_text().replace(old, new))
+        again("b.tar", decode=True)
     index_shards(shards, tmp_path / "index.parquet")
     again("a.tar b.tar c.tar", of=tmp_path / "index.parquet")
     shards.pop().unlink()

@@ -110,7 +110,7 @@ def test_an_earlier_runs_folder_is_refused_and_left_alone(setup: Setup, tmp_path
     write_kept(shards, None, pattern, max_samples=15)
     before = contents(tmp_path / "out")
     with pytest.raises(
-        adq.AdqError, match=r"out' holds _info.json .*give another folder, remove them, or overwrite=True"
+        adq.AdqError, match=r"out' holds _info.json .*give another folder, empty this one, or overwrite=True"
     ):
         write_kept(shards, plan, pattern)
     (tmp_path / "out" / "_info.json").unlink()
