@@ -8,9 +8,10 @@ time is that of all processes together, Ray's own included, read from /proc. All
 else the machine does, and they themselves, slow all of them alike: wall times are to be compared with each other only.
 
     python -m benchmarks.engines --data DATA --out benchmarks/results/engines.json
+    python -m benchmarks.engines --idle --out benchmarks/results/engines_idle.json
     python -m benchmarks.engines --data DATA --memory --out benchmarks/results/engines_memory.json
 
-The first embeds photographs by a resnet18 of random weights, a hundred images a shard; the second makes features, plan and
+The first embeds photographs by a resnet18 of random weights, a hundred images a shard; the second lets Ray's actors sleep; the third makes features, plan and
 shards of CIFAR-10 by the encoder `thumbnail`, once and four times over, and reports the peak memory of the job's process.
 
 Last measured: see docs/scale.md.
@@ -24,12 +25,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import adq_wds as adq
+from adq_wds.engines.choose import choose_engine
+from adq_wds.engines.engine import Resources, Result, Task
 from adq_wds.engines.threads import cores
 from benchmarks.common import data_folder, parser, peak_rss_bytes, report, spread
 
@@ -52,12 +56,24 @@ def job(step: str, engine: Any, shards: str, folder: str, network: str) -> None:
             shards, encoder, f"{folder}/features", workers=workers, engine=engine, progress=False
         )
     elif step == "plan":
-        adq.build_plan(f"{folder}/features", 0.2, out=f"{folder}/plan.parquet", engine=engine, progress=False)
+        adq.build_plan(
+            f"{folder}/features", keep=0.2, out=f"{folder}/plan.parquet", engine=engine, progress=False
+        )
     elif step == "write":
         adq.write_kept(
             shards, f"{folder}/plan.parquet", f"{folder}/small/%06d.tar", engine=engine, progress=False
         )
+    elif step.startswith("sleep-"):
+        tasks = [Task(str(i), float(step.removeprefix("sleep-"))) for i in range(cores())]
+        list(choose_engine(engine, folder=folder).run(tasks, sleep, Resources()))
     print(json.dumps(peak_rss_bytes()))
+
+
+def sleep(tasks: Iterator[Task]) -> Iterator[tuple[Task, Result]]:
+    """A work that does nothing for some seconds."""
+    for task in tasks:
+        time.sleep(task.what)
+        yield task, {}
 
 
 def run(step: str, engine: str, shards: Path, folder: Path, network: str) -> dict[str, float]:
@@ -145,6 +161,15 @@ def times(shards: list[Path], n: int, runs: int, scratch: Path) -> dict[str, Any
     return {"shards": n, "samples": n_samples(scratch / "threads-0"), "engines": result}
 
 
+def idle(runs: int, scratch: Path) -> dict[str, Any]:
+    """Processor seconds that Ray takes in each second that all tasks sleep."""
+    shares = []
+    for _ in range(runs):
+        short, long = (run(f"sleep-{s}", "ray", scratch, scratch, "") for s in (5, 45))
+        shares.append((long["processor_s"] - short["processor_s"]) / (45 - 5))
+    return {"processor_s_in_each_idle_s": spread(shares)}
+
+
 def hashes(folder: Path) -> str:
     """The hash of the features in a folder."""
     return adq.Features(folder / "features").hash
@@ -190,6 +215,7 @@ def main() -> None:
     arguments.add_argument("--data", help="folder with imagenet-sample/ and cifar10/ (default: ADQ_DATA)")
     arguments.add_argument("--shards", type=int, default=20, help="shards of a timed job")
     arguments.add_argument("--memory", action="store_true", help="measure memory, not times")
+    arguments.add_argument("--idle", action="store_true", help="measure Ray while all tasks sleep")
     arguments.add_argument(
         "--job", nargs=5, help="run one step in this process (used by the benchmark itself)"
     )
@@ -197,10 +223,14 @@ def main() -> None:
     if args.job is not None:
         job(*args.job)
         return
-    shards = sorted(data_folder("cifar10" if args.memory else "imagenet-sample", args.data).glob("*.tar"))
     with tempfile.TemporaryDirectory() as folder:
-        scratch = Path(folder)
-        result = memory(shards, scratch) if args.memory else times(shards, args.shards, args.runs, scratch)
+        if args.idle:
+            result = idle(args.runs, Path(folder))
+        elif args.memory:
+            result = memory(sorted(data_folder("cifar10", args.data).glob("*.tar")), Path(folder))
+        else:
+            shards = sorted(data_folder("imagenet-sample", args.data).glob("*.tar"))
+            result = times(shards, args.shards, args.runs, Path(folder))
     report(result, args.out)
 
 
