@@ -9,10 +9,11 @@ else the machine does, and they themselves, slow all of them alike: wall times a
 
     python -m benchmarks.engines --data DATA --out benchmarks/results/engines.json
     python -m benchmarks.engines --idle --out benchmarks/results/engines_idle.json
-    python -m benchmarks.engines --data DATA --memory --out benchmarks/results/engines_memory.json
+    python -m benchmarks.engines --data DATA --shards 4 --memory --out benchmarks/results/engines_memory.json
 
-The first embeds photographs by a resnet18 of random weights, a hundred images a shard; the second lets Ray's actors sleep; the third makes features, plan and
-shards of CIFAR-10 by the encoder `thumbnail`, once and four times over, and reports the peak memory of the job's process.
+The first embeds photographs by a resnet18 of random weights, a hundred images a shard; the second lets Ray's actors sleep; the
+third embeds CIFAR-10 by the encoder `thumbnail`, verifies it, and reports the peak memory of the job's process, on some shards
+and on four times as many.
 
 Last measured: see docs/scale.md.
 """
@@ -35,6 +36,7 @@ import adq_wds as adq
 from adq_wds.engines.choose import choose_engine
 from adq_wds.engines.engine import Resources, Result, Task
 from adq_wds.engines.threads import cores
+from adq_wds.jobs.verify import verify_shards
 from benchmarks.common import data_folder, parser, peak_rss_bytes, report, spread
 
 ENGINES = ("threads", "processes", "ray", "shared")
@@ -55,13 +57,14 @@ def job(step: str, engine: Any, shards: str, folder: str, network: str) -> None:
         adq.embed_shards(
             shards, encoder, f"{folder}/features", workers=workers, engine=engine, progress=False
         )
-    elif step == "plan":
-        adq.build_plan(
-            f"{folder}/features", keep=0.2, out=f"{folder}/plan.parquet", engine=engine, progress=False
-        )
-    elif step == "write":
-        adq.write_kept(
-            shards, f"{folder}/plan.parquet", f"{folder}/small/%06d.tar", engine=engine, progress=False
+    elif step == "verify":
+        verify_shards(
+            f"{folder}/features",
+            shards,
+            workers=workers,
+            engine=engine,
+            out=f"{folder}/checks",
+            progress=False,
         )
     elif step.startswith("sleep-"):
         tasks = [Task(str(i), float(step.removeprefix("sleep-"))) for i in range(cores())]
@@ -81,9 +84,8 @@ def run(step: str, engine: str, shards: Path, folder: Path, network: str) -> dic
     n_commands = cores() if engine == "shared" else 1
     command = [sys.executable, "-m", "benchmarks.engines", "--job", step, engine]
     command += [f"{shards}/*.tar", str(folder), network]
-    environment = os.environ | {
-        "RAY_worker_niceness": "0"
-    }  # 15 by default, which yields to the other engines
+    # Ray's own niceness of 15 would yield to the other engines.
+    environment = os.environ | {"RAY_worker_niceness": "0"}
     start = time.perf_counter()
     commands = [
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
@@ -180,31 +182,35 @@ def n_samples(folder: Path) -> int:
     return sum(file.n for file in adq.Features(folder / "features"))
 
 
-def memory(shards: list[Path], scratch: Path) -> dict[str, Any]:
-    """Peak memory of the job's process, in MB, on some shards and on four times as many; and bytes for each sample more."""
+def memory(shards: list[Path], n: int, scratch: Path) -> dict[str, Any]:
+    """Peak memory of the job's process, in MB, on n shards and on four times as many; and bytes for each sample more."""
+    jobs = [(engine, factor) for engine in ENGINES for factor in (1, 4)]
+    many = {factor: link(shards, factor * n, scratch / f"times-{factor}") for factor in (1, 4)}
     steps: dict[str, Any] = {}
-    n_of: dict[int, int] = {}
-    for factor in (1, 4):
-        many = link(shards, factor * len(shards), scratch / f"times-{factor}")
-        for engine in ENGINES:
-            for step in ("embed", "plan", "write"):
-                folder = scratch / f"{engine}-{factor}"
-                peak = run(step, engine, many, folder, "thumbnail")["peak_bytes"]
-                steps.setdefault(step, {}).setdefault(engine, []).append(peak)
-                print(step, engine, factor, peak, file=sys.stderr, flush=True)
-        n_of[factor] = n_samples(scratch / f"threads-{factor}")
-    more = n_of[4] - n_of[1]
+    for step in ("embed", "verify"):
+
+        def peak(engine: str, factor: int, step: str = step) -> float:
+            folder = scratch / f"{engine}-{factor}"
+            return run(step, engine, many[factor], folder, "thumbnail")["peak_bytes"]
+
+        with ThreadPoolExecutor(len(jobs)) as pool:
+            peaks = dict(zip(jobs, pool.map(peak, *zip(*jobs, strict=True)), strict=True))
+        print(step, peaks, file=sys.stderr, flush=True)
+        steps[step] = peaks
+    samples = [n_samples(scratch / f"threads-{factor}") for factor in (1, 4)]
     return {
-        "samples": list(n_of.values()),
+        "samples": samples,
         "steps": {
             step: {
                 engine: {
-                    "peak_mb": [round(peak / 1e6, 1) for peak in peaks],
-                    "bytes_a_sample_more": round((peaks[1] - peaks[0]) / more, 1),
+                    "peak_mb": [round(peaks[engine, factor] / 1e6, 1) for factor in (1, 4)],
+                    "bytes_a_sample_more": round(
+                        (peaks[engine, 4] - peaks[engine, 1]) / (samples[1] - samples[0]), 1
+                    ),
                 }
-                for engine, peaks in engines.items()
+                for engine in ENGINES
             }
-            for step, engines in steps.items()
+            for step, peaks in steps.items()
         },
     }
 
@@ -227,7 +233,8 @@ def main() -> None:
         if args.idle:
             result = idle(args.runs, Path(folder))
         elif args.memory:
-            result = memory(sorted(data_folder("cifar10", args.data).glob("*.tar")), Path(folder))
+            shards = sorted(data_folder("cifar10", args.data).glob("*.tar"))
+            result = memory(shards, args.shards, Path(folder))
         else:
             shards = sorted(data_folder("imagenet-sample", args.data).glob("*.tar"))
             result = times(shards, args.shards, args.runs, Path(folder))
