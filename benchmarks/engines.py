@@ -12,7 +12,7 @@ else the machine does, and they themselves, slow all of them alike: wall times a
     python -m benchmarks.engines --data DATA --shards 4 --memory --out benchmarks/results/engines_memory.json
 
 The first embeds photographs by a resnet18 of random weights, a hundred images a shard; the second lets Ray's actors sleep; the
-third embeds CIFAR-10 by the encoder `thumbnail`, verifies it, and reports the peak memory of the job's process, on some shards
+third embeds CIFAR-10 by the encoder `thumbnail`, and reports the peak memory of the job's process, on some shards
 and on four times as many.
 
 Last measured: see docs/scale.md.
@@ -36,7 +36,6 @@ import adq_wds as adq
 from adq_wds.engines.choose import choose_engine
 from adq_wds.engines.engine import Resources, Result, Task
 from adq_wds.engines.threads import cores
-from adq_wds.jobs.verify import verify_shards
 from benchmarks.common import data_folder, parser, peak_rss_bytes, report, spread
 
 ENGINES = ("threads", "processes", "ray", "shared")
@@ -56,15 +55,6 @@ def job(step: str, engine: Any, shards: str, folder: str, network: str) -> None:
             encoder = adq.encoder(network, pretrained=False)
         adq.embed_shards(
             shards, encoder, f"{folder}/features", workers=workers, engine=engine, progress=False
-        )
-    elif step == "verify":
-        verify_shards(
-            f"{folder}/features",
-            shards,
-            workers=workers,
-            engine=engine,
-            out=f"{folder}/checks",
-            progress=False,
         )
     elif step.startswith("sleep-"):
         tasks = [Task(str(i), float(step.removeprefix("sleep-"))) for i in range(cores())]
@@ -184,33 +174,27 @@ def n_samples(folder: Path) -> int:
 
 def memory(shards: list[Path], n: int, scratch: Path) -> dict[str, Any]:
     """Peak memory of the job's process, in MB, on n shards and on four times as many; and bytes for each sample more."""
-    jobs = [(engine, factor) for engine in ENGINES for factor in (1, 4)]
-    many = {factor: link(shards, factor * n, scratch / f"times-{factor}") for factor in (1, 4)}
-    steps: dict[str, Any] = {}
-    for step in ("embed", "verify"):
+    peaks: dict[str, list[float]] = {engine: [] for engine in ENGINES}
+    samples = []
+    for factor in (1, 4):
+        many = link(shards, factor * n, scratch / f"times-{factor}")
 
-        def peak(engine: str, factor: int, step: str = step) -> float:
-            folder = scratch / f"{engine}-{factor}"
-            return run(step, engine, many[factor], folder, "thumbnail")["peak_bytes"]
+        def peak(engine: str, factor: int = factor, many: Path = many) -> float:
+            return run("embed", engine, many, scratch / f"{engine}-{factor}", "thumbnail")["peak_bytes"]
 
-        with ThreadPoolExecutor(len(jobs)) as pool:
-            peaks = dict(zip(jobs, pool.map(peak, *zip(*jobs, strict=True)), strict=True))
-        print(step, peaks, file=sys.stderr, flush=True)
-        steps[step] = peaks
-    samples = [n_samples(scratch / f"threads-{factor}") for factor in (1, 4)]
+        with ThreadPoolExecutor(len(ENGINES)) as pool:
+            for engine, n_bytes in zip(ENGINES, pool.map(peak, ENGINES), strict=True):
+                peaks[engine].append(n_bytes)
+        samples.append(n_samples(scratch / f"threads-{factor}"))
+        print(factor, peaks, file=sys.stderr, flush=True)
     return {
         "samples": samples,
-        "steps": {
-            step: {
-                engine: {
-                    "peak_mb": [round(peaks[engine, factor] / 1e6, 1) for factor in (1, 4)],
-                    "bytes_a_sample_more": round(
-                        (peaks[engine, 4] - peaks[engine, 1]) / (samples[1] - samples[0]), 1
-                    ),
-                }
-                for engine in ENGINES
+        "engines": {
+            engine: {
+                "peak_mb": [round(each / 1e6, 1) for each in (less, more)],
+                "bytes_a_sample_more": round((more - less) / (samples[1] - samples[0]), 1),
             }
-            for step, peaks in steps.items()
+            for engine, (less, more) in peaks.items()
         },
     }
 
