@@ -69,8 +69,8 @@ class Workplace:
         """Whether a later job, or another command, may go on with the scratch files."""
         return self.folder is not None
 
-    def finish(self, make: Callable[[], Made], save: Callable[[Made], object]) -> None:
-        """Make and save the result of a job, and remove its scratch files.
+    def finish(self, make: Callable[[], Made], save: Callable[[Made], object]) -> Made | None:
+        """Make and save the result of a job, and remove its scratch files; None where another command did meanwhile.
 
         With the engine `shared` one command saves, for which the others wait: they see by the scratch files, which are
         gone then, that it has.
@@ -79,7 +79,7 @@ class Workplace:
             made = make()
         except (AdqError, OSError):
             if self._ended_elsewhere():
-                return
+                return None
             raise
 
         def end() -> None:
@@ -87,6 +87,7 @@ class Workplace:
             self._clear()
 
         self.once("save", self._ended_elsewhere, end)
+        return made
 
     def _ended_elsewhere(self) -> bool:
         return self.is_shared and any(not folder.exists() for folder in self.left)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from adq_wds.errors import AdqError
-from adq_wds.files import canonical_json
+from adq_wds.files import canonical_json, remove_left_over
 from adq_wds.remote.outputs import make_folder, write_text
 from adq_wds.remote.url_path import AnyPath
 
@@ -69,4 +70,12 @@ class Unfinished:
         write_text(self.shards / JOB, text + "\n")
         for path in self.folder.iterdir():
             if path != self.shards / JOB:
-                path.unlink(missing_ok=True)
+                remove(path)
+
+
+def remove(path: AnyPath) -> None:
+    """Remove a file of unfinished work, unless a living process writes it just now."""
+    if isinstance(path, Path) and path.suffix == ".partial":
+        remove_left_over(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from tqdm import tqdm
 from adq_wds.checks import Count, Ratio, no_bar, positive
 from adq_wds.engines.alone import alone_at_url
 from adq_wds.engines.choose import EngineName, choose_engine
-from adq_wds.engines.engine import Engine, ThisProcess
+from adq_wds.engines.engine import Engine, Resources, Result, Task, ThisProcess
 from adq_wds.engines.shared import Shared, lock_for
 from adq_wds.errors import AdqError, SampleError, shorten
 from adq_wds.files import canonical_json
@@ -33,7 +33,7 @@ from adq_wds.writing.kept import Kept
 from adq_wds.writing.report import WriteReport
 from adq_wds.writing.smaller import Counted, WriteAnew, new_images, written_anew
 from adq_wds.writing.tars import ShardPattern, WrittenShard, write_tars
-from adq_wds.writing.unfinished import JOB, Unfinished
+from adq_wds.writing.unfinished import JOB, Unfinished, remove
 
 MAX_SAMPLES = 10_000
 MAX_BYTES = 1 << 30
@@ -213,13 +213,17 @@ def _write_by_engine(
         done = unfinished.report
         if done is not None and not overwrite:
             return WriteReport(**done)
-        if done is not None or not unfinished.is_here:
-            try:
-                _clear(shards, overwrite, keep_plan=settings["copied"])
-            except AdqError:
-                if not unfinished.is_here:  # which another process may have begun by now
-                    raise
-        unfinished.begin()
+        anew = done is not None
+
+        def begin(tasks: Iterator[Task]) -> Iterator[tuple[Task, Result]]:
+            for task in tasks:
+                if anew or not unfinished.is_here:
+                    _clear(shards, overwrite, keep_plan=settings["copied"])
+                unfinished.begin()
+                yield task, {}
+
+        one = engine if isinstance(engine, Shared) else ThisProcess()  # of several commands one at a time
+        list(one.run([Task("begin", None)], begin, Resources()))
         try:
             kept = kept.on_disk(unfinished.folder / "plan.parquet")
             made, bounds = kept, {name: settings[name] for name in ("max_samples", "max_bytes")}
@@ -306,12 +310,12 @@ def _clear(shards: ShardPattern, overwrite: bool, *, keep_plan: bool) -> None:
     old = [path for path in (shards.folder / "_info.json", *shards.existing(), job) if path.exists()]
     if old and not overwrite:
         raise AdqError(
-            f"{shorten(str(shards.folder))} holds {JOB if old[0] == job else old[0].name} of an earlier run; give another folder, or overwrite=True"
+            f"{shorten(str(shards.folder))} holds {JOB if old[0] == job else old[0].name} of an earlier run; give another folder, empty this one, or overwrite=True"
         )
     for path in old:  # _info.json goes first: from here on the set is not complete
         path.unlink()
     for path in job.parent.iterdir() if job.parent.exists() else ():
-        path.unlink()
+        remove(path)
     if old and not keep_plan:
         (shards.folder / "plan.parquet").unlink(missing_ok=True)
 
