@@ -2,36 +2,19 @@
 
 import importlib
 import os
-import random
-import signal
 import socket
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import adq_wds as adq
 from adq_wds.engines import ray_engine
 from adq_wds.engines.choose import choose_engine
 from adq_wds.engines.engine import Resources
 from adq_wds.errors import AdqError
-from tests.conftest import NOBODY, Caplog, MakeShard, MonkeyPatch
-from tests.engines.clusters import cluster
+from tests.conftest import NOBODY, Caplog, MonkeyPatch
 from tests.engines.works import PickyError, Write, tasks_of
-
-
-@pytest.fixture(scope="module")
-def nodes() -> Iterator[Any]:
-    pytest.importorskip("ray", reason="needs ray", exc_type=ImportError)
-    with cluster(2) as nodes:
-        yield nodes
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix == ".parquet"}
 
 
 def test_actors_do_every_task_and_their_logs_and_errors_come_back(
@@ -67,50 +50,6 @@ def test_actors_do_every_task_and_their_logs_and_errors_come_back(
     finally:
         ray.shutdown()
     assert not list(tmp_path.glob(".adq-probe*"))
-
-
-def test_features_are_those_of_threads_and_processes_also_after_kills(
-    nodes: Any, tmp_path: Path, make_shard: MakeShard
-) -> None:
-    """A worker is killed at a random moment of each run; what is left is done by the next."""
-    shards = [make_shard(f"{i}.tar", 12, first=12 * i) for i in range(5)]
-    same: dict[str, Any] = {"batch_size": 5, "workers": 1}
-    adq.embed_shards(shards, "thumbnail", tmp_path / "threads", **same)
-    adq.embed_shards(shards, "thumbnail", tmp_path / "processes", engine="processes", **same)
-    expected = files(tmp_path / "threads")
-    assert files(tmp_path / "processes") == expected
-    ray = importlib.import_module("ray")
-    ray.init(address=nodes.address, log_to_driver=False)
-    try:
-        out = tmp_path / "ray"
-        for _ in range(5):
-            kill = threading.Timer(random.Random(len(expected)).uniform(0.5, 2), kill_actors)
-            kill.start()
-            try:
-                adq.embed_shards(shards, "thumbnail", out, engine="ray", address=nodes.address, **same)
-                break
-            except AdqError as error:
-                if "run it again to go on" not in str(error):
-                    raise
-            finally:
-                kill.cancel()
-                kill.join()
-        adq.embed_shards(shards, "thumbnail", out, engine="ray", address=nodes.address, **same)
-        assert files(out) == expected
-    finally:
-        ray.shutdown()
-
-
-def kill_actors() -> None:
-    """Kill the processes of this machine that are actors of the engine."""
-    for process in Path("/proc").iterdir():
-        if process.name.isdecimal():
-            try:
-                command = (process / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if command.startswith(b"ray::RayWorker"):
-                os.kill(int(process.name), signal.SIGKILL)
 
 
 def test_an_address_that_nobody_answers_is_one_line_within_ten_seconds(tmp_path: Path) -> None:
