@@ -149,3 +149,69 @@ class RayJob:
             driver.communicate()
         self._nodes.wait_for_nodes(600)
         return out
+
+
+PARTICIPANT = """
+import json, sys
+from adq_wds.cli.main import main
+from adq_wds.engines.shared import Shared
+from tests.engines.marks import mark_tasks
+
+marks, beat, commands = sys.argv[1:]
+mark_tasks(Shared, marks)
+Shared.__init__.__kwdefaults__["beat"] = float(beat)
+for command in json.loads(commands):
+    if code := main([*command, "--engine", "shared"]):
+        sys.exit(code)
+"""
+
+
+class SharedJob:
+    """Commands, one after the other, by three processes that share a folder.
+
+    Args:
+        marks: an empty folder.
+        commands: words of each.
+        beat: seconds between heartbeats.
+        seed: of all moments and choices.
+    """
+
+    def __init__(self, marks: Path, commands: list[list[str]], *, beat: float, seed: int) -> None:
+        marks.mkdir()
+        self._marks, self._random = Marks(marks), random.Random(seed)
+        self._words = [str(marks), str(beat), json.dumps(commands)]
+        self._living = [Program(PARTICIPANT, *self._words) for _ in range(3)]
+
+    def kill(self) -> None:
+        """Kill one of the three at a random moment of a task, and start another."""
+        while True:
+            process = self._running()
+            time.sleep(self._random.random() * 0.05)
+            process.kill()
+            process.communicate()
+            self._living.remove(process)
+            self._living.append(Program(PARTICIPANT, *self._words))
+            if self._marks.remove_of(process.pid):
+                return
+
+    def _running(self) -> Program:
+        """A process with a running task."""
+        while True:
+            assert all(process.poll() is None for process in self._living), "the commands end after the kills"
+            pids = set(map(pid_of, self._marks.running()))
+            if running := [process for process in self._living if process.pid in pids]:
+                return self._random.choice(running)
+            time.sleep(0.005)
+
+    def let_go(self, n: int) -> None:
+        """Let so many of the running tasks end."""
+        running = self._marks.running()
+        for mark in self._random.sample(running, min(n, len(running))):
+            self._marks.let_go(mark)
+
+    def finish(self) -> None:
+        """Let all tasks end, and wait for the three."""
+        self._marks.let_all_go()
+        for process in self._living:
+            _, errors = process.communicate()
+            assert process.returncode == 0, errors
