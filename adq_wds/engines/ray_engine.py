@@ -206,11 +206,12 @@ class RayEngine:
                 )
             yield
             return
+        address = self._address or os.environ.get("RAY_ADDRESS")  # as Ray does
         try:
-            _knock(self._address)
+            _knock(address)
             self._ray.init(address=self._address, log_to_driver=False, logging_level=logging.ERROR)
         except Exception as error:
-            where = f"at {self._address}" if self._address else "of this machine"
+            where = f"at {address}" if address else "of this machine"
             raise AdqError(
                 f"no Ray cluster {where} ({reason_of(error)}): start one by `ray start --head`, or give its address"
             ) from error
