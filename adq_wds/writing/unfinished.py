@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from adq_wds.errors import AdqError
@@ -69,4 +71,12 @@ class Unfinished:
         write_text(self.shards / JOB, text + "\n")
         for path in self.folder.iterdir():
             if path != self.shards / JOB:
-                path.unlink(missing_ok=True)
+                remove(path)
+
+
+def remove(path: AnyPath) -> None:
+    """Remove a file, or a folder as that of a plan's parts, unless it is gone."""
+    if isinstance(path, Path) and path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

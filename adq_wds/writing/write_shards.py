@@ -27,13 +27,14 @@ from adq_wds.stream.dataset import ShardDataset
 from adq_wds.tables.index import save_index
 from adq_wds.tables.plan import Plan, as_plan
 from adq_wds.tables.spans import Spans, scan_spans, source_stamp
+from adq_wds.tables.write_table import remove_table
 from adq_wds.writing.anew_by_engine import check_growth, make_anew
 from adq_wds.writing.by_engine import write_runs
 from adq_wds.writing.kept import Kept
 from adq_wds.writing.report import WriteReport
 from adq_wds.writing.smaller import Counted, WriteAnew, new_images, written_anew
 from adq_wds.writing.tars import ShardPattern, WrittenShard, write_tars
-from adq_wds.writing.unfinished import JOB, Unfinished
+from adq_wds.writing.unfinished import JOB, Unfinished, remove
 
 MAX_SAMPLES = 10_000
 MAX_BYTES = 1 << 30
@@ -311,9 +312,9 @@ def _clear(shards: ShardPattern, overwrite: bool, *, keep_plan: bool) -> None:
     for path in old:  # _info.json goes first: from here on the set is not complete
         path.unlink()
     for path in job.parent.iterdir() if job.parent.exists() else ():
-        path.unlink()
+        remove(path)
     if old and not keep_plan:
-        (shards.folder / "plan.parquet").unlink(missing_ok=True)
+        remove_table(shards.folder / "plan.parquet")
 
 
 def describe_shards(

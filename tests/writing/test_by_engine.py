@@ -13,10 +13,11 @@ import pytest
 import adq_wds as adq
 from adq_wds.cli.main import main
 from adq_wds.engines.engine import Resources, Result, Task, Work
+from adq_wds.tables import parts
 from adq_wds.tables.plan import Plan
 from adq_wds.writing.unfinished import JOB
 from adq_wds.writing.write_shards import write_kept
-from tests.conftest import Caplog, MakeShard, jpeg, write_tar
+from tests.conftest import Caplog, MakeShard, MonkeyPatch, jpeg, write_tar
 from tests.folders import contents, dates
 from tests.programs import Program, soon
 
@@ -92,6 +93,30 @@ def test_every_engine_writes_the_bytes_of_one_process(
     assert shown(out) == shown(tmp_path / "one")
     assert report == expected
     assert [path.name for path in (out / JOB).parent.iterdir()] == ["job.json"]
+
+
+@pytest.mark.parametrize("case", ["by samples", "new images", "new quality"])
+def test_plans_in_parts_are_written_alike(
+    shards: list[Path], plan: Path, tmp_path: Path, monkeypatch: MonkeyPatch, case: str
+) -> None:
+    options = CASES[case](plan)
+    chosen = options.pop("plan")
+    write_kept(shards, chosen, tmp_path / "one" / "%04d.tar", **options)
+    monkeypatch.setattr(parts, "ONE_FILE", 1)
+    monkeypatch.setattr(parts, "PART_SHARDS", 2)
+    if chosen is not None:
+        adq.load_plan(chosen).save(tmp_path / "parts.parquet")
+        chosen = tmp_path / "parts.parquet"
+    out = tmp_path / "other"
+    write_kept(shards, chosen, out / "%04d.tar", **options, engine=Others())
+    assert {name.name: name.read_bytes() for name in out.glob("*.tar")} == {
+        name.name: name.read_bytes() for name in (tmp_path / "one").glob("*.tar")
+    }
+    assert [path.name for path in (out / JOB).parent.iterdir()] == ["job.json"]
+    with pytest.raises(Stopped):
+        write_kept(shards, chosen, out / "%04d.tar", **options, overwrite=True, engine=Others(stop=1))
+    write_kept(shards[:1], None, out / "%04d.tar", overwrite=True)
+    assert sorted(path.name for path in out.iterdir() if path.is_dir()) == [".adq.write"]
 
 
 def with_members(shards: list[Path], texts: Callable[[list[str]], list[str] | None]) -> Plan:
