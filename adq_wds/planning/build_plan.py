@@ -6,7 +6,6 @@ import logging
 import os
 from collections.abc import Iterable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, Literal
 
 from adq_wds.checks import Count, Ratio
@@ -172,11 +171,10 @@ def make_plan(
     return make_table(samples, cells, scores, options)
 
 
-def find_bins(features: Features, *, scratch: Path | None = None, **options: Any) -> Bins:
+def find_bins(features: Features, **options: Any) -> Bins:
     """The bins of a plan with these options of `build_plan`, to be given to several plans as its `bins`."""
     settled_options = plan_options(**options).settled(features)
     samples = read_samples(features, settled_options)
-    samples.place = Workplace(folder=scratch)
     leave_out(samples, settled_options)
     return bin_samples(samples, settled_options)
 

@@ -17,7 +17,7 @@ from adq_wds.core.kernel import unit_rows
 from adq_wds.core.near_copies import near_copies
 from adq_wds.engines.engine import Resources, Result, Task, ThisProcess, Work
 from adq_wds.planning import bins as bins_module
-from adq_wds.planning import class_tasks
+from adq_wds.planning import class_tasks, leave_out
 from adq_wds.planning.buckets import DiskRows
 from adq_wds.planning.build_plan import find_bins
 from adq_wds.planning.class_rows import mapped_unit_rows
@@ -93,6 +93,34 @@ def test_a_killed_plan_goes_on_with_the_classes_that_are_left(
     assert adq.build_plan(folder, bins=4, out=out).hash == expected
     assert len(done) == 2
     assert os.listdir(out.parent) == ["plan.parquet"]
+
+
+def test_scratch_files_of_a_killed_plan_go_with_the_next_that_needs_none_of_them(
+    folder: Path, tmp_path: Path
+) -> None:
+    earlier = find_bins(Features(folder), bins=3)
+    for killed, options in (({"dedup": 0.9}, {"bins": 4}), ({}, {"bins": earlier})):
+        with pytest.raises(KeyboardInterrupt):
+            adq.build_plan(folder, bins=4, out=tmp_path / "out" / "p.parquet", engine=Killed(1), **killed)
+        adq.build_plan(folder, out=tmp_path / "out" / "p.parquet", **options)
+        assert os.listdir(tmp_path / "out") == ["p.parquet"]
+
+
+def test_a_command_that_lags_behind_leaves_no_scratch_files(
+    folder: Path, tmp_path: Path, monkeypatch: MonkeyPatch
+) -> None:
+    """Another ends the job while this one is between copies and bins."""
+    options: dict[str, Any] = {"bins": 4, "dedup": 0.9, "out": tmp_path / "out" / "plan.parquet"}
+    real = leave_out.who_stays
+
+    def meanwhile(*a: Any) -> Any:
+        monkeypatch.setattr(leave_out, "who_stays", real)
+        adq.build_plan(folder, engine="shared", **options)
+        return real(*a)
+
+    monkeypatch.setattr(leave_out, "who_stays", meanwhile)
+    adq.build_plan(folder, engine="shared", **options)
+    assert not [name for name in os.listdir(tmp_path / "out") if name.startswith(".adq-scratch-")]
 
 
 def test_a_class_that_fails_is_named(folder: Path, monkeypatch: MonkeyPatch) -> None:
