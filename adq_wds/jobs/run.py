@@ -34,6 +34,7 @@ from adq_wds.tables.features import Features
 from adq_wds.tables.plan import Plan, load_plan
 from adq_wds.tables.spans import source_stamp
 from adq_wds.writing.tars import ShardPattern
+from adq_wds.writing.unfinished import is_written
 
 VERSION = 1
 # The keys that a run.json may set; the file may come from a stranger.
@@ -200,19 +201,13 @@ def _done(folder: AnyPath, arguments: dict[str, Any]) -> dict[str, Any] | None:
         plan = load_plan(folder / "plan.parquet")
         for _ in plan:  # every row is compared with the header
             pass
-        whole = plan.hash == old["plan"] and ("written" not in old or _is_written(folder, old["written"]))
+        whole = plan.hash == old["plan"] and (
+            "written" not in old or is_written(folder / "shards", old["written"])
+        )
     except (AdqError, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         logger.warning("the earlier run in %s cannot be used (%s); running again", folder, error)
         return None
     return old if whole else None
-
-
-def _is_written(folder: AnyPath, report: dict[str, Any]) -> bool:
-    """Whether the shards of an earlier run all exist with their sizes."""
-    info = json.loads((folder / "shards" / "_info.json").read_text(encoding="utf-8"))
-    names = [name for split in info["splits"].values() for name in split["filenames"]]
-    n_bytes = sum((folder / "shards" / name).stat().st_size for name in names)
-    return bool(len(names) == report["shards"] and n_bytes == report["bytes"])
 
 
 def load_run(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -211,16 +211,17 @@ def _write_by_engine(
     unfinished = Unfinished(folder.absolute(), settings)
     with lock_for(engine, folder, "write", settings):
         done = unfinished.report
-        if done is not None and not overwrite:
+        if done is not None and not overwrite and unfinished.is_whole:
+            unfinished.clear()  # which a kill may have cut short
             return WriteReport(**done)
-        if done is not None or not unfinished.is_here:
+        if (done is not None and overwrite) or not unfinished.is_here:
             try:
                 _clear(shards, overwrite, keep_plan=settings["copied"])
             except AdqError:
                 if not unfinished.is_here:  # which another process may have begun by now
                     raise
-        unfinished.begin()
         try:
+            unfinished.begin(again=done is not None)
             kept = kept.on_disk(unfinished.folder / "plan.parquet")
             made, bounds = kept, {name: settings[name] for name in ("max_samples", "max_bytes")}
             if new is not None and counted is not None:
@@ -304,15 +305,17 @@ def _clear(shards: ShardPattern, overwrite: bool, *, keep_plan: bool) -> None:
     """Refuse, or remove, the files of an earlier run; `keep_plan`: its plan will be replaced, and may be in use."""
     job = shards.folder / JOB
     old = [path for path in (shards.folder / "_info.json", *shards.existing(), job) if path.exists()]
-    if old and not overwrite:
+    if not old:  # in a folder that is shared another process may begin at this moment
+        return
+    if not overwrite:
         raise AdqError(
             f"{shorten(str(shards.folder))} holds {JOB if old[0] == job else old[0].name} of an earlier run; give another folder, or overwrite=True"
         )
+    if job in old:  # it goes last: without it nothing tells what the others are of
+        old[-1:] = sorted(job.parent.iterdir(), key=lambda path: path == job)
     for path in old:  # _info.json goes first: from here on the set is not complete
         path.unlink()
-    for path in job.parent.iterdir() if job.parent.exists() else ():
-        path.unlink()
-    if old and not keep_plan:
+    if not keep_plan:
         (shards.folder / "plan.parquet").unlink(missing_ok=True)
 
 
