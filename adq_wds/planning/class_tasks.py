@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -136,7 +137,10 @@ class Workplace:
         """Remove the scratch folders; with the engine `shared` also those that only killed commands knew of."""
         of_all = self.folder.glob(f"{_PREFIX}*") if self.folder is not None and self.is_shared else self.left
         for folder in list(of_all):
-            shutil.rmtree(folder, ignore_errors=True)
+            gone = folder.with_name(f"{folder.name}-{secrets.token_hex(4)}")
+            with suppress(OSError):
+                folder.rename(gone)  # at once: by it another command sees that the job has ended
+            shutil.rmtree(gone, ignore_errors=True)
         self.left.clear()
 
 
