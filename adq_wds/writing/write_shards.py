@@ -154,10 +154,7 @@ def write_kept(
     shards = ShardPattern(os.fspath(pattern))
     refuse_sources(paths, shards)
     runner = choose_engine(engine, address=address, folder=shards.folder)
-    if overwrite and isinstance(runner, Shared):
-        raise ValueError(
-            "overwrite=True with engine='shared': processes would remove each other's shards; remove old ones first"
-        )
+    check_engine(runner, shards.folder, overwrite=overwrite)
     chosen = Plan.from_keys(paths, None) if plan is None else as_plan(plan)
     kept, copied = Kept(tuple(paths), chosen, root, cache), None if plan is None else chosen
     counted = None if new is None else Counted()
@@ -200,10 +197,6 @@ def _write_by_engine(
     progress: bool | None,
 ) -> WriteReport:
     """`write_kept` by the tasks of an engine; `settings` are all that the bytes depend on."""
-    if not isinstance(shards.folder, Path):
-        raise ValueError(
-            f"{shorten(str(shards.folder))}: only engine='threads' writes shards to a URL; give that, or a folder"
-        )
     kept.check()
     if new is not None:
         check_growth(kept, new, strict=tally.on_error == "raise")
@@ -288,6 +281,18 @@ def _tally(on_error: OnError, max_bad_fraction: float, *, idle: bool) -> Tally:
                 f"{name}={value!r} has no effect: no image is written anew; give patch_keep=, size= or quality= too"
             )
     return Tally("write", on_error, max_bad_fraction)
+
+
+def check_engine(engine: Engine, folder: AnyPath, *, overwrite: bool) -> None:
+    """Raise `ValueError` where an engine writes no shards to such a folder, or none in the place of others."""
+    if overwrite and isinstance(engine, Shared):
+        raise ValueError(
+            "overwrite=True with engine='shared': processes would remove each other's shards; remove old ones first"
+        )
+    if not isinstance(engine, ThisProcess) and not isinstance(folder, Path):
+        raise ValueError(
+            f"{shorten(str(folder))}: only engine='threads' writes shards to a URL; give that, or a folder"
+        )
 
 
 def refuse_sources(paths: list[str], shards: ShardPattern) -> None:
