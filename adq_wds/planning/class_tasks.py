@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -135,7 +136,10 @@ class Workplace:
         """Remove all scratch folders, since the lock of the folder keeps other jobs out: also those of killed ones."""
         for folder in () if self.folder is None else list(self.folder.glob(f"{_PREFIX}*")):
             if folder != but:
-                shutil.rmtree(folder, ignore_errors=True)
+                gone = folder.with_name(f"{folder.name}-{secrets.token_hex(4)}")
+                with suppress(OSError):
+                    folder.rename(gone)  # at once: by it another command sees that the job has ended
+                shutil.rmtree(gone, ignore_errors=True)
         self.made.clear()
 
 

@@ -16,6 +16,7 @@ import adq_wds as adq
 from adq_wds.core.kernel import unit_rows
 from adq_wds.core.near_copies import near_copies
 from adq_wds.engines.engine import Resources, Result, Task, ThisProcess, Work
+from adq_wds.engines.shared import Shared
 from adq_wds.planning import bins as bins_module
 from adq_wds.planning import class_tasks, leave_out
 from adq_wds.planning.buckets import DiskRows
@@ -135,6 +136,31 @@ def test_a_class_that_fails_is_named(folder: Path, monkeypatch: MonkeyPatch) -> 
 def test_commands_that_share_need_a_folder(folder: Path) -> None:
     with pytest.raises(ValueError, match="engine='shared' needs out="):
         adq.build_plan(folder, engine="shared")
+
+
+def test_one_that_is_late_takes_the_plan_while_the_first_still_removes_scratch_files(
+    folder: Path, tmp_path: Path, monkeypatch: MonkeyPatch
+) -> None:
+    out, load, begun = tmp_path / "out" / "plan.parquet", class_tasks.load_file, list[Path]()
+
+    def plan() -> str:
+        return adq.build_plan(folder, bins=4, out=out, engine=Shared(out.parent, beat=0.1)).hash
+
+    def remove(path: Path, **options: Any) -> None:
+        begun.append(path)
+        for file in path.iterdir():
+            file.unlink()
+
+    def late(path: Path) -> Any:
+        monkeypatch.setattr(class_tasks, "load_file", load)
+        expected.append(plan())
+        return load(path)
+
+    expected = list[str]()
+    monkeypatch.setattr(class_tasks.shutil, "rmtree", remove)
+    monkeypatch.setattr(class_tasks, "load_file", late)
+    assert plan() == expected[0]
+    assert begun
 
 
 @pytest.mark.parametrize("memory_bytes", [0, 60_000])
