@@ -105,7 +105,7 @@ def build_plan(
             leaves out none, with a warning, where the fit cannot tell: too few samples, or a weak encoder;
             a number in (0, 1) is the share of every class. One sample of a class stays, and must-includes do.
         memory_bytes: what one class's similarity matrix may take; larger classes need none, and more time. Where the
-            rows of a class need more too, they are in a file.
+            rows of a class need more too, they are in a file (not with kernel "gradient").
         out: file to write the plan to; a plan without one stays in memory.
         engine: what does the classes: "threads" (this process), "processes" (more of this machine, each with memory
             for a class), "ray" (a Ray cluster), or "shared" (any number of equal commands that see the folder of
