@@ -239,6 +239,11 @@ class GroupFile:
         except (AdqError, KeyError, TypeError, ValueError, OverflowError) as cause:
             raise self._error(f"{self.path}: damaged header: {shorten(str(cause), 200)}") from cause
 
+    @property
+    def columns(self) -> frozenset[str]:
+        """Names of the file's columns."""
+        return frozenset(self._schema.names)
+
     def has(self, name: str) -> bool:
         """Whether the file has a column of this name."""
         return name in self._schema.names
