@@ -183,9 +183,9 @@ def one_epoch(
             opened = open_(now, state, epoch)
             steps, ended = read(opened, rng.randint(1, 3))
             saved = opened.save()
-            if (
-                not ended
-            ):  # steps that nobody keeps; where none is left, the epoch is over, as a training knows
+            if opened.over(saved):  # no run goes on from it: what other ranks have left is read now
+                steps, ended = steps + read(opened, 100 * N)[0], True
+            if not ended:  # steps that nobody keeps; if none is left the epoch is over, as a training knows
                 lost, over = read(opened, rng.randint(1, 2))
                 ended = over and not lost
             opened.close()

@@ -47,6 +47,7 @@ class Opened:
     ranks: list[Batches]
     save: Callable[[], Any]  # the state after the batches read
     close: Callable[[], None] = lambda: None
+    over: Callable[[Any], bool] = lambda state: False  # whether a state is the next epoch's
 
 
 Open = Callable[[Layout, Any, int], Opened]  # a layout, a state or None, the epoch
@@ -186,7 +187,13 @@ def litdata_ranks(n: int, folder: Path, *, processes: bool = False) -> Open:
             os.environ.update(WORLD_SIZE=str(layout.world), GLOBAL_RANK="0")
             return _copied(loaders[0].state_dict())
 
-        return Opened([batches(rank) for rank in range(layout.world)], save)
+        def over(state: Any) -> bool:
+            """As its load_state_dict takes it: with these, the next iteration is the next epoch's."""
+            return state["dataset"]["current_epoch"] > 1 or state["num_samples_yielded"] >= len(
+                loaders[0].dataset
+            )
+
+        return Opened([batches(rank) for rank in range(layout.world)], save, over=over)
 
     return open_
 
