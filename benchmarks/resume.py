@@ -160,10 +160,10 @@ def torture(row: Row, open_: Open, setting: str, n_changes: int, seed: int) -> T
     rng, tally, epoch = random.Random(seed), Tally(), 0  # noqa: S311 - no secret
     while tally.n_changes < n_changes:
         epoch += 1
-        steps, first = one_epoch(rng, row, open_, setting, epoch, tally)
+        steps, layouts = one_epoch(rng, row, open_, setting, epoch, tally)
         tally.end_epoch(Counter(i for step in steps for i in step))
-        if setting != "any" or row.together:
-            opened = open_(first, None, epoch)
+        if setting != "any" or (row.together and len({layout.batch for layout in layouts}) == 1):
+            opened = open_(layouts[0], None, epoch)
             tally.compare(steps, read(opened, 100 * N)[0])
             opened.close()
     return tally
@@ -171,13 +171,13 @@ def torture(row: Row, open_: Open, setting: str, n_changes: int, seed: int) -> T
 
 def one_epoch(
     rng: random.Random, row: Row, open_: Open, setting: str, epoch: int, tally: Tally
-) -> tuple[Steps, Layout]:
-    """The steps of an epoch with changes, and its first layout."""
+) -> tuple[Steps, list[Layout]]:
+    """The steps of an epoch with changes, and the layouts that read them."""
     kept: Steps = []
-    first: Layout | None = None
-    state, layout, ended = None, None, False
+    layouts: list[Layout] = []
+    state, ended = None, False
     while not ended:
-        now = drawn(rng, row, setting, layout)
+        now = drawn(rng, row, setting, layouts[-1] if layouts else None)
         tally.n_changes += state is not None
         try:
             opened = open_(now, state, epoch)
@@ -194,12 +194,12 @@ def one_epoch(
             if state is not None:
                 tally.refused[f"{type(error).__name__}: {error}"[:60]] += 1
             continue
-        state, layout, first = saved, now, first or now
+        state = saved
+        layouts.append(now)
         kept += steps
         if len(kept) > 100 * N:
             raise SystemExit("an epoch that does not end")
-    assert first is not None
-    return kept, first
+    return kept, layouts
 
 
 def unbroken(row: Row, open_: Open, setting: str, n_epochs: int) -> Tally:
