@@ -292,7 +292,7 @@ def main() -> None:
 
 def of_file(out: str | None) -> dict[str, Any]:
     """The rows measured before."""
-    return json.loads(Path(out).read_text())["rows"] if out and Path(out).exists() else {}  # type: ignore[no-any-return]
+    return json.loads(Path(out).read_text())["rows"] if out and Path(out).exists() else {}
 
 
 if __name__ == "__main__":

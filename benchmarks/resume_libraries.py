@@ -189,9 +189,8 @@ def litdata_ranks(n: int, folder: Path, *, processes: bool = False) -> Open:
 
         def over(state: Any) -> bool:
             """As its load_state_dict takes it: with these, the next iteration is the next epoch's."""
-            return state["dataset"]["current_epoch"] > 1 or state["num_samples_yielded"] >= len(
-                loaders[0].dataset
-            )
+            yielded, epoch = state["num_samples_yielded"], state["dataset"]["current_epoch"]
+            return bool(epoch > 1 or yielded >= len(loaders[0].dataset))
 
         return Opened([batches(rank) for rank in range(layout.world)], save, over=over)
 
