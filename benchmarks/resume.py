@@ -252,7 +252,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
         label = f"{name} {row['version']}" if row["version"] and "," not in name else name
         for setting, of in row["settings"].items():
             shares = [
-                f"{of[what]:,}" + (f" ({of[what + '_percent']['median']} %)" if of[what] else "")
+                f"{of[what]:,}" + (f" ({of[what] / of['epochs'] / N:.2%})" if of[what] else "")
                 for what in ("missing", "repeated")
             ]
             control = " %, ".join(map(str, of["unbroken_percent"]))
