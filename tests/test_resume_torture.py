@@ -82,7 +82,8 @@ def test_broken_stand_ins_are_counted() -> None:
 
 def test_the_table_has_a_line_for_each_setting() -> None:
     of = {
-        "changes": 1000, "refused": 3, "epochs": 10, "missing": 0, "repeated": 203, "steps_compared": 90, "steps_differ": 2, "unbroken_percent": [0.0, 0.1],
+        "changes": 1000, "refused": 3, "epochs": 10, "missing": 0, "repeated": 203,
+        "steps_compared": 90, "steps_differ": 2, "unbroken_percent": [0.0, 0.1],
     }  # fmt: skip
     text = table({"a library": {"version": "1.2", "settings": dict.fromkeys(SETTINGS, of)}})
     assert "| a library 1.2 | any | 1,000 | 3 | 0 | 203 (10.00%) | 2 of 90 | 0.0 %, 0.1 % |" in text
