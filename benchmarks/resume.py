@@ -1,10 +1,16 @@
-"""Does a training that is killed and goes on with other ranks, workers and batches see each sample once in an epoch?
+"""Does a training that is killed, and goes on with other ranks, workers and batches, see each sample once in an epoch?
 
 Epochs of 203 samples are read by 1 to 8 ranks with 0 to 3 workers each. After one to three steps the state is saved; one or two
 more are read, and then everything is thrown away, with what workers had read ahead: a kill. The run goes on from the saved
-state with another number of ranks and workers, and in a quarter of the changes with another size of batches; a state that is
-refused is counted, and another layout is drawn. At the epoch's end its samples are counted: missing, and repeated. `unbroken` is
-the same without a change, so that what a library pads or drops anyway is known.
+state. At the epoch's end its samples are counted: missing, and repeated. What changes at a kill:
+
+    kills    nothing
+    elastic  ranks and workers, of ranks that divide the 24 samples of all ranks' batches, which stay
+    any      ranks, workers and, in a quarter of the changes, the size of batches
+
+A state that is refused is counted, and another layout is drawn. `unbroken` is the same without a change, so that what a library
+pads or drops anyway is known. Where the batch of all ranks stays, each step is compared with the unbroken run of the epoch's
+first layout: steps with other samples are counted.
 
 Ranks, and workers where a library allows it, are played in this process, as 10,000 changes with processes would take days; rows
 with `processes` have real workers, and fewer changes. `benchmarks/resume_libraries.py` says how each library is used.
@@ -24,7 +30,9 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +43,9 @@ from benchmarks.common import parser, report, spread
 from benchmarks.resume_libraries import Layout, Open, Opened
 
 N = 203
+ALL_RANKS = 24  # samples in the batches of all ranks together, of `elastic`
+DIVISORS = (1, 2, 3, 4, 6, 8)
+SETTINGS = ("kills", "elastic", "any")
 Steps = list[list[int]]
 
 
@@ -45,39 +56,42 @@ class Row:
     Attributes:
         make: opens it over N samples in a folder.
         package: whose version is noted.
-        batches: sizes to draw from: of a rank, or of all ranks.
-        every: one of so many of the `--changes` is done.
+        together: its batches are of all ranks.
+        batches: sizes to draw from in `any`.
+        every: one of so many of the `--changes` is done in `any`, a fifth of that in the others.
+        settings: those that it is measured in.
     """
 
     make: Callable[[int, Path], Open]
     package: str | None = None
+    together: bool = False
     batches: tuple[int, ...] = tuple(range(1, 9))
     every: int = 1
+    settings: tuple[str, ...] = SETTINGS
+
+
+OWN_SETTINGS = ("kills", "any")  # with a rank's batch that stays, all ranks' batch does not
+
+
+def _own(*, together: bool, processes: bool, every: int = 1) -> Row:
+    """A row of this package."""
+    make = partial(libraries.adq_ranks, together=together, processes=processes)
+    if together:
+        return Row(make, together=True, batches=(24, 25, 31), every=every)
+    return Row(make, every=every, settings=OWN_SETTINGS)
 
 
 ROWS: dict[str, Row] = {
-    "adq, global_batch": Row(
-        lambda n, folder: libraries.adq_ranks(n, folder, together=True), batches=(24, 25, 31)
-    ),
-    "adq, batch_size": Row(lambda n, folder: libraries.adq_ranks(n, folder, together=False)),
-    "adq, global_batch, processes": Row(
-        lambda n, folder: libraries.adq_ranks(n, folder, together=True, processes=True),
-        batches=(24, 25, 31),
-        every=100,
-    ),
-    "adq, batch_size, processes": Row(
-        lambda n, folder: libraries.adq_ranks(n, folder, together=False, processes=True), every=100
-    ),
-    "mosaicml-streaming": Row(libraries.mosaic_ranks, "mosaicml-streaming"),
-    "torchdata": Row(libraries.torchdata_ranks, "torchdata"),
-    "torchdata, processes": Row(
-        lambda n, folder: libraries.torchdata_ranks(n, folder, processes=True), "torchdata", every=100
-    ),
-    "litdata": Row(libraries.litdata_ranks, "litdata", every=5),
-    "litdata, processes": Row(
-        lambda n, folder: libraries.litdata_ranks(n, folder, processes=True), "litdata", every=100
-    ),
-    "lancedb": Row(libraries.lancedb_ranks, "lancedb", batches=(24, 48), every=100),
+    "adq, global_batch": _own(together=True, processes=False),
+    "adq, batch_size": _own(together=False, processes=False),
+    "adq, global_batch, processes": _own(together=True, processes=True, every=100),
+    "adq, batch_size, processes": _own(together=False, processes=True, every=100),
+    "mosaicml-streaming": Row(libraries.mosaic_ranks, "mosaicml-streaming", every=5),
+    "torchdata": Row(libraries.torchdata_ranks, "torchdata", every=5),
+    "torchdata, processes": Row(partial(libraries.torchdata_ranks, processes=True), "torchdata", every=100),
+    "litdata": Row(libraries.litdata_ranks, "litdata", every=20),
+    "litdata, processes": Row(partial(libraries.litdata_ranks, processes=True), "litdata", every=100),
+    "lancedb": Row(libraries.lancedb_ranks, "lancedb", together=True, batches=(24, 48), every=100),
 }
 
 
@@ -87,6 +101,7 @@ class Tally:
 
     Attributes:
         n_changes: states that were loaded or refused.
+        n_steps: global steps that were compared; `differ`: those that had other samples.
         refused: how often, by the error's first words.
     """
 
@@ -94,6 +109,8 @@ class Tally:
     n_epochs: int = 0
     missing: int = 0
     repeated: int = 0
+    n_steps: int = 0
+    differ: int = 0
     refused: Counter[str] = field(default_factory=Counter)
 
     def end_epoch(self, seen: Counter[int]) -> None:
@@ -103,6 +120,12 @@ class Tally:
         self.n_epochs += 1
         self.missing += N - len(seen)
         self.repeated += seen.total() - len(seen)
+
+    def compare(self, steps: Steps, expected: Steps) -> None:
+        """Count the steps of an epoch that are not those of the unbroken run."""
+        pairs = list(zip_longest(map(sorted, steps), map(sorted, expected)))
+        self.n_steps += len(pairs)
+        self.differ += sum(step != other for step, other in pairs)
 
     def percents(self) -> tuple[float, float]:
         """Missing and repeated samples, of all."""
@@ -121,52 +144,71 @@ def read(opened: Opened, n_steps: int) -> tuple[Steps, bool]:
     return steps, False
 
 
-def drawn(rng: random.Random, row: Row, before: Layout | None) -> Layout:
-    """A layout; the batch's size changes in a quarter of the cases."""
+def drawn(rng: random.Random, row: Row, setting: str, before: Layout | None) -> Layout:
+    """The layout after one; the first where there is none."""
+    if setting == "elastic":
+        world = rng.choice(DIVISORS)
+        return Layout(world, rng.randint(0, 3), ALL_RANKS if row.together else ALL_RANKS // world)
+    if setting == "kills" and before is not None:
+        return before
     batch = rng.choice(row.batches) if before is None or rng.random() < 0.25 else before.batch
     return Layout(rng.randint(1, 8), rng.randint(0, 3), batch)
 
 
-def torture(row: Row, open_: Open, n_changes: int, seed: int) -> Tally:
+def torture(row: Row, open_: Open, setting: str, n_changes: int, seed: int) -> Tally:
     """Epochs with changes, until there were so many."""
     rng, tally, epoch = random.Random(seed), Tally(), 0  # noqa: S311 - no secret
     while tally.n_changes < n_changes:
         epoch += 1
-        seen: Counter[int] = Counter()
-        state, layout, ended = None, None, False
-        while not ended:
-            now = drawn(rng, row, layout)
-            tally.n_changes += state is not None
-            try:
-                opened = open_(now, state, epoch)
-                steps, ended = read(opened, rng.randint(1, 3))
-                saved = opened.save()
-                if (
-                    not ended
-                ):  # steps that nobody keeps; none is left where the epoch is over, as a training knows
-                    lost, over = read(opened, rng.randint(1, 2))
-                    ended = over and not lost
-                opened.close()
-            except Exception as error:  # whatever it says, this change is not possible
-                ended = False
-                if state is not None:
-                    tally.refused[f"{type(error).__name__}: {error}"[:60]] += 1
-                continue
-            state, layout = saved, now
-            seen.update(i for step in steps for i in step)
-            if seen.total() > 100 * N:
-                raise SystemExit("an epoch that does not end")
-        tally.end_epoch(seen)
+        steps, layouts = one_epoch(rng, row, open_, setting, epoch, tally)
+        tally.end_epoch(Counter(i for step in steps for i in step))
+        if setting != "any" or (row.together and len({layout.batch for layout in layouts}) == 1):
+            opened = open_(layouts[0], None, epoch)
+            tally.compare(steps, read(opened, 100 * N)[0])
+            opened.close()
     return tally
 
 
-def unbroken(row: Row, open_: Open, n_epochs: int) -> Tally:
+def one_epoch(
+    rng: random.Random, row: Row, open_: Open, setting: str, epoch: int, tally: Tally
+) -> tuple[Steps, list[Layout]]:
+    """The steps of an epoch with changes, and the layouts that read them."""
+    kept: Steps = []
+    layouts: list[Layout] = []
+    state, ended = None, False
+    while not ended:
+        now = drawn(rng, row, setting, layouts[-1] if layouts else None)
+        tally.n_changes += state is not None
+        try:
+            opened = open_(now, state, epoch)
+            steps, ended = read(opened, rng.randint(1, 3))
+            saved = opened.save()
+            if opened.over(saved):  # no run goes on from it: what other ranks have left is read now
+                steps, ended = steps + read(opened, 100 * N)[0], True
+            if not ended:  # steps that nobody keeps; if none is left the epoch is over, as a training knows
+                lost, over = read(opened, rng.randint(1, 2))
+                ended = over and not lost
+            opened.close()
+        except Exception as error:  # whatever it says, this change is not possible
+            ended = False
+            if state is not None:
+                tally.refused[f"{type(error).__name__}: {error}"[:60]] += 1
+            continue
+        state = saved
+        layouts.append(now)
+        kept += steps
+        if len(kept) > 100 * N:
+            raise SystemExit("an epoch that does not end")
+    return kept, layouts
+
+
+def unbroken(row: Row, open_: Open, setting: str, n_epochs: int) -> Tally:
     """Epochs without a change."""
     rng, tally, epoch = random.Random(1), Tally(), 10**6  # noqa: S311 - no secret
     while tally.n_epochs < n_epochs:
         epoch += 1
         try:
-            opened = open_(drawn(rng, row, None), None, epoch)
+            opened = open_(drawn(rng, row, setting, None), None, epoch)
             steps, _ = read(opened, 100 * N)
         except Exception as error:  # a layout that the library has not
             logging.getLogger(__name__).info("%s", error)
@@ -176,22 +218,24 @@ def unbroken(row: Row, open_: Open, n_epochs: int) -> Tally:
     return tally
 
 
-def measure(row: Row, n_changes: int, seeds: int) -> dict[str, Any]:
+def measure(row: Row, setting: str, n_changes: int, seeds: int) -> dict[str, Any]:
     """A row of the table."""
     with libraries.scratch() as folder:
         open_ = row.make(N, folder)
-        control = unbroken(row, open_, 20 if row.every == 1 else 5)
-        each = [torture(row, open_, -(-n_changes // row.every // seeds), seed) for seed in range(seeds)]
+        control = unbroken(row, open_, setting, 20 if row.every < 100 else 5)
+        n = max(1, n_changes // row.every // seeds // (1 if setting == "any" else 5))
+        each = [torture(row, open_, setting, n, seed) for seed in range(seeds)]
     missing, repeated = zip(*(tally.percents() for tally in each), strict=True)
     reasons = sum((tally.refused for tally in each), Counter[str]())
     return {
-        "version": version(row.package) if row.package else None,
         "changes": sum(tally.n_changes for tally in each),
         "epochs": sum(tally.n_epochs for tally in each),
         "missing": sum(tally.missing for tally in each),
         "repeated": sum(tally.repeated for tally in each),
         "missing_percent": spread(list(missing)),
         "repeated_percent": spread(list(repeated)),
+        "steps_compared": sum(tally.n_steps for tally in each),
+        "steps_differ": sum(tally.differ for tally in each),
         "refused": reasons.total(),
         "refusals": dict(reasons.most_common(6)),
         "unbroken_percent": [float(f"{value:.3g}") for value in control.percents()],
@@ -200,18 +244,29 @@ def measure(row: Row, n_changes: int, seeds: int) -> dict[str, Any]:
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """In Markdown."""
-    head = "| | changes | refused | missing | repeated | missing, repeated without a change |\n|---|---|---|---|---|---|"
-    lines = [head]
+    lines = [
+        "| | changed | changes | refused | missing | repeated | other steps | missing, repeated without a change |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for name, row in rows.items():
-        shares = [
-            f"{row[what]:,}" + (f" ({row[what + '_percent']['median']} %)" if row[what] else "")
-            for what in ("missing", "repeated")
-        ]
-        control = " %, ".join(map(str, row["unbroken_percent"]))
         label = f"{name} {row['version']}" if row["version"] and "," not in name else name
-        lines.append(
-            f"| {label} | {row['changes']:,} | {row['refused']:,} | {shares[0]} | {shares[1]} | {control} % |"
-        )
+        for setting, of in row["settings"].items():
+            shares = [
+                f"{of[what]:,}" + (f" ({of[what] / of['epochs'] / N:.2%})" if of[what] else "")
+                for what in ("missing", "repeated")
+            ]
+            control = " %, ".join(map(str, of["unbroken_percent"]))
+            steps = f"{of['steps_differ']:,} of {of['steps_compared']:,}" if of["steps_compared"] else ""
+            cells = (
+                label,
+                setting,
+                f"{of['changes']:,}",
+                f"{of['refused']:,}",
+                *shares,
+                steps,
+                f"{control} %",
+            )
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -225,12 +280,19 @@ def main() -> None:
     a = arguments.parse_args()
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)  # thousands of runs begin
-    before = json.loads(Path(a.out).read_text())["rows"] if a.out and Path(a.out).exists() else {}
-    if not a.table:
-        now = {name: measure(ROWS[name], a.changes, a.runs) for name in a.only}
-        before = {name: (before | now)[name] for name in ROWS if name in before | now}
-        report({"samples": N, "rows": before}, a.out)
-    print(table(before))
+    rows = {}
+    for name in [] if a.table else a.only:
+        row = ROWS[name]
+        settings = {setting: measure(row, setting, a.changes, a.runs) for setting in row.settings}
+        rows = of_file(a.out) | {name: {"version": version(row.package or "adq-wds"), "settings": settings}}
+        rows = {name: rows[name] for name in ROWS if name in rows}
+        report({"samples": N, "rows": rows}, a.out)
+    print(table(rows or of_file(a.out)))
+
+
+def of_file(out: str | None) -> dict[str, Any]:
+    """The rows measured before."""
+    return json.loads(Path(out).read_text())["rows"] if out and Path(out).exists() else {}
 
 
 if __name__ == "__main__":

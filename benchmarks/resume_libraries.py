@@ -22,6 +22,7 @@ import numpy as np
 from torch.utils.data._utils import worker as torch_worker
 
 import adq_wds as adq
+from adq_wds.stream.clock import Start
 from adq_wds.stream.progress import Progress
 
 READ_AHEAD = 2  # batches of each worker
@@ -46,6 +47,7 @@ class Opened:
     ranks: list[Batches]
     save: Callable[[], Any]  # the state after the batches read
     close: Callable[[], None] = lambda: None
+    over: Callable[[Any], bool] = lambda state: False  # whether a state is the next epoch's
 
 
 Open = Callable[[Layout, Any, int], Opened]  # a layout, a state or None, the epoch
@@ -130,9 +132,7 @@ def adq_ranks(n: int, folder: Path, *, together: bool, processes: bool = False) 
         progresses, loaders = [], []
         for rank in range(layout.world):
             dataset = made(rank, layout.world, layout.batch)
-            dataset.set_epoch(epoch)
-            if state is not None:
-                dataset.start_from(state)
+            dataset.start_from(dataset.state_at(Start(epoch), 0) if state is None else state)
             if dataset.epoch != epoch:  # the state was saved at the epoch's end
                 return Opened([iter(())], lambda: state)
             if processes:
@@ -187,7 +187,12 @@ def litdata_ranks(n: int, folder: Path, *, processes: bool = False) -> Open:
             os.environ.update(WORLD_SIZE=str(layout.world), GLOBAL_RANK="0")
             return _copied(loaders[0].state_dict())
 
-        return Opened([batches(rank) for rank in range(layout.world)], save)
+        def over(state: Any) -> bool:
+            """As its load_state_dict takes it: with these, the next iteration is the next epoch's."""
+            yielded, epoch = state["num_samples_yielded"], state["dataset"]["current_epoch"]
+            return bool(epoch > 1 or yielded >= len(loaders[0].dataset))
+
+        return Opened([batches(rank) for rank in range(layout.world)], save, over=over)
 
     return open_
 
@@ -265,7 +270,8 @@ def lancedb_ranks(n: int, folder: Path) -> Open:
 
 
 def torchdata_ranks(n: int, folder: Path, *, processes: bool = False) -> Open:
-    """torchdata's StatefulDataLoader with its StatefulDistributedSampler; rank 0's state is for all."""
+    """torchdata's StatefulDataLoader with its StatefulDistributedSampler; each rank loads its own state, or that of another where
+    there were fewer ranks."""
     from torchdata.stateful_dataloader import StatefulDataLoader
     from torchdata.stateful_dataloader.sampler import StatefulDistributedSampler
 
@@ -279,9 +285,11 @@ def torchdata_ranks(n: int, folder: Path, *, processes: bool = False) -> Open:
                 range(n), batch_size=layout.batch, sampler=sampler, num_workers=workers, collate_fn=list
             )
             if state is not None:
-                loader.load_state_dict(_copied(state))
+                loader.load_state_dict(_copied(state[rank % len(state)]))
             loaders.append(loader)
-        return Opened([iter(loader) for loader in loaders], lambda: _copied(loaders[0].state_dict()))
+        return Opened(
+            [iter(loader) for loader in loaders], lambda: [_copied(loader.state_dict()) for loader in loaders]
+        )
 
     return open_
 
