@@ -19,7 +19,8 @@ class RangedFile(io.RawIOBase):
     Its position is this process's own, and after a fork requests go through a library that survives it.
 
     Raises:
-        OSError: a request fails, the file changed since it was opened, or the server serves no ranges.
+        OSError: a request fails, the file changed since it was opened (fsspec does not see it), or the server serves
+            no ranges.
     """
 
     def __init__(self, url: str) -> None:

@@ -147,7 +147,7 @@ class UrlPath(os.PathLike[str]):
         """Raise `OSError` for a URL that is only read."""
         if self._start in ("http://", "https://") or self._query:
             raise OSError("an http URL is for reading: give a folder, or the URL of a store such as s3://")
-        for part in self._parts:
+        for part in self._parts[1:]:
             if "#" in part:  # what follows it is no part of a URL's path: all files would be one
                 raise OSError(f"the name {part!r} {_OTHERWISE}")
 
