@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from adq_wds.files import canonical_json
+from adq_wds.tables import bounds
 from benchmarks.scale_figure import fits
 
 Rows = dict[str, Any]
@@ -85,15 +87,28 @@ def _samples(row: dict[str, Any]) -> int:
 
 def breaks(rows: Rows) -> dict[str, float]:
     """Numbers of what breaks: memory of planning, and what one worker pays in an epoch for the plan's rows."""
-    order = rows["order"]
+    order, shards = rows["order"], next(row for name, row in rows.items() if name.startswith("shards "))
+    of_part = shards["read_all"]  # of tiny shards: mostly the opening of the plan's part that lists each
+    seconds = order["processor_seconds_a_shard"] + of_part["processor_seconds"] / shards["shards"]
+    n_bytes = order["bytes_a_shard"] + of_part["read_bytes"] / shards["shards"]
     return {
+        "classes_in_a_plan": bounds.MAX_HEADER_WEIGHT // _class_weight(),
         "plan_memory_gb": fits(rows)["bytes_per_sample"] * N / 1e9,
         "plan_memory_outside_bins_gb": fits(rows)["bytes_per_sample_outside_bins"] * N / 1e9,
         "clean_memory_gb": CLEAN_BYTES * N / 1e9,
-        "worker_seconds_an_epoch": order["processor_seconds_a_shard"] * SHARDS,
-        "worker_gb_an_epoch": order["bytes_a_shard"] * SHARDS / 1e9,
-        "all_workers_core_hours": order["processor_seconds_a_shard"] * SHARDS * 1_021 * 8 / 3600,
+        "shard_ms": 1e3 * seconds,
+        "shard_kb": n_bytes / 1e3,
+        "worker_seconds_an_epoch": seconds * SHARDS,
+        "worker_gb_an_epoch": n_bytes * SHARDS / 1e9,
+        "all_workers_core_hours": seconds * SHARDS * 1_021 * 8 / 3600,
     }
+
+
+def _class_weight(n_bins: int = 10) -> int:
+    """What a class of 10,000 weighs in the header of a plan, which `MAX_HEADER_WEIGHT` bounds."""
+    entry = {"label": 12_345, "name": None, "n": 10_000, "kept": 1_000, "must_include": 0}
+    cells = [[1_000] * n_bins, [100] * n_bins, [100.125] * n_bins]  # size, quota, share
+    return bounds.header_weight(canonical_json([entry, *cells]).encode())
 
 
 def table(rows: Rows) -> str:
