@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+import adq_wds as adq
 from adq_wds.engines.choose import choose_engine
 from adq_wds.engines.engine import Resources, ThisProcess
 from adq_wds.errors import AdqError
-from tests.conftest import Caplog
+from tests.conftest import Caplog, MakeShard
 from tests.engines.works import PickyError, Write, tasks_of
+from tests.folders import contents
 
 
 def ends(pid: int) -> bool:
@@ -38,6 +40,13 @@ def test_every_task_is_done_once_by_processes_that_keep_their_work(tmp_path: Pat
     assert os.getpid() not in {result["pid"] for result in results.values()}
     assert max(result["calls"] for result in results.values()) > 1, "the work of a process is unpickled once"
     assert "a line of t002" in caplog.messages, "what the package logs elsewhere is logged here"
+
+
+def test_processes_embed_as_threads_do(tmp_path: Path, make_shard: MakeShard) -> None:
+    shards = [make_shard(f"{i}.tar", 12, first=12 * i) for i in range(3)]
+    for engine in ("threads", "processes"):
+        adq.embed_shards(shards, "thumbnail", tmp_path / engine, batch_size=5, engine=engine)  # type: ignore[arg-type]
+    assert contents(tmp_path / "processes") == contents(tmp_path / "threads")
 
 
 def test_errors_are_those_of_this_process_and_one_line_where_they_cannot_travel(tmp_path: Path) -> None:

@@ -17,10 +17,12 @@ from adq_wds.cli.main import main
 from adq_wds.engines.engine import Resources, Result, Task, Work
 from adq_wds.engines.shared import Shared
 from adq_wds.files import atomic_path
+from adq_wds.tables import parts
 from adq_wds.tables.plan import Plan
+from adq_wds.writing import unfinished
 from adq_wds.writing.unfinished import JOB, Unfinished
 from adq_wds.writing.write_shards import write_kept
-from tests.conftest import Caplog, MakeShard, jpeg, write_tar
+from tests.conftest import Caplog, MakeShard, MonkeyPatch, jpeg, write_tar
 from tests.folders import contents, dates
 from tests.programs import Program, soon
 
@@ -96,6 +98,30 @@ def test_every_engine_writes_the_bytes_of_one_process(
     assert shown(out) == shown(tmp_path / "one")
     assert report == expected
     assert [path.name for path in (out / JOB).parent.iterdir()] == ["job.json"]
+
+
+@pytest.mark.parametrize("case", ["by samples", "new images", "new quality"])
+def test_plans_in_parts_are_written_alike(
+    shards: list[Path], plan: Path, tmp_path: Path, monkeypatch: MonkeyPatch, case: str
+) -> None:
+    options = CASES[case](plan)
+    chosen = options.pop("plan")
+    write_kept(shards, chosen, tmp_path / "one" / "%04d.tar", **options)
+    monkeypatch.setattr(parts, "ONE_FILE", 1)
+    monkeypatch.setattr(parts, "PART_SHARDS", 2)
+    if chosen is not None:
+        adq.load_plan(chosen).save(tmp_path / "parts.parquet")
+        chosen = tmp_path / "parts.parquet"
+    out = tmp_path / "other"
+    write_kept(shards, chosen, out / "%04d.tar", **options, engine=Others())
+    assert {name.name: name.read_bytes() for name in out.glob("*.tar")} == {
+        name.name: name.read_bytes() for name in (tmp_path / "one").glob("*.tar")
+    }
+    assert [path.name for path in (out / JOB).parent.iterdir()] == ["job.json"]
+    with pytest.raises(Stopped):
+        write_kept(shards, chosen, out / "%04d.tar", **options, overwrite=True, engine=Others(stop=1))
+    write_kept(shards[:1], None, out / "%04d.tar", overwrite=True)
+    assert sorted(path.name for path in out.iterdir() if path.is_dir()) == [".adq.write"]
 
 
 def with_members(shards: list[Path], texts: Callable[[list[str]], list[str] | None]) -> Plan:
@@ -219,6 +245,48 @@ def test_a_shard_without_its_index_is_written_again(shards: list[Path], plan: Pa
     (out / index.name.removesuffix(".parquet")).write_bytes(b"of another")
     write_kept(shards, plan, out / "%d.tar", max_samples=7, engine=Others())
     write_kept(shards, plan, tmp_path / "one" / "%d.tar", max_samples=7)
+    assert shown(out) == shown(tmp_path / "one")
+
+
+def test_a_finished_set_that_was_removed_is_written_again(
+    shards: list[Path], plan: Path, tmp_path: Path
+) -> None:
+    """All of it or a shard; ``rm out/*`` leaves the hidden folder."""
+    out = tmp_path / "out"
+    write_kept(shards, plan, out / "%d.tar", max_samples=7, engine=Others())
+    expected = shown(out)
+    for gone in ("*.*", "1.tar"):
+        for path in out.glob(gone):
+            if path.is_file():
+                path.unlink()
+        write_kept(shards, plan, out / "%d.tar", max_samples=7, engine=Others())
+        assert shown(out) == expected
+
+
+def test_what_a_kill_at_the_end_left_is_removed(shards: list[Path], plan: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    expected = write_kept(shards, plan, out / "%d.tar", engine=Others())
+    left = (out / JOB).with_name("images-000000000.tar")
+    left.touch()
+    assert write_kept(shards, plan, out / "%d.tar", engine=Others()) == expected
+    assert not left.exists()
+
+
+def test_one_that_begins_removes_nothing_of_another_that_begins(
+    shards: list[Path], plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second begins while the first writes its ``job.json``."""
+    out, write = tmp_path / "out", unfinished.write_text
+    expected = write_kept(shards, plan, tmp_path / "one" / "%d.tar")
+
+    def slowly(path: Any, text: str) -> None:
+        with atomic_path(path) as partial:
+            partial.write_text(text, encoding="utf-8")
+            monkeypatch.setattr(unfinished, "write_text", write)
+            assert write_kept(shards, plan, out / "%d.tar", engine=Shared(out, beat=0.1)) == expected
+
+    monkeypatch.setattr(unfinished, "write_text", slowly)
+    assert write_kept(shards, plan, out / "%d.tar", engine=Shared(out, beat=0.1)) == expected
     assert shown(out) == shown(tmp_path / "one")
 
 
