@@ -157,8 +157,8 @@ def idle(runs: int, scratch: Path) -> dict[str, Any]:
     """Processor seconds that Ray takes in each second that all tasks sleep."""
     shares = []
     for _ in range(runs):
-        short, long = (run(f"sleep-{s}", "ray", scratch, scratch, "") for s in (5, 45))
-        shares.append((long["processor_s"] - short["processor_s"]) / (45 - 5))
+        short, long = (run(f"sleep-{s}", "ray", scratch, scratch, "") for s in (30, 75))
+        shares.append((long["processor_s"] - short["processor_s"]) / (75 - 30))
     return {"processor_s_in_each_idle_s": spread(shares)}
 
 

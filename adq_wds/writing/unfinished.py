@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adq_wds.errors import AdqError
+from adq_wds.engines.engine import Engine, ThisProcess
+from adq_wds.engines.shared import Shared
+from adq_wds.errors import AdqError, shorten
 from adq_wds.files import canonical_json, remove_left_over
 from adq_wds.remote.outputs import make_folder, write_text
 from adq_wds.remote.url_path import AnyPath
@@ -106,3 +108,15 @@ def is_written(folder: AnyPath, report: dict[str, Any]) -> bool:
     names = [name for split in info["splits"].values() for name in split["filenames"]]
     n_bytes = sum((folder / name).stat().st_size for name in names)
     return bool(len(names) == report["shards"] and n_bytes == report["bytes"])
+
+
+def check_engine(engine: Engine, folder: AnyPath, *, overwrite: bool) -> None:
+    """Raise `ValueError` where an engine writes no shards to such a folder, or none in the place of others."""
+    if overwrite and isinstance(engine, Shared):
+        raise ValueError(
+            "overwrite=True with engine='shared': processes would remove each other's shards; remove old ones first"
+        )
+    if not isinstance(engine, ThisProcess) and not isinstance(folder, Path):
+        raise ValueError(
+            f"{shorten(str(folder))}: only engine='threads' writes shards to a URL; give that, or a folder"
+        )

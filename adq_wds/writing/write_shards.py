@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -34,7 +33,7 @@ from adq_wds.writing.kept import Kept
 from adq_wds.writing.report import WriteReport
 from adq_wds.writing.smaller import Counted, WriteAnew, new_images, written_anew
 from adq_wds.writing.tars import ShardPattern, WrittenShard, write_tars
-from adq_wds.writing.unfinished import JOB, Unfinished, remove
+from adq_wds.writing.unfinished import JOB, Unfinished, check_engine, remove
 
 MAX_SAMPLES = 10_000
 MAX_BYTES = 1 << 30
@@ -208,10 +207,10 @@ def _write_by_engine(
         if done is not None and not overwrite and unfinished.is_whole:
             unfinished.clear()  # which a kill may have cut short
             return WriteReport(**done)
-        again = done is not None
 
         def begin(tasks: Iterator[Task]) -> Iterator[tuple[Task, Result]]:
             for task in tasks:
+                again = unfinished.report is not None and (overwrite or not unfinished.is_whole)
                 if (again and overwrite) or not unfinished.is_here:
                     _clear(shards, overwrite, keep_plan=settings["copied"])
                 unfinished.begin(again=again)
@@ -286,18 +285,6 @@ def _tally(on_error: OnError, max_bad_fraction: float, *, idle: bool) -> Tally:
                 f"{name}={value!r} has no effect: no image is written anew; give patch_keep=, size= or quality= too"
             )
     return Tally("write", on_error, max_bad_fraction)
-
-
-def check_engine(engine: Engine, folder: AnyPath, *, overwrite: bool) -> None:
-    """Raise `ValueError` where an engine writes no shards to such a folder, or none in the place of others."""
-    if overwrite and isinstance(engine, Shared):
-        raise ValueError(
-            "overwrite=True with engine='shared': processes would remove each other's shards; remove old ones first"
-        )
-    if not isinstance(engine, ThisProcess) and not isinstance(folder, Path):
-        raise ValueError(
-            f"{shorten(str(folder))}: only engine='threads' writes shards to a URL; give that, or a folder"
-        )
 
 
 def refuse_sources(paths: list[str], shards: ShardPattern) -> None:

@@ -185,10 +185,8 @@ def test_shards_of_an_earlier_plan_are_not_removed_by_one_of_several_commands(
     out = tmp_path / "out"
     shared()
     (out / "shards" / "000000.tar").write_bytes(b"x")
-    with pytest.raises(
-        adq.AdqError, match="shards lacks bytes of what was written: remove it, and run again"
-    ):
-        shared()
+    shared()
+    assert (out / "shards" / "000000.tar").stat().st_size > 1
     with pytest.raises(adq.AdqError, match=r"holds _info.json of an earlier run; .* empty this one"):
         shared(keep=0.1)
     shutil.rmtree(out / "shards")
