@@ -21,7 +21,6 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,7 +62,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as out:
         embedding_s = seconds(lambda: adq.embed_shards(shards, ENCODER, out, progress=False), 1)[0]
         features = adq.Features(out)
-        bins = find_bins(features, bins=N_BINS, scratch=Path(out), progress=False)
+        bins = find_bins(features, bins=N_BINS, progress=False)
         views_s = seconds(lambda: adq.embed_shards(shards, ENCODER, out, views=N_IMAGES, progress=False), 1)[
             0
         ]

@@ -73,7 +73,8 @@ class LocalLeases:
                     self._folder / name, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | flag, 0o666
                 )
             except FileNotFoundError:  # another process has removed the folder with its last lease
-                self._folder.mkdir(exist_ok=True)
+                with contextlib.suppress(FileExistsError):  # or its name is that of a link to nowhere
+                    self._folder.mkdir()
                 continue
             try:
                 os.write(handle, data)

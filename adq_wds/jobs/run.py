@@ -15,7 +15,7 @@ from adq_wds.embedding.stored import open_embeddings
 from adq_wds.embedding.views import N_VIEWS
 from adq_wds.engines.choose import EngineName, choose_engine
 from adq_wds.engines.engine import Engine
-from adq_wds.engines.shared import lock_for
+from adq_wds.engines.shared import Shared, lock_for
 from adq_wds.errors import AdqError
 from adq_wds.files import canonical_json
 from adq_wds.planning.build_plan import make_plan
@@ -34,6 +34,7 @@ from adq_wds.tables.features import Features
 from adq_wds.tables.plan import Plan, load_plan
 from adq_wds.tables.spans import source_stamp
 from adq_wds.writing.tars import ShardPattern
+from adq_wds.writing.unfinished import is_written
 
 VERSION = 1
 # The keys that a run.json may set; the file may come from a stranger.
@@ -78,17 +79,22 @@ def run_job(
 
     Raises:
         ValueError: an argument is out of range, a name unknown, or a source lies where shards are to be written.
-        AdqError: damaged data, another job in the folder, shards in ``OUT/shards/`` from elsewhere.
+        AdqError: damaged data, another job in the folder, shards in ``OUT/shards/`` from elsewhere, or, with the engine
+            shared, of an earlier plan.
     """
-    if write and engine == "shared":
-        raise ValueError(
-            "write=True with engine='shared': processes would remove each other's shards; write them by `adq write` after the run"
-        )
     paths = expand_urls(urls)
     if plan.get("scores"):
         plan = {**plan, "scores": [str(s) if isinstance(s, Column) else s for s in plan["scores"]]}
     asked_embed, embed = embed, {**embed, **needed(embed, plan)}
     runner = choose_engine(engine, address=address, folder=out)
+    if write:
+        from adq_wds.writing.write_shards import check_engine  # which imports torch
+
+        if isinstance(runner, Shared):
+            raise ValueError(
+                "write=True with engine='shared': processes would remove each other's shards; write them by `adq write` after the run"
+            )
+        check_engine(runner, as_path(out), overwrite=True)
     options = plan_options(
         **{**plan, "progress": progress, "engine": runner}
     )  # before hours of embedding, not after
@@ -136,12 +142,15 @@ def run_job(
             "bytes": made.header["bytes"],
         }
         if write:
-            from adq_wds.writing.write_shards import write_kept  # which imports torch
+            from adq_wds.writing.write_shards import write_kept
 
+            alone = not isinstance(runner, Shared)  # one of several must not remove what another has written
             written = write_kept(
-                paths, made, shards.pattern, overwrite=True, engine=runner, progress=progress
+                paths, made, shards.pattern, overwrite=alone, engine=runner, progress=progress
             )
             result["written"] = asdict(written)
+            if not (alone or is_written(shards.folder, result["written"])):
+                raise AdqError(f"{shards.folder} lacks bytes of what was written: remove it, and run again")
         elif shards.existing():
             logger.warning("%s was written for an earlier plan; add --write to write it again", shards.folder)
         write_text(folder / "run.json", canonical_json(result) + "\n")
@@ -200,19 +209,13 @@ def _done(folder: AnyPath, arguments: dict[str, Any]) -> dict[str, Any] | None:
         plan = load_plan(folder / "plan.parquet")
         for _ in plan:  # every row is compared with the header
             pass
-        whole = plan.hash == old["plan"] and ("written" not in old or _is_written(folder, old["written"]))
+        whole = plan.hash == old["plan"] and (
+            "written" not in old or is_written(folder / "shards", old["written"])
+        )
     except (AdqError, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         logger.warning("the earlier run in %s cannot be used (%s); running again", folder, error)
         return None
     return old if whole else None
-
-
-def _is_written(folder: AnyPath, report: dict[str, Any]) -> bool:
-    """Whether the shards of an earlier run all exist with their sizes."""
-    info = json.loads((folder / "shards" / "_info.json").read_text(encoding="utf-8"))
-    names = [name for split in info["splits"].values() for name in split["filenames"]]
-    n_bytes = sum((folder / "shards" / name).stat().st_size for name in names)
-    return bool(len(names) == report["shards"] and n_bytes == report["bytes"])
 
 
 def load_run(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import logging
 import os
 from collections.abc import Iterable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, Literal
 
 from adq_wds.checks import Count, Ratio
@@ -23,7 +22,7 @@ from adq_wds.planning.options import Options, plan_options
 from adq_wds.planning.output import workplace
 from adq_wds.planning.samples import SampleId, Samples, read_samples
 from adq_wds.planning.seats import Draw, make_cells, take_seats
-from adq_wds.planning.table import PlanTable, make_table
+from adq_wds.planning.table import PlanTable, check_size, make_table
 from adq_wds.protocols import Allocation
 from adq_wds.registry import BinsBy, Kernel
 from adq_wds.remote.url_path import AnyPath
@@ -106,7 +105,7 @@ def build_plan(
             leaves out none, with a warning, where the fit cannot tell: too few samples, or a weak encoder;
             a number in (0, 1) is the share of every class. One sample of a class stays, and must-includes do.
         memory_bytes: what one class's similarity matrix may take; larger classes need none, and more time. Where the
-            rows of a class need more too, they are in a file.
+            rows of a class need more too, they are in a file (not with kernel "gradient").
         out: file to write the plan to; a plan without one stays in memory.
         engine: what does the classes: "threads" (this process), "processes" (more of this machine, each with memory
             for a class), "ray" (a Ray cluster), or "shared" (any number of equal commands that see the folder of
@@ -158,6 +157,10 @@ def make_plan(
     options = options.settled(features)
     samples = read_samples(features, options)
     samples.place, samples.earlier = place or Workplace(), _earlier_bins(options, bins_file)
+    if samples.place.is_durable:  # else the plan may stay in memory, where it has no bound
+        check_size(
+            len(samples.classes), options.bins if isinstance(options.bins, int) else options.bins.n_bins
+        )
     leave_out(samples, options)
     bins = _bins(samples, options, bins_file)
     before = canonical_json(bins.header)
@@ -172,11 +175,10 @@ def make_plan(
     return make_table(samples, cells, scores, options)
 
 
-def find_bins(features: Features, *, scratch: Path | None = None, **options: Any) -> Bins:
+def find_bins(features: Features, **options: Any) -> Bins:
     """The bins of a plan with these options of `build_plan`, to be given to several plans as its `bins`."""
     settled_options = plan_options(**options).settled(features)
     samples = read_samples(features, settled_options)
-    samples.place = Workplace(folder=scratch)
     leave_out(samples, settled_options)
     return bin_samples(samples, settled_options)
 

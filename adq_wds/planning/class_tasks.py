@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -52,12 +53,12 @@ class Workplace:
     Attributes:
         engine: runs the tasks.
         folder: that all processes of the engine see; the system's temporary folder when None.
-        left: scratch folders that other commands may still read, with the engine `shared`.
+        made: scratch folders that this command has made or come to; with the engine `shared` others may still read them.
     """
 
     engine: Engine = field(default_factory=ThisProcess)
     folder: Path | None = None
-    left: list[Path] = field(default_factory=list)
+    made: list[Path] = field(default_factory=list)
 
     @property
     def is_shared(self) -> bool:
@@ -69,8 +70,8 @@ class Workplace:
         """Whether a later job, or another command, may go on with the scratch files."""
         return self.folder is not None
 
-    def finish(self, make: Callable[[], Made], save: Callable[[Made], object]) -> None:
-        """Make and save the result of a job, and remove its scratch files.
+    def finish(self, make: Callable[[], Made], save: Callable[[Made], object]) -> Made | None:
+        """Make and save the result of a job, and remove its scratch files; None where another command did meanwhile.
 
         With the engine `shared` one command saves, for which the others wait: they see by the scratch files, which are
         gone then, that it has.
@@ -78,18 +79,22 @@ class Workplace:
         try:
             made = make()
         except (AdqError, OSError):
-            if self._ended_elsewhere():
-                return
-            raise
+            if not self._ended_elsewhere():
+                raise
+            result = None
+        else:
+            result = made
 
-        def end() -> None:
-            save(made)
-            self._clear()
+            def end() -> None:
+                save(made)
+                self._clear()
 
-        self.once("save", self._ended_elsewhere, end)
+            self.once("save", self._ended_elsewhere, end)
+        self._clear()  # also what was made after another had ended the job
+        return result
 
     def _ended_elsewhere(self) -> bool:
-        return self.is_shared and any(not folder.exists() for folder in self.left)
+        return self.is_shared and any(not folder.exists() for folder in self.made)
 
     def once(self, name: str, is_done: Callable[[], bool], do: Callable[[], None]) -> None:
         """Do something in one command, for which others of the job wait."""
@@ -118,11 +123,9 @@ class Workplace:
             return
         folder = self.folder / f"{_PREFIX}{name}-{key}"
         if not self.is_shared:
-            for other in self.folder.glob(f"{_PREFIX}{name}-*"):  # of a killed job
-                if other != folder:
-                    shutil.rmtree(other, ignore_errors=True)
+            self._clear(but=folder)  # those of a killed job
         make_folder(folder)
-        self.left.append(folder)
+        self.made.append(folder)
         try:
             yield folder
         except AdqError:
@@ -132,12 +135,15 @@ class Workplace:
         if not self.is_shared:
             self._clear()
 
-    def _clear(self) -> None:
-        """Remove the scratch folders; with the engine `shared` also those that only killed commands knew of."""
-        of_all = self.folder.glob(f"{_PREFIX}*") if self.folder is not None and self.is_shared else self.left
-        for folder in list(of_all):
-            shutil.rmtree(folder, ignore_errors=True)
-        self.left.clear()
+    def _clear(self, *, but: Path | None = None) -> None:
+        """Remove all scratch folders, since the lock of the folder keeps other jobs out: also those of killed ones."""
+        for folder in () if self.folder is None else list(self.folder.glob(f"{_PREFIX}*")):
+            if folder != but:
+                gone = folder.with_name(f"{folder.name}-{secrets.token_hex(4)}")
+                with suppress(OSError):
+                    folder.rename(gone)  # at once: by it another command sees that the job has ended
+                shutil.rmtree(gone, ignore_errors=True)
+        self.made.clear()
 
 
 @dataclass(frozen=True)

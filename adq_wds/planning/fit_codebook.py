@@ -205,7 +205,8 @@ class _Fit:
     def classes_with_rules(self, min_pilot: int) -> list[int]:
         """The classes with large enough pilots; the others are logged."""
         counts = dict(zip(*(a.tolist() for a in np.unique(self.label, return_counts=True)), strict=True))
-        few = [c for c in self.classes if self.n_pilot(counts.get(c, 0)) < min_pilot]
+        fit = [c for c in self.classes if self.n_pilot(counts.get(c, 0)) >= min_pilot]
+        few = sorted({*self.classes} - {*fit})
         if few:
             c = few[0]
             name = str(c) if self.names is None else shorten(self.names[c])
@@ -215,7 +216,7 @@ class _Fit:
             )  # fmt: skip
         if not self.classes:
             logger.info("no labels: one rule for all samples")
-        return [c for c in self.classes if c not in set(few)]
+        return fit
 
     def rules(self, classes: list[int], place: Workplace, progress: bool | None) -> list[_Rule]:
         """The rule over all classes, and those of the classes that have one."""

@@ -164,9 +164,11 @@ class NamesOfSamples:
             begin, end = np.searchsorted(self._positions, [first, first + file.n])
             if end > begin:
                 keys = file.read_columns(["key"])["key"].take(self._positions[begin:end] - first)
-                parts.append(pc.binary_join_element_wise(f"{file.shard}/", keys.combine_chunks(), ""))
+                names = pc.binary_join_element_wise(f"{file.shard}/", keys.combine_chunks(), "")
+                parts.append(names.cast(pa.large_string()))
             first += file.n
-        self._names = pa.chunked_array(parts, type=pa.string())
+        # one array, as `take` would join the chunks anew in every call
+        self._names = pa.chunked_array(parts, type=pa.large_string()).combine_chunks()
 
     def of(self, positions: NDArray[np.int64]) -> list[str]:
         """The names of samples that are among those, in the order of `positions`."""

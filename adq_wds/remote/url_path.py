@@ -19,6 +19,8 @@ from adq_wds.shards.names import is_pipe, is_url, without_secrets
 MAX_BYTES = 1 << 26
 """Bytes of a file that `UrlPath.read_bytes` reads."""
 
+_OTHERWISE = "reads otherwise in a URL: rename it, or write to a folder"
+
 
 @dataclass(frozen=True)
 class Size:
@@ -145,12 +147,15 @@ class UrlPath(os.PathLike[str]):
         """Raise `OSError` for a URL that is only read."""
         if self._start in ("http://", "https://") or self._query:
             raise OSError("an http URL is for reading: give a folder, or the URL of a store such as s3://")
+        for part in self._parts:
+            if "#" in part:  # what follows it is no part of a URL's path: all files would be one
+                raise OSError(f"the name {part!r} {_OTHERWISE}")
 
     def put(self, path: Path) -> None:
         """Write a local file there: whole, or not at all."""
         self.check_writable()
-        if unquote(self.name) != self.name or "#" in self.name:
-            raise OSError(f"the name {self.name!r} reads otherwise in a URL: rename it, or write to a folder")
+        if unquote(self.name) != self.name:
+            raise OSError(f"the name {self.name!r} {_OTHERWISE}")
         RemoteFile(os.fspath(self)).put(path)
 
 

@@ -63,6 +63,7 @@ class Obstore:
                     meta = self._get((0, 1)).meta
                 except self._obstore.exceptions.NotSupportedError:
                     meta = self._get().meta
+            self._checks.version(meta["size"], meta["e_tag"])
         return {"bytes": int(meta["size"]), "mtime_ns": round(meta["last_modified"].timestamp() * 1e9)}
 
     def ranges(self, ranges: Sequence[Range]) -> list[bytes]:

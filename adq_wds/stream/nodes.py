@@ -14,7 +14,9 @@ from adq_wds.samples.fields import EPOCH_FIELD
 from adq_wds.stream.dataset import ShardDataset
 from adq_wds.stream.iterator import Closed
 from adq_wds.stream.node_sources import Source, source_of
-from adq_wds.stream.state import VERSION, sealed, unsealed
+from adq_wds.stream.state import sealed, unsealed
+
+_VERSION = 3  # of a node's state; that of its source has its own
 
 
 def as_node(source: ShardDataset | Iterable[Any], *pipes: Pipe) -> Node:
@@ -126,7 +128,7 @@ class _Pass(Iterator[Any]):
         n = self._n_given if self._one_each else 0
         source, n_left = self._source.state_after(self._mark, n, lossy=self._lossy)
         n_given = self._n_given - n + n_left
-        return sealed({"version": VERSION, "source": source, "n_given": n_given, "ended": self._ended})
+        return sealed({"version": _VERSION, "source": source, "n_given": n_given, "ended": self._ended})
 
     def _outputs_left(self) -> Iterator[Any]:
         """The outputs that are not given out yet, each counted just before it is."""

@@ -6,8 +6,10 @@ nothing else; a part is opened when one of its shards is first needed.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import numpy as np
@@ -18,6 +20,7 @@ from adq_wds.errors import shorten
 from adq_wds.files import canonical_json, sha256_text
 from adq_wds.remote.url_path import AnyPath
 from adq_wds.shards.names import MAX_SHARDS
+from adq_wds.tables.bounds import MAX_ROWS
 from adq_wds.tables.headers import TableHeader, check_entries, checked
 from adq_wds.tables.parquet import ErrorClass, GroupFile, Header, column_hashes
 
@@ -96,7 +99,9 @@ def part_name(i: int) -> str:
 
 
 def parts_folder(path: AnyPath, digest: str) -> AnyPath:
-    """Where the parts of a table at `path` with this hash are."""
+    """Where the parts of a table at `path` with this hash are; for a link, beside the file that it leads to."""
+    if isinstance(path, Path) and path.is_symlink():
+        path = Path(os.path.realpath(path))
     return path.parent / f"{stem_of(path)}-{digest[:16]}"
 
 
@@ -142,8 +147,8 @@ class Parts:
         self._counts: dict[str, NDArray[Any]] = {
             name: table[name].to_numpy() for name in table.column_names if name != "name"
         }
-        if any((column < 0).any() for column in self._counts.values()):
-            raise error(f"{self.path}: damaged: a shard has less than no samples")
+        if any(((column < 0) | (column > MAX_ROWS)).any() for column in self._counts.values()):
+            raise error(f"{self.path}: damaged: a shard of less than no samples, or over {MAX_ROWS:,}")
         self._part = lru_cache(_OPEN_PARTS)(self._open)
 
     def counts(self, name: str) -> NDArray[np.int64]:
@@ -177,8 +182,8 @@ class Parts:
         path = parts_folder(self.path, self.hash) / part_name(i)
         if not path.exists():
             raise self._error(
-                f"{self.path}: its part {path.parent.name}/{path.name} is missing; copy the folder {path.parent.name} "
-                "with it"
+                f"{self.path}: its part {path.parent.name}/{path.name} is missing; copy the folder of its parts with "
+                "it, under this name"
             )
         file = GroupFile(path, kind="part", version=1, error=self._error)
         if file.hash != self._hashes[i]:
@@ -187,6 +192,8 @@ class Parts:
                 "again"
             )
         with file.reading_header():
+            if file.columns != self._columns:
+                raise ValueError(f"its columns are not those that {self.path.name} lists")
             entries: Any = checked(file.header["shards"], self._entries, "shards")
             rows = slice(i * PART_SHARDS, (i + 1) * PART_SHARDS)
             listed = {"name": self.names[rows]} | {k: v[rows].tolist() for k, v in self._counts.items()}

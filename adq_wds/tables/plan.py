@@ -315,9 +315,10 @@ class Plan:
         return explain(self, key, features=features)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write to one Parquet file, of more than 10,000 shards with a folder of parts beside it; the hash stays.
+        """Write to one Parquet file, of more than 10,000 shards with a folder of parts beside it.
 
-        It is written whole or not at all, and one shard at a time is in memory.
+        It is written whole or not at all, and one shard at a time is in memory. The hash stays; only one file of more
+        than 10,000 shards, which earlier versions wrote, gets another as parts.
         """
         header = {name: value for name, value in self.header.items() if name != "shards"}
         kept = self.shard_kept.tolist()

@@ -65,6 +65,14 @@ def write_table(
     return digest
 
 
+def remove_table(path: AnyPath) -> None:
+    """Remove a table, if there is one: the file, and the folder of its parts."""
+    folder = _folder_of_table(path)
+    path.unlink(missing_ok=True)
+    if folder is not None:
+        _remove(folder)
+
+
 def _write_with_parts(
     path: AnyPath,
     schema: pa.Schema,

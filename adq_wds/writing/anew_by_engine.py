@@ -113,8 +113,8 @@ def make_anew(
         SampleError: a bad image, or too many.
     """
     tasks, first = [], 0
-    for i, entry in enumerate(kept.plan.header["shards"]):
-        stop = first + int(entry["kept"])
+    for i, n in enumerate(kept.plan.shard_kept.tolist()):
+        stop = first + n
         if stop > first:
             tasks.append(Task(f"images-{i:09d}.tar", Run("", first, stop)))
         first = stop

@@ -72,13 +72,12 @@ class Kept:
             yield {**sample, CELL_FIELD: n_bytes}
 
     def _cells(self, first: int, stop: int) -> Iterator[int]:
-        start = 0
-        for entry in self.plan.header["shards"]:
-            end = start + int(entry["kept"])
-            if start < stop and end > first:
-                shard = self.plan.shard(entry["name"], hold=False)
-                yield from shard.spans.n_bytes[shard.kept][max(first - start, 0) : stop - start].tolist()
-            start = end
+        names, kept = self.plan.shards, self.plan.shard_kept
+        ends = np.cumsum(kept)
+        begin, last = np.searchsorted(ends, [first, stop - 1], side="right").tolist()
+        for i in range(begin, last + 1):
+            shard, start = self.plan.shard(names[i], hold=False), int(ends[i] - kept[i])
+            yield from shard.spans.n_bytes[shard.kept][max(first - start, 0) : stop - start].tolist()
 
     def spans(self) -> Iterator[tuple[str, Spans]]:
         """Each shard's name and the spans of its kept samples."""

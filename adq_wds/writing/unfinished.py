@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from adq_wds.errors import AdqError
-from adq_wds.files import canonical_json
+from adq_wds.files import canonical_json, remove_left_over
 from adq_wds.remote.outputs import make_folder, write_text
 from adq_wds.remote.url_path import AnyPath
 
@@ -52,10 +54,18 @@ class Unfinished:
         report = self._job().get("report")
         return report if isinstance(report, dict) else None
 
-    def begin(self) -> None:
-        """Make the folder, unless it is here."""
+    @property
+    def is_whole(self) -> bool:
+        """Whether the job is finished, and its shards are still there with their sizes."""
+        try:
+            return is_written(self.shards, self.report or {})
+        except (KeyError, OSError, TypeError, ValueError):
+            return False
+
+    def begin(self, *, again: bool) -> None:
+        """Make the folder, unless it is here; `again`: also where it says that the job is finished."""
         make_folder(self.folder)
-        if not self.is_here:
+        if again or not self.is_here:
             write_text(self.shards / JOB, canonical_json({**_FORMAT, "settings": self.settings}) + "\n")
 
     def check(self) -> None:
@@ -67,6 +77,32 @@ class Unfinished:
         """Note the end, and remove all else from the folder."""
         text = canonical_json({**_FORMAT, "settings": self.settings, "report": report})
         write_text(self.shards / JOB, text + "\n")
+        self.clear()
+
+    def clear(self) -> None:
+        """Remove all but ``job.json`` from the folder."""
         for path in self.folder.iterdir():
             if path != self.shards / JOB:
-                path.unlink(missing_ok=True)
+                remove(path)
+
+
+def remove(path: AnyPath) -> None:
+    """Remove a file, or a folder as that of a plan's parts, unless it is gone or a living process writes it just now."""
+    if isinstance(path, Path) and path.suffix == ".partial":
+        remove_left_over(path)
+    elif isinstance(path, Path) and path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def is_written(folder: AnyPath, report: dict[str, Any]) -> bool:
+    """Whether the shards that a `WriteReport` counts are all in a folder with their sizes.
+
+    Raises:
+        KeyError, OSError, TypeError, ValueError: no report, no such set, or a shard is missing.
+    """
+    info = json.loads((folder / "_info.json").read_text(encoding="utf-8"))
+    names = [name for split in info["splits"].values() for name in split["filenames"]]
+    n_bytes = sum((folder / name).stat().st_size for name in names)
+    return bool(len(names) == report["shards"] and n_bytes == report["bytes"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from tqdm import tqdm
 from adq_wds.checks import Count, Ratio, no_bar, positive
 from adq_wds.engines.alone import alone_at_url
 from adq_wds.engines.choose import EngineName, choose_engine
-from adq_wds.engines.engine import Engine, ThisProcess
+from adq_wds.engines.engine import Engine, Resources, Result, Task, ThisProcess
 from adq_wds.engines.shared import Shared, lock_for
 from adq_wds.errors import AdqError, SampleError, shorten
 from adq_wds.files import canonical_json
@@ -27,13 +27,14 @@ from adq_wds.stream.dataset import ShardDataset
 from adq_wds.tables.index import save_index
 from adq_wds.tables.plan import Plan, as_plan
 from adq_wds.tables.spans import Spans, scan_spans, source_stamp
+from adq_wds.tables.write_table import remove_table
 from adq_wds.writing.anew_by_engine import check_growth, make_anew
 from adq_wds.writing.by_engine import write_runs
 from adq_wds.writing.kept import Kept
 from adq_wds.writing.report import WriteReport
 from adq_wds.writing.smaller import Counted, WriteAnew, new_images, written_anew
 from adq_wds.writing.tars import ShardPattern, WrittenShard, write_tars
-from adq_wds.writing.unfinished import JOB, Unfinished
+from adq_wds.writing.unfinished import JOB, Unfinished, remove
 
 MAX_SAMPLES = 10_000
 MAX_BYTES = 1 << 30
@@ -154,10 +155,7 @@ def write_kept(
     shards = ShardPattern(os.fspath(pattern))
     refuse_sources(paths, shards)
     runner = choose_engine(engine, address=address, folder=shards.folder)
-    if overwrite and isinstance(runner, Shared):
-        raise ValueError(
-            "overwrite=True with engine='shared': processes would remove each other's shards; remove old ones first"
-        )
+    check_engine(runner, shards.folder, overwrite=overwrite)
     chosen = Plan.from_keys(paths, None) if plan is None else as_plan(plan)
     kept, copied = Kept(tuple(paths), chosen, root, cache), None if plan is None else chosen
     counted = None if new is None else Counted()
@@ -200,10 +198,6 @@ def _write_by_engine(
     progress: bool | None,
 ) -> WriteReport:
     """`write_kept` by the tasks of an engine; `settings` are all that the bytes depend on."""
-    if not isinstance(shards.folder, Path):
-        raise ValueError(
-            f"{shorten(str(shards.folder))}: only engine='threads' writes shards to a URL; give that, or a folder"
-        )
     kept.check()
     if new is not None:
         check_growth(kept, new, strict=tally.on_error == "raise")
@@ -211,15 +205,20 @@ def _write_by_engine(
     unfinished = Unfinished(folder.absolute(), settings)
     with lock_for(engine, folder, "write", settings):
         done = unfinished.report
-        if done is not None and not overwrite:
+        if done is not None and not overwrite and unfinished.is_whole:
+            unfinished.clear()  # which a kill may have cut short
             return WriteReport(**done)
-        if done is not None or not unfinished.is_here:
-            try:
-                _clear(shards, overwrite, keep_plan=settings["copied"])
-            except AdqError:
-                if not unfinished.is_here:  # which another process may have begun by now
-                    raise
-        unfinished.begin()
+        again = done is not None
+
+        def begin(tasks: Iterator[Task]) -> Iterator[tuple[Task, Result]]:
+            for task in tasks:
+                if (again and overwrite) or not unfinished.is_here:
+                    _clear(shards, overwrite, keep_plan=settings["copied"])
+                unfinished.begin(again=again)
+                yield task, {}
+
+        one = engine if isinstance(engine, Shared) else ThisProcess()  # of several commands one at a time
+        list(one.run([Task("begin", None)], begin, Resources()))
         try:
             kept = kept.on_disk(unfinished.folder / "plan.parquet")
             made, bounds = kept, {name: settings[name] for name in ("max_samples", "max_bytes")}
@@ -289,6 +288,18 @@ def _tally(on_error: OnError, max_bad_fraction: float, *, idle: bool) -> Tally:
     return Tally("write", on_error, max_bad_fraction)
 
 
+def check_engine(engine: Engine, folder: AnyPath, *, overwrite: bool) -> None:
+    """Raise `ValueError` where an engine writes no shards to such a folder, or none in the place of others."""
+    if overwrite and isinstance(engine, Shared):
+        raise ValueError(
+            "overwrite=True with engine='shared': processes would remove each other's shards; remove old ones first"
+        )
+    if not isinstance(engine, ThisProcess) and not isinstance(folder, Path):
+        raise ValueError(
+            f"{shorten(str(folder))}: only engine='threads' writes shards to a URL; give that, or a folder"
+        )
+
+
 def refuse_sources(paths: list[str], shards: ShardPattern) -> None:
     """Raise `ValueError` when a source could be overwritten: `overwrite` begins by removing files."""
     targets = {os.path.realpath(path) for path in shards.existing()}
@@ -304,16 +315,20 @@ def _clear(shards: ShardPattern, overwrite: bool, *, keep_plan: bool) -> None:
     """Refuse, or remove, the files of an earlier run; `keep_plan`: its plan will be replaced, and may be in use."""
     job = shards.folder / JOB
     old = [path for path in (shards.folder / "_info.json", *shards.existing(), job) if path.exists()]
-    if old and not overwrite:
+    if not old:  # in a folder that is shared another process may begin at this moment
+        return
+    if not overwrite:
         raise AdqError(
-            f"{shorten(str(shards.folder))} holds {JOB if old[0] == job else old[0].name} of an earlier run; give another folder, or overwrite=True"
+            f"{shorten(str(shards.folder))} holds {JOB if old[0] == job else old[0].name} of an earlier run; give another folder, empty this one, or overwrite=True"
         )
+    if job in old:  # it goes last: without it nothing tells what the others are of
+        old[-1:] = sorted(job.parent.iterdir(), key=lambda path: path == job)
     for path in old:  # _info.json goes first: from here on the set is not complete
-        path.unlink()
+        remove(path)
     for path in job.parent.iterdir() if job.parent.exists() else ():
-        path.unlink()
-    if old and not keep_plan:
-        (shards.folder / "plan.parquet").unlink(missing_ok=True)
+        remove(path)
+    if not keep_plan:
+        remove_table(shards.folder / "plan.parquet")
 
 
 def describe_shards(

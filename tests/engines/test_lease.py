@@ -245,6 +245,12 @@ def test_a_store_without_conditional_writes_is_refused(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+def test_a_link_to_nowhere_is_no_lease_that_another_holds(store: LocalLeases, tmp_path: Path) -> None:
+    (tmp_path / ".leases").symlink_to("nowhere")
+    with pytest.raises(adq.AdqError, match="cannot keep leases in"):
+        store.create("a", b"1")
+
+
 def test_a_folder_that_takes_no_leases_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / ".leases").write_bytes(b"")
     store = LocalLeases(tmp_path / ".leases")

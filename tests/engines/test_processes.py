@@ -63,6 +63,21 @@ def test_errors_are_those_of_this_process_and_one_line_where_they_cannot_travel(
         assert str(raised.value) == text
 
 
+def test_a_process_takes_as_many_threads_for_products_as_it_has_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def threads(workers: int) -> dict[str, object]:
+        run = choose_engine("processes", folder=tmp_path).run
+        ((_, result),) = run(tasks_of("threads"), Write(tmp_path), Resources(workers))
+        return result
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert threads(1) == {"threads": "1"}
+    assert "OMP_NUM_THREADS" not in os.environ, "this process' later ones choose for themselves"
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert threads(1)["threads"] == "3", "the user's own number holds"
+
+
 def test_a_killed_process_ends_the_job_with_one_line_and_what_is_done_stays(tmp_path: Path) -> None:
     with pytest.raises(AdqError, match=r"a process ended while it worked on t001.*run it again") as raised:
         list(

@@ -16,8 +16,9 @@ import adq_wds as adq
 from adq_wds.core.kernel import unit_rows
 from adq_wds.core.near_copies import near_copies
 from adq_wds.engines.engine import Resources, Result, Task, ThisProcess, Work
+from adq_wds.engines.shared import Shared
 from adq_wds.planning import bins as bins_module
-from adq_wds.planning import class_tasks
+from adq_wds.planning import class_tasks, leave_out
 from adq_wds.planning.buckets import DiskRows
 from adq_wds.planning.build_plan import find_bins
 from adq_wds.planning.class_rows import mapped_unit_rows
@@ -95,6 +96,34 @@ def test_a_killed_plan_goes_on_with_the_classes_that_are_left(
     assert os.listdir(out.parent) == ["plan.parquet"]
 
 
+def test_scratch_files_of_a_killed_plan_go_with_the_next_that_needs_none_of_them(
+    folder: Path, tmp_path: Path
+) -> None:
+    earlier = find_bins(Features(folder), bins=3)
+    for killed, options in (({"dedup": 0.9}, {"bins": 4}), ({}, {"bins": earlier})):
+        with pytest.raises(KeyboardInterrupt):
+            adq.build_plan(folder, bins=4, out=tmp_path / "out" / "p.parquet", engine=Killed(1), **killed)
+        adq.build_plan(folder, out=tmp_path / "out" / "p.parquet", **options)
+        assert os.listdir(tmp_path / "out") == ["p.parquet"]
+
+
+def test_a_command_that_lags_behind_leaves_no_scratch_files(
+    folder: Path, tmp_path: Path, monkeypatch: MonkeyPatch
+) -> None:
+    """Another ends the job while this one is between copies and bins."""
+    options: dict[str, Any] = {"bins": 4, "dedup": 0.9, "out": tmp_path / "out" / "plan.parquet"}
+    real = leave_out.who_stays
+
+    def meanwhile(*a: Any) -> Any:
+        monkeypatch.setattr(leave_out, "who_stays", real)
+        adq.build_plan(folder, engine="shared", **options)
+        return real(*a)
+
+    monkeypatch.setattr(leave_out, "who_stays", meanwhile)
+    adq.build_plan(folder, engine="shared", **options)
+    assert not [name for name in os.listdir(tmp_path / "out") if name.startswith(".adq-scratch-")]
+
+
 def test_a_class_that_fails_is_named(folder: Path, monkeypatch: MonkeyPatch) -> None:
     def fail(*a: Any, **k: Any) -> None:
         raise MemoryError
@@ -107,6 +136,31 @@ def test_a_class_that_fails_is_named(folder: Path, monkeypatch: MonkeyPatch) -> 
 def test_commands_that_share_need_a_folder(folder: Path) -> None:
     with pytest.raises(ValueError, match="engine='shared' needs out="):
         adq.build_plan(folder, engine="shared")
+
+
+def test_one_that_is_late_takes_the_plan_while_the_first_still_removes_scratch_files(
+    folder: Path, tmp_path: Path, monkeypatch: MonkeyPatch
+) -> None:
+    out, load, begun = tmp_path / "out" / "plan.parquet", class_tasks.load_file, list[Path]()
+
+    def plan() -> str:
+        return adq.build_plan(folder, bins=4, out=out, engine=Shared(out.parent, beat=0.1)).hash
+
+    def remove(path: Path, **options: Any) -> None:
+        begun.append(path)
+        for file in path.iterdir():
+            file.unlink()
+
+    def late(path: Path) -> Any:
+        monkeypatch.setattr(class_tasks, "load_file", load)
+        expected.append(plan())
+        return load(path)
+
+    expected = list[str]()
+    monkeypatch.setattr(class_tasks.shutil, "rmtree", remove)
+    monkeypatch.setattr(class_tasks, "load_file", late)
+    assert plan() == expected[0]
+    assert begun
 
 
 @pytest.mark.parametrize("memory_bytes", [0, 60_000])

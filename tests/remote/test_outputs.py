@@ -17,6 +17,7 @@ from adq_wds.cli.main import main
 from adq_wds.engines import alone
 from adq_wds.engines.engine import ThisProcess
 from adq_wds.engines.shared import Shared, lock_for
+from adq_wds.jobs.run import run_job
 from adq_wds.remote import ranged_file
 from adq_wds.remote.store import RemoteFile
 from adq_wds.remote.url_path import UrlPath, as_path
@@ -367,6 +368,30 @@ def test_a_name_that_a_url_changes_is_refused(memory: Store, tmp_path: Path) -> 
     shard = shard_of(tmp_path / "a#1.tar", 4)
     with pytest.raises(adq.AdqError, match=r"'a#1\.parquet' reads otherwise in a URL"):
         adq.embed_shards(str(shard), "thumbnail", f"{memory.url}/features")
+    with pytest.raises(adq.AdqError, match="the name 'a#1' reads otherwise in a URL"):
+        adq.embed_shards(str(shard), "thumbnail", f"{memory.url}/a#1/features")
+
+
+def test_a_file_that_is_replaced_after_it_was_opened_is_not_read(s3: Any) -> None:
+    store = in_s3(s3)
+    for data in (b"b" * 1000, b"b" * 2000):
+        store.spoil("a", b"a" * 1000)
+        file = as_path(f"{store.url}/a").open()
+        store.spoil("a", data)
+        with pytest.raises(OSError, match="changed on the server"):
+            file.read(10)
+
+
+@pytest.mark.parametrize(
+    ("engine", "text"), [("processes", "only engine='threads' writes"), ("shared", "write=True with engine=")]
+)
+def test_a_run_that_cannot_write_its_shards_is_refused_before_its_hours_of_work(
+    memory: Store, shards: list[str], tmp_path: Path, engine: Any, text: str
+) -> None:
+    out = memory.url if engine == "processes" else tmp_path
+    runner = engine if engine == "processes" else Shared(tmp_path)
+    with pytest.raises(ValueError, match=text):
+        run_job(shards, out, encoder={"spec": "none"}, embed={}, plan={}, write=True, engine=runner)
 
 
 @pytest.mark.slow

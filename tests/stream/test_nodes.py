@@ -320,6 +320,11 @@ def test_a_state_that_leaves_out_more_than_there_is_is_refused(tar_set: TarSet) 
         next(node)
 
 
+def test_earlier_versions_read_its_state(tar_set: TarSet) -> None:
+    state = after(adq.as_node(made(tar_set)), 2)
+    assert (state["version"], state["source"]["version"]) == (3, 3)
+
+
 GOOD = {"version": 1, "source": None, "n_given": 0, "ended": False}
 
 

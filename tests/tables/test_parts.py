@@ -146,14 +146,19 @@ def renamed(header: dict[str, Any], tables: list[pa.Table]) -> None:
     tables[0] = tables[0].set_column(0, tables[0].schema.field("name"), pa.array(names))
 
 
-def negative(header: dict[str, Any], tables: list[pa.Table]) -> None:
-    tables[0] = tables[0].set_column(1, tables[0].schema.field("n"), pa.array([-1] * N))
+def of_size(n: int) -> Callable[[dict[str, Any], list[pa.Table]], None]:
+    def change(header: dict[str, Any], tables: list[pa.Table]) -> None:
+        tables[0] = tables[0].set_column(1, tables[0].schema.field("n"), pa.array([n] * N))
+
+    return change
 
 
 LISTS: dict[str, tuple[Any, str]] = {
     "other names": (renamed, r"part-00000\.parquet: damaged header: .*'name' of its shards are not what plan\.parquet lists"),
     "fewer parts": (lambda h, t: h["parts"].pop(), "damaged header: .*8 shards in 2 parts"),
-    "negative": (negative, "damaged: a shard has less than no samples"),
+    "negative": (of_size(-1), "damaged: a shard of less than no samples"),
+    "too many rows": (of_size(2**62), "damaged: a shard .* over 100,000,000"),
+    "other columns": (lambda h, t: h["columns"].append("margin"), "part-00000.*its columns are not those that plan"),
     "hashes no list": (put("parts", "abc"), "damaged header: .*header.parts is 'abc', expected list"),
     "no header": (lambda h, t: h.pop("header"), "damaged header: .*header has no 'header'"),
     "of another kind": (lambda h, t: h["header"].update(format="adq_wds.bins"), "holds 'adq_wds.bins', expected adq_wds.plan"),
@@ -169,10 +174,10 @@ def test_a_bad_list_of_parts_is_one_line(name: str, path: Path) -> None:
     change, text = LISTS[name]
     folder = folder_of(path)
     rewritten(path, change)
-    if name == "other names":
+    if name in ("other names", "other columns"):
         folder.rename(path.parent / f"plan-{adq.load_plan(path).hash[:16]}")
     with pytest.raises(adq.PlanError, match=text) as error:
-        adq.load_plan(path).shard("t0.tar")
+        adq.load_plan(path).table()
     assert "\n" not in str(error.value)
 
 
@@ -193,6 +198,17 @@ def test_writing_over_a_plan_leaves_the_new_one_alone(path: Path, tmp_path: Path
     plan_of(2).save(path)  # one file takes its place
     assert not new.exists()
     assert adq.load_plan(path).n_kept == 2
+
+
+def test_a_link_leads_to_the_parts_of_its_file(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    link = tmp_path / "here" / "link.parquet"
+    link.symlink_to(path)
+    assert adq.load_plan(link).keys() == plan_of().keys()
+    plan_of(kept=2).save(link)
+    assert adq.load_plan(path).keys() == adq.load_plan(link).keys() == plan_of(kept=2).keys()
+    assert os.listdir(link.parent) == ["link.parquet"]
+    assert len(os.listdir(tmp_path)) == 3
 
 
 def test_an_error_midway_leaves_the_old_plan_and_nothing_else(path: Path, tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 import pickle
 import random
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pyarrow as pa
@@ -13,10 +15,14 @@ import pytest
 import adq_wds as adq
 from adq_wds.cli.main import main
 from adq_wds.engines.engine import Resources, Result, Task, Work
+from adq_wds.engines.shared import Shared
+from adq_wds.files import atomic_path
+from adq_wds.tables import parts
 from adq_wds.tables.plan import Plan
-from adq_wds.writing.unfinished import JOB
+from adq_wds.writing import unfinished
+from adq_wds.writing.unfinished import JOB, Unfinished
 from adq_wds.writing.write_shards import write_kept
-from tests.conftest import Caplog, MakeShard, jpeg, write_tar
+from tests.conftest import Caplog, MakeShard, MonkeyPatch, jpeg, write_tar
 from tests.folders import contents, dates
 from tests.programs import Program, soon
 
@@ -92,6 +98,30 @@ def test_every_engine_writes_the_bytes_of_one_process(
     assert shown(out) == shown(tmp_path / "one")
     assert report == expected
     assert [path.name for path in (out / JOB).parent.iterdir()] == ["job.json"]
+
+
+@pytest.mark.parametrize("case", ["by samples", "new images", "new quality"])
+def test_plans_in_parts_are_written_alike(
+    shards: list[Path], plan: Path, tmp_path: Path, monkeypatch: MonkeyPatch, case: str
+) -> None:
+    options = CASES[case](plan)
+    chosen = options.pop("plan")
+    write_kept(shards, chosen, tmp_path / "one" / "%04d.tar", **options)
+    monkeypatch.setattr(parts, "ONE_FILE", 1)
+    monkeypatch.setattr(parts, "PART_SHARDS", 2)
+    if chosen is not None:
+        adq.load_plan(chosen).save(tmp_path / "parts.parquet")
+        chosen = tmp_path / "parts.parquet"
+    out = tmp_path / "other"
+    write_kept(shards, chosen, out / "%04d.tar", **options, engine=Others())
+    assert {name.name: name.read_bytes() for name in out.glob("*.tar")} == {
+        name.name: name.read_bytes() for name in (tmp_path / "one").glob("*.tar")
+    }
+    assert [path.name for path in (out / JOB).parent.iterdir()] == ["job.json"]
+    with pytest.raises(Stopped):
+        write_kept(shards, chosen, out / "%04d.tar", **options, overwrite=True, engine=Others(stop=1))
+    write_kept(shards[:1], None, out / "%04d.tar", overwrite=True)
+    assert sorted(path.name for path in out.iterdir() if path.is_dir()) == [".adq.write"]
 
 
 def with_members(shards: list[Path], texts: Callable[[list[str]], list[str] | None]) -> Plan:
@@ -218,6 +248,48 @@ def test_a_shard_without_its_index_is_written_again(shards: list[Path], plan: Pa
     assert shown(out) == shown(tmp_path / "one")
 
 
+def test_a_finished_set_that_was_removed_is_written_again(
+    shards: list[Path], plan: Path, tmp_path: Path
+) -> None:
+    """All of it or a shard; ``rm out/*`` leaves the hidden folder."""
+    out = tmp_path / "out"
+    write_kept(shards, plan, out / "%d.tar", max_samples=7, engine=Others())
+    expected = shown(out)
+    for gone in ("*.*", "1.tar"):
+        for path in out.glob(gone):
+            if path.is_file():
+                path.unlink()
+        write_kept(shards, plan, out / "%d.tar", max_samples=7, engine=Others())
+        assert shown(out) == expected
+
+
+def test_what_a_kill_at_the_end_left_is_removed(shards: list[Path], plan: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    expected = write_kept(shards, plan, out / "%d.tar", engine=Others())
+    left = (out / JOB).with_name("images-000000000.tar")
+    left.touch()
+    assert write_kept(shards, plan, out / "%d.tar", engine=Others()) == expected
+    assert not left.exists()
+
+
+def test_one_that_begins_removes_nothing_of_another_that_begins(
+    shards: list[Path], plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second begins while the first writes its ``job.json``."""
+    out, write = tmp_path / "out", unfinished.write_text
+    expected = write_kept(shards, plan, tmp_path / "one" / "%d.tar")
+
+    def slowly(path: Any, text: str) -> None:
+        with atomic_path(path) as partial:
+            partial.write_text(text, encoding="utf-8")
+            monkeypatch.setattr(unfinished, "write_text", write)
+            assert write_kept(shards, plan, out / "%d.tar", engine=Shared(out, beat=0.1)) == expected
+
+    monkeypatch.setattr(unfinished, "write_text", slowly)
+    assert write_kept(shards, plan, out / "%d.tar", engine=Shared(out, beat=0.1)) == expected
+    assert shown(out) == shown(tmp_path / "one")
+
+
 def test_other_arguments_do_not_go_on(shards: list[Path], plan: Path, tmp_path: Path) -> None:
     """Nor do threads, which keep no account of what they did."""
     out = tmp_path / "out"
@@ -303,3 +375,39 @@ def test_a_job_of_several_processes_survives_kills(shards: list[Path], tmp_path:
 def test_shards_are_never_removed_by_one_of_several_processes(shards: list[Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"overwrite=True with engine='shared': .* remove old ones first"):
         write_kept(shards, None, tmp_path / "out" / "%d.tar", overwrite=True, engine="shared")
+
+
+def test_of_commands_that_start_at_once_one_begins(
+    shards: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from adq_wds.writing import write_shards
+
+    begun, both, out = list[int](), Barrier(2, timeout=60), tmp_path / "out"
+    clear = write_shards._clear
+    monkeypatch.setattr(write_shards, "_clear", lambda *a, **k: (begun.append(1), clear(*a, **k))[1])
+
+    def write() -> str:
+        both.wait()
+        return str(write_kept(shards, None, out / "%d.tar", max_samples=4, engine=Shared(out, beat=1)))
+
+    out.mkdir()
+    with ThreadPoolExecutor(2) as pool:
+        first, second = [each.result() for each in [pool.submit(write) for _ in range(2)]]
+    assert first == second
+    assert begun == [1]
+    write_kept(shards, None, tmp_path / "one" / "%d.tar", max_samples=4)
+    assert shown(out) == shown(tmp_path / "one")
+
+
+def test_the_end_of_one_command_leaves_what_another_writes_just_now(tmp_path: Path) -> None:
+    unfinished = Unfinished(tmp_path, {})
+    unfinished.begin()
+    with atomic_path(tmp_path / JOB) as partial:
+        partial.write_text("{}")
+        unfinished.finish({"n": 1})
+        assert unfinished.report == {"n": 1}
+    assert (tmp_path / JOB).read_text() == "{}"
+    dead = tmp_path / JOB
+    dead.with_name(".x.0-0.partial").touch()
+    unfinished.finish({})
+    assert list(dead.parent.iterdir()) == [dead]
