@@ -1,6 +1,6 @@
 """Select the kept samples of a plan, and embed them, in a Ray Data pipeline.
 
-    pip install "adq-wds[ray]" pandas
+    pip install "adq-wds[ray]"
     adq run "train-{000000..000009}.tar" --keep 0.2 -o run/
     python examples/ray_data.py "train-{000000..000009}.tar" run/plan.parquet
 

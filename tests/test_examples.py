@@ -158,10 +158,11 @@ def test_hugging_faces_streams_give_exactly_the_kept_samples(
     assert out.stdout == "24 of the 24 kept samples, out of 120\n"
 
 
+@pytest.mark.slow
 def test_ray_data_embeds_exactly_the_kept_samples(make_shard: Callable[..., Path], tmp_path: Path) -> None:
     """By a cluster of its own, which Ray gives up where it does not start within 30 seconds: then another."""
     pytest.importorskip("ray", reason="Ray is not installed: pip install adq-wds[ray]")
-    pytest.importorskip("pandas", reason="pandas, which Ray Data needs, is not installed")
+    pytest.importorskip("pandas", reason="Ray Data needs pandas: pip install adq-wds[ray]")
     shards = [str(make_shard(f"t-{i}.tar", 60, first=60 * i)) for i in range(2)]
     plan = tmp_path / "plan.parquet"
     adq.Plan.from_keys(shards, [f"s{i:05d}" for i in range(0, 120, 5)]).save(plan)

@@ -68,3 +68,18 @@ def test_every_step_makes_the_bytes_of_threads_through_a_hundred_kills(
         job.let_go(draw.randrange(4))
     job.finish()
     assert made(tmp_path / "ray") == made(tmp_path / "threads")
+
+
+@pytest.mark.slow
+def test_every_step_on_cifar10_makes_the_bytes_of_threads_through_ten_kills(
+    nodes: Any, cifar10: Path, tmp_path: Path
+) -> None:
+    shards = [str(path) for path in sorted(cifar10.glob("*.tar"))]
+    by_threads(steps(shards, tmp_path / "threads", min_pilot=500, n_indexed=12))
+    commands = steps(shards, tmp_path / "ray", min_pilot=500, n_indexed=12)
+    job = RayJob(nodes, tmp_path / "marks", commands, n_drivers=1, seed=0)
+    for kind in TEN:
+        job.kill(kind)
+        job.let_go(2)
+    job.finish()
+    assert made(tmp_path / "ray") == made(tmp_path / "threads")

@@ -21,6 +21,7 @@ from adq_wds.jobs.run import run_job
 from adq_wds.remote import ranged_file
 from adq_wds.remote.store import RemoteFile
 from adq_wds.remote.url_path import UrlPath, as_path
+from adq_wds.tables import parts
 from tests import folders
 from tests.embedded import shard_of
 
@@ -165,6 +166,33 @@ def test_what_is_in_a_store_opens_as_what_is_local(store: Store, shards: list[st
     kept = adq.Subsample(f"{out}/plan.parquet").apply(samples)
     assert [s["__key__"] for s in kept] == keys[0][: len(kept)]
     assert kept
+
+
+@pytest.mark.parametrize("store", [pytest.param("s3", marks=pytest.mark.slow), "memory"], indirect=True)
+def test_tables_in_parts_are_written_to_a_store_and_read_there(
+    store: Store, shards: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "ONE_FILE", 1)
+    monkeypatch.setattr(parts, "PART_SHARDS", 2)
+    local = tmp_path / "run"
+    for out in (str(local), store.url):
+        features = adq.embed_shards(shards, "thumbnail", f"{out}/features")
+        adq.build_plan(features, bins=3, keep=0.5, out=f"{out}/plan.parquet")
+        assert main(["index", *shards, "-o", f"{out}/index.parquet", "-q"]) == 0
+    there = store.all()
+    assert there == folders.contents(local)
+    assert len([name for name in there if "/part-" in name]) == 2 * 2
+    plan = adq.load_plan(f"{store.url}/plan.parquet")
+    assert plan.table().equals(adq.load_plan(local / "plan.parquet").table())
+    keys = [
+        [s["__key__"] for s in adq.ShardDataset(shards, plan=f"{to}/plan.parquet")]
+        for to in (local, store.url)
+    ]
+    assert keys[0] == keys[1] != []
+    assert main(["verify", f"{store.url}/index.parquet", *shards, "-q"]) == 0
+    monkeypatch.setattr(parts, "ONE_FILE", 9)
+    adq.build_plan(adq.Features(local / "features"), bins=3, keep=0.6, out=f"{store.url}/plan.parquet")
+    assert [name for name in store.all() if name.startswith("plan")] == ["plan.parquet"], "old parts go"
 
 
 def test_a_file_read_by_ranges_is_the_file(memory: Store, monkeypatch: pytest.MonkeyPatch) -> None:
