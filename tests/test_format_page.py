@@ -91,6 +91,9 @@ def test_every_key_of_a_run_and_its_shards_is_named(make_shard: MakeShard, tmp_p
     run = json.loads((out / "run.json").read_text(encoding="utf-8"))
     assert unnamed([*run, *run["arguments"], *run["shards"][0]], section("run.json")) == []
     info = json.loads((out / "shards" / "_info.json").read_text(encoding="utf-8"))
+    assert main(["verify", str(out), str(shard), "-o", str(tmp_path), "--label", "none", "-q"]) == 0
+    check = json.loads((tmp_path / "a-000000.json").read_text(encoding="utf-8"))
+    assert unnamed([*check, *check["source"]], section("Checks")) == []
     keys = {*info, *info["splits"]["train"]}
     assert [key for key in sorted(keys) if f'"{key}"' not in section("New shards")] == []
 

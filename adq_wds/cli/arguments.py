@@ -183,6 +183,7 @@ def _verify(command: Any) -> None:
         "plan", metavar="PLAN", help="a plan, the folder of a run, an index file, or a folder of features"
     )
     _add_shards(command)
+    _add_out(command, options_of(VERIFY)["out"].help, default=None, metavar="FOLDER")
     add_options(command, VERIFY)
     command.add_argument("--lines", type=int, default=20, help="differences to print; --json prints all")
 

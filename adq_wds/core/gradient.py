@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from adq_wds.core.graphcut import Binning, graphcut_bins_gram, warn_above_exact_rows
 from adq_wds.core.graphcut_rows import graphcut_bins_rows
+from adq_wds.core.kernel import gram
 
 F64 = NDArray[np.float64]
 
@@ -117,7 +118,7 @@ class GradientKernel:
     def matrix(self) -> F64:
         """(n, n) cosines, symmetric; no other array of that size is made."""
         n = len(self)
-        cos: F64 = self.h @ self.h.T  # one product, which the BLAS knows to be symmetric
+        cos: F64 = gram(self.h)
         for top in range(0, n, _BLOCK_ROWS):
             rows, beyond = slice(top, min(n, top + _BLOCK_ROWS)), slice(min(n, top + _BLOCK_ROWS), n)
             self._complete(cos[rows, top:], rows, slice(top, n))

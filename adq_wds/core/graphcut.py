@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adq_wds.core.graphcut_pool import pool_order
+from adq_wds.core.kernel import gram
 
 EXACT_ROWS = 1_000_000  # gains are multiples of 2^-33 of size up to n: 2^20 rows fill float64's 53 bits
 MAX_BINS = int(np.iinfo(np.int16).max)
@@ -99,7 +100,7 @@ def graphcut_bins(
     warn_above_exact_rows(n)
     if n * n * 8 <= memory_bytes:
         exact = rows.astype(np.float64, copy=False)
-        return graphcut_bins_gram(exact @ exact.T, bins, progress=progress)
+        return graphcut_bins_gram(gram(exact), bins, progress=progress)
     sizes = bin_sizes(n, bins)
     order = pool_order(rows, sizes, memory_bytes=memory_bytes, in_place=in_place, progress=progress)
     return binning_of_order(order, sizes)

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 ROW_STEP = 2.0**-16
 _BLOCK_BYTES = 32 << 20  # float64 scratch of one block of rows
+_ONE_PRODUCT_BYTES = 1 << 30  # of a symmetric product; OpenBLAS 0.3.31 crashes above 2^31, with threads
+_PRODUCT_ROWS = 4096
 
 
 def unit_rows(embedding: NDArray[Any]) -> NDArray[np.float64]:
@@ -65,3 +67,20 @@ def unit_rows(embedding: NDArray[Any]) -> NDArray[np.float64]:
         np.rint(block, out=block)
         block *= ROW_STEP
     return rows
+
+
+def gram(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(n, n) float64 dot products of the (n, D) rows of `unit_rows`, which are exact and so do not depend on the blocks.
+
+    >>> gram(np.array([[1.0, 0.5], [0.0, 2.0]]))
+    array([[1.25, 1.  ],
+           [1.  , 4.  ]])
+    """
+    n = len(rows)
+    if n * n * 8 <= _ONE_PRODUCT_BYTES:
+        return rows @ rows.T
+    product = np.empty((n, n))
+    for start in range(0, n, _PRODUCT_ROWS):
+        here = slice(start, start + _PRODUCT_ROWS)
+        np.matmul(rows[here], rows.T, out=product[here])
+    return product

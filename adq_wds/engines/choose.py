@@ -43,9 +43,7 @@ def choose_engine(
 
         return RayEngine(address, folder)
     if engine == "shared" and folder is None:
-        raise ValueError(
-            "engine='shared' divides jobs that write files: use processes or ray, or the default threads"
-        )
+        raise ValueError("engine='shared' needs out=, a folder that all commands see")
     if engine == "shared" and folder is not None:
         from adq_wds.engines.shared import Shared
 

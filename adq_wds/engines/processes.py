@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from itertools import islice
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -17,6 +18,7 @@ from adq_wds.engines.threads import cores
 from adq_wds.engines.worker import Outcome, Worker, check_portable
 from adq_wds.errors import AdqError
 
+_VARIABLE = "OMP_NUM_THREADS"
 _worker: Worker  # of this process, where it is one of the pool's
 
 
@@ -42,7 +44,7 @@ class Processes:
         ends_with_us, ours = context.Pipe(duplex=False)
         pool = ProcessPoolExecutor(n, mp_context=context, initializer=_start, initargs=(work, ends_with_us))
         try:
-            yield from _results(pool, iter(tasks), n)
+            yield from _results(pool, iter(tasks), n, resources.workers)
             pool.shutdown()
         finally:
             ours.close()  # after an error it ends the processes, which may be in the middle of a task
@@ -50,12 +52,15 @@ class Processes:
             ends_with_us.close()
 
 
-def _results(pool: ProcessPoolExecutor, tasks: Iterator[Task], n: int) -> Iterator[tuple[Task, Result]]:
+def _results(
+    pool: ProcessPoolExecutor, tasks: Iterator[Task], n: int, workers: int
+) -> Iterator[tuple[Task, Result]]:
     running: dict[Future[Outcome], Task] = {}
     n_done = 0
     try:
         while True:
-            running |= {pool.submit(_do, task): task for task in islice(tasks, n - len(running))}
+            with _native_threads(workers):  # the first tasks start the processes
+                running |= {pool.submit(_do, task): task for task in islice(tasks, n - len(running))}
             if not running:
                 return
             for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -71,6 +76,23 @@ def _results(pool: ProcessPoolExecutor, tasks: Iterator[Task], n: int) -> Iterat
         raise AdqError(
             f"a process ended while it worked on {names} ({cause}); run it again to go on: what is done stays done"
         ) from error
+
+
+@contextmanager
+def _native_threads(n: int) -> Iterator[None]:
+    """Give processes that start meanwhile n threads of BLAS and OpenMP, as Ray does, unless the user has set a number.
+
+    By default each process would take all cores for a product of matrices, beside the others that do. The libraries
+    read the number once, when they are loaded.
+    """
+    if _VARIABLE in os.environ:
+        yield
+        return
+    os.environ[_VARIABLE] = str(n)
+    try:
+        yield
+    finally:
+        del os.environ[_VARIABLE]
 
 
 def _start(work: Work, ends_with_parent: Connection) -> None:

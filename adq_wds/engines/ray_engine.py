@@ -17,11 +17,11 @@ from typing import Any
 from adq_wds.engines.engine import Resources, Result, Task, Work
 from adq_wds.engines.worker import Outcome, Worker, cannot_hand_over, portable
 from adq_wds.errors import AdqError, reason_of
-from adq_wds.files import write_text
+from adq_wds.files import sha256_text, write_text
 
 PACKAGES = ("adq-wds", "ray", "torch", "numpy", "pillow")  # whose versions results may depend on
-RETRIES = 3
-"""How often Ray runs a task again whose actor was killed or whose node died."""
+RESTARTS = 5
+"""How often Ray starts an actor again that was killed or whose node died, and with it the task that it had."""
 _ANSWER_S = 4.0  # to connect to an address, and again to hear an answer
 _GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(
     [0, 0, 0, 4, 0, 0, 0, 0, 0]
@@ -132,8 +132,8 @@ class RayEngine:
             actor = self._ray.remote(
                 num_cpus=resources.workers,
                 num_gpus=resources.gpus,
-                max_restarts=-1,
-                max_task_retries=RETRIES,
+                max_restarts=RESTARTS,
+                max_task_retries=-1,  # tries are also counted while a node's death is not known yet, which takes long
                 scheduling_strategy="SPREAD",
             )(RayWorker)
             n = min(len(tasks), self._room(resources))
@@ -206,11 +206,12 @@ class RayEngine:
                 )
             yield
             return
+        address = self._address or os.environ.get("RAY_ADDRESS")  # as Ray does
         try:
-            _knock(self._address)
+            _knock(address)
             self._ray.init(address=self._address, log_to_driver=False, logging_level=logging.ERROR)
         except Exception as error:
-            where = f"at {self._address}" if self._address else "of this machine"
+            where = f"at {address}" if address else "of this machine"
             raise AdqError(
                 f"no Ray cluster {where} ({reason_of(error)}): start one by `ray start --head`, or give its address"
             ) from error
@@ -238,7 +239,7 @@ def _knock(address: str | None) -> None:
 def _driver(folder: str) -> Iterator[Driver]:
     """This process as actors compare themselves with it; its probe file lies in the folder while the block runs."""
     content = secrets.token_hex(16)
-    probe = None if not folder or "://" in folder else Path(folder).absolute() / f".adq-probe-{content[:8]}"
+    probe = None if not folder or "://" in folder else _probe_in(Path(folder).absolute(), content[:8])
     if probe is not None:
         write_text(probe, content)
     try:
@@ -246,3 +247,16 @@ def _driver(folder: str) -> Iterator[Driver]:
     finally:
         if probe is not None:
             probe.unlink(missing_ok=True)
+
+
+def _probe_in(folder: Path, name: str) -> Path:
+    """Where this process has its probe file; removes what killed processes of this machine left."""
+    prefix = f".adq-probe-{sha256_text(socket.gethostname())[:6]}-"
+    for left in folder.glob(f"{prefix}*"):
+        try:
+            os.kill(int(left.name.removeprefix(prefix).partition("-")[0]), 0)
+        except ProcessLookupError:
+            left.unlink(missing_ok=True)
+        except (OSError, ValueError, OverflowError):
+            pass  # it lives, as another user's; or the name is nobody's
+    return folder / f"{prefix}{os.getpid()}-{name}"

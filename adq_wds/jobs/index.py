@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 from tqdm import tqdm
 
 from adq_wds.checks import no_bar
 from adq_wds.engines.choose import EngineName, choose_engine
 from adq_wds.engines.engine import Engine, Resources, Result, Task
-from adq_wds.errors import AdqError, ShardError
-from adq_wds.remote.outputs import lock, make_folder
+from adq_wds.engines.shared import lock_for
+from adq_wds.errors import AdqError, ShardError, shorten
+from adq_wds.files import canonical_json, sha256_text
+from adq_wds.planning.class_tasks import Workplace
+from adq_wds.remote.backend import Stamp
+from adq_wds.remote.outputs import local_folder, make_folder
 from adq_wds.remote.url_path import AnyPath, as_path
 from adq_wds.shards.names import expand_urls, plain_shard_names
 from adq_wds.tables.beside import IndexesBeside
+from adq_wds.tables.features import file_name
 from adq_wds.tables.index import IndexedShard, read_index, save_index
 from adq_wds.tables.info import read_info
 from adq_wds.tables.spans import Spans, no_samples, scan_spans, source_stamp, warn_empty
@@ -76,7 +83,8 @@ def index_shards(
             webshart wrote beside a shard, if it is still true of the shard, else from its headers, and payloads are never
             verified.
         progress: show a bar; only on a terminal by default.
-        engine: what reads the shards: this process (threads), processes of this machine, or ray.
+        engine: what reads the shards: this process (threads), processes of this machine, ray, or shared, which are equal
+            commands with one `out`.
         address: of the Ray cluster, ``host:port``; by default the one that Ray finds, or this machine alone.
 
     Raises:
@@ -88,19 +96,32 @@ def index_shards(
     paths, counts = _expand(urls, split)
     names = plain_shard_names(paths)
     file = as_path(out)
-    runner = choose_engine(engine, address=address, folder=None)
-    with lock(make_folder(file.parent)):
-        earlier = _load_earlier(file, checksums)
-        path_of = dict(sorted(zip(names, paths, strict=True)))
-        shards, taken = _all_shards(path_of, earlier, checksums, runner, progress)
+    runner = choose_engine(engine, address=address, folder=file.parent if engine == "shared" else None)
+    place = Workplace(runner, local_folder(file.parent))
+    if place.is_shared and not place.is_durable:
+        raise ValueError(f"{shorten(str(out))}: engine='shared' writes an index to a folder, not to a URL")
+    folder = make_folder(file.parent)
+    path_of = dict(sorted(zip(names, paths, strict=True)))
+    sources = {name: source_stamp(path) for name, path in path_of.items()}
+    settings = {"out": file.name, "checksums": checksums, "shards": sources}
+    taken = 0
+
+    def make() -> dict[str, IndexedShard]:
+        nonlocal taken
+        key = sha256_text(canonical_json(settings))[:16]
+        with place.scratch("index", key) if place.is_shared else nullcontext() as scratch:
+            work = _Scan(checksums, scratch)
+            shards, taken = _all_shards(path_of, sources, earlier, work, runner, progress)
         _compare_counts(dict(zip(names, counts, strict=True)), shards)
-        sources = {name: shard.source or {} for name, shard in shards.items()}
-        save_index(
-            file,
-            [(name, shard.spans) for name, shard in shards.items()],
-            sources=sources,
-            checksums=checksums,
-        )
+        return shards
+
+    def save(shards: dict[str, IndexedShard]) -> None:
+        spans = [(name, shard.spans) for name, shard in shards.items()]
+        save_index(file, spans, sources=sources, checksums=checksums)
+
+    with lock_for(runner, folder, "index", settings):
+        earlier = _load_earlier(file, checksums)
+        shards = place.finish(make, save) or (earlier := _load_earlier(file, checksums))
     return IndexReport(
         path=str(file),
         shards=len(shards),
@@ -129,8 +150,9 @@ def _expand(urls: Urls, split: str | None) -> tuple[list[str], list[int | None]]
 
 def _all_shards(
     path_of: dict[str, str],
+    sources: dict[str, Stamp],
     earlier: dict[str, IndexedShard],
-    checksums: bool,
+    work: _Scan,
     engine: Engine,
     progress: bool | None,
 ) -> tuple[dict[str, IndexedShard], int]:
@@ -138,7 +160,6 @@ def _all_shards(
 
     Shards of unchanged size and date are not read again.
     """
-    sources = {name: source_stamp(path) for name, path in path_of.items()}
     shards = {name: old for name, old in earlier.items() if name in sources and old.source == sources[name]}
     tasks = [Task(name, path) for name, path in path_of.items() if name not in shards]
     taken = 0
@@ -148,8 +169,8 @@ def _all_shards(
             if not len(shard.spans):
                 warn_empty(name)
             bar.update(sources[name]["bytes"])
-        for task, result in engine.run(tasks, _Scan(checksums), Resources()):
-            shards[task.name] = IndexedShard(result["spans"], sources[task.name], checksums)
+        for task, result in engine.run(tasks, work, Resources()):
+            shards[task.name] = IndexedShard(result["spans"], sources[task.name], work.checksums)
             taken += result["taken"]
             bar.update(sources[task.name]["bytes"])
     if not any(len(shard.spans) for shard in shards.values()):
@@ -159,19 +180,31 @@ def _all_shards(
 
 @dataclass(frozen=True)
 class _Scan:
-    """Tasks of a shard's path, to the spans of its samples."""
+    """Tasks of a shard's path, to the spans of its samples.
+
+    Attributes:
+        checksums: whether every byte is read.
+        folder: of an index of each shard that was read, for other commands; None where there are none.
+    """
 
     checksums: bool
+    folder: Path | None
 
     def __call__(self, tasks: Iterator[Task]) -> Iterator[tuple[Task, Result]]:
         with IndexesBeside() as beside:
             for task in tasks:
                 listed = None if self.checksums else beside.spans(task.what, shard=task.name)
-                if listed is None:
-                    spans = scan_spans(task.what, shard=task.name, checksums=self.checksums)
-                else:
-                    spans = Spans.without_checksums(listed)
+                spans = self._scanned(task) if listed is None else Spans.without_checksums(listed)
                 yield task, {"spans": spans, "taken": listed is not None}
+
+    def _scanned(self, task: Task) -> Spans:
+        file = None if self.folder is None else self.folder / file_name(task.name)
+        if file is not None and file.exists():
+            return read_index(file)[task.name].spans
+        spans = scan_spans(task.what, shard=task.name, checksums=self.checksums)
+        if file is not None:
+            save_index(file, [(task.name, spans)], checksums=self.checksums)
+        return spans
 
 
 def _load_earlier(file: AnyPath, checksums: bool) -> dict[str, IndexedShard]:

@@ -79,7 +79,8 @@ def run_job(
 
     Raises:
         ValueError: an argument is out of range, a name unknown, or a source lies where shards are to be written.
-        AdqError: damaged data, another job in the folder, shards in ``OUT/shards/`` from elsewhere.
+        AdqError: damaged data, another job in the folder, shards in ``OUT/shards/`` from elsewhere, or, with the engine
+            shared, of an earlier plan.
     """
     paths = expand_urls(urls)
     if plan.get("scores"):
@@ -143,10 +144,13 @@ def run_job(
         if write:
             from adq_wds.writing.write_shards import write_kept
 
+            alone = not isinstance(runner, Shared)  # one of several must not remove what another has written
             written = write_kept(
-                paths, made, shards.pattern, overwrite=True, engine=runner, progress=progress
+                paths, made, shards.pattern, overwrite=alone, engine=runner, progress=progress
             )
             result["written"] = asdict(written)
+            if not (alone or is_written(shards.folder, result["written"])):
+                raise AdqError(f"{shards.folder} lacks bytes of what was written: remove it, and run again")
         elif shards.existing():
             logger.warning("%s was written for an earlier plan; add --write to write it again", shards.folder)
         write_text(folder / "run.json", canonical_json(result) + "\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +14,15 @@ from tqdm import tqdm
 from adq_wds.checks import Count, no_bar, positive
 from adq_wds.engines.choose import EngineName, choose_engine, default_workers
 from adq_wds.engines.engine import Engine, Resources, Result, Task
+from adq_wds.engines.shared import lock_for
 from adq_wds.engines.threads import cores
-from adq_wds.errors import PlanError, shorten
+from adq_wds.errors import PlanError, ShardError, shorten
 from adq_wds.jobs.index import Urls
-from adq_wds.jobs.verify_listed import Listed, open_listed
+from adq_wds.jobs.verify_kept import KeptCheck
+from adq_wds.jobs.verify_listed import Expected, Listed, open_listed
 from adq_wds.jobs.verify_shard import Check, Difference, check_shard, lost_shard
+from adq_wds.remote.outputs import make_folder
+from adq_wds.remote.url_path import AnyPath
 from adq_wds.samples.fields import IMAGE_FIELDS, FieldSpec, check_spec
 from adq_wds.shards.names import ShardNames, base_name, expand_urls, shown_url
 from adq_wds.tables.features import Features
@@ -67,6 +72,7 @@ def verify_shards(
     decode: bool = False,
     image: FieldSpec = IMAGE_FIELDS,
     label: FieldSpec | None = None,
+    out: str | os.PathLike[str] | None = None,
     workers: Count | None = None,
     progress: bool | None = None,
     engine: EngineName | Engine = "threads",
@@ -85,19 +91,23 @@ def verify_shards(
             patch-dropped ones.
         image: field with the image.
         label: also compare the labels in this field with those listed. None compares none.
+        out: folder, or its URL, that keeps the check of each shard: started again the job goes on, and does not read what
+            is checked in it and has kept size and date. A new look at all bytes takes a new folder.
         workers: threads that decode; as many as cores by default, one for each process of the engines processes and
             ray.
         progress: show a bar; only on a terminal by default.
-        engine: what reads the shards: this process (threads), processes of this machine, or ray.
+        engine: what reads the shards: this process (threads), processes of this machine, ray, or shared, which are equal
+            commands with one `out`.
         address: of the Ray cluster, ``host:port``; by default the one that Ray finds, or this machine alone.
 
     Raises:
         ValueError: no shards, a URL, or a label to compare where none are listed.
         PlanError, ShardError, FeaturesError: the plan, index or features themselves are missing or damaged.
+        AdqError: `out` cannot be written, or another job works in it.
     """
     check_spec(image, "image")
     check_spec(label, "label")
-    runner = choose_engine(engine, address=address, folder=None)
+    runner = choose_engine(engine, address=address, folder=out)
     workers = default_workers(engine, workers)
     n_workers = positive("workers", cores() if workers is None else workers)
     paths = expand_urls(urls)
@@ -107,9 +117,13 @@ def verify_shards(
     options: dict[str, Any] = {"workers": n_workers}
     options |= {"image": image if decode else None, "label": None if label == "none" else label}
     path_of, others = _match(paths, listed, root)
+    folder = None if out is None else make_folder(out)
+    work = _Compare(plan, listed, options, folder)
+    settings = {**work.contents, "shards": sorted(path_of), "samples": listed.n_samples}
     checks = {}
     tasks = [Task(name, path_of[name]) for name in listed.names if name in path_of]
-    with tqdm(total=listed.n_samples, unit=" samples", desc="verify", disable=no_bar(progress)) as bar:
+    bar = tqdm(total=listed.n_samples, unit=" samples", desc="verify", disable=no_bar(progress))
+    with nullcontext() if folder is None else lock_for(runner, folder, "verify", settings), bar:
         for name in listed.names:
             if name not in path_of:
                 expected = listed.shard(name)
@@ -117,7 +131,7 @@ def verify_shards(
                 text = f"its {n:,} samples are listed, and it is not among the shards given"
                 checks[name] = lost_shard(expected, "missing shard", text)
                 bar.update(n)
-        for task, result in runner.run(tasks, _Compare(plan, listed, options), Resources(n_workers)):
+        for task, result in runner.run(tasks, work, Resources(n_workers)):
             checks[task.name] = result["check"]
             bar.update(result["check"].read)
     return Report(
@@ -138,12 +152,34 @@ class _Compare:
     plan: Plan | Features | str | os.PathLike[str]
     listed: Listed | None
     options: dict[str, Any]
+    folder: AnyPath | None
+
+    @property
+    def contents(self) -> dict[str, str | None]:
+        """The fields whose contents are compared; functions by their name."""
+        fields = {name: self.options[name] for name in ("image", "label")}
+        return {
+            name: getattr(spec, "__qualname__", repr(type(spec))) if callable(spec) else spec
+            for name, spec in fields.items()
+        }
 
     def __call__(self, tasks: Iterator[Task]) -> Iterator[tuple[Task, Result]]:
         if self.listed is None:
             self.listed = open_listed(self.plan)
         for task in tasks:
-            yield task, {"check": check_shard(task.what, self.listed.shard(task.name), **self.options)}
+            yield task, {"check": self._check(task.what, self.listed.shard(task.name))}
+
+    def _check(self, path: str, expected: Expected) -> Check:
+        try:
+            kept = None if self.folder is None else KeptCheck(self.folder, path, expected, self.contents)
+        except ShardError:
+            kept = None  # which `check_shard` says too
+        check = None if kept is None else kept.load()
+        if check is None:
+            check = check_shard(path, expected, **self.options)
+            if kept is not None:
+                kept.save(check)
+        return check
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"listed": None}

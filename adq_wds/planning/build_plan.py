@@ -22,7 +22,7 @@ from adq_wds.planning.options import Options, plan_options
 from adq_wds.planning.output import workplace
 from adq_wds.planning.samples import SampleId, Samples, read_samples
 from adq_wds.planning.seats import Draw, make_cells, take_seats
-from adq_wds.planning.table import PlanTable, make_table
+from adq_wds.planning.table import PlanTable, check_size, make_table
 from adq_wds.protocols import Allocation
 from adq_wds.registry import BinsBy, Kernel
 from adq_wds.remote.url_path import AnyPath
@@ -157,6 +157,10 @@ def make_plan(
     options = options.settled(features)
     samples = read_samples(features, options)
     samples.place, samples.earlier = place or Workplace(), _earlier_bins(options, bins_file)
+    if samples.place.is_durable:  # else the plan may stay in memory, where it has no bound
+        check_size(
+            len(samples.classes), options.bins if isinstance(options.bins, int) else options.bins.n_bins
+        )
     leave_out(samples, options)
     bins = _bins(samples, options, bins_file)
     before = canonical_json(bins.header)

@@ -70,8 +70,8 @@ class Workplace:
         """Whether a later job, or another command, may go on with the scratch files."""
         return self.folder is not None
 
-    def finish(self, make: Callable[[], Made], save: Callable[[Made], object]) -> None:
-        """Make and save the result of a job, and remove its scratch files.
+    def finish(self, make: Callable[[], Made], save: Callable[[Made], object]) -> Made | None:
+        """Make and save the result of a job, and remove its scratch files; None where another command did meanwhile.
 
         With the engine `shared` one command saves, for which the others wait: they see by the scratch files, which are
         gone then, that it has.
@@ -81,7 +81,9 @@ class Workplace:
         except (AdqError, OSError):
             if not self._ended_elsewhere():
                 raise
+            result = None
         else:
+            result = made
 
             def end() -> None:
                 save(made)
@@ -89,6 +91,7 @@ class Workplace:
 
             self.once("save", self._ended_elsewhere, end)
         self._clear()  # also what was made after another had ended the job
+        return result
 
     def _ended_elsewhere(self) -> bool:
         return self.is_shared and any(not folder.exists() for folder in self.made)

@@ -13,9 +13,12 @@ from numpy.typing import NDArray
 from adq_wds.core.cells import Cells
 from adq_wds.core.fresh import ONE
 from adq_wds.core.scores import DECIMALS, rounded
+from adq_wds.errors import PlanError
+from adq_wds.files import canonical_json
 from adq_wds.planning.options import Options
 from adq_wds.planning.samples import NamesOfSamples, Samples
 from adq_wds.planning.seats import equal_to_alpha_0
+from adq_wds.tables import bounds
 from adq_wds.tables.features_file import NO_LABEL, FeaturesFile
 from adq_wds.tables.members import MEMBERS
 from adq_wds.tables.plan import Plan
@@ -90,6 +93,21 @@ def make_table(
         "equal_to_alpha_0": equal_to_alpha_0(cells, options),
     }
     return PlanTable(samples, header)
+
+
+def check_size(n_classes: int, n_bins: int) -> None:
+    """Raise `PlanError` where the header of a plan would be too large to be written, before hours of binning.
+
+    A header that passes may still be too large by its names and shards.
+    """
+    entry = {"label": 0, "name": None, "n": 0, "kept": 0, "must_include": 0}
+    cells = [[0] * n_bins] * 3  # size, quota, share
+    weight = n_classes * bounds.header_weight(canonical_json([entry, *cells]).encode())
+    if weight > bounds.MAX_HEADER_WEIGHT:
+        raise PlanError(
+            f"{n_classes:,} classes of {n_bins} bins make a header of values of about {weight:,} bytes, at most "
+            f"{bounds.MAX_HEADER_WEIGHT:,}; use fewer bins (bins=), or plan some of the classes (classes=)"
+        )
 
 
 def final_reason(reason: NDArray[np.uint8], kept: NDArray[np.bool_]) -> NDArray[np.uint8]:

@@ -33,6 +33,8 @@ class FeaturesCommon(EmbeddedBy):
     label: str
 
 
+KEPT_OPEN = 256
+"""Files that stay open; of more, each is opened when it is read, as a process may often hold 1,024 open."""
 ALIKE = ("encoder", "revision", "preprocessing_hash", "width", "image", "label")
 
 
@@ -248,7 +250,7 @@ def _opened(paths: Sequence[AnyPath], limit: int | None) -> list[FeaturesFile]:
     for path in paths:
         if limit is not None and limit <= 0:
             break
-        files.append(FeaturesFile(path, limit=limit))
+        files.append(FeaturesFile(path, limit=limit, keeps_open=len(paths) <= KEPT_OPEN))
         limit = None if limit is None else limit - files[-1].n_read
     return files
 

@@ -216,6 +216,7 @@ class FeaturesFile:
     Args:
         path: the file.
         limit: use only the shard's first samples, this many (usable or not).
+        keeps_open: as in `GroupFile`.
 
     Attributes:
         shard: the shard's name.
@@ -228,10 +229,13 @@ class FeaturesFile:
         bad: samples that could not be used: (index, key, byte_offset, n_bytes, crc32, reason) each.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, limit: int | None = None) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], *, limit: int | None = None, keeps_open: bool = True
+    ) -> None:
         self._file = GroupFile(
-            path, kind="features", version=VERSION, error=FeaturesError, header=FeaturesHeader
-        )
+            path, kind="features", version=VERSION, error=FeaturesError, header=FeaturesHeader,
+            keeps_open=keeps_open,
+        )  # fmt: skip
         self.path, self.header = self._file.path, cast(FeaturesHeader, self._file.header)
         with self._file.reading_header():
             (entry,) = self.header["shards"]

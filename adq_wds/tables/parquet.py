@@ -154,6 +154,7 @@ class GroupFile:
         error: the class of all its errors.
         header: the type that its header must be of; see `checked`.
         lists_parts: the type that the header of kind `KIND.parts` must be of, where such a file is taken too.
+        keeps_open: else a local file is opened for each read, so that thousands take no descriptors and little memory.
 
     Attributes:
         header: the header, already compared with its hash.
@@ -169,25 +170,15 @@ class GroupFile:
         error: ErrorClass,
         header: type[Mapping[str, Any]] = TableHeader,
         lists_parts: type[Mapping[str, Any]] | None = None,
+        keeps_open: bool = True,
     ) -> None:
         self.path = as_path(path)
         self._error = error
         try:
-            source: Any = self.path  # which Arrow opens itself, to read by position
-            if isinstance(self.path, UrlPath):
-                source = self.path.open()
-                self._size = bounds.check_open_footer(source)
-            else:
-                self._size = bounds.check_footer(self.path)
-            self._file = pq.ParquetFile(
-                source,
-                pre_buffer=False,
-                thrift_string_size_limit=bounds.MAX_HEADER_BYTES,
-                thrift_container_size_limit=bounds.MAX_GROUPS,
-            )
-            self._metadata, self._schema = self._file.metadata, self._file.schema_arrow.remove_metadata()
-            metadata = self._metadata.metadata or {}
-            rows = [self._metadata.row_group(i).num_rows for i in range(self._metadata.num_row_groups)]
+            file = self._open()
+            self._file = file if keeps_open or isinstance(self.path, UrlPath) else None
+            self._schema, metadata = file.schema_arrow.remove_metadata(), file.metadata.metadata or {}
+            rows = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
             bounds.check_rows(rows, self._size)
         except FileNotFoundError:
             raise error(f"{self.path}: no such file") from None
@@ -211,6 +202,20 @@ class GroupFile:
         self.header: Header = dict(parsed)
         if [shard["n"] for shard in self.header["shards"]] != rows:
             raise error(f"{self.path}: damaged: its row groups are not those its header lists")
+
+    def _open(self) -> pq.ParquetFile:
+        source: Any = self.path  # which Arrow opens itself, to read by position
+        if isinstance(self.path, UrlPath):
+            source = self.path.open()
+            self._size = bounds.check_open_footer(source)
+        else:
+            self._size = bounds.check_footer(self.path)
+        return pq.ParquetFile(
+            source,
+            pre_buffer=False,
+            thrift_string_size_limit=bounds.MAX_HEADER_BYTES,
+            thrift_container_size_limit=bounds.MAX_GROUPS,
+        )
 
     @property
     def names(self) -> list[str]:
@@ -293,29 +298,19 @@ class GroupFile:
 
     def _read_group(self, i: int, n: int, wanted: pa.Schema) -> pa.Table:
         """Some columns of a row group of `n` rows."""
+        file = self._file or self._open()
         for field in wanted:
             bounds.check_width(field, n, self._size)
         numbers = [field.name for field in wanted if not pa.types.is_string(field.type)]
-        read = {field.name: self._names(i, n, field.name) for field in wanted if field.name not in numbers}
+        read = {field.name: _names(file, i, n, field.name) for field in wanted if field.name not in numbers}
         if numbers:
-            table = self._file.read_row_group(i, columns=numbers, use_threads=False)
+            table = file.read_row_group(i, columns=numbers, use_threads=False)
             read |= {name: table[name] for name in numbers}
         table = pa.Table.from_arrays([read[name] for name in wanted.names], schema=wanted)
         table.validate(full=True)
         if table.num_rows != n:
             raise ValueError(f"{table.num_rows} rows, its header lists {n}")
         return table
-
-    def _names(self, i: int, n: int, name: str) -> pa.ChunkedArray:
-        """A column of text, read some rows at a time, since a page of some bytes may unfold to any length of text."""
-        chunks, n_bytes = [], 0
-        for batch in self._file.iter_batches(
-            _NAMES_AT_ONCE, row_groups=[i], columns=[name], use_threads=False
-        ):
-            chunks.append(batch.column(0))
-            n_bytes += chunks[-1].nbytes
-            bounds.check_names(name, n_bytes, n)
-        return pa.chunked_array(chunks, type=pa.string())
 
 
 def list_type(number: pa.DataType, width: int) -> pa.DataType:
@@ -339,3 +334,13 @@ def list_rows(column: pa.ChunkedArray, width: int) -> np.ndarray[Any, Any]:
     flat = column.combine_chunks().flatten() if column.num_chunks != 1 else column.chunk(0).flatten()
     rows: np.ndarray[Any, Any] = flat.to_numpy(zero_copy_only=False).reshape(-1, width)
     return rows
+
+
+def _names(file: pq.ParquetFile, i: int, n: int, name: str) -> pa.ChunkedArray:
+    """A column of text, read some rows at a time, since a page of some bytes may unfold to any length of text."""
+    chunks, n_bytes = [], 0
+    for batch in file.iter_batches(_NAMES_AT_ONCE, row_groups=[i], columns=[name], use_threads=False):
+        chunks.append(batch.column(0))
+        n_bytes += chunks[-1].nbytes
+        bounds.check_names(name, n_bytes, n)
+    return pa.chunked_array(chunks, type=pa.string())

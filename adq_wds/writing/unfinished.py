@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from adq_wds.errors import AdqError
-from adq_wds.files import canonical_json
+from adq_wds.files import canonical_json, remove_left_over
 from adq_wds.remote.outputs import make_folder, write_text
 from adq_wds.remote.url_path import AnyPath
 
@@ -87,8 +87,10 @@ class Unfinished:
 
 
 def remove(path: AnyPath) -> None:
-    """Remove a file, or a folder as that of a plan's parts, unless it is gone."""
-    if isinstance(path, Path) and path.is_dir():
+    """Remove a file, or a folder as that of a plan's parts, unless it is gone or a living process writes it just now."""
+    if isinstance(path, Path) and path.suffix == ".partial":
+        remove_left_over(path)
+    elif isinstance(path, Path) and path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)

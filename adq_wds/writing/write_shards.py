@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from tqdm import tqdm
 from adq_wds.checks import Count, Ratio, no_bar, positive
 from adq_wds.engines.alone import alone_at_url
 from adq_wds.engines.choose import EngineName, choose_engine
-from adq_wds.engines.engine import Engine, ThisProcess
+from adq_wds.engines.engine import Engine, Resources, Result, Task, ThisProcess
 from adq_wds.engines.shared import Shared, lock_for
 from adq_wds.errors import AdqError, SampleError, shorten
 from adq_wds.files import canonical_json
@@ -208,14 +208,18 @@ def _write_by_engine(
         if done is not None and not overwrite and unfinished.is_whole:
             unfinished.clear()  # which a kill may have cut short
             return WriteReport(**done)
-        if (done is not None and overwrite) or not unfinished.is_here:
-            try:
-                _clear(shards, overwrite, keep_plan=settings["copied"])
-            except AdqError:
-                if not unfinished.is_here:  # which another process may have begun by now
-                    raise
+        again = done is not None
+
+        def begin(tasks: Iterator[Task]) -> Iterator[tuple[Task, Result]]:
+            for task in tasks:
+                if (again and overwrite) or not unfinished.is_here:
+                    _clear(shards, overwrite, keep_plan=settings["copied"])
+                unfinished.begin(again=again)
+                yield task, {}
+
+        one = engine if isinstance(engine, Shared) else ThisProcess()  # of several commands one at a time
+        list(one.run([Task("begin", None)], begin, Resources()))
         try:
-            unfinished.begin(again=done is not None)
             kept = kept.on_disk(unfinished.folder / "plan.parquet")
             made, bounds = kept, {name: settings[name] for name in ("max_samples", "max_bytes")}
             if new is not None and counted is not None:
@@ -315,11 +319,13 @@ def _clear(shards: ShardPattern, overwrite: bool, *, keep_plan: bool) -> None:
         return
     if not overwrite:
         raise AdqError(
-            f"{shorten(str(shards.folder))} holds {JOB if old[0] == job else old[0].name} of an earlier run; give another folder, or overwrite=True"
+            f"{shorten(str(shards.folder))} holds {JOB if old[0] == job else old[0].name} of an earlier run; give another folder, empty this one, or overwrite=True"
         )
     if job in old:  # it goes last: without it nothing tells what the others are of
         old[-1:] = sorted(job.parent.iterdir(), key=lambda path: path == job)
     for path in old:  # _info.json goes first: from here on the set is not complete
+        remove(path)
+    for path in job.parent.iterdir() if job.parent.exists() else ():
         remove(path)
     if not keep_plan:
         remove_table(shards.folder / "plan.parquet")

@@ -142,7 +142,9 @@ def test_write_says_how_much_it_saved(shards: list[str], plan: str, tmp_path: Pa
     n_bytes = (tmp_path / "w" / "0.tar").stat().st_size
     assert f"30 samples in 1 shards: {n_bytes:,} bytes on disk" in capsys.readouterr().out
     assert main(command) == 1
-    assert capsys.readouterr().err.endswith("of an earlier run; give another folder, or --overwrite\n")
+    assert capsys.readouterr().err.endswith(
+        "of an earlier run; give another folder, empty this one, or --overwrite\n"
+    )
     assert main([*command, "--overwrite"]) == 0
 
 

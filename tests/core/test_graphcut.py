@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adq_wds.core import graphcut, graphcut_pool
+from adq_wds.core import graphcut, graphcut_pool, kernel
 from adq_wds.core.graphcut import bin_sizes, graphcut_bins, graphcut_bins_gram
 from adq_wds.core.graphcut_pool import Outside
 from adq_wds.core.kernel import unit_rows
@@ -132,6 +132,14 @@ def test_the_budget_chooses_the_evaluator_at_its_exact_edge(monkeypatch):
     assert used == []
     graphcut_bins(rows, 3, memory_bytes=30 * 30 * 8 - 1)
     assert used == ["pool"]
+
+
+def test_large_matrices_by_blocks_equal_one_product(monkeypatch):
+    rows = features("signed", n=150)
+    monkeypatch.setattr(kernel, "_ONE_PRODUCT_BYTES", 0)
+    for n_rows in (1, 64, 150, 151):
+        monkeypatch.setattr(kernel, "_PRODUCT_ROWS", n_rows)
+        assert kernel.gram(rows).tobytes() == (rows @ rows.T).tobytes()
 
 
 def test_cosine_and_similarity_give_the_same_bins():

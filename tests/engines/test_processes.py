@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+import adq_wds as adq
 from adq_wds.engines.choose import choose_engine
 from adq_wds.engines.engine import Resources, ThisProcess
 from adq_wds.errors import AdqError
-from tests.conftest import Caplog
+from tests.conftest import Caplog, MakeShard
 from tests.engines.works import PickyError, Write, tasks_of
+from tests.folders import contents
 
 
 def ends(pid: int) -> bool:
@@ -40,6 +42,13 @@ def test_every_task_is_done_once_by_processes_that_keep_their_work(tmp_path: Pat
     assert "a line of t002" in caplog.messages, "what the package logs elsewhere is logged here"
 
 
+def test_processes_embed_as_threads_do(tmp_path: Path, make_shard: MakeShard) -> None:
+    shards = [make_shard(f"{i}.tar", 12, first=12 * i) for i in range(3)]
+    for engine in ("threads", "processes"):
+        adq.embed_shards(shards, "thumbnail", tmp_path / engine, batch_size=5, engine=engine)  # type: ignore[arg-type]
+    assert contents(tmp_path / "processes") == contents(tmp_path / "threads")
+
+
 def test_errors_are_those_of_this_process_and_one_line_where_they_cannot_travel(tmp_path: Path) -> None:
     for what, kind, text in (
         ("picky", PickyError, "shard a.tar, key 'k': no good"),
@@ -52,6 +61,21 @@ def test_errors_are_those_of_this_process_and_one_line_where_they_cannot_travel(
             )
         assert type(raised.value) is kind
         assert str(raised.value) == text
+
+
+def test_a_process_takes_as_many_threads_for_products_as_it_has_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def threads(workers: int) -> dict[str, object]:
+        run = choose_engine("processes", folder=tmp_path).run
+        ((_, result),) = run(tasks_of("threads"), Write(tmp_path), Resources(workers))
+        return result
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert threads(1) == {"threads": "1"}
+    assert "OMP_NUM_THREADS" not in os.environ, "this process' later ones choose for themselves"
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert threads(1)["threads"] == "3", "the user's own number holds"
 
 
 def test_a_killed_process_ends_the_job_with_one_line_and_what_is_done_stays(tmp_path: Path) -> None:

@@ -2,36 +2,33 @@
 
 import importlib
 import os
-import random
-import signal
 import socket
-import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import adq_wds as adq
 from adq_wds.engines import ray_engine
 from adq_wds.engines.choose import choose_engine
 from adq_wds.engines.engine import Resources
 from adq_wds.errors import AdqError
-from tests.conftest import NOBODY, Caplog, MakeShard, MonkeyPatch
-from tests.engines.clusters import cluster
+from tests.conftest import NOBODY, Caplog, MonkeyPatch
+from tests.engines.clusters import OPTIONS, kill_node, node_of
+from tests.engines.marks import Marked, Marks, ended, pid_of
 from tests.engines.works import PickyError, Write, tasks_of
+from tests.programs import soon
 
 
-@pytest.fixture(scope="module")
-def nodes() -> Iterator[Any]:
-    pytest.importorskip("ray", reason="needs ray", exc_type=ImportError)
-    with cluster(2) as nodes:
-        yield nodes
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix == ".parquet"}
+@pytest.fixture
+def connected(nodes: Any) -> Iterator[Any]:
+    """Ray, connected to the cluster by the program itself."""
+    ray = importlib.import_module("ray")
+    ray.init(address=nodes.address, log_to_driver=False)
+    yield ray
+    ray.shutdown()
 
 
 def test_actors_do_every_task_and_their_logs_and_errors_come_back(
@@ -69,61 +66,66 @@ def test_actors_do_every_task_and_their_logs_and_errors_come_back(
     assert not list(tmp_path.glob(".adq-probe*"))
 
 
-def test_features_are_those_of_threads_and_processes_also_after_kills(
-    nodes: Any, tmp_path: Path, make_shard: MakeShard
+def test_a_node_that_dies_with_the_last_task_leaves_it_to_another(
+    nodes: Any, tmp_path: Path, connected: Any
 ) -> None:
-    """A worker is killed at a random moment of each run; what is left is done by the next."""
-    shards = [make_shard(f"{i}.tar", 12, first=12 * i) for i in range(5)]
-    same: dict[str, Any] = {"batch_size": 5, "workers": 1}
-    adq.embed_shards(shards, "thumbnail", tmp_path / "threads", **same)
-    adq.embed_shards(shards, "thumbnail", tmp_path / "processes", engine="processes", **same)
-    expected = files(tmp_path / "threads")
-    assert files(tmp_path / "processes") == expected
-    ray = importlib.import_module("ray")
-    ray.init(address=nodes.address, log_to_driver=False)
-    try:
-        out = tmp_path / "ray"
-        for _ in range(5):
-            kill = threading.Timer(random.Random(len(expected)).uniform(0.5, 2), kill_actors)
-            kill.start()
-            try:
-                adq.embed_shards(shards, "thumbnail", out, engine="ray", address=nodes.address, **same)
-                break
-            except AdqError as error:
-                if "run it again to go on" not in str(error):
-                    raise
-            finally:
-                kill.cancel()
-                kill.join()
-        adq.embed_shards(shards, "thumbnail", out, engine="ray", address=nodes.address, **same)
-        assert files(out) == expected
-    finally:
-        ray.shutdown()
+    marks = Marks(tmp_path / "marks")
+    marks.folder.mkdir()
+
+    def pids() -> list[int]:
+        return [pid_of(mark) for mark in marks.running()]
+
+    engine = choose_engine("ray", address=nodes.address, folder=tmp_path)
+    with ThreadPoolExecutor(1) as pool:
+        results = pool.submit(
+            lambda: list(engine.run(tasks_of(1, 2), Marked(Write(tmp_path), marks), Resources()))
+        )
+        try:
+            assert soon(lambda: len(pids()) == 2)
+            (first,) = [mark for mark in marks.running() if node_of(nodes, pid_of(mark)) is None]
+            marks.let_go(first)
+            assert soon(lambda: not first.exists())
+            (last,) = pids()
+            kill_node(nodes, node_of(nodes, last))
+            assert soon(lambda: ended(last))
+            assert marks.remove_of(last) == 1
+        finally:
+            marks.let_all_go()
+        done = dict(results.result())
+    assert {task.name for task in done} == {"t000", "t001"}
+    assert last not in {result["pid"] for result in done.values()}
+    nodes.add_node(**OPTIONS)
 
 
-def kill_actors() -> None:
-    """Kill the processes of this machine that are actors of the engine."""
-    for process in Path("/proc").iterdir():
-        if process.name.isdecimal():
-            try:
-                command = (process / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if command.startswith(b"ray::RayWorker"):
-                os.kill(int(process.name), signal.SIGKILL)
+def test_actors_with_other_versions_or_without_the_folder_do_nothing(
+    nodes: Any, tmp_path: Path, connected: Any, monkeypatch: MonkeyPatch
+) -> None:
+    engine, here = choose_engine("ray", address=nodes.address, folder=tmp_path), ray_engine.versions()
+    for name, other, text in (
+        ("versions", lambda: here | {"numpy": "0.9"}, f"Ray node .* has numpy {here['numpy']}, the job's process has 0.9"),
+        ("write_text", lambda path, text: None, f"Ray node .* does not see the folder {tmp_path}.* all nodes share"),
+    ):  # fmt: skip
+        with monkeypatch.context() as patch:
+            patch.setattr(ray_engine, name, other)
+            with pytest.raises(AdqError, match=text) as raised:
+                list(engine.run(tasks_of(1), Write(tmp_path), Resources()))
+        assert "\n" not in str(raised.value)
+    assert os.listdir(tmp_path) == []
 
 
-def test_an_address_that_nobody_answers_is_one_line_within_ten_seconds(tmp_path: Path) -> None:
+def test_an_address_that_nobody_answers_is_one_line_within_ten_seconds(
+    tmp_path: Path, monkeypatch: MonkeyPatch
+) -> None:
     pytest.importorskip("ray", reason="needs ray", exc_type=ImportError)
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        for address in (NOBODY, f"127.0.0.1:{silent.getsockname()[1]}"):
-            start = time.monotonic()
-            with pytest.raises(AdqError, match=f"no Ray cluster at {address}.*ray start") as raised:
-                list(
-                    choose_engine("ray", address=address, folder=tmp_path).run(
-                        tasks_of(1), Write(tmp_path), Resources()
-                    )
-                )
+        silent_address = f"127.0.0.1:{silent.getsockname()[1]}"
+        for address, variable in ((NOBODY, ""), (silent_address, ""), (None, NOBODY)):
+            monkeypatch.setenv("RAY_ADDRESS", variable)
+            engine, start = choose_engine("ray", address=address, folder=tmp_path), time.monotonic()
+            with pytest.raises(
+                AdqError, match=f"no Ray cluster at {address or variable}.*ray start"
+            ) as raised:
+                list(engine.run(tasks_of(1), Write(tmp_path), Resources()))
             assert time.monotonic() - start < 10
             assert "\n" not in str(raised.value)
 

@@ -45,6 +45,9 @@ class Write:
                     raise ValueError("no such thing")
                 case "log":
                     logging.getLogger("adq_wds").warning("a line of %s", task.name)
+                case "threads":
+                    yield task, {"threads": os.environ["OMP_NUM_THREADS"]}
+                    continue
                 case "kill":
                     os.kill(os.getpid(), signal.SIGKILL)
                 case "wait":

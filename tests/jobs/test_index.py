@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -11,6 +13,7 @@ import pytest
 
 import adq_wds as adq
 from adq_wds.cli.main import main
+from adq_wds.engines.shared import Shared
 from adq_wds.jobs.index import IndexReport, index_shards
 from adq_wds.jobs.verify import verify_shards
 from adq_wds.shards.samples_in_tar import payload_crc32, read_sample, span_at
@@ -273,3 +276,47 @@ def test_the_command_ends_with_its_errors_code(shards: list[Path], tmp_path: Pat
     assert main(["index", str(tmp_path / "in"), "-o", str(tmp_path / "i.parquet")]) == 1
     assert "adq: ShardError: shard b.tar" in capsys.readouterr().err
     assert not (tmp_path / "i.parquet").exists()
+
+
+# ---- By several commands
+
+
+def test_commands_that_share_read_each_shard_once_and_make_one_index(
+    shards: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are at work at once; one that was killed before them had read a shard."""
+    index_shards(shards, tmp_path / "one" / "i.parquet")
+    out, read = tmp_path / "two" / "i.parquet", list[str]()
+
+    def killed(path: str, *, shard: str, checksums: bool) -> Spans:
+        if read:
+            raise KeyboardInterrupt
+        read.append(shard)
+        return scan_spans(path, shard=shard, checksums=checksums)
+
+    monkeypatch.setattr("adq_wds.jobs.index.scan_spans", killed)
+    with pytest.raises(KeyboardInterrupt):
+        index_shards(shards, out, engine=Shared(out.parent, beat=0.1))
+    both = Barrier(2, timeout=60)
+
+    def scan(path: str, *, shard: str, checksums: bool) -> Spans:
+        both.wait()
+        read.append(shard)
+        return scan_spans(path, shard=shard, checksums=checksums)
+
+    monkeypatch.setattr("adq_wds.jobs.index.scan_spans", scan)
+    with ThreadPoolExecutor(2) as pool:
+        reports = list(
+            pool.map(lambda _: index_shards(shards, out, engine=Shared(out.parent, beat=0.1)), range(2))
+        )
+    assert sorted(read) == ["a.tar", "b.tar", "c.tar"]
+    assert {report.samples for report in reports} == {15}
+    assert out.read_bytes() == (tmp_path / "one" / "i.parquet").read_bytes()
+    assert os.listdir(out.parent) == ["i.parquet"]
+    late = index_shards(shards, out, engine=Shared(out.parent, beat=0.1))
+    assert str(late).endswith("(0 shards read, 3 unchanged)")
+
+
+def test_a_shared_index_is_not_written_to_a_url(shards: list[Path]) -> None:
+    with pytest.raises(ValueError, match="engine='shared' writes an index to a folder, not to a URL"):
+        index_shards(shards, "s3://bucket/i.parquet", engine="shared")

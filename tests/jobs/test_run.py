@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 
 import adq_wds as adq
 from adq_wds.cli.main import main
+from adq_wds.engines.shared import Shared
 from adq_wds.jobs.run import load_run, run_job
 from tests.conftest import MakeShard
 from tests.folders import contents, dates, flip
@@ -24,9 +27,20 @@ def shards(make_shard: MakeShard) -> list[Path]:
 
 
 def run(
-    shards: list[Path], out: Path, *, write: bool = False, embed: Any = None, **plan: Any
+    shards: list[Path],
+    out: Path,
+    *,
+    write: bool = False,
+    embed: Any = None,
+    engine: Any = "threads",
+    **plan: Any,
 ) -> dict[str, Any]:
-    options: Any = {"encoder": {"spec": "thumbnail"}, "embed": embed or {}, "plan": {**PLAN, **plan}}
+    options: Any = {
+        "engine": engine,
+        "encoder": {"spec": "thumbnail"},
+        "embed": embed or {},
+        "plan": {**PLAN, **plan},
+    }
     return run_job(shards, out, write=write, **options)
 
 
@@ -146,6 +160,39 @@ def test_write_adds_the_shards_to_a_run(shards: list[Path], tmp_path: Path) -> N
     assert adq.Plan.from_keys(str(out / "shards"), []).n_samples == 45
     run(shards, out, write=True, keep=0.1)
     assert adq.Plan.from_keys(str(out / "shards"), []).n_samples == 9
+
+
+def test_commands_that_share_write_the_shards_of_a_run_together(shards: list[Path], tmp_path: Path) -> None:
+    def shared(**plan: Any) -> dict[str, Any]:
+        return run(shards, out, write=True, engine=Shared(out, beat=0.1), **plan)
+
+    run(shards, tmp_path / "one", write=True)
+    out = tmp_path / "two"
+    with ThreadPoolExecutor(2) as pool:
+        results = [each.result() for each in [pool.submit(shared) for _ in range(2)]]
+    assert results[0]["written"] == results[1]["written"]
+    (out / "shards" / ".adq.write" / "job.json").unlink()
+    assert contents(out) == contents(tmp_path / "one")
+    assert shared()["nothing_to_do"]
+
+
+def test_shards_of_an_earlier_plan_are_not_removed_by_one_of_several_commands(
+    shards: list[Path], tmp_path: Path
+) -> None:
+    def shared(**plan: Any) -> dict[str, Any]:
+        return run(shards, out, write=True, engine="shared", **plan)
+
+    out = tmp_path / "out"
+    shared()
+    (out / "shards" / "000000.tar").write_bytes(b"x")
+    with pytest.raises(
+        adq.AdqError, match="shards lacks bytes of what was written: remove it, and run again"
+    ):
+        shared()
+    with pytest.raises(adq.AdqError, match=r"holds _info.json of an earlier run; .* empty this one"):
+        shared(keep=0.1)
+    shutil.rmtree(out / "shards")
+    assert shared(keep=0.1)["written"]["samples"] == 9
 
 
 DAMAGES: dict[str, Callable[[Path], object]] = {

@@ -8,7 +8,9 @@ import shutil
 import tarfile
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -16,8 +18,11 @@ import pytest
 
 import adq_wds as adq
 from adq_wds.cli.main import main
+from adq_wds.engines.shared import Shared
 from adq_wds.jobs.index import index_shards
 from adq_wds.jobs.verify import Report, verify_shards
+from adq_wds.jobs.verify_listed import Expected
+from adq_wds.jobs.verify_shard import Check, check_shard
 from adq_wds.samples.patch_file import encode, encode_whole
 from tests.conftest import NOBODY, Capsys, MakeShard, jpeg, picture, write_tar
 from tests.folders import flip, members, spans_of
@@ -484,3 +489,81 @@ def test_real_shards_verify_clean(cifar10: Path, photographs: Path, tmp_path: Pa
         report = index_shards(folder / "_info.json", tmp_path / f"{folder.name}.parquet")
         found = verified(tmp_path / f"{folder.name}.parquet", folder)
         assert (found.equal, found.ok) == (True, report.samples)
+
+
+# ---- Checks that are kept
+
+
+def test_checks_in_a_folder_are_not_made_again_until_a_shard_or_the_plan_changes(
+    shards: list[Path], plan: adq.Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+
+    def check(path: str, expected: Expected, **options: Any) -> Check:
+        made.append(expected.name)
+        return check_shard(path, expected, **options)
+
+    monkeypatch.setattr("adq_wds.jobs.verify.check_shard", check)
+    flip(shards[0], spans_of(shards[0])[2].byte_offset + 600)
+    expected = verify_shards(plan, shards)
+    assert not expected.equal
+
+    def again(names: str, of: Any = plan, **options: Any) -> None:
+        made.clear()
+        report = verify_shards(of, shards, out=tmp_path / "checks", **options)
+        assert report == verify_shards(of, shards, **{**options, "engine": "threads"})
+        assert made[: len(names.split())] == names.split()
+        assert len(made) == len(names.split()) + 3
+
+    again("a.tar b.tar c.tar")
+    assert sorted(os.listdir(tmp_path / "checks")) == ["a.json", "b.json", "c.json"]
+    again("", of=tmp_path / "plan.parquet", engine="shared")
+    again("a.tar b.tar c.tar", decode=True)
+    os.utime(shards[0])
+    again("b.tar", decode=True)
+    (tmp_path / "checks" / "c.json").write_text('{"format":"adq_wds.check"')
+    again("c.tar", decode=True)
+    file = tmp_path / "checks" / "b.json"
+    for old, new in (('"n":1', '"n":1,"more":2'), ('"n":1', '"n":-1'), ('"kept":', '"kept":1e9,"":')):
+        assert old in file.read_text()
+        file.write_text(file.read_text().replace(old, new))
+        again("b.tar", decode=True)
+    index_shards(shards, tmp_path / "index.parquet")
+    again("a.tar b.tar c.tar", of=tmp_path / "index.parquet")
+    shards.pop().unlink()
+    assert said(verify_shards(plan, shards, out=tmp_path / "checks"))[-1] == ("c.tar", None, "missing shard")
+
+
+def test_commands_that_share_check_each_shard_once(
+    shards: list[Path], plan: adq.Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, both = list[str](), Barrier(2, timeout=60)
+
+    def check(path: str, expected: Expected, **options: Any) -> Check:
+        if made:
+            raise KeyboardInterrupt
+        made.append(expected.name)
+        return check_shard(path, expected, **options)
+
+    def check_at_once(path: str, expected: Expected, **options: Any) -> Check:
+        both.wait()
+        made.append(expected.name)
+        return check_shard(path, expected, **options)
+
+    def shared() -> Report:
+        return verify_shards(plan, shards, out=tmp_path / "out", engine=Shared(tmp_path / "out", beat=0.1))
+
+    expected = verify_shards(plan, shards)
+    monkeypatch.setattr("adq_wds.jobs.verify.check_shard", check)
+    with pytest.raises(KeyboardInterrupt):
+        shared()
+    monkeypatch.setattr("adq_wds.jobs.verify.check_shard", check_at_once)
+    with ThreadPoolExecutor(2) as pool:
+        reports = [each.result() for each in [pool.submit(shared) for _ in range(2)]]
+    assert reports == [expected, expected]
+    assert sorted(made) == ["a.tar", "b.tar", "c.tar"]
+
+
+def test_commands_that_share_need_a_folder(shards: list[Path], plan: adq.Plan) -> None:
+    with pytest.raises(ValueError, match="engine='shared' needs out=, a folder that all commands see"):
+        verify_shards(plan, shards, engine="shared")

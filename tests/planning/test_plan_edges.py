@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 
 import adq_wds as adq
+from adq_wds.files import canonical_json
 from adq_wds.planning.build_plan import find_bins, make_plan
 from adq_wds.planning.options import plan_options
+from adq_wds.planning.table import check_size
+from adq_wds.tables import bounds
 from adq_wds.tables.features import Features
 from adq_wds.tables.features_file import ShardFeatures
 from adq_wds.tables.plan_rows import NEVER
@@ -42,6 +45,26 @@ def test_bad_samples_stand_in_their_places_and_are_never_kept(
     assert plan.header["bytes"]["kept"] == plan.header["bytes"]["all"] - sum(
         1024 + i for i in (0, 5, 13, 6, 7)
     )
+
+
+# ---- Many classes
+
+
+def test_a_plan_that_could_not_be_written_is_refused_before_it_is_binned(
+    make_features: MakeFeatures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_features("a.tar", list(range(40)) * 3)
+    out = tmp_path / "plan" / "plan.parquet"
+    header = adq.build_plan(tmp_path / "features", bins=3, keep=0.5, out=out).header
+    cells = {name: header[name] for name in ("classes", "cells")}
+    weight = bounds.header_weight(canonical_json(cells).encode())
+    check_size(40, 3)
+    monkeypatch.setattr(bounds, "MAX_HEADER_WEIGHT", weight)  # of what was written: never refused
+    check_size(40, 3)
+    monkeypatch.setattr(bounds, "MAX_HEADER_WEIGHT", weight * 9 // 10)
+    monkeypatch.setattr("adq_wds.planning.build_plan.leave_out", None)  # called next
+    with pytest.raises(adq.PlanError, match=r"40 classes of 3 bins .*\(bins=\).*\(classes=\)"):
+        adq.build_plan(tmp_path / "features", bins=3, keep=0.5, out=out)
 
 
 # ---- Numbers at the edge (F31, F32, F33)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import hashlib
+import os
+import resource
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import adq_wds as adq
+from adq_wds.tables import features
 from adq_wds.tables.features import Features
 from adq_wds.tables.features_file import FeaturesFile, ShardFeatures
 from adq_wds.tables.parquet import column_hash, list_array
@@ -309,3 +312,23 @@ def test_a_limit_that_is_none_is_refused_with_its_value(limit: Any, path: Path) 
     with pytest.raises(ValueError, match=f"limit must be an integer >= 1, got {limit!r}"):
         Features(path.parent, limit=limit)
     assert repr(Features(path.parent)) == "<Features 8 samples in 1 shards, synthetic, D = 6>"
+
+
+def test_more_files_than_a_process_may_open_give_the_same_rows(
+    make_features: MakeFeatures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(12):
+        make_features(f"{i:02d}.tar", [i % 2] * 5)
+    monkeypatch.setattr(features, "KEPT_OPEN", 11)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    n_open = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (n_open + 8, limits[1]))
+    try:
+        opened = Features(tmp_path / "features")
+        plan = adq.build_plan(opened, bins=2, keep=0.5)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    monkeypatch.setattr(features, "KEPT_OPEN", 12)
+    kept_open = Features(tmp_path / "features")
+    assert len(os.listdir("/proc/self/fd")) >= n_open + 12
+    assert (opened.hash, plan.hash) == (kept_open.hash, adq.build_plan(kept_open, bins=2, keep=0.5).hash)

@@ -3,8 +3,10 @@
 import pickle
 import random
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +20,7 @@ from adq_wds.files import atomic_path
 from adq_wds.tables import parts
 from adq_wds.tables.plan import Plan
 from adq_wds.writing import unfinished
-from adq_wds.writing.unfinished import JOB
+from adq_wds.writing.unfinished import JOB, Unfinished
 from adq_wds.writing.write_shards import write_kept
 from tests.conftest import Caplog, MakeShard, MonkeyPatch, jpeg, write_tar
 from tests.folders import contents, dates
@@ -373,3 +375,39 @@ def test_a_job_of_several_processes_survives_kills(shards: list[Path], tmp_path:
 def test_shards_are_never_removed_by_one_of_several_processes(shards: list[Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"overwrite=True with engine='shared': .* remove old ones first"):
         write_kept(shards, None, tmp_path / "out" / "%d.tar", overwrite=True, engine="shared")
+
+
+def test_of_commands_that_start_at_once_one_begins(
+    shards: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from adq_wds.writing import write_shards
+
+    begun, both, out = list[int](), Barrier(2, timeout=60), tmp_path / "out"
+    clear = write_shards._clear
+    monkeypatch.setattr(write_shards, "_clear", lambda *a, **k: (begun.append(1), clear(*a, **k))[1])
+
+    def write() -> str:
+        both.wait()
+        return str(write_kept(shards, None, out / "%d.tar", max_samples=4, engine=Shared(out, beat=1)))
+
+    out.mkdir()
+    with ThreadPoolExecutor(2) as pool:
+        first, second = [each.result() for each in [pool.submit(write) for _ in range(2)]]
+    assert first == second
+    assert begun == [1]
+    write_kept(shards, None, tmp_path / "one" / "%d.tar", max_samples=4)
+    assert shown(out) == shown(tmp_path / "one")
+
+
+def test_the_end_of_one_command_leaves_what_another_writes_just_now(tmp_path: Path) -> None:
+    unfinished = Unfinished(tmp_path, {})
+    unfinished.begin()
+    with atomic_path(tmp_path / JOB) as partial:
+        partial.write_text("{}")
+        unfinished.finish({"n": 1})
+        assert unfinished.report == {"n": 1}
+    assert (tmp_path / JOB).read_text() == "{}"
+    dead = tmp_path / JOB
+    dead.with_name(".x.0-0.partial").touch()
+    unfinished.finish({})
+    assert list(dead.parent.iterdir()) == [dead]

@@ -109,7 +109,9 @@ def test_an_earlier_runs_folder_is_refused_and_left_alone(setup: Setup, tmp_path
     pattern = tmp_path / "out" / "%06d.tar"
     write_kept(shards, None, pattern, max_samples=15)
     before = contents(tmp_path / "out")
-    with pytest.raises(adq.AdqError, match=r"out' holds _info.json .*give another folder, or overwrite=True"):
+    with pytest.raises(
+        adq.AdqError, match=r"out' holds _info.json .*give another folder, empty this one, or overwrite=True"
+    ):
         write_kept(shards, plan, pattern)
     (tmp_path / "out" / "_info.json").unlink()
     with pytest.raises(adq.AdqError, match=r"out' holds 000000.tar of an earlier run"):
