@@ -110,7 +110,7 @@ def read_index(path: str | os.PathLike[str]) -> dict[str, IndexedShard]:
     if twice:
         raise ShardError(f"{file.path}: damaged header: shard {twice[0]} is listed twice")
     optional = [_CRC32] if file.header["version"] >= 3 else []
-    checked = file.has(_CRC32) or not optional
+    checked = _CRC32 in file.columns or not optional
     indexed: dict[str, IndexedShard] = {}
     for i, name in enumerate(names):
         table = file.group(i, _SCHEMA, optional=[MEMBERS.name, *optional])

@@ -244,10 +244,6 @@ class GroupFile:
         """Names of the file's columns."""
         return frozenset(self._schema.names)
 
-    def has(self, name: str) -> bool:
-        """Whether the file has a column of this name."""
-        return name in self._schema.names
-
     def group(
         self,
         i: int,

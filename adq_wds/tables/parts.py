@@ -121,6 +121,7 @@ class Parts:
         path, hash: of the listing file.
         header: of the table, without `shards`.
         names: S names of shards.
+        columns: names of the parts' columns.
     """
 
     def __init__(
@@ -137,7 +138,7 @@ class Parts:
             self.header: Header = {name: value for name, value in known.items() if name != "shards"}
             self._entries = get_type_hints(header, include_extras=True)["shards"]
             (entry,) = file.header["shards"]
-            self._hashes, self._columns = file.header["parts"], frozenset(file.header["columns"])
+            self._hashes, self.columns = file.header["parts"], frozenset(file.header["columns"])
             if entry["n"] > MAX_SHARDS or len(self._hashes) != count_parts(entry["n"]):
                 raise ValueError(
                     f"{entry['n']:,} shards in {len(self._hashes):,} parts, at most {MAX_SHARDS:,} shards"
@@ -157,10 +158,6 @@ class Parts:
             raise ValueError(f"its list of shards has no column {name!r}")
         counts: NDArray[np.int64] = self._counts[name]
         return counts
-
-    def has(self, name: str) -> bool:
-        """See `GroupFile.has`."""
-        return name in self._columns
 
     def entry(self, i: int) -> Header:
         """See `GroupFile.entry`."""
@@ -192,7 +189,7 @@ class Parts:
                 "again"
             )
         with file.reading_header():
-            if file.columns != self._columns:
+            if file.columns != self.columns:
                 raise ValueError(f"its columns are not those that {self.path.name} lists")
             entries: Any = checked(file.header["shards"], self._entries, "shards")
             rows = slice(i * PART_SHARDS, (i + 1) * PART_SHARDS)

@@ -269,13 +269,9 @@ class Plan:
     @property
     def _schema(self) -> pa.Schema:
         """The columns that this plan has."""
-        no_rows = not self.shards
+        no_rows, columns = not self.shards, self._table.columns
         return pa.schema(
-            [
-                field
-                for field in SCHEMA
-                if self._table.has(field.name) or (no_rows and field.name not in OPTIONAL)
-            ]
+            [field for field in SCHEMA if field.name in columns or (no_rows and field.name not in OPTIONAL)]
         )
 
     def keys(self) -> list[str]:

@@ -39,9 +39,10 @@ class InMemory:
         """See `GroupFile.counts`."""
         return np.array([entry[name] for entry in self.header["shards"]], dtype=np.int64)
 
-    def has(self, name: str) -> bool:
-        """See `GroupFile.has`."""
-        return bool(self._tables) and name in self._tables[0].schema.names
+    @property
+    def columns(self) -> frozenset[str]:
+        """See `GroupFile.columns`."""
+        return frozenset(self._tables[0].schema.names if self._tables else ())
 
     def group(
         self,

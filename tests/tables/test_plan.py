@@ -13,6 +13,7 @@ import pytest
 
 import adq_wds as adq
 from adq_wds.files import canonical_json, sha256_text
+from adq_wds.tables import parquet
 from adq_wds.tables.parquet import HASH_KEY, HEADER_KEY
 from adq_wds.tables.plan import CACHED_SHARDS
 from adq_wds.tables.plan_rows import ALWAYS, NEVER, PlanShard
@@ -155,8 +156,8 @@ def test_every_sample_has_a_reason_and_a_copy_names_what_stays(tmp_path: Path) -
 def test_streams_read_no_reasons(tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
     plan = adq.load_plan(explained(tmp_path / "plan.parquet"))
     asked: list[str] = []
-    names = plan._table._names  # type: ignore[union-attr]
-    monkeypatch.setattr(plan._table, "_names", lambda i, n, name: (asked.append(name), names(i, n, name))[1])
+    names = parquet._names
+    monkeypatch.setattr(parquet, "_names", lambda *which: (asked.append(which[-1]), names(*which))[1])
     rows = plan.shard("a.tar")
     assert rows.reason is None
     assert rows.kept.tolist() == [True, False, False, False]
