@@ -19,7 +19,6 @@ from adq_wds.engines.shared import Shared
 from adq_wds.files import atomic_path
 from adq_wds.tables import parts
 from adq_wds.tables.plan import Plan
-from adq_wds.writing import unfinished
 from adq_wds.writing.unfinished import JOB, Unfinished
 from adq_wds.writing.write_shards import write_kept
 from tests.conftest import Caplog, MakeShard, MonkeyPatch, jpeg, write_tar
@@ -270,24 +269,6 @@ def test_what_a_kill_at_the_end_left_is_removed(shards: list[Path], plan: Path, 
     left.touch()
     assert write_kept(shards, plan, out / "%d.tar", engine=Others()) == expected
     assert not left.exists()
-
-
-def test_one_that_begins_removes_nothing_of_another_that_begins(
-    shards: list[Path], plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The second begins while the first writes its ``job.json``."""
-    out, write = tmp_path / "out", unfinished.write_text
-    expected = write_kept(shards, plan, tmp_path / "one" / "%d.tar")
-
-    def slowly(path: Any, text: str) -> None:
-        with atomic_path(path) as partial:
-            partial.write_text(text, encoding="utf-8")
-            monkeypatch.setattr(unfinished, "write_text", write)
-            assert write_kept(shards, plan, out / "%d.tar", engine=Shared(out, beat=0.1)) == expected
-
-    monkeypatch.setattr(unfinished, "write_text", slowly)
-    assert write_kept(shards, plan, out / "%d.tar", engine=Shared(out, beat=0.1)) == expected
-    assert shown(out) == shown(tmp_path / "one")
 
 
 def test_other_arguments_do_not_go_on(shards: list[Path], plan: Path, tmp_path: Path) -> None:
