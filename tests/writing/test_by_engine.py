@@ -382,7 +382,7 @@ def test_of_commands_that_start_at_once_one_begins(
 
 def test_the_end_of_one_command_leaves_what_another_writes_just_now(tmp_path: Path) -> None:
     unfinished = Unfinished(tmp_path, {})
-    unfinished.begin()
+    unfinished.begin(again=False)
     with atomic_path(tmp_path / JOB) as partial:
         partial.write_text("{}")
         unfinished.finish({"n": 1})
