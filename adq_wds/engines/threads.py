@@ -6,10 +6,11 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+_WAIT_S = 1.0
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
@@ -61,6 +62,10 @@ def in_order(
             if not flying:
                 return
             job, rows, last, future = flying.popleft()
+            while (
+                not future.done()
+            ):  # Python sees a Ctrl-C that comes while a wait begins only after that wait
+                wait([future], timeout=_WAIT_S)
             yield job, rows, future.result(), last
             n_open -= last
 

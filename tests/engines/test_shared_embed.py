@@ -24,6 +24,7 @@ def start(out: Path, shards: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=ROOT, text=True, stderr=subprocess.PIPE)
 
 
+@pytest.mark.slow
 def test_three_processes_and_a_killed_one_embed_as_threads_do(make_shard: MakeShard, tmp_path: Path) -> None:
     shards = [str(make_shard(f"train-{i:06d}.tar", 12, first=12 * i)) for i in range(8)]
     adq.embed_shards(shards, "thumbnail", tmp_path / "threads", progress=False)

@@ -71,8 +71,8 @@ def plan(shards: list[Path], tmp_path: Path) -> Path:
 
 
 def shown(folder: Path) -> dict[str, bytes]:
-    """The files of a set; what only engines leave there is left out."""
-    return {name: data for name, data in contents(folder).items() if name != JOB}
+    """The files of a set; what only engines leave there, and killed ones their heartbeats, is left out."""
+    return {name: data for name, data in contents(folder).items() if name != JOB and ".leases/" not in name}
 
 
 BAD = [("k1.jpg", b"no"), ("k2.txt", b"x")]
