@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
@@ -14,7 +14,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 
 from adq_wds.engines.engine import Resources, Result, Task, Work
-from adq_wds.engines.threads import cores
+from adq_wds.engines.threads import cores, first_done
 from adq_wds.engines.worker import Outcome, Worker, check_portable
 from adq_wds.errors import AdqError
 
@@ -63,7 +63,7 @@ def _results(
                 running |= {pool.submit(_do, task): task for task in islice(tasks, n - len(running))}
             if not running:
                 return
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
+            for future in first_done(running):
                 outcome = future.result()
                 del running[future]
                 n_done += 1

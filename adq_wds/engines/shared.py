@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from adq_wds.engines.alone import alone_at_url
-from adq_wds.engines.engine import Engine, Resources, Result, Task, Work
+from adq_wds.engines.engine import Engine, Resources, Result, Task, ThisProcess, Work
 from adq_wds.engines.lease import FOLDER, LeaseStore, LocalLeases
 from adq_wds.engines.participant import BEAT, Participant
 from adq_wds.files import canonical_json, sha256_text
@@ -78,6 +78,19 @@ class Shared:
 def _claimed(me: Participant, tasks: Sequence[Task]) -> Iterator[Task]:
     """The tasks whose lease can be had, each when it is asked for."""
     return (task for task in tasks if me.claim(task.name))
+
+
+def once(engine: Engine, name: str, do: Callable[[], object]) -> None:
+    """Do something in this process; of several commands that share a folder, in one after another."""
+
+    def work(tasks: Iterator[Task]) -> Iterator[tuple[Task, Result]]:
+        for task in tasks:
+            do()
+            yield task, {}
+
+    one = engine if isinstance(engine, Shared) else ThisProcess()
+    for _ in one.run([Task(name, None)], work, Resources()):
+        pass
 
 
 def leases_in(folder: str | os.PathLike[str]) -> LeaseStore:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Collection, Generator, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -18,6 +18,17 @@ Result = TypeVar("Result")
 def cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def first_done(futures: Collection[Future[Result]]) -> set[Future[Result]]:
+    """Wait until one of some futures is done; all that are.
+
+    A Ctrl-C that comes in the moment in which Python begins to wait for a lock is seen only after that wait: so it
+    waits a second at a time.
+    """
+    while not (done := wait(futures, _WAIT_S, FIRST_COMPLETED).done):
+        pass
+    return done
 
 
 def in_order(
@@ -62,10 +73,7 @@ def in_order(
             if not flying:
                 return
             job, rows, last, future = flying.popleft()
-            while (
-                not future.done()
-            ):  # Python sees a Ctrl-C that comes while a wait begins only after that wait
-                wait([future], timeout=_WAIT_S)
+            first_done([future])
             yield job, rows, future.result(), last
             n_open -= last
 

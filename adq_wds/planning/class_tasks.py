@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from adq_wds.engines.engine import Engine, Resources, Result, Task, ThisProcess
-from adq_wds.engines.shared import Shared
+from adq_wds.engines.shared import Shared, once
 from adq_wds.errors import AdqError, FeaturesError, shorten
 from adq_wds.files import atomic_path, canonical_json, make_folder, sha256_text
 from adq_wds.planning.buckets import Buckets, Column, DiskRows
@@ -99,15 +99,11 @@ class Workplace:
     def once(self, name: str, is_done: Callable[[], bool], do: Callable[[], None]) -> None:
         """Do something in one command, for which others of the job wait."""
 
-        def work(tasks: Iterator[Task]) -> Iterator[tuple[Task, Result]]:
-            for task in tasks:
-                if not is_done():
-                    do()
-                yield task, {}
+        def work() -> None:
+            if not is_done():
+                do()
 
-        engine = self.engine if self.is_shared else ThisProcess()
-        for _ in engine.run([Task(name, None)], work, Resources()):
-            pass
+        once(self.engine, name, work)
 
     @contextmanager
     def scratch(self, name: str, key: str) -> Iterator[Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -12,8 +12,8 @@ from tqdm import tqdm
 from adq_wds.checks import Count, Ratio, no_bar, positive
 from adq_wds.engines.alone import alone_at_url
 from adq_wds.engines.choose import EngineName, choose_engine
-from adq_wds.engines.engine import Engine, Resources, Result, Task, ThisProcess
-from adq_wds.engines.shared import Shared, lock_for
+from adq_wds.engines.engine import Engine, ThisProcess
+from adq_wds.engines.shared import lock_for, once
 from adq_wds.errors import AdqError, SampleError, shorten
 from adq_wds.files import canonical_json
 from adq_wds.pipes.base import MAX_BAD_FRACTION, OnError, Tally, check_on_error
@@ -208,16 +208,13 @@ def _write_by_engine(
             unfinished.clear()  # which a kill may have cut short
             return WriteReport(**done)
 
-        def begin(tasks: Iterator[Task]) -> Iterator[tuple[Task, Result]]:
-            for task in tasks:
-                again = unfinished.report is not None and (overwrite or not unfinished.is_whole)
-                if (again and overwrite) or not unfinished.is_here:
-                    _clear(shards, overwrite, keep_plan=settings["copied"])
-                unfinished.begin(again=again)
-                yield task, {}
+        def begin() -> None:
+            again = unfinished.report is not None and (overwrite or not unfinished.is_whole)
+            if (again and overwrite) or not unfinished.is_here:
+                _clear(shards, overwrite, keep_plan=settings["copied"])
+            unfinished.begin(again=again)
 
-        one = engine if isinstance(engine, Shared) else ThisProcess()  # of several commands one at a time
-        list(one.run([Task("begin", None)], begin, Resources()))
+        once(engine, "begin", begin)
         try:
             kept = kept.on_disk(unfinished.folder / "plan.parquet")
             made, bounds = kept, {name: settings[name] for name in ("max_samples", "max_bytes")}
@@ -308,12 +305,13 @@ def _clear(shards: ShardPattern, overwrite: bool, *, keep_plan: bool) -> None:
         raise AdqError(
             f"{shorten(str(shards.folder))} holds {JOB if old[0] == job else old[0].name} of an earlier run; give another folder, empty this one, or overwrite=True"
         )
-    if job in old:  # it goes last: without it nothing tells what the others are of
-        old[-1:] = sorted(job.parent.iterdir(), key=lambda path: path == job)
-    for path in old:  # _info.json goes first: from here on the set is not complete
-        remove(path)
-    for path in job.parent.iterdir() if job.parent.exists() else ():
-        remove(path)
+    left: list[AnyPath] = list(job.parent.iterdir()) if job.parent.exists() else []
+    # _info.json goes first: from here on the set is not complete; job.json last, which tells what the others are of
+    for path in [*old, *left]:
+        if path != job:
+            remove(path)
+    if job in old:
+        remove(job)
     if not keep_plan:
         remove_table(shards.folder / "plan.parquet")
 
