@@ -108,13 +108,14 @@ def _of_stages(rows: Rows) -> str:
 
 
 def _of_shards(rows: Rows) -> str:
-    lines = ["| step | clock | processor | memory beyond imports | bytes read |", f"|{'---|' * 5}"]
+    lines = ["| shards | step | clock | processor | memory beyond imports | bytes read |", f"|{'---|' * 6}"]
     for name, row in rows.items():
         for step, cell in row.items() if name.startswith("shards ") else ():
             if isinstance(cell, dict):
                 beyond = cell["peak_mib"] - cell["imports_mib"]
                 lines.append(
-                    f"| {step.replace('_', ' ')} | {cell['seconds']:.1f} s | {cell['processor_seconds']:.1f} s | "
+                    f"| {row['shards']:,} | {step.replace('_', ' ')} | {cell['seconds']:,.1f} s | "
+                    f"{cell['processor_seconds']:,.1f} s | "
                     f"{beyond:,} MiB | {cell['read_bytes'] / 1e6:,.1f} MB |"
                 )
     return "\n".join(lines)
