@@ -201,6 +201,8 @@ class _Scan:
         file = None if self.folder is None else self.folder / file_name(task.name)
         if file is not None and file.exists():
             return read_index(file)[task.name].spans
+        if self.folder is not None and not self.folder.exists():
+            raise AdqError(f"{self.folder}: another command has ended this job")
         spans = scan_spans(task.what, shard=task.name, checksums=self.checksums)
         if file is not None:
             save_index(file, [(task.name, spans)], checksums=self.checksums)

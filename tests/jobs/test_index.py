@@ -13,8 +13,9 @@ import pytest
 
 import adq_wds as adq
 from adq_wds.cli.main import main
+from adq_wds.engines.engine import Task
 from adq_wds.engines.shared import Shared
-from adq_wds.jobs.index import IndexReport, index_shards
+from adq_wds.jobs.index import IndexReport, _Scan, index_shards
 from adq_wds.jobs.verify import verify_shards
 from adq_wds.shards.samples_in_tar import payload_crc32, read_sample, span_at
 from adq_wds.tables.index import read_index, save_index
@@ -279,6 +280,25 @@ def test_the_command_ends_with_its_errors_code(shards: list[Path], tmp_path: Pat
 
 
 # ---- By several commands
+
+
+def test_a_command_that_is_late_reads_no_shard_again(
+    shards: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another makes the index, and removes the scratch files, while this one is about to read its first shard."""
+    out, scan = tmp_path / "i.parquet", _Scan._scanned
+
+    def late(self: _Scan, task: Task) -> Spans:
+        monkeypatch.setattr(_Scan, "_scanned", scan)
+        scratch = next(tmp_path.glob(".adq-scratch-*"))
+        index_shards(shards, tmp_path / "other" / "i.parquet")
+        os.replace(tmp_path / "other" / "i.parquet", out)
+        scratch.rename(tmp_path / "gone")
+        monkeypatch.setattr("adq_wds.jobs.index.scan_spans", None)  # nothing calls it
+        return scan(self, task)
+
+    monkeypatch.setattr(_Scan, "_scanned", late)
+    assert index_shards(shards, out, engine=Shared(tmp_path, beat=0.1)).samples == 15
 
 
 def test_commands_that_share_read_each_shard_once_and_make_one_index(
